@@ -1,0 +1,55 @@
+# Needs Python 3.11 or later with pip, and make; everything else goes into .venv.
+
+PYTHON ?= python3
+ARGS ?=
+PYTEST_ARGS ?=
+
+VENV := .venv
+RUN := $(VENV)/bin/python -m
+STAMP := $(VENV)/.complete
+
+# Isolated builds read the constraints from the environment: older pip the first name, newer pip the second.
+export PIP_CONSTRAINT := constraints.txt
+export PIP_BUILD_CONSTRAINT := constraints.txt
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help env toy test lint types tests format clean
+
+help:  ## list the commands
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
+		|| sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1: \2/p' $(MAKEFILE_LIST)
+
+env: $(STAMP)  ## build the environment .venv (the others do it where needed; PYTHON=... chooses the interpreter)
+
+toy: $(STAMP)  ## run the toy posterior benchmark (ARGS="..." goes to it)
+	$(RUN) benchmarks.toy_posterior $(ARGS)
+
+test: lint types tests  ## run lint, types and tests, as continuous integration does
+
+lint: $(STAMP)  ## check style and format
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+
+types: $(STAMP)  ## check types
+	$(RUN) mypy
+
+tests: $(STAMP)  ## run the tests alone (PYTEST_ARGS="..." goes to pytest)
+	OMP_NUM_THREADS=1 $(RUN) pytest -n 2 --durations=15 $(PYTEST_ARGS)
+
+format: $(STAMP)  ## put the code into the common format and mend what lint can
+	$(RUN) ruff check --fix .
+	$(RUN) ruff format .
+
+clean:  ## remove the environment, caches and built packages (results/ stays)
+	rm -rf $(VENV) dist build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Built anew whenever what it holds may have changed. The stamp goes first and comes last, so a half-built
+# environment is never taken for a whole one.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, not " + sys.version)'
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@

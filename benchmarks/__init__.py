@@ -1,0 +1,1 @@
+"""Benchmarks, one short program each: choose, run, show."""

@@ -1,0 +1,94 @@
+"""Guide families: literal tables by the kind of latent they are for, and anybody's by `package.module:attribute`."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from ppl_vi.guides.autoguides import ACCEPTED, AUTOGUIDES, REFUSED, laplace
+from ppl_vi.guides.exponential import exponential
+from ppl_vi.guides.folded_normal import folded_normal
+from ppl_vi.guides.gamma import gamma
+from ppl_vi.guides.half_normal import half_normal
+from ppl_vi.guides.lognormal import lognormal
+from ppl_vi.guides.lognormal_mixture import lognormal_mixture
+from ppl_vi.guides.normal import normal
+from ppl_vi.guides.softplus_normal import softplus_normal
+from ppl_vi.guides.spline_flow import spline_flow
+from ppl_vi.guides.truncated_normal import truncated_normal
+from ppl_vi.guides.weibull import weibull
+
+Family = Callable[..., Any]
+
+POSITIVE: dict[str, Family] = {
+    "truncated_normal": truncated_normal,
+    "lognormal": lognormal,
+    "softplus_normal": softplus_normal,
+    "gamma": gamma,
+    "weibull": weibull,
+    "exponential": exponential,
+    "half_normal": half_normal,
+    "folded_normal": folded_normal,
+    "lognormal_mixture": lognormal_mixture,
+    "spline_flow": spline_flow,
+}
+
+REAL: dict[str, Family] = {"normal": normal}
+
+ANY: dict[str, Family] = {"laplace": laplace, **AUTOGUIDES}
+
+FAMILIES: dict[str, Family] = POSITIVE | REAL | ANY
+
+# no best member can be proved global, so its KL is an upper bound on the family's
+MULTIMODAL = frozenset({"lognormal_mixture", "spline_flow"})
+
+
+class RefusedFamilyError(ValueError):
+    """The guide exists but can't be compared; the message says why."""
+
+
+def find_family(name: str) -> Family:
+    """A family by name or by `package.module:attribute`.
+
+    Raises:
+        RefusedFamilyError: an autoguide of Pyro's that can't be compared, with the reason.
+        ValueError: no such name, with the nearest ones; or the attribute can't be imported or called.
+    """
+    if name in FAMILIES:
+        return FAMILIES[name]
+    if name in REFUSED:
+        raise RefusedFamilyError(f"{name}: {REFUSED[name]}")
+    if ":" in name:
+        return _import(name)
+    near = difflib.get_close_matches(name, [*FAMILIES, *REFUSED], n=3, cutoff=0.4)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    raise ValueError(f"unknown guide '{name}'{hint} (--list-guides shows all; package.module:attribute names your own)")
+
+
+def _import(path: str) -> Family:
+    module_name, _, attribute = path.partition(":")
+    try:
+        found = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"guide '{path}' can't be imported: {error}") from error
+    if not callable(found):
+        raise ValueError(f"guide '{path}' must be callable with a model, got {type(found).__name__}")
+    return found
+
+
+def summary(name: str) -> str:
+    """One line about a family of `FAMILIES`."""
+    if name in ACCEPTED:
+        return f"Pyro's: {ACCEPTED[name]}"
+    family = FAMILIES[name]
+    return getattr(family, "summary", None) or (family.__doc__ or "").strip().splitlines()[0]
+
+
+__all__ = [
+    "ANY", "FAMILIES", "MULTIMODAL", "POSITIVE", "REAL", "REFUSED", "Family", "RefusedFamilyError", "find_family",
+    "summary",
+]  # fmt: skip

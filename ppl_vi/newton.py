@@ -1,0 +1,132 @@
+"""Newton's method for many small problems at once: the one deterministic optimiser of the project."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import grad, jacrev, vmap
+
+
+@dataclass(frozen=True)
+class Minimum:
+    """What `minimize` found for each of `N` problems.
+
+    Attributes:
+        x: the points, `(N, D)`.
+        value: the objective there, `(N,)`.
+        gain: what a step of length one along each principal axis could still gain, to second order, `(N,)`.
+        hessian: second derivatives there, `(N, D, D)`.
+        converged: whether `gain` fell below the tolerance, `(N,)`.
+        num_steps: iterations made.
+    """
+
+    x: Tensor
+    value: Tensor
+    gain: Tensor
+    hessian: Tensor
+    converged: Tensor
+    num_steps: int
+
+
+def predicted_gain(gradient: Tensor, hessian: Tensor, radius: float = 1.0, slack: Tensor | None = None) -> Tensor:
+    """How much a quadratic model promises to fall within a box around the current point.
+
+    With `H = Q diag(l) Q'` and `a = |Q'g| + slack`, the sum over principal axes of `max_{0<=d<=radius} a d - l d^2/2`:
+    `a^2 / 2l` where the minimum lies within the box, `a radius - l radius^2 / 2` where it doesn't. Well defined for
+    flat and negatively curved directions, where Newton's decrement is not.
+
+    Args:
+        gradient: `(..., D)`.
+        hessian: `(..., D, D)`, symmetric.
+        radius: half-width of the box.
+        slack: `(..., D)`, a bound on the error of each gradient entry; enters along the axes in quadrature.
+
+    Returns:
+        The gain, `(...)`; inf where the input is not finite.
+    """
+    finite = gradient.isfinite().all(-1) & hessian.isfinite().all(-1).all(-1)
+    eye = torch.eye(gradient.shape[-1], dtype=hessian.dtype, device=hessian.device)
+    eigenvalues, axes = torch.linalg.eigh(torch.where(finite[..., None, None], hessian, eye))
+    slope = (axes.mT @ gradient[..., None]).squeeze(-1).abs()
+    if slack is not None:
+        slope = slope + (axes.mT.square() @ slack.square()[..., None]).squeeze(-1).sqrt()
+    inside = slope <= eigenvalues * radius
+    newton = slope.square() / (2 * torch.where(inside, eigenvalues, torch.ones_like(eigenvalues)))
+    newton = torch.where(inside & (slope == 0), torch.zeros_like(newton), newton)
+    edge = slope * radius - eigenvalues * radius**2 / 2
+    gain = torch.where(inside, newton, edge).sum(-1)
+    return torch.where(finite, gain, torch.full_like(gain, torch.inf))
+
+
+def _step(gradient: Tensor, hessian: Tensor, radius: Tensor) -> Tensor:
+    """A descent step of at most `radius`: Newton's with |eigenvalues| (Dauphin et al. 2014, saddle-free Newton)."""
+    eigenvalues, axes = torch.linalg.eigh(hessian)
+    size = eigenvalues.abs()
+    floor = 1e-14 * size.amax(-1, keepdim=True) + torch.finfo(hessian.dtype).tiny
+    step = -(axes.mT @ gradient[..., None]).squeeze(-1) / torch.maximum(size, floor)
+    length = torch.linalg.vector_norm(step, dim=-1, keepdim=True)
+    step = step * (radius[:, None] / length.clamp(min=torch.finfo(step.dtype).tiny)).clamp(max=1.0)
+    return (axes @ step[..., None]).squeeze(-1)
+
+
+def minimize(
+    objective: Callable[..., Tensor],
+    start: Tensor,
+    *,
+    args: tuple[Tensor, ...] = (),
+    tolerance: float = 1e-12,
+    max_steps: int = 200,
+) -> Minimum:
+    """Minimises `objective(x, *args)` for `N` independent problems at once by Newton's method in a trust region.
+
+    A step is kept where the objective falls by a tenth of what its quadratic model promised; the region then grows,
+    else it shrinks by four. A problem is converged when `predicted_gain` is at most
+    `tolerance + 8 eps |value|` (the second term is what rounding hides).
+
+    Args:
+        objective: a scalar function of one point `(D,)` and one row of each of `args`; twice differentiable.
+        start: `(N, D)`.
+        args: tensors with leading axis `N`.
+        tolerance: the gain below which a problem counts as solved, in the unit of the objective.
+        max_steps: iterations at most.
+
+    Source: Nocedal and Wright (2006), Numerical Optimization, chapter 4.
+    """
+
+    def all_at(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        value = vmap(objective)(x, *args)
+        gradient = vmap(grad(objective))(x, *args)
+        hessian = vmap(jacrev(grad(objective)))(x, *args)
+        return value, gradient, (hessian + hessian.mT) / 2
+
+    x = start.detach().clone()
+    value, gradient, hessian = all_at(x)
+    if not bool(value.isfinite().all()):
+        worst = int((~value.isfinite()).nonzero()[0])
+        raise ValueError(f"the objective must be finite at the start; problem {worst} gives {float(value[worst])}")
+    radius = torch.ones_like(value)
+    eps = torch.finfo(x.dtype).eps
+    steps = 0
+    for _steps in range(max_steps):
+        steps = _steps
+        gain = predicted_gain(gradient, hessian)
+        done = gain <= tolerance + 8 * eps * value.abs()
+        if bool(done.all()):
+            break
+        step = _step(gradient, hessian, radius)
+        promised = -(step * gradient).sum(-1) - (step * (hessian @ step[..., None]).squeeze(-1)).sum(-1) / 2
+        trial = all_at(x + step)
+        usable = trial[0].isfinite() & trial[1].isfinite().all(-1) & trial[2].isfinite().all(-1).all(-1)
+        noise = 4 * eps * value.abs()
+        better = usable & (value - trial[0] + noise >= 0.1 * promised.clamp(min=0)) & ~done
+        length = torch.linalg.vector_norm(step, dim=-1)
+        radius = torch.where(better, torch.maximum(radius, 2 * length), torch.where(done, radius, length / 4))
+        x = torch.where(better[:, None], x + step, x)
+        value = torch.where(better, trial[0], value)
+        gradient = torch.where(better[:, None], trial[1], gradient)
+        hessian = torch.where(better[:, None, None], trial[2], hessian)
+    gain = predicted_gain(gradient, hessian)
+    return Minimum(x, value, gain, hessian, gain <= tolerance + 8 * eps * value.abs(), steps)

@@ -1,0 +1,35 @@
+"""Run Pyro code and leave the caller's process as it was found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import pyro
+import torch
+
+
+@contextmanager
+def isolated(dtype: torch.dtype = torch.float64, seed: int | None = None) -> Iterator[None]:
+    """Isolates model and guide code from the caller, and the caller from it.
+
+    Inside: an empty parameter store, parameters local to their modules (so that two `AutoNormal` never share names),
+    validation off (supports are checked beforehand; a traced graph can't branch on data), `dtype` as the default, and
+    a random state of its own. Outside: everything as before, also after an exception.
+
+    Args:
+        dtype: the default dtype inside.
+        seed: seeds the inner random state; None keeps a copy of the outer one.
+    """
+    outer_dtype = torch.get_default_dtype()
+    cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=cuda))
+        stack.enter_context(pyro.validation_enabled(False))
+        stack.enter_context(pyro.settings.context(module_local_params=True))
+        stack.enter_context(pyro.get_param_store().scope())
+        stack.callback(torch.set_default_dtype, outer_dtype)
+        torch.set_default_dtype(dtype)
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield

@@ -1,0 +1,57 @@
+"""What went wrong where a fit diverged: the site and the value."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import grad
+
+from ppl_vi.svi.objectives import Objective
+from ppl_vi.svi.pure import Program, guide_sites
+from ppl_vi.svi.stopping import surrogate
+
+
+def culprit(
+    program: Program, objective: Objective, theta: Tensor, row: tuple[Tensor, ...], noise: tuple[Tensor, ...]
+) -> str:
+    """In words, the first value that is not finite when one fit's step is run again.
+
+    Args:
+        program, objective: what was run.
+        theta: the last finite parameters, `(D,)`.
+        row: the data.
+        noise: of the step, `(P, *shape)` for each draw.
+    """
+    num_particles = len(noise[0]) if noise else 1
+    for p in range(num_particles):
+        guide_trace = program.guide_trace(theta, row, tuple(n[p] for n in noise))
+        for kind, trace in (("guide", guide_trace), ("model", program.model_trace(guide_trace, row))):
+            nodes = guide_sites(trace) if kind == "guide" else _sample_sites(trace)
+            for name, node in nodes.items():
+                found = _bad(node["value"], "value") or _bad(node["log_prob"], "log density")
+                if found:
+                    at = "" if "log" not in found else f" at {_shown(node['value'])}"
+                    return f"{kind} site '{name}' has {found}{at}"
+    gradient = grad(lambda point: surrogate(program, objective, point, row, noise)[0])(theta)
+    for name, part in program.layout.unflatten(gradient).items():
+        found = _bad(part, "gradient")
+        if found:
+            return f"parameter '{name}' has {found} at {_shown(program.layout.unflatten(theta)[name])}"
+    return f"the step left the finite numbers from {_shown(theta)}"
+
+
+def _sample_sites(trace: Any) -> dict[str, Any]:
+    return {name: node for name, node in trace.nodes.items() if node["type"] == "sample"}
+
+
+def _bad(value: Any, what: str) -> str:
+    tensor = torch.as_tensor(value)
+    if bool(tensor.isfinite().all()):
+        return ""
+    return f"{what} {tensor[~tensor.isfinite()].flatten()[0].item()}"
+
+
+def _shown(value: Tensor) -> str:
+    return ", ".join(f"{x:.4g}" for x in value.detach().flatten()[:4].tolist()) + (" ..." if value.numel() > 4 else "")

@@ -1,0 +1,366 @@
+"""`fit`: a guide family to every problem of a target, by SVI."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ppl_vi.guides import Family, find_family
+from ppl_vi.state import isolated
+from ppl_vi.svi.batched import make_step
+from ppl_vi.svi.diagnosis import culprit
+from ppl_vi.svi.objectives import Objective, find_objective
+from ppl_vi.svi.pure import Program
+from ppl_vi.svi.pyro_engine import PyroSVI, pyro_elbo
+from ppl_vi.svi.randomness import pseudo_random
+from ppl_vi.svi.result import Fit, Progress, finished, versions
+from ppl_vi.svi.start import build_guide, start_guides
+from ppl_vi.svi.stopping import check, curvature_units
+from ppl_vi.svi.support import SupportMismatchError, mismatch
+from ppl_vi.target import Target
+
+ENGINES = ("batched", "pyro")
+FIRST_ROUND = 0.125  # of num_steps; every further round is twice as long as the one before
+FIRST_CHECK = 512  # Sobol points a scramble in the check after the first round; doubled in every further one
+DECAY = 0.02  # the step size at the end of a round, of that at its start
+AVERAGED = 0.5  # the last part of a round, over which the iterates are averaged
+SNAPSHOTS_PER_ROUND = 12
+
+
+class UnsuitableObjectiveError(ValueError):
+    """The objective can't be used with this guide; the message says why."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the strategy of a fit needs to know."""
+
+    objective: Objective
+    num_steps: int
+    num_particles: int
+    lr: float
+    seed: int
+    tolerance: float
+
+
+@dataclass
+class Run:
+    """Where a batch of fits stands; what both engines fill in."""
+
+    theta: Tensor
+    unit: Tensor
+    alive: Tensor
+    status: np.ndarray
+    stop_reason: np.ndarray
+    num_steps: np.ndarray
+    gain: np.ndarray
+    bounds: list[np.ndarray]
+    steps: list[int]
+    trajectory: list[Tensor]
+    step: int = 0
+
+
+def fit(
+    target: Target,
+    family: Family | str,
+    *,
+    objective: str | Objective = "trace_elbo",
+    engine: str = "batched",
+    num_steps: int = 2000,
+    num_particles: int = 256,
+    num_replicas: int = 1,
+    lr: float = 0.1,
+    tolerance: float = 2e-4,
+    seed: int = 0,
+    allow_support_mismatch: bool = False,
+    progress: Progress | None = None,
+) -> Fit:
+    """Fits a guide family to every problem of a target by SVI.
+
+    Adam in rounds, each twice as long as the one before. Within a round the step size decays to a fiftieth and the last
+    half of the iterates is averaged; after it every fit is checked for what it could still gain (`ppl_vi.svi.stopping`),
+    and those that could gain no more than `tolerance` stop there. Replicas start from the target's mode and curvature in
+    unconstrained space, overdispersed, and have their own noise.
+
+    Args:
+        target: one problem or many.
+        family: a guide family, or its name.
+        objective: by name (`renyi:ALPHA` and `iwae:K` take a number) or an `Objective`.
+        engine: "batched", all fits in one vectorised step, or "pyro", Pyro's own `SVI` one fit at a time.
+        num_steps: at most.
+        num_particles: draws of the guide a step.
+        num_replicas: independent fits of each problem.
+        lr: Adam's first step, in units of each parameter's own curvature.
+        tolerance: nats.
+        seed: of initial values and noise.
+        allow_support_mismatch: fit a guide that leaks mass all the same.
+        progress: called with the steps done and the most there can be.
+
+    Raises:
+        SupportMismatchError: the guide puts mass where the posterior has none.
+        UnsuitableObjectiveError: the objective can't be used with this guide.
+        ValueError: an argument is out of range.
+    """
+    began = time.perf_counter()
+    settings = Settings(find_objective(objective), num_steps, num_particles, lr, seed, tolerance)
+    _validate(settings, engine, num_replicas)
+    name, family = (family, find_family(family)) if isinstance(family, str) else (_name_of(family), family)
+    guides = start_guides(family, target, num_replicas, seed)
+    problem = mismatch(target, guides[0][0])
+    if problem and not allow_support_mismatch:
+        raise SupportMismatchError(problem)
+    with isolated(target.dtype, seed=seed):
+        program = Program(target, guides[0][0])
+        unsuitable = settings.objective.unsuitable(program)
+        if unsuitable:
+            raise UnsuitableObjectiveError(f"{settings.objective.name}: {unsuitable}")
+        initial = torch.stack([torch.stack([_theta(program, guide) for guide in row]) for row in guides])
+        unit = _units(program, settings, family)
+        run = _start(initial, unit)
+        if engine == "pyro":
+            _run_rounds(program, settings, run, _pyro_round(program, settings, guides, run.unit), progress)
+        else:
+            _run_rounds(program, settings, run, _batched_round(program, settings), progress)
+    final, parameters = _finish(program, family, target, guides, run.theta)
+    has_trajectory = final is program
+    return Fit(
+        target=target,
+        family_name=name,
+        family=family,
+        objective=settings.objective.name,
+        engine=engine,
+        engine_reason="",
+        seed=seed,
+        seconds=time.perf_counter() - began,
+        num_particles=num_particles,
+        lr=lr,
+        parameters=parameters,
+        scope=dict.fromkeys(parameters, "per_problem"),
+        initial=program.layout.unflatten(initial) if has_trajectory else {},
+        steps=np.array(run.steps if has_trajectory else [], dtype=np.int64),
+        trajectory=torch.stack(run.trajectory) if has_trajectory else torch.empty(0, dtype=target.dtype),
+        elbo_history=np.stack(run.bounds),
+        status=run.status.astype(np.str_),
+        stop_reason=run.stop_reason.astype(np.str_),
+        num_steps=run.num_steps,
+        predicted_gain=run.gain,
+        support_mismatch=problem or "",
+        versions=versions(),
+        program=final,
+    )
+
+
+def _validate(settings: Settings, engine: str, num_replicas: int) -> None:
+    if engine not in ENGINES:
+        raise ValueError(f"unknown engine '{engine}'; there are {', '.join(ENGINES)}")
+    for what, value in (
+        ("num_steps", settings.num_steps),
+        ("num_particles", settings.num_particles),
+        ("num_replicas", num_replicas),
+    ):
+        if value < 1:
+            raise ValueError(f"{what} must be at least 1, got {value}")
+    for what, number in (("lr", settings.lr), ("tolerance", settings.tolerance)):
+        if not number > 0 or number == float("inf"):
+            raise ValueError(f"{what} must be positive and finite, got {number}")
+    kind, _, samples = settings.objective.name.partition(":")
+    if kind == "iwae" and settings.num_particles % int(samples):
+        raise ValueError(f"num_particles must be a multiple of K = {samples} for iwae, got {settings.num_particles}")
+    if engine == "pyro":
+        pyro_elbo(settings.objective, settings.num_particles)
+
+
+def _name_of(family: Family) -> str:
+    module, name = getattr(family, "__module__", ""), getattr(family, "__qualname__", "")
+    return f"{module}:{name}" if name else repr(family)
+
+
+def _units(program: Program, settings: Settings, family: Family) -> Tensor:
+    """Curvature at the undispersed start: a replica that starts far out would measure the curvature there."""
+    target = program.target
+    central = [_theta(program, build_guide(family, target, b, seed=settings.seed)) for b in range(target.num_problems)]
+    theta = torch.stack(central)[:, None]
+    return curvature_units(program, settings.objective, theta, target.args, settings.num_particles, settings.seed)
+
+
+def _theta(program: Program, guide: nn.Module) -> Tensor:
+    return program.layout.flatten({name: value.detach() for name, value in guide.named_parameters()})
+
+
+def _start(theta: Tensor, unit: Tensor) -> Run:
+    shape = theta.shape[:2]
+    return Run(
+        theta=theta,
+        unit=unit.expand_as(theta),
+        alive=torch.ones(shape, dtype=torch.bool, device=theta.device),
+        status=np.full(shape, "not_converged", dtype=object),
+        stop_reason=np.full(shape, "", dtype=object),
+        num_steps=np.zeros(shape, dtype=np.int64),
+        gain=np.full(shape, np.inf),
+        bounds=[],
+        steps=[0],
+        trajectory=[theta],
+    )
+
+
+Round = Callable[[Run, Tensor, int, float], Tensor]
+
+
+def _run_rounds(program: Program, settings: Settings, run: Run, one_round: Round, progress: Progress | None) -> None:
+    """Rounds of growing length until every fit has stopped or the steps are used up."""
+    length = max(1, round(settings.num_steps * FIRST_ROUND))
+    number, theta = 0, run.theta
+    while run.step < settings.num_steps and (run.status == "not_converged").any():
+        left = settings.num_steps - run.step
+        length = left if left < 2 * length else length
+        theta = one_round(run, theta, length, settings.lr / 2**number)
+        found = check(
+            program, settings.objective, theta, program.target.args, run.unit, settings.num_particles,
+            num_points=FIRST_CHECK * 2**number, seed=settings.seed + 7919 * (number + 1),
+        )  # fmt: skip
+        _record(settings, run, theta, found.gain.cpu().numpy())
+        number, length = number + 1, 2 * length
+        if progress:
+            progress(run.step, settings.num_steps)
+
+
+def _record(settings: Settings, run: Run, theta: Tensor, gain: np.ndarray) -> None:
+    """Takes the averaged iterates of those still running, and stops those that have arrived."""
+    running = run.status == "not_converged"
+    mask = torch.as_tensor(running, device=theta.device)
+    run.theta = torch.where(mask[..., None], theta, run.theta)
+    run.gain[running] = gain[running]
+    run.num_steps[running] = run.step
+    for at in zip(*np.nonzero(running), strict=True):
+        bound = f"at most {gain[at]:.1e} nats to gain nearby" if np.isfinite(gain[at]) else "no bound on what is to gain"
+        run.stop_reason[at] = f"{bound} (tolerance {settings.tolerance:g})"
+        if gain[at] <= settings.tolerance:
+            run.status[at] = "converged"
+        elif run.step >= settings.num_steps:
+            run.stop_reason[at] = f"all {settings.num_steps} steps taken; {bound} (tolerance {settings.tolerance:g})"
+    run.steps.append(run.step)
+    run.trajectory.append(run.theta)
+
+
+def _schedule(length: int, lr: float) -> tuple[np.ndarray, np.ndarray, set[int]]:
+    """Step sizes and averaging weights of a round, and where its snapshots are taken."""
+    rates = lr * DECAY ** (np.arange(length) / length)
+    first = int(length * (1 - AVERAGED))
+    weights = np.where(np.arange(length) >= first, 1.0 / (length - first), 0.0)
+    snapshots = set(np.unique(np.geomspace(1, length, SNAPSHOTS_PER_ROUND).astype(int))[:-1].tolist())
+    return rates, weights, snapshots
+
+
+def _mark_diverged(
+    program: Program, settings: Settings, run: Run, at: tuple[int, int], theta: Tensor, noise: tuple[Tensor, ...]
+) -> None:
+    b, r = at
+    run.status[at] = "diverged"
+    run.num_steps[at] = run.step
+    where = culprit(program, settings.objective, theta[b, r], program.target.row(b), tuple(n[b, r] for n in noise))
+    run.stop_reason[at] = f"diverged at step {run.step}: {where}"
+    run.theta = torch.where(_only(at, run.theta), theta, run.theta)
+
+
+def _only(at: tuple[int, int], like: Tensor) -> Tensor:
+    mask = torch.zeros(like.shape[:2], dtype=torch.bool, device=like.device)
+    mask[at] = True
+    return mask[..., None]
+
+
+def _batched_round(program: Program, settings: Settings) -> Round:
+    generator = torch.Generator(device=program.initial.device).manual_seed(settings.seed)
+    compiled: list[Callable[..., tuple[Tensor, ...]]] = []
+
+    def one_round(run: Run, theta: Tensor, length: int, lr: float) -> Tensor:
+        rates, weights, snapshots = _schedule(length, lr)
+        first, second, total = torch.zeros_like(theta), torch.zeros_like(theta), torch.zeros_like(theta)
+        prefix = (*theta.shape[:2], settings.num_particles)
+        scalars = torch.as_tensor(np.stack([rates, np.arange(1, length + 1), weights]), dtype=theta.dtype)
+        scalars = scalars.to(theta.device)
+        for i in range(length):
+            noise = pseudo_random(program.draws, prefix, generator)
+            state = (theta, first, second, run.alive, run.unit, scalars[0, i], scalars[1, i], total, scalars[2, i])
+            inputs = (*state, *program.target.args, *noise)
+            if not compiled:
+                compiled.append(make_step(program, settings.objective, inputs))
+            before, was_alive = theta, run.alive
+            theta, first, second, run.alive, total, bound = compiled[0](*inputs)
+            run.step += 1
+            run.bounds.append(bound.cpu().numpy())
+            if not torch.equal(run.alive, was_alive):
+                for at in (was_alive & ~run.alive).nonzero().tolist():
+                    _mark_diverged(program, settings, run, (at[0], at[1]), before, noise)
+            if i + 1 in snapshots:
+                run.steps.append(run.step)
+                run.trajectory.append(torch.where(_still(run, theta), theta, run.theta))
+        return total
+
+    return one_round
+
+
+def _still(run: Run, theta: Tensor) -> Tensor:
+    return torch.as_tensor(run.status == "not_converged", device=theta.device)[..., None]
+
+
+def _pyro_round(program: Program, settings: Settings, guides: list[list[nn.Module]], unit: Tensor) -> Round:
+    generator = torch.Generator(device=program.initial.device).manual_seed(settings.seed)
+
+    def one_fit(run: Run, at: tuple[int, int], theta: Tensor, rates: np.ndarray, weights: np.ndarray) -> Tensor:
+        b, r = at
+        guide = guides[b][r]
+        values = dict(guide.named_parameters())
+        with torch.no_grad():
+            for name, value in program.layout.unflatten(theta[b, r]).items():
+                values[name].copy_(value)
+        svi = PyroSVI(program, guide, settings.objective, program.target.row(b), unit[b, r], settings.num_particles)
+        total = torch.zeros_like(theta[b, r])
+        for i, (lr, weight) in enumerate(zip(rates, weights, strict=True)):
+            noise = pseudo_random(program.draws, (settings.num_particles,), generator)
+            before = svi.theta.clone()
+            run.bounds[run.step + i][at] = svi.step(lr, noise)
+            after = svi.theta
+            if not (np.isfinite(run.bounds[run.step + i][at]) and bool(after.isfinite().all())):
+                run.status[at], run.num_steps[at] = "diverged", run.step + i + 1
+                where = culprit(program, settings.objective, before, program.target.row(b), noise)
+                run.stop_reason[at] = f"diverged at step {run.step + i + 1}: {where}"
+                run.theta[b, r] = before
+                return before
+            total = total + weight * after
+        return total
+
+    def one_round(run: Run, theta: Tensor, length: int, lr: float) -> Tensor:
+        rates, weights, _ = _schedule(length, lr)
+        run.bounds.extend(np.full(theta.shape[:2], np.nan) for _ in range(length))
+        new = run.theta.clone()
+        for b, r in zip(*np.nonzero(run.status == "not_converged"), strict=True):
+            new[b, r] = one_fit(run, (b, r), theta, rates, weights)
+        run.step += length
+        return new
+
+    return one_round
+
+
+def _finish(
+    program: Program, family: Family, target: Target, guides: list[list[nn.Module]], theta: Tensor
+) -> tuple[Program, dict[str, Tensor]]:
+    """The fitted parameters, of the Laplace approximation at the mode where that is the family."""
+    if not hasattr(guides[0][0], "laplace_approximation"):
+        return program, program.layout.unflatten(theta)
+    final: list[list[nn.Module]] = []
+    for b, row in enumerate(guides):
+        final.append([])
+        for r, guide in enumerate(row):
+            values = dict(guide.named_parameters())
+            with torch.no_grad():
+                for name, value in program.layout.unflatten(theta[b, r]).items():
+                    values[name].copy_(value)
+            final[-1].append(finished(guide, target, b))
+    after = Program(target, final[0][0])
+    stacked = torch.stack([torch.stack([_theta(after, guide) for guide in row]) for row in final])
+    return after, after.layout.unflatten(stacked)

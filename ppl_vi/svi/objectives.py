@@ -1,0 +1,114 @@
+"""What SVI minimises: which particle is drawn, and how particles become a loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ppl_vi.svi.pure import Particle, Program, analytic_divergence_missing
+
+ParticleOf = Callable[[Program, Tensor, tuple[Tensor, ...], tuple[Tensor, ...]], Particle]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A stochastic bound on the log evidence.
+
+    Attributes:
+        name: as given on the command line.
+        particle: one draw's contribution.
+        reduce: particles `(P,)` to (surrogate loss, bound), scalars; the surrogate's gradient is the estimator.
+        additive: whether the bound is a mean over particles, so that any number of them estimates the same thing.
+        unsuitable: why the objective can't be used with a program, or None.
+    """
+
+    name: str
+    particle: ParticleOf
+    reduce: Callable[[Particle], tuple[Tensor, Tensor]]
+    additive: bool = True
+    unsuitable: Callable[[Program], str | None] = lambda program: None
+
+
+def _mean(p: Particle) -> tuple[Tensor, Tensor]:
+    elbo = p.log_joint - p.log_guide
+    surrogate = p.log_joint - p.entropy + elbo.detach() * p.score
+    return -surrogate.mean(), elbo.mean()
+
+
+def _renyi(alpha: float) -> Callable[[Particle], tuple[Tensor, Tensor]]:
+    def reduce(p: Particle) -> tuple[Tensor, Tensor]:
+        scaled = (1 - alpha) * (p.log_joint - p.log_guide)
+        bound = (torch.logsumexp(scaled, 0) - math.log(scaled.shape[0])) / (1 - alpha)
+        return -bound, bound
+
+    return reduce
+
+
+def _iwae(num_samples: int) -> Callable[[Particle], tuple[Tensor, Tensor]]:
+    def reduce(p: Particle) -> tuple[Tensor, Tensor]:
+        weights = (p.log_joint - p.log_guide).unflatten(0, (-1, num_samples))
+        bound = (torch.logsumexp(weights, -1) - math.log(num_samples)).mean()
+        return -bound, bound
+
+    return reduce
+
+
+trace_elbo = Objective("trace_elbo", Program.sample, _mean)
+score_function = Objective("score_function", Program.sample_score_function, _mean)
+stl = Objective("stl", Program.sample_path_derivative, _mean)
+trace_mean_field_elbo = Objective(
+    "trace_mean_field_elbo", Program.sample_mean_field, _mean, unsuitable=analytic_divergence_missing
+)
+
+
+def renyi(alpha: float = 0.5) -> Objective:
+    """The Renyi bound `log E[w^(1-alpha)] / (1-alpha)` over all particles (Li and Turner 2016, Renyi divergence VI).
+
+    Raises:
+        ValueError: alpha is 1 (that limit is `trace_elbo`) or not finite.
+    """
+    if not math.isfinite(alpha) or alpha == 1:
+        raise ValueError(f"alpha must be finite and not 1 (alpha = 1 is 'trace_elbo'), got {alpha}")
+    return Objective(f"renyi:{alpha:g}", Program.sample, _renyi(alpha), additive=False)
+
+
+def iwae(num_samples: int = 8) -> Objective:
+    """`log mean_K w`, averaged over groups of K particles (Burda et al. 2016, Importance weighted autoencoders).
+
+    Raises:
+        ValueError: K is not positive.
+    """
+    if num_samples < 1:
+        raise ValueError(f"K must be at least 1, got {num_samples}")
+    return Objective(f"iwae:{num_samples}", Program.sample, _iwae(num_samples), additive=False)
+
+
+OBJECTIVES: dict[str, Callable[..., Objective]] = {
+    "trace_elbo": lambda: trace_elbo,
+    "score_function": lambda: score_function,
+    "stl": lambda: stl,
+    "trace_mean_field_elbo": lambda: trace_mean_field_elbo,
+    "renyi": lambda alpha="0.5": renyi(float(alpha)),
+    "iwae": lambda num_samples="8": iwae(int(num_samples)),
+}
+
+
+def find_objective(objective: str | Objective) -> Objective:
+    """`"renyi:0.5"` and the like to an `Objective`.
+
+    Raises:
+        ValueError: the name is unknown or its argument doesn't fit.
+    """
+    if isinstance(objective, Objective):
+        return objective
+    name, *arguments = objective.split(":")
+    if name not in OBJECTIVES:
+        raise ValueError(f"unknown objective '{objective}'; there are {', '.join(OBJECTIVES)} (renyi:ALPHA, iwae:K)")
+    try:
+        return OBJECTIVES[name](*arguments)
+    except TypeError as error:
+        raise ValueError(f"objective '{name}' takes no such argument: '{objective}'") from error

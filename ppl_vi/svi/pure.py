@@ -1,0 +1,300 @@
+"""A (model, guide) pair as pure functions of (parameters, data, randomness)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pyro.poutine as poutine
+import torch
+from pyro.distributions import Delta
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor, nn
+from torch.distributions import kl_divergence
+from torch.func import functional_call, jacrev
+
+from ppl_vi.state import isolated
+from ppl_vi.svi.randomness import Draw, Recorder, Replay
+from ppl_vi.target import Latents, Target
+
+
+class Particle(NamedTuple):
+    """What one draw of the guide contributes to an objective, all scalars, nats.
+
+    Attributes:
+        log_joint: log p(x, z).
+        log_guide: log q(z).
+        score: the part of log q differentiated by the score function (0 for reparameterised sites).
+        entropy: the part of log q differentiated along the path (log q itself for reparameterised sites).
+    """
+
+    log_joint: Tensor
+    log_guide: Tensor
+    score: Tensor
+    entropy: Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a guide's named parameters lie in one flat vector of `size` numbers."""
+
+    names: tuple[str, ...]
+    shapes: tuple[torch.Size, ...]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Numbers in each parameter."""
+        return [shape.numel() for shape in self.shapes]
+
+    @property
+    def size(self) -> int:
+        """Numbers in all."""
+        return sum(self.sizes)
+
+    def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
+        """`(..., size)` to named tensors `(..., *shape)`."""
+        parts = theta.split(self.sizes, -1)
+        return {
+            name: part.reshape(theta.shape[:-1] + shape)
+            for name, shape, part in zip(self.names, self.shapes, parts, strict=True)
+        }
+
+    def flatten(self, parameters: dict[str, Tensor]) -> Tensor:
+        """Named tensors `(..., *shape)` to `(..., size)`."""
+        flat = []
+        for name, shape in zip(self.names, self.shapes, strict=True):
+            value = parameters[name]
+            flat.append(value.reshape((*value.shape[: value.dim() - len(shape)], -1)))
+        return torch.cat(flat, -1)
+
+
+class _Runner(nn.Module):
+    """Lets `functional_call` put parameters into the guide while any function of it runs."""
+
+    def __init__(self, guide: nn.Module) -> None:
+        super().__init__()
+        self.guide = guide
+
+    def forward(self, function: Callable[[nn.Module], Any]) -> Any:
+        return function(self.guide)
+
+
+class _NoReparameterization(Messenger):
+    """Makes every site draw without a path for gradients."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["is_observed"] and not is_delta(msg["fn"]):
+            msg["fn"] = msg["fn"].has_rsample_(False)
+
+
+def is_delta(fn: Any) -> bool:
+    """Whether a distribution is a point mass, under any wrapping."""
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return isinstance(fn, Delta)
+
+
+def guide_sites(trace: Trace) -> dict[str, Any]:
+    """The sites a guide draws, auxiliary ones included, observed and subsampling ones not."""
+    return {
+        name: node
+        for name, node in trace.nodes.items()
+        if node["type"] == "sample" and not node["is_observed"] and not poutine.util.site_is_subsample(node)
+    }
+
+
+class Program:
+    """One problem's ELBO and its parts as pure functions, ready for `torch.func` and for tracing.
+
+    Args:
+        target: whose model is fitted.
+        guide: a guide built for this target; only its structure and initial values are used, never its state.
+
+    Attributes:
+        layout: the guide's parameters as one flat vector `theta`.
+        draws: what the guide draws for one particle.
+        initial: the guide's own initial `theta`, `(size,)`.
+    """
+
+    def __init__(self, target: Target, guide: nn.Module) -> None:
+        self.target = target
+        self._runner = _Runner(guide)
+        with isolated(target.dtype, seed=0):
+            poutine.trace(guide).get_trace(*target.row(0))  # autoguides make their parameters in a first call
+            with Recorder() as recorder:
+                trace = poutine.trace(guide).get_trace(*target.row(0))
+        parameters = {name: value for name, value in guide.named_parameters() if value.requires_grad}
+        self.layout = Layout(tuple(parameters), tuple(value.shape for value in parameters.values()))
+        self.draws: tuple[Draw, ...] = tuple(recorder.draws)
+        self.initial = self.layout.flatten({name: value.detach() for name, value in parameters.items()})
+        self._indirect = any(is_delta(trace.nodes[site.name]["fn"]) for site in target.latents)
+        sites = guide_sites(trace)
+        self._auxiliary = {
+            name: node["value"].shape for name, node in sites.items() if self._indirect and not is_delta(node["fn"])
+        }
+
+    def call(self, theta: Tensor, function: Callable[[nn.Module], Any]) -> Any:
+        """`function(guide)` with the parameters `theta` in place."""
+        parameters = self.layout.unflatten(theta)
+        return functional_call(self._runner, {f"guide.{k}": v for k, v in parameters.items()}, (function,))
+
+    def guide_trace(self, theta: Tensor, row: tuple[Tensor, ...], noise: tuple[Tensor, ...]) -> Trace:
+        """One run of the guide on given noise."""
+        with Replay(noise, anchor=(theta * 0).sum()):
+            return self.call(theta, lambda guide: _scored(guide, row))
+
+    def latents(self, theta: Tensor, row: tuple[Tensor, ...], noise: tuple[Tensor, ...]) -> Latents:
+        """One draw of the latents."""
+        trace = self.guide_trace(theta, row, noise)
+        return {site.name: trace.nodes[site.name]["value"] for site in self.target.latents}
+
+    def model_trace(self, guide_trace: Trace, row: tuple[Tensor, ...]) -> Trace:
+        """The model run on the guide's draw, log densities computed."""
+        trace = poutine.trace(poutine.replay(self.target.model, trace=guide_trace)).get_trace(*row)
+        trace.compute_log_prob()
+        return trace
+
+    # ---- the particles of the objectives
+
+    def sample(self, theta: Tensor, row: tuple[Tensor, ...], noise: tuple[Tensor, ...]) -> Particle:
+        """Pyro's `Trace_ELBO`: reparameterised where a site can be, score function where it can't."""
+        guide_trace = self.guide_trace(theta, row, noise)
+        return _particle(self.model_trace(guide_trace, row), guide_trace)
+
+    def sample_score_function(self, theta: Tensor, row: tuple[Tensor, ...], noise: tuple[Tensor, ...]) -> Particle:
+        """No site reparameterised (Ranganath et al. 2014, Black box variational inference)."""
+        with _NoReparameterization():
+            return self.sample(theta, row, noise)
+
+    def sample_path_derivative(self, theta: Tensor, row: tuple[Tensor, ...], noise: tuple[Tensor, ...]) -> Particle:
+        """log q differentiated only through the draw (Roeder et al. 2017, Sticking the landing)."""
+        guide_trace = self.guide_trace(theta, row, noise)
+        particle = _particle(self.model_trace(guide_trace, row), guide_trace)
+        frozen = theta.detach()
+
+        def again(guide: nn.Module) -> Trace:
+            return _scored(poutine.replay(guide, trace=guide_trace), row)
+
+        with Replay((), anchor=(frozen * 0).sum()):
+            return particle._replace(entropy=_log_guide(self.call(frozen, again)))
+
+    def sample_mean_field(self, theta: Tensor, row: tuple[Tensor, ...], noise: tuple[Tensor, ...]) -> Particle:
+        """The KL to the prior in closed form, the likelihood by Monte Carlo: Pyro's `TraceMeanField_ELBO`."""
+        guide_trace = self.guide_trace(theta, row, noise)
+        model_trace = self.model_trace(guide_trace, row)
+        zero = theta.new_zeros(())
+        likelihood, divergence = zero, zero
+        for name, node in model_trace.nodes.items():
+            if node["type"] == "sample" and node["is_observed"]:
+                likelihood = likelihood + node["log_prob_sum"]
+            elif node["type"] == "sample":
+                divergence = divergence + kl_divergence(guide_trace.nodes[name]["fn"], node["fn"]).sum()
+        return Particle(likelihood, divergence, zero, divergence)
+
+    # ---- the density
+
+    def log_guide(self, theta: Tensor, row: tuple[Tensor, ...], latents: Latents) -> Tensor:
+        """log q(z) at given latents of one problem, nats.
+
+        Where the guide draws each latent itself, it is conditioned on them. Where it draws auxiliary variables and
+        maps them to the latents (Pyro's autoguides), the map to unconstrained space is affine for every autoguide
+        that `unsupported_density` lets through, so the auxiliary values follow from its value and slope at zero.
+        """
+        if not self._indirect:
+            return _log_guide(self._conditioned(theta, row, latents))
+        auxiliary = self._auxiliary_of(theta, row, self.target.unconstrain(latents))
+        return _log_guide(self._conditioned(theta, row, self._split(auxiliary)))
+
+    def _conditioned(self, theta: Tensor, row: tuple[Tensor, ...], values: Latents) -> Trace:
+        def run(guide: nn.Module) -> Trace:
+            return _scored(poutine.condition(guide, data=values), row)
+
+        with Replay((), anchor=(theta * 0).sum()):
+            trace = self.call(theta, run)
+        for name in values:  # a conditioned site of a guide counts as drawn, not as observed
+            trace.nodes[name]["is_observed"] = False
+        return trace
+
+    def _split(self, auxiliary: Tensor) -> Latents:
+        sizes = [shape.numel() for shape in self._auxiliary.values()]
+        parts = auxiliary.split(sizes, -1)
+        return {name: part.reshape(self._auxiliary[name]) for name, part in zip(self._auxiliary, parts, strict=True)}
+
+    def unconstrained_of(self, theta: Tensor, row: tuple[Tensor, ...], auxiliary: Tensor) -> Tensor:
+        """Where the guide maps given auxiliary values, in unconstrained space."""
+        trace = self._conditioned(theta, row, self._split(auxiliary))
+        return self.target.unconstrain({site.name: trace.nodes[site.name]["value"] for site in self.target.latents})
+
+    def _auxiliary_of(self, theta: Tensor, row: tuple[Tensor, ...], unconstrained: Tensor) -> Tensor:
+        zero = torch.zeros_like(unconstrained) + 0 * theta.sum()
+
+        def position(auxiliary: Tensor) -> Tensor:
+            return self.unconstrained_of(theta, row, auxiliary)
+
+        slope = jacrev(position)(zero)
+        if slope.shape[-1] == 1:
+            return (unconstrained - position(zero)) / slope[..., 0]
+        return torch.linalg.solve(slope, unconstrained - position(zero))
+
+    def unsupported_density(self) -> str | None:
+        """Why log q can't be evaluated at given latents, or None where it can."""
+        if not self._indirect:
+            return None
+        num = sum(shape.numel() for shape in self._auxiliary.values())
+        if num == 0:
+            return "the guide is a point mass: it has no density"
+        if num != self.target.dim:
+            return f"the guide draws {num} auxiliary numbers for {self.target.dim} latent ones"
+        with isolated(self.target.dtype, seed=0):
+            point = torch.randn(num, dtype=self.target.dtype, device=self.target.device)
+            image = self.unconstrained_of(self.initial, self.target.row(0), point)
+            back = self._auxiliary_of(self.initial, self.target.row(0), image)
+        if not torch.allclose(back, point, rtol=1e-6, atol=1e-6):
+            return "the guide maps its auxiliary variables to the latents by a map that is not affine"
+        return None
+
+
+def _scored(guide: Callable[..., Any], row: tuple[Tensor, ...]) -> Trace:
+    """A guide's trace with its log densities, computed while its parameters are in place: a flow's are lazy."""
+    trace = poutine.trace(guide).get_trace(*row)
+    trace.compute_score_parts()
+    return trace
+
+
+def _log_guide(trace: Trace) -> Tensor:
+    return sum(node["log_prob_sum"] for node in guide_sites(trace).values())
+
+
+def _particle(model_trace: Trace, guide_trace: Trace) -> Particle:
+    log_joint = sum(node["log_prob_sum"] for node in model_trace.nodes.values() if node["type"] == "sample")
+    sites = guide_sites(guide_trace).values()
+    score = sum(node["score_parts"].score_function.sum() for node in sites if _is_tensor(node, "score_function"))
+    entropy = sum(node["score_parts"].entropy_term.sum() for node in sites if _is_tensor(node, "entropy_term"))
+    log_guide = sum(node["log_prob_sum"] for node in sites)
+    zero = torch.zeros_like(log_joint)
+    return Particle(log_joint, log_guide + zero, score + zero, entropy + zero)
+
+
+def _is_tensor(node: Any, part: str) -> bool:
+    return isinstance(getattr(node["score_parts"], part), Tensor)
+
+
+def analytic_divergence_missing(program: Program) -> str | None:
+    """Which latent has no registered KL from the guide's site to the prior, or None where all have."""
+    row = program.target.row(0)
+    with isolated(program.target.dtype, seed=0):
+        with Recorder():
+            guide_trace = program.call(program.initial, lambda guide: _scored(guide, row))
+        model_trace = program.model_trace(guide_trace, row)
+        for site in program.target.latents:
+            guide_fn, prior = guide_trace.nodes[site.name]["fn"], model_trace.nodes[site.name]["fn"]
+            try:
+                kl_divergence(guide_fn, prior)
+            except NotImplementedError:
+                names = type(guide_fn).__name__, type(prior).__name__
+                return f"site '{site.name}' has no registered KL({names[0]} || {names[1]})"
+    return None
+
+

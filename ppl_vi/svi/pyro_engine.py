@@ -1,0 +1,106 @@
+"""The reference engine: Pyro's own `SVI` and ELBOs, one fit at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer.elbo import ELBO
+from pyro.optim import PyroOptim
+from torch import Tensor, nn
+
+from ppl_vi.svi.adam import UnitAdam
+from ppl_vi.svi.objectives import Objective
+from ppl_vi.svi.pure import Program, _NoReparameterization
+from ppl_vi.svi.randomness import Replay
+
+ELBOS: dict[str, Callable[..., ELBO]] = {
+    "trace_elbo": Trace_ELBO,
+    "score_function": Trace_ELBO,
+    "trace_mean_field_elbo": TraceMeanField_ELBO,
+    "renyi": RenyiELBO,
+}
+
+
+def pyro_elbo(objective: Objective, num_particles: int) -> tuple[ELBO, AbstractContextManager[Any]]:
+    """Pyro's ELBO for an objective and the context it runs in.
+
+    Raises:
+        ValueError: Pyro has none.
+    """
+    name, _, argument = objective.name.partition(":")
+    if name == "iwae" and int(argument) == num_particles:
+        return RenyiELBO(alpha=0.0, num_particles=num_particles), nullcontext()
+    if name not in ELBOS:
+        raise ValueError(f"Pyro has no ELBO for '{objective.name}' with {num_particles} particles; use engine='batched'")
+    extra = {"alpha": float(argument)} if name == "renyi" else {}
+    context = _NoReparameterization() if name == "score_function" else nullcontext()
+    return ELBOS[name](num_particles=num_particles, **extra), context
+
+
+def _particles(noise: tuple[Tensor, ...], num_particles: int) -> list[Tensor]:
+    """Noise of each draw `(P, *shape)` in the order in which Pyro asks for it, particle after particle."""
+    return [draws[p] for p in range(num_particles) for draws in noise]
+
+
+def loss_and_gradient(
+    program: Program,
+    guide: nn.Module,
+    objective: Objective,
+    row: tuple[Tensor, ...],
+    noise: tuple[Tensor, ...],
+    num_particles: int,
+) -> tuple[float, Tensor]:
+    """Pyro's loss for one fit on given noise and its gradient in the guide's unconstrained parameters, `(D,)`."""
+    elbo, context = pyro_elbo(objective, num_particles)
+    guide.zero_grad()
+    with context, Replay(_particles(noise, num_particles)):
+        loss = elbo.loss_and_grads(program.target.model, guide, *row)
+    values = dict(guide.named_parameters())
+    found = {n: torch.zeros_like(values[n]) if values[n].grad is None else values[n].grad for n in program.layout.names}
+    return float(loss), program.layout.flatten(found)
+
+
+class PyroSVI:
+    """Pyro's `SVI` for one fit, its step size set from outside.
+
+    Args:
+        program: names and order of the parameters.
+        guide: the guide, fitted in place.
+        objective: what to maximise.
+        row: the model's arguments.
+        unit: of each parameter, `(D,)`.
+        num_particles: draws a step.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        guide: nn.Module,
+        objective: Objective,
+        row: tuple[Tensor, ...],
+        unit: Tensor,
+        num_particles: int,
+    ) -> None:
+        values = dict(guide.named_parameters())
+        units = {values[name]: part for name, part in program.layout.unflatten(unit).items()}
+        self._program, self._guide, self._row, self._num_particles = program, guide, row, num_particles
+        elbo, self._context = pyro_elbo(objective, num_particles)
+        self._optim = PyroOptim(UnitAdam, {"lr": 0.0, "units": units})
+        self._svi = SVI(program.target.model, guide, self._optim, loss=elbo)
+
+    def step(self, lr: float, noise: tuple[Tensor, ...]) -> float:
+        """One `SVI.step`; minus the loss."""
+        self._optim.pt_optim_args["lr"] = lr
+        for optimiser in self._optim.optim_objs.values():
+            optimiser.param_groups[0]["lr"] = lr
+        with self._context, Replay(_particles(noise, self._num_particles)):
+            return -float(self._svi.step(*self._row))
+
+    @property
+    def theta(self) -> Tensor:
+        """The guide's parameters now, `(D,)`."""
+        return self._program.layout.flatten({n: p.detach() for n, p in self._guide.named_parameters()})

@@ -1,0 +1,254 @@
+"""The randomness of a guide as an explicit argument.
+
+A guide draws by calling torch's generators. A first run under `Recorder` lists the calls; later runs under `Replay`
+take the numbers from given tensors instead. So a guide becomes a pure function, any two engines can be given the same
+draws, and a quasi-random point set can stand in for noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+Kind = Literal["normal", "uniform"]
+NUM_CANDIDATES = 6  # a gamma draw fails all of them, and is then not exact, with probability below 0.049^6 = 1.4e-8
+
+UNSUPPORTED = {
+    "bernoulli", "bernoulli_", "binomial", "cauchy_", "geometric_", "log_normal_", "multinomial", "poisson",
+    "randint", "randint_like", "random_", "randperm", "_sample_dirichlet",
+}  # fmt: skip
+
+
+class UnsupportedRandomnessError(TypeError):
+    """The guide draws in a way that can't be given from outside."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One tensor of base noise: standard normal, or uniform on [0, 1)."""
+
+    kind: Kind
+    shape: torch.Size
+    dtype: torch.dtype
+
+
+class _StandardGammaGrad(torch.autograd.Function):
+    """dz/dc of a standard gamma draw at a fixed cdf, torch's own, which has no rule for `vmap`."""
+
+    @staticmethod
+    def forward(concentration: Tensor, value: Tensor) -> Tensor:
+        return torch._standard_gamma_grad(concentration, value)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[Tensor, int]:
+        front = [x if dim is None else x.movedim(dim, 0) for x, dim in zip(inputs, in_dims, strict=True)]
+        return _StandardGammaGrad.apply(*torch.broadcast_tensors(*front)), 0
+
+
+class _StandardGamma(torch.autograd.Function):
+    """Gamma(concentration, 1) from given noise: Marsaglia and Tsang (2000), A simple method for generating gamma
+    variables, the first accepted of `NUM_CANDIDATES` proposals; differentiated implicitly, dz/dc = -(dF/dc)/q (Figurnov
+    et al. 2018), so that the acceptance leaves no bias in the gradient."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(concentration: Tensor, normals: Tensor, uniforms: Tensor, boost: Tensor) -> Tensor:
+        small = concentration < 1
+        raised = torch.where(small, concentration + 1, concentration)
+        d = raised - 1 / 3
+        v = (1 + normals / (3 * d.sqrt())) ** 3
+        positive = v > 0
+        log_v = torch.where(positive, v, torch.ones_like(v)).log()
+        bound = 0.5 * normals.square() + d * (1 - v + log_v)
+        accepted = positive & (uniforms.log() < bound)
+        first = accepted.to(torch.int8).argmax(0, keepdim=True)
+        value = d * v.gather(0, first).squeeze(0).clamp(min=torch.finfo(v.dtype).tiny)
+        return torch.where(small, value * boost ** (1 / concentration), value)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0], output)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
+        concentration, value = ctx.saved_tensors
+        return upstream * _StandardGammaGrad.apply(concentration, value), None, None, None
+
+
+def _shape_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Size:
+    size = kwargs.get("size", args[0] if len(args) == 1 and not isinstance(args[0], int) else args)
+    return torch.Size(size)
+
+
+def _normal(source: _Source, *args: Any, **kwargs: Any) -> Tensor:
+    mean, std = (*args, *(kwargs[k] for k in ("mean", "std") if k in kwargs))[:2]
+    if not isinstance(mean, Tensor) and not isinstance(std, Tensor):
+        shape = torch.Size(kwargs["size"] if "size" in kwargs else args[2])
+        dtype = kwargs.get("dtype") or torch.get_default_dtype()
+    else:
+        shape = torch.broadcast_shapes(*(torch.as_tensor(t).shape for t in (mean, std)))
+        dtype = (mean if isinstance(mean, Tensor) else std).dtype
+    return mean + std * source.take("normal", shape, dtype)
+
+
+def _normal_(source: _Source, tensor: Tensor, mean: float = 0.0, std: float = 1.0, **_: Any) -> Tensor:
+    return mean + std * source.take("normal", tensor.shape, tensor.dtype)
+
+
+def _uniform_(source: _Source, tensor: Tensor, low: float = 0.0, high: float = 1.0, **_: Any) -> Tensor:
+    return low + (high - low) * source.take("uniform", tensor.shape, tensor.dtype)
+
+
+def _exponential_(source: _Source, tensor: Tensor, lambd: float = 1.0, **_: Any) -> Tensor:
+    return -torch.log1p(-source.take("uniform", tensor.shape, tensor.dtype)) / lambd
+
+
+def _factory(kind: Kind) -> Callable[..., Tensor]:
+    def make(source: _Source, *args: Any, **kwargs: Any) -> Tensor:
+        return source.take(kind, _shape_of(args, kwargs), kwargs.get("dtype") or torch.get_default_dtype())
+
+    return make
+
+
+def _like(kind: Kind) -> Callable[..., Tensor]:
+    def make(source: _Source, tensor: Tensor, **kwargs: Any) -> Tensor:
+        return source.take(kind, tensor.shape, kwargs.get("dtype") or tensor.dtype)
+
+    return make
+
+
+def _standard_gamma(source: _Source, concentration: Tensor, *_: Any, **__: Any) -> Tensor:
+    shape, dtype = concentration.shape, concentration.dtype
+    normals = source.take("normal", torch.Size((NUM_CANDIDATES, *shape)), dtype)
+    uniforms = source.take("uniform", torch.Size((NUM_CANDIDATES, *shape)), dtype)
+    boost = source.take("uniform", shape, dtype)
+    return _StandardGamma.apply(concentration, normals, uniforms, boost)
+
+
+GENERATORS: dict[str, Callable[..., Tensor]] = {
+    "normal": _normal,
+    "normal_": _normal_,
+    "uniform_": _uniform_,
+    "exponential_": _exponential_,
+    "randn": _factory("normal"),
+    "rand": _factory("uniform"),
+    "randn_like": _like("normal"),
+    "rand_like": _like("uniform"),
+    "_standard_gamma": _standard_gamma,
+}
+
+
+class _Source(TorchFunctionMode):
+    """Answers torch's random generators from `take`, whatever library calls them."""
+
+    def take(self, kind: Kind, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        raise NotImplementedError
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        kwargs = kwargs or {}
+        if name in UNSUPPORTED:
+            raise UnsupportedRandomnessError(
+                f"the guide draws by torch's '{name}', which can't be given from outside; use engine='pyro'"
+            )
+        if name in GENERATORS:
+            return GENERATORS[name](self, *args, **kwargs)
+        return self.other(name, func, args, kwargs)
+
+    def other(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
+        return func(*args, **kwargs)
+
+
+class Recorder(_Source):
+    """Draws as usual and lists what was drawn in `draws`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.draws: list[Draw] = []
+
+    def take(self, kind: Kind, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        self.draws.append(Draw(kind, torch.Size(shape), dtype))
+        with torch._C.DisableTorchFunction():
+            return (torch.randn if kind == "normal" else torch.rand)(shape, dtype=dtype)
+
+
+class Replay(_Source):
+    """Hands out given noise in the order of the recording.
+
+    Args:
+        noise: one tensor for each recorded draw.
+        anchor: a zero that depends on the parameters. Buffers of zeros are made to depend on it, so that code that
+            scatters parameters into them in place (Pyro's `AutoGaussian`) can run under `vmap`.
+    """
+
+    def __init__(self, noise: Iterable[Tensor], anchor: Tensor | None = None) -> None:
+        super().__init__()
+        self.noise = list(noise)
+        self.anchor = anchor
+        self.position = 0
+
+    def take(self, kind: Kind, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        if self.position >= len(self.noise) or self.noise[self.position].shape != shape:
+            raise ValueError(
+                f"the guide's draw {self.position} is {kind} of shape {tuple(shape)}, unlike its first run: "
+                "a guide whose draws depend on values needs engine='pyro'"
+            )
+        self.position += 1
+        return self.noise[self.position - 1]
+
+    def other(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
+        if name == "clamp_":  # has no rule for vmap; its out-of-place twin has
+            return args[0].copy_(args[0].clamp(*args[1:], **kwargs))
+        out = func(*args, **kwargs)
+        if name in ("zeros", "new_zeros") and self.anchor is not None and out.is_floating_point():
+            return out + self.anchor.to(out.dtype)
+        return out
+
+
+def pseudo_random(draws: Iterable[Draw], prefix: tuple[int, ...], generator: torch.Generator) -> tuple[Tensor, ...]:
+    """Independent noise for each draw, `(*prefix, *draw.shape)`."""
+    make = {"normal": torch.randn, "uniform": torch.rand}
+    return tuple(
+        make[draw.kind]((*prefix, *draw.shape), dtype=draw.dtype, device=generator.device, generator=generator)
+        for draw in draws
+    )
+
+
+def quasi_random(draws: Iterable[Draw], num_points: int, num_scrambles: int, seed: int) -> tuple[Tensor, ...]:
+    """Scrambled Sobol noise: `num_scrambles` independent point sets of `num_points`, `(scrambles, points, *shape)`.
+
+    A mean over one point set is unbiased, with an error that falls faster than `num_points^(-1/2)` for smooth
+    integrands; the spread over the scrambles measures it (Owen 1997, Scrambled net variance for integrals of smooth
+    functions).
+    """
+    draws = tuple(draws)
+    sizes = [draw.shape.numel() for draw in draws]
+    if sum(sizes) == 0:
+        return tuple(torch.zeros((num_scrambles, num_points, *draw.shape), dtype=draw.dtype) for draw in draws)
+    sets = []
+    for scramble in range(num_scrambles):
+        engine = torch.quasirandom.SobolEngine(sum(sizes), scramble=True, seed=seed * num_scrambles + scramble)
+        sets.append(engine.draw(num_points, dtype=torch.float64))
+    # Sobol points lie on a grid of 2^-30; half a cell keeps both ends inside (0, 1)
+    uniform = torch.stack(sets) + 2.0**-31
+    out = []
+    for draw, block in zip(draws, uniform.split(sizes, -1), strict=True):
+        values = torch.special.ndtri(block) if draw.kind == "normal" else block
+        out.append(values.reshape(num_scrambles, num_points, *draw.shape).to(draw.dtype))
+    return tuple(out)
+
+
+def num_numbers(draws: Iterable[Draw]) -> int:
+    """How many random numbers one particle takes."""
+    return sum(math.prod(draw.shape) for draw in draws)

@@ -1,0 +1,264 @@
+"""What a fit leaves: the fitted guides of every problem and replica, saved without pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pyro.nn.module import PyroParam
+from torch import Tensor, nn
+from torch.distributions import constraints
+from torch.func import vmap
+
+from ppl_vi.guides import Family, find_family
+from ppl_vi.state import isolated
+from ppl_vi.svi.pure import Program
+from ppl_vi.svi.randomness import pseudo_random
+from ppl_vi.svi.start import build_guide
+from ppl_vi.target import Latents, Target
+
+FORMAT, FORMAT_VERSION = "ppl_vi.Fit", 1
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    packages = ("ppl_vi", "pyro-ppl", "torch", "numpy", "scipy")
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def finished(guide: nn.Module, target: Target, problem: int) -> nn.Module:
+    """The guide whose density a fit stands for: a Laplace approximation is made once the mode has been found.
+
+    Pyro's `laplace_approximation` returns an `AutoMultivariateNormal` with its values frozen; here they are its
+    parameters again, so that the best member of that family can be found.
+    """
+    if not hasattr(guide, "laplace_approximation"):
+        return guide
+    with isolated(target.dtype, seed=0):
+        normal = guide.laplace_approximation(*target.row(problem))
+        constraint = {"scale": normal.scale_constraint, "scale_tril": normal.scale_tril_constraint}
+        for name in ("loc", "scale", "scale_tril"):
+            value = getattr(normal, name)
+            delattr(normal, name)
+            setattr(normal, name, PyroParam(value, constraint.get(name, constraints.real)))
+        return normal
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """Fits of one family by SVI: `B` problems, `R` independent replicas of each.
+
+    Attributes:
+        target: what was fitted.
+        family_name: the family by name, as `find_family` takes it.
+        family: the family.
+        objective, engine, seed, seconds, num_particles, lr: how, and how long it took.
+        engine_reason: why another engine ran than the one asked for, or "".
+        parameters: unconstrained values by name, `(B, R, *shape)`.
+        scope: for each parameter "per_problem" or "shared".
+        initial: the parameters before the first step, likewise.
+        steps: steps at which `trajectory` was taken, `(T,)`.
+        trajectory: flat parameters then, `(T, B, R, D)`.
+        elbo_history: the objective's estimate at every step, `(num_steps, B, R)`, nats.
+        status: "converged", "not_converged" or "diverged" for each, `(B, R)`.
+        stop_reason: in words, `(B, R)`.
+        num_steps: steps taken, `(B, R)`.
+        predicted_gain: upper bound of what is still to be gained nearby, nats, `(B, R)`.
+        support_mismatch: what is wrong with the guide's support, or "".
+        versions: of the software.
+    """
+
+    target: Target
+    family_name: str
+    family: Family
+    objective: str
+    engine: str
+    engine_reason: str
+    seed: int
+    seconds: float
+    num_particles: int
+    lr: float
+    parameters: dict[str, Tensor]
+    scope: dict[str, str]
+    initial: dict[str, Tensor]
+    steps: np.ndarray
+    trajectory: Tensor
+    elbo_history: np.ndarray
+    status: np.ndarray
+    stop_reason: np.ndarray
+    num_steps: np.ndarray
+    predicted_gain: np.ndarray
+    support_mismatch: str
+    versions: dict[str, str]
+    program: Program
+
+    @property
+    def num_replicas(self) -> int:
+        """`R`."""
+        return self.status.shape[1]
+
+    @property
+    def theta(self) -> Tensor:
+        """All parameters of each fit as one vector, `(B, R, D)`."""
+        return self.program.layout.flatten(self.parameters)
+
+    def guide(self, problem: int = 0, replica: int = 0) -> nn.Module:
+        """One fitted guide, an ordinary Pyro guide: call it with the problem's data, or give it to `Predictive`."""
+        guide = finished(build_guide(self.family, self.target, problem), self.target, problem)
+        values = dict(guide.named_parameters())
+        with torch.no_grad():
+            for name, stacked in self.parameters.items():
+                values[name].copy_(stacked[problem, replica])
+        return guide
+
+    def draw(self, num: int, seed: int) -> Latents:
+        """Draws from every fitted guide: for each site `(B, R, num, *site.shape)`."""
+        theta = self.theta
+        generator = torch.Generator(device=theta.device).manual_seed(seed)
+        noise = pseudo_random(self.program.draws, (*theta.shape[:2], num), generator)
+
+        def many(point: Tensor, row: tuple[Tensor, ...], draws: tuple[Tensor, ...]) -> Latents:
+            return vmap(lambda one: self.program.latents(point, row, one))(draws)
+
+        with isolated(self.target.dtype, seed=seed), torch.no_grad():
+            return vmap(vmap(many, in_dims=(0, None, 0)))(theta, self.target.args, noise)
+
+    def log_prob(self, latents: Latents) -> Tensor:
+        """log q at latents `(B, R, S, *site.shape)`, `(B, R, S)`, nats."""
+        return self.log_prob_at(self.theta, latents)
+
+    def log_prob_at(self, theta: Tensor, latents: Latents) -> Tensor:
+        """log q of the family's member `theta` `(B, R, D)` at latents `(B, R, S, *site.shape)`."""
+
+        def many(point: Tensor, row: tuple[Tensor, ...], values: Latents) -> Tensor:
+            return vmap(lambda z: self.program.log_guide(point, row, z))(values)
+
+        with isolated(self.target.dtype, seed=0), torch.no_grad():
+            return vmap(vmap(many, in_dims=(0, None, 0)))(theta, self.target.args, latents)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the fit as a zip of plain arrays and JSON; an existing file is replaced only once all is written."""
+        path = Path(path)
+        header = {
+            "format": FORMAT,
+            "version": FORMAT_VERSION,
+            "family": self.family_name,
+            "objective": self.objective,
+            "engine": self.engine,
+            "engine_reason": self.engine_reason,
+            "seed": self.seed,
+            "seconds": self.seconds,
+            "num_particles": self.num_particles,
+            "lr": self.lr,
+            "parameters": list(self.parameters),
+            "scope": self.scope,
+            "support_mismatch": self.support_mismatch,
+            "versions": self.versions,
+            "target": fingerprint(self.target),
+            "dtype": str(self.target.dtype).removeprefix("torch."),
+        }
+        arrays = {
+            "header": np.frombuffer(json.dumps(header).encode(), dtype=np.uint8),
+            **{f"parameter_{i}": v.cpu().numpy() for i, v in enumerate(self.parameters.values())},
+            **{f"initial_{i}": v.cpu().numpy() for i, v in enumerate(self.initial.values())},
+            "trajectory": self.trajectory.cpu().numpy(),
+            **{name: getattr(self, name) for name in _ARRAYS},
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, partial = tempfile.mkstemp(dir=path.parent, suffix=".partial")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                np.savez(file, **arrays)
+            os.replace(partial, path)
+        except BaseException:
+            Path(partial).unlink(missing_ok=True)
+            raise
+
+    @staticmethod
+    def load(path: str | Path, target: Target, family: Family | None = None) -> Fit:
+        """Reads a fit back.
+
+        Args:
+            path: a file written by `save`.
+            target: the problem it was fitted to; code is not saved.
+            family: needed where the family's name can't be imported.
+
+        Raises:
+            ValueError: the file is truncated, foreign, of another version, or of another target.
+            FileNotFoundError: there is none.
+        """
+        header, arrays = _read(Path(path))
+        if header["target"] != fingerprint(target):
+            raise ValueError(f"{path} was fitted to another target or other data: {header['target']}")
+        family = family or find_family(header["family"])
+        program = Program(target, finished(build_guide(family, target), target, 0))
+        names = header["parameters"]
+        if tuple(names) != program.layout.names:
+            raise ValueError(f"{path}: family '{header['family']}' has parameters {program.layout.names}, the file {names}")
+
+        def tensors(prefix: str) -> dict[str, Tensor]:
+            return {n: torch.from_numpy(arrays[f"{prefix}_{i}"]).to(target.device) for i, n in enumerate(names)}
+
+        return Fit(
+            target=target,
+            family_name=header["family"],
+            family=family,
+            **{k: header[k] for k in ("objective", "engine", "engine_reason", "seed", "seconds", "num_particles", "lr")},
+            parameters=tensors("parameter"),
+            scope=header["scope"],
+            initial=tensors("initial") if "initial_0" in arrays else {},
+            trajectory=torch.from_numpy(arrays["trajectory"]).to(target.device),
+            **{name: arrays[name] for name in _ARRAYS},
+            support_mismatch=header["support_mismatch"],
+            versions=header["versions"],
+            program=program,
+        )
+
+
+_ARRAYS = ("steps", "elbo_history", "status", "stop_reason", "num_steps", "predicted_gain")
+
+
+def fingerprint(target: Target) -> str:
+    """Tells one target's data, sites and dtype from another's."""
+    digest = hashlib.sha256()
+    for arg in target.args:
+        digest.update(str((tuple(arg.shape), str(arg.dtype))).encode())
+        digest.update(arg.detach().cpu().contiguous().numpy().tobytes())
+    sites = ", ".join(f"{site.name}{tuple(site.shape)}" for site in target.latents)
+    return f"{target.name}: {sites}: {digest.hexdigest()[:16]}"
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    if not path.exists():
+        raise FileNotFoundError(f"no fit at {path}")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        header = json.loads(arrays.pop("header").tobytes())
+    except (zipfile.BadZipFile, OSError, ValueError, KeyError, EOFError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path} is not a fit saved by ppl_vi, or is damaged: {error}") from error
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise ValueError(f"{path} is not a fit saved by ppl_vi")
+    if header.get("version") != FORMAT_VERSION:
+        raise ValueError(f"{path} has format version {header.get('version')}; this ppl_vi reads {FORMAT_VERSION}")
+    return header, arrays
+
+
+Progress = Callable[[int, int], None]

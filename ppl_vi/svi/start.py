@@ -1,0 +1,118 @@
+"""Guides at their initial values: taken from the target's mode and curvature, overdispersed over replicas."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.poutine as poutine
+import torch
+from pyro.infer.autoguide.initialization import init_to_value
+from pyro.nn.module import PyroModule, PyroParam
+from torch import Tensor, nn
+
+from ppl_vi.guides import Family
+from ppl_vi.state import isolated
+from ppl_vi.target import Target
+
+SPREAD = 1.0  # replicas start this many posterior standard deviations around the mode, in unconstrained space
+SCALE = 0.5  # initial scales are about half the posterior's: a wide start has gradients of heavy tails
+SCALE_SPREAD = 0.3  # standard deviation of the log of their initial scales
+
+
+class FunctionGuide(PyroModule):
+    """A guide written as a function, as a module: its `pyro.param` statements become the module's parameters."""
+
+    def __init__(self, function: Callable[..., Any], *args: Any) -> None:
+        super().__init__()
+        self.function = function
+        with pyro.get_param_store().scope():
+            trace = poutine.trace(function, param_only=True).get_trace(*args)
+            self._attributes: dict[str, str] = {}
+            for number, (name, node) in enumerate(trace.nodes.items()):
+                if node["type"] == "param":
+                    self._attributes[name] = f"param_{number}_{''.join(c if c.isalnum() else '_' for c in name)}"
+                    constraint = node["kwargs"].get("constraint", torch.distributions.constraints.real)
+                    event_dim = node["kwargs"].get("event_dim")
+                    value = PyroParam(node["value"].detach().clone(), constraint, event_dim)
+                    setattr(self, self._attributes[name], value)
+
+    def forward(self, *args: Any) -> Any:
+        """The function, its parameters taken from the module."""
+        values = {name: getattr(self, attribute) for name, attribute in self._attributes.items()}
+        with _Substitute(values):
+            return self.function(*args)
+
+
+class _Substitute(poutine.messenger.Messenger):
+    def __init__(self, values: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_param(self, msg: Any) -> None:
+        if msg["name"] in self.values:
+            msg["value"] = self.values[msg["name"]]
+            msg["done"] = True
+            msg["stop"] = True
+
+
+def start_points(target: Target, num_replicas: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Initial locations and scales in unconstrained space, each `(B, R, D)`."""
+    laplace = target.laplace
+    generator = torch.Generator(device=target.device).manual_seed(seed)
+    shape = (target.num_problems, num_replicas, target.dim)
+    noise = torch.randn((2, *shape), dtype=target.dtype, device=target.device, generator=generator)
+    loc = laplace.loc[:, None] + SPREAD * laplace.scale[:, None] * noise[0]
+    scale = SCALE * laplace.scale[:, None] * torch.exp(SCALE_SPREAD * noise[1])
+    return loc, scale
+
+
+def build_guide(
+    family: Family, target: Target, problem: int = 0, loc: Tensor | None = None, scale: Tensor | None = None, seed: int = 0
+) -> nn.Module:
+    """A guide of a family at given initial location and scale `(D,)`: as far as the family takes such arguments.
+
+    `init_loc_fn` and `init_scale` are the names of Pyro's autoguides; `init_scale_fn`, one scale a site, ours.
+
+    Raises:
+        TypeError: the family doesn't return something callable.
+    """
+    loc = target.laplace.loc[problem] if loc is None else loc
+    scale = target.laplace.scale[problem] if scale is None else scale
+    names = set(inspect.signature(family.__init__ if inspect.isclass(family) else family).parameters)
+    given: dict[str, Any] = {}
+    if "init_loc_fn" in names:
+        latents, _ = target.constrain(loc)
+        given["init_loc_fn"] = init_to_value(values=latents)
+    if "init_scale_fn" in names:
+        sizes = [site.unconstrained_shape.numel() for site in target.latents]
+        parts = dict(zip((site.name for site in target.latents), scale.split(sizes), strict=True))
+        given["init_scale_fn"] = lambda name, location: parts[name].reshape(location.shape)
+    elif "init_scale" in names:
+        given["init_scale"] = float(scale.log().mean().exp())
+    with isolated(target.dtype, seed=seed), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*AutoRegressiveNN input_dim = 1.*")  # a flow over one number is fine
+        warnings.filterwarnings("ignore", message="The `init_loc_fn` argument to AutoIAFNormal is not used")
+        guide = family(target.model, **given)
+        if not callable(guide):
+            raise TypeError(f"a guide family must return a guide, something callable; got {type(guide).__name__}")
+        row = target.row(problem)
+        if not isinstance(guide, nn.Module):
+            guide = FunctionGuide(guide, *row)
+        poutine.trace(guide).get_trace(*row)  # autoguides make their parameters in a first call
+    return guide.to(target.device)
+
+
+def start_guides(family: Family, target: Target, num_replicas: int, seed: int) -> list[list[nn.Module]]:
+    """One guide for each problem and replica, at its own initial values."""
+    loc, scale = start_points(target, num_replicas, seed)
+    return [
+        [
+            build_guide(family, target, b, loc[b, r], scale[b, r], seed=seed * 1_000_003 + b * num_replicas + r)
+            for r in range(num_replicas)
+        ]
+        for b in range(target.num_problems)
+    ]

@@ -1,0 +1,217 @@
+"""The target: a Pyro model with its data, as one inference problem or as a batch of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pyro.poutine as poutine
+import torch
+from pyro.distributions.transforms import biject_to
+from pyro.infer.autoguide.initialization import InitMessenger, init_to_feasible
+from torch import Tensor
+from torch.distributions import constraints
+from torch.func import vmap
+
+from ppl_vi.newton import Minimum, minimize
+from ppl_vi.state import isolated
+
+Latents = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class LatentSite:
+    """A latent sample site of the model.
+
+    Attributes:
+        name: Pyro's name of the site.
+        support: the constraint its values satisfy.
+        shape: of one value, plates included.
+    """
+
+    name: str
+    support: constraints.Constraint
+    shape: torch.Size
+
+    @property
+    def unconstrained_shape(self) -> torch.Size:
+        """Shape after `biject_to(support).inv`."""
+        return biject_to(self.support).inverse_shape(self.shape)
+
+
+@dataclass(frozen=True)
+class Laplace:
+    """The mode of each problem's posterior in unconstrained space and the curvature there.
+
+    Attributes:
+        loc: `(B, D)`.
+        precision: minus the second derivatives of the log density, `(B, D, D)`.
+        log_density: the unnormalised log density at `loc`, Jacobian included, `(B,)`, nats.
+        converged: `(B,)`.
+    """
+
+    loc: Tensor
+    precision: Tensor
+    log_density: Tensor
+    converged: Tensor
+
+    @cached_property
+    def scale(self) -> Tensor:
+        """Standard deviation of each coordinate given the others, `(B, D)`: `precision_dd^(-1/2)`, or 1 where flat."""
+        diagonal = torch.diagonal(self.precision, dim1=-2, dim2=-1)
+        curved = diagonal > 0
+        return torch.where(curved, torch.where(curved, diagonal, torch.ones_like(diagonal)).rsqrt(), 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """A Pyro model with its data: `B` inference problems that share the model and differ in their data.
+
+    Attributes:
+        model: a Pyro model, called with one row of `args`.
+        args: tensors with the problems along the leading axis, `(B, ...)`.
+        closed_form: log evidence of each problem from a batch of `args`, where it is known: a check on the truth.
+        name: shown in tables.
+        dtype: of every computation with this target.
+    """
+
+    model: Callable[..., Any]
+    args: tuple[Tensor, ...]
+    closed_form: Callable[..., Tensor] | None = None
+    name: str = "target"
+    dtype: torch.dtype = torch.float64
+
+    def __post_init__(self) -> None:
+        rows = {len(arg) for arg in self.args if arg.dim() > 0}
+        if len(rows) != 1 or 0 in rows or any(arg.dim() == 0 for arg in self.args):
+            shapes = [tuple(arg.shape) for arg in self.args]
+            raise ValueError(
+                f"args must be tensors that share a leading axis, one row a problem (at least one); got shapes {shapes}"
+            )
+        cast = tuple(arg.to(self.dtype) if arg.is_floating_point() else arg for arg in self.args)
+        object.__setattr__(self, "args", cast)
+
+    @property
+    def num_problems(self) -> int:
+        """`B`."""
+        return len(self.args[0])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the data lie."""
+        return self.args[0].device
+
+    def row(self, problem: int) -> tuple[Tensor, ...]:
+        """The model's arguments for one problem."""
+        return tuple(arg[problem] for arg in self.args)
+
+    def to(self, device: torch.device | str) -> Target:
+        """The same target with its data on `device`."""
+        args = tuple(arg.to(device) for arg in self.args)
+        return Target(self.model, args, self.closed_form, self.name, self.dtype)
+
+    @cached_property
+    def latents(self) -> tuple[LatentSite, ...]:
+        """The latent sites, found by tracing the model once.
+
+        Raises:
+            ValueError: the model has no latent site, or a discrete one.
+        """
+        with isolated(self.dtype, seed=0):
+            trace = poutine.trace(self.model).get_trace(*self.row(0))
+        sites = []
+        for name, node in trace.nodes.items():
+            if node["type"] != "sample" or node["is_observed"] or poutine.util.site_is_subsample(node):
+                continue
+            if node["fn"].support.is_discrete:
+                raise ValueError(f"site '{name}' is discrete; SVI needs continuous latents: sum it out of the model")
+            sites.append(LatentSite(name, node["fn"].support, node["value"].shape))
+        if not sites:
+            raise ValueError("the model has no latent sample site: there is nothing to infer")
+        return tuple(sites)
+
+    @property
+    def dim(self) -> int:
+        """`D`, the number of unconstrained coordinates of one problem."""
+        return sum(site.unconstrained_shape.numel() for site in self.latents)
+
+    def constrain(self, unconstrained: Tensor) -> tuple[Latents, Tensor]:
+        """Maps `(..., D)` to the latents and the log absolute determinant of the Jacobian, `(...)`.
+
+        Sites follow one another in the order of `latents`; each is mapped by `biject_to(site.support)`.
+        """
+        batch = unconstrained.shape[:-1]
+        sizes = [site.unconstrained_shape.numel() for site in self.latents]
+        values: Latents = {}
+        log_jacobian = torch.zeros(batch, dtype=unconstrained.dtype, device=unconstrained.device)
+        for site, flat in zip(self.latents, unconstrained.split(sizes, -1), strict=True):
+            bijector = biject_to(site.support)
+            u = flat.reshape(batch + site.unconstrained_shape)
+            values[site.name] = bijector(u)
+            log_det = bijector.log_abs_det_jacobian(u, values[site.name])
+            log_jacobian = log_jacobian + log_det.reshape((*batch, -1)).sum(-1)
+        return values, log_jacobian
+
+    def unconstrain(self, latents: Latents) -> Tensor:
+        """The inverse of `constrain`: latents of shape `(..., *site.shape)` to `(..., D)`."""
+        flat = []
+        for site in self.latents:
+            u = biject_to(site.support).inv(latents[site.name])
+            flat.append(u.reshape((*u.shape[: u.dim() - len(site.unconstrained_shape)], -1)))
+        return torch.cat(flat, -1)
+
+    def log_joint_of_row(self, latents: Latents, *row: Tensor) -> Tensor:
+        """log p(x, z) of one problem at one point, nats: a pure function of tensors, for `torch.func`."""
+        with poutine.block():
+            trace = poutine.trace(poutine.condition(self.model, data=latents)).get_trace(*row)
+            return trace.log_prob_sum()
+
+    def log_density_of_row(self, unconstrained: Tensor, *row: Tensor) -> Tensor:
+        """log p(x, z(u)) + log |dz/du| of one problem at one unconstrained point `(D,)`."""
+        latents, log_jacobian = self.constrain(unconstrained)
+        return self.log_joint_of_row(latents, *row) + log_jacobian
+
+    def log_joint(self, latents: Latents, index: Tensor | None = None) -> Tensor:
+        """log p(x, z), nats.
+
+        Args:
+            latents: for each site `(B, S, *site.shape)`.
+            index: which problem each leading row belongs to, `(B,)`; all of them in order by default.
+
+        Returns:
+            `(B, S)`.
+        """
+        rows = self.args if index is None else tuple(arg[index] for arg in self.args)
+        with isolated(self.dtype):
+            over_points = vmap(self.log_joint_of_row, in_dims=(0,) + (None,) * len(rows))
+            return vmap(over_points)(latents, *rows)
+
+    @cached_property
+    def laplace(self) -> Laplace:
+        """Mode and curvature in unconstrained space, by Newton's method on all problems at once."""
+        return laplace_of(self)
+
+
+def laplace_of(target: Target, tolerance: float = 1e-10) -> Laplace:
+    """Finds the posterior's mode in unconstrained space, with the curvature there.
+
+    The mode is where the initial values of a fit and the scale of a quadrature come from, so it matters that it is
+    near and of the right width; it need not be global.
+    """
+    with isolated(target.dtype, seed=0):
+        start = target.unconstrain(_feasible(target)).expand(target.num_problems, -1).to(target.device)
+
+        def loss(u: Tensor, *row: Tensor) -> Tensor:
+            return -target.log_density_of_row(u, *row)
+
+        found: Minimum = minimize(loss, start, args=target.args, tolerance=tolerance)
+    return Laplace(found.x, found.hessian, -found.value, found.converged)
+
+
+def _feasible(target: Target) -> Latents:
+    """A point inside the support, Pyro's own choice, `(1, *site.shape)` for each site."""
+    with InitMessenger(init_to_feasible):
+        trace = poutine.trace(target.model).get_trace(*target.row(0))
+    return {site.name: trace.nodes[site.name]["value"].detach()[None] for site in target.latents}

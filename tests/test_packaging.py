@@ -1,0 +1,112 @@
+"""What is shipped, what it needs, and that the needs are pinned."""
+
+import importlib.metadata
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parent.parent
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
+DECLARED = [
+    Requirement(line)
+    for lines in (
+        PYPROJECT["build-system"]["requires"],
+        PROJECT["dependencies"],
+        *PROJECT["optional-dependencies"].values(),
+    )
+    for line in lines
+]
+CONSTRAINTS = [
+    Requirement(line)
+    for line in (ROOT / "constraints.txt").read_text().splitlines()
+    if line.strip() and not line.startswith("#")
+]
+PINNED = {canonicalize_name(constraint.name) for constraint in CONSTRAINTS}
+OWN_NAME = canonicalize_name(PROJECT["name"])
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the sdist of this tree and the wheel built from that sdist."""
+    out = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out
+
+
+def source_files(*folders: str) -> set[str]:
+    """The Python files under the folders, relative to the root."""
+    return {path.relative_to(ROOT).as_posix() for folder in folders for path in (ROOT / folder).rglob("*.py")}
+
+
+def test_wheel_holds_the_package_alone(built: Path) -> None:
+    (wheel,) = built.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+    assert {name.split("/")[0] for name in names} == {"ppl_vi"}
+    assert source_files("ppl_vi") | {"ppl_vi/py.typed"} <= names
+
+
+def test_wheel_carries_version_and_licence(built: Path) -> None:
+    (wheel,) = built.glob("*.whl")
+    version = importlib.import_module("ppl_vi").__version__
+    assert wheel.name == f"ppl_vi-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel) as archive:
+        licence = archive.read(f"ppl_vi-{version}.dist-info/licenses/LICENSE")
+    assert licence == (ROOT / "LICENSE").read_bytes()
+
+
+def test_sdist_holds_everything(built: Path) -> None:
+    (sdist,) = built.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    documents = {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    files = {"pyproject.toml", "constraints.txt", "Makefile", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", ".ci/run"}
+    expected = source_files("ppl_vi", "models", "benchmarks", "tests") | documents | files | {"ppl_vi/py.typed"}
+    assert expected - names == set()
+
+
+def test_versions_are_bounded_below_in_pyproject_and_exact_in_constraints_alone() -> None:
+    for requirement in DECLARED:
+        if canonicalize_name(requirement.name) != OWN_NAME:
+            operators = {specifier.operator for specifier in requirement.specifier}
+            assert operators == {">="}, f"pyproject.toml: give '{requirement}' a lower bound and nothing else"
+    for constraint in CONSTRAINTS:
+        operators = [specifier.operator for specifier in constraint.specifier]
+        assert operators == ["=="], f"constraints.txt: pin '{constraint}' with =="
+
+
+def test_every_declared_dependency_is_pinned() -> None:
+    missing = {canonicalize_name(requirement.name) for requirement in DECLARED} - PINNED - {OWN_NAME}
+    assert not missing, f"pin these in constraints.txt: {sorted(missing)}"
+
+
+def test_everything_the_dependencies_need_is_pinned_too() -> None:
+    """Follows the requirements of what is installed: one that slips through would be resolved anew each time."""
+    waiting = [requirement for requirement in DECLARED if requirement.marker is None or requirement.marker.evaluate()]
+    seen: set[tuple[str, str]] = set()
+    while waiting:
+        requirement = waiting.pop()
+        name = canonicalize_name(requirement.name)
+        for extra in {"", *requirement.extras}:
+            if name == OWN_NAME or (name, extra) in seen or from_cuda(name):
+                continue
+            seen.add((name, extra))
+            needed = [Requirement(line) for line in importlib.metadata.requires(name) or []]
+            waiting += [one for one in needed if one.marker is None or one.marker.evaluate({"extra": extra})]
+    missing = {name for name, _ in seen} - PINNED
+    assert not missing, f"pin these in constraints.txt: {sorted(missing)}"
+
+
+def from_cuda(name: str) -> bool:
+    """Whether the package is a part of torch's CUDA build, whose versions torch itself fixes."""
+    return name == "triton" or name.startswith(("cuda-", "nvidia-"))
