@@ -2,7 +2,8 @@
 
     python -m benchmarks.truncated_normal [--quick] [--json FILE|-]
 
-Accuracy is the largest error against mpmath over a fixed table of regimes, in float64; the reference sees the same doubles.
+Accuracy is the largest error against mpmath over a fixed table of regimes, in float64; the reference sees the same
+doubles. SciPy takes its bounds in standard deviations: the rounding of that division is among its errors.
 Speed is the median time per element over several runs, on one thread.
 """
 
@@ -153,7 +154,7 @@ Errors = dict[str, float]
 
 
 def _case_errors(numbers: tuple[float, ...], methods: dict[str, Callable[..., float]]) -> Errors:
-    """Largest error of each method in one case: in units of max(1, |value|) for logarithms, of max(sd, |value|) else."""
+    """Largest error of each method, relative to max(1, |value|) for logarithms and to max(sd, |value|) for others."""
     exact = [mpf(x) for x in numbers]
     sd = mpmath.sqrt(exact_variance(*exact))
     ours = TruncatedNormal(*(torch.tensor(x, dtype=torch.float64) for x in numbers))
@@ -180,7 +181,8 @@ def _case_errors(numbers: tuple[float, ...], methods: dict[str, Callable[..., fl
 def _gradient_error(numbers: tuple[float, ...]) -> float:
     """Largest error of the derivatives of ours in the four parameters, relative to them or to their natural size.
 
-    The natural size, beneath which a derivative is a difference of larger numbers, is that in a standard deviation's reach.
+    The natural size, beneath which a derivative is a difference of larger numbers, is that in a standard deviation's
+    reach.
     """
     exact = [mpf(x) for x in numbers]
     inputs = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in numbers]
@@ -371,7 +373,9 @@ def throughput(quick: bool) -> list[dict[str, Any]]:
 
 
 def _show(result: dict[str, Any], console: Console) -> None:
-    table = Table(title="largest error against mpmath, float64; logarithms: max(1, |value|) = 1, others: max(sd, |value|) = 1")
+    table = Table(
+        title="largest error against mpmath, float64; logarithms: max(1, |value|) = 1, others: max(sd, |value|) = 1"
+    )
     columns = [*QUANTITIES, "gradients"]
     for name in ("regime", "library", *columns):
         table.add_column(name.replace("_", " "), justify="left" if name in ("regime", "library") else "right")

@@ -1,4 +1,4 @@
-"""A closed interval whose bounds may be infinite, each element its own, as a constraint with a bijection from the reals."""
+"""A closed interval whose bounds may be infinite, element by element: a constraint and its bijection from the reals."""
 
 from typing import Any
 
@@ -11,13 +11,14 @@ from torch.distributions.transforms import Transform
 class closed_interval(constraints.interval):  # noqa: N801 - lower case as all constraints of torch
     """`lower_bound <= value <= upper_bound`.
 
-    torch's own `interval` maps the reals to NaN where a bound is infinite. Here every element of a batch has the map that its
-    bounds call for.
+    torch's own `interval` maps the reals to NaN where a bound is infinite. Here every element of a batch has the map
+    that its bounds call for.
     """
 
 
 class BoundedTransform(Transform):
-    """From the reals to the interval, elementwise: identity, `low + exp(x)`, `high - exp(x)` or `low + (high - low) sigmoid(x)`.
+    """From the reals to the interval, elementwise: identity, `low + exp(x)`, `high - exp(x)` or `low + (high - low)
+    sigmoid(x)`.
 
     Args:
         low: lower bounds, `-inf` for none.
@@ -56,7 +57,7 @@ class BoundedTransform(Transform):
         return self.low.isinf() & ~self.high.isinf()
 
     def _finite(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Number of finite bounds, then an anchor and a width that are finite everywhere, for safe use in `torch.where`."""
+        """Number of finite bounds, then an anchor and a width that are finite everywhere, safe in `torch.where`."""
         count = 2 - self.low.isinf().to(torch.int) - self.high.isinf().to(torch.int)
         anchor = torch.where(self._from_high(), self.high, torch.where(self.low.isinf(), 0.0, self.low))
         width = torch.where(count == 2, self.high, 1.0) - torch.where(count == 2, self.low, 0.0)

@@ -8,11 +8,13 @@ Two frames are enough, and :class:`TiltedMoments` and :func:`tilted_quantile` ta
 
 - **edge frame**: `lo = 0`, `hi` is the width, `c >= -1`. The origin is the bound that is nearer to the normal's peak.
   Used for tails and for narrow intervals. Nothing cancels: the density falls, and its scale is about 1 / c.
-- **centre frame**: `c = 0`, `lo < 0 < hi`, `hi - lo > 2`. The origin is the peak. Used where the interval holds the peak and is wide.
+- **centre frame**: `c = 0`, `lo < 0 < hi`, `hi - lo > 2`. The origin is the peak. Used where the interval holds the
+  peak and is wide.
 
-In the edge frame a 28-point Gauss-Legendre rule over the part of the interval that holds all but exp(-44) of the mass gives
-the mass and all central moments as sums of positive terms: no difference of error functions, hence no cancellation in
-narrow intervals or far tails. It also costs less than one call of `erfcx`. In the centre frame the error function is safe.
+In the edge frame a 28-point Gauss-Legendre rule over the part of the interval that holds all but exp(-44) of the mass
+gives the mass, the mean and the central moments. No difference of error functions is taken, hence nothing cancels in
+narrow intervals or far tails. It costs two to three calls of `erfcx`; the textbook formula takes two for the mass.
+In the centre frame the error function is safe.
 """
 
 import functools
@@ -23,13 +25,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 _NUM_NODES = 28  # 20 leave 1e-10 in the fourth moment, 24 leave 1e-13; more only add rounding
+_BLOCK = 8192  # elements, whose tables of 28 columns take 2 MB
 _NEGLIGIBLE = 44.0  # exp(-44) = 8e-20, small even beside the fourth moment, where the cut tail is magnified by 44^4
 
 
-def elementwise(partials: Callable[..., tuple[Tensor, ...]]) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+def elementwise(
+    partials: Callable[..., tuple[Tensor, ...]],
+) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     """Makes `value(*inputs)` an autograd function of its own, whose derivatives are given in closed form.
 
     Args:
@@ -84,11 +90,11 @@ class TiltedMoments(torch.autograd.Function):
         mean          E u
         central[n]    E (u - mean)^n for n = 2, ..., order
 
-    Derivatives are closed forms in the same quantities, since the law is an exponential family in `c` (a derivative in `c`
-    brings the next central moment) and a bound acts only through the density at it.
+    Derivatives are closed forms in the same quantities, since the law is an exponential family in `c` (a derivative
+    in `c` brings the next central moment) and a bound acts only through the density at it.
 
-    Source: N. L. Johnson, S. Kotz and N. Balakrishnan, Continuous Univariate Distributions, volume 1 (1994), section 13.10.1;
-    P. J. Davis and P. Rabinowitz, Methods of Numerical Integration (1984), for the quadrature rule.
+    Source: N. L. Johnson, S. Kotz and N. Balakrishnan, Continuous Univariate Distributions, volume 1 (1994), section
+    13.10.1; P. J. Davis and P. Rabinowitz, Methods of Numerical Integration (1984), for the quadrature rule.
     """
 
     generate_vmap_rule = True
@@ -96,10 +102,7 @@ class TiltedMoments(torch.autograd.Function):
     @staticmethod
     def forward(order: int, c: Tensor, lo: Tensor, hi: Tensor) -> tuple[Tensor, ...]:
         """Takes the frame of each element as the module's docstring says; `lo` and `hi` may be infinite."""
-        centred = lo < 0
-        edge = _edge_moments(order, c, torch.where(centred, 1.0, hi))
-        centre = _centre_moments(order, torch.where(centred, lo, -2.0), torch.where(centred, hi, 2.0))
-        return tuple(torch.where(centred, a, b) for a, b in zip(centre, edge, strict=True))
+        return _in_blocks(functools.partial(_moments, order), c, lo, hi)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -129,11 +132,37 @@ def tilted_quantile(lower: Tensor, upper: Tensor, c: Tensor, lo: Tensor, hi: Ten
     Returns:
         The `u` with `lower` of the mass below it; exactly `lo` and `hi` where `lower` and `upper` are zero.
     """
+    return _in_blocks(_quantile, lower, upper, c, lo, hi)[0]
+
+
+def _in_blocks(function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> tuple[Tensor, ...]:
+    """Evaluates an elementwise function block by block, so that the quadrature's tables stay in the processor's cache.
+
+    Large batches are twice as fast for it and take a fraction of the memory. A traced graph is left in one piece: its
+    compiler fuses the tables away.
+    """
+    inputs = torch.broadcast_tensors(*inputs)
+    whole = inputs[0]
+    if torch.compiler.is_compiling() or get_proxy_mode() or whole.device.type != "cpu" or whole.numel() <= _BLOCK:
+        return function(*inputs)
+    blocks = zip(*(x.reshape(-1).split(_BLOCK) for x in inputs), strict=True)
+    pieces = zip(*(function(*block) for block in blocks), strict=True)
+    return tuple(torch.cat(piece).reshape(whole.shape) for piece in pieces)
+
+
+def _moments(order: int, c: Tensor, lo: Tensor, hi: Tensor) -> tuple[Tensor, ...]:
+    centred = lo < 0
+    edge = _edge_moments(order, c, torch.where(centred, 1.0, hi))
+    centre = _centre_moments(order, torch.where(centred, lo, -2.0), torch.where(centred, hi, 2.0))
+    return tuple(torch.where(centred, a, b) for a, b in zip(centre, edge, strict=True))
+
+
+def _quantile(lower: Tensor, upper: Tensor, c: Tensor, lo: Tensor, hi: Tensor) -> tuple[Tensor]:
     centred = lo < 0
     edge = _edge_quantile(lower, upper, c, torch.where(centred, 1.0, hi))
     centre = _centre_quantile(lower, upper, torch.where(centred, lo, -2.0), torch.where(centred, hi, 2.0))
     quantile = torch.where(centred, centre, edge)
-    return torch.where(lower == 0, lo, torch.where(upper == 0, hi, quantile))
+    return (torch.where(lower == 0, lo, torch.where(upper == 0, hi, quantile)),)
 
 
 def _sum(terms: Any) -> Tensor:
@@ -170,7 +199,7 @@ def _unit_rule() -> tuple[list[float], list[float]]:
 
 
 def _edge_nodes(c: Tensor, width: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Length of the part that matters, nodes on [0, 1], and the mass that each node stands for, in units of that length."""
+    """Length of the part that matters, nodes on [0, 1], and the mass each node stands for, in units of that length."""
     reach = 2 * _NEGLIGIBLE / (c + torch.hypot(c, torch.full_like(c, math.sqrt(2 * _NEGLIGIBLE))))
     length = torch.minimum(width, reach)
     nodes, log_weights = (c.new_tensor(column) for column in _unit_rule())
@@ -210,9 +239,7 @@ def _centre_moments(order: int, lo: Tensor, hi: Tensor) -> list[Tensor]:
     for n in range(1, order):  # integration by parts
         raw.append(n * raw[n - 1] + lo**n * f_lo - hi**n * f_hi)
     mean = raw[1]
-    central = [
-        _sum(math.comb(n, k) * raw[k] * (-mean) ** (n - k) for k in range(n + 1)) for n in range(2, order + 1)
-    ]
+    central = [_sum(math.comb(n, k) * raw[k] * (-mean) ** (n - k) for k in range(n + 1)) for n in range(2, order + 1)]
     return [log_mass, f_lo, f_hi, mean, *central]
 
 
@@ -231,8 +258,9 @@ def _centre_quantile(lower: Tensor, upper: Tensor, lo: Tensor, hi: Tensor) -> Te
 def _edge_quantile(lower: Tensor, upper: Tensor, c: Tensor, width: Tensor) -> Tensor:
     """A start that is good to some per cent, then three steps of fourth order on the smaller of the two masses.
 
-    With `m` the mass between 0 and `u`, du/dm = exp(R) and R = c u + u^2 / 2, so that Taylor's series of u(m) at the present
-    `u` is `u + e + g e^2 / 2 + (1 + 2 g^2) e^3 / 6 + ...` with `g = c + u` and `e` the mass that is missing, times exp(R).
+    With `m` the mass between 0 and `u`, du/dm = exp(R) and R = c u + u^2 / 2, so that Taylor's series of u(m) at the
+    present `u` is `u + e + g e^2 / 2 + (1 + 2 g^2) e^3 / 6 + ...` with `g = c + u` and `e` the mass that is missing,
+    times exp(R).
     """
     log_mass = _edge_moments(0, c, width)[0]
     lower_side = lower < upper

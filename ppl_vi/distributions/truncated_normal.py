@@ -17,12 +17,14 @@ from ppl_vi.distributions.special import HALF_LOG_TWO_PI, TiltedMoments, element
 class TruncatedNormal(dist.TorchDistribution):
     r"""Normal(loc, scale) conditioned on `low <= value <= high`.
 
-        p(z) = exp(-(z - loc)^2 / (2 scale^2)) / (scale sqrt(2 pi) Z),    Z = Phi((high - loc) / scale) - Phi((low - loc) / scale)
+        p(z) = exp(-(z - loc)^2 / (2 scale^2)) / (scale sqrt(2 pi) Z)
+        Z = Phi((high - loc) / scale) - Phi((low - loc) / scale)
 
-    `loc` and `scale` are those of the normal before truncation; see `mean` and `stddev` for the law itself. Any interval will
-    do, also a half line or the whole line, also one that lies 10,000 standard deviations from `loc` or is 1e-8 of them wide.
-    All methods are differentiable in all four parameters, `rsample` by the implicit function theorem; the derivatives are
-    closed forms that can be differentiated again. Nothing branches on data, so that `torch.func.vmap` and tracing work.
+    `loc` and `scale` are those of the normal before truncation; see `mean` and `stddev` for the law itself. Any
+    interval will do, also a half line or the whole line, also one that lies 10,000 standard deviations from `loc` or
+    is 1e-8 of them wide. All methods are differentiable in all four parameters, `rsample` by the implicit function
+    theorem; the derivatives are closed forms that can be differentiated again. Nothing branches on data, so that
+    `torch.func.vmap` and tracing work.
 
     Outside the support the log density is `-inf` where validation is off, and a `ValueError` where it is on.
 
@@ -39,8 +41,9 @@ class TruncatedNormal(dist.TorchDistribution):
     Raises:
         ValueError: if `scale <= 0`, `low >= high`, or a parameter is NaN or, save for a bound, infinite.
 
-    Source: N. L. Johnson, S. Kotz and N. Balakrishnan, Continuous Univariate Distributions, volume 1 (1994), section 13.10.1,
-    for the formulas; M. Figurnov, S. Mohamed and A. Mnih, Implicit Reparameterization Gradients (2018), for `rsample`.
+    Source: N. L. Johnson, S. Kotz and N. Balakrishnan, Continuous Univariate Distributions, volume 1 (1994), section
+    13.10.1, for the formulas; M. Figurnov, S. Mohamed and A. Mnih, Implicit Reparameterization Gradients (2018), for
+    `rsample`.
     """
 
     arg_constraints = {
@@ -95,7 +98,10 @@ class TruncatedNormal(dist.TorchDistribution):
         """Probability of at most `value`; 0 below the support and 1 above it."""
         if self._validate_args:
             self._validate_sample(value)
-        return _cdf(torch.clamp(value, self.low, self.high), *self.parameters)
+        inside_value = torch.clamp(value, self.low, self.high)
+        endless = inside_value.isinf()
+        probability = _cdf(torch.where(endless, self.mode, inside_value), *self.parameters)
+        return torch.where(endless, (value > 0).to(probability.dtype), probability)
 
     def icdf(self, probability: Tensor) -> Tensor:
         """The value with `probability` below it; `low` at 0 and `high` at 1.
@@ -111,7 +117,8 @@ class TruncatedNormal(dist.TorchDistribution):
         """Draws by inversion of one uniform number each, differentiable in all parameters."""
         shape = self._extended_shape(sample_shape)
         uniform = torch.rand(shape, dtype=self.loc.dtype, device=self.loc.device)
-        # torch.rand rounds down to multiples of eps / 2, so that 0 stands for [0, eps / 2): its middle, lest the draw be -inf.
+        # torch.rand rounds down to multiples of eps / 2, so that 0 stands for [0, eps / 2): its middle, lest the draw
+        # be -inf.
         middle = torch.finfo(uniform.dtype).eps / 4
         return _icdf(torch.where(uniform == 0, middle, uniform), *self.parameters)
 
@@ -219,7 +226,10 @@ def _law(order: int, loc: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> _
 def _log_prob_partials(
     _: Tensor, value: Tensor, loc: Tensor, scale: Tensor, low: Tensor, high: Tensor
 ) -> tuple[Tensor, ...]:
-    """With t = (z - E z) / scale: d/dloc = t / scale and d/dscale = (t^2 + 2 t E zeta - Var zeta) / scale, zeta = (z - loc) / scale."""
+    """d/dloc = t / scale and d/dscale = (t^2 + 2 t E zeta - Var zeta) / scale.
+
+    Here zeta = (z - loc) / scale and t = zeta - E zeta. `low` acts by the density there, `high` by minus that.
+    """
     law = _law(2, loc, scale, low, high)
     gap = (value - law.frame.origin) / scale - law.offset
     return (
@@ -241,10 +251,11 @@ def _log_prob(value: Tensor, loc: Tensor, scale: Tensor, low: Tensor, high: Tens
 
 
 def _upper_gaps(value: Tensor, loc: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """E[zeta | z above] - E[zeta | z below], and the same of zeta^2, where zeta = (z - loc) / scale and `value` divides.
+    """E[zeta | z above] - E[zeta | z below], and the same of zeta^2, where zeta = (z - loc) / scale and `value`
+    divides.
 
-    Both conditional laws are truncated normals of their own. Each mean is taken from `value`, whence the first difference
-    is a sum of positive terms.
+    Both conditional laws are truncated normals of their own. Each mean is taken from `value`, whence the first
+    difference is a sum of positive terms.
     """
     below, above = _law(2, loc, scale, low, value), _law(2, loc, scale, value, high)
     down = (value - below.frame.origin) / scale - below.offset
@@ -275,7 +286,8 @@ def _cdf_partials(
 def _cdf(value: Tensor, loc: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """Mass from `low` to `value` over the mass from `low` to `high`, each in its own frame.
 
-    The log mass of a frame leaves out c^2 / 2, so that the difference of the two is added, as a product that doesn't cancel.
+    The log mass of a frame leaves out c^2 / 2, so that the difference of the two is added, as a product that doesn't
+    cancel.
     """
     whole, part = _frame(loc, scale, low, high), _frame(loc, scale, low, value)
     log_ratio = TiltedMoments.apply(0, *part.law)[0] - TiltedMoments.apply(0, *whole.law)[0]
@@ -335,9 +347,7 @@ def _icdf_partials(
 
 
 @elementwise(_icdf_partials)
-def _place_quantile(
-    u: Tensor, probability: Tensor, loc: Tensor, scale: Tensor, low: Tensor, high: Tensor
-) -> Tensor:
+def _place_quantile(u: Tensor, probability: Tensor, loc: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """Brings the frame's quantile back; rounding may not carry it past a bound."""
     frame = _frame(loc, scale, low, high)
     return torch.clamp(frame.origin + frame.sign * scale * u, low, high)
@@ -387,8 +397,9 @@ def _variance(loc: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
 def _entropy_partials(_: Tensor, loc: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, ...]:
     """d/dloc = Cov(zeta, zeta^2) / (2 scale) and d/dscale = Var(zeta^2) / (2 scale).
 
-    In a bound the derivative is the density there times (entropy + log density there - 1), up to sign. By parts, the bracket
-    is minus (width * density at the other bound + E (z - bound)^2 / 2), in units of `scale`: a sum of positive terms.
+    In a bound the derivative is the density there times (entropy + log density there - 1), up to sign. By parts, the
+    bracket is minus (width * density at the other bound + E (z - bound)^2 / 2), in units of `scale`: a sum of
+    positive terms.
     """
     law = _law(4, loc, scale, low, high)
     second, third, fourth = law.central

@@ -15,7 +15,7 @@ from zuko.transforms import MonotonicRQSTransform  # noqa: E402  (importing zuko
 
 Distribution.set_default_validate_args(_validate)
 
-NUM_BINS = 8
+NUM_BINS = 5
 
 
 def _distribution(

@@ -130,7 +130,10 @@ class Fit:
 
     def draw(self, num: int, seed: int) -> Latents:
         """Draws from every fitted guide: for each site `(B, R, num, *site.shape)`."""
-        theta = self.theta
+        return self.draw_at(self.theta, num, seed)
+
+    def draw_at(self, theta: Tensor, num: int, seed: int) -> Latents:
+        """Draws from members `theta` `(B, R, D)` of the family: for each site `(B, R, num, *site.shape)`."""
         generator = torch.Generator(device=theta.device).manual_seed(seed)
         noise = pseudo_random(self.program.draws, (*theta.shape[:2], num), generator)
 
@@ -145,13 +148,21 @@ class Fit:
         return self.log_prob_at(self.theta, latents)
 
     def log_prob_at(self, theta: Tensor, latents: Latents) -> Tensor:
-        """log q of the family's member `theta` `(B, R, D)` at latents `(B, R, S, *site.shape)`."""
+        """log q of the family's members `theta` `(B, R, D)` at latents `(B, R, S, *site.shape)`, `(B, R, S)`."""
+        batch, replicas = theta.shape[:2]
+        problem = torch.arange(batch, device=theta.device).repeat_interleave(replicas)
+        rows = {name: value.flatten(0, 1) for name, value in latents.items()}
+        return self.log_prob_rows(theta.flatten(0, 1), problem, rows).unflatten(0, (batch, replicas))
+
+    def log_prob_rows(self, theta: Tensor, problem: Tensor, latents: Latents) -> Tensor:
+        """log q of members `theta` `(N, D)`, for problems `(N,)`, at latents `(N, S, *site.shape)`, `(N, S)`, nats."""
+        rows = tuple(arg[problem] for arg in self.target.args)
 
         def many(point: Tensor, row: tuple[Tensor, ...], values: Latents) -> Tensor:
             return vmap(lambda z: self.program.log_guide(point, row, z))(values)
 
         with isolated(self.target.dtype, seed=0), torch.no_grad():
-            return vmap(vmap(many, in_dims=(0, None, 0)))(theta, self.target.args, latents)
+            return vmap(many)(theta, rows, latents)
 
     def save(self, path: str | Path) -> None:
         """Writes the fit as a zip of plain arrays and JSON; an existing file is replaced only once all is written."""

@@ -1,0 +1,93 @@
+"""What a user without the truth would see: Monte Carlo figures from draws of the guide, with their standard errors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from arviz_stats.base import array_stats
+from scipy.special import logsumexp
+
+from ppl_vi.metrics.estimate import Estimate
+from ppl_vi.svi.result import Fit
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Log importance weights log p(x, z) - log q(z) of draws of the guide, `(B, R, N)`."""
+
+    log: np.ndarray
+
+    @property
+    def num_draws(self) -> int:
+        """`N`."""
+        return self.log.shape[-1]
+
+
+def weights(fit: Fit, num_draws: int = 10_000, seed: int = 0) -> Weights:
+    """Draws from every fitted guide and weighs them.
+
+    A draw outside the model's support has no weight: -inf.
+    """
+    latents = fit.draw(num_draws, seed)
+    log_q = fit.log_prob(latents)
+    batch, replicas, num = log_q.shape
+    flat = {name: value.flatten(1, 2) for name, value in latents.items()}
+    log_joint = fit.target.log_joint(flat).unflatten(1, (replicas, num))
+    inside = np.ones((batch, replicas, num), dtype=bool)
+    for site in fit.target.latents:
+        check = site.support.check(latents[site.name])
+        inside &= check.reshape((batch, replicas, num, -1)).all(-1).cpu().numpy()
+    return Weights(np.where(inside, (log_joint - log_q).cpu().numpy(), -np.inf))
+
+
+def elbo_estimate(w: Weights) -> Estimate:
+    """Trace_ELBO's estimate, the mean log weight, nats."""
+    value = w.log.mean(-1)
+    finite = np.isfinite(value)
+    spread = np.where(finite[..., None], w.log, 0.0).std(-1, ddof=1) / w.num_draws**0.5
+    reason = "" if finite.all() else "draws fell where the posterior has no mass"
+    return Estimate(value, np.where(finite, spread, np.nan), np.zeros_like(value), "nats", reason)
+
+
+def importance_log_evidence(w: Weights, chi_square: np.ndarray | None = None) -> Estimate:
+    """log of the mean weight, nats, an estimate of log p(x).
+
+    Args:
+        w: the weights.
+        chi_square: the exact chi-square divergence of the posterior from the guide, if known; the standard error is then
+            `(chi_square / N)^(1/2)`, infinite where that is, and otherwise the naive one from the weights themselves.
+    """
+    value = logsumexp(w.log, axis=-1) - np.log(w.num_draws)
+    naive = naive_error(w)
+    error = naive if chi_square is None else np.sqrt(chi_square / w.num_draws)
+    reason = "the weights have infinite variance" if np.isinf(error).any() else ""
+    return Estimate(value, error, np.zeros_like(value), "nats", reason)
+
+
+def naive_error(w: Weights) -> np.ndarray:
+    """The standard error of log mean weight that the weights themselves suggest (delta method), `(B, R)`."""
+    relative = np.exp(w.log - w.log.max(-1, keepdims=True))
+    return relative.std(-1, ddof=1) / relative.mean(-1) / w.num_draws**0.5
+
+
+def khat(w: Weights) -> Estimate:
+    """The Pareto shape of the largest weights, by ArviZ: a warning above 0.7, but no ranking of guides.
+
+    Source: Vehtari et al. (2024), Pareto smoothed importance sampling.
+    """
+    flat = w.log.reshape(-1, w.num_draws)
+    # ArviZ's function takes the log likelihood of leave-one-out, so it negates what it is given
+    value = np.array([_khat(row) for row in flat]).reshape(w.log.shape[:-1])
+    return Estimate(value, np.full_like(value, np.nan), np.zeros_like(value), "1")
+
+
+def _khat(log_weights: np.ndarray) -> float:
+    with np.errstate(divide="ignore", invalid="ignore"):  # of weights all alike or mostly zero: nan says so
+        return float(array_stats.psislw(-log_weights)[1])
+
+
+def effective_sample_size(w: Weights) -> Estimate:
+    """(sum w)^2 / sum w^2, in draws."""
+    value = np.exp(2 * logsumexp(w.log, axis=-1) - logsumexp(2 * w.log, axis=-1))
+    return Estimate(value, np.full_like(value, np.nan), np.zeros_like(value), "draws")

@@ -1,0 +1,41 @@
+"""How far a guide's moments, intervals and mass are from the posterior's."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ppl_vi.metrics.divergence import by_quadrature
+from ppl_vi.metrics.estimate import Estimate
+from ppl_vi.metrics.overlay import Grid, Overlay
+
+
+def _repeated(pair: Overlay, values: np.ndarray) -> np.ndarray:
+    return np.repeat(values, pair.shape[1])
+
+
+def mean_error(pair: Overlay) -> Estimate:
+    """(E_q z - E_p z) / sd_p: positive where the guide sits too high."""
+    mean, sd = _repeated(pair, pair.truth.mean), _repeated(pair, pair.truth.sd)
+    return by_quadrature(pair, lambda g: g.integral(g.q * (g.z - mean[:, None, None])) / sd, "sd")
+
+
+def sd_ratio(pair: Overlay) -> Estimate:
+    """sd_q / sd_p: below 1 where the guide is too narrow."""
+    mean, sd = _repeated(pair, pair.truth.mean), _repeated(pair, pair.truth.sd)
+
+    def function(grid: Grid) -> np.ndarray:
+        centred = grid.z - mean[:, None, None]
+        shift = grid.integral(grid.q * centred)
+        return np.sqrt(grid.integral(grid.q * (centred - shift[:, None, None]) ** 2)) / sd
+
+    return by_quadrature(pair, function, "1")
+
+
+def coverage_90(pair: Overlay) -> Estimate:
+    """The posterior mass of the guide's central 90% interval: 0.9 where the guide is right."""
+    return by_quadrature(pair, lambda g: g.transport(g.q, g.p, 0.95) - g.transport(g.q, g.p, 0.05), "1")
+
+
+def leaked_mass(pair: Overlay) -> Estimate:
+    """The guide's mass outside the posterior's support."""
+    return by_quadrature(pair, lambda g: g.integral(np.where(np.isneginf(g.log_p), g.q, 0.0)), "1")

@@ -1,0 +1,300 @@
+"""A guide's density laid over the posterior's, on nodes that resolve both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.polynomial import legendre
+from torch import Tensor
+
+from ppl_vi.svi.result import Fit
+from ppl_vi.svi.support import bounds
+from ppl_vi.truth import Truth
+
+NUM_NODES = 16  # of the Gauss-Legendre rule in each panel
+NUM_DRAWS = 2048  # of the guide, to see where it lies
+GROWTH = 1.5  # of panels, outwards from the mode
+ENDS = (-690.0, 300.0)  # exp of these, and the square of that, are still finite numbers
+TOLERANCE = 1e-11  # of each panel's integrals, absolute
+RELATIVE = 1e-14  # and relative
+MAX_LEVELS = 14
+NUM_TAIL = 12
+
+NODES, WEIGHTS = legendre.leggauss(NUM_NODES)
+TO_SERIES = np.linalg.inv(legendre.legvander(NODES, NUM_NODES - 1))  # values at the nodes to Legendre coefficients
+INNER = np.stack([legendre.legval(NODES, legendre.legint(row, lbnd=-1)) for row in np.eye(NUM_NODES)])
+
+
+def _roots(series: np.ndarray) -> np.ndarray:
+    """The zeros of a Legendre series within (-1, 1), in order."""
+    trimmed = np.trim_zeros(series, "b")
+    if len(trimmed) < 2:
+        return np.empty(0)
+    roots = legendre.legroots(trimmed)
+    return np.sort(roots.real[(np.abs(roots.imag) < 1e-8) & (np.abs(roots.real) < 1)])
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of the line and a map `v -> z` onto it that grows with `v`.
+
+    The support itself is reached by Pyro's bijection; what lies below or above it, where a guide may leak, by
+    `low - exp(-v)` and `high + exp(v)`.
+    """
+
+    kind: str  # "below", "inside" or "above"
+    end: float = 0.0
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Densities of `F` pairs of guide and posterior on `M` panels of `n` nodes each, in order of z.
+
+    Attributes:
+        z: nodes, `(F, M, n)`.
+        weight: of a sum over nodes as an integral over z, `(F, M, n)`.
+        log_p: the posterior's log density in z, -inf outside the support.
+        log_q: the guide's.
+        log_joint: the model's log p(x, z), continued by its formula outside the support.
+    """
+
+    z: np.ndarray
+    weight: np.ndarray
+    log_p: np.ndarray
+    log_q: np.ndarray
+    log_joint: np.ndarray
+
+    @cached_property
+    def p(self) -> np.ndarray:
+        """The posterior's density."""
+        return np.exp(self.log_p)
+
+    @cached_property
+    def q(self) -> np.ndarray:
+        """The guide's density."""
+        return np.exp(self.log_q)
+
+    def integral(self, values: np.ndarray) -> np.ndarray:
+        """Integrals over z of values at the nodes, `(F,)`."""
+        return (self.weight * values).sum((1, 2))
+
+    def absolute_integral(self, values: np.ndarray) -> np.ndarray:
+        """Integrals of |values|: a panel in which the sign changes is split at the roots of its interpolant."""
+        density = self.weight / WEIGHTS * values
+        series = density @ TO_SERIES.T
+        ends = np.stack([series @ (-1.0) ** np.arange(NUM_NODES), series.sum(2)], 2)
+        signs = np.sign(np.concatenate([density, ends], 2))
+        total = np.abs((self.weight * values).sum(2))
+        for f, m in zip(*np.nonzero((signs.min(2) < 0) & (signs.max(2) > 0)), strict=True):
+            points = np.concatenate([[-1.0], _roots(series[f, m]), [1.0]])
+            total[f, m] = np.abs(np.diff(legendre.legval(points, legendre.legint(series[f, m])))).sum()
+        return total.sum(1)
+
+    def cumulative(self, difference: np.ndarray) -> np.ndarray:
+        """The integral of a difference of two densities from the far left to each node, `(F, M, n)`.
+
+        Taken from the nearer end, in mass: over the far right a rounding error of 1e-16 would be multiplied by widths
+        of 1e100.
+        """
+        inner = (self.weight / WEIGHTS * difference) @ TO_SERIES.T @ INNER
+        mass = (self.weight * difference).sum(2)
+        before = np.cumsum(mass, 1) - mass
+        after = np.cumsum(mass[:, ::-1], 1)[:, ::-1]
+        right = np.cumsum((self.weight * (self.p + self.q)).sum(2), 1) > 1.0
+        return np.where(right[..., None], inner - after[..., None], inner + before[..., None])
+
+    def transport(self, of: np.ndarray, to: np.ndarray, probability: float) -> np.ndarray:
+        """The mass that density `to` has below the quantile of density `of` at a probability, `(F,)`."""
+        mass = (self.weight * of).sum(2)
+        reached = np.cumsum(mass, 1)
+        panel = np.minimum((reached < probability).sum(1), mass.shape[1] - 1)
+        out = np.empty(len(mass))
+        for f, m in enumerate(panel):
+            series = legendre.legint(TO_SERIES @ (self.weight[f, m] / WEIGHTS * of[f, m]), lbnd=-1)
+            series[0] -= probability - (reached[f, m] - mass[f, m])
+            roots = _roots(series)
+            at = roots[0] if len(roots) else 1.0
+            inner = legendre.legint(TO_SERIES @ (self.weight[f, m] / WEIGHTS * to[f, m]), lbnd=-1)
+            out[f] = (self.weight[f, :m] * to[f, :m]).sum() + legendre.legval(at, inner)
+        return out
+
+
+@dataclass(frozen=True, eq=False)
+class Overlay:
+    """Members of a fit's family over the posterior, for a target with one latent number.
+
+    Attributes:
+        fit: whose family.
+        truth: the posterior.
+        theta: the members, `(B, R, D)`.
+    """
+
+    fit: Fit
+    truth: Truth
+    theta: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(B, R)`."""
+        return self.theta.shape[0], self.theta.shape[1]
+
+    @cached_property
+    def pieces(self) -> tuple[Piece, ...]:
+        """The support, and what lies outside it where the guide leaks."""
+        inside = (Piece("inside"),)
+        ends = bounds(self.truth.target.latents[0].support)
+        if not self.fit.support_mismatch or ends is None:
+            return inside
+        below = () if np.isinf(ends[0]) else (Piece("below", ends[0]),)
+        above = () if np.isinf(ends[1]) else (Piece("above", ends[1]),)
+        return (*below, *inside, *above)
+
+    @cached_property
+    def grids(self) -> tuple[Grid, Grid]:
+        """Densities on panels fine enough for both, and on the same panels halved."""
+        coarse = [self._refined(piece) for piece in self.pieces]
+        return self._grid(coarse), self._grid([_halved(*panels) for panels in coarse])
+
+    @cached_property
+    def tails(self) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], ...]:
+        """log p, log q and log |dz/du| on the way from the mode to either end of the floats, `(F, K)` each."""
+        num = self.shape[0] * self.shape[1]
+        mode = np.repeat(self.truth.target.laplace.loc[:, 0].cpu().numpy(), self.shape[1])[:, None]
+        inside = next(piece for piece in self.pieces if piece.kind == "inside")
+        found = []
+        for end in ENDS:
+            u = mode + (end - mode) * np.linspace(0.0, 1.0, NUM_TAIL)
+            _, slope, log_p, log_q, _ = self._at(inside, np.arange(num), u)
+            found.append((log_p, log_q, slope))
+        return tuple(found)
+
+    # ---- where the panels lie
+
+    def _edges(self, piece: Piece) -> np.ndarray:
+        """Panel edges for each pair in the piece's own coordinate, `(F, E)`."""
+        num = self.shape[0] * self.shape[1]
+        if piece.kind != "inside":
+            return np.broadcast_to(np.linspace(-60.0, 60.0, 121), (num, 121))
+        line = self.truth.target.laplace
+        mode = np.repeat(line.loc[:, 0].cpu().numpy(), self.shape[1])
+        width = np.repeat(line.scale[:, 0].cpu().numpy(), self.shape[1])
+        draws = self._draws()
+        levels = np.nanquantile(draws, np.linspace(0, 1, 33), axis=1).T
+        middle, spread = levels[:, 16], (levels[:, 24] - levels[:, 8]) / 1.35
+        spread = np.where(spread > 0, spread, width)
+        return np.sort(np.concatenate([geometric_edges(mode, width), geometric_edges(middle, spread), levels], 1), 1)
+
+    def _draws(self) -> np.ndarray:
+        """Where the guide lies, in unconstrained space, `(F, N)`; draws outside the support are nan."""
+        site = self.truth.target.latents[0]
+        z = self.fit.draw_at(self.theta, NUM_DRAWS, seed=0)[site.name].flatten(0, 1).reshape(-1, NUM_DRAWS)
+        inside = site.support.check(z.reshape((*z.shape, *site.shape))).reshape(z.shape)
+        u = self.truth.target.unconstrain({site.name: z.reshape((*z.shape, *site.shape))})[..., 0]
+        values = torch.where(inside, u, torch.nan).clamp(*ENDS).cpu().numpy()
+        return np.where(np.isnan(values).all(1, keepdims=True), 0.0, values)
+
+    # ---- the densities
+
+    def _at(self, piece: Piece, pair: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, ...]:
+        """z, log dz/dv, log p, log q and log joint of pairs `(N,)` at `v`, `(N, n)`."""
+        target, replicas = self.truth.target, self.shape[1]
+        site = target.latents[0]
+        v_tensor = torch.from_numpy(v).to(target.device)
+        if piece.kind == "inside":
+            values, log_slope = target.constrain(v_tensor[..., None])
+            z = values[site.name]
+        else:
+            sign = -1.0 if piece.kind == "below" else 1.0
+            z = (piece.end + sign * torch.exp(sign * v_tensor)).reshape((*v.shape, *site.shape))
+            log_slope = sign * v_tensor
+        problem = torch.from_numpy(pair // replicas).to(target.device)
+        log_q = self.fit.log_prob_rows(self.theta.flatten(0, 1)[pair], problem, {site.name: z})
+        log_joint = target.log_joint({site.name: z}, problem).cpu().numpy()
+        evidence = self.truth.log_evidence[pair // replicas][:, None]
+        log_p = log_joint - evidence if piece.kind == "inside" else np.full_like(log_joint, -np.inf)
+        return z.reshape(v.shape).cpu().numpy(), log_slope.cpu().numpy(), log_p, log_q.cpu().numpy(), log_joint
+
+    def _panel_integrals(self, piece: Piece, pair: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """Over each panel: both masses, both divergences' integrands, `(N, 4)`."""
+        half = (right - left) / 2
+        _, slope, log_p, log_q, _ = self._at(piece, pair, (left + right)[:, None] / 2 + half[:, None] * NODES)
+        weight = np.exp(slope) * half[:, None] * WEIGHTS
+        p, q = np.exp(log_p), np.exp(log_q)
+        ratio = np.where(np.isfinite(log_p) & np.isfinite(log_q), log_q - log_p, 0.0)
+        return np.stack([(weight * f).sum(1) for f in (p, q, q * ratio, p * ratio)], 1)
+
+    def _refined(self, piece: Piece) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Panels `(pair, left, right)`, halved where halving still changes their integrals."""
+        edges = self._edges(piece)
+        pair = np.repeat(np.arange(len(edges)), edges.shape[1] - 1)
+        left, right = edges[:, :-1].ravel(), edges[:, 1:].ravel()
+        wide = right > left
+        pair, left, right = pair[wide], left[wide], right[wide]
+        integrals = self._panel_integrals(piece, pair, left, right)
+        done: list[tuple[np.ndarray, ...]] = []
+        before = np.full(len(integrals), np.inf)
+        for _ in range(MAX_LEVELS):
+            halves = _halved(pair, left, right)
+            parts = self._panel_integrals(piece, *halves)
+            excess = np.abs(parts.reshape(-1, 2, parts.shape[1]).sum(1) - integrals) - RELATIVE * np.abs(integrals)
+            change = excess.max(1)
+            # a kink's error falls to a quarter with each halving; what falls by less is rounding in the densities
+            rough = ~(change <= TOLERANCE) & ~(change > 0.4 * before)
+            done.append((pair[~rough], left[~rough], right[~rough]))
+            again = np.repeat(rough, 2)
+            pair, left, right = (part[again] for part in halves)
+            integrals, before = parts[again], np.repeat(change, 2)[again]
+            if not len(pair):
+                break
+        done.append((pair, left, right))
+        pair, left, right = (np.concatenate(parts) for parts in zip(*done, strict=True))
+        order = np.lexsort((left, pair))
+        return pair[order], left[order], right[order]
+
+    def _grid(self, panels: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Grid:
+        num = self.shape[0] * self.shape[1]
+        columns = [self._piece_columns(piece, num, *part) for piece, part in zip(self.pieces, panels, strict=True)]
+        return Grid(*(np.concatenate(parts, 1) for parts in zip(*columns, strict=True)))
+
+    def _piece_columns(
+        self, piece: Piece, num: int, pair: np.ndarray, left: np.ndarray, right: np.ndarray
+    ) -> tuple[np.ndarray, ...]:
+        """z, weight, log p, log q, log joint of one piece, `(F, M, n)`, padded by panels of weight 0."""
+        half = (right - left)[:, None] / 2
+        z, slope, log_p, log_q, log_joint = self._at(piece, pair, (left + right)[:, None] / 2 + half * NODES)
+        counts = np.bincount(pair, minlength=num)
+        column = np.arange(len(pair)) - np.repeat(np.cumsum(counts) - counts, counts)
+        out = []
+        for values, empty in ((z, 0.0), (np.exp(slope) * half * WEIGHTS, 0.0), (log_p, -np.inf), (log_q, -np.inf), (log_joint, 0.0)):
+            padded = np.full((num, counts.max(), NUM_NODES), empty)
+            padded[pair, column] = values
+            out.append(padded)
+        return tuple(out)
+
+
+def _halved(pair: np.ndarray, left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Every panel's two halves, side by side."""
+    middle = (left + right) / 2
+    return np.repeat(pair, 2), np.stack([left, middle], 1).ravel(), np.stack([middle, right], 1).ravel()
+
+
+def geometric_edges(center: np.ndarray, width: np.ndarray) -> np.ndarray:
+    """Edges that spread outwards from a centre to `ENDS`, `(F, E)`."""
+    count = int(np.ceil(np.log((ENDS[1] - ENDS[0]) / width.min()) / np.log(GROWTH))) + 2
+    steps = 0.5 * GROWTH ** np.arange(count)
+    offsets = np.concatenate([-steps[::-1], [0.0], steps])
+    return np.clip(center[:, None] + width[:, None] * offsets, *ENDS)
+
+
+def overlay(fit: Fit, truth: Truth, theta: Tensor | None = None) -> Overlay:
+    """A fit's densities, or other members of its family, over the posterior.
+
+    Raises:
+        ValueError: the target has more than one latent number.
+    """
+    if truth.target.dim != 1:
+        raise ValueError(f"exact scores here take one latent number; the target has {truth.target.dim}")
+    return Overlay(fit, truth, fit.theta if theta is None else theta)

@@ -1,0 +1,254 @@
+"""The truth by quadrature, against closed forms in 60 digits and against SciPy's, and its refusals."""
+
+import mpmath as mp
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from scipy import special, stats
+
+from models import exponential_normal
+from ppl_vi.target import Target
+from ppl_vi.truth import UncertifiedTruthError, ground_truth
+
+XS = (-1e4, -3141.6, -100.0, -30.0, -3.0, 0.0, 0.7, 1.5, 4.0, 30.0, 271.8, 1e4)
+LEVELS = np.array([1e-3, 0.05, 0.3, 0.5, 0.95, 0.999])
+
+
+@pytest.fixture(autouse=True)
+def _digits():
+    with mp.workdps(60):  # 16 are lost in the variance at x = -1e4
+        yield
+
+
+@pytest.fixture(scope="module")
+def toy():
+    x = torch.tensor(XS, dtype=torch.float64)
+    return ground_truth(Target(exponential_normal.model, (x,), name="toy"))  # no closed form to lean on
+
+
+def exact_log_evidence(x):
+    return mp.mpf(1) / 2 - mp.mpf(x) + mp.log(mp.ncdf(mp.mpf(x) - 1))
+
+
+def exact_survival(z, x):
+    m = mp.mpf(x) - 1
+    return mp.ncdf(m - mp.mpf(z)) / mp.ncdf(m)
+
+
+def exact_moments(x):
+    m = mp.mpf(x) - 1
+    hazard = mp.npdf(m) / mp.ncdf(m)
+    return m + hazard, mp.sqrt(1 - m * hazard - hazard**2)
+
+
+# ---- the toy
+
+
+def test_log_evidence_against_sixty_digits(toy):
+    for x, found, stated in zip(XS, toy.log_evidence, toy.log_evidence_error, strict=True):
+        exact = exact_log_evidence(x)
+        difference = abs(mp.mpf(found) - exact)
+        assert difference <= 1e-12 * abs(exact), x
+        assert difference <= stated <= 1e-12 * max(1, abs(exact)), x  # the bound bounds, and says something
+
+
+def test_checks_are_named_and_met(toy):
+    certified = ground_truth(exponential_normal.target([1.5, -3.0]))
+    assert [check.name for check in toy.checks] == ["tanh-sinh against Gauss-Kronrod"]
+    assert [check.name for check in certified.checks][1:] == ["tanh-sinh against the closed form"]
+    assert all(check.error <= check.tolerance <= 1e-12 for check in (*toy.checks, *certified.checks))
+
+
+def test_ten_thousand_observations_at_once():
+    x = np.linspace(-1e4, 1e4, 10_000)
+    truth = ground_truth(Target(exponential_normal.model, (torch.from_numpy(x),)))
+    exact = 0.5 - x + special.log_ndtr(x - 1)  # within 1 ulp of mpmath
+    assert (np.abs(truth.log_evidence - exact) <= 1e-12 * np.abs(exact)).all()
+    for row in (0, 3333, 5000, 9999):
+        assert abs(truth.log_evidence[row] - exact_log_evidence(x[row])) <= truth.log_evidence_error[row]
+
+
+def test_density(toy):
+    mean, sd = toy.mean, toy.sd
+    z = np.abs(mean[:, None] + sd[:, None] * np.array([-0.9, -0.2, 1.3, 4.0]))
+    found = toy.log_prob({"z": torch.from_numpy(z)}).numpy()
+    for row, x in enumerate(XS):
+        m = mp.mpf(x) - 1
+        for column in range(z.shape[1]):
+            y = mp.mpf(z[row, column]) - m
+            exact = -(y**2) / 2 - mp.log(2 * mp.pi) / 2 - mp.log(mp.ncdf(m))
+            # log p(x, z) and log p(x) are sums of terms as large as x^2 / 2
+            assert abs(found[row, column] - exact) <= 1e-12 * (1 + x**2 / 2), (x, z[row, column])
+
+
+def test_cdf_in_both_tails(toy):
+    z = np.maximum(toy.mean, toy.sd)[:, None] + toy.sd[:, None] * np.array([-0.99, -0.3, 0.5, 3.0])
+    found = toy.cdf(z)
+    for row, x in enumerate(XS):
+        for column in range(z.shape[1]):
+            # z is measured in ulps of the mean: up to 1e4 sd, of which 1e-16 is 1e-12
+            assert abs(found[row, column] - (1 - exact_survival(z[row, column], x))) <= 3e-12, (x, z[row, column])
+
+
+def test_cdf_keeps_its_digits_far_below(toy):
+    z = np.quantile(toy.quantile(np.full((len(XS), 1), 1e-3)), 0.0) * 1e-6  # far in every lower tail
+    found = toy.cdf(np.full((len(XS), 1), z))[:, 0]
+    for x, value in zip(XS, found, strict=True):
+        exact = 1 - exact_survival(z, x)
+        assert abs(value - exact) <= 1e-9 * exact + mp.mpf(10) ** -300, x
+
+
+def test_cdf_at_and_beyond_the_ends(toy):
+    found = toy.cdf(np.tile([-1.0, 0.0, 1e9, np.inf], (len(XS), 1)))
+    np.testing.assert_allclose(found, np.tile([0.0, 0.0, 1.0, 1.0], (len(XS), 1)), rtol=0, atol=1e-15)
+
+
+def test_quantiles_have_their_probabilities(toy):
+    found = toy.quantile(np.tile(LEVELS, (len(XS), 1)))
+    assert (np.diff(found) > 0).all()
+    for row, x in enumerate(XS):
+        for z, level in zip(found[row], LEVELS, strict=True):
+            # |dp| = density |dz|, z rounded to an ulp: 1e4 sd * 1e-16, and the root to the cdf's 3e-12
+            assert abs(1 - exact_survival(z, x) - level) <= 5e-12, (x, level)
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, -0.1, np.nan])
+def test_quantiles_refuse_what_is_no_probability(level):
+    truth = ground_truth(exponential_normal.target([1.5]))
+    with pytest.raises((UncertifiedTruthError, ValueError), match="strictly between 0 and 1"):
+        truth.quantile(np.array([[level]]))
+
+
+def test_mean_and_sd(toy):
+    for x, mean, sd in zip(XS, toy.mean, toy.sd, strict=True):
+        exact_mean, exact_sd = exact_moments(x)
+        assert abs(mean - exact_mean) <= 1e-12 * exact_mean, x
+        # the variance is an integral of (z - mean)^2, z rounded to 1e-16 of itself
+        assert abs(sd - exact_sd) <= 1e-12 * max(exact_sd, exact_mean), x
+
+
+# ---- other lines, other names
+
+
+def on_the_line(y):
+    theta = pyro.sample("theta", dist.Normal(1.0, 2.0))
+    pyro.sample("y", dist.Normal(theta, 0.5), obs=y)
+
+
+def on_the_unit_interval(heads):
+    rate = pyro.sample("rate", dist.Beta(2.0, 3.5))
+    pyro.sample("heads", dist.Binomial(10, rate), obs=heads)
+
+
+def on_an_interval(y):
+    place = pyro.sample("place", dist.Uniform(-2.0, 5.0))
+    pyro.sample("y", dist.Normal(place, 1.5), obs=y)
+
+
+def line_exact(y):
+    precision = 1 / 4 + 1 / 0.25
+    posterior = stats.norm((1.0 / 4 + y / 0.25) / precision, precision**-0.5)
+    return stats.norm(1.0, np.sqrt(4.25)).logpdf(y), posterior
+
+
+def unit_exact(k):
+    evidence = np.log(special.comb(10, k)) + special.betaln(2 + k, 13.5 - k) - special.betaln(2.0, 3.5)
+    return evidence, stats.beta(2 + k, 13.5 - k)
+
+
+def interval_exact(y):
+    low, high = (-2.0 - y) / 1.5, (5.0 - y) / 1.5
+    return np.log((special.ndtr(high) - special.ndtr(low)) / 7), stats.truncnorm(low, high, loc=y, scale=1.5)
+
+
+OTHERS = {
+    "line": (on_the_line, "theta", [-7.3, 0.4, 25.0], line_exact),
+    "unit interval": (on_the_unit_interval, "rate", [0.0, 3.0, 10.0], unit_exact),
+    "interval": (on_an_interval, "place", [-3.1, 0.6, 5.5], interval_exact),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_other_supports(case):
+    model, site, data, exact = OTHERS[case]
+    truth = ground_truth(Target(model, (torch.tensor(data, dtype=torch.float64),)))
+    evidence = np.array([exact(value)[0] for value in data])
+    posteriors = [exact(value)[1] for value in data]
+    difference = np.abs(truth.log_evidence - evidence)
+    assert (difference <= truth.log_evidence_error + 4e-15 * np.abs(evidence)).all()  # SciPy's own rounding
+    assert (truth.log_evidence_error <= 1e-12 * np.maximum(1, np.abs(evidence))).all()
+    z = np.stack([p.ppf([0.01, 0.2, 0.7, 0.99]) for p in posteriors])
+    density = np.stack([p.logpdf(row) for p, row in zip(posteriors, z, strict=True)])
+    np.testing.assert_allclose(truth.log_prob({site: torch.from_numpy(z)}), density, rtol=1e-11, atol=1e-11)
+    np.testing.assert_allclose(truth.cdf(z), np.tile([0.01, 0.2, 0.7, 0.99], (3, 1)), rtol=1e-10)
+    np.testing.assert_allclose(truth.quantile(np.tile([0.01, 0.2, 0.7, 0.99], (3, 1))), z, rtol=1e-10)
+    np.testing.assert_allclose(truth.mean, [p.mean() for p in posteriors], rtol=1e-10)
+    np.testing.assert_allclose(truth.sd, [p.std() for p in posteriors], rtol=1e-10)
+
+
+# ---- refusals
+
+
+def test_a_wrong_closed_form_is_refused_for_the_one_problem_where_it_is_wrong():
+    def wrong(x):
+        return exponential_normal.log_evidence(x) + torch.tensor([0.0, 1e-9, 0.0])
+
+    x = torch.tensor([4.0, 1.5, -3.0], dtype=torch.float64)
+    with pytest.raises(UncertifiedTruthError, match=r"closed form: they differ by 1.0e-09 for problem 1"):
+        ground_truth(Target(exponential_normal.model, (x,), closed_form=wrong))
+
+
+def test_a_closed_form_that_is_nan_is_refused():
+    x = torch.tensor([4.0, 1.5], dtype=torch.float64)
+    with pytest.raises(UncertifiedTruthError, match="closed form.*problem 1"):
+        ground_truth(Target(exponential_normal.model, (x,), closed_form=lambda x: torch.where(x > 2, -3.5, torch.nan)))
+
+
+def test_a_jump_is_refused():
+    def jump(y):
+        z = pyro.sample("z", dist.Normal(y, 1.0))
+        pyro.factor("jump", torch.where(z > y + 0.7381, 3.0, 0.0))
+
+    with pytest.raises(UncertifiedTruthError):
+        ground_truth(Target(jump, (torch.tensor([0.3, 2.0]),)))
+
+
+def spiky(width):
+    def model(y):
+        z = pyro.sample("z", dist.Normal(y, 1.0))
+        bump = -0.5 * ((z - y - 2.1) / width) ** 2
+        pyro.factor("spike", torch.log1p(torch.exp(bump) / width))
+
+    return model
+
+
+@pytest.mark.parametrize("width", [1e-2, 3e-3])
+def test_a_spike_that_one_rule_sees_is_refused_or_integrated(width):
+    y = torch.tensor([0.3], dtype=torch.float64)
+    exact = np.log1p(np.exp(-0.5 * 2.1**2 / (1 + width**2)) / np.sqrt(1 + width**2))
+    try:
+        truth = ground_truth(Target(spiky(width), (y,)))
+    except UncertifiedTruthError:
+        return
+    assert abs(truth.log_evidence[0] - exact) <= truth.log_evidence_error[0]
+
+
+def test_a_spike_that_all_rules_miss_is_refused_where_a_closed_form_is_known():
+    def closed_form(y):
+        return torch.full_like(y, float(np.log1p(np.exp(-0.5 * 2.1**2))))
+
+    y = torch.tensor([0.3], dtype=torch.float64)
+    with pytest.raises(UncertifiedTruthError):
+        ground_truth(Target(spiky(1e-7), (y,), closed_form=closed_form))
+
+
+def test_two_latents_are_refused_by_name_of_the_reason():
+    def model(y):
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        b = pyro.sample("b", dist.Exponential(1.0))
+        pyro.sample("y", dist.Normal(a, b), obs=y)
+
+    with pytest.raises(ValueError, match="one latent number; the target has 2"):
+        ground_truth(Target(model, (torch.tensor([0.3]),)))
