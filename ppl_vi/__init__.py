@@ -1,3 +1,24 @@
 """The ruler for variational inference in Pyro."""
 
+from ppl_vi.metrics import Estimate, Scorecard, score
+from ppl_vi.svi.fit import UnsuitableObjectiveError, fit
+from ppl_vi.svi.result import Fit
+from ppl_vi.svi.support import SupportMismatchError
+from ppl_vi.target import Target
+from ppl_vi.truth import Truth, UncertifiedTruthError, ground_truth
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "Estimate",
+    "Fit",
+    "Scorecard",
+    "SupportMismatchError",
+    "Target",
+    "Truth",
+    "UncertifiedTruthError",
+    "UnsuitableObjectiveError",
+    "fit",
+    "ground_truth",
+    "score",
+]

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
+import joblib
 import numpy as np
+import torch
+from joblib.externals import loky
 
 from ppl_vi.guides import MULTIMODAL, RefusedFamilyError, find_family
+from ppl_vi.metrics.divergence import reverse_kl
+from ppl_vi.metrics.estimate import Estimate
+from ppl_vi.metrics.overlay import overlay
 from ppl_vi.metrics.scorecard import Scorecard, score
 from ppl_vi.svi.fit import UnsuitableObjectiveError, fit
-from ppl_vi.svi.result import Progress, versions
+from ppl_vi.svi.objectives import find_objective
+from ppl_vi.svi.pyro_engine import pyro_elbo
+from ppl_vi.svi.result import versions
+from ppl_vi.svi.support import bounds
 from ppl_vi.target import Target
 from ppl_vi.truth import Truth
 
@@ -20,9 +32,13 @@ from ppl_vi.truth import Truth
 SCORES = (
     "elbo", "elbo_gap", "reverse_kl", "forward_kl", "total_variation", "hellinger", "wasserstein", "mean_error",
     "sd_ratio", "coverage_90", "leaked_mass", "chi_square", "family_gap", "optimization_gap", "surrogate_elbo", "khat",
-    "ess", "elbo_estimate", "importance_log_evidence",
+    "ess", "elbo_estimate", "importance_log_evidence", "importance_log_evidence_naive",
 )  # fmt: skip
 PER_REPLICA = ("elbo", "reverse_kl", "optimization_gap")
+NUM_POINTS = 481  # of a curve over the latent
+TAIL = 5e-4  # of the posterior's mass, beyond either end of the curves
+BEYOND = 0.2  # of that length, shown further out
+NUM_FOLLOWED = 5  # replicas whose way is measured: those at the quartiles of the final reverse KL
 
 
 @dataclass(frozen=True)
@@ -31,29 +47,12 @@ class Settings:
 
     objective: str = "trace_elbo"
     engine: str = "batched"
-    num_steps: int = 2000
-    num_particles: int = 256
+    num_steps: int = 1000
+    num_particles: int = 128
     num_replicas: int = 16
-    lr: float = 0.1
+    lr: float = 0.2
     seed: int = 0
     num_draws: int = 10_000
-
-
-@dataclass(frozen=True, eq=False)
-class Entry:
-    """One family of a comparison.
-
-    Attributes:
-        guide: its name.
-        scorecard: None where the family was skipped or failed.
-        status: "scored", "skipped" or "failed".
-        reason: why there is no scorecard, or a remark on it.
-    """
-
-    guide: str
-    scorecard: Scorecard | None
-    status: str
-    reason: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,64 +71,248 @@ class Comparison:
     truth: Truth
     settings: Settings
     labels: tuple[float, ...]
-    entries: list[Entry] = field(default_factory=list)
+    entries: tuple[Entry, ...] = ()
 
     def records(self) -> list[dict[str, Any]]:
         """One record a (problem, family), in plain JSON values; infinite ones are the strings "inf" and "-inf"."""
-        return [record(self, entry, b) for b in range(self.target.num_problems) for entry in self.entries]
+        return [entry.records[b] for b in range(self.target.num_problems) for entry in self.entries]
+
+    def z(self) -> np.ndarray:
+        """Where curves over a one-dimensional latent are taken, `(B, NUM_POINTS)`: its mass and a bit beyond."""
+        ends = bounds(self.target.latents[0].support) or (-np.inf, np.inf)
+        tails = self.truth.quantile(np.tile([TAIL, 1 - TAIL], (self.target.num_problems, 1)))
+        low, high = np.maximum(tails[:, :1], ends[0]), np.minimum(tails[:, 1:], ends[1])
+        return low + (high - low) * np.linspace(-BEYOND, 1 + BEYOND, NUM_POINTS)
 
 
-def compare_one(
-    target: Target, truth: Truth, guide: str, settings: Settings, progress: Progress | None = None
-) -> Entry:
-    """Fits and scores one family; what can't be done becomes an entry with its reason."""
-    try:
-        family = find_family(guide)
-        fitted = fit(
-            target,
-            family if ":" in guide else guide,
-            objective=settings.objective,
-            engine=settings.engine,
-            num_steps=settings.num_steps,
-            num_particles=settings.num_particles,
-            num_replicas=settings.num_replicas,
-            lr=settings.lr,
-            seed=settings.seed,
-            allow_support_mismatch=True,
-            progress=progress,
-        )
-    except (RefusedFamilyError, UnsuitableObjectiveError) as error:
-        return Entry(guide, None, "skipped", str(error))
-    lacking = fitted.program.unsupported_density()
-    if lacking:
-        return Entry(guide, None, "skipped", lacking)
-    card = score(fitted, truth, num_draws=settings.num_draws, upper_bound=guide in MULTIMODAL)
-    return Entry(guide, card, "scored", fitted.support_mismatch)
+@dataclass(frozen=True, eq=False)
+class Curves:
+    """What the figures show of a family: plain arrays.
+
+    Attributes:
+        z: latents, `(B, Z)`.
+        density: of the replica of median reverse KL at `z`, `(B, Z)`.
+        steps: SVI steps taken, `(T,)`; empty where a fit has no trajectory.
+        reverse_kl: on the way there, exact, nats, `(B, F, T)`; the `F` replicas go from the best to the worst.
+    """
+
+    z: np.ndarray
+    density: np.ndarray
+    steps: np.ndarray
+    reverse_kl: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """One family of a comparison: plain values, so that it travels between processes.
+
+    Attributes:
+        guide: its name.
+        records: one a problem.
+        curves: for the figures; None where the family was skipped or failed, or where they weren't asked for.
+    """
+
+    guide: str
+    records: tuple[dict[str, Any], ...]
+    curves: Curves | None = None
 
 
 def compare(
-    target: Target,
-    truth: Truth,
+    comparison: Comparison,
     guides: Sequence[str],
-    settings: Settings,
-    labels: Sequence[float],
-    progress: Callable[[str, int, int], None] | None = None,
+    *,
+    num_workers: int = 1,
+    with_curves: bool = False,
+    started: Callable[[str], None] | None = None,
 ) -> Iterator[Comparison]:
-    """Yields the comparison after each family, so that what is finished survives an interruption."""
-    comparison = Comparison(target, truth, settings, tuple(labels))
+    """Yields the comparison after each family, so that what is finished survives an interruption.
+
+    The entries stand in the order of `guides`, whichever was finished first; their numbers do not depend on how many
+    workers there are.
+
+    Args:
+        comparison: without entries.
+        guides: families by name.
+        num_workers: processes to share the families.
+        with_curves: whether to take what figures need, too.
+        started: called with each family's name when its turn comes.
+
+    Raises:
+        ValueError: no such family, or the settings don't fit together.
+    """
+    check_settings(comparison.settings)
     for guide in guides:
-        report = None if progress is None else (lambda done, most, name=guide: progress(name, done, most))
-        comparison.entries.append(compare_one(target, truth, guide, settings, report))
-        yield comparison
+        refusal(guide)
+    done: dict[str, Entry] = {}
+
+    def tasks() -> Iterator[str]:
+        for guide in guides:
+            if started:
+                started(guide)
+            yield guide
+
+    workers = min(num_workers, len(guides))
+    if workers > 1:
+        entries = _in_workers(comparison, tasks(), workers, with_curves)
+    else:
+        entries = (compare_one(comparison, guide, with_curves) for guide in tasks())
+    for entry in entries:
+        done[entry.guide] = entry
+        yield replace(comparison, entries=tuple(done[guide] for guide in guides if guide in done))
 
 
-def record(comparison: Comparison, entry: Entry, problem: int) -> dict[str, Any]:
-    """One (problem, family): medians over replicas, and each replica's main figures."""
+def _in_workers(comparison: Comparison, guides: Iterator[str], num_workers: int, with_curves: bool) -> Iterator[Entry]:
+    parallel = joblib.Parallel(num_workers, return_as="generator_unordered", batch_size=1, pre_dispatch="n_jobs")
+    jobs = (joblib.delayed(compare_one)(comparison, guide, with_curves) for guide in guides)
+    try:
+        with _interrupts_held():
+            entries = parallel(jobs)
+        yield from entries
+    except BaseException:
+        loky.get_reusable_executor().shutdown(wait=False, kill_workers=True)
+        raise
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Holds back Ctrl-C; processes started meanwhile inherit that for good, and so leave it to this one."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def compare_one(comparison: Comparison, guide: str, with_curves: bool = False) -> Entry:
+    """Fits and scores one family; what can't be done, or goes wrong, becomes an entry with its reason.
+
+    Raises:
+        ValueError: no such family.
+    """
+    refused = refusal(guide)
+    if refused:
+        return _without_scores(comparison, guide, "skipped", refused)
+    try:
+        with _one_thread():
+            return _scored(comparison, guide, with_curves)
+    except UnsuitableObjectiveError as error:
+        return _without_scores(comparison, guide, "skipped", str(error))
+    except Exception as error:  # a guide may do anything; the other families go on
+        first, *_ = str(error).strip().splitlines() or [""]
+        return _without_scores(comparison, guide, "failed", f"{type(error).__name__}: {first}".removesuffix(": "))
+
+
+def refusal(guide: str) -> str:
+    """Why a guide of Pyro's can't be compared, or "".
+
+    Raises:
+        ValueError: no such family.
+    """
+    try:
+        find_family(guide)
+    except RefusedFamilyError as error:
+        return str(error).removeprefix(f"{guide}: ")
+    return ""
+
+
+def check_settings(settings: Settings) -> None:
+    """Checks what can be told before anything is computed.
+
+    Raises:
+        ValueError: the objective is unknown, or can't be had with this engine or this number of particles.
+    """
+    objective = find_objective(settings.objective)
+    kind, _, samples = objective.name.partition(":")
+    if kind == "iwae" and settings.num_particles % int(samples):
+        raise ValueError(f"num_particles must be a multiple of K = {samples} for iwae, got {settings.num_particles}")
+    if settings.engine == "pyro":
+        pyro_elbo(objective, settings.num_particles)
+
+
+def _without_scores(comparison: Comparison, guide: str, status: str, reason: str) -> Entry:
+    blank = [_blank(comparison, guide, b) for b in range(comparison.target.num_problems)]
+    return Entry(guide, tuple(record | {"status": status, "reason": reason} for record in blank))
+
+
+def _scored(comparison: Comparison, guide: str, with_curves: bool) -> Entry:
+    settings = comparison.settings
+    fitted = fit(
+        comparison.target,
+        find_family(guide) if ":" in guide else guide,
+        objective=settings.objective,
+        engine=settings.engine,
+        num_steps=settings.num_steps,
+        num_particles=settings.num_particles,
+        num_replicas=settings.num_replicas,
+        lr=settings.lr,
+        seed=settings.seed,
+        allow_support_mismatch=True,
+    )
+    lacking = fitted.program.unsupported_density()
+    if lacking:
+        return _without_scores(comparison, guide, "skipped", lacking)
+    card = score(fitted, comparison.truth, num_draws=settings.num_draws, upper_bound=guide in MULTIMODAL)
+    records = tuple(record(comparison, guide, card, b) for b in range(comparison.target.num_problems))
+    return Entry(guide, records, curves_of(card, comparison.z()) if with_curves else None)
+
+
+def curves_of(card: Scorecard, z: np.ndarray) -> Curves:
+    """The curves of a scored fit at latents `z`, `(B, Z)`."""
+    fitted = card.fit
+    steps, way = (np.empty(0, np.int64), np.empty((len(z), 0, 0)))
+    if len(fitted.steps) and not fitted.support_mismatch:
+        steps, way = fitted.steps, _way(card)
+    return Curves(z, _density(card, z), steps, way)
+
+
+def _density(card: Scorecard, z: np.ndarray) -> np.ndarray:
+    fitted, site = card.fit, card.fit.target.latents[0]
+    middle = torch.tensor([middle_replica(card, b) for b in range(len(z))], device=fitted.theta.device)
+    theta = torch.take_along_dim(fitted.theta, middle[:, None, None], 1)
+    values = torch.from_numpy(z).to(theta)
+    at = values.reshape((len(z), 1, -1, *site.shape))
+    density = fitted.log_prob_at(theta, {site.name: at})[:, 0].exp()
+    if not fitted.support_mismatch:  # outside its support a density's formula may give anything
+        density = torch.where(site.support.check(values), density, 0.0)
+    return density.cpu().numpy()
+
+
+def _way(card: Scorecard) -> np.ndarray:
+    """Reverse KL along the trajectory of the replicas at the quartiles of the final one, `(B, F, T)`."""
+    fitted = card.fit
+    order = np.argsort(card.scores["reverse_kl"].value, 1, kind="stable")
+    at = np.unique(np.linspace(0, fitted.num_replicas - 1, NUM_FOLLOWED).round().astype(int))
+    followed = torch.from_numpy(order[:, at]).to(fitted.trajectory.device)
+    theta = torch.take_along_dim(fitted.trajectory, followed[None, :, :, None], 2).permute(1, 2, 0, 3)
+    return reverse_kl(overlay(fitted, card.truth, theta.flatten(1, 2))).value.reshape(theta.shape[:3])
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums depend in their last digits on the number of threads, so there is always one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def num_cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _blank(comparison: Comparison, guide: str, problem: int) -> dict[str, Any]:
+    """A record with all its keys and nothing measured."""
     truth, settings = comparison.truth, comparison.settings
-    out: dict[str, Any] = {
+    return {
         "x": comparison.labels[problem],
-        "guide": entry.guide,
-        "status": entry.status,
+        "guide": guide,
+        "status": "",
         "stop_reason": "",
         "log_evidence": _plain(truth.log_evidence[problem]),
         "log_evidence_error": _plain(truth.log_evidence_error[problem]),
@@ -141,40 +324,56 @@ def record(comparison: Comparison, entry: Entry, problem: int) -> dict[str, Any]
         "objective": settings.objective,
         "engine": settings.engine,
         "versions": versions(),
-        "reason": entry.reason,
+        "reason": "",
+        "reasons": {},
+        "support_mismatch": None,
+        "family_gap_is_upper_bound": None,
+        "statuses": {},
         "replicas": [],
     }
-    card = entry.scorecard
-    if card is None:
-        return out
-    fitted = card.fit
-    middle = _middle(card, problem)
+
+
+def record(comparison: Comparison, guide: str, card: Scorecard, problem: int) -> dict[str, Any]:
+    """One (problem, family): medians over replicas, and each replica's main figures."""
+    fitted, out = card.fit, _blank(comparison, guide, problem)
     out.update(
         status=_status(fitted.status[problem]),
-        stop_reason=str(fitted.stop_reason[problem, middle]),
+        stop_reason=str(fitted.stop_reason[problem, middle_replica(card, problem)]),
         num_steps=int(fitted.num_steps[problem].max()),
         seconds=round(fitted.seconds, 3),
+        reason=fitted.support_mismatch,
+        support_mismatch=fitted.support_mismatch or None,
+        family_gap_is_upper_bound=bool(card.best and card.best.upper_bound),
         statuses={str(s): int(n) for s, n in zip(*np.unique(fitted.status[problem], return_counts=True), strict=True)},
+        replicas=[_replica(card, problem, r) for r in range(fitted.num_replicas)],
     )
-    reasons = [entry.reason] if entry.reason else []
     for name in SCORES:
         if name in card.scores:
-            estimate = card.scores[name]
-            out[name] = _plain(_median(estimate.value[problem]))
-            out[f"{name}_error"] = _plain(np.max(estimate.error[problem]))
-            if np.isfinite(estimate.std_error).any() and np.any(estimate.std_error):
-                out[f"{name}_std_error"] = _plain(_median(estimate.std_error[problem]))
-            if estimate.reason and estimate.reason not in reasons and not np.isfinite(estimate.value[problem]).all():
-                reasons.append(f"{name}: {estimate.reason}")
-    out["replicas"] = [
-        {name: _plain(card.scores[name].value[problem, r]) if name in card.scores else None for name in PER_REPLICA}
-        | {"status": str(fitted.status[problem, r]), "stop_reason": str(fitted.stop_reason[problem, r])}
-        for r in range(fitted.num_replicas)
-    ]
-    if card.best is not None and card.best.upper_bound:
-        reasons.append(f"family_gap: {card.best.divergence.reason}")
-    out["reason"] = "; ".join(reasons)
+            out.update(_score(name, card.scores[name], problem, out["reasons"]))
     return out
+
+
+def _score(name: str, estimate: Estimate, problem: int, reasons: dict[str, str]) -> dict[str, Any]:
+    """A metric's keys of a record; adds to `reasons` why a value is infinite."""
+    value = estimate.value[problem]
+    if estimate.reason and not np.isfinite(value).all():
+        reasons[name] = estimate.reason
+    out = {name: _plain(_median(value)), f"{name}_error": _plain(np.max(estimate.error[problem]))}
+    spread = estimate.std_error[problem]
+    if np.any(spread > 0):
+        out[f"{name}_std_error"] = _plain(_median(spread))
+    return out
+
+
+def _replica(card: Scorecard, problem: int, replica: int) -> dict[str, Any]:
+    values = {
+        name: _plain(card.scores[name].value[problem, replica]) if name in card.scores else None for name in PER_REPLICA
+    }
+    fitted = card.fit
+    return values | {
+        "status": str(fitted.status[problem, replica]),
+        "stop_reason": str(fitted.stop_reason[problem, replica]),
+    }
 
 
 def _median(values: np.ndarray) -> float:
@@ -184,7 +383,7 @@ def _median(values: np.ndarray) -> float:
     return float(low if low == high else (low + high) / 2)
 
 
-def _middle(card: Scorecard, problem: int) -> int:
+def middle_replica(card: Scorecard, problem: int) -> int:
     """The replica of median reverse KL."""
     order = np.argsort(card.scores["reverse_kl"].value[problem], kind="stable")
     return int(order[(len(order) - 1) // 2])

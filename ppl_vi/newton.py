@@ -31,32 +31,41 @@ class Minimum:
     num_steps: int
 
 
-def predicted_gain(gradient: Tensor, hessian: Tensor, radius: float = 1.0, slack: Tensor | None = None) -> Tensor:
+def predicted_gain(
+    gradient: Tensor, hessian: Tensor, radius: float = 1.0, slack: float = 0.0, unit: Tensor | None = None
+) -> Tensor:
     """How much a quadratic model promises to fall within a box around the current point.
 
-    With `H = Q diag(l) Q'` and `a = |Q'g| + slack`, the sum over principal axes of `max_{0<=d<=radius} a d - l d^2/2`:
+    With `H = Q diag(l) Q'` and `a = |Q'g|`, the sum over principal axes of `max_{0<=d<=radius} a d - l d^2/2`:
     `a^2 / 2l` where the minimum lies within the box, `a radius - l radius^2 / 2` where it doesn't. Well defined for
     flat and negatively curved directions, where Newton's decrement is not.
 
     Args:
-        gradient: `(..., D)`.
+        gradient: `(..., D)`, or `(..., S, D)` independent estimates of it if `slack` is given.
         hessian: `(..., D, D)`, symmetric.
         radius: half-width of the box.
-        slack: `(..., D)`, a bound on the error of each gradient entry; enters along the axes in quadrature.
+        slack: how many standard errors of the mean of the estimates are added to `a`, axis by axis.
+        unit: `(..., D)`, what a step of 1 is in the parameters' own terms, if these are rescaled. The box is then at least
+            `radius` wide in those as well: a long valley across small units is seen to its end.
 
     Returns:
         The gain, `(...)`; inf where the input is not finite.
     """
-    finite = gradient.isfinite().all(-1) & hessian.isfinite().all(-1).all(-1)
-    eye = torch.eye(gradient.shape[-1], dtype=hessian.dtype, device=hessian.device)
+    estimates = gradient if slack else gradient[..., None, :]
+    finite = estimates.isfinite().all(-1).all(-1) & hessian.isfinite().all(-1).all(-1)
+    eye = torch.eye(hessian.shape[-1], dtype=hessian.dtype, device=hessian.device)
     eigenvalues, axes = torch.linalg.eigh(torch.where(finite[..., None, None], hessian, eye))
-    slope = (axes.mT @ gradient[..., None]).squeeze(-1).abs()
-    if slack is not None:
-        slope = slope + (axes.mT.square() @ slack.square()[..., None]).squeeze(-1).sqrt()
-    inside = slope <= eigenvalues * radius
-    newton = slope.square() / (2 * torch.where(inside, eigenvalues, torch.ones_like(eigenvalues)))
-    newton = torch.where(inside & (slope == 0), torch.zeros_like(newton), newton)
-    edge = slope * radius - eigenvalues * radius**2 / 2
+    along = estimates @ axes
+    slope = along.mean(-2).abs()
+    if slack:
+        slope = slope + slack * along.std(-2) / along.shape[-2] ** 0.5
+    reach = torch.full_like(slope, radius)
+    if unit is not None:
+        own = torch.linalg.vector_norm(unit[..., :, None] * axes, dim=-2)
+        reach = reach * torch.maximum(1 / own, torch.ones_like(own))
+    inside = slope <= eigenvalues * reach
+    newton = slope.square() / (2 * torch.where(inside & (slope > 0), eigenvalues, 1.0))
+    edge = slope * reach - eigenvalues * reach.square() / 2
     gain = torch.where(inside, newton, edge).sum(-1)
     return torch.where(finite, gain, torch.full_like(gain, torch.inf))
 

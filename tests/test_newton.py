@@ -113,13 +113,14 @@ def test_the_gain_in_a_box(
     assert float(found) == pytest.approx(gain, rel=1e-12, abs=1e-14)
 
 
-def test_slack_enters_along_the_axes_in_quadrature() -> None:
+def test_slack_adds_standard_errors_along_each_axis() -> None:
+    """Four estimates whose means along the axes are 1 and -4, with standard errors sqrt(0.02 / 3) and sqrt(0.5 / 3)."""
     hessian, axes = rotated(2.0, 8.0)
-    slack = double([0.3, 0.1])
-    along = [math.sqrt(0.75 * 0.09 + 0.25 * 0.01), math.sqrt(0.25 * 0.09 + 0.75 * 0.01)]
-    found = predicted_gain(axes @ double([1.0, -4.0]), hessian, 1.0, slack)
-    expected = (1 + along[0]) ** 2 / 4 + (4 + along[1]) ** 2 / 16
-    assert float(found) == pytest.approx(expected, rel=1e-12)
+    scatter = double([[0.1, 0.5], [-0.1, 0.5], [0.1, -0.5], [-0.1, -0.5]]) * 2**0.5
+    along = double([1.0, -4.0]) + scatter
+    found = predicted_gain(along @ axes.T, hessian, 1.0, slack=1.5)
+    slopes = 1 + 1.5 * math.sqrt(0.02 / 3), 4 + 1.5 * math.sqrt(0.5 / 3)
+    assert float(found) == pytest.approx(slopes[0] ** 2 / 4 + slopes[1] ** 2 / 16, rel=1e-12)
 
 
 def test_the_gain_of_one_axis_is_the_best_over_a_grid() -> None:

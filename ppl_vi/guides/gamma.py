@@ -1,4 +1,8 @@
-"""z ~ Gamma(concentration, rate), drawn by rejection and differentiated implicitly."""
+"""z ~ Gamma(concentration, concentration / mean), drawn by rejection and differentiated implicitly.
+
+By its mean rather than its rate: mean and concentration are orthogonal (their Fisher information is diagonal), while
+concentration and rate run together along a valley where Adam crawls.
+"""
 
 from pyro.distributions import Gamma
 from torch.distributions import constraints
@@ -6,9 +10,9 @@ from torch.distributions import constraints
 from ppl_vi.guides.mean_field import Form
 
 gamma = Form(
-    summary="z is Gamma(concentration, rate)",
-    constraints={"concentration": constraints.positive, "rate": constraints.positive},
-    distribution=Gamma,
-    # the density of log z has its mode at log(c / r) and the curvature c
-    initial=lambda loc, scale: {"concentration": scale**-2, "rate": scale**-2 * (-loc).exp()},
+    summary="z is Gamma with a mean and a concentration",
+    constraints={"mean": constraints.positive, "concentration": constraints.positive},
+    distribution=lambda mean, concentration: Gamma(concentration, concentration / mean),
+    # the density of log z has its mode at log(mean) and the curvature concentration
+    initial=lambda loc, scale: {"mean": loc.exp(), "concentration": scale**-2},
 )

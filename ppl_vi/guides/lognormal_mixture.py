@@ -34,6 +34,11 @@ class PathwiseMixture(MixtureSameFamily):
         cdf = self.cdf(z)
         return z - (cdf - cdf.detach()) / self.log_prob(z).exp().detach()
 
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        """The same draws without their path."""
+        with torch.no_grad():
+            return self.rsample(sample_shape)
+
 
 def _distribution(loc: Tensor, scale: Tensor, logits: Tensor) -> PathwiseMixture:
     return PathwiseMixture(Categorical(logits=logits), LogNormal(loc, scale))

@@ -6,18 +6,70 @@ The parameters are those of a Laplace approximation to log z: `mode` m, where z 
     loc = m (1 - 1/c),    scale = m / sqrt(c).
 
 (loc, scale) themselves serve badly: far below zero only scale^2 / loc matters, and both run to infinity together along a
-valley where Adam crawls. Here c runs to 0 on a log scale, and m stays where the mass is."""
+valley where Adam crawls. Here c runs to 0 on a log scale, and m stays where the mass is.
+"""
 
-from pyro.distributions import TorchDistribution
+from __future__ import annotations
+
+import math
+
+import torch
 from torch import Tensor
 from torch.distributions import constraints
+from torch.special import erfcx, ndtri
 
 from ppl_vi.distributions import TruncatedNormal
 from ppl_vi.guides.mean_field import Form
 
+TAIL = 1.0  # standard deviations above which the tail is inverted by Newton's method
+NUM_NEWTON = 5
 
-def _distribution(mode: Tensor, curvature: Tensor) -> TorchDistribution:
-    return TruncatedNormal(mode * (1 - 1 / curvature), mode * curvature.rsqrt(), low=0.0)
+
+def _hazard(x: Tensor) -> Tensor:
+    """The normal density over the mass above it."""
+    return math.sqrt(2 / math.pi) / erfcx(x * math.sqrt(0.5))
+
+
+class PositiveNormal(TruncatedNormal):
+    """A normal truncated to z >= 0, with draws several times as cheap as those of a general interval.
+
+    With x = (z - loc) / scale and a = -loc / scale, the mass above z over the mass above 0 is uniform, S(x) / S(a) = w:
+    `x = -ndtri(w S(a))` near the peak and Newton's method on the cumulated hazard in the tail. Holding w fixed,
+    `dx = da h(a) / h(x)` with the hazard h, which gives the path's derivatives.
+    """
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        """Draws of shape `sample_shape + batch_shape`, differentiable once in loc and scale."""
+        shape = self._extended_shape(sample_shape)
+        uniform = torch.rand(shape, dtype=self.loc.dtype, device=self.loc.device)
+        with torch.no_grad():
+            above = 1 - uniform  # in (0, 1]
+            start = -self.loc / self.scale
+            beyond = torch.where(start < TAIL, _near_peak(above, start), _in_tail(above, start))
+            x = start + beyond
+            ratio = _hazard(start) / _hazard(x)
+        return self.scale.detach() * beyond + (1 - ratio) * (self.loc - self.loc.detach()) + (x - start * ratio) * (self.scale - self.scale.detach())
+
+
+def _near_peak(above: Tensor, start: Tensor) -> Tensor:
+    """x - a, which rounding may not carry below 0."""
+    mass = torch.special.erfc(start.clamp(max=TAIL) * math.sqrt(0.5)) / 2
+    return (-ndtri(above * mass) - start).clamp(min=0)
+
+
+def _in_tail(above: Tensor, start: Tensor) -> Tensor:
+    """Solves `a d + d^2/2 + log(h(a + d) / h(a)) = -log w` for `d = x - a`."""
+    a = start.clamp(min=TAIL)
+    goal, at_start = -above.log(), _hazard(a)
+    d = 2 * goal / (at_start + (at_start.square() + 2 * goal).sqrt())
+    for _ in range(NUM_NEWTON):
+        here = _hazard(a + d)
+        d = (d + (goal - d * (a + d / 2) - (here / at_start).log()) / here).clamp(min=0)
+    return d
+
+
+def _distribution(mode: Tensor, curvature: Tensor) -> PositiveNormal:
+    return PositiveNormal(mode * (1 - 1 / curvature), mode * curvature.rsqrt(), low=0.0)
 
 
 truncated_normal = Form(

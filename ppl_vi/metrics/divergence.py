@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -15,18 +16,23 @@ ROUNDING = 4 * float(np.finfo(np.float64).eps)
 
 
 def by_quadrature(
-    pair: Overlay, function: Callable[[Grid], np.ndarray], unit: str, scale: np.ndarray | float = 1.0, reason: str = ""
+    pair: Overlay,
+    function: Callable[[Grid], np.ndarray],
+    unit: str,
+    scale: np.ndarray | float = 1.0,
+    reason: str = "",
+    only_guide: bool = False,
 ) -> Estimate:
-    """A functional of both densities on the finer of two grids.
+    """A functional of both densities, or of the guide's alone, on the finer of two grids.
 
-    The stated error is their difference, what both masses lack of 1 (densities that are themselves rounded, or mass that
+    The stated error is their difference, what the masses lack of 1 (densities that are themselves rounded, or mass that
     no node saw), and rounding.
     """
     coarse, fine = (function(grid) for grid in pair.grids)
     error = np.zeros_like(fine)
     np.subtract(fine, coarse, out=error, where=coarse != fine)  # equal also where both are infinite
     grid = pair.grids[1]
-    missing = np.abs(grid.integral(grid.q) - 1) + np.abs(grid.integral(grid.p) - 1)
+    missing = np.abs(grid.integral(grid.q) - 1) + (0.0 if only_guide else np.abs(grid.integral(grid.p) - 1))
     size = np.where(np.isfinite(fine), np.maximum(np.abs(fine), scale), 0.0)
     error = np.abs(error) + (missing + ROUNDING) * size
     value, error = fine.reshape(pair.shape), error.reshape(pair.shape)
@@ -76,27 +82,37 @@ def chi_square(pair: Overlay) -> Estimate:
     """int p^2 / q - 1, the variance of the normalised importance weights p/q under q; often infinite.
 
     Whether the integral exists is read off the tails: `2 log p - log q + log |dz/du|` must fall outwards, at the far
-    ends of the numbers that floats hold.
+    ends of the numbers that floats hold. What lies beyond them is part of the stated error.
     """
-    diverges = _diverges(pair)
+    beyond = _beyond(pair)
+    diverges = np.isinf(beyond)
 
     def finite(grid: Grid) -> np.ndarray:
+        log_q = np.where(np.isfinite(grid.log_q), grid.log_q, 0.0)
         with np.errstate(over="ignore"):
-            ratio = np.exp(np.where(np.isneginf(grid.log_p), -np.inf, 2 * grid.log_p - np.where(np.isfinite(grid.log_q), grid.log_q, 0.0)))
-        return np.where(diverges, np.inf, grid.integral(np.where(diverges[:, None, None], 0.0, ratio - 2 * grid.p + grid.q)))
+            ratio = np.exp(np.where(np.isneginf(grid.log_p), -np.inf, 2 * grid.log_p - log_q))
+        excess = np.where(diverges[:, None, None], 0.0, ratio - 2 * grid.p + grid.q)
+        return np.where(diverges, np.inf, grid.integral(excess))
 
-    return by_quadrature(pair, finite, "1", reason="the tails of p^2 / q are not integrable")
+    found = by_quadrature(pair, finite, "1", reason="the tails of p^2 / q are not integrable")
+    return replace(found, error=found.error + np.where(diverges, 0.0, beyond).reshape(pair.shape))
 
 
-def _diverges(pair: Overlay) -> np.ndarray:
-    """Whether p^2 / q has an infinite integral, `(F,)`."""
-    out = np.zeros(pair.shape[0] * pair.shape[1], dtype=bool)
-    for log_p, log_q, log_slope in pair.tails:
+def _beyond(pair: Overlay) -> np.ndarray:
+    """The integral of p^2 / q beyond the ends, as of exponentials in u; inf where it does not fall there, `(F,)`."""
+    out = np.zeros(pair.shape[0] * pair.shape[1])
+    rows = np.arange(len(out))
+    for u, log_p, log_q, log_slope in pair.tails:
         usable = np.isfinite(log_p) & np.isfinite(log_q)
         value = np.where(usable, 2 * np.where(usable, log_p, 0.0) - np.where(usable, log_q, 0.0) + log_slope, -np.inf)
         last = np.where(usable, np.arange(value.shape[1]), 0).max(1)
-        rows = np.arange(len(out))
-        out |= (last > 0) & (value[rows, last] >= value[rows, np.maximum(last - 1, 0)])
+        before = np.maximum(last - 1, 0)
+        fall = value[rows, before] - value[rows, last]
+        known = (last > 0) & (fall > 0)
+        rate = np.where(known, fall, 1.0) / np.abs(u[rows, last] - u[rows, before]).clip(min=np.finfo(float).tiny)
+        with np.errstate(over="ignore"):
+            rest = np.where(known, np.exp(value[rows, last]) / rate, np.inf)
+        out += np.where(last > 0, rest, 0.0)
     return out
 
 
@@ -108,7 +124,7 @@ def elbo(pair: Overlay) -> Estimate:
         return np.where(leaks, -np.inf, _continued(grid))
 
     scale = np.abs(np.repeat(pair.truth.log_evidence, pair.shape[1]))
-    return by_quadrature(pair, function, "nats", scale, reason=LEAK)
+    return by_quadrature(pair, function, "nats", scale, reason=LEAK, only_guide=True)
 
 
 def surrogate_elbo(pair: Overlay) -> Estimate:
@@ -116,7 +132,8 @@ def surrogate_elbo(pair: Overlay) -> Estimate:
 
     Only a guide that leaks mass has one that differs from its ELBO, and it may exceed log p(x).
     """
-    return by_quadrature(pair, _continued, "nats", np.abs(np.repeat(pair.truth.log_evidence, pair.shape[1])))
+    scale = np.abs(np.repeat(pair.truth.log_evidence, pair.shape[1]))
+    return by_quadrature(pair, _continued, "nats", scale, only_guide=True)
 
 
 def _continued(grid: Grid) -> np.ndarray:

@@ -55,8 +55,8 @@ def importance_log_evidence(w: Weights, chi_square: np.ndarray | None = None) ->
 
     Args:
         w: the weights.
-        chi_square: the exact chi-square divergence of the posterior from the guide, if known; the standard error is then
-            `(chi_square / N)^(1/2)`, infinite where that is, and otherwise the naive one from the weights themselves.
+        chi_square: the exact chi-square divergence of the posterior from the guide, if known; the standard error is
+            then `(chi_square / N)^(1/2)`, infinite where that is, and otherwise the naive one from the weights.
     """
     value = logsumexp(w.log, axis=-1) - np.log(w.num_draws)
     naive = naive_error(w)

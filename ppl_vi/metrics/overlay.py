@@ -159,8 +159,8 @@ class Overlay:
         return self._grid(coarse), self._grid([_halved(*panels) for panels in coarse])
 
     @cached_property
-    def tails(self) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], ...]:
-        """log p, log q and log |dz/du| on the way from the mode to either end of the floats, `(F, K)` each."""
+    def tails(self) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], ...]:
+        """u, log p, log q and log |dz/du| on the way from the mode to either end of the floats, `(F, K)` each."""
         num = self.shape[0] * self.shape[1]
         mode = np.repeat(self.truth.target.laplace.loc[:, 0].cpu().numpy(), self.shape[1])[:, None]
         inside = next(piece for piece in self.pieces if piece.kind == "inside")
@@ -168,7 +168,7 @@ class Overlay:
         for end in ENDS:
             u = mode + (end - mode) * np.linspace(0.0, 1.0, NUM_TAIL)
             _, slope, log_p, log_q, _ = self._at(inside, np.arange(num), u)
-            found.append((log_p, log_q, slope))
+            found.append((u, log_p, log_q, slope))
         return tuple(found)
 
     # ---- where the panels lie
@@ -268,7 +268,9 @@ class Overlay:
         counts = np.bincount(pair, minlength=num)
         column = np.arange(len(pair)) - np.repeat(np.cumsum(counts) - counts, counts)
         out = []
-        for values, empty in ((z, 0.0), (np.exp(slope) * half * WEIGHTS, 0.0), (log_p, -np.inf), (log_q, -np.inf), (log_joint, 0.0)):
+        weight = np.exp(slope) * half * WEIGHTS
+        columns = ((z, 0.0), (weight, 0.0), (log_p, -np.inf), (log_q, -np.inf), (log_joint, 0.0))
+        for values, empty in columns:
             padded = np.full((num, counts.max(), NUM_NODES), empty)
             padded[pair, column] = values
             out.append(padded)

@@ -26,7 +26,9 @@ from ppl_vi.target import Target
 
 ENGINES = ("batched", "pyro")
 FIRST_ROUND = 0.125  # of num_steps; every further round is twice as long as the one before
-FIRST_CHECK = 512  # Sobol points a scramble in the check after the first round; doubled in every further one
+MIN_ROUNDS = 2  # before a fit may stop: where noise vanishes at the optimum (stl), one round more gains many digits
+FIRST_CHECK = 1024  # Sobol points a scramble in the first check; doubled in every further one
+EARLY = 0.3  # of the tolerance, before the last round
 DECAY = 0.02  # the step size at the end of a round, of that at its start
 AVERAGED = 0.5  # the last part of a round, over which the iterates are averaged
 SNAPSHOTS_PER_ROUND = 12
@@ -71,11 +73,11 @@ def fit(
     *,
     objective: str | Objective = "trace_elbo",
     engine: str = "batched",
-    num_steps: int = 2000,
-    num_particles: int = 256,
+    num_steps: int = 1000,
+    num_particles: int = 128,
     num_replicas: int = 1,
-    lr: float = 0.1,
-    tolerance: float = 2e-4,
+    lr: float = 0.2,
+    tolerance: float = 5e-4,
     seed: int = 0,
     allow_support_mismatch: bool = False,
     progress: Progress | None = None,
@@ -219,32 +221,48 @@ def _run_rounds(program: Program, settings: Settings, run: Run, one_round: Round
         left = settings.num_steps - run.step
         length = left if left < 2 * length else length
         theta = one_round(run, theta, length, settings.lr / 2**number)
-        found = check(
-            program, settings.objective, theta, program.target.args, run.unit, settings.num_particles,
-            num_points=FIRST_CHECK * 2**number, seed=settings.seed + 7919 * (number + 1),
-        )  # fmt: skip
-        _record(settings, run, theta, found.gain.cpu().numpy())
         number, length = number + 1, 2 * length
+        last = run.step >= settings.num_steps
+        gain = _gain(program, settings, run, theta, number) if number >= MIN_ROUNDS or last else None
+        _record(settings, run, theta, gain)
         if progress:
             progress(run.step, settings.num_steps)
 
 
-def _record(settings: Settings, run: Run, theta: Tensor, gain: np.ndarray) -> None:
+def _gain(program: Program, settings: Settings, run: Run, theta: Tensor, number: int) -> np.ndarray:
+    """What each fit could still gain nearby after round `number`, nats, `(B, R)`."""
+    found = check(
+        program,
+        settings.objective,
+        theta,
+        program.target.args,
+        run.unit,
+        settings.num_particles,
+        num_points=FIRST_CHECK * 2 ** max(number - MIN_ROUNDS, 0),
+        seed=settings.seed + 7919 * number,
+    )
+    return found.gain.cpu().numpy()
+
+
+def _record(settings: Settings, run: Run, theta: Tensor, gain: np.ndarray | None) -> None:
     """Takes the averaged iterates of those still running, and stops those that have arrived."""
     running = run.status == "not_converged"
     mask = torch.as_tensor(running, device=theta.device)
     run.theta = torch.where(mask[..., None], theta, run.theta)
-    run.gain[running] = gain[running]
     run.num_steps[running] = run.step
+    run.steps.append(run.step)
+    run.trajectory.append(run.theta)
+    if gain is None:
+        return
+    run.gain[running] = gain[running]
     for at in zip(*np.nonzero(running), strict=True):
         bound = f"at most {gain[at]:.1e} nats to gain nearby" if np.isfinite(gain[at]) else "no bound on what is to gain"
         run.stop_reason[at] = f"{bound} (tolerance {settings.tolerance:g})"
-        if gain[at] <= settings.tolerance:
+        last = run.step >= settings.num_steps
+        if gain[at] <= settings.tolerance * (1.0 if last else EARLY):
             run.status[at] = "converged"
-        elif run.step >= settings.num_steps:
-            run.stop_reason[at] = f"all {settings.num_steps} steps taken; {bound} (tolerance {settings.tolerance:g})"
-    run.steps.append(run.step)
-    run.trajectory.append(run.theta)
+        elif last:
+            run.stop_reason[at] = f"all {settings.num_steps} steps taken; {run.stop_reason[at]}"
 
 
 def _schedule(length: int, lr: float) -> tuple[np.ndarray, np.ndarray, set[int]]:

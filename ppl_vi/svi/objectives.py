@@ -48,6 +48,10 @@ def _renyi(alpha: float) -> Callable[[Particle], tuple[Tensor, Tensor]]:
     return reduce
 
 
+def _nothing_random(program: Program) -> str | None:
+    return None if program.draws else "the guide draws nothing, so all samples are one"
+
+
 def _iwae(num_samples: int) -> Callable[[Particle], tuple[Tensor, Tensor]]:
     def reduce(p: Particle) -> tuple[Tensor, Tensor]:
         weights = (p.log_joint - p.log_guide).unflatten(0, (-1, num_samples))
@@ -59,7 +63,7 @@ def _iwae(num_samples: int) -> Callable[[Particle], tuple[Tensor, Tensor]]:
 
 trace_elbo = Objective("trace_elbo", Program.sample, _mean)
 score_function = Objective("score_function", Program.sample_score_function, _mean)
-stl = Objective("stl", Program.sample_path_derivative, _mean)
+stl = Objective("stl", Program.sample_path_derivative, _mean, unsuitable=Program.unsupported_density)
 trace_mean_field_elbo = Objective(
     "trace_mean_field_elbo", Program.sample_mean_field, _mean, unsuitable=analytic_divergence_missing
 )
@@ -84,7 +88,9 @@ def iwae(num_samples: int = 8) -> Objective:
     """
     if num_samples < 1:
         raise ValueError(f"K must be at least 1, got {num_samples}")
-    return Objective(f"iwae:{num_samples}", Program.sample, _iwae(num_samples), additive=False)
+    return Objective(
+        f"iwae:{num_samples}", Program.sample, _iwae(num_samples), additive=False, unsuitable=_nothing_random
+    )
 
 
 OBJECTIVES: dict[str, Callable[..., Objective]] = {

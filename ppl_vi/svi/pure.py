@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import pyro.poutine as poutine
@@ -86,7 +88,23 @@ class _NoReparameterization(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         if not msg["is_observed"] and not is_delta(msg["fn"]):
-            msg["fn"] = msg["fn"].has_rsample_(False)
+            msg["fn"] = _without_path(msg["fn"])
+
+
+@cache
+def _pathless(kind: Any) -> Any:
+    def sample(self: Any, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        # a copy: a flow takes the inverse of its own draw from a cache, without derivatives
+        return kind.sample(self, sample_shape).clone()
+
+    return type(kind)(kind.__name__, (kind,), {"has_rsample": False, "sample": sample})
+
+
+def _without_path(fn: Any) -> Any:
+    """The same distribution, drawn by `sample`. Pyro's `has_rsample_` fails where `has_rsample` is a property."""
+    copied, kind = copy(fn), fn.__class__
+    copied.__class__ = _pathless(kind)
+    return copied
 
 
 def is_delta(fn: Any) -> bool:
@@ -172,13 +190,8 @@ class Program:
         """log q differentiated only through the draw (Roeder et al. 2017, Sticking the landing)."""
         guide_trace = self.guide_trace(theta, row, noise)
         particle = _particle(self.model_trace(guide_trace, row), guide_trace)
-        frozen = theta.detach()
-
-        def again(guide: nn.Module) -> Trace:
-            return _scored(poutine.replay(guide, trace=guide_trace), row)
-
-        with Replay((), anchor=(frozen * 0).sum()):
-            return particle._replace(entropy=_log_guide(self.call(frozen, again)))
+        latents = {site.name: guide_trace.nodes[site.name]["value"] for site in self.target.latents}
+        return particle._replace(entropy=self.log_guide(theta.detach(), row, latents))
 
     def sample_mean_field(self, theta: Tensor, row: tuple[Tensor, ...], noise: tuple[Tensor, ...]) -> Particle:
         """The KL to the prior in closed form, the likelihood by Monte Carlo: Pyro's `TraceMeanField_ELBO`."""
@@ -290,11 +303,11 @@ def analytic_divergence_missing(program: Program) -> str | None:
         model_trace = program.model_trace(guide_trace, row)
         for site in program.target.latents:
             guide_fn, prior = guide_trace.nodes[site.name]["fn"], model_trace.nodes[site.name]["fn"]
+            if is_delta(guide_fn):  # Pyro registers a KL from point masses that leaves out what they are images of
+                return f"site '{site.name}' has no KL in closed form: the guide maps auxiliary draws or a point to it"
             try:
                 kl_divergence(guide_fn, prior)
             except NotImplementedError:
                 names = type(guide_fn).__name__, type(prior).__name__
                 return f"site '{site.name}' has no registered KL({names[0]} || {names[1]})"
     return None
-
-

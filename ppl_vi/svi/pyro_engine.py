@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -87,6 +88,8 @@ class PyroSVI:
     ) -> None:
         values = dict(guide.named_parameters())
         units = {values[name]: part for name, part in program.layout.unflatten(unit).items()}
+        for value in values.values():  # Pyro's SVI asks every parameter for it, and sets it on constrained ones alone
+            value.unconstrained = weakref.ref(value)  # type: ignore[attr-defined]
         self._program, self._guide, self._row, self._num_particles = program, guide, row, num_particles
         elbo, self._context = pyro_elbo(objective, num_particles)
         self._optim = PyroOptim(UnitAdam, {"lr": 0.0, "units": units})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pyro.nn.module import PyroParam
+from pyro.nn.module import PyroModule, PyroParam
 from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.func import vmap
@@ -29,6 +30,7 @@ from ppl_vi.svi.start import build_guide
 from ppl_vi.target import Latents, Target
 
 FORMAT, FORMAT_VERSION = "ppl_vi.Fit", 1
+_NUMBERS = itertools.count()  # of the guides given out
 
 
 def versions() -> dict[str, str]:
@@ -59,6 +61,13 @@ def finished(guide: nn.Module, target: Target, problem: int) -> nn.Module:
             delattr(normal, name)
             setattr(normal, name, PyroParam(value, constraint.get(name, constraints.real)))
         return normal
+
+
+def _rename(guide: nn.Module, name: str) -> None:
+    """Gives a guide a name of its own: in Pyro's parameter store two guides of one name would share their values."""
+    for path, module in guide.named_modules():
+        if isinstance(module, PyroModule):
+            module._pyro_name = f"{name}.{path}" if path else name
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +135,7 @@ class Fit:
         with torch.no_grad():
             for name, stacked in self.parameters.items():
                 values[name].copy_(stacked[problem, replica])
+        _rename(guide, f"{type(guide).__name__}_{next(_NUMBERS)}")
         return guide
 
     def draw(self, num: int, seed: int) -> Latents:
@@ -260,7 +270,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     if not path.exists():
         raise FileNotFoundError(f"no fit at {path}")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # what np.load opens itself it leaves open where the zip is damaged
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         header = json.loads(arrays.pop("header").tobytes())
     except (zipfile.BadZipFile, OSError, ValueError, KeyError, EOFError, AttributeError, TypeError) as error:

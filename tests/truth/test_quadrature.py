@@ -43,6 +43,11 @@ def exact_moments(x):
     return m + hazard, mp.sqrt(1 - m * hazard - hazard**2)
 
 
+def tolerance(truth):
+    """Of probabilities and moments: the rules' own, and that of the density, which is rounded as log p(x, z) is."""
+    return 3e-12 + truth.log_evidence_error
+
+
 # ---- the toy
 
 
@@ -61,6 +66,7 @@ def test_checks_are_named_and_met(toy):
     assert all(check.error <= check.tolerance <= 1e-12 for check in (*toy.checks, *certified.checks))
 
 
+@pytest.mark.slow
 def test_ten_thousand_observations_at_once():
     x = np.linspace(-1e4, 1e4, 10_000)
     truth = ground_truth(Target(exponential_normal.model, (torch.from_numpy(x),)))
@@ -88,16 +94,17 @@ def test_cdf_in_both_tails(toy):
     found = toy.cdf(z)
     for row, x in enumerate(XS):
         for column in range(z.shape[1]):
-            # z is measured in ulps of the mean: up to 1e4 sd, of which 1e-16 is 1e-12
-            assert abs(found[row, column] - (1 - exact_survival(z[row, column], x))) <= 3e-12, (x, z[row, column])
+            difference = abs(found[row, column] - (1 - exact_survival(z[row, column], x)))
+            assert difference <= tolerance(toy)[row], (x, z[row, column])
 
 
-def test_cdf_keeps_its_digits_far_below(toy):
-    z = np.quantile(toy.quantile(np.full((len(XS), 1), 1e-3)), 0.0) * 1e-6  # far in every lower tail
-    found = toy.cdf(np.full((len(XS), 1), z))[:, 0]
-    for x, value in zip(XS, found, strict=True):
-        exact = 1 - exact_survival(z, x)
-        assert abs(value - exact) <= 1e-9 * exact + mp.mpf(10) ** -300, x
+def test_cdf_keeps_its_digits_in_the_lower_tail(toy):
+    z = toy.quantile(np.full((len(XS), 1), 0.05)) * 1e-3  # probability 1e-4 to 1e-300 and below
+    for row, (x, found) in enumerate(zip(XS, toy.cdf(z)[:, 0], strict=True)):
+        m = mp.mpf(x) - 1
+        below = mp.ncdf(mp.mpf(z[row, 0]) - m) - mp.ncdf(-m) if m > 0 else mp.ncdf(m) - mp.ncdf(m - mp.mpf(z[row, 0]))
+        exact = below / mp.ncdf(m)
+        assert abs(found - exact) <= 10 * tolerance(toy)[row] * exact + mp.mpf(10) ** -300, x
 
 
 def test_cdf_at_and_beyond_the_ends(toy):
@@ -110,23 +117,22 @@ def test_quantiles_have_their_probabilities(toy):
     assert (np.diff(found) > 0).all()
     for row, x in enumerate(XS):
         for z, level in zip(found[row], LEVELS, strict=True):
-            # |dp| = density |dz|, z rounded to an ulp: 1e4 sd * 1e-16, and the root to the cdf's 3e-12
-            assert abs(1 - exact_survival(z, x) - level) <= 5e-12, (x, level)
+            # |dp| = density |dz|: z has 1e-16 of at most 1e4 sd, far below the cdf's own error
+            assert abs(1 - exact_survival(z, x) - level) <= 2 * tolerance(toy)[row], (x, level)
 
 
 @pytest.mark.parametrize("level", [0.0, 1.0, -0.1, np.nan])
 def test_quantiles_refuse_what_is_no_probability(level):
     truth = ground_truth(exponential_normal.target([1.5]))
-    with pytest.raises((UncertifiedTruthError, ValueError), match="strictly between 0 and 1"):
+    with pytest.raises(ValueError, match="strictly between 0 and 1"):
         truth.quantile(np.array([[level]]))
 
 
 def test_mean_and_sd(toy):
-    for x, mean, sd in zip(XS, toy.mean, toy.sd, strict=True):
+    for x, mean, sd, relative in zip(XS, toy.mean, toy.sd, tolerance(toy), strict=True):
         exact_mean, exact_sd = exact_moments(x)
-        assert abs(mean - exact_mean) <= 1e-12 * exact_mean, x
-        # the variance is an integral of (z - mean)^2, z rounded to 1e-16 of itself
-        assert abs(sd - exact_sd) <= 1e-12 * max(exact_sd, exact_mean), x
+        assert abs(mean - exact_mean) <= relative * exact_mean, x
+        assert abs(sd - exact_sd) <= relative * exact_sd, x
 
 
 # ---- other lines, other names
@@ -196,13 +202,13 @@ def test_a_wrong_closed_form_is_refused_for_the_one_problem_where_it_is_wrong():
         return exponential_normal.log_evidence(x) + torch.tensor([0.0, 1e-9, 0.0])
 
     x = torch.tensor([4.0, 1.5, -3.0], dtype=torch.float64)
-    with pytest.raises(UncertifiedTruthError, match=r"closed form: they differ by 1.0e-09 for problem 1"):
+    with pytest.raises(UncertifiedTruthError, match=r"closed form: they differ by .*e-10 for problem 1"):
         ground_truth(Target(exponential_normal.model, (x,), closed_form=wrong))
 
 
 def test_a_closed_form_that_is_nan_is_refused():
     x = torch.tensor([4.0, 1.5], dtype=torch.float64)
-    with pytest.raises(UncertifiedTruthError, match="closed form.*problem 1"):
+    with pytest.raises(UncertifiedTruthError, match=r"closed form.*problem 1"):
         ground_truth(Target(exponential_normal.model, (x,), closed_form=lambda x: torch.where(x > 2, -3.5, torch.nan)))
 
 

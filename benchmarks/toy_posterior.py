@@ -1,0 +1,71 @@
+"""Guides for a positive latent against the exact posterior of the smallest model that needs one.
+
+    python -m benchmarks.toy_posterior [--quick] [--x X ...] [--guides NAME ...]
+
+The model is `models.exponential_normal`: z ~ Exponential(1), x | z ~ Normal(z, 1). Each family is fitted by SVI to each
+observation, several independent replicas of it, and measured against the truth. Tables go to standard output; tables,
+records and figures are written to results/toy_posterior/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ppl_vi import cli
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from ppl_vi.compare import Comparison
+    from ppl_vi.target import Target
+
+OUT = Path("results/toy_posterior")
+X = (1.5, 0.0)
+QUICK_GUIDES = ("truncated_normal", "lognormal", "gamma", "AutoNormal", "normal", cli.POINT_MASS)
+AROUND = 5.0  # beyond the observations, in the figure over many x
+NUM_X = 24
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    found = cli.Parser(prog="toy_posterior", description=(__doc__ or "").splitlines()[0])
+    found.add_argument("--x", type=cli.finite, nargs="+", default=X, metavar="X", help="observations (1.5 and 0)")
+    cli.add_comparison_options(found, OUT, QUICK_GUIDES)
+    return found
+
+
+def figures(comparison: Comparison) -> dict[str, Figure]:
+    """The exact posterior and evidence over many observations."""
+    import numpy as np
+
+    from models.exponential_normal import target
+    from ppl_vi.report import plots
+    from ppl_vi.truth import ground_truth
+
+    x = np.linspace(min(comparison.labels) - AROUND, max(comparison.labels) + AROUND, NUM_X)
+    return {"posterior_over_x": plots.posterior_over_x(x, ground_truth(target(x.tolist())), comparison.labels)}
+
+
+def program(arguments: argparse.Namespace) -> int:
+    """Compares the families as asked."""
+    x = tuple(dict.fromkeys(arguments.x))
+
+    def make_target() -> Target:
+        from models.exponential_normal import target
+
+        return target(x)
+
+    return cli.compare_command(arguments, make_target, x, QUICK_GUIDES, figures)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program; returns the exit code."""
+    return cli.run(program, parser(), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

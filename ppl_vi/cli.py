@@ -1,0 +1,348 @@
+"""What the programs in `benchmarks/` share: options, checks before the work, progress, output, Ctrl-C.
+
+Nothing heavy is imported until the arguments have been read, so that `--help` and a bad number answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from ppl_vi.compare import Comparison, Settings
+    from ppl_vi.target import Target
+
+ENGINES = ("batched", "pyro")
+DEVICES = ("cpu", "cuda")
+FULL: dict[str, int] = {"num_steps": 1000, "num_particles": 128, "num_replicas": 16, "num_draws": 10_000}
+QUICK: dict[str, int] = {"num_steps": 300, "num_particles": 64, "num_replicas": 4, "num_draws": 2000}
+POINT_MASS = "AutoDelta"  # shown among all guides with the reason why it has no row of numbers
+MAX_WORKERS = 2  # each holds torch and Pyro in memory
+USAGE, INTERRUPTED = 2, 130  # exit codes
+
+
+class UsageError(Exception):
+    """What the user asked for can't be done; the message is one line."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaint is one line, and that takes -1e3 and -inf for numbers."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._negative_number_matcher = re.compile(r"^-(\d|\.\d|inf|nan)")
+
+    def error(self, message: str) -> NoReturn:
+        """Says what is wrong and exits with 2."""
+        self.exit(USAGE, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+
+def finite(text: str) -> float:
+    """A finite number."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number, got '{text}'") from None
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"must be finite, got {text}")
+    return value
+
+
+def positive(text: str) -> float:
+    """A finite number above 0."""
+    value = finite(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+    return value
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """A type of whole numbers, `least` or more."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected a whole number, got '{text}'") from None
+        if not least <= value < 2**31:
+            raise argparse.ArgumentTypeError(f"must be at least {least} and below 2^31, got {text}")
+        return value
+
+    return parse
+
+
+def add_comparison_options(parser: argparse.ArgumentParser, out: Path, quick_guides: Sequence[str]) -> None:
+    """The options of a program that compares guide families on one target."""
+
+    def count(name: str, text: str) -> None:
+        text = f"{text} ({FULL[name]}, with --quick {QUICK[name]})"
+        parser.add_argument(f"--{name.replace('_', '-')}", type=whole(1), metavar="N", help=text)
+
+    few = ", ".join(quick_guides)
+    parser.add_argument("--guides", nargs="+", metavar="NAME", help=f"families, or all (all, with --quick {few})")
+    parser.add_argument("--list-guides", action="store_true", help="list the families and exit")
+    parser.add_argument(
+        "--objective", default="trace_elbo", metavar="NAME", help="trace_elbo, stl, renyi:0.5, iwae:8 …"
+    )
+    count("num_steps", "SVI steps at most")
+    count("num_particles", "draws a step")
+    count("num_replicas", "independent fits of each problem")
+    parser.add_argument("--lr", type=positive, default=0.1, metavar="F", help="Adam's first step size (0.1)")
+    parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="of initial values and noise (0)")
+    parser.add_argument(
+        "--engine", choices=ENGINES, default="batched", help="all fits at once, or Pyro's SVI one by one"
+    )
+    parser.add_argument("--device", choices=DEVICES, default="cpu", help="where to compute (cpu)")
+    parser.add_argument("--quick", action="store_true", help="a look in seconds: few families, steps and replicas")
+    parser.add_argument("--out", type=Path, default=out, metavar="DIR", help=f"folder for what is written ({out})")
+    parser.add_argument("--json", metavar="FILE", help="the records here, too; - is standard output, and only them")
+    parser.add_argument("--no-plots", action="store_true", help="write no figures")
+
+
+def run(
+    program: Callable[[argparse.Namespace], int], parser: argparse.ArgumentParser, argv: Sequence[str] | None
+) -> int:
+    """Parses the arguments and runs a program; returns its exit code: 2 for a usage error, 130 after Ctrl-C."""
+    arguments = parser.parse_args(argv)
+    try:
+        return program(arguments)
+    except UsageError as error:
+        print(f"{parser.prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted, nothing was finished", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def chosen_guides(names: Sequence[str] | None, default: Sequence[str] | None) -> list[str]:
+    """The families asked for, each once; `default` None means all.
+
+    Raises:
+        UsageError: no such family.
+    """
+    from ppl_vi.compare import refusal
+    from ppl_vi.guides import FAMILIES
+
+    everything = (*FAMILIES, POINT_MASS)
+    asked = everything if names is None and default is None else names or default or ()
+    guides = list(dict.fromkeys(guide for name in asked for guide in (everything if name == "all" else (name,))))
+    try:
+        for guide in guides:
+            refusal(guide)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return guides
+
+
+def list_guides(console: Console) -> None:
+    """Prints each family with one line, then those of Pyro's that are refused with the reason."""
+    from ppl_vi.guides import FAMILIES, REFUSED, summary
+
+    width = max(map(len, (*FAMILIES, *REFUSED)))
+    lines = [f"{name:{width}}  {summary(name)}" for name in FAMILIES]
+    lines += ["", "refused:", *(f"{name:{width}}  {reason}" for name, reason in REFUSED.items())]
+    console.out("\n".join(lines), highlight=False)
+
+
+def settings_of(arguments: argparse.Namespace) -> Settings:
+    """How the families are to be fitted.
+
+    Raises:
+        UsageError: the choices don't fit together.
+    """
+    from ppl_vi.compare import Settings, check_settings
+
+    counts = {
+        name: getattr(arguments, name, None) or value for name, value in (QUICK if arguments.quick else FULL).items()
+    }
+    settings = Settings(
+        objective=arguments.objective, engine=arguments.engine, lr=arguments.lr, seed=arguments.seed, **counts
+    )
+    try:
+        check_settings(settings)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return settings
+
+
+def check_device(device: str) -> None:
+    """Whether there is such a device.
+
+    Raises:
+        UsageError: there is none.
+    """
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: torch finds no CUDA device here")
+
+
+def writable_folder(option: str, folder: Path) -> None:
+    """Creates a folder where it is missing and writes to it.
+
+    Raises:
+        UsageError: that failed.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(f"{option}: can't write to '{folder}': {error.strerror or error}") from error
+
+
+def check_outputs(arguments: argparse.Namespace) -> None:
+    """Whether all that is to be written can be.
+
+    Raises:
+        UsageError: it can't.
+    """
+    writable_folder("--out", arguments.out)
+    if arguments.json and arguments.json != "-":
+        file = Path(arguments.json)
+        if file.is_dir():
+            raise UsageError(f"--json: '{file}' is a folder")
+        if not file.parent.is_dir():
+            raise UsageError(f"--json: there is no folder '{file.parent}'")
+        writable_folder("--json", file.parent)
+
+
+def compare_command(
+    arguments: argparse.Namespace,
+    make_target: Callable[[], Target],
+    labels: Sequence[float],
+    quick_guides: Sequence[str],
+    more_figures: Callable[[Comparison], dict[str, Figure]],
+) -> int:
+    """Compares families on a target as the options ask, shows the tables and writes everything; the exit code.
+
+    Args:
+        arguments: with the options of `add_comparison_options`.
+        make_target: called once all arguments have been found good.
+        labels: of the target's problems.
+        quick_guides: the families that `--quick` takes.
+        more_figures: what the program adds to the figures, by file name without ending.
+
+    Raises:
+        UsageError: the arguments ask for what can't be done.
+    """
+    if arguments.list_guides:
+        list_guides(Console())
+        return 0
+    guides = chosen_guides(arguments.guides, quick_guides if arguments.quick else None)
+    settings = settings_of(arguments)
+    check_device(arguments.device)
+    check_outputs(arguments)
+    from ppl_vi.compare import Comparison
+    from ppl_vi.truth import UncertifiedTruthError, ground_truth
+
+    target = make_target().to(arguments.device)
+    try:
+        comparison = Comparison(target, ground_truth(target), settings, tuple(labels))
+    except UncertifiedTruthError as error:
+        raise UsageError(f"there is no truth to measure by: {error}") from error
+    try:
+        for comparison in _compared(comparison, guides, arguments):  # noqa: B020, each holds one family more
+            write_records(comparison, arguments)
+    except KeyboardInterrupt:
+        return _interrupted(comparison, len(guides), arguments)
+    show_tables(comparison, arguments)
+    if not arguments.no_plots:
+        write_figures(comparison, arguments.out, more_figures)
+    return 0
+
+
+def _compared(comparison: Comparison, guides: Sequence[str], arguments: argparse.Namespace) -> Iterator[Comparison]:
+    from ppl_vi.compare import compare, num_cores
+
+    workers = min(num_cores(), MAX_WORKERS) if arguments.device == "cpu" else 1
+    with _progress(len(guides)) as (started, finished):
+        for step in compare(
+            comparison, guides, num_workers=workers, with_curves=not arguments.no_plots, started=started
+        ):
+            finished([entry.guide for entry in step.entries])
+            yield step
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[tuple[Callable[[str], None], Callable[[Sequence[str]], None]]]:
+    """A bar on standard error, if someone is looking; two functions tell it what was started and what is finished."""
+    console = Console(stderr=True)
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("", total=total)
+        running: list[str] = []
+
+        def started(guide: str) -> None:
+            running.append(guide)
+            bar.update(task, description=", ".join(running))
+
+        def finished(guides: Sequence[str]) -> None:
+            running[:] = [guide for guide in running if guide not in guides]
+            bar.update(task, completed=len(guides), description=", ".join(running))
+
+        yield started, finished
+
+
+def write_records(comparison: Comparison, arguments: argparse.Namespace) -> None:
+    """Writes what is finished: `records.json`, `records.csv` and `table.txt`."""
+    from ppl_vi.report import files, table
+
+    records = comparison.records()
+    files.write_text(arguments.out / "records.json", files.to_json(records))
+    files.write_text(arguments.out / "records.csv", files.to_csv(records))
+    files.write_text(arguments.out / "table.txt", table.as_text(records))
+    if arguments.json and arguments.json != "-":
+        files.write_text(Path(arguments.json), files.to_json(records))
+
+
+def show_tables(comparison: Comparison, arguments: argparse.Namespace) -> None:
+    """Prints the tables, to standard error where standard output is for the records alone."""
+    from ppl_vi.report import files, table
+
+    records = comparison.records()
+    to_stdout = arguments.json == "-"
+    table.show(records, table.terminal(stderr=to_stdout))
+    if to_stdout:
+        sys.stdout.write(files.to_json(records))
+        sys.stdout.flush()
+
+
+def write_figures(comparison: Comparison, out: Path, more_figures: Callable[[Comparison], dict[str, Figure]]) -> None:
+    """Writes all figures as PNG; says on standard error which could not be drawn for want of a truth."""
+    from ppl_vi.report import files, plots
+    from ppl_vi.truth import UncertifiedTruthError
+
+    figures = plots.figures(comparison)
+    try:
+        figures |= more_figures(comparison)
+    except UncertifiedTruthError as error:
+        print(f"a figure is left out: {error}", file=sys.stderr)
+    for name, figure in figures.items():
+        files.replace(out / f"{name}.png", figure.savefig)
+
+
+def _interrupted(comparison: Comparison, total: int, arguments: argparse.Namespace) -> int:
+    """Shows what was finished before Ctrl-C; it has been written already."""
+    done = len(comparison.entries)
+    if done:
+        show_tables(comparison, arguments)
+    where = f"; they are in {arguments.out}" if done else ""
+    print(f"interrupted: {done} of {total} families were finished{where}", file=sys.stderr)
+    return INTERRUPTED

@@ -1,0 +1,42 @@
+"""Numbers as a reader wants them: three digits, infinite ones in words, and none that is only rounding."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+MISSING = "–"  # as wide as a digit
+
+
+def number(value: Any) -> float:
+    """A value of a record as a float; None is nan."""
+    return math.nan if value is None else float(value)
+
+
+def three_digits(value: Any, error: Any = None) -> str:
+    """A value of a record in three significant digits; one lost in its own error is shown as below that."""
+    v, e = number(value), number(error)
+    if math.isnan(v):
+        return MISSING
+    if math.isinf(v):
+        return "inf" if v > 0 else "-inf"
+    if v == 0:
+        return "0"
+    if abs(v) <= e:
+        return f"<{short(e, 1)}"
+    return short(v, 3)
+
+
+def short(value: float, digits: int) -> str:
+    """Significant digits, in scientific notation without padding where that is shorter: 1.23e-7."""
+    if 1e-3 <= abs(value) < 10**digits:
+        decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+        return f"{value:.{decimals}f}"
+    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def nats(value: Any) -> str:
+    """A log evidence or an ELBO: three decimals, whatever its size."""
+    v = number(value)
+    return three_digits(value) if not math.isfinite(v) or abs(v) >= 1e6 else f"{v:.3f}"

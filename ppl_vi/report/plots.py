@@ -1,0 +1,253 @@
+"""Figures of a comparison. Each is a `Figure` of its own: no state of matplotlib's is touched."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ppl_vi.compare import Comparison, Entry
+from ppl_vi.report.numbers import nats, number, three_digits
+from ppl_vi.report.table import sort_key
+from ppl_vi.truth import Truth
+
+# Okabe and Ito (2008), Color universal design: told apart by colour-blind readers, too
+BLUE, ORANGE, VERMILION = "#0072B2", "#E69F00", "#D55E00"
+GREY, LIGHT, DARK = "#8c8c8c", "#d4d4d4", "#333333"
+
+COLUMNS = 4  # of small multiples
+PANEL = (2.9, 1.95)  # inches
+MARGIN, MARGIN_TOP = 0.8, 0.95  # inches, of small multiples: left and below, above
+DPI = 130
+SMALLEST = 1e-9  # nats: smaller gaps are drawn as this
+ELBO_SPAN = 1.0  # nats below log p(x) that the ELBO's panels show
+TOO_HIGH = 1.8  # of the posterior's peak: where the density panels end
+
+Panel = Callable[[Axes, Entry, dict[str, Any]], None]
+
+
+def densities(comparison: Comparison, problem: int) -> Figure:
+    """The exact posterior, grey, and the fitted density of each family's replica of median reverse KL."""
+    entries = _sorted(comparison, problem, lambda entry: entry.curves is not None)
+    z = comparison.z()
+    posterior = _posterior(comparison, z)[problem]
+
+    def panel(axes: Axes, entry: Entry, record: dict[str, Any]) -> None:
+        assert entry.curves is not None
+        axes.fill_between(z[problem], posterior, color=LIGHT, linewidth=0)
+        leaks = record["support_mismatch"]
+        axes.plot(z[problem], entry.curves.density[problem], color=VERMILION if leaks else BLUE, linewidth=1.5)
+        axes.set_title(f"{entry.guide}\nKL {three_digits(record['reverse_kl'], record['reverse_kl_error'])}")
+        axes.set_xlim(z[problem, 0], z[problem, -1])
+        axes.set_ylim(0, TOO_HIGH * posterior.max())
+
+    heading = f"x = {comparison.labels[problem]:g}: the posterior (grey) and the fitted guides, by reverse KL in nats"
+    return _multiples(entries, panel, heading, "z", "density", problem)
+
+
+def divergences_by_step(comparison: Comparison, problem: int) -> Figure:
+    """Exact reverse KL against SVI steps, and the family gap below which it can't get."""
+    entries = _sorted(comparison, problem, _has_way)
+    lines = [_way(entry, problem) for entry in entries]
+    values = np.concatenate([_above(way).ravel() for _, way in lines]) if lines else np.array([1.0])
+    floor = max(SMALLEST, values[values > 0].min(initial=1.0) / 2)
+
+    def panel(axes: Axes, entry: Entry, record: dict[str, Any]) -> None:
+        _band(axes, *_way(entry, problem), floor)
+        gap = number(record["family_gap"])
+        if gap > floor:
+            axes.axhline(gap, color=ORANGE, linewidth=1.2, linestyle="--")
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_ylim(floor, 2 * values.max())
+        axes.set_title(f"{entry.guide}\n{three_digits(record['reverse_kl'], record['reverse_kl_error'])} nats")
+
+    heading = (
+        f"x = {comparison.labels[problem]:g}: reverse KL, median (line) and range (band) of replicas; "
+        "dashed: the best the family can do"
+    )
+    return _multiples(entries, panel, heading, "SVI steps", "reverse KL [nats]", problem)
+
+
+def elbos_by_step(comparison: Comparison, problem: int) -> Figure:
+    """Exact ELBO against SVI steps under its ceiling, log p(x)."""
+    entries = _sorted(comparison, problem, _has_way)
+    ceiling = float(comparison.truth.log_evidence[problem])
+
+    def panel(axes: Axes, entry: Entry, record: dict[str, Any]) -> None:
+        steps, way = _way(entry, problem)
+        _band(axes, steps, ceiling - way)
+        axes.axhline(ceiling, color=ORANGE, linewidth=1.2, linestyle="--")
+        axes.set_xscale("log")
+        axes.set_ylim(ceiling - ELBO_SPAN, ceiling + 0.1 * ELBO_SPAN)
+        axes.set_title(f"{entry.guide}\n{nats(record['elbo'])} nats")
+
+    heading = (
+        f"x = {comparison.labels[problem]:g}: ELBO, median (line) and range (band) of replicas; "
+        f"dashed: log p(x) = {ceiling:.4f}"
+    )
+    return _multiples(entries, panel, heading, "SVI steps", "ELBO [nats]", problem)
+
+
+def gaps(comparison: Comparison, problem: int) -> Figure:
+    """Reverse KL split in what the family can't do and what the optimiser left, on logarithmic axes side by side."""
+    entries = _sorted(comparison, problem, lambda entry: entry.records[problem]["reverse_kl"] is not None)
+    records = [entry.records[problem] for entry in entries]
+    figure = Figure(figsize=(10.5, 1.5 + 0.27 * max(len(records), 4)), dpi=DPI, layout="constrained")
+    panels = (
+        ("family gap: the family can't do better", "family_gap", BLUE, "≤"),
+        ("optimization gap: the optimiser fell short", "optimization_gap", ORANGE, "≥"),
+    )
+    shown = [_drawn(record[name]) for record in records for _, name, _, _ in panels]
+    high = max([value for value in shown if math.isfinite(value)], default=1.0)
+    for axes, (text, name, color, sign) in zip(np.atleast_1d(figure.subplots(1, 2, sharey=True)), panels, strict=True):
+        _bars(axes, records, name, color, sign, high)
+        axes.set_title(text, fontsize=10)
+        axes.set_xlabel("nats")
+    figure.suptitle(f"x = {comparison.labels[problem]:g}: why each guide is away from the posterior", fontsize=12)
+    return figure
+
+
+def _bars(axes: Axes, records: Sequence[dict[str, Any]], name: str, color: str, sign: str, high: float) -> None:
+    """One bar a family, its value at the end; the first record on top."""
+    edge = SMALLEST / 2
+    for row, record in enumerate(records):
+        value = number(record[name])
+        label = three_digits(record[name], record.get(f"{name}_error"))
+        if record["family_gap_is_upper_bound"]:
+            label = sign + label
+        if math.isinf(value):
+            axes.barh(row, 2 * high - edge, left=edge, color="white", edgecolor=color, hatch="////", height=0.7)
+            axes.text(2.5 * high, row, "inf: leaks mass", va="center", fontsize=8, color=DARK)
+        elif math.isnan(value):
+            axes.text(SMALLEST, row, "not defined", va="center", fontsize=8, color=GREY)
+        else:
+            at = _drawn(value)
+            axes.barh(row, at - edge, left=edge, color=color, height=0.7)
+            axes.text(1.3 * at, row, label, va="center", fontsize=8, color=DARK)
+    axes.set_xscale("log")
+    axes.set_xlim(edge, high * 3e3)
+    axes.set_yticks(range(len(records)), [record["guide"] for record in records], fontsize=8)
+    axes.set_ylim(len(records) - 0.4, -0.6)
+    axes.tick_params(axis="x", labelsize=8)
+    _plain(axes)
+
+
+def _drawn(value: Any) -> float:
+    return max(number(value), SMALLEST)
+
+
+def posterior_over_x(x: np.ndarray, truth: Truth, marked: Sequence[float]) -> Figure:
+    """The posterior's mean and 90% interval and log p(x), over many observations.
+
+    Args:
+        x: observations, ascending, `(B,)`.
+        truth: of the problems that they pose.
+        marked: observations that the comparison is about.
+    """
+    ends = truth.quantile(np.tile([0.05, 0.95], (len(x), 1)))
+    figure = Figure(figsize=(7.5, 6.5), dpi=DPI, layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    upper.fill_between(x, ends[:, 0], ends[:, 1], color=BLUE, alpha=0.25, linewidth=0, label="central 90% interval")
+    upper.plot(x, truth.mean, color=BLUE, label="mean")
+    upper.set_ylabel("z given x")
+    upper.legend(loc="upper left", frameon=False)
+    lower.plot(x, truth.log_evidence, color=BLUE)
+    lower.set_ylabel("log p(x) [nats]")
+    lower.set_xlabel("x")
+    for axes in (upper, lower):
+        for value in marked:
+            axes.axvline(value, color=GREY, linewidth=0.8, linestyle=":")
+        axes.set_xlim(x[0], x[-1])
+        _plain(axes)
+    figure.suptitle("The exact posterior and evidence (dotted: the observations compared)", fontsize=12)
+    return figure
+
+
+def figures(comparison: Comparison) -> dict[str, Figure]:
+    """All figures of a comparison by file name, without ending."""
+    found = {}
+    for problem, label in enumerate(comparison.labels):
+        for name, draw in FIGURES.items():
+            found[f"{name}_x_{label:g}"] = draw(comparison, problem)
+    return found
+
+
+FIGURES: dict[str, Callable[[Comparison, int], Figure]] = {
+    "densities": densities,
+    "reverse_kl": divergences_by_step,
+    "elbo": elbos_by_step,
+    "gaps": gaps,
+}
+
+
+def _sorted(comparison: Comparison, problem: int, wanted: Callable[[Entry], bool]) -> list[Entry]:
+    return sorted(filter(wanted, comparison.entries), key=lambda entry: sort_key(entry.records[problem]))
+
+
+def _has_way(entry: Entry) -> bool:
+    return entry.curves is not None and len(entry.curves.steps) > 0
+
+
+def _way(entry: Entry, problem: int) -> tuple[np.ndarray, np.ndarray]:
+    """Steps `(T,)`, from the first, and reverse KL `(F, T)`; a logarithmic axis has no step 0."""
+    assert entry.curves is not None
+    return entry.curves.steps[1:], entry.curves.reverse_kl[problem, :, 1:]
+
+
+def _above(values: np.ndarray) -> np.ndarray:
+    return values[np.isfinite(values) & (values > 0)]
+
+
+def _band(axes: Axes, steps: np.ndarray, values: np.ndarray, floor: float = -np.inf) -> None:
+    values = np.where(np.isnan(values), np.nan, np.maximum(values, floor))
+    axes.fill_between(steps, values.min(0), values.max(0), color=BLUE, alpha=0.25, linewidth=0)
+    axes.plot(steps, np.median(values, 0), color=BLUE, linewidth=1.5)
+
+
+def _posterior(comparison: Comparison, z: np.ndarray) -> np.ndarray:
+    """The exact density, 0 outside the support, `(B, Z)`."""
+    site = comparison.target.latents[0]
+    values = torch.from_numpy(z).to(comparison.target.device)
+    log_density = comparison.truth.log_prob({site.name: values.reshape((*z.shape, *site.shape))})
+    return torch.where(site.support.check(values), log_density.exp(), 0.0).cpu().numpy()
+
+
+def _multiples(entries: list[Entry], panel: Panel, heading: str, x: str, y: str, problem: int) -> Figure:
+    """One small panel an entry, on common axes."""
+    columns = min(COLUMNS, max(len(entries), 1))
+    rows = max(1, math.ceil(len(entries) / columns))
+    width, height = max(7.5, PANEL[0] * columns), MARGIN_TOP + MARGIN + PANEL[1] * rows
+    figure = Figure(figsize=(width, height), dpi=DPI)
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    # a layout engine takes seconds over this many panels
+    figure.subplots_adjust(
+        left=MARGIN / width,
+        right=1 - 0.15 / width,
+        bottom=MARGIN / height,
+        top=1 - MARGIN_TOP / height,
+        wspace=0.12,
+        hspace=0.5,
+    )
+    for axes, entry in zip(grid.flat, entries, strict=False):
+        panel(axes, entry, entry.records[problem])
+        axes.title.set_fontsize(9)
+        axes.tick_params(labelsize=8)
+        _plain(axes)
+    for axes in grid.flat[len(entries) :]:
+        axes.set_axis_off()
+    for axes in grid.flat[max(0, len(entries) - columns) : len(entries)]:
+        axes.tick_params(labelbottom=True)
+    figure.suptitle(heading, fontsize=12 if columns > 2 else 9, y=1 - 0.12 / height, va="top")
+    figure.supxlabel(x, fontsize=10, y=0.08 / height, va="bottom")
+    figure.supylabel(y, fontsize=10, x=0.08 / width)
+    return figure
+
+
+def _plain(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)

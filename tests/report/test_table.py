@@ -1,0 +1,84 @@
+"""The tables: order, widths, marks and footnotes."""
+
+import math
+from typing import Any
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+
+from ppl_vi.compare import SCORES
+from ppl_vi.report import table
+from ppl_vi.report.numbers import three_digits
+
+
+def record(guide: str, reverse_kl: Any, **more: Any) -> dict[str, Any]:
+    """A record with the given values and nothing else measured."""
+    blank = {"x": 1.5, "guide": guide, "status": "converged", "log_evidence": -1.3689, "log_evidence_error": 4e-15}
+    other = {"statuses": {}, "replicas": [], "reasons": {}, "support_mismatch": None, "reason": ""}
+    return {
+        **dict.fromkeys(SCORES),
+        **blank,
+        **other,
+        "family_gap_is_upper_bound": False,
+        "reverse_kl": reverse_kl,
+    } | more
+
+
+ROWS = [
+    record("skipping", None, status="skipped", reason="no density"),
+    record("leaking", "inf", elbo="-inf", surrogate_elbo=-1.0, leaked_mass=0.3, support_mismatch="wrong; z"),
+    record("far", 0.5, importance_log_evidence=-1.4, importance_log_evidence_std_error="inf",
+           importance_log_evidence_naive_std_error=0.0213),
+    record("AutoHierarchicalNormalMessenger", 1.2345e-7, family_gap=1.2e-9, family_gap_is_upper_bound=True,
+           replicas=[{"reverse_kl": 1e-7}, {"reverse_kl": 3e-7}]),
+    record("broken", None, status="failed", reason="ValueError: no"),
+]  # fmt: skip
+
+
+def test_rows_go_by_reverse_kl_then_infinite_failed_skipped() -> None:
+    assert [row["guide"] for row in sorted(ROWS, key=table.sort_key)] == [
+        "AutoHierarchicalNormalMessenger", "far", "leaking", "broken", "skipping",
+    ]  # fmt: skip
+    text = table.as_text(ROWS)
+    places = [text.index(f"\n{name}") for name in ("AutoHier", "far", "leaking", "broken", "skipping")]
+    assert places == sorted(places)
+
+
+def test_what_a_reader_must_not_miss_is_said() -> None:
+    text = " ".join(table.as_text(ROWS).split())
+    assert "With validation off you would have read ELBO -1.000, above log p(x) = -1.369" in text
+    assert "-1.400 ± inf (naive 0.021)" in text
+    assert "≤1.20e-9" in text
+    assert "1.23e-7 2.00e-7" in text  # the median and the range over replicas
+    assert "skipping: skipped, no density" in text
+    assert "broken: failed, ValueError: no" in text
+    assert "log p(x) = -1.368900 ± 4e-15 nats" in text
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 200])
+def test_nothing_is_cut_and_no_row_is_wider_than_the_terminal(width: int) -> None:
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    with console.file:
+        table.show(ROWS, console)
+    text = console.export_text()
+    assert "…" not in text
+    assert max(cell_len(line) for line in text.splitlines()) <= width
+    tables = text.count("guide ")
+    assert text.count("AutoHierarchicalNormalMessenger") == tables  # no row is broken into two lines
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        (None, None, "–"), ("inf", None, "inf"), ("-inf", 0.0, "-inf"), (0.0, None, "0"), (0.16009, 1e-15, "0.160"),
+        (1.0e-16, 2e-15, "<2e-15"), (-0.5509, None, "-0.551"), (1983.2, None, "1.98e3"), (8.42e-4, None, "8.42e-4"),
+    ],
+)  # fmt: skip
+def test_numbers_have_three_digits(value: Any, error: Any, text: str) -> None:
+    assert three_digits(value, error) == text
+
+
+def test_the_spread_is_the_range_over_replicas() -> None:
+    assert table.spread(ROWS[3], "reverse_kl") == pytest.approx(2e-7, rel=1e-12)
+    assert math.isnan(table.spread(record("one", 1.0, replicas=[{"reverse_kl": 1.0}]), "reverse_kl"))

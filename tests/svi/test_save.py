@@ -1,0 +1,147 @@
+"""Saved fits come back bit for bit, and what is no fit of this target is refused."""
+
+import json
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.exponential_normal import target as toy
+from ppl_vi.svi.fit import fit
+from ppl_vi.svi.result import FORMAT_VERSION, Fit
+
+TARGET = toy([1.5, -3.0])
+FAMILIES = ["gamma", "lognormal_mixture", "spline_flow", "AutoMultivariateNormal", "laplace"]
+
+
+def small(family: str, seed: int = 4) -> Fit:
+    return fit(TARGET, family, num_steps=3, num_particles=4, num_replicas=2, seed=seed)
+
+
+@pytest.fixture(scope="module")
+def gamma() -> Fit:
+    return small("gamma")
+
+
+@pytest.fixture
+def path(gamma: Fit, tmp_path: Path) -> Path:
+    gamma.save(tmp_path / "deep" / "gamma.npz")
+    return tmp_path / "deep" / "gamma.npz"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_fit_comes_back_bit_for_bit(family: str, tmp_path: Path) -> None:
+    found = small(family)
+    found.save(tmp_path / "fit")
+    back = Fit.load(tmp_path / "fit", toy([1.5, -3.0]))
+    for name in ("family_name", "objective", "engine", "engine_reason", "seed", "seconds", "num_particles", "lr"):
+        assert getattr(back, name) == getattr(found, name)
+    for name in ("scope", "support_mismatch", "versions", "family"):
+        assert getattr(back, name) == getattr(found, name)
+    for name in ("steps", "elbo_history", "status", "stop_reason", "num_steps", "predicted_gain"):
+        np.testing.assert_array_equal(getattr(back, name), getattr(found, name), strict=True)
+    for ours, theirs in ((back.parameters, found.parameters), (back.initial, found.initial)):
+        assert list(ours) == list(theirs)
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert torch.equal(back.trajectory, found.trajectory)
+    draws = found.draw(5, seed=2)
+    assert torch.equal(back.draw(5, seed=2)["z"], draws["z"])
+    assert torch.equal(back.log_prob(draws), found.log_prob(draws))
+
+
+def test_the_file_holds_plain_arrays_only(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+        assert all(name.endswith(".npy") for name in archive.namelist())
+    with np.load(path, allow_pickle=False) as file:
+        assert all(file[name].dtype != object for name in file.files)
+        assert json.loads(file["header"].tobytes())["family"] == "gamma"
+
+
+def altered(path: Path, **changes: object) -> Path:
+    """The same file with another header."""
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    header = json.loads(arrays["header"].tobytes()) | changes
+    arrays["header"] = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
+    with path.open("wb") as file:
+        np.savez(file, **arrays)
+    return path
+
+
+def test_a_truncated_file_is_refused(path: Path) -> None:
+    content = path.read_bytes()
+    for length in (0, 1, 100, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:length])
+        with pytest.raises(ValueError, match="is not a fit saved by ppl_vi, or is damaged"):
+            Fit.load(path, TARGET)
+
+
+def test_a_flipped_byte_is_noticed(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        info = archive.getinfo("trajectory.npy")
+    content[info.header_offset + 200] ^= 0xFF  # inside the array: zip's checksum tells
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="damaged"):
+        Fit.load(path, TARGET)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a zip at all" * 50, np.random.default_rng(1).bytes(5000)])
+def test_other_bytes_are_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "fit").write_bytes(content)
+    with pytest.raises(ValueError, match="fit is not a fit saved by ppl_vi"):
+        Fit.load(tmp_path / "fit", TARGET)
+
+
+def test_a_foreign_archive_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "text", "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    np.savez(tmp_path / "arrays.npz", header=np.frombuffer(b'{"format": "other"}', dtype=np.uint8))
+    np.savez(tmp_path / "list.npz", header=np.frombuffer(b"[1, 2]", dtype=np.uint8))
+    np.save(tmp_path / "bare.npy", np.arange(3))
+    for name in ("text", "arrays.npz", "list.npz", "bare.npy"):
+        with pytest.raises(ValueError, match=f"{name} is not a fit saved by ppl_vi"):
+            Fit.load(tmp_path / name, TARGET)
+
+
+def test_pickled_objects_are_refused(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (os.mkdir, (str(tmp_path / "sprung"),))
+
+    np.savez(tmp_path / "trap.npz", header=np.array([Trap()], dtype=object))
+    with pytest.raises(ValueError, match="is not a fit saved by ppl_vi"):
+        Fit.load(tmp_path / "trap.npz", TARGET)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_another_version_target_or_family_is_told(path: Path) -> None:
+    with pytest.raises(ValueError, match="was fitted to another target or other data: exponential_normal"):
+        Fit.load(path, toy([1.5, -3.0000001]))
+    with pytest.raises(ValueError, match=r"family 'gamma' has parameters .* the file"):
+        Fit.load(altered(path, parameters=["a", "b"]), TARGET)
+    with pytest.raises(ValueError, match=f"has format version 99; this ppl_vi reads {FORMAT_VERSION}"):
+        Fit.load(altered(path, version=99), TARGET)
+
+
+def test_no_file_is_no_fit(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no fit at"):
+        Fit.load(tmp_path / "none", TARGET)
+
+
+def test_a_save_that_fails_leaves_the_old_file(path: Path, gamma: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = path.read_bytes()
+
+    def full(file: object, **arrays: np.ndarray) -> None:
+        file.write(b"half of it")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(OSError, match="no space left"):
+        gamma.save(path)
+    assert path.read_bytes() == before
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]

@@ -1,0 +1,183 @@
+"""The toy benchmark from the command line, at tiny settings."""
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import toy_posterior
+from models.exponential_normal import target
+from ppl_vi.compare import Comparison, Settings, compare
+from ppl_vi.truth import ground_truth
+
+ROOT = Path(__file__).resolve().parent.parent
+KEYS = (
+    "x", "guide", "status", "stop_reason", "log_evidence", "log_evidence_error", "elbo", "elbo_gap", "reverse_kl",
+    "forward_kl", "total_variation", "hellinger", "wasserstein", "mean_error", "sd_ratio", "coverage_90",
+    "leaked_mass", "chi_square", "family_gap", "optimization_gap", "surrogate_elbo", "khat", "ess", "num_steps",
+    "seconds", "seed", "num_replicas", "versions", "replicas",
+)  # fmt: skip
+TINY = ["--num-steps", "30", "--num-particles", "8", "--num-replicas", "2"]
+
+
+def broken(model: Any) -> Any:
+    """A guide family that fails."""
+    raise RuntimeError("no such luck\nand more")
+
+
+def strict(text: str) -> Any:
+    """JSON without NaN and Infinity."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a run writes."""
+    folder = tmp_path_factory.mktemp("toy")
+    guides = ["--guides", "half_normal", "normal", "AutoDelta", "lognormal"]
+    assert toy_posterior.main(["--x", "1.5", "-2", *guides, *TINY, "--out", str(folder)]) == 0
+    return folder
+
+
+def test_records_have_all_keys_and_strict_values(out: Path) -> None:
+    records = strict((out / "records.json").read_text())
+    assert [(r["x"], r["guide"]) for r in records] == [
+        (x, guide) for x in (1.5, -2.0) for guide in ("half_normal", "normal", "AutoDelta", "lognormal")
+    ]
+    for row in records:
+        assert set(KEYS) <= set(row)
+        # the closed form: 1/2 - x + log Phi(x - 1)
+        exact = 0.5 - row["x"] + math.log(math.erfc((1 - row["x"]) / 2**0.5) / 2)
+        assert abs(row["log_evidence"] - exact) < 1e-12
+        if row["status"] == "skipped":
+            assert row["elbo"] is None
+            assert "point mass" in row["reason"]
+        elif row["guide"] == "normal":
+            assert (row["reverse_kl"], row["elbo"], row["family_gap"]) == ("inf", "-inf", "inf")
+            assert row["leaked_mass"] > 0
+            assert isinstance(row["surrogate_elbo"], float)
+        else:
+            assert row["elbo"] + row["reverse_kl"] == pytest.approx(row["log_evidence"], abs=1e-9)
+            assert len(row["replicas"]) == 2
+
+
+def test_tables_and_figures_are_written(out: Path) -> None:
+    assert "With validation off" in (out / "table.txt").read_text()
+    figures = {path.name for path in out.glob("*.png") if path.read_bytes().startswith(b"\x89PNG")}
+    kinds = ("densities", "reverse_kl", "elbo", "gaps")
+    assert {f"{kind}_x_{x}.png" for kind in kinds for x in ("1.5", "-2")} <= figures
+    assert min(path.stat().st_size for path in out.glob("*.png")) > 10_000
+
+
+def test_the_same_seed_gives_the_same_numbers_whoever_computes_them(out: Path) -> None:
+    problems = target([1.5, -2.0])
+    settings = Settings(num_steps=30, num_particles=8, num_replicas=2)
+    start = Comparison(problems, ground_truth(problems), settings, (1.5, -2.0))
+    *_, last = compare(start, ["half_normal", "lognormal"], num_workers=2)
+    written = {(r["x"], r["guide"]): r for r in strict((out / "records.json").read_text())}
+    for row in strict(json.dumps(last.records())):
+        assert row | {"seconds": 0} == written[row["x"], row["guide"]] | {"seconds": 0}
+
+
+def test_a_family_that_fails_becomes_a_row_and_the_others_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "broken_family", sys.modules[__name__])
+    monkeypatch.setattr("ppl_vi.compare.num_cores", lambda: 1)
+    guides = ["--guides", "broken_family:broken", "half_normal"]
+    arguments = ["--x", "0", *guides, *TINY, "--out", str(tmp_path), "--no-plots", "--json", "-"]
+    assert toy_posterior.main(arguments) == 0
+    shown = capsys.readouterr()
+    failed, fine = strict(shown.out)
+    assert (failed["status"], failed["reason"]) == ("failed", "RuntimeError: no such luck")
+    assert fine["reverse_kl"] > 0
+    assert "half_normal" in shown.err  # the table
+    assert not list(tmp_path.glob("*.png"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--x", "inf"], "--x: must be finite, got inf"),
+        (["--x", "-inf"], "--x: must be finite, got -inf"),
+        (["--x", "one"], "expected a number, got 'one'"),
+        (["--guides", "lognorml"], "did you mean lognormal"),
+        (["--guides", "no.such:thing"], "can't be imported"),
+        (["--num-steps", "0"], "--num-steps: must be at least 1"),
+        (["--num-replicas", "1.5"], "expected a whole number"),
+        (["--lr", "-1e-3"], "--lr: must be above 0, got -1e-3"),
+        (["--lr", "nan"], "--lr: must be finite"),
+        (["--objective", "elbow"], "unknown objective 'elbow'"),
+        (["--objective", "iwae:7"], "must be a multiple of K = 7"),
+        (["--out", "/dev/null/toy"], "--out: can't write to '/dev/null/toy'"),
+        (["--json", "/dev/null/toy.json"], "--json: there is no folder"),
+        (["--device", "cuda"], "no CUDA device"),
+        (["--nonsense"], "unrecognized arguments"),
+    ],
+)
+def test_a_bad_argument_is_one_line_and_exit_code_2(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("ppl_vi.truth.ground_truth", lambda target: pytest.fail("it began to compute"))
+    out = [] if "--out" in arguments else ["--out", str(tmp_path)]
+    try:
+        code = toy_posterior.main([*arguments, *out])
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else -1
+    shown = capsys.readouterr()
+    assert (code, shown.out) == (2, "")
+    assert message in shown.err
+    assert shown.err.count("\n") == 1
+    assert "Traceback" not in shown.err
+
+
+def test_listing_the_guides_gives_reasons_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert toy_posterior.main(["--list-guides"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
+    assert {"lognormal", "AutoNormal", "refused:"} <= set(lines)
+    assert "point mass" in lines["AutoDelta"]
+
+
+def test_ctrl_c_leaves_what_was_finished(tmp_path: Path) -> None:
+    guides = ["half_normal", "AutoGaussian", "spline_flow", "lognormal_mixture", "AutoIAFNormal"]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.toy_posterior",
+        "--x",
+        "0",
+        "--guides",
+        *guides,
+        "--out",
+        str(tmp_path),
+    ]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        try:
+            deadline = time.monotonic() + 120
+            while not (tmp_path / "table.txt").exists() and running.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.1)
+            running.send_signal(signal.SIGINT)
+            shown, errors = running.communicate(timeout=30)
+        finally:
+            running.kill()
+    assert running.returncode == 130, errors
+    assert "families were finished; they are in" in errors
+    assert "Traceback" not in errors
+    finished = [row["guide"] for row in strict((tmp_path / "records.json").read_text())]
+    assert 0 < len(finished) < len(guides)
+    assert all(guide in shown for guide in finished)
