@@ -45,8 +45,8 @@ def predicted_gain(
         hessian: `(..., D, D)`, symmetric.
         radius: half-width of the box.
         slack: how many standard errors of the mean of the estimates are added to `a`, axis by axis.
-        unit: `(..., D)`, what a step of 1 is in the parameters' own terms, if these are rescaled. The box is then at least
-            `radius` wide in those as well: a long valley across small units is seen to its end.
+        unit: `(..., D)`, what a step of 1 is in the parameters' own terms, if these are rescaled. The box is then at
+            least `radius` wide in those as well: a long valley across small units is seen to its end.
 
     Returns:
         The gain, `(...)`; inf where the input is not finite.

@@ -22,7 +22,7 @@ ScaleFn = Callable[[str, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Form:
-    """A parametric family of densities on one number; called with a model, it builds the guide that uses it at every site.
+    """A parametric family of densities on one number; called with a model, it builds a guide of it at every site.
 
     Attributes:
         summary: one line for `--list-guides`.
@@ -86,7 +86,9 @@ class MeanField(AutoGuide):
         for name, site in self.prototype_trace.iter_stochastic_nodes():
             location = biject_to(site["fn"].support).inv(site["value"].detach())
             if location.shape != site["value"].shape:
-                raise ValueError(f"site '{name}': a mean-field form needs a support that has no constraint across elements")
+                raise ValueError(
+                    f"site '{name}': a mean-field form needs a support that has no constraint across elements"
+                )
             initial = self._form.initial(location, self._init_scale_fn(name, location))
             batch_dim = site["value"].dim() - site["fn"].event_dim
             for parameter, value in initial.items():

@@ -5,8 +5,8 @@ The parameters are those of a Laplace approximation to log z: `mode` m, where z 
 
     loc = m (1 - 1/c),    scale = m / sqrt(c).
 
-(loc, scale) themselves serve badly: far below zero only scale^2 / loc matters, and both run to infinity together along a
-valley where Adam crawls. Here c runs to 0 on a log scale, and m stays where the mass is.
+(loc, scale) themselves serve badly: far below zero only scale^2 / loc matters, and both run to infinity together along
+a valley where Adam crawls. Here c runs to 0 on a log scale, and m stays where the mass is.
 """
 
 from __future__ import annotations
@@ -48,7 +48,11 @@ class PositiveNormal(TruncatedNormal):
             beyond = torch.where(start < TAIL, _near_peak(above, start), _in_tail(above, start))
             x = start + beyond
             ratio = _hazard(start) / _hazard(x)
-        return self.scale.detach() * beyond + (1 - ratio) * (self.loc - self.loc.detach()) + (x - start * ratio) * (self.scale - self.scale.detach())
+        return (
+            self.scale.detach() * beyond
+            + (1 - ratio) * (self.loc - self.loc.detach())
+            + (x - start * ratio) * (self.scale - self.scale.detach())
+        )
 
 
 def _near_peak(above: Tensor, start: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from ppl_vi.guides.mean_field import Form
 
 
 class LogWeibull(Weibull):
-    """Torch's Weibull, its density evaluated in logarithms: torch's is -inf once (z / scale)^concentration underflows."""
+    """Torch's Weibull, its density in logarithms: torch's is -inf once (z / scale)^concentration underflows."""
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log k - log s + (k - 1) log(z/s) - (z/s)^k, nats."""

@@ -45,7 +45,7 @@ class BestMember:
 def best_member(fit: Fit, truth: Truth, fitted: Estimate, upper_bound: bool = False) -> BestMember:
     """The family's best member for each problem, by Newton's method on deterministic quadrature in float64.
 
-    Several starts a problem, the replicas of smallest reverse KL; the best result counts, and its divergence is computed
+    Several starts a problem, the replicas of smallest reverse KL; the best result counts, its divergence computed
     anew on the adaptive grid of the scores. A start already found better than any result is kept.
 
     Args:
@@ -125,5 +125,3 @@ def optimization_gap(fitted: Estimate, best: BestMember) -> Estimate:
     with np.errstate(invalid="ignore"):
         value = fitted.value - best.divergence.value
     return Estimate(value, np.zeros_like(value), fitted.error + best.divergence.error, "nats")
-
-

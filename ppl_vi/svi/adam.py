@@ -12,7 +12,13 @@ BETA1, BETA2, EPS = 0.9, 0.99, 1e-12
 
 
 def adam(
-    theta: Tensor, first: Tensor, second: Tensor, gradient: Tensor, unit: Tensor, lr: Tensor | float, step: Tensor | float
+    theta: Tensor,
+    first: Tensor,
+    second: Tensor,
+    gradient: Tensor,
+    unit: Tensor,
+    lr: Tensor | float,
+    step: Tensor | float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One step of Adam (Kingma and Ba 2015) in the coordinates `theta / unit`.
 
@@ -51,7 +57,7 @@ class UnitAdam(torch.optim.Optimizer):
         self._units = units
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Updates every parameter that has a gradient."""
         for group in self.param_groups:
             for p in group["params"]:

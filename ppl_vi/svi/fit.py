@@ -85,8 +85,9 @@ def fit(
     """Fits a guide family to every problem of a target by SVI.
 
     Adam in rounds, each twice as long as the one before. Within a round the step size decays to a fiftieth and the last
-    half of the iterates is averaged; after it every fit is checked for what it could still gain (`ppl_vi.svi.stopping`),
-    and those that could gain no more than `tolerance` stop there. Replicas start from the target's mode and curvature in
+    half of the iterates is averaged. From the second round on every fit is then checked for what it could still gain
+    (`ppl_vi.svi.stopping`), and those that could gain no more than `tolerance` (at the end; before, three tenths of it)
+    have converged. Replicas start from the target's mode and curvature in
     unconstrained space, overdispersed, and have their own noise.
 
     Args:
@@ -256,7 +257,9 @@ def _record(settings: Settings, run: Run, theta: Tensor, gain: np.ndarray | None
         return
     run.gain[running] = gain[running]
     for at in zip(*np.nonzero(running), strict=True):
-        bound = f"at most {gain[at]:.1e} nats to gain nearby" if np.isfinite(gain[at]) else "no bound on what is to gain"
+        bound = (
+            f"at most {gain[at]:.1e} nats to gain nearby" if np.isfinite(gain[at]) else "no bound on what is to gain"
+        )
         run.stop_reason[at] = f"{bound} (tolerance {settings.tolerance:g})"
         last = run.step >= settings.num_steps
         if gain[at] <= settings.tolerance * (1.0 if last else EARLY):

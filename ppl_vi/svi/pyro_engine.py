@@ -36,7 +36,9 @@ def pyro_elbo(objective: Objective, num_particles: int) -> tuple[ELBO, AbstractC
     if name == "iwae" and int(argument) == num_particles:
         return RenyiELBO(alpha=0.0, num_particles=num_particles), nullcontext()
     if name not in ELBOS:
-        raise ValueError(f"Pyro has no ELBO for '{objective.name}' with {num_particles} particles; use engine='batched'")
+        raise ValueError(
+            f"Pyro has no ELBO for '{objective.name}' with {num_particles} particles; use engine='batched'"
+        )
     extra = {"alpha": float(argument)} if name == "renyi" else {}
     context = _NoReparameterization() if name == "score_function" else nullcontext()
     return ELBOS[name](num_particles=num_particles, **extra), context
@@ -61,7 +63,10 @@ def loss_and_gradient(
     with context, Replay(_particles(noise, num_particles)):
         loss = elbo.loss_and_grads(program.target.model, guide, *row)
     values = dict(guide.named_parameters())
-    found = {n: torch.zeros_like(values[n]) if values[n].grad is None else values[n].grad for n in program.layout.names}
+    found: dict[str, Tensor] = {}
+    for name in program.layout.names:
+        gradient = values[name].grad
+        found[name] = torch.zeros_like(values[name]) if gradient is None else gradient
     return float(loss), program.layout.flatten(found)
 
 

@@ -54,7 +54,8 @@ def finished(guide: nn.Module, target: Target, problem: int) -> nn.Module:
     if not hasattr(guide, "laplace_approximation"):
         return guide
     with isolated(target.dtype, seed=0):
-        normal = guide.laplace_approximation(*target.row(problem))
+        approximate: Any = guide.laplace_approximation
+        normal = approximate(*target.row(problem))
         constraint = {"scale": normal.scale_constraint, "scale_tril": normal.scale_tril_constraint}
         for name in ("loc", "scale", "scale_tril"):
             value = getattr(normal, name)
@@ -232,27 +233,32 @@ class Fit:
         program = Program(target, finished(build_guide(family, target), target, 0))
         names = header["parameters"]
         if tuple(names) != program.layout.names:
-            raise ValueError(f"{path}: family '{header['family']}' has parameters {program.layout.names}, the file {names}")
+            raise ValueError(
+                f"{path}: family '{header['family']}' has parameters {program.layout.names}, the file {names}"
+            )
 
         def tensors(prefix: str) -> dict[str, Tensor]:
             return {n: torch.from_numpy(arrays[f"{prefix}_{i}"]).to(target.device) for i, n in enumerate(names)}
 
+        settings: dict[str, Any] = {k: header[k] for k in _SETTINGS}
+        histories: dict[str, Any] = {name: arrays[name] for name in _ARRAYS}
         return Fit(
             target=target,
             family_name=header["family"],
             family=family,
-            **{k: header[k] for k in ("objective", "engine", "engine_reason", "seed", "seconds", "num_particles", "lr")},
+            **settings,
             parameters=tensors("parameter"),
             scope=header["scope"],
             initial=tensors("initial") if "initial_0" in arrays else {},
             trajectory=torch.from_numpy(arrays["trajectory"]).to(target.device),
-            **{name: arrays[name] for name in _ARRAYS},
+            **histories,
             support_mismatch=header["support_mismatch"],
             versions=header["versions"],
             program=program,
         )
 
 
+_SETTINGS = ("objective", "engine", "engine_reason", "seed", "seconds", "num_particles", "lr")
 _ARRAYS = ("steps", "elbo_history", "status", "stop_reason", "num_steps", "predicted_gain")
 
 

@@ -71,7 +71,12 @@ def start_points(target: Target, num_replicas: int, seed: int) -> tuple[Tensor, 
 
 
 def build_guide(
-    family: Family, target: Target, problem: int = 0, loc: Tensor | None = None, scale: Tensor | None = None, seed: int = 0
+    family: Family,
+    target: Target,
+    problem: int = 0,
+    loc: Tensor | None = None,
+    scale: Tensor | None = None,
+    seed: int = 0,
 ) -> nn.Module:
     """A guide of a family at given initial location and scale `(D,)`: as far as the family takes such arguments.
 
@@ -94,7 +99,9 @@ def build_guide(
     elif "init_scale" in names:
         given["init_scale"] = float(scale.log().mean().exp())
     with isolated(target.dtype, seed=seed), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*AutoRegressiveNN input_dim = 1.*")  # a flow over one number is fine
+        warnings.filterwarnings(
+            "ignore", message=".*AutoRegressiveNN input_dim = 1.*"
+        )  # a flow over one number is fine
         warnings.filterwarnings("ignore", message="The `init_loc_fn` argument to AutoIAFNormal is not used")
         guide = family(target.model, **given)
         if not callable(guide):

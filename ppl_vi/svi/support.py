@@ -63,7 +63,7 @@ def families_for(support: Constraint) -> list[str]:
 def _ends_in_bijection(fn: Any, support: Constraint) -> bool:
     """Whether a distribution's last step is Pyro's own map to a support: its declared one may be wider."""
     transforms = getattr(fn, "transforms", None)
-    return bool(transforms) and transforms[-1] == biject_to(support)
+    return transforms is not None and len(transforms) > 0 and bool(transforms[-1] == biject_to(support))
 
 
 def mismatch(target: Target, guide: nn.Module) -> str | None:

@@ -49,6 +49,8 @@ def place():
 
     def at(family, x, **parameters):
         found, values = fit_at(family, (float(x),)), {}
+        if family == "gamma":  # the cases name the rate, the family its mean
+            parameters["mean"] = parameters["concentration"] / parameters.pop("rate")
         for name, value in parameters.items():
             value = torch.as_tensor(value, dtype=torch.float64)
             values[name] = value.reshape((1, 1) if value.dim() == 0 else (1, *value.shape))

@@ -42,7 +42,7 @@ def reverse_kl(log_q: np.ndarray) -> float:
 SCIPY: dict[str, tuple[Callable[..., Any], list[float]]] = {  # log parameters, or a location and log parameters
     "lognormal": (lambda loc, s: scipy.stats.lognorm(np.exp(s), scale=np.exp(loc)), [0.0, -0.5]),
     "weibull": (lambda k, s: scipy.stats.weibull_min(np.exp(k), scale=np.exp(s)), [0.5, 0.0]),
-    "gamma": (lambda c, r: scipy.stats.gamma(np.exp(c), scale=np.exp(-r)), [0.5, 0.5]),
+    "gamma": (lambda c, m: scipy.stats.gamma(np.exp(c), scale=np.exp(m - c)), [0.5, 0.5]),
     "exponential": (lambda r: scipy.stats.expon(scale=np.exp(-r)), [0.0]),
     "half_normal": (lambda s: scipy.stats.halfnorm(scale=np.exp(s)), [0.0]),
     "folded_normal": (lambda c, s: scipy.stats.foldnorm(np.exp(c), scale=np.exp(s)), [0.0, 0.0]),
@@ -278,7 +278,9 @@ def test_a_function_with_parameters_is_a_family() -> None:
     assert found.family_name.endswith("test_fit:by_hand")
 
 
-@pytest.mark.parametrize("family", ["gamma", "AutoNormal", "laplace", "AutoIAFNormal", by_hand], ids=str)
+@pytest.mark.parametrize(
+    "family", ["gamma", "AutoNormal", "laplace", "AutoIAFNormal", by_hand], ids=lambda f: getattr(f, "__name__", f)
+)
 def test_the_fitted_guide_is_an_ordinary_pyro_guide(family: Any) -> None:
     target = toy([1.5, 4.0])
     found = fit(target, family, num_replicas=2, **SMALL)
