@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 ENGINES = ("batched", "pyro")
 DEVICES = ("cpu", "cuda")
-FULL: dict[str, int] = {"num_steps": 1000, "num_particles": 128, "num_replicas": 16, "num_draws": 10_000}
+FULL: dict[str, int] = {"num_steps": 1000, "num_particles": 256, "num_replicas": 16, "num_draws": 10_000}
 QUICK: dict[str, int] = {"num_steps": 300, "num_particles": 64, "num_replicas": 4, "num_draws": 2000}
 POINT_MASS = "AutoDelta"  # shown among all guides with the reason why it has no row of numbers
 MAX_WORKERS = 2  # each holds torch and Pyro in memory
@@ -100,7 +100,7 @@ def add_comparison_options(parser: argparse.ArgumentParser, out: Path, quick_gui
     count("num_steps", "SVI steps at most")
     count("num_particles", "draws a step")
     count("num_replicas", "independent fits of each problem")
-    parser.add_argument("--lr", type=positive, default=0.1, metavar="F", help="Adam's first step size (0.1)")
+    parser.add_argument("--lr", type=positive, default=0.2, metavar="F", help="Adam's first step size (0.2)")
     parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="of initial values and noise (0)")
     parser.add_argument(
         "--engine", choices=ENGINES, default="batched", help="all fits at once, or Pyro's SVI one by one"

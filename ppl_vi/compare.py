@@ -48,7 +48,7 @@ class Settings:
     objective: str = "trace_elbo"
     engine: str = "batched"
     num_steps: int = 1000
-    num_particles: int = 128
+    num_particles: int = 256
     num_replicas: int = 16
     lr: float = 0.2
     seed: int = 0

@@ -64,6 +64,7 @@ def divergences_by_step(comparison: Comparison, problem: int) -> Figure:
             axes.axhline(gap, color=ORANGE, linewidth=1.2, linestyle="--")
         axes.set_xscale("log")
         axes.set_yscale("log")
+        axes.minorticks_off()
         axes.set_ylim(floor, 2 * values.max())
         axes.set_title(f"{entry.guide}\n{three_digits(record['reverse_kl'], record['reverse_kl_error'])} nats")
 
@@ -84,6 +85,7 @@ def elbos_by_step(comparison: Comparison, problem: int) -> Figure:
         _band(axes, steps, ceiling - way)
         axes.axhline(ceiling, color=ORANGE, linewidth=1.2, linestyle="--")
         axes.set_xscale("log")
+        axes.minorticks_off()
         axes.set_ylim(ceiling - ELBO_SPAN, ceiling + 0.1 * ELBO_SPAN)
         axes.set_title(f"{entry.guide}\n{nats(record['elbo'])} nats")
 
@@ -131,6 +133,7 @@ def _bars(axes: Axes, records: Sequence[dict[str, Any]], name: str, color: str, 
             axes.barh(row, at - edge, left=edge, color=color, height=0.7)
             axes.text(1.3 * at, row, label, va="center", fontsize=8, color=DARK)
     axes.set_xscale("log")
+    axes.minorticks_off()
     axes.set_xlim(edge, high * 3e3)
     axes.set_yticks(range(len(records)), [record["guide"] for record in records], fontsize=8)
     axes.set_ylim(len(records) - 0.4, -0.6)

@@ -28,7 +28,7 @@ ENGINES = ("batched", "pyro")
 FIRST_ROUND = 0.125  # of num_steps; every further round is twice as long as the one before
 MIN_ROUNDS = 2  # before a fit may stop: where noise vanishes at the optimum (stl), one round more gains many digits
 FIRST_CHECK = 1024  # Sobol points a scramble in the first check; doubled in every further one
-EARLY = 0.3  # of the tolerance, before the last round
+EARLY = 0.15  # of the tolerance, before the last round
 DECAY = 0.02  # the step size at the end of a round, of that at its start
 AVERAGED = 0.5  # the last part of a round, over which the iterates are averaged
 SNAPSHOTS_PER_ROUND = 12
@@ -74,10 +74,10 @@ def fit(
     objective: str | Objective = "trace_elbo",
     engine: str = "batched",
     num_steps: int = 1000,
-    num_particles: int = 128,
+    num_particles: int = 256,
     num_replicas: int = 1,
     lr: float = 0.2,
-    tolerance: float = 5e-4,
+    tolerance: float = 1e-3,
     seed: int = 0,
     allow_support_mismatch: bool = False,
     progress: Progress | None = None,
@@ -86,7 +86,7 @@ def fit(
 
     Adam in rounds, each twice as long as the one before. Within a round the step size decays to a fiftieth and the last
     half of the iterates is averaged. From the second round on every fit is then checked for what it could still gain
-    (`ppl_vi.svi.stopping`), and those that could gain no more than `tolerance` (at the end; before, three tenths of it)
+    (`ppl_vi.svi.stopping`), and those that could gain no more than `tolerance` (at the end; before, 0.15 of it)
     have converged. Replicas start from the target's mode and curvature in
     unconstrained space, overdispersed, and have their own noise.
 

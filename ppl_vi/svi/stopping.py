@@ -1,15 +1,15 @@
 """When a fit may stop: when no nearby point can be better by more than the tolerance, noise accounted for.
 
 "The loss looked flat" can't tell a converged fit from a slow one. Here the gradient at the averaged iterate is
-estimated afresh on scrambled Sobol noise, with its standard error over the scrambles, and the Hessian by differences of such
-gradients on common noise. A fit has converged when the gain that they promise within a box of one unit around it,
+estimated afresh on scrambled Sobol noise, with its standard error over the scrambles, and the Hessian by differences of
+such gradients on common noise. A fit has converged when the gain that they promise within a box of one unit around it,
 
     sum_i max_{|d| <= 1} (|g_i| + t se_i) d - l_i d^2 / 2        along the principal axes i,
 
-is at most the tolerance, at the end of the second round or later (three tenths of it before the last round, since the
+is at most the tolerance, at the end of the second round or later (0.15 of it before the last round, since the
 question is put more than once). `t` is Student's 0.975 quantile over the scrambles, so a fit that is short by more than
-the tolerance along an axis is taken for converged in at most 1 check of 40. The promise is local: it speaks of the basin
-the fit is in, and of the objective it maximises.
+the tolerance along an axis is taken for converged in at most 1 check of 40. The promise is local: it speaks of the
+basin the fit is in, and of the objective it maximises.
 """
 
 from __future__ import annotations

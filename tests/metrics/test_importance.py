@@ -128,7 +128,7 @@ def test_weights_are_the_log_ratio(fits):
     found = fits("gamma", (1.5,))
     name = {n.partition(".")[0]: float(v[0, 0].exp()) for n, v in found.parameters.items()}
     z = found.draw(50, 9)["z"].numpy()[0, 0]
-    c, r = name["concentration"], name["rate"]
+    c, r = name["concentration"], name["concentration"] / name["mean"]
     log_q = c * np.log(r) - special.gammaln(c) + (c - 1) * np.log(z) - r * z
     log_joint = -z - (1.5 - z) ** 2 / 2 - 0.5 * np.log(2 * np.pi)
     np.testing.assert_allclose(imp.weights(found, 50, 9).log[0, 0], log_joint - log_q, rtol=0, atol=1e-12)
