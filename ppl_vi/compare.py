@@ -20,9 +20,8 @@ from ppl_vi.metrics.divergence import reverse_kl
 from ppl_vi.metrics.estimate import Estimate
 from ppl_vi.metrics.overlay import overlay
 from ppl_vi.metrics.scorecard import Scorecard, score
-from ppl_vi.svi.fit import UnsuitableObjectiveError, fit
+from ppl_vi.svi.fit import UnsuitableObjectiveError, check_objective, fit
 from ppl_vi.svi.objectives import find_objective
-from ppl_vi.svi.pyro_engine import pyro_elbo
 from ppl_vi.svi.result import versions
 from ppl_vi.svi.support import bounds
 from ppl_vi.target import Target
@@ -224,12 +223,7 @@ def check_settings(settings: Settings) -> None:
     Raises:
         ValueError: the objective is unknown, or can't be had with this engine or this number of particles.
     """
-    objective = find_objective(settings.objective)
-    kind, _, samples = objective.name.partition(":")
-    if kind == "iwae" and settings.num_particles % int(samples):
-        raise ValueError(f"num_particles must be a multiple of K = {samples} for iwae, got {settings.num_particles}")
-    if settings.engine == "pyro":
-        pyro_elbo(objective, settings.num_particles)
+    check_objective(find_objective(settings.objective), settings.engine, settings.num_particles)
 
 
 def _without_scores(comparison: Comparison, guide: str, status: str, reason: str) -> Entry:

@@ -15,7 +15,7 @@ from ppl_vi.state import isolated
 from ppl_vi.svi.batched import make_step
 from ppl_vi.svi.diagnosis import culprit
 from ppl_vi.svi.objectives import Objective, find_objective
-from ppl_vi.svi.pure import Program
+from ppl_vi.svi.pure import Program, load_parameters
 from ppl_vi.svi.pyro_engine import PyroSVI, pyro_elbo
 from ppl_vi.svi.randomness import pseudo_random
 from ppl_vi.svi.result import Fit, Progress, finished, versions
@@ -171,11 +171,20 @@ def _validate(settings: Settings, engine: str, num_replicas: int) -> None:
     for what, number in (("lr", settings.lr), ("tolerance", settings.tolerance)):
         if not number > 0 or number == float("inf"):
             raise ValueError(f"{what} must be positive and finite, got {number}")
-    kind, _, samples = settings.objective.name.partition(":")
-    if kind == "iwae" and settings.num_particles % int(samples):
-        raise ValueError(f"num_particles must be a multiple of K = {samples} for iwae, got {settings.num_particles}")
+    check_objective(settings.objective, engine, settings.num_particles)
+
+
+def check_objective(objective: Objective, engine: str, num_particles: int) -> None:
+    """Checks what can be told of an objective before anything is computed.
+
+    Raises:
+        ValueError: it can't be had with this engine or this number of particles.
+    """
+    kind, _, samples = objective.name.partition(":")
+    if kind == "iwae" and num_particles % int(samples):
+        raise ValueError(f"num_particles must be a multiple of K = {samples} for iwae, got {num_particles}")
     if engine == "pyro":
-        pyro_elbo(settings.objective, settings.num_particles)
+        pyro_elbo(objective, num_particles)
 
 
 def _name_of(family: Family) -> str:
@@ -335,10 +344,7 @@ def _pyro_round(program: Program, settings: Settings, guides: list[list[nn.Modul
     def one_fit(run: Run, at: tuple[int, int], theta: Tensor, rates: np.ndarray, weights: np.ndarray) -> Tensor:
         b, r = at
         guide = guides[b][r]
-        values = dict(guide.named_parameters())
-        with torch.no_grad():
-            for name, value in program.layout.unflatten(theta[b, r]).items():
-                values[name].copy_(value)
+        load_parameters(guide, program.layout.unflatten(theta[b, r]))
         svi = PyroSVI(program, guide, settings.objective, program.target.row(b), unit[b, r], settings.num_particles)
         total = torch.zeros_like(theta[b, r])
         for i, (lr, weight) in enumerate(zip(rates, weights, strict=True)):
@@ -377,10 +383,7 @@ def _finish(
     for b, row in enumerate(guides):
         final.append([])
         for r, guide in enumerate(row):
-            values = dict(guide.named_parameters())
-            with torch.no_grad():
-                for name, value in program.layout.unflatten(theta[b, r]).items():
-                    values[name].copy_(value)
+            load_parameters(guide, program.layout.unflatten(theta[b, r]))
             final[-1].append(finished(guide, target, b))
     after = Program(target, final[0][0])
     stacked = torch.stack([torch.stack([_theta(after, guide) for guide in row]) for row in final])

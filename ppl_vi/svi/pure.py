@@ -72,6 +72,14 @@ class Layout:
         return torch.cat(flat, -1)
 
 
+def load_parameters(guide: nn.Module, parameters: dict[str, Tensor]) -> None:
+    """Puts named unconstrained values into a guide, in place."""
+    values = dict(guide.named_parameters())
+    with torch.no_grad():
+        for name, value in parameters.items():
+            values[name].copy_(value)
+
+
 class _Runner(nn.Module):
     """Lets `functional_call` put parameters into the guide while any function of it runs."""
 

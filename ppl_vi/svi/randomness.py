@@ -7,7 +7,6 @@ draws, and a quasi-random point set can stand in for noise.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -247,8 +246,3 @@ def quasi_random(draws: Iterable[Draw], num_points: int, num_scrambles: int, see
         values = torch.special.ndtri(block) if draw.kind == "normal" else block
         out.append(values.reshape(num_scrambles, num_points, *draw.shape).to(draw.dtype))
     return tuple(out)
-
-
-def num_numbers(draws: Iterable[Draw]) -> int:
-    """How many random numbers one particle takes."""
-    return sum(math.prod(draw.shape) for draw in draws)

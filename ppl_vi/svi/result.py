@@ -24,7 +24,7 @@ from torch.func import vmap
 
 from ppl_vi.guides import Family, find_family
 from ppl_vi.state import isolated
-from ppl_vi.svi.pure import Program
+from ppl_vi.svi.pure import Program, load_parameters
 from ppl_vi.svi.randomness import pseudo_random
 from ppl_vi.svi.start import build_guide
 from ppl_vi.target import Latents, Target
@@ -132,10 +132,7 @@ class Fit:
     def guide(self, problem: int = 0, replica: int = 0) -> nn.Module:
         """One fitted guide, an ordinary Pyro guide: call it with the problem's data, or give it to `Predictive`."""
         guide = finished(build_guide(self.family, self.target, problem), self.target, problem)
-        values = dict(guide.named_parameters())
-        with torch.no_grad():
-            for name, stacked in self.parameters.items():
-                values[name].copy_(stacked[problem, replica])
+        load_parameters(guide, {name: stacked[problem, replica] for name, stacked in self.parameters.items()})
         _rename(guide, f"{type(guide).__name__}_{next(_NUMBERS)}")
         return guide
 

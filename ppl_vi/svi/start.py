@@ -99,9 +99,8 @@ def build_guide(
     elif "init_scale" in names:
         given["init_scale"] = float(scale.log().mean().exp())
     with isolated(target.dtype, seed=seed), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message=".*AutoRegressiveNN input_dim = 1.*"
-        )  # a flow over one number is fine
+        # a flow over one number is fine
+        warnings.filterwarnings("ignore", message=".*AutoRegressiveNN input_dim = 1.*")
         warnings.filterwarnings("ignore", message="The `init_loc_fn` argument to AutoIAFNormal is not used")
         guide = family(target.model, **given)
         if not callable(guide):
