@@ -264,14 +264,25 @@ def compare_command(
         return _interrupted(comparison, len(guides), arguments)
     show_tables(comparison, arguments)
     if not arguments.no_plots:
-        write_figures(comparison, arguments.out, more_figures)
+        try:
+            write_figures(comparison, arguments, more_figures)
+        except KeyboardInterrupt:
+            print(f"interrupted: not all figures were drawn; the tables are in {arguments.out}", file=sys.stderr)
+            return INTERRUPTED
     return 0
 
 
-def _compared(comparison: Comparison, guides: Sequence[str], arguments: argparse.Namespace) -> Iterator[Comparison]:
-    from ppl_vi.compare import compare, num_cores
+def num_workers(num_jobs: int, device: str) -> int:
+    """Processes to share jobs among: no more than there are cores, and one for the only accelerator."""
+    from ppl_vi.compare import num_cores
 
-    workers = min(num_cores(), MAX_WORKERS) if arguments.device == "cpu" else 1
+    return min(num_cores(), MAX_WORKERS, num_jobs) if device == "cpu" else 1
+
+
+def _compared(comparison: Comparison, guides: Sequence[str], arguments: argparse.Namespace) -> Iterator[Comparison]:
+    from ppl_vi.compare import compare
+
+    workers = num_workers(len(guides), arguments.device)
     with _progress(len(guides)) as (started, finished):
         for step in compare(
             comparison, guides, num_workers=workers, with_curves=not arguments.no_plots, started=started
@@ -301,22 +312,22 @@ def _progress(total: int) -> Iterator[tuple[Callable[[str], None], Callable[[Seq
 
 
 def write_records(comparison: Comparison, arguments: argparse.Namespace) -> None:
-    """Writes what is finished: `records.json`, `records.csv` and `table.txt`."""
-    from ppl_vi.report import files, table
+    """Writes what is finished: `records.json` and `records.csv`."""
+    from ppl_vi.report import files
 
     records = comparison.records()
     files.write_text(arguments.out / "records.json", files.to_json(records))
     files.write_text(arguments.out / "records.csv", files.to_csv(records))
-    files.write_text(arguments.out / "table.txt", table.as_text(records))
     if arguments.json and arguments.json != "-":
         files.write_text(Path(arguments.json), files.to_json(records))
 
 
 def show_tables(comparison: Comparison, arguments: argparse.Namespace) -> None:
-    """Prints the tables, to standard error where standard output is for the records alone."""
+    """Writes `table.txt` and prints it, to standard error where standard output is for the records alone."""
     from ppl_vi.report import files, table
 
     records = comparison.records()
+    files.write_text(arguments.out / "table.txt", table.as_text(records))
     to_stdout = arguments.json == "-"
     table.show(records, table.terminal(stderr=to_stdout))
     if to_stdout:
@@ -324,18 +335,32 @@ def show_tables(comparison: Comparison, arguments: argparse.Namespace) -> None:
         sys.stdout.flush()
 
 
-def write_figures(comparison: Comparison, out: Path, more_figures: Callable[[Comparison], dict[str, Figure]]) -> None:
+def write_figures(
+    comparison: Comparison, arguments: argparse.Namespace, more_figures: Callable[[Comparison], dict[str, Figure]]
+) -> None:
     """Writes all figures as PNG; says on standard error which could not be drawn for want of a truth."""
-    from ppl_vi.report import files, plots
+    import joblib
+
+    from ppl_vi.report import plots
     from ppl_vi.truth import UncertifiedTruthError
 
-    figures = plots.figures(comparison)
+    parallel = joblib.Parallel(num_workers(len(comparison.entries), arguments.device))
+    parallel(
+        joblib.delayed(_write_figure)(arguments.out, f"{name}_x_{label:g}", draw, comparison, problem)
+        for problem, label in enumerate(comparison.labels)
+        for name, draw in plots.FIGURES.items()
+    )
     try:
-        figures |= more_figures(comparison)
+        for name, figure in more_figures(comparison).items():
+            _write_figure(arguments.out, name, lambda figure=figure: figure)
     except UncertifiedTruthError as error:
         print(f"a figure is left out: {error}", file=sys.stderr)
-    for name, figure in figures.items():
-        files.replace(out / f"{name}.png", figure.savefig)
+
+
+def _write_figure(out: Path, name: str, draw: Callable[..., Figure], *given: Any) -> None:
+    from ppl_vi.report import files
+
+    files.replace(out / f"{name}.png", draw(*given).savefig)
 
 
 def _interrupted(comparison: Comparison, total: int, arguments: argparse.Namespace) -> int:

@@ -37,7 +37,7 @@ PER_REPLICA = ("elbo", "reverse_kl", "optimization_gap")
 NUM_POINTS = 481  # of a curve over the latent
 TAIL = 5e-4  # of the posterior's mass, beyond either end of the curves
 BEYOND = 0.2  # of that length, shown further out
-NUM_FOLLOWED = 5  # replicas whose way is measured: those at the quartiles of the final reverse KL
+NUM_FOLLOWED = 3  # replicas whose way is measured: the best, the middle and the worst one
 
 
 @dataclass(frozen=True)
@@ -275,7 +275,7 @@ def _density(card: Scorecard, z: np.ndarray) -> np.ndarray:
 
 
 def _way(card: Scorecard) -> np.ndarray:
-    """Reverse KL along the trajectory of the replicas at the quartiles of the final one, `(B, F, T)`."""
+    """Reverse KL along the trajectory of the best, middle and worst replica, `(B, F, T)`."""
     fitted = card.fit
     order = np.argsort(card.scores["reverse_kl"].value, 1, kind="stable")
     at = np.unique(np.linspace(0, fitted.num_replicas - 1, NUM_FOLLOWED).round().astype(int))

@@ -169,7 +169,7 @@ def test_ctrl_c_leaves_what_was_finished(tmp_path: Path) -> None:
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         try:
             deadline = time.monotonic() + 120
-            while not (tmp_path / "table.txt").exists() and running.poll() is None and time.monotonic() < deadline:
+            while not (tmp_path / "records.csv").exists() and running.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.1)
             running.send_signal(signal.SIGINT)
             shown, errors = running.communicate(timeout=30)

@@ -22,6 +22,7 @@ TOLERANCE = 1e-11  # of each panel's integrals, absolute
 RELATIVE = 1e-14  # and relative
 MAX_LEVELS = 14
 NUM_TAIL = 12
+NOTHING = 1e-18  # of an integral: all panels together change no digit of it
 
 NODES, WEIGHTS = legendre.leggauss(NUM_NODES)
 TO_SERIES = np.linalg.inv(legendre.legvander(NODES, NUM_NODES - 1))  # values at the nodes to Legendre coefficients
@@ -88,7 +89,9 @@ class Grid:
         ends = np.stack([series @ (-1.0) ** np.arange(NUM_NODES), series.sum(2)], 2)
         signs = np.sign(np.concatenate([density, ends], 2))
         total = np.abs((self.weight * values).sum(2))
-        for f, m in zip(*np.nonzero((signs.min(2) < 0) & (signs.max(2) > 0)), strict=True):
+        size = (self.weight * np.abs(values)).sum(2)
+        counts = size > NOTHING * size.sum(1, keepdims=True)  # far out the sign changes with the rounding
+        for f, m in zip(*np.nonzero((signs.min(2) < 0) & (signs.max(2) > 0) & counts), strict=True):
             points = np.concatenate([[-1.0], _roots(series[f, m]), [1.0]])
             total[f, m] = np.abs(np.diff(legendre.legval(points, legendre.legint(series[f, m])))).sum()
         return total.sum(1)

@@ -172,15 +172,6 @@ def posterior_over_x(x: np.ndarray, truth: Truth, marked: Sequence[float]) -> Fi
     return figure
 
 
-def figures(comparison: Comparison) -> dict[str, Figure]:
-    """All figures of a comparison by file name, without ending."""
-    found = {}
-    for problem, label in enumerate(comparison.labels):
-        for name, draw in FIGURES.items():
-            found[f"{name}_x_{label:g}"] = draw(comparison, problem)
-    return found
-
-
 FIGURES: dict[str, Callable[[Comparison, int], Figure]] = {
     "densities": densities,
     "reverse_kl": divergences_by_step,

@@ -11,6 +11,7 @@ from torch.func import grad, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppl_vi.svi.adam import adam
+from ppl_vi.svi.graph import tidy
 from ppl_vi.svi.objectives import Objective
 from ppl_vi.svi.pure import Program
 from ppl_vi.svi.stopping import surrogate
@@ -62,7 +63,7 @@ def make_step(program: Program, objective: Objective, example: tuple[Tensor, ...
         )  # fmt: skip
 
     try:
-        return make_fx(step)(*example)
+        return tidy(make_fx(step)(*example), example)
     except Exception as error:  # tracing may meet anything a guide does; the untraced step gives the same numbers
         _log.info("the step runs untraced: %s", error)
         return step

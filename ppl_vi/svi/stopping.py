@@ -28,6 +28,7 @@ from ppl_vi.svi.randomness import pseudo_random, quasi_random
 
 NUM_SCRAMBLES = 8
 UNIT_POINTS = 128  # Sobol points a scramble for the units, of which only the size matters
+HESSIAN_POINTS = 512  # of them for the Hessian, which takes 2 D gradients
 NUM_GROUPS = 16
 DIFFERENCE = 0.05  # of a unit, for the Hessian: wide, since draws by rejection jump
 MAX_PARAMETERS = 200
@@ -95,9 +96,9 @@ def hessian_by_differences(
     noise: tuple[Tensor, ...],
     step: Tensor,
 ) -> Tensor:
-    """Central differences of mean gradients on the first scramble, `(B, R, D, D)`; `theta`, `step`: `(B, R, D)`."""
+    """Central differences of mean gradients on the first scramble's first points: `(B, R, D)` to `(B, R, D, D)`."""
     batch, replicas, dim = theta.shape
-    noise = tuple(n[:1] for n in noise)
+    noise = tuple(n[:1, :, :HESSIAN_POINTS] for n in noise)
     shift = torch.diag_embed(step)
     moved = torch.cat([theta[:, :, None] + shift, theta[:, :, None] - shift], 2).reshape(batch, -1, dim)
     gradients = mean_gradients(program, objective, moved, args, noise).squeeze(2)

@@ -1,0 +1,77 @@
+"""Tidies a traced graph: a step that runs a thousand times should not compute what nobody asked for.
+
+Tracing through `vmap` and Pyro's handlers leaves a third of a step's operations without a use, repeated, or without an
+effect (times 1, plus 0, to the power 1). The results stay the same to the last bit.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functionalize
+from torch.fx import GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.passes.dialect.common.cse_pass import CSEPass
+
+aten = torch.ops.aten
+RESHAPES = (aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.expand.default)
+NEUTRAL = {aten.mul.Tensor: 1, aten.add.Tensor: 0, aten.sub.Tensor: 0, aten.div.Tensor: 1, aten.pow.Tensor_Scalar: 1}
+
+
+def tidy(module: GraphModule, example: tuple[Tensor, ...]) -> GraphModule:
+    """The same graph with fewer operations, none of them in place; `example` is what it was traced with."""
+    if any(_writes(node) for node in module.graph.nodes):  # only now: functionalize knows no autograd.Function
+        module = make_fx(functionalize(module))(*example)
+    for node in list(module.graph.nodes):
+        _inline_number(node)
+        same = _same_as(node)
+        if same is not None:
+            node.replace_all_uses_with(same)
+    module.graph.eliminate_dead_code()
+    found = CSEPass()(module)
+    module = found.graph_module if found else module
+    module.recompile()
+    return module
+
+
+def _writes(node: Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable
+
+
+def _inline_number(node: Node) -> None:
+    """A Python number that was made a tensor of no dimensions becomes a number again."""
+    source = node.args[0] if node.target is aten._to_copy.default else None
+    if isinstance(source, (int, float)) and not isinstance(source, bool):
+        for user in list(node.users):
+            like = user.args[0] if user.args else None
+            if user.target in NEUTRAL and user.args[1] is node and _dtype(like) == node.meta["val"].dtype:
+                user.args = (like, source)
+
+
+def _same_as(node: Node) -> Node | None:
+    """An earlier node with the same value, or None."""
+    if not node.args or not isinstance(node.args[0], Node):
+        return None
+    source: Node = node.args[0]
+    if not _alike(node, source):
+        return None
+    if node.target in RESHAPES:
+        return source
+    if node.target in NEUTRAL and not node.kwargs and node.args[1] == NEUTRAL[node.target]:
+        return source
+    return None
+
+
+def _alike(one: Node, other: Node) -> bool:
+    first, second = one.meta.get("val"), other.meta.get("val")
+    if not isinstance(first, Tensor) or not isinstance(second, Tensor):
+        return False
+    return first.shape == second.shape and first.dtype == second.dtype
+
+
+def _dtype(node: Any) -> torch.dtype | None:
+    value = node.meta.get("val") if isinstance(node, Node) else None
+    return value.dtype if isinstance(value, Tensor) else None
