@@ -84,7 +84,8 @@ def fit(
 ) -> Fit:
     """Fits a guide family to every problem of a target by SVI.
 
-    Adam in rounds, each twice as long as the one before. Within a round the step size decays to a fiftieth and the last
+    Adam in rounds, each twice as long as the one before, in units of each parameter's curvature where the round
+    starts. Within a round the step size decays to a fiftieth and the last
     half of the iterates is averaged. From the second round on every fit is then checked for what it could still gain
     (`ppl_vi.svi.stopping`), and those that could gain no more than `tolerance` (at the end; before, 0.15 of it)
     have converged. Replicas start from the target's mode and curvature in
@@ -126,7 +127,7 @@ def fit(
         unit = _units(program, settings, family)
         run = _start(initial, unit)
         if engine == "pyro":
-            _run_rounds(program, settings, run, _pyro_round(program, settings, guides, run.unit), progress)
+            _run_rounds(program, settings, run, _pyro_round(program, settings, guides), progress)
         else:
             _run_rounds(program, settings, run, _batched_round(program, settings), progress)
     final, parameters = _finish(program, family, target, guides, run.theta)
@@ -196,8 +197,12 @@ def _units(program: Program, settings: Settings, family: Family) -> Tensor:
     """Curvature at the undispersed start: a replica that starts far out would measure the curvature there."""
     target = program.target
     central = [_theta(program, build_guide(family, target, b, seed=settings.seed)) for b in range(target.num_problems)]
-    theta = torch.stack(central)[:, None]
-    return curvature_units(program, settings.objective, theta, target.args, settings.num_particles, settings.seed)
+    return _units_at(program, settings, torch.stack(central)[:, None])
+
+
+def _units_at(program: Program, settings: Settings, theta: Tensor) -> Tensor:
+    args = program.target.args
+    return curvature_units(program, settings.objective, theta, args, settings.num_particles, settings.seed)
 
 
 def _theta(program: Program, guide: nn.Module) -> Tensor:
@@ -230,6 +235,8 @@ def _run_rounds(program: Program, settings: Settings, run: Run, one_round: Round
     while run.step < settings.num_steps and (run.status == "not_converged").any():
         left = settings.num_steps - run.step
         length = left if left < 2 * length else length
+        if number:  # the curvature where the fit is now; a start far out says little of it
+            run.unit = _units_at(program, settings, theta)
         theta = one_round(run, theta, length, settings.lr / 2**number)
         number, length = number + 1, 2 * length
         last = run.step >= settings.num_steps
@@ -338,14 +345,14 @@ def _still(run: Run, theta: Tensor) -> Tensor:
     return torch.as_tensor(run.status == "not_converged", device=theta.device)[..., None]
 
 
-def _pyro_round(program: Program, settings: Settings, guides: list[list[nn.Module]], unit: Tensor) -> Round:
+def _pyro_round(program: Program, settings: Settings, guides: list[list[nn.Module]]) -> Round:
     generator = torch.Generator(device=program.initial.device).manual_seed(settings.seed)
 
     def one_fit(run: Run, at: tuple[int, int], theta: Tensor, rates: np.ndarray, weights: np.ndarray) -> Tensor:
         b, r = at
         guide = guides[b][r]
         load_parameters(guide, program.layout.unflatten(theta[b, r]))
-        svi = PyroSVI(program, guide, settings.objective, program.target.row(b), unit[b, r], settings.num_particles)
+        svi = PyroSVI(program, guide, settings.objective, program.target.row(b), run.unit[b, r], settings.num_particles)
         total = torch.zeros_like(theta[b, r])
         for i, (lr, weight) in enumerate(zip(rates, weights, strict=True)):
             noise = pseudo_random(program.draws, (settings.num_particles,), generator)

@@ -159,7 +159,7 @@ class _Source(TorchFunctionMode):
         kwargs = kwargs or {}
         if name in UNSUPPORTED:
             raise UnsupportedRandomnessError(
-                f"the guide draws by torch's '{name}', which can't be given from outside; use engine='pyro'"
+                f"the guide draws by torch's '{name}', which can't be given from outside: fit it by Pyro's own SVI"
             )
         if name in GENERATORS:
             return GENERATORS[name](self, *args, **kwargs)
@@ -201,7 +201,7 @@ class Replay(_Source):
         if self.position >= len(self.noise) or self.noise[self.position].shape != shape:
             raise ValueError(
                 f"the guide's draw {self.position} is {kind} of shape {tuple(shape)}, unlike its first run: "
-                "a guide whose draws depend on values needs engine='pyro'"
+                "a guide whose draws depend on values can't be fitted here, but by Pyro's own SVI"
             )
         self.position += 1
         return self.noise[self.position - 1]
