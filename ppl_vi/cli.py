@@ -249,12 +249,14 @@ def compare_command(
     settings = settings_of(arguments)
     check_device(arguments.device)
     check_outputs(arguments)
-    from ppl_vi.compare import Comparison
+    from ppl_vi.compare import Comparison, wake_workers
     from ppl_vi.truth import UncertifiedTruthError, ground_truth
 
+    waking = wake_workers(num_workers(len(guides), arguments.device))
     target = make_target().to(arguments.device)
     try:
         comparison = Comparison(target, ground_truth(target), settings, tuple(labels))
+        list(waking)
     except UncertifiedTruthError as error:
         raise UsageError(f"there is no truth to measure by: {error}") from error
     try:

@@ -160,6 +160,20 @@ def compare(
         yield replace(comparison, entries=tuple(done[guide] for guide in guides if guide in done))
 
 
+def wake_workers(num_workers: int) -> Iterator[str]:
+    """Starts the processes that `compare` will use; they import what they need while this one goes on.
+
+    Returns:
+        What ends when they are ready.
+    """
+    if num_workers == 1:
+        return iter(())
+    with _interrupts_held():
+        parallel = joblib.Parallel(num_workers, return_as="generator_unordered", batch_size=1)
+        answers: Iterator[str] = parallel(joblib.delayed(refusal)("lognormal") for _ in range(num_workers))
+    return answers
+
+
 def _in_workers(comparison: Comparison, guides: Iterator[str], num_workers: int, with_curves: bool) -> Iterator[Entry]:
     parallel = joblib.Parallel(num_workers, return_as="generator_unordered", batch_size=1, pre_dispatch="n_jobs")
     jobs = (joblib.delayed(compare_one)(comparison, guide, with_curves) for guide in guides)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from arviz_stats.base import array_stats
 from scipy.special import logsumexp
 
 from ppl_vi.metrics.estimate import Estimate
@@ -83,6 +82,8 @@ def khat(w: Weights) -> Estimate:
 
 
 def _khat(log_weights: np.ndarray) -> float:
+    from arviz_stats.base import array_stats  # takes two seconds, with xarray and pandas
+
     with np.errstate(divide="ignore", invalid="ignore"):  # of weights all alike or mostly zero: nan says so
         return float(array_stats.psislw(-log_weights)[1])
 
