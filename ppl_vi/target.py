@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -65,6 +65,21 @@ class Laplace:
         return torch.where(curved, torch.where(curved, diagonal, torch.ones_like(diagonal)).rsqrt(), 1.0)
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """What a target with one latent z ~ Normal(0, I_D) and one decoder for all its problems can tell beside its model.
+
+    Attributes:
+        log_likelihood: `(z, *args)` with common points z `(S, D)` to log p(x | z) of every problem, `(B, S)`, nats; the
+            decoder runs once a point, however many problems there are.
+        ceiling: `(*args)` to an upper bound of log p(x | z) over all z, `(B,)`, nats: what lies farther out than R has
+            no more mass than `exp(ceiling) P(|z| > R)`.
+    """
+
+    log_likelihood: Callable[..., Tensor]
+    ceiling: Callable[..., Tensor]
+
+
 @dataclass(frozen=True, eq=False)
 class Target:
     """A Pyro model with its data: `B` inference problems that share the model and differ in their data.
@@ -75,6 +90,7 @@ class Target:
         closed_form: log evidence of each problem from a batch of `args`, where it is known: a check on the truth.
         name: shown in tables.
         dtype: of every computation with this target.
+        decoded: for a model that decodes a standard normal latent.
     """
 
     model: Callable[..., Any]
@@ -82,6 +98,7 @@ class Target:
     closed_form: Callable[..., Tensor] | None = None
     name: str = "target"
     dtype: torch.dtype = torch.float64
+    decoded: Decoded | None = None
 
     def __post_init__(self) -> None:
         rows = {len(arg) for arg in self.args if arg.dim() > 0}
@@ -109,8 +126,11 @@ class Target:
 
     def to(self, device: torch.device | str) -> Target:
         """The same target with its data on `device`."""
-        args = tuple(arg.to(device) for arg in self.args)
-        return Target(self.model, args, self.closed_form, self.name, self.dtype)
+        return replace(self, args=tuple(arg.to(device) for arg in self.args))
+
+    def rows(self, index: Tensor) -> Target:
+        """The target of some of the problems."""
+        return replace(self, args=tuple(arg[index] for arg in self.args))
 
     @cached_property
     def latents(self) -> tuple[LatentSite, ...]:

@@ -55,7 +55,8 @@ class Truth:
         log_evidence: log p(x), nats, `(B,)`.
         log_evidence_error: bound on its error, nats, `(B,)`.
         checks: what certifies it.
-        line: cdf, quantiles and moments, where the latent is one number.
+        line: cdf, quantiles and moments, where the latent is one number; else None.
+        reasons: why a problem's log evidence is not certified, "" where it is, `(B,)`; () where all are.
     """
 
     target: Target
@@ -63,7 +64,18 @@ class Truth:
     log_evidence: np.ndarray
     log_evidence_error: np.ndarray
     checks: tuple[Check, ...]
-    line: Line
+    line: Line | None = None
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def certified(self) -> np.ndarray:
+        """Which problems passed every check, `(B,)`: no other may be averaged or measured by."""
+        return np.array([not reason for reason in self.reasons or [""] * len(self.log_evidence)])
+
+    def _line(self) -> Line:
+        if self.line is None:
+            raise ValueError(f"cdf, quantiles and moments take one latent number; the target has {self.target.dim}")
+        return self.line
 
     def log_prob(self, latents: Latents) -> Tensor:
         """The normalised posterior log density at latents `(B, S, *site.shape)`, `(B, S)`, nats."""
@@ -72,15 +84,15 @@ class Truth:
 
     def cdf(self, z: np.ndarray) -> np.ndarray:
         """P(Z <= z), `(B, S)` to `(B, S)`."""
-        return self.line.cdf(np.asarray(z, dtype=np.float64))
+        return self._line().cdf(np.asarray(z, dtype=np.float64))
 
     def quantile(self, probability: np.ndarray) -> np.ndarray:
         """The z with `cdf(z) = probability`, `(B, S)` to `(B, S)`."""
-        return self.line.quantile(np.asarray(probability, dtype=np.float64))
+        return self._line().quantile(np.asarray(probability, dtype=np.float64))
 
     @cached_property
     def _moments(self) -> tuple[np.ndarray, np.ndarray]:
-        return self.line.moments()
+        return self._line().moments()
 
     @property
     def mean(self) -> np.ndarray:

@@ -1,0 +1,133 @@
+"""A variational autoencoder: z ~ Normal(0, I), x | z ~ Bernoulli(p(z)) or Normal(mu(z), sigma^2 I).
+
+Source: Kingma and Welling (2014), Auto-encoding variational Bayes; Rezende, Mohamed and Wierstra (2014), Stochastic
+backpropagation. The weight alpha on the KL to the prior: Higgins et al. (2017), beta-VAE.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Sequence
+
+import pyro
+import pyro.distributions as dist
+import pyro.poutine as poutine
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from ppl_vi.guides.amortized import Head
+from ppl_vi.target import Decoded, Target
+
+LIKELIHOODS = ("bernoulli", "gaussian")
+FLOOR = 1e-3  # of a learned sigma: without one the density of data that are met exactly has no bound
+
+
+def perceptron(sizes: Sequence[int]) -> nn.Sequential:
+    """Linear layers with tanh between them: smooth, so that quadrature in z converges fast."""
+    layers: list[nn.Module] = []
+    for before, after in itertools.pairwise(sizes):
+        layers += [nn.Linear(before, after), nn.Tanh()]
+    return nn.Sequential(*layers[:-1])
+
+
+class VAE(PyroModule):
+    """An ordinary Pyro model and guide that share a module, for `pyro.infer.SVI`.
+
+    Args:
+        num_pixels: numbers in one data point.
+        head: the guide's family, `ppl_vi.guides.amortized`.
+        hidden: widths of the decoder's layers from z to x; the encoder has them the other way round.
+        likelihood: "bernoulli" or "gaussian".
+        sigma: of the Gaussian likelihood; None learns it.
+
+    Raises:
+        ValueError: an unknown likelihood, or sigma is not positive.
+    """
+
+    def __init__(
+        self,
+        num_pixels: int,
+        head: Head,
+        *,
+        hidden: Sequence[int] = (64, 64),
+        likelihood: str = "bernoulli",
+        sigma: float | None = 0.1,
+    ) -> None:
+        super().__init__()
+        if likelihood not in LIKELIHOODS:
+            raise ValueError(f"unknown likelihood '{likelihood}'; there are {', '.join(LIKELIHOODS)}")
+        if sigma is not None and not 0 < sigma < math.inf:
+            raise ValueError(f"sigma must be positive and finite, got {sigma}")
+        self.num_pixels, self.num_latents, self.likelihood = num_pixels, head.num_latents, likelihood
+        self.decoder = perceptron([head.num_latents, *hidden, num_pixels])
+        self.encoder = perceptron([num_pixels, *reversed(hidden), head.num_outputs])
+        self.head = head
+        self.learns_sigma = likelihood == "gaussian" and sigma is None
+        self._raw_sigma = nn.Parameter(torch.tensor(0.0)) if self.learns_sigma else None
+        self._sigma = sigma
+
+    @property
+    def sigma(self) -> Tensor:
+        """The Gaussian likelihood's standard deviation."""
+        if self._raw_sigma is not None:
+            return FLOOR + softplus(self._raw_sigma)
+        return torch.as_tensor(self._sigma, dtype=next(self.parameters()).dtype)
+
+    def observation(self, z: Tensor) -> dist.Independent:
+        """p(x | z): latents `(..., D)` to a distribution of event shape `(num_pixels,)`."""
+        output = self.decoder(z)
+        if self.likelihood == "bernoulli":
+            return dist.Bernoulli(logits=output, validate_args=False).to_event(1)
+        return dist.Normal(output, self.sigma).to_event(1)
+
+    def prior(self, like: Tensor) -> dist.Independent:
+        """p(z) = Normal(0, I)."""
+        zero = like.new_zeros(self.num_latents)
+        return dist.Normal(zero, zero + 1).to_event(1)
+
+    def model(self, x: Tensor, num_data: int | None = None, alpha: float = 1.0) -> None:
+        """A mini-batch `(M, num_pixels)` out of `num_data` points; the KL to the prior counts `alpha` times."""
+        pyro.module("decoder", self.decoder)
+        with pyro.plate("data", num_data or len(x), subsample_size=len(x)):
+            with poutine.scale(scale=alpha):
+                z = pyro.sample("z", self.prior(x))
+            pyro.sample("x", self.observation(z), obs=x)
+
+    def guide(self, x: Tensor, num_data: int | None = None, alpha: float = 1.0) -> None:
+        """q(z | x) of a mini-batch."""
+        pyro.module("encoder", self.encoder)
+        with pyro.plate("data", num_data or len(x), subsample_size=len(x)), poutine.scale(scale=alpha):
+            pyro.sample("z", self.head(self.encoder(x)))
+
+    def one(self, x: Tensor) -> None:
+        """The model of one data point `(num_pixels,)`."""
+        z = pyro.sample("z", self.prior(x))
+        pyro.sample("x", self.observation(z), obs=x)
+
+    def log_likelihood(self, z: Tensor, x: Tensor) -> Tensor:
+        """log p(x | z) of all pairs of points `(S, D)` and data `(B, num_pixels)`: `(B, S)`, by one matrix product."""
+        output = self.decoder(z)
+        if self.likelihood == "bernoulli":
+            return x @ output.mT - softplus(output).sum(-1)
+        squares = x.square().sum(-1)[:, None] - 2 * x @ output.mT + output.square().sum(-1)
+        return -squares / (2 * self.sigma**2) - self.num_pixels * (self.sigma.log() + math.log(2 * math.pi) / 2)
+
+    def ceiling(self, x: Tensor) -> Tensor:
+        """No z gives x a higher log density, `(B,)`: that of a decoder that meets it as well as any could."""
+        if self.likelihood == "bernoulli":
+            return torch.where((x > 0) & (x < 1), torch.special.entr(x) * -1 - torch.special.entr(1 - x), 0.0).sum(-1)
+        best = -self.num_pixels * (self.sigma.log() + math.log(2 * math.pi) / 2)
+        return best.expand(len(x))
+
+
+def target(vae: VAE, x: Tensor, name: str = "vae") -> Target:
+    """One problem a data point `(B, num_pixels)`, with the decoder as it is now, frozen, in double precision."""
+    frozen = copy.deepcopy(vae).double().requires_grad_(False)
+    return Target(frozen.one, (x.double(),), name=name, decoded=Decoded(frozen.log_likelihood, frozen.ceiling))
+
+
+__all__ = ["LIKELIHOODS", "VAE", "perceptron", "target"]

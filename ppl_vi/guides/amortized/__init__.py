@@ -1,0 +1,20 @@
+"""Amortized guide families for real latents: how an encoder's outputs become a distribution over z.
+
+A family is `Callable[[int], Head]`: given the number of latents D it makes a head. Adding one is a file and a
+line here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ppl_vi.guides.amortized.diagonal import Diagonal
+from ppl_vi.guides.amortized.full import Full
+from ppl_vi.guides.amortized.head import Head
+
+AMORTIZED: dict[str, Callable[[int], Head]] = {
+    "diagonal": Diagonal,
+    "full": Full,
+}
+
+__all__ = ["AMORTIZED", "Head"]

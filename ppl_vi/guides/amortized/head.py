@@ -1,0 +1,49 @@
+"""What turns an encoder's outputs into a guide's distribution."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class Head(nn.Module):
+    """From `num_outputs` unconstrained numbers a data point to a distribution over `num_latents` real latents.
+
+    The numbers are the *local* parameters: the encoder predicts them, and the family's best member for one data point
+    is sought over them freely. Parameters of the head itself, if there are any, are shared by all data points.
+
+    Attributes:
+        summary: one line for a list.
+        num_latents: `D`.
+        num_outputs: numbers a data point.
+        multimodal: whether the search for the best member may end in one of many optima.
+    """
+
+    summary: str = ""
+    multimodal: bool = False
+
+    def __init__(self, num_latents: int, num_outputs: int) -> None:
+        super().__init__()
+        self.num_latents = num_latents
+        self.num_outputs = num_outputs
+
+    def forward(self, local: Tensor) -> Any:
+        """Local parameters `(..., num_outputs)` to a distribution of batch shape `(...)` and event shape `(D,)`."""
+        raise NotImplementedError
+
+    def components(self, local: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The distribution as a mixture of Gaussians: log weights `(..., K)`, locs `(..., K, D)` and Cholesky factors of
+        the covariances `(..., K, D, D)`.
+
+        The best member for one data point is sought over these by quadrature; a family that is no such mixture raises
+        `NotImplementedError`, and has no family gap.
+        """
+        raise NotImplementedError(f"{type(self).__name__} is no mixture of Gaussians: its best member is not computed")
+
+    def initial(self, loc: Tensor, precision: Tensor) -> Tensor:
+        """Local parameters near Normal(loc, precision^-1), where the search for the best member may start.
+
+        `(..., D)` and `(..., D, D)` to `(..., num_outputs)`.
+        """
+        raise NotImplementedError
