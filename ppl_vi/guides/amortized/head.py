@@ -33,8 +33,8 @@ class Head(nn.Module):
         raise NotImplementedError
 
     def components(self, local: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The distribution as a mixture of Gaussians: log weights `(..., K)`, locs `(..., K, D)` and Cholesky factors of
-        the covariances `(..., K, D, D)`.
+        """The distribution as a mixture of Gaussians: log weights `(..., K)`, locs `(..., K, D)` and Cholesky
+        factors of the covariances `(..., K, D, D)`.
 
         The best member for one data point is sought over these by quadrature; a family that is no such mixture raises
         `NotImplementedError`, and has no family gap.
