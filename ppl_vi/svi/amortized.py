@@ -1,0 +1,260 @@
+"""Trains a model with learnable parameters and its amortized guide on mini-batches, by Pyro's `Trace_ELBO`.
+
+The loop is the one Pyro documents for a single optimiser over all parameters: `Trace_ELBO.differentiable_loss` and
+`torch.optim.Adam`, whose whole state a checkpoint can hold.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyro.poutine as poutine
+import torch
+from pyro.infer import Trace_ELBO
+from torch import Tensor, nn
+from torch.optim import Adam
+
+from ppl_vi.state import isolated
+from ppl_vi.svi.result import versions
+
+FORMAT = 1  # of a checkpoint
+HELD_OUT_PARTICLES = 8
+HELD_OUT_SEED = 12_345  # the same noise every epoch, so that epochs are compared on equal terms
+
+Alpha = Callable[[int], float]
+Epoch = Callable[[int, int, float, float], None]
+
+
+class Amortized(Protocol):
+    """A module that holds a Pyro model and guide of a mini-batch, such as `models.vae.VAE`."""
+
+    def model(self, x: Tensor, num_data: int | None = None, alpha: float = 1.0) -> Any:
+        """Scales a mini-batch `(M, ...)` to `num_data` points and the KL to the prior by `alpha`."""
+
+    def guide(self, x: Tensor, num_data: int | None = None, alpha: float = 1.0) -> Any:
+        """The guide of the same."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint can't be used; the message says why."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a model is trained.
+
+    Attributes:
+        num_epochs: passes over the data at most.
+        batch_size: data points a step.
+        lr: of Adam, falling to a tenth over the epochs along a half cosine.
+        num_particles: draws of the guide a data point and step.
+        patience: epochs without a better held-out ELBO after which to stop.
+        seed: of shuffling and noise.
+    """
+
+    num_epochs: int = 300
+    batch_size: int = 64
+    lr: float = 2e-3
+    num_particles: int = 1
+    patience: int = 60
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("num_epochs", "batch_size", "num_particles", "patience"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 < self.lr < float("inf"):
+            raise ValueError(f"lr must be positive and finite, got {self.lr}")
+
+    def rate(self, epoch: int) -> float:
+        """The step size of an epoch."""
+        return float(self.lr * (0.1 + 0.9 * (1 + np.cos(np.pi * epoch / self.num_epochs)) / 2))
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What training gave.
+
+    Attributes:
+        module: a copy of the module with the parameters of the best held-out ELBO, not to be trained further.
+        train_elbo: a data point, averaged over each epoch's mini-batches while the parameters moved, nats, `(E,)`.
+        held_out_elbo: a data point, at each epoch's end, at alpha = 1, nats, `(E,)`.
+        best_epoch: whose parameters these are, from 0.
+        stop_reason: why there were no more epochs.
+        seconds: of training in this process.
+        settings: as given.
+        versions: of what computed it.
+    """
+
+    module: Any
+    train_elbo: np.ndarray
+    held_out_elbo: np.ndarray
+    best_epoch: int
+    stop_reason: str
+    seconds: float
+    settings: Settings
+    versions: dict[str, str]
+
+
+@dataclass
+class _Run:
+    """Where training stands."""
+
+    epoch: int = 0
+    train: list[float] = field(default_factory=list)
+    held_out: list[float] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)
+    stop_reason: str = ""
+
+    @property
+    def best_epoch(self) -> int:
+        return int(np.argmax(self.held_out))
+
+
+def train(
+    module: nn.Module,
+    data: Tensor | Callable[[int], Tensor],
+    held_out: Tensor,
+    settings: Settings | None = None,
+    *,
+    alpha: Alpha | float = 1.0,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    progress: Epoch | None = None,
+) -> Trained:
+    """Maximises the ELBO over the parameters of model and guide; the module that is given stays as it is.
+
+    With a checkpoint, the whole state is written after every epoch, and a resumed run goes on to bitwise the same
+    result as one that was never interrupted.
+
+    Args:
+        module: an `Amortized`.
+        data: `(N, ...)`, or a function of the epoch that gives them (data binarised anew each time).
+        held_out: `(M, ...)`, on which to stop.
+        settings: how.
+        alpha: weight of the KL to the prior, constant or by epoch; the ELBOs reported are at alpha = 1.
+        checkpoint: a file.
+        resume: go on from the checkpoint if there is one.
+        progress: called after each epoch with its number, the most there can be, and the two ELBOs.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, foreign, or of other settings.
+        FloatingPointError: the ELBO is no longer finite; the message says when.
+    """
+    began = time.perf_counter()
+    settings = settings or Settings()
+    batches = data if callable(data) else lambda epoch: data
+    weight = alpha if callable(alpha) else lambda epoch: float(alpha)
+    module, dtype = copy.deepcopy(module), next(module.parameters()).dtype
+    run = _Run()
+    with isolated(dtype, seed=settings.seed):
+        optimiser = Adam(module.parameters(), lr=settings.lr)
+        elbo = Trace_ELBO(num_particles=settings.num_particles)
+        if resume and checkpoint is not None and checkpoint.exists():
+            run = _load(checkpoint, module, optimiser, settings)
+        while not run.stop_reason:
+            _epoch(run, elbo, module, optimiser, batches(run.epoch), weight(run.epoch), settings)
+            run.held_out.append(_held_out(module, held_out))
+            if run.best_epoch == run.epoch:
+                run.best = {name: value.detach().clone() for name, value in module.state_dict().items()}
+            run.epoch += 1
+            run.stop_reason = _finished(run, settings)
+            if checkpoint is not None:
+                _save(checkpoint, run, module, optimiser, settings)
+            if progress:
+                progress(run.epoch, settings.num_epochs, run.train[-1], run.held_out[-1])
+    module.load_state_dict(run.best)
+    return Trained(
+        module=module.requires_grad_(False),
+        train_elbo=np.array(run.train),
+        held_out_elbo=np.array(run.held_out),
+        best_epoch=run.best_epoch,
+        stop_reason=run.stop_reason,
+        seconds=time.perf_counter() - began,
+        settings=settings,
+        versions=versions(),
+    )
+
+
+def _epoch(
+    run: _Run, elbo: Trace_ELBO, module: Any, optimiser: Adam, data: Tensor, alpha: float, settings: Settings
+) -> None:
+    total = 0.0
+    for group in optimiser.param_groups:
+        group["lr"] = settings.rate(run.epoch)
+    for index in torch.randperm(len(data)).split(settings.batch_size):
+        optimiser.zero_grad()
+        loss = elbo.differentiable_loss(module.model, module.guide, data[index], len(data), alpha) / len(data)
+        if not bool(loss.isfinite()):
+            raise FloatingPointError(
+                f"the loss is {float(loss)} in epoch {run.epoch}: try a smaller lr than {settings.lr:g}"
+            )
+        loss.backward()
+        optimiser.step()
+        total -= float(loss.detach()) * len(index) / len(data)
+    run.train.append(total)
+
+
+def _held_out(module: Any, data: Tensor) -> float:
+    """The ELBO of a data point at alpha = 1, on the same noise each time, nats."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(HELD_OUT_SEED)
+        with poutine.block():
+            loss = Trace_ELBO(num_particles=HELD_OUT_PARTICLES).loss(module.model, module.guide, data)
+    return -loss / len(data)
+
+
+def _finished(run: _Run, settings: Settings) -> str:
+    waited = run.epoch - 1 - run.best_epoch
+    if waited >= settings.patience:
+        return f"no better held-out ELBO for {waited} epochs"
+    return f"all {settings.num_epochs} epochs taken" if run.epoch >= settings.num_epochs else ""
+
+
+def _save(path: Path, run: _Run, module: nn.Module, optimiser: Adam, settings: Settings) -> None:
+    """All or nothing: a process killed while it writes leaves the checkpoint before."""
+    state = {
+        "format": FORMAT,
+        "settings": repr(settings),
+        "run": vars(run),
+        "module": module.state_dict(),
+        "optimiser": optimiser.state_dict(),
+        "random": torch.get_rng_state(),
+    }
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _load(path: Path, module: nn.Module, optimiser: Adam, settings: Settings) -> _Run:
+    try:
+        state = torch.load(path, weights_only=True)
+        found = state["format"], state["settings"]
+    except Exception as error:
+        raise CheckpointError(f"'{path}' is no checkpoint, or a damaged one: {type(error).__name__}") from error
+    if found[0] != FORMAT:
+        raise CheckpointError(f"'{path}' has checkpoint format {found[0]}; this version reads {FORMAT}")
+    if found[1] != repr(settings):
+        raise CheckpointError(f"'{path}' was made with {found[1]}, not {settings!r}: remove it or use its settings")
+    try:
+        module.load_state_dict(state["module"])
+    except RuntimeError as error:
+        raise CheckpointError(f"'{path}' is of another model: {str(error).splitlines()[-1].strip()}") from error
+    optimiser.load_state_dict(state["optimiser"])
+    torch.set_rng_state(state["random"])
+    return _Run(**state["run"])
