@@ -11,10 +11,10 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -31,7 +31,10 @@ FULL: dict[str, int] = {"num_steps": 1000, "num_particles": 256, "num_replicas":
 QUICK: dict[str, int] = {"num_steps": 300, "num_particles": 64, "num_replicas": 4, "num_draws": 2000}
 POINT_MASS = "AutoDelta"  # shown among all guides with the reason why it has no row of numbers
 MAX_WORKERS = 2  # each holds torch and Pyro in memory
+SMOOTH = 0.8  # of the ELBO shown while training, what stays of it from one epoch to the next
 USAGE, INTERRUPTED = 2, 130  # exit codes
+
+T = TypeVar("T")
 
 
 class UsageError(Exception):
@@ -311,6 +314,41 @@ def _progress(total: int) -> Iterator[tuple[Callable[[str], None], Callable[[Seq
             bar.update(task, completed=len(guides), description=", ".join(running))
 
         yield started, finished
+
+
+@contextmanager
+def training_bar(name: str, num_epochs: int) -> Iterator[Callable[[int, int, float, float], None]]:
+    """A bar on standard error, if someone is looking, with the smoothed ELBO a data point on both parts of the data."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn(name),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("", total=num_epochs)
+        smooth: list[float] = []
+
+        def told(epoch: int, num_epochs: int, train: float, held_out: float) -> None:
+            now = [train, held_out]
+            smooth[:] = [SMOOTH * old + (1 - SMOOTH) * new for old, new in zip(smooth or now, now, strict=True)]
+            text = f"ELBO a data point: train {smooth[0]:.2f}, held out {smooth[1]:.2f}"
+            bar.update(task, completed=epoch, description=text)
+
+        yield told
+
+
+def followed(items: Iterable[T], total: int, what: str) -> Iterator[T]:
+    """The same items, with a bar on standard error if someone is looking."""
+    console = Console(stderr=True)
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("", total=total)
+        for item in items:
+            bar.advance(task)
+            yield item
 
 
 def write_records(comparison: Comparison, arguments: argparse.Namespace) -> None:

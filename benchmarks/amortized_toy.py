@@ -1,0 +1,205 @@
+"""What an encoder costs on the toy posterior: one network for all x against the best guide of each x.
+
+    python -m benchmarks.amortized_toy [--quick] [--guides NAME ...] [--range LOW HIGH]
+
+The model is `models.exponential_normal`. For each family an encoder x -> guide parameters is trained by SVI on
+observations from a range; log p(x) - ELBO is then split, exactly, into the family gap and the amortization gap at each
+of a row of x. Tables go to standard output; tables, records and a figure are written to results/amortized_toy/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ppl_vi import cli
+
+if TYPE_CHECKING:
+    import torch
+    from matplotlib.figure import Figure
+
+OUT = Path("results/amortized_toy")
+GUIDES = ("truncated_normal", "lognormal", "gamma")
+RANGE = (-3.0, 6.0)
+FULL = {"num_epochs": 150, "num_x": 37}
+QUICK = {"num_epochs": 20, "num_x": 10}
+NUM_DATA = 1024  # observations an epoch
+BATCH_SIZE = 64
+NUM_PARTICLES = 8
+NUM_STEPS = 400  # of the fits that the search for each x's best member starts from
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    found = cli.Parser(prog="amortized_toy", description=(__doc__ or "").splitlines()[0])
+    found.add_argument("--guides", nargs="+", default=GUIDES, metavar="NAME", help=f"families ({', '.join(GUIDES)})")
+    found.add_argument("--range", type=cli.finite, nargs=2, default=RANGE, metavar="X", help="of observations (-3 6)")
+    text = f"{FULL['num_epochs']}, with --quick {QUICK['num_epochs']}"
+    found.add_argument(
+        "--num-epochs", type=cli.whole(1), metavar="N", help=f"epochs of {NUM_DATA} observations ({text})"
+    )
+    found.add_argument("--lr", type=cli.positive, default=3e-3, metavar="F", help="Adam's step size (0.003)")
+    found.add_argument("--seed", type=cli.whole(0), default=0, metavar="N", help="of initial values and noise (0)")
+    found.add_argument("--quick", action="store_true", help="a look in seconds")
+    found.add_argument("--out", type=Path, default=OUT, metavar="DIR", help=f"folder for what is written ({OUT})")
+    found.add_argument("--json", metavar="FILE", help="the records here, too; - is standard output, and only them")
+    found.add_argument("--no-plots", action="store_true", help="write no figure")
+    return found
+
+
+def program(arguments: argparse.Namespace) -> int:
+    """Trains, scores, shows."""
+    from ppl_vi.guides import POSITIVE
+    from ppl_vi.report import files
+
+    for guide in arguments.guides:
+        if guide not in POSITIVE:
+            raise cli.UsageError(f"unknown guide '{guide}'; there are {', '.join(POSITIVE)}")
+    if not arguments.range[0] < arguments.range[1]:
+        raise cli.UsageError(
+            f"--range: expected two numbers in order, got {arguments.range[0]:g} {arguments.range[1]:g}"
+        )
+    cli.check_outputs(arguments)
+    records = [one for guide in dict.fromkeys(arguments.guides) for one in gaps(arguments, guide)]
+    text = files.to_json(records)
+    files.write_text(arguments.out / "records.json", text)
+    if arguments.json and arguments.json != "-":
+        files.write_text(Path(arguments.json), text)
+    _show(records, to_stdout=arguments.json == "-")
+    if arguments.json == "-":
+        sys.stdout.write(text)
+    if not arguments.no_plots:
+        files.replace(arguments.out / "gaps_over_x.png", figure(records).savefig)
+    return 0
+
+
+def gaps(arguments: argparse.Namespace, guide: str) -> list[dict[str, Any]]:
+    """One record an x: the gap of the encoder's guide, of the family's best, and their difference."""
+    import numpy as np
+    import torch
+
+    from models.exponential_normal import target
+    from ppl_vi.guides import MULTIMODAL
+    from ppl_vi.metrics.divergence import reverse_kl
+    from ppl_vi.metrics.gaps import best_member
+    from ppl_vi.metrics.overlay import overlay
+    from ppl_vi.svi.fit import fit
+    from ppl_vi.truth import ground_truth
+
+    size = QUICK if arguments.quick else FULL
+    module = _trained(arguments, guide, arguments.num_epochs or size["num_epochs"])
+    x = np.linspace(*arguments.range, size["num_x"])
+    problems = target(x.tolist())
+    truth = ground_truth(problems)
+    fitted = fit(problems, guide, num_steps=NUM_STEPS, num_replicas=2, seed=arguments.seed)
+    with torch.no_grad():
+        values = module.unconstrained(problems.args[0])
+    theta = fitted.program.layout.flatten({_stored(fitted.program.layout.names, name): v for name, v in values.items()})
+    total = reverse_kl(overlay(fitted, truth, theta[:, None]))
+    own = reverse_kl(overlay(fitted, truth))
+    best = best_member(fitted, truth, own, upper_bound=guide in MULTIMODAL)
+    return [
+        {
+            "guide": guide,
+            "x": float(x[b]),
+            "log_evidence": float(truth.log_evidence[b]),
+            "total": float(total.value[b, 0]),
+            "total_error": float(total.error[b, 0]),
+            "family_gap": float(best.divergence.value[b, 0]),
+            "family_gap_error": float(best.divergence.error[b, 0]),
+            "family_gap_is_upper_bound": best.upper_bound,
+            "amortization": float(total.value[b, 0] - best.divergence.value[b, 0]),
+            "seed": arguments.seed,
+        }
+        for b in range(len(x))
+    ]
+
+
+def _stored(names: Sequence[str], parameter: str) -> str:
+    """How a guide's parameter is called in a fit: `loc` is `loc.z` or, where constrained, `loc.z_unconstrained`."""
+    return next(name for name in names if name.split(".")[0] == parameter)
+
+
+def _trained(arguments: argparse.Namespace, guide: str, num_epochs: int) -> Any:
+    import torch
+
+    from models.amortized_toy import AmortizedToy
+    from ppl_vi.guides import POSITIVE
+    from ppl_vi.state import isolated
+    from ppl_vi.svi.amortized import Settings, train
+
+    settings = Settings(
+        num_epochs=num_epochs, batch_size=BATCH_SIZE, lr=arguments.lr, num_particles=NUM_PARTICLES,
+        patience=num_epochs, seed=arguments.seed,
+    )  # fmt: skip
+    with isolated(torch.float64, seed=arguments.seed):
+        module = AmortizedToy(POSITIVE[guide])
+    low, high = arguments.range
+
+    def observations(epoch: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(arguments.seed + 1000 * epoch)
+        return low + (high - low) * torch.rand(NUM_DATA, generator=generator, dtype=torch.float64)
+
+    held_out = torch.linspace(low, high, 256, dtype=torch.float64)
+    with cli.training_bar(guide, num_epochs) as told:
+        return train(module, observations, held_out, settings, progress=told).module
+
+
+def _show(records: Sequence[dict[str, Any]], to_stdout: bool) -> None:
+    from rich import box
+    from rich.table import Table
+
+    from ppl_vi.report import table
+    from ppl_vi.report.numbers import three_digits
+
+    shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    shown.add_column("guide, nats")
+    for heading in ("x", "total gap", "family gap", "amortization gap"):
+        shown.add_column(heading, justify="right")
+    for guide in dict.fromkeys(record["guide"] for record in records):
+        rows = [record for record in records if record["guide"] == guide]
+        for record in rows[:: max(1, len(rows) // 6)]:
+            bound = "≤" if record["family_gap_is_upper_bound"] else ""
+            shown.add_row(
+                guide,
+                f"{record['x']:g}",
+                three_digits(record["total"], record["total_error"]),
+                bound + three_digits(record["family_gap"], record["family_gap_error"]),
+                three_digits(record["amortization"], record["total_error"] + record["family_gap_error"]),
+            )
+    table.terminal(stderr=to_stdout).print(shown)
+
+
+def figure(records: Sequence[dict[str, Any]]) -> Figure:
+    """Family gap and amortization gap over x, one panel a guide."""
+    from matplotlib.figure import Figure
+
+    from ppl_vi.report.plots import BLUE, DPI, ORANGE, SMALLEST
+
+    guides = list(dict.fromkeys(record["guide"] for record in records))
+    drawn = Figure(figsize=(max(4.0, 3.4 * len(guides)), 3.6), dpi=DPI, layout="constrained")
+    for axes, guide in zip(drawn.subplots(1, len(guides), sharey=True, squeeze=False)[0], guides, strict=True):
+        rows = [record for record in records if record["guide"] == guide]
+        x = [record["x"] for record in rows]
+        for name, text, color in (("family_gap", "family", BLUE), ("amortization", "amortization", ORANGE)):
+            axes.plot(x, [max(record[name], SMALLEST) for record in rows], color=color, label=text)
+        axes.set_yscale("log")
+        axes.set_title(guide, fontsize=10)
+        axes.set_xlabel("x")
+        axes.spines[["top", "right"]].set_visible(False)
+    drawn.axes[0].set_ylabel("gap [nats]")
+    drawn.axes[0].legend(frameon=False, fontsize=9)
+    drawn.suptitle("What the family can't do, and what one encoder for all x adds", fontsize=11)
+    return drawn
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program; returns the exit code."""
+    return cli.run(program, parser(), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
