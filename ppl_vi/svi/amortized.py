@@ -10,6 +10,7 @@ import copy
 import os
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -155,7 +156,8 @@ def train(
     weight = alpha if callable(alpha) else lambda epoch: float(alpha)
     module, dtype = copy.deepcopy(module), next(module.parameters()).dtype
     run = _Run()
-    with isolated(dtype, seed=settings.seed):
+    with isolated(dtype, seed=settings.seed), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Encountered (NaN|\\+?-?inf)")  # told below, with the epoch
         optimiser = Adam(module.parameters(), lr=settings.lr)
         elbo = Trace_ELBO(num_particles=settings.num_particles)
         if resume and checkpoint is not None and checkpoint.exists():

@@ -1,0 +1,164 @@
+"""Training of amortized guides: what it reaches, what a checkpoint gives back, what a bad one says."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.amortized_toy import AmortizedToy
+from models.vae import VAE
+from ppl_vi.guides import POSITIVE
+from ppl_vi.guides.amortized import AMORTIZED
+from ppl_vi.state import isolated
+from ppl_vi.svi.amortized import CheckpointError, Settings, train
+
+ROOT = Path(__file__).resolve().parents[2]
+SHORT = Settings(num_epochs=6, batch_size=16, lr=5e-3, patience=6, seed=3)
+
+
+class StoppedError(Exception):
+    """Raised by a progress function."""
+
+
+def small_vae() -> VAE:
+    with isolated(torch.float32, seed=1):
+        return VAE(5, AMORTIZED["full"](2), hidden=(8,))
+
+
+def some_data(num: int = 64) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(2, 5, generator=generator)
+    return torch.bernoulli(torch.sigmoid(2 * torch.randn(num, 2, generator=generator) @ weight), generator=generator)
+
+
+def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    pairs = zip(one.state_dict().items(), other.state_dict().items(), strict=True)
+    return all(a == b and torch.equal(u, v) for (a, u), (b, v) in pairs)
+
+
+def test_training_raises_the_held_out_elbo_and_leaves_the_module_alone() -> None:
+    vae, data = small_vae(), some_data(256)
+    before = {name: value.clone() for name, value in vae.state_dict().items()}
+    found = train(vae, data, data[:64], Settings(num_epochs=25, batch_size=32, lr=1e-2, seed=0))
+    assert all(torch.equal(before[name], value) for name, value in vae.state_dict().items())
+    assert found.held_out_elbo[found.best_epoch] == found.held_out_elbo.max()
+    assert found.held_out_elbo.max() > found.held_out_elbo[0] + 0.2
+    assert not same(vae, found.module)
+
+
+@pytest.mark.parametrize("stop_at", [1, 4])
+def test_a_resumed_run_ends_at_the_same_bits(tmp_path: Path, stop_at: int) -> None:
+    data, file = some_data(), tmp_path / "one.checkpoint"
+    whole = train(small_vae(), data, data[:16], SHORT)
+
+    def stop(epoch: int, *_: float) -> None:
+        if epoch == stop_at:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        train(small_vae(), data, data[:16], SHORT, checkpoint=file, progress=stop)
+    torch.manual_seed(99)  # the caller's random state is of no account
+    resumed = train(small_vae(), data, data[:16], SHORT, checkpoint=file, resume=True)
+    assert same(whole.module, resumed.module)
+    assert np.array_equal(whole.train_elbo, resumed.train_elbo)
+    assert np.array_equal(whole.held_out_elbo, resumed.held_out_elbo)
+    again = train(small_vae(), data, data[:16], SHORT, checkpoint=file, resume=True)
+    assert same(whole.module, again.module)
+    assert "all 6 epochs" in again.stop_reason
+
+
+def test_patience_stops_on_the_held_out_elbo() -> None:
+    data = some_data()
+    found = train(small_vae(), data, 1 - data, Settings(num_epochs=200, batch_size=16, lr=3e-2, patience=3))
+    assert len(found.held_out_elbo) == found.best_epoch + 1 + 3 < 200
+    assert "no better held-out ELBO for 3 epochs" in found.stop_reason
+
+
+def test_the_caller_is_left_as_it_was() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    train(small_vae(), some_data(), some_data(), Settings(num_epochs=1))
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.get_default_dtype() == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda raw: raw[: len(raw) // 2], "damaged"),
+        (lambda raw: b"not a checkpoint", "damaged"),
+        (lambda raw: b"", "damaged"),
+    ],
+)
+def test_a_damaged_checkpoint_says_so(tmp_path: Path, spoil: object, message: str) -> None:
+    file = tmp_path / "one.checkpoint"
+    train(small_vae(), some_data(), some_data(), SHORT, checkpoint=file)
+    file.write_bytes(spoil(file.read_bytes()))  # type: ignore[operator]
+    with pytest.raises(CheckpointError, match=message):
+        train(small_vae(), some_data(), some_data(), SHORT, checkpoint=file, resume=True)
+
+
+def test_a_checkpoint_of_other_settings_or_another_model_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "one.checkpoint"
+    train(small_vae(), some_data(), some_data(), SHORT, checkpoint=file)
+    with pytest.raises(CheckpointError, match="was made with"):
+        train(small_vae(), some_data(), some_data(), Settings(num_epochs=7), checkpoint=file, resume=True)
+    with isolated(torch.float32, seed=1):
+        other = VAE(5, AMORTIZED["diagonal"](2), hidden=(8,))
+    with pytest.raises(CheckpointError, match="another model"):
+        train(other, some_data(), some_data(), SHORT, checkpoint=file, resume=True)
+
+
+def test_killed_at_any_moment_a_good_checkpoint_is_there(tmp_path: Path) -> None:
+    file = tmp_path / "one.checkpoint"
+    code = (
+        "from tests.svi.test_amortized import *\n"
+        "settings = Settings(num_epochs=100000, patience=100000)\n"
+        f"train(small_vae(), some_data(), some_data(), settings, checkpoint=Path({str(file)!r}))"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) as running:
+        deadline = time.monotonic() + 60
+        while not file.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.3)
+        os.kill(running.pid, signal.SIGKILL)
+    settings = Settings(num_epochs=100000, patience=100000)
+    reached: list[int] = []
+
+    def stop(epoch: int, *_: float) -> None:
+        reached.append(epoch)
+        raise StoppedError
+
+    with pytest.raises(StoppedError):
+        train(small_vae(), some_data(), some_data(), settings, checkpoint=file, resume=True, progress=stop)
+    assert reached[0] >= 2
+
+
+@pytest.mark.parametrize("bad", [{"num_epochs": 0}, {"lr": -1.0}, {"lr": float("inf")}, {"batch_size": 0}])
+def test_bad_settings_are_refused(bad: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        Settings(**bad)  # type: ignore[arg-type]
+
+
+def test_a_loss_that_is_not_finite_names_the_epoch() -> None:
+    data = torch.full((8, 5), torch.nan)
+    with pytest.raises(FloatingPointError, match="epoch 0"):
+        train(small_vae(), data, some_data(), SHORT)
+
+
+@pytest.mark.parametrize("name", POSITIVE)
+def test_every_positive_family_can_be_amortized(name: str) -> None:
+    with isolated(torch.float64, seed=0):
+        module = AmortizedToy(POSITIVE[name], hidden=(8,))
+    x = torch.linspace(-2, 4, 32, dtype=torch.float64)
+    found = train(module, x, x, Settings(num_epochs=12, batch_size=8, lr=1e-2, num_particles=4))
+    assert found.held_out_elbo.max() > found.held_out_elbo[0]
