@@ -45,7 +45,7 @@ class VAE(PyroModule):
         sigma: of the Gaussian likelihood; None learns it.
 
     Raises:
-        ValueError: an unknown likelihood, or sigma is not positive.
+        ValueError: an unknown likelihood, sigma is not positive, or a layer without units.
     """
 
     def __init__(
@@ -62,6 +62,10 @@ class VAE(PyroModule):
             raise ValueError(f"unknown likelihood '{likelihood}'; there are {', '.join(LIKELIHOODS)}")
         if sigma is not None and not 0 < sigma < math.inf:
             raise ValueError(f"sigma must be positive and finite, got {sigma}")
+        if min([num_pixels, *hidden]) < 1:
+            raise ValueError(
+                f"num_pixels and every width in hidden must be at least 1, got {num_pixels}, {list(hidden)}"
+            )
         self.num_pixels, self.num_latents, self.likelihood = num_pixels, head.num_latents, likelihood
         self.decoder = perceptron([head.num_latents, *hidden, num_pixels])
         self.encoder = perceptron([num_pixels, *reversed(hidden), head.num_outputs])
@@ -90,18 +94,30 @@ class VAE(PyroModule):
         return dist.Normal(zero, zero + 1).to_event(1)
 
     def model(self, x: Tensor, num_data: int | None = None, alpha: float = 1.0) -> None:
-        """A mini-batch `(M, num_pixels)` out of `num_data` points; the KL to the prior counts `alpha` times."""
-        pyro.module("decoder", self.decoder)
-        with pyro.plate("data", num_data or len(x), subsample_size=len(x)):
+        """A mini-batch `(M, num_pixels)` out of `num_data` points; the KL to the prior counts `alpha` times.
+
+        Raises:
+            ValueError: the mini-batch is larger than `num_data`, or alpha is not positive.
+        """
+        with self._plate(x, num_data):
             with poutine.scale(scale=alpha):
                 z = pyro.sample("z", self.prior(x))
             pyro.sample("x", self.observation(z), obs=x)
 
     def guide(self, x: Tensor, num_data: int | None = None, alpha: float = 1.0) -> None:
         """q(z | x) of a mini-batch."""
-        pyro.module("encoder", self.encoder)
-        with pyro.plate("data", num_data or len(x), subsample_size=len(x)), poutine.scale(scale=alpha):
+        with self._plate(x, num_data), poutine.scale(scale=alpha):
             pyro.sample("z", self.head(self.encoder(x)))
+
+    def _plate(self, x: Tensor, num_data: int | None) -> pyro.plate:
+        """The mini-batch's plate, which weighs each point num_data / M; every parameter is made known to Pyro."""
+        num_data = len(x) if num_data is None else num_data
+        if num_data < len(x):
+            raise ValueError(f"num_data must be at least the mini-batch's {len(x)}, got {num_data}")
+        # the whole module, for a learned sigma and the head's own parameters belong to neither network
+        pyro.module("vae", self)
+        # which points these are, the caller has chosen: nothing is left to draw
+        return pyro.plate("data", num_data, subsample=torch.arange(len(x), device=x.device))
 
     def one(self, x: Tensor) -> None:
         """The model of one data point `(num_pixels,)`."""
@@ -125,7 +141,22 @@ class VAE(PyroModule):
 
 
 def target(vae: VAE, x: Tensor, name: str = "vae") -> Target:
-    """One problem a data point `(B, num_pixels)`, with the decoder as it is now, frozen, in double precision."""
+    """One problem a data point, with the decoder as it is now, frozen, in double precision.
+
+    Args:
+        vae: any; training it further does not move the target.
+        x: `(B, num_pixels)`, in [0, 1] for the Bernoulli likelihood.
+        name: shown in tables.
+
+    Raises:
+        ValueError: x has another shape, is not finite, or lies outside of the likelihood's support.
+    """
+    if x.dim() != 2 or x.shape[-1] != vae.num_pixels:
+        raise ValueError(f"x must be (B, {vae.num_pixels}), got {tuple(x.shape)}")
+    wrong = ~x.isfinite() if vae.likelihood == "gaussian" else ~((x >= 0) & (x <= 1))
+    if bool(wrong.any()):
+        expected = "finite" if vae.likelihood == "gaussian" else "in [0, 1]"
+        raise ValueError(f"x must be {expected} for the {vae.likelihood} likelihood, got {x[wrong][0].item()}")
     frozen = copy.deepcopy(vae).double().requires_grad_(False)
     return Target(frozen.one, (x.double(),), name=name, decoded=Decoded(frozen.log_likelihood, frozen.ceiling))
 

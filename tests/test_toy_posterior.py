@@ -154,7 +154,7 @@ def test_listing_the_guides_gives_reasons_too(capsys: pytest.CaptureFixture[str]
 
 
 def interrupt(running: subprocess.Popen[str]) -> tuple[str, str]:
-    """Presses Ctrl-C, and once more where nothing came of it: a library that was just being imported may swallow one."""
+    """Presses Ctrl-C, and again where nothing came of it: a library that was being imported may swallow the first."""
     running.send_signal(signal.SIGINT)
     try:
         return running.communicate(timeout=15)

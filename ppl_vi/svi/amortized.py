@@ -197,7 +197,7 @@ def _epoch(
         loss = elbo.differentiable_loss(module.model, module.guide, data[index], len(data), alpha) / len(data)
         if not bool(loss.isfinite()):
             raise FloatingPointError(
-                f"the loss is {float(loss)} in epoch {run.epoch}: try a smaller lr than {settings.lr:g}"
+                f"the loss is {float(loss.detach())} in epoch {run.epoch}: try a smaller lr than {settings.lr:g}"
             )
         loss.backward()
         optimiser.step()

@@ -9,12 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ppl_vi.guides.amortized.diagonal import Diagonal
+from ppl_vi.guides.amortized.flow import Flow
 from ppl_vi.guides.amortized.full import Full
 from ppl_vi.guides.amortized.head import Head
+from ppl_vi.guides.amortized.mixture import Mixture
 
 AMORTIZED: dict[str, Callable[[int], Head]] = {
     "diagonal": Diagonal,
     "full": Full,
+    "mixture": Mixture,
+    "flow": Flow,
 }
 
 __all__ = ["AMORTIZED", "Head"]
