@@ -14,7 +14,7 @@ export PIP_BUILD_CONSTRAINT := constraints.txt
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help env toy test lint types tests format clean
+.PHONY: help env toy vae test lint types tests format clean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
@@ -24,6 +24,9 @@ env: $(STAMP)  ## build the environment .venv (the others do it where needed; PY
 
 toy: $(STAMP)  ## run the toy posterior benchmark (ARGS="..." goes to it)
 	$(RUN) benchmarks.toy_posterior $(ARGS)
+
+vae: $(STAMP)  ## run the VAE benchmark (ARGS="..." goes to it)
+	$(RUN) benchmarks.vae $(ARGS)
 
 test: lint types tests  ## run lint, types and tests, as continuous integration does
 

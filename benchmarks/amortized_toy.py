@@ -13,7 +13,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ppl_vi import cli
 
@@ -91,7 +91,7 @@ def gaps(arguments: argparse.Namespace, guide: str) -> list[dict[str, Any]]:
 
     size = QUICK if arguments.quick else FULL
     module = _trained(arguments, guide, arguments.num_epochs or size["num_epochs"])
-    x = np.linspace(*arguments.range, size["num_x"])
+    x = np.linspace(arguments.range[0], arguments.range[1], size["num_x"])
     problems = target(x.tolist())
     truth = ground_truth(problems)
     fitted = fit(problems, guide, num_steps=NUM_STEPS, num_replicas=2, seed=arguments.seed)
@@ -128,6 +128,7 @@ def _trained(arguments: argparse.Namespace, guide: str, num_epochs: int) -> Any:
 
     from models.amortized_toy import AmortizedToy
     from ppl_vi.guides import POSITIVE
+    from ppl_vi.guides.mean_field import Form
     from ppl_vi.state import isolated
     from ppl_vi.svi.amortized import Settings, train
 
@@ -136,7 +137,7 @@ def _trained(arguments: argparse.Namespace, guide: str, num_epochs: int) -> Any:
         patience=num_epochs, seed=arguments.seed,
     )  # fmt: skip
     with isolated(torch.float64, seed=arguments.seed):
-        module = AmortizedToy(POSITIVE[guide])
+        module = AmortizedToy(cast(Form, POSITIVE[guide]))
     low, high = arguments.range
 
     def observations(epoch: int) -> torch.Tensor:

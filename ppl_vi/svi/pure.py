@@ -115,6 +115,16 @@ def _without_path(fn: Any) -> Any:
     return copied
 
 
+def without_reparameterization(guide: Callable[..., Any]) -> Callable[..., Any]:
+    """The same guide, whose draws have no path for gradients."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with _NoReparameterization():
+            return guide(*args, **kwargs)
+
+    return run
+
+
 def is_delta(fn: Any) -> bool:
     """Whether a distribution is a point mass, under any wrapping."""
     while hasattr(fn, "base_dist"):

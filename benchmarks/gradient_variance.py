@@ -1,0 +1,193 @@
+"""Why guides are reparameterized: the same gradient by the score function and along the path, draw by draw.
+
+    python -m benchmarks.gradient_variance [--seed N]
+
+Both estimators of the gradient are unbiased; what differs is their spread. Shown for the toy posterior (a lognormal
+guide, x = 1.5, at its start and fitted) and for a VAE of 8x8 digits (diagonal guide, one mini-batch, before and after
+training). A table goes to standard output, the figure to results/gradient_variance/.
+
+Source: Kingma and Welling (2014), Auto-encoding variational Bayes, section 2.3; Ranganath et al. (2014), Black box
+variational inference, for the score function.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ppl_vi import cli
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.figure import Figure
+
+OUT = Path("results/gradient_variance")
+NUM_DRAWS = 4000  # of the gradient, one particle each, on the toy
+NUM_BATCH_DRAWS = 400  # on the VAE
+BATCH_SIZE = 64
+NUM_EPOCHS = 20
+ESTIMATORS = ("trace_elbo", "score_function")
+
+
+@dataclass(frozen=True, eq=False)
+class Spread:
+    """Draws of one component of the ELBO's gradient by both estimators.
+
+    Attributes:
+        what: the problem and the parameter.
+        path: reparameterized, `(S,)`.
+        score: by the score function, `(S,)`.
+    """
+
+    what: str
+    path: np.ndarray
+    score: np.ndarray
+
+    @property
+    def ratio(self) -> float:
+        """Variance of the score function's over that of the path's."""
+        return float(self.score.var(ddof=1) / self.path.var(ddof=1))
+
+    @property
+    def disagreement(self) -> float:
+        """Difference of the means in standard errors: both are unbiased, so a few at most."""
+        error = (self.path.var(ddof=1) / len(self.path) + self.score.var(ddof=1) / len(self.score)) ** 0.5
+        return float(abs(self.path.mean() - self.score.mean()) / error)
+
+
+def toy(seed: int) -> list[Spread]:
+    """d ELBO / d loc of a lognormal guide of the toy posterior."""
+    import torch
+
+    from models.exponential_normal import target
+    from ppl_vi.state import isolated
+    from ppl_vi.svi.batched import gradients
+    from ppl_vi.svi.fit import fit
+    from ppl_vi.svi.objectives import find_objective
+    from ppl_vi.svi.randomness import pseudo_random
+
+    problem = target([1.5])
+    fitted = fit(problem, "lognormal", seed=seed)
+    program = fitted.program
+    draws: dict[tuple[str, str], np.ndarray] = {}
+    for stage, theta in (("at the start", program.layout.flatten(fitted.initial)), ("fitted", fitted.theta)):
+        for name in ESTIMATORS:
+            noise = pseudo_random(program.draws, (1, NUM_DRAWS, 1), torch.Generator().manual_seed(seed))
+            with isolated(torch.float64, seed=seed):
+                everywhere = theta.expand(1, NUM_DRAWS, -1)
+                found, _ = gradients(program, find_objective(name), everywhere, problem.args, noise)
+            draws[stage, name] = -found[0, :, 0].numpy()
+    return [
+        Spread(f"toy, lognormal, {stage}: d ELBO / d loc", draws[stage, ESTIMATORS[0]], draws[stage, ESTIMATORS[1]])
+        for stage in ("at the start", "fitted")
+    ]
+
+
+def vae(seed: int) -> list[Spread]:
+    """d ELBO / d (bias of the encoder's first output), a data point, of a VAE of digits."""
+    import torch
+
+    from models.images import binarise, load
+    from models.vae import VAE
+    from ppl_vi.guides.amortized import AMORTIZED
+    from ppl_vi.state import isolated
+    from ppl_vi.svi.amortized import Settings, train
+
+    images = load("digits", data_dir=None, seed=0)
+    x, held_out = binarise(images.train, seed), binarise(images.test, seed + 1)
+    with isolated(torch.float32, seed=seed):
+        module = VAE(x.shape[1], AMORTIZED["diagonal"](2))
+    trained = train(module, x, held_out, Settings(num_epochs=NUM_EPOCHS, seed=seed)).module
+    return [
+        Spread(f"VAE, {stage}: d ELBO / d encoder bias", _drawn(one, x, True, seed), _drawn(one, x, False, seed))
+        for stage, one in (("before training", module), (f"after {NUM_EPOCHS} epochs", trained))
+    ]
+
+
+def _drawn(module: Any, x: Any, path: bool, seed: int) -> np.ndarray:
+    import copy
+
+    import numpy as np
+    import torch
+    from pyro.infer import Trace_ELBO
+
+    from ppl_vi.state import isolated
+    from ppl_vi.svi.pure import without_reparameterization
+
+    module = copy.deepcopy(module).requires_grad_(True)
+    bias = module.encoder[-1].bias
+    guide = module.guide if path else without_reparameterization(module.guide)
+    found = []
+    with isolated(torch.float32, seed=seed):
+        for _ in range(NUM_BATCH_DRAWS):
+            loss = Trace_ELBO().differentiable_loss(module.model, guide, x[:BATCH_SIZE]) / BATCH_SIZE
+            found.append(-float(torch.autograd.grad(loss, bias)[0][0]))
+    return np.array(found)
+
+
+def figure(spreads: Sequence[Spread]) -> Figure:
+    """One histogram a problem, both estimators on one axis."""
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    from ppl_vi.report.plots import BLUE, DPI, ORANGE
+
+    drawn = Figure(figsize=(9.5, 6.0), dpi=DPI, layout="constrained")
+    for axes, spread in zip(drawn.subplots(2, 2).flat, spreads, strict=True):
+        low, high = np.quantile(np.concatenate([spread.path, spread.score]), [0.005, 0.995])
+        bins = np.linspace(low, high, 61)
+        for values, color, text in ((spread.score, ORANGE, "score function"), (spread.path, BLUE, "reparameterized")):
+            axes.hist(values, bins, color=color, alpha=0.7, density=True, label=text)
+        text = f"{spread.what}\nvariance {_times(spread.ratio)} times as large by the score function"
+        axes.set_title(text, fontsize=9)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_yticks([])
+    drawn.axes[0].legend(frameon=False, fontsize=9)
+    drawn.supxlabel("one draw of the gradient", fontsize=10)
+    return drawn
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.2g}"
+
+
+def program(arguments: argparse.Namespace) -> int:
+    """Draws, shows."""
+    from rich import box
+    from rich.table import Table
+
+    from ppl_vi.report import files, table
+    from ppl_vi.report.numbers import short
+
+    cli.writable_folder("--out", arguments.out)
+    spreads = [*toy(arguments.seed), *vae(arguments.seed)]
+    shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for heading in ("gradient", "mean", "sd, path", "sd, score", "variance ratio", "means differ by"):
+        shown.add_column(heading, justify="left" if heading == "gradient" else "right")
+    for spread in spreads:
+        numbers = (spread.path.mean(), spread.path.std(ddof=1), spread.score.std(ddof=1), spread.ratio)
+        shown.add_row(spread.what, *(short(float(v), 3) for v in numbers), f"{spread.disagreement:.1f} s.e.")
+    table.terminal().print(shown)
+    files.replace(arguments.out / "gradient_variance.png", figure(spreads).savefig)
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    found = cli.Parser(prog="gradient_variance", description=(__doc__ or "").splitlines()[0])
+    found.add_argument("--seed", type=cli.whole(0), default=0, metavar="N", help="of everything random (0)")
+    found.add_argument("--out", type=Path, default=OUT, metavar="DIR", help=f"folder for what is written ({OUT})")
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program; returns the exit code."""
+    return cli.run(program, parser(), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

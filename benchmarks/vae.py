@@ -1,0 +1,340 @@
+"""A variational autoencoder whose ELBO gap is split into what the guide's family and what its encoder can't do.
+
+    python -m benchmarks.vae [--quick] [--data digits|mnist|PATH] [--guides diagonal full ...]
+
+Trains a VAE for each guide family, computes log p(x) of every scored data point by certified quadrature over the
+latent, and finds each data point's best member of the family. Tables go to standard output; tables, records and figures
+are written to results/vae/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ppl_vi import cli
+
+if TYPE_CHECKING:
+    import torch
+
+    from models.images import Images
+    from models.vae import VAE
+    from ppl_vi.report.vae_plots import Portrait
+    from ppl_vi.svi.amortized import Settings, Trained
+
+OUT = Path("results/vae")
+GUIDES = ("diagonal", "full")
+FULL = {"num_epochs": 150, "num_points": 500}
+QUICK = {"num_epochs": 30, "num_points": 40}
+LEVELS = {"digits": 17, "mnist": 256}  # of grey, for dequantisation
+BINARISE_SEED = 7
+
+
+def sigma(text: str) -> float | None:
+    """A positive number, or "learned"."""
+    return None if text == "learned" else cli.positive(text)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    found = cli.Parser(prog="vae", description=(__doc__ or "").splitlines()[0])
+    found.add_argument(
+        "--data", default="digits", metavar="NAME", help="digits, mnist, or a .npy or .npz file (digits)"
+    )
+    found.add_argument("--data-dir", type=Path, metavar="DIR", help="where MNIST's idx files are ($PPL_VI_DATA)")
+    found.add_argument("--likelihood", choices=("bernoulli", "gaussian"), default="bernoulli", help="of a pixel")
+    found.add_argument(
+        "--sigma", type=sigma, default=0.1, metavar="S", help="of the Gaussian likelihood, or learned (0.1)"
+    )
+    found.add_argument("--latent-dim", type=cli.whole(1), default=2, metavar="D", help="latents (2; at most 3)")
+    found.add_argument("--guides", nargs="+", default=GUIDES, metavar="NAME", help=f"families ({', '.join(GUIDES)})")
+    found.add_argument("--list-guides", action="store_true", help="list the families and exit")
+    found.add_argument("--alpha", type=cli.positive, default=1.0, metavar="A", help="weight of the KL in training (1)")
+    found.add_argument(
+        "--hidden", type=cli.whole(1), nargs="*", default=(64, 64), metavar="N", help="layer widths (64 64)"
+    )
+    for name in FULL:
+        text = f"{FULL[name]}, with --quick {QUICK[name]}"
+        what = "epochs at most" if name == "num_epochs" else "data points of each split that are scored"
+        found.add_argument(f"--{name.replace('_', '-')}", type=cli.whole(1), metavar="N", help=f"{what} ({text})")
+    found.add_argument("--batch-size", type=cli.whole(1), default=64, metavar="N", help="data points a step (64)")
+    found.add_argument("--lr", type=cli.positive, default=1e-2, metavar="F", help="Adam's step size (0.01)")
+    found.add_argument("--seed", type=cli.whole(0), default=0, metavar="N", help="of initial values and noise (0)")
+    found.add_argument("--device", choices=cli.DEVICES, default="cpu", help="where to train (cpu)")
+    found.add_argument("--resume", action="store_true", help="go on from the checkpoints in --out")
+    found.add_argument("--quick", action="store_true", help="a look in seconds: few epochs and data points")
+    found.add_argument("--out", type=Path, default=OUT, metavar="DIR", help=f"folder for what is written ({OUT})")
+    found.add_argument("--json", metavar="FILE", help="the records here, too; - is standard output, and only them")
+    found.add_argument("--per-point", action="store_true", help="write points.json: one record a data point")
+    found.add_argument("--no-plots", action="store_true", help="write no figures")
+    return found
+
+
+@dataclass(frozen=True)
+class Job:
+    """One guide's trained VAE on one split of the data."""
+
+    guide: str
+    split: str
+    trained: Trained
+    x: torch.Tensor
+    labels: Any
+    shape: tuple[int, int]
+    seed: int
+
+
+def program(arguments: argparse.Namespace) -> int:
+    """Trains, scores, shows."""
+    from rich.console import Console
+
+    from ppl_vi.guides.amortized import AMORTIZED
+
+    if arguments.list_guides:
+        Console().out(
+            "\n".join(f"{name:10} {family(2).summary}" for name, family in AMORTIZED.items()), highlight=False
+        )
+        return 0
+    _check(arguments)
+    images, train_x, test_x = _data(arguments)
+    trained = {guide: _train(arguments, guide, train_x, test_x) for guide in dict.fromkeys(arguments.guides)}
+    num = arguments.num_points or (QUICK if arguments.quick else FULL)["num_points"]
+    jobs = [
+        Job(
+            guide,
+            split,
+            run,
+            x[:num],
+            labels[:num].numpy() if labels is not None else None,
+            images.shape,
+            arguments.seed,
+        )
+        for guide, run in trained.items()
+        for split, x, labels in (("train", train_x, images.train_labels), ("test", test_x, images.test_labels))
+    ]
+    portraits = _scored(jobs, arguments)
+    records = [record(portrait, arguments) for portrait in portraits]
+    _write(records, portraits, arguments)
+    if not arguments.no_plots:
+        _figures(portraits, trained, arguments.out)
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from ppl_vi.guides.amortized import AMORTIZED
+
+    for guide in arguments.guides:
+        if guide not in AMORTIZED:
+            raise cli.UsageError(f"unknown guide '{guide}'; there are {', '.join(AMORTIZED)}")
+    if arguments.latent_dim > 3:
+        raise cli.UsageError(f"--latent-dim {arguments.latent_dim}: log p(x) is certified for at most 3 latents")
+    cli.check_device(arguments.device)
+    cli.check_outputs(arguments)
+
+
+def _data(arguments: argparse.Namespace) -> tuple[Images, torch.Tensor, torch.Tensor]:
+    from models.images import binarise, dequantise, load
+
+    levels = LEVELS.get(arguments.data, 256)
+    try:
+        images = load(arguments.data, data_dir=arguments.data_dir)
+        if arguments.likelihood == "bernoulli":
+            return images, binarise(images.train, BINARISE_SEED), binarise(images.test, BINARISE_SEED + 1)
+        return (
+            images,
+            dequantise(images.train, levels, BINARISE_SEED),
+            dequantise(images.test, levels, BINARISE_SEED + 1),
+        )
+    except ValueError as error:
+        raise cli.UsageError(f"--data: {error}") from error
+
+
+def _train(arguments: argparse.Namespace, guide: str, train_x: torch.Tensor, test_x: torch.Tensor) -> Trained:
+    from ppl_vi.svi.amortized import CheckpointError, train
+
+    settings = _settings(arguments)
+    vae = _vae(arguments, guide, train_x.shape[1])
+    with cli.training_bar(guide, settings.num_epochs) as told:
+        try:
+            return train(
+                vae.to(arguments.device),
+                train_x.to(arguments.device),
+                test_x.to(arguments.device),
+                settings,
+                alpha=arguments.alpha,
+                checkpoint=arguments.out / f"{guide}.checkpoint",
+                resume=arguments.resume,
+                progress=told,
+            )
+        except (CheckpointError, FloatingPointError) as error:
+            raise cli.UsageError(f"{guide}: {error}") from error
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    from ppl_vi.svi.amortized import Settings
+
+    num_epochs = arguments.num_epochs or (QUICK if arguments.quick else FULL)["num_epochs"]
+    return Settings(num_epochs=num_epochs, batch_size=arguments.batch_size, lr=arguments.lr, seed=arguments.seed)
+
+
+def _vae(arguments: argparse.Namespace, guide: str, num_pixels: int) -> VAE:
+    import torch
+
+    from models.vae import VAE
+    from ppl_vi.guides.amortized import AMORTIZED
+    from ppl_vi.state import isolated
+
+    with isolated(torch.float32, seed=arguments.seed):
+        head = AMORTIZED[guide](arguments.latent_dim)
+        return VAE(num_pixels, head, hidden=arguments.hidden, likelihood=arguments.likelihood, sigma=arguments.sigma)
+
+
+def _scored(jobs: Sequence[Job], arguments: argparse.Namespace) -> list[Portrait]:
+    """All jobs' portraits in their order, shared among processes."""
+    import joblib
+
+    parallel = joblib.Parallel(cli.num_workers(len(jobs), arguments.device), return_as="generator")
+    return list(cli.followed(parallel(joblib.delayed(score)(job) for job in jobs), len(jobs), "scoring"))
+
+
+def score(job: Job) -> Portrait:
+    """Truth and gaps of one guide on one split, on one thread."""
+    import torch
+
+    from models.vae import target
+    from ppl_vi.metrics.amortization import amortized_gaps
+    from ppl_vi.report.vae_plots import Portrait
+    from ppl_vi.truth import ground_truth
+
+    torch.set_num_threads(1)
+    module = job.trained.module.cpu().double()
+    problems = target(module, job.x, name=f"VAE, {job.guide}")
+    with torch.no_grad():
+        local = module.encoder(job.x.double())
+    card = amortized_gaps(problems, ground_truth(problems), module.head, local, seed=job.seed)
+    return Portrait(
+        job.guide,
+        job.split,
+        job.trained,
+        module.head,
+        problems,
+        local,
+        torch.from_numpy(card.best),
+        card,
+        job.labels,
+        job.shape,
+    )
+
+
+def record(portrait: Portrait, arguments: argparse.Namespace) -> dict[str, Any]:
+    """One (guide, split), nats a data point; only certified points are averaged."""
+    from ppl_vi.metrics.summary import summarize
+
+    card = portrait.card
+    figures = {
+        name: asdict(summarize(getattr(card, name)[card.certified]))
+        for name in (
+            "log_evidence",
+            "elbo",
+            "total",
+            "approximation",
+            "amortization",
+            "iwae_bias",
+            "forward_kl",
+            "total_variation",
+            "prior_kl",
+        )
+    }
+    trained = portrait.trained
+    return {
+        "data": arguments.data,
+        "split": portrait.split,
+        "guide": portrait.guide,
+        "likelihood": arguments.likelihood,
+        "sigma": _sigma(trained.module),
+        "latent_dim": arguments.latent_dim,
+        "alpha": arguments.alpha,
+        "num_points": len(card.log_evidence),
+        "num_certified": int(card.certified.sum()),
+        "num_converged": int(card.converged.sum()),
+        "log_evidence_error": float(card.log_evidence_error[card.certified].max()),
+        **figures,
+        "num_particles": card.num_particles,
+        "iwae_std_error": float((card.iwae_std_error[card.certified] ** 2).sum() ** 0.5 / card.certified.sum()),
+        "active_units": card.num_active,
+        "kl_per_latent": [float(value) for value in card.prior_kl_by_latent.mean(0)],
+        "best_epoch": trained.best_epoch,
+        "num_epochs": len(trained.train_elbo),
+        "stop_reason": trained.stop_reason,
+        "train_seconds": round(trained.seconds, 1),
+        "seed": arguments.seed,
+        "versions": trained.versions,
+    }
+
+
+def _sigma(module: Any) -> float | None:
+    return None if module.likelihood == "bernoulli" else float(module.sigma)
+
+
+def points(portrait: Portrait) -> Iterator[dict[str, Any]]:
+    """One record a data point."""
+    card = portrait.card
+    names = ("log_evidence", "elbo", "total", "approximation", "amortization", "reverse_kl")
+    for index in range(len(card.log_evidence)):
+        yield {
+            "guide": portrait.guide,
+            "split": portrait.split,
+            "index": index,
+            "certified": bool(card.certified[index]),
+            "converged": bool(card.converged[index]),
+            **{name: float(getattr(card, name)[index]) for name in names},
+        }
+
+
+def _write(records: list[dict[str, Any]], portraits: Sequence[Portrait], arguments: argparse.Namespace) -> None:
+    from ppl_vi.report import files, table, vae_table
+
+    text = files.to_json(records)
+    files.write_text(arguments.out / "records.json", text)
+    files.write_text(arguments.out / "table.txt", vae_table.as_text(records))
+    if arguments.per_point:
+        each = [point for portrait in portraits for point in points(portrait)]
+        files.write_text(arguments.out / "points.json", files.to_json(each))
+    if arguments.json and arguments.json != "-":
+        files.write_text(Path(arguments.json), text)
+    vae_table.show(records, table.terminal(stderr=arguments.json == "-"))
+    if arguments.json == "-":
+        sys.stdout.write(text)
+
+
+def _figures(portraits: list[Portrait], trained: dict[str, Trained], out: Path) -> None:
+    from ppl_vi.report import files, vae_plots
+
+    figures = {
+        "training": vae_plots.training_curves(trained),
+        "gap_histograms": vae_plots.gap_histograms(portraits),
+        "gap_against_evidence": vae_plots.gap_against_evidence(portraits),
+    }
+    for portrait in portraits:
+        if portrait.split != "test":
+            continue
+        figures[f"reconstructions_{portrait.guide}"] = vae_plots.reconstructions(portrait)
+        if portrait.target.dim >= 2:
+            figures[f"latent_space_{portrait.guide}"] = vae_plots.latent_space(portrait)
+            figures[f"manifold_{portrait.guide}"] = vae_plots.manifold(portrait)
+        if portrait.target.dim == 2:
+            figures[f"worst_points_{portrait.guide}"] = vae_plots.worst_points(portrait)
+    for name, figure in figures.items():
+        files.replace(out / f"{name}.png", figure.savefig)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program; returns the exit code."""
+    return cli.run(program, parser(), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

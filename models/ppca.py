@@ -1,0 +1,127 @@
+"""Probabilistic principal component analysis: z ~ Normal(0, I_D), x | z ~ Normal(W z + b, sigma^2 I_P).
+
+The posterior is a Gaussian whose precision no data point changes,
+
+    z | x ~ Normal(m, P^-1),   P = I + W'W / sigma^2,   m = P^-1 W' (x - b) / sigma^2,
+
+so all that is measured on a variational autoencoder has a closed form here.
+
+Source: Tipping and Bishop (1999), Probabilistic principal component analysis.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from ppl_vi.target import Decoded, Target
+
+
+def model(weight: Tensor, bias: Tensor, sigma: Tensor, x: Tensor) -> None:
+    """One data point `(P,)` with weight `(P, D)`, bias `(P,)` and the noise's standard deviation sigma."""
+    zero = weight.new_zeros(weight.shape[-1])
+    z = pyro.sample("z", dist.Normal(zero, zero + 1).to_event(1))
+    pyro.sample("x", dist.Normal(weight @ z + bias, sigma).to_event(1), obs=x)
+
+
+def posterior(weight: Tensor, bias: Tensor, sigma: Tensor | float, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The exact posterior of each data point.
+
+    Args:
+        weight: `(P, D)`.
+        bias: `(P,)`.
+        sigma: standard deviation of the noise, in the units of x.
+        x: `(B, P)`.
+
+    Returns:
+        loc `(B, D)` and precision `(D, D)`, the same for all.
+    """
+    scaled = weight / sigma
+    precision = torch.eye(weight.shape[-1], dtype=weight.dtype, device=weight.device) + scaled.mT @ scaled
+    loc = torch.linalg.solve(precision, (x - bias) / sigma @ scaled, left=False)
+    return loc, precision
+
+
+def log_evidence(weight: Tensor, bias: Tensor, sigma: Tensor | float, x: Tensor) -> Tensor:
+    """log p(x) = log Normal(x; b, W W' + sigma^2 I) of each data point, `(B,)`, nats.
+
+    The quadratic form is taken at the posterior's mean, |x - b - W m|^2 / sigma^2 + |m|^2, where nothing cancels:
+
+        log p(x) = -(P log(2 pi sigma^2) + log det(precision) + quadratic form) / 2.
+    """
+    loc, precision = posterior(weight, bias, sigma, x)
+    residual = (x - bias - loc @ weight.mT) / sigma
+    quadratic = residual.square().sum(-1) + loc.square().sum(-1)
+    return -(_log_normalizer(weight, sigma) + precision.logdet() + quadratic) / 2
+
+
+def diagonal_gap(precision: Tensor) -> Tensor:
+    """What the best Gaussian with independent latents lacks, in nats: (1/2) log(prod_i P_ii / det P).
+
+    min over q of the reverse KL(q || Normal(m, P^-1)), reached at loc m and variances 1 / P_ii.
+
+    Args:
+        precision: `(..., D, D)`.
+
+    Returns:
+        `(...)`.
+    """
+    return (torch.diagonal(precision, dim1=-2, dim2=-1).log().sum(-1) - precision.logdet()) / 2
+
+
+def log_likelihood(weight: Tensor, bias: Tensor, sigma: Tensor, z: Tensor, x: Tensor) -> Tensor:
+    """log p(x | z) of all pairs of points `(S, D)` and data `(B, P)`: `(B, S)`, nats."""
+    decoded = z @ weight.mT + bias
+    squares = x.square().sum(-1)[:, None] - 2 * x @ decoded.mT + decoded.square().sum(-1)
+    return -(_log_normalizer(weight, sigma) + squares / sigma**2) / 2
+
+
+def ceiling(weight: Tensor, bias: Tensor, sigma: Tensor, x: Tensor) -> Tensor:
+    """The largest log p(x | z) over all z, `(B,)`, nats: what the columns of W cannot reach of x stays."""
+    centred = x - bias
+    residual = centred - centred @ torch.linalg.pinv(weight).mT @ weight.mT
+    return -(_log_normalizer(weight, sigma) + residual.square().sum(-1) / sigma**2) / 2
+
+
+def target(weight: Tensor, bias: Tensor, sigma: float, x: Tensor, name: str = "ppca") -> Target:
+    """One problem a data point, in double precision.
+
+    Args:
+        weight: `(P, D)`.
+        bias: `(P,)`.
+        sigma: standard deviation of the noise, in the units of x.
+        x: `(B, P)`.
+        name: shown in tables.
+
+    Raises:
+        ValueError: shapes that do not fit, a number that is not finite, or sigma is not positive.
+    """
+    weight, bias, x = (torch.as_tensor(given, dtype=torch.float64).detach() for given in (weight, bias, x))
+    shapes = tuple(weight.shape), tuple(bias.shape), tuple(x.shape)
+    if weight.dim() != 2 or x.dim() != 2 or shapes[0][:1] != shapes[1] or shapes[0][0] != shapes[2][1]:
+        raise ValueError(
+            f"weight, bias and x must be (P, D), (P,) and (B, P), got {shapes[0]}, {shapes[1]}, {shapes[2]}"
+        )
+    for argument, given in (("weight", weight), ("bias", bias), ("x", x)):
+        if not bool(given.isfinite().all()):
+            raise ValueError(f"{argument} must be finite, got {given[~given.isfinite()][0].item()}")
+    if not 0 < sigma < math.inf:
+        raise ValueError(f"sigma must be positive and finite, got {sigma}")
+    fixed = weight, bias, torch.as_tensor(sigma, dtype=torch.float64, device=weight.device)
+    return Target(
+        partial(model, *fixed),
+        (x,),
+        closed_form=partial(log_evidence, *fixed),
+        name=name,
+        decoded=Decoded(partial(log_likelihood, *fixed), partial(ceiling, *fixed)),
+    )
+
+
+def _log_normalizer(weight: Tensor, sigma: Tensor | float) -> Tensor:
+    """P log(2 pi sigma^2), of the noise alone."""
+    return len(weight) * (2 * torch.as_tensor(sigma, dtype=weight.dtype).log() + math.log(2 * math.pi))

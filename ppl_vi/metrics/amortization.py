@@ -1,0 +1,254 @@
+"""Why an encoder's guide is far from each posterior: its family can't do better, or the encoder fell short of it.
+
+    log p(x) - ELBO(encoder)  =  [log p(x) - ELBO(best member)]  +  [ELBO(best member) - ELBO(encoder)]
+                total gap     =       approximation gap          +          amortization gap
+
+Source: Cremer, Li and Duvenaud (2018), Inference suboptimality in variational autoencoders.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppl_vi.guides.amortized import Head
+from ppl_vi.metrics.best_members import BestMembers, best_members, embed
+from ppl_vi.metrics.expectation import LOG_2PI, Elbo, Mixture, elbo, log_likelihood_at
+from ppl_vi.metrics.lattice import Divergences, divergences
+from ppl_vi.target import Target
+from ppl_vi.truth import Truth
+
+ACTIVE = 0.01  # variance of the posterior mean over the data from which a latent counts as in use
+FINEST = 4  # level of the rule for a mixture's entropy
+BLOCK = 1 << 16  # points at once
+
+
+@dataclass(frozen=True)
+class AmortizedScorecard:
+    """The gap of an amortized guide at each of `B` data points, nats per data point, and what it is made of.
+
+    Attributes:
+        log_evidence: log p(x), `(B,)`.
+        log_evidence_error: bound on its error.
+        certified: whether the truth passed every check; average and measure by no other point.
+        elbo: of the encoder's guide.
+        elbo_error: of quadrature.
+        best_elbo: of the family's best member.
+        best_elbo_error: of quadrature.
+        converged: whether the search for the best member ended in an optimum.
+        best: its local parameters, `(B, num_outputs)`.
+        reverse_kl: KL(q || p) by another rule than the ELBO's; equal to `total`.
+        forward_kl: KL(p || q).
+        total_variation: half the integral of |p - q|, between 0 and 1.
+        divergence_error: of the two divergences, for values below 1; above, times the value.
+        total_variation_error: of the total variation.
+        num_particles: K of the importance-weighted bound.
+        iwae: E[log mean of K weights], by Monte Carlo.
+        iwae_std_error: its standard error.
+        prior_kl: KL(q || Normal(0, I)).
+        prior_kl_by_latent: of each latent's marginal, `(B, D)`.
+        activity: variance over the data of each latent's mean under q, `(D,)`.
+    """
+
+    log_evidence: np.ndarray
+    log_evidence_error: np.ndarray
+    certified: np.ndarray
+    elbo: np.ndarray
+    elbo_error: np.ndarray
+    best_elbo: np.ndarray
+    best_elbo_error: np.ndarray
+    converged: np.ndarray
+    best: np.ndarray
+    reverse_kl: np.ndarray
+    forward_kl: np.ndarray
+    total_variation: np.ndarray
+    divergence_error: np.ndarray
+    total_variation_error: np.ndarray
+    num_particles: int
+    iwae: np.ndarray
+    iwae_std_error: np.ndarray
+    prior_kl: np.ndarray
+    prior_kl_by_latent: np.ndarray
+    activity: np.ndarray
+
+    @property
+    def total(self) -> np.ndarray:
+        """log p(x) - ELBO, `(B,)`, nats."""
+        return self.log_evidence - self.elbo
+
+    @property
+    def total_error(self) -> np.ndarray:
+        """Of `total`, `(B,)`, nats."""
+        return self.log_evidence_error + self.elbo_error
+
+    @property
+    def approximation(self) -> np.ndarray:
+        """log p(x) - ELBO of the best member, `(B,)`, nats."""
+        return self.log_evidence - self.best_elbo
+
+    @property
+    def approximation_error(self) -> np.ndarray:
+        """Of `approximation`, `(B,)`, nats."""
+        return self.log_evidence_error + self.best_elbo_error
+
+    @property
+    def amortization(self) -> np.ndarray:
+        """ELBO of the best member - ELBO, `(B,)`, nats."""
+        return self.best_elbo - self.elbo
+
+    @property
+    def amortization_error(self) -> np.ndarray:
+        """Of `amortization`, `(B,)`, nats."""
+        return self.best_elbo_error + self.elbo_error
+
+    @property
+    def iwae_bias(self) -> np.ndarray:
+        """log p(x) - IWAE-K, `(B,)`, nats, with the standard error `iwae_std_error`."""
+        return self.log_evidence - self.iwae
+
+    @property
+    def num_active(self) -> int:
+        """How many latents the encoder uses: a tiny gap may mean that there is none.
+
+        Source: Burda, Grosse and Salakhutdinov (2016), Importance weighted autoencoders, appendix C.
+        """
+        return int((self.activity > ACTIVE).sum())
+
+
+def amortized_gaps(
+    target: Target,
+    truth: Truth,
+    head: Head,
+    local: Tensor,
+    *,
+    starts: Tensor | None = None,
+    num_particles: int = 50,
+    num_repeats: int = 20,
+    seed: int = 0,
+) -> AmortizedScorecard:
+    """Measures an amortized guide at every data point of a target.
+
+    Args:
+        target: `B` problems with one decoder.
+        truth: their log evidence.
+        head: the guide's family.
+        local: the encoder's outputs, `(B, num_outputs)`.
+        starts: further starts for the best member, `(B, M, num_outputs)`: `embed` a poorer family's best.
+        num_particles: K of the importance-weighted bound.
+        num_repeats: independent estimates of it.
+        seed: of its draws.
+
+    Raises:
+        ValueError: the target has no decoder or too many latents for quadrature, or a number of rows is wrong.
+    """
+    if not len(local) == len(truth.log_evidence) == target.num_problems:
+        rows = f"{len(local)} rows of local parameters and {len(truth.log_evidence)} log evidences"
+        raise ValueError(f"the target has {target.num_problems} problems, got {rows}")
+    local = local.detach().to(target.dtype)
+    reached = elbo(target, head, local)
+    best = best_members(target, head, local, starts=starts)
+    evidence = torch.as_tensor(truth.log_evidence, dtype=target.dtype, device=target.device)
+    apart = divergences(target, evidence, head, local)
+    bound, std_error = iwae(target, head, local, num_particles, num_repeats, seed)
+    with torch.no_grad():
+        mixture = Mixture(*head.components(local))
+        prior_kl, by_latent, mean = mixture.prior_kl(FINEST), prior_kl_by_latent(mixture), mixture.mean()
+    return AmortizedScorecard(
+        log_evidence=truth.log_evidence,
+        log_evidence_error=truth.log_evidence_error,
+        certified=truth.certified,
+        elbo=_numpy(reached.value),
+        elbo_error=_numpy(reached.error),
+        best_elbo=_numpy(best.elbo),
+        best_elbo_error=_numpy(best.elbo_error),
+        converged=_numpy(best.converged),
+        best=_numpy(best.local),
+        reverse_kl=_numpy(apart.reverse_kl),
+        forward_kl=_numpy(apart.forward_kl),
+        total_variation=_numpy(apart.total_variation),
+        divergence_error=_numpy(apart.error),
+        total_variation_error=_numpy(apart.total_variation_error),
+        num_particles=num_particles,
+        iwae=_numpy(bound),
+        iwae_std_error=_numpy(std_error),
+        prior_kl=_numpy(prior_kl),
+        prior_kl_by_latent=_numpy(by_latent),
+        activity=_numpy(mean.var(0, correction=0)),
+    )
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy()
+
+
+@torch.no_grad()
+def iwae(
+    target: Target, head: Head, local: Tensor, num_particles: int, num_repeats: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    """The importance-weighted bound E[log (1/K) sum_k p(x, z_k) / q(z_k)], nats.
+
+    Args:
+        target: with a decoder.
+        head: the guide's family.
+        local: its parameters, `(B, num_outputs)`.
+        num_particles: K.
+        num_repeats: independent estimates, at least 2.
+        seed: of the draws.
+
+    Returns:
+        Their mean `(B,)` and its standard error `(B,)`.
+
+    Source: Burda, Grosse and Salakhutdinov (2016), Importance weighted autoencoders.
+    """
+    if num_particles < 1 or num_repeats < 2:
+        raise ValueError(f"needs 1 particle and 2 repeats at least, got {num_particles} and {num_repeats}")
+    mixture, num = Mixture(*head.components(local)), num_particles * num_repeats
+    generator = torch.Generator(local.device).manual_seed(seed)
+    size, bounds = max(1, BLOCK // num), []
+    for index in torch.arange(len(local), device=local.device).split(size):
+        part = mixture.rows(index)
+        z = _draw(part, num, generator)
+        log_prior = -z.square().sum(-1) / 2 - z.shape[-1] * LOG_2PI / 2
+        log_weight = log_likelihood_at(target, z, index) + log_prior - part.log_prob(z)
+        bounds.append(log_weight.unflatten(1, (num_repeats, num_particles)).logsumexp(-1) - math.log(num_particles))
+    bound = torch.cat(bounds)
+    return bound.mean(-1), bound.std(-1) / math.sqrt(num_repeats)
+
+
+def _draw(mixture: Mixture, num: int, generator: torch.Generator) -> Tensor:
+    """`(N, num, D)` draws."""
+    locs = mixture.locs
+    which = torch.multinomial(mixture.log_weights.exp(), num, replacement=True, generator=generator)
+    noise = torch.randn(len(locs), num, locs.shape[-1], generator=generator, dtype=locs.dtype, device=locs.device)
+    rows = torch.arange(len(locs), device=locs.device)[:, None]
+    return locs[rows, which] + (mixture.trils[rows, which] @ noise[..., None])[..., 0]
+
+
+def prior_kl_by_latent(mixture: Mixture) -> Tensor:
+    """KL(q(z_d) || Normal(0, 1)) of each latent's marginal, `(B, D)`, nats; (s^2 + m^2 - 1 - log s^2) / 2 for one
+    Gaussian."""
+    scales = mixture.trils.square().sum(-1).sqrt()
+    marginals = [
+        Mixture(mixture.log_weights, mixture.locs[..., d : d + 1], scales[..., d : d + 1, None])
+        for d in range(scales.shape[-1])
+    ]
+    return torch.stack([marginal.prior_kl(FINEST) for marginal in marginals], -1)
+
+
+__all__ = [
+    "AmortizedScorecard",
+    "BestMembers",
+    "Divergences",
+    "Elbo",
+    "amortized_gaps",
+    "best_members",
+    "divergences",
+    "elbo",
+    "embed",
+    "iwae",
+    "prior_kl_by_latent",
+]

@@ -1,0 +1,258 @@
+"""The member of an amortized family nearest to each posterior: many starts, Newton's method on quadrature."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import grad, hessian, jacrev, vmap
+
+from ppl_vi.guides.amortized import Head
+from ppl_vi.metrics.expectation import Mixture, blocks, elbo, elbo_by, log_likelihood_at, num_levels, rule
+from ppl_vi.metrics.gaussian import gaussian_kl_tril
+from ppl_vi.metrics.starts import candidates
+from ppl_vi.newton import _step as newton_step
+from ppl_vi.newton import predicted_gain
+from ppl_vi.target import Target
+
+ROUGH = 1e-6  # nats, of the first search
+RIVAL = 0.2  # nats: an optimum that much lower by the coarse rule may still win by a finer one
+SETTLED = 1e-8  # nats that a finer rule would still climb
+TOLERANCE = 1e-11  # nats, of Newton's method
+ACCEPTED = 1e-6  # nats: a larger error of quadrature is reported as no convergence
+MAX_STEPS = 100
+
+
+@dataclass(frozen=True)
+class BestMembers:
+    """The best member of a family for each problem.
+
+    Attributes:
+        local: its local parameters, `(B, num_outputs)`.
+        elbo: its ELBO, by finer rules than it was found with, `(B,)`, nats.
+        elbo_error: of quadrature, `(B,)`, nats.
+        converged: whether Newton's method arrived and two rules agree on where, `(B,)`.
+    """
+
+    local: Tensor
+    elbo: Tensor
+    elbo_error: Tensor
+    converged: Tensor
+
+
+def best_members(target: Target, head: Head, local: Tensor, *, starts: Tensor | None = None) -> BestMembers:
+    """Maximises the ELBO of each problem over the family's local parameters.
+
+    Starts are the encoder's own parameters, those of `candidates`, and what the caller adds: with a poorer family's
+    best members (`embed`) among them a richer family's are never worse. Newton's method has the exact Hessian of the
+    quadrature; since an optimiser exploits a rule of few nodes, the rules grow until two in a row have one optimum.
+
+    Args:
+        target: with a decoder.
+        head: the family.
+        local: the encoder's parameters, `(B, num_outputs)`, float64.
+        starts: further ones, `(B, M, num_outputs)`.
+
+    Raises:
+        ValueError: the target has no decoder or more latents than quadrature reaches.
+
+    Source: Cremer, Li and Duvenaud (2018), Inference suboptimality in variational autoencoders; their per-datum best
+    has one start and a stochastic optimiser.
+    """
+    given = local[:, None] if starts is None else torch.cat([local[:, None], starts], 1)
+    given = given.detach()
+    found, index = candidates(target, head, local.detach())
+    everyone = torch.arange(len(local), device=local.device)
+    theta = torch.cat([given.flatten(0, 1), found])
+    index = torch.cat([everyone.repeat_interleave(given.shape[1]), index])
+    theta, index = _rough(target, head, theta, index)
+    theta, arrived = _polish(target, head, theta, index)
+    final = elbo(target, head, theta, index=index, first=2)
+    chosen = _best(final.value, index, len(local))
+    sure = arrived[chosen] & (final.error[chosen] <= ACCEPTED)
+    return BestMembers(theta[chosen], final.value[chosen], final.error[chosen], sure)
+
+
+def embed(head: Head, poorer: Head, local: Tensor) -> Tensor:
+    """A poorer family's members (one Gaussian each) as members of `head`'s family, `(..., num_outputs)`."""
+    _, locs, trils = poorer.components(local)
+    if locs.shape[-2] != 1:
+        raise ValueError(f"{type(poorer).__name__} is a mixture of {locs.shape[-2]}; only one Gaussian can be embedded")
+    inverse = torch.linalg.inv(trils[..., 0, :, :])
+    return head.initial(locs[..., 0, :], inverse.mT @ inverse)
+
+
+def _best(value: Tensor, index: Tensor, num_problems: int) -> Tensor:
+    """The row of each problem's largest value, `(B,)`."""
+    order = torch.argsort(torch.where(value.isnan(), -torch.inf, value), stable=True)
+    row = torch.empty(num_problems, dtype=torch.long, device=value.device)
+    for problem, place in zip(index[order].tolist(), order.tolist(), strict=True):
+        row[problem] = place  # the last one written is the largest
+    return row
+
+
+def _rough(target: Target, head: Head, theta: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Climbs from every start by the coarsest rule; each problem's best optimum and its rivals go on."""
+    theta, _ = ascend(target, head, theta, index, 0, ROUGH)
+    value = elbo_by(target, head, theta, index, 2)
+    best = _best(value, index, target.num_problems)[index]
+    other = (theta - theta[best]).abs().amax(-1) > 0.01
+    kept = (best == torch.arange(len(index), device=index.device)) | (other & (value > value[best] - RIVAL))
+    return theta[kept], index[kept]
+
+
+def _polish(target: Target, head: Head, theta: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Climbs by finer and finer rules until the next would not climb farther; and whether that came, `(N,)`."""
+    pending = torch.arange(len(index), device=index.device)
+    settled = torch.zeros_like(index, dtype=torch.bool)
+    for level in range(2, num_levels(target.dim) - 1):
+        found, climb = ascend(target, head, theta[pending], index[pending], level, TOLERANCE)
+        theta = theta.index_copy(0, pending, found)
+        finer = _look(target, head, found, index[pending], level + 1, curved=False)
+        left = predicted_gain(finer.gradient, climb.hessian)
+        done = climb.converged & (left <= SETTLED * climb.value.abs().clamp(min=1))
+        settled[pending] = done
+        pending = pending[~done]
+        if not len(pending):
+            break
+    return theta, settled
+
+
+@dataclass
+class Climb:
+    """Where each of `N` climbs is: value `(N,)`, slope and curvature in units of the Fisher metric, its root, ..."""
+
+    value: Tensor
+    gradient: Tensor
+    hessian: Tensor
+    metric: Tensor
+    converged: Tensor
+
+    def put(self, rows: Tensor, other: Climb, taken: Tensor) -> None:
+        """Overwrites the rows of which `taken` is true."""
+        for name in ("value", "gradient", "hessian", "metric"):
+            getattr(self, name)[rows[taken]] = getattr(other, name)[taken]
+
+
+def ascend(
+    target: Target, head: Head, theta: Tensor, index: Tensor, level: int, tolerance: float, max_steps: int = MAX_STEPS
+) -> tuple[Tensor, Climb]:
+    """Newton's method in a trust region for the ELBO by one rule.
+
+    Steps are measured by the Fisher information: a step of length d changes q by d^2 / 2 nats, however narrow it is.
+    Only the climbs that have not arrived are computed.
+
+    Args:
+        target: with a decoder.
+        head: the family.
+        theta: starts, `(N, num_outputs)`.
+        index: the problem of each, `(N,)`.
+        level: of the rule.
+        tolerance: nats that a further step may still promise.
+        max_steps: iterations at most.
+
+    Returns:
+        The parameters reached, `(N, num_outputs)`, and their `Climb`.
+
+    Source: Nocedal and Wright (2006), Numerical optimization, chapter 4.
+    """
+    theta = theta.clone()
+    climb = _look(target, head, theta, index, level)
+    radius = torch.ones_like(climb.value)
+    noise = 32 * torch.finfo(theta.dtype).eps
+    for _ in range(max_steps):
+        gain = predicted_gain(climb.gradient, climb.hessian)
+        climb.converged = gain <= tolerance + noise * climb.value.abs()
+        active = (~climb.converged & gain.isfinite()).nonzero()[:, 0]
+        if not len(active):
+            break
+        gradient, curvature = climb.gradient[active], climb.hessian[active]
+        step = newton_step(gradient, curvature, radius[active])
+        promised = -(step * gradient).sum(-1) - (step * (curvature @ step[..., None]).squeeze(-1)).sum(-1) / 2
+        own = torch.linalg.solve_triangular(climb.metric[active].mT, step[..., None], upper=True).squeeze(-1)
+        trial = _look(target, head, theta[active] + own, index[active], level)
+        rise = trial.value - climb.value[active] + noise * climb.value[active].abs()
+        usable = trial.gradient.isfinite().all(-1) & trial.hessian.isfinite().all(-1).all(-1)
+        better = usable & (rise >= 0.1 * promised.clamp(min=0))
+        length = torch.linalg.vector_norm(step, dim=-1)
+        radius[active] = torch.where(better, torch.maximum(radius[active], 2 * length), length / 4)
+        theta[active[better]] += own[better]
+        climb.put(active, trial, better)
+    return theta, climb
+
+
+@torch.no_grad()
+def _look(target: Target, head: Head, theta: Tensor, index: Tensor, level: int, curved: bool = True) -> Climb:
+    """Value, and gradient and Hessian of minus the ELBO in Fisher's units.
+
+    The log likelihood is replaced by its second-order expansion at every node, which has the same derivatives in the
+    local parameters: the decoder is differentiated D times, however many parameters the family has.
+    """
+    base = Mixture(*head.components(theta))
+    moments = _moments(target, base, index, level, curved)
+
+    def negative_elbo(point: Tensor, base: Mixture, moments: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        mixture = Mixture(*head.components(point))
+        value, slope, curvature = moments
+        move = _affine(mixture) - _affine(base)
+        linear = (slope * move).sum((-2, -1))
+        bent = torch.einsum("kac,kacbd,kbd->k", move, curvature, move) / 2
+        return mixture.prior_kl(level) - (mixture.log_weights.exp() * (value + linear + bent)).sum()
+
+    def divergence(point: Tensor, base: Mixture) -> Tensor:
+        """An upper bound of KL(q0 || q), exact for one Gaussian: that of the pairs of components."""
+        mixture = Mixture(*head.components(point))
+        parts = gaussian_kl_tril(base.locs, base.trils, mixture.locs, mixture.trils)
+        return (base.log_weights.exp() * (parts + base.log_weights - mixture.log_weights)).sum()
+
+    value = -vmap(negative_elbo)(theta, base, moments)
+    gradient = vmap(grad(negative_elbo))(theta, base, moments)
+    second = vmap(jacrev(grad(negative_elbo)))(theta, base, moments)
+    metric = vmap(hessian(divergence))(theta, base)
+    usable = value.isfinite() & second.isfinite().all(-1).all(-1) & metric.isfinite().all(-1).all(-1)
+    root, info = torch.linalg.cholesky_ex(torch.where(usable[:, None, None], metric, torch.eye(theta.shape[-1]).to(metric)))
+    usable = usable & (info == 0)
+    gradient = torch.linalg.solve_triangular(root, gradient[..., None], upper=False).squeeze(-1)
+    half = torch.linalg.solve_triangular(root, (second + second.mT) / 2, upper=False)
+    second = torch.linalg.solve_triangular(root, half.mT, upper=False)
+    nan = torch.full_like(gradient, torch.nan)
+    gradient = torch.where(usable[:, None], gradient, nan)
+    return Climb(value, gradient, (second + second.mT) / 2, root, torch.zeros_like(usable))
+
+
+def _affine(mixture: Mixture) -> Tensor:
+    """`[loc, L]` `(..., K, D, 1 + D)`: a point of a component is its product with `(1, e)`."""
+    return torch.cat([mixture.locs[..., None], mixture.trils], -1)
+
+
+def _moments(target: Target, base: Mixture, index: Tensor, level: int, curved: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """E[f], E[grad f (1, e)'] and E[Hess f x (1, e) (1, e)'] of f = log p(x | z) under each component.
+
+    Shapes `(N, K)`, `(N, K, D, 1 + D)` and `(N, K, D, 1 + D, D, 1 + D)`.
+    """
+    nodes, weights = (part.to(base.locs) for part in rule(level, target.dim))
+    basis = torch.cat([torch.ones_like(nodes[:, :1]), nodes], -1)
+    first, second = weights[:, None] * basis, weights[:, None, None] * basis[:, :, None] * basis[:, None, :]
+    parts = []
+    for block in blocks(len(index), base.locs.shape[1] * len(nodes)):
+        z = base.rows(block).points(nodes)
+        jets = (part.unflatten(1, z.shape[1:3]) for part in _jets(target, z.flatten(1, 2), index[block], curved))
+        value, slope, curvature = jets
+        slopes = torch.einsum("nksa,sc->nkac", slope, first)
+        curvatures = torch.einsum("nksab,scd->nkacbd", curvature, second)
+        parts.append((value @ weights, slopes, curvatures))
+    value, slope, curvature = (torch.cat(part) for part in zip(*parts, strict=True))
+    return value, slope, curvature
+
+
+@torch.enable_grad()
+def _jets(target: Target, z: Tensor, index: Tensor, curved: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """log p(x | z) at `(N, S, D)`, its gradient `(N, S, D)` and Hessian `(N, S, D, D)`, 0 if not `curved`."""
+    z = z.detach().requires_grad_()
+    value = log_likelihood_at(target, z, index)
+    (slope,) = torch.autograd.grad(value.sum(), z, create_graph=curved)
+    if not curved:
+        return value.detach(), slope, z.new_zeros((*z.shape, z.shape[-1]))
+    columns = [torch.autograd.grad(part.sum(), z, retain_graph=True)[0] for part in slope.unbind(-1)]
+    return value.detach(), slope.detach(), torch.stack(columns, -1)

@@ -1,0 +1,118 @@
+"""Where the search for a family's best member starts: every hill that a lattice of simple guides can see."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ppl_vi.guides.amortized import Head
+from ppl_vi.metrics.expectation import LOG_2PI, Mixture, decoded_of, elbo_by, log_likelihood_at
+from ppl_vi.newton import minimize
+from ppl_vi.target import Target
+
+LATTICE = {1: 401, 2: 81, 3: 25}  # nodes an axis
+BLOCK = {1: 2000, 2: 64, 3: 16}  # problems at once
+SCALES = (1.0, 2.0, 4.0, 8.0)  # of the trial guides, in spacings
+MARGIN = 1.0  # the lattice reaches so far beyond the encoder's means, and at least to
+REACH = 4.5  # prior standard deviations
+NUM_HILLS = 3  # a problem
+WITHIN = 10.0  # nats of its best
+
+
+def candidates(target: Target, head: Head, local: Tensor) -> tuple[Tensor, Tensor]:
+    """Local parameters from which to maximise the ELBO.
+
+    The ELBO of every diagonal Gaussian with its mean on a lattice and one of a few widths is a convolution of the log
+    likelihood there: a matrix product for all problems at once. From each local maximum comes one start, the better of
+    that Gaussian and Laplace's approximation at the posterior's mode uphill; and one from the mode uphill of the
+    encoder's mean.
+
+    Args:
+        target: with a decoder.
+        head: the family.
+        local: the encoder's parameters, `(B, num_outputs)`.
+
+    Returns:
+        Starts `(N, num_outputs)` and the problem of each, `(N,)`.
+    """
+    mean = Mixture(*head.components(local)).mean()
+    loc, scale, kept = hills(target, max(REACH, float(mean.abs().max()) + MARGIN))
+    index, which = kept.nonzero(as_tuple=True)
+    loc, scale = loc[index, which], scale[index, which]
+    everyone = torch.arange(len(local), device=local.device)
+    simple = torch.cat([head.initial(loc, torch.diag_embed(scale**-2)), local])
+    index, loc = torch.cat([index, everyone]), torch.cat([loc, mean])
+    laplace, usable = _laplace(target, head, loc, index)
+    gain = elbo_by(target, head, laplace, index, 0) - elbo_by(target, head, simple, index, 0)
+    better = usable & (gain > 0)  # comparison with nan is false
+    return torch.where(better[:, None], laplace, simple), index
+
+
+def _laplace(target: Target, head: Head, loc: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """The family's member at the mode uphill of `loc` `(N, D)`, and whether there is one."""
+
+    def loss(z: Tensor, row: Tensor) -> Tensor:
+        return z.square().sum() / 2 - log_likelihood_at(target, z[None, None], row[None])[0, 0]
+
+    found = minimize(loss, loc, args=(index,), tolerance=1e-6, max_steps=50)
+    usable = found.converged & (torch.linalg.cholesky_ex(found.hessian).info == 0)
+    eye = torch.eye(loc.shape[-1], dtype=loc.dtype, device=loc.device)
+    return head.initial(found.x, torch.where(usable[:, None, None], found.hessian, eye)), usable
+
+
+@torch.no_grad()
+def hills(target: Target, reach: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Local maxima of the ELBO over a lattice of diagonal Gaussians.
+
+    Args:
+        target: with a decoder.
+        reach: half the lattice's width.
+
+    Returns:
+        Means `(B, M, D)`, standard deviations `(B, M, D)`, and which of the M are within reach of the best, `(B, M)`.
+    """
+    decoded, dim, num = decoded_of(target), target.dim, LATTICE[target.dim]
+    axis = torch.linspace(-reach, reach, num, dtype=target.dtype, device=target.device)
+    scales = (axis[1] - axis[0]) * torch.tensor(SCALES, dtype=axis.dtype, device=axis.device)
+    kernels = torch.softmax(-((axis[:, None] - axis) / scales[:, None, None]).square() / 2, -1)
+    z = torch.cartesian_prod(*[axis] * dim).reshape(-1, dim)
+    found = []
+    for first in range(0, target.num_problems, BLOCK[dim]):
+        rows = tuple(arg[first : first + BLOCK[dim]] for arg in target.args)
+        log_likelihood = decoded.log_likelihood(z, *rows).reshape(-1, *[num] * dim)
+        value, choice = _profile(log_likelihood, axis, scales, kernels)
+        found.append(_tops(value, choice, z, scales))
+    loc, scale, value = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return loc, scale, value >= value[:, :1] - WITHIN
+
+
+def _profile(log_likelihood: Tensor, axis: Tensor, scales: Tensor, kernels: Tensor) -> tuple[Tensor, Tensor]:
+    """At each mean the best of the widths: the ELBO `(b, n, ..., n)` and which combination it was."""
+    dim = log_likelihood.dim() - 1
+    squares = sum(torch.meshgrid(*[axis.square()] * dim, indexing="ij"), torch.zeros((), dtype=axis.dtype))
+    best, choice = torch.full_like(log_likelihood, -math.inf), torch.zeros_like(log_likelihood, dtype=torch.long)
+    for number, combination in enumerate(itertools.product(range(len(scales)), repeat=dim)):
+        value = log_likelihood
+        for place, which in enumerate(combination, 1):
+            value = (value.movedim(place, -1) @ kernels[which].mT).movedim(-1, place)
+        width = scales[list(combination)]
+        entropy = (width.log() + (1 + LOG_2PI) / 2).sum()
+        value = value - squares / 2 - width.square().sum() / 2 - dim * LOG_2PI / 2 + entropy
+        higher = value > best
+        best, choice = torch.where(higher, value, best), choice.masked_fill(higher, number)
+    return best, choice
+
+
+def _tops(value: Tensor, choice: Tensor, z: Tensor, scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The highest local maxima: means `(b, M, D)`, widths `(b, M, D)`, ELBOs `(b, M)`, -inf where there are fewer."""
+    dim = value.dim() - 1
+    pool = (functional.max_pool1d, functional.max_pool2d, functional.max_pool3d)[dim - 1]
+    maximum = value >= pool(value[:, None], 3, stride=1, padding=1)[:, 0]
+    height, place = value.masked_fill(~maximum, -math.inf).flatten(1).topk(NUM_HILLS, -1)
+    combinations = torch.tensor(list(itertools.product(range(len(scales)), repeat=dim)), device=z.device)
+    width = scales[combinations[choice.flatten(1).gather(1, place)]]
+    return z[place], width, height

@@ -1,0 +1,253 @@
+"""Figures of a VAE with an amortized guide. Each is a `Figure` of its own: no state of matplotlib's is touched."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy.special import ndtri
+from torch import Tensor
+
+from ppl_vi.guides.amortized import Head
+from ppl_vi.metrics.amortization import AmortizedScorecard
+from ppl_vi.report.numbers import three_digits
+from ppl_vi.report.plots import BLUE, DARK, DPI, GREY, ORANGE, VERMILION
+from ppl_vi.svi.amortized import Trained
+from ppl_vi.target import Target
+
+NUM_TILES = 15  # a side of the manifold
+NUM_ROWS = 10  # of reconstructions, samples and traversals
+NUM_WORST = 6
+SMALLEST = 1e-4  # nats: smaller gaps are drawn as this
+CIRCLE = np.linspace(0, 2 * np.pi, 100)
+RADII = (1.0, 2.0)  # of a Gaussian's ellipses, in standard deviations
+
+
+@dataclass(frozen=True, eq=False)
+class Portrait:
+    """One guide's VAE on one split of the data: all that its figures show.
+
+    Attributes:
+        guide: its family's name.
+        split: "train" or "test".
+        trained: how it got there.
+        head: the family.
+        target: one problem a data point.
+        local: the encoder's local parameters, `(B, P)`.
+        best: each data point's best ones, `(B, P)`.
+        card: the gaps.
+        labels: of the data points, `(B,)`, or None.
+        shape: height and width of an image.
+    """
+
+    guide: str
+    split: str
+    trained: Trained
+    head: Head
+    target: Target
+    local: Tensor
+    best: Tensor
+    card: AmortizedScorecard
+    labels: np.ndarray | None
+    shape: tuple[int, int]
+
+    @property
+    def images(self) -> np.ndarray:
+        """The data, `(B, height, width)`."""
+        return self.target.args[0].reshape(-1, *self.shape).cpu().numpy()
+
+    @property
+    def loc(self) -> np.ndarray:
+        """The encoder's means, `(B, D)`."""
+        return self.head(self.local).mean.cpu().numpy()
+
+    def decoded(self, z: np.ndarray) -> np.ndarray:
+        """The mean image at latents `(S, D)`: `(S, height, width)`."""
+        module: Any = self.trained.module
+        with torch.no_grad():
+            dtype = next(module.parameters()).dtype
+            mean = module.observation(torch.from_numpy(z).to(dtype)).mean
+        return mean.reshape(-1, *self.shape).cpu().numpy()
+
+
+def latent_space(portrait: Portrait) -> Figure:
+    """The encoder's means, coloured by label."""
+    figure = Figure(figsize=(6.5, 5.5), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    loc = portrait.loc
+    if portrait.labels is None:
+        axes.scatter(loc[:, 0], loc[:, 1], s=8, color=BLUE)
+    else:
+        colors = axes.scatter(loc[:, 0], loc[:, 1], s=10, c=portrait.labels, cmap="tab10", vmin=-0.5, vmax=9.5)
+        figure.colorbar(colors, ax=axes, ticks=range(10), label="digit")
+    axes.set_aspect("equal", "datalim")
+    _titled(axes, f"{portrait.guide}: the encoder's means, {portrait.split}", "$z_1$", "$z_2$")
+    return figure
+
+
+def manifold(portrait: Portrait) -> Figure:
+    """Decoded images over the first two latents, equal steps in prior probability."""
+    at = ndtri((np.arange(NUM_TILES) + 0.5) / NUM_TILES)
+    z = np.zeros((NUM_TILES**2, portrait.target.dim))
+    z[:, :2] = np.stack(np.meshgrid(at, at[::-1]), -1).reshape(-1, 2)
+    tiles = portrait.decoded(z).reshape(NUM_TILES, NUM_TILES, *portrait.shape)
+    figure = Figure(figsize=(6, 6.3), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    _picture(axes, tiles.transpose(0, 2, 1, 3).reshape(NUM_TILES * portrait.shape[0], -1))
+    axes.set_title(f"{portrait.guide}: the decoder over the prior's quantiles", fontsize=11)
+    return figure
+
+
+def reconstructions(portrait: Portrait) -> Figure:
+    """Data, their reconstructions, samples from the prior and traversals of each latent."""
+    images = portrait.images[:NUM_ROWS]
+    rng = np.random.default_rng(0)
+    rows = {
+        "data": images,
+        "reconstruction": portrait.decoded(portrait.loc[:NUM_ROWS]),
+        "prior sample": portrait.decoded(rng.standard_normal((NUM_ROWS, portrait.target.dim))),
+    }
+    steps = ndtri(np.linspace(0.02, 0.98, NUM_ROWS))
+    for d in range(min(portrait.target.dim, 4)):
+        z = np.zeros((NUM_ROWS, portrait.target.dim))
+        z[:, d] = steps
+        rows[f"along $z_{d + 1}$"] = portrait.decoded(z)
+    figure = Figure(figsize=(0.75 * NUM_ROWS + 1.4, 0.8 * len(rows) + 0.5), dpi=DPI, layout="constrained")
+    grid = figure.subplots(len(rows), NUM_ROWS, squeeze=False)
+    for line, (name, pictures) in zip(grid, rows.items(), strict=True):
+        for axes in line:
+            axes.set_axis_off()
+        for axes, picture in zip(line, pictures, strict=False):
+            _picture(axes, picture)
+        line[0].text(-0.15, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=9)
+    figure.suptitle(f"{portrait.guide}, {portrait.split}", fontsize=11)
+    return figure
+
+
+def gap_histograms(portraits: list[Portrait]) -> Figure:
+    """How the two parts of the gap are spread over data points, one row a guide and split."""
+    figure = Figure(figsize=(8.5, 0.6 + 1.5 * len(portraits)), dpi=DPI, layout="constrained")
+    grid = figure.subplots(len(portraits), 2, squeeze=False, sharex=True)
+    largest = max(float(np.max(_shown(p, "total"), initial=1.0)) for p in portraits)
+    bins = np.geomspace(SMALLEST, 2 * largest, 45)
+    for line, portrait in zip(grid, portraits, strict=True):
+        parts = (("approximation", BLUE), ("amortization", ORANGE))
+        for axes, (name, color) in zip(line, parts, strict=True):
+            values = _shown(portrait, name)
+            axes.hist(np.maximum(values, SMALLEST), bins, color=color)
+            axes.axvline(max(float(np.median(values)), SMALLEST), color=DARK, linewidth=1)
+            axes.set_xscale("log")
+            text = f"{portrait.guide}, {portrait.split}: {name}, median {three_digits(np.median(values))} nats"
+            axes.set_title(text, fontsize=9)
+            _plain(axes)
+    for axes in grid[-1]:
+        axes.set_xlabel(f"nats a data point (below {SMALLEST:g}: drawn there)", fontsize=9)
+    return figure
+
+
+def gap_against_evidence(portraits: list[Portrait]) -> Figure:
+    """The total gap of each data point against its log evidence, one panel a guide and split."""
+    columns = min(2, len(portraits))
+    rows = math.ceil(len(portraits) / columns)
+    figure = Figure(figsize=(4.3 * columns, 3.1 * rows), dpi=DPI, layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    for axes, portrait in zip(grid.flat, portraits, strict=False):
+        card = portrait.card
+        axes.scatter(
+            card.log_evidence[card.certified], np.maximum(_shown(portrait, "total"), SMALLEST), s=6, color=BLUE
+        )
+        axes.set_yscale("log")
+        _titled(axes, f"{portrait.guide}, {portrait.split}", "log p(x) [nats]", "log p(x) - ELBO [nats]")
+    for axes in grid.flat[len(portraits) :]:
+        axes.set_axis_off()
+    return figure
+
+
+def worst_points(portrait: Portrait) -> Figure:
+    """The data points of the largest gap: the true posterior, the encoder's q (red) and the family's best (blue)."""
+    total = np.where(portrait.card.certified, portrait.card.total, -np.inf)
+    worst = np.argsort(-total)[:NUM_WORST]
+    figure = Figure(figsize=(10.5, 7.4), dpi=DPI, layout="constrained")
+    for axes, index in zip(figure.subplots(2, 3).flat, worst, strict=False):
+        _posterior(axes, portrait, int(index))
+    figure.suptitle(
+        f"{portrait.guide}, {portrait.split}: the largest gaps. Grey: the true posterior; "
+        "dashed red: the encoder's q; blue: the family's best",
+        fontsize=10,
+    )
+    return figure
+
+
+def _posterior(axes: Axes, portrait: Portrait, index: int) -> None:
+    encoder, best = (_gaussians(portrait.head, local[index]) for local in (portrait.local, portrait.best))
+    corners = np.concatenate([curve.reshape(-1, 2) for curve in (*encoder, *best)])
+    low, high = corners.min(0), corners.max(0)
+    middle, half = (low + high) / 2, 0.75 * float((high - low).max()) + 0.1
+    sides = [np.linspace(m - half, m + half, 161) for m in middle]
+    z = np.stack(np.meshgrid(*sides), -1)
+    rows = portrait.target.rows(torch.tensor([index]))
+    point = {portrait.target.latents[0].name: torch.from_numpy(z.reshape(1, -1, 2))}
+    log_density = rows.log_joint(point).cpu().numpy().reshape(161, 161)
+    axes.contourf(*sides, np.exp(log_density - log_density.max()), levels=12, cmap="Greys")
+    for curve in encoder:
+        axes.plot(*curve.T, color=VERMILION, linestyle="--", linewidth=1.2)
+    for curve in best:
+        axes.plot(*curve.T, color=BLUE, linewidth=1.2)
+    card = portrait.card
+    best_gap = three_digits(card.approximation[index], card.approximation_error[index])
+    encoder_gap = three_digits(card.amortization[index], card.amortization_error[index])
+    axes.set_title(f"gap {three_digits(card.total[index])} = {best_gap} family + {encoder_gap} encoder", fontsize=9)
+    inset = axes.inset_axes((0.79, 0.77, 0.2, 0.22))
+    _picture(inset, portrait.images[index])
+    axes.tick_params(labelsize=8)
+
+
+def _gaussians(head: Head, local: Tensor) -> list[np.ndarray]:
+    """Ellipses of a two-dimensional head's components, `(100, 2)` each."""
+    _, locs, trils = (part.cpu().numpy() for part in head.components(local))
+    circle = np.stack([np.cos(CIRCLE), np.sin(CIRCLE)], -1)
+    return [loc + radius * circle @ tril.T for loc, tril in zip(locs, trils, strict=True) for radius in RADII]
+
+
+def training_curves(trained: dict[str, Trained]) -> Figure:
+    """ELBO a data point against epochs, on train and held-out data."""
+    figure = Figure(figsize=(6.5, 4.2), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    for (name, run), color in zip(trained.items(), (BLUE, ORANGE, VERMILION, DARK, GREY), strict=False):
+        epochs = np.arange(1, len(run.train_elbo) + 1)
+        axes.plot(epochs, run.train_elbo, color=color, linewidth=1, linestyle=":", label=f"{name}, train")
+        axes.plot(epochs, run.held_out_elbo, color=color, linewidth=1.3, label=f"{name}, held out")
+        axes.axvline(run.best_epoch + 1, color=color, linewidth=0.7)
+    values = np.concatenate([run.held_out_elbo for run in trained.values()])
+    axes.set_ylim(np.quantile(values, 0.05) - 1, max(float(np.max(run.train_elbo)) for run in trained.values()) + 1)
+    axes.legend(frameon=False, fontsize=9)
+    _titled(axes, "training (vertical: the epoch kept)", "epoch", "ELBO a data point [nats]")
+    return figure
+
+
+def _shown(portrait: Portrait, name: str) -> np.ndarray:
+    values: np.ndarray = getattr(portrait.card, name)
+    return values[portrait.card.certified]
+
+
+def _picture(axes: Axes, picture: np.ndarray) -> None:
+    axes.imshow(picture, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def _titled(axes: Axes, title: str, x: str, y: str) -> None:
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    _plain(axes)
+
+
+def _plain(axes: Axes) -> None:
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
