@@ -48,6 +48,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--data-dir", type=Path, metavar="DIR", help="where MNIST's idx files are ($PPL_VI_DATA)")
     found.add_argument("--likelihood", choices=("bernoulli", "gaussian"), default="bernoulli", help="of a pixel")
     found.add_argument(
+        "--binarise", choices=("fixed", "epoch"), default="fixed", help="Bernoulli data drawn once, or anew each epoch"
+    )
+    found.add_argument(
         "--sigma", type=sigma, default=0.1, metavar="S", help="of the Gaussian likelihood, or learned (0.1)"
     )
     found.add_argument("--latent-dim", type=cli.whole(1), default=2, metavar="D", help="latents (2; at most 3)")
@@ -100,7 +103,7 @@ def program(arguments: argparse.Namespace) -> int:
         return 0
     _check(arguments)
     images, train_x, test_x = _data(arguments)
-    trained = {guide: _train(arguments, guide, train_x, test_x) for guide in dict.fromkeys(arguments.guides)}
+    trained = {guide: _train(arguments, guide, images, train_x, test_x) for guide in dict.fromkeys(arguments.guides)}
     num = arguments.num_points or (QUICK if arguments.quick else FULL)["num_points"]
     jobs = [
         Job(
@@ -124,13 +127,20 @@ def program(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
+    import torch
+
     from ppl_vi.guides.amortized import AMORTIZED
 
+    if arguments.latent_dim > 3:
+        raise cli.UsageError(f"--latent-dim {arguments.latent_dim}: log p(x) is certified for at most 3 latents")
     for guide in arguments.guides:
         if guide not in AMORTIZED:
             raise cli.UsageError(f"unknown guide '{guide}'; there are {', '.join(AMORTIZED)}")
-    if arguments.latent_dim > 3:
-        raise cli.UsageError(f"--latent-dim {arguments.latent_dim}: log p(x) is certified for at most 3 latents")
+        head = AMORTIZED[guide](arguments.latent_dim)
+        try:
+            head.components(torch.zeros(head.num_outputs))
+        except NotImplementedError as error:
+            raise cli.UsageError(f"{guide} can be trained but not scored: {error}") from error
     cli.check_device(arguments.device)
     cli.check_outputs(arguments)
 
@@ -152,16 +162,23 @@ def _data(arguments: argparse.Namespace) -> tuple[Images, torch.Tensor, torch.Te
         raise cli.UsageError(f"--data: {error}") from error
 
 
-def _train(arguments: argparse.Namespace, guide: str, train_x: torch.Tensor, test_x: torch.Tensor) -> Trained:
+def _train(
+    arguments: argparse.Namespace, guide: str, images: Images, train_x: torch.Tensor, test_x: torch.Tensor
+) -> Trained:
+    from models.images import binarise
     from ppl_vi.svi.amortized import CheckpointError, train
 
+    def anew(epoch: int) -> torch.Tensor:
+        return binarise(images.train, BINARISE_SEED + 2 + epoch).to(arguments.device)
+
+    fresh = arguments.binarise == "epoch" and arguments.likelihood == "bernoulli"
     settings = _settings(arguments)
     vae = _vae(arguments, guide, train_x.shape[1])
     with cli.training_bar(guide, settings.num_epochs) as told:
         try:
             return train(
                 vae.to(arguments.device),
-                train_x.to(arguments.device),
+                anew if fresh else train_x.to(arguments.device),
                 test_x.to(arguments.device),
                 settings,
                 alpha=arguments.alpha,

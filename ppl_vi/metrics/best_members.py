@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import grad, hessian, jacrev, vmap
+from torch.func import grad, jacrev, vmap
 
 from ppl_vi.guides.amortized import Head
 from ppl_vi.metrics.expectation import Mixture, blocks, elbo, elbo_by, log_likelihood_at, num_levels, rule
@@ -209,7 +209,7 @@ def _look(target: Target, head: Head, theta: Tensor, index: Tensor, level: int, 
     value = -vmap(negative_elbo)(theta, base, moments)
     gradient = vmap(grad(negative_elbo))(theta, base, moments)
     second = vmap(jacrev(grad(negative_elbo)))(theta, base, moments)
-    metric = vmap(hessian(divergence))(theta, base)
+    metric = vmap(jacrev(grad(divergence)))(theta, base)
     usable = value.isfinite() & second.isfinite().all(-1).all(-1) & metric.isfinite().all(-1).all(-1)
     root, info = torch.linalg.cholesky_ex(torch.where(usable[:, None, None], metric, torch.eye(theta.shape[-1]).to(metric)))
     usable = usable & (info == 0)

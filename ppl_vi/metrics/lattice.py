@@ -11,12 +11,14 @@ from ppl_vi.guides.amortized import Head
 from ppl_vi.metrics.expectation import LOG_2PI, Mixture, decoded_of, log_likelihood_at
 from ppl_vi.target import Target
 
-NODES = {1: 2048, 2: 256, 3: 64}  # an axis
-ROUNDS = 4  # of closing in on what is too narrow for the lattice
+NODES = {1: 2048, 2: 256, 3: 64}  # an axis of the lattice for all
+OWN_NODES = {1: 1024, 2: 192, 3: 64}  # an axis of a problem's own
+ROUNDS = 5  # of closing in on what is too narrow for the lattice
 MASS = 1e-8  # that may be missing before a problem gets a lattice of its own
 DEPTH = 40.0  # nats below the peak at which a density may be cut off
 REACH = 7.5  # standard deviations of guide and prior inside the first lattice
-BLOCK = 1 << 20  # nodes at once
+DECODED = 1 << 22  # log likelihoods at once: the decoder runs anew for each block of problems
+BLOCK = 1 << 17  # densities at once
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,11 @@ def divergences(target: Target, log_evidence: Tensor, head: Head, local: Tensor)
     for number in range(ROUNDS):
         found, tight = _on_boxes(target, log_evidence, mixture, box[:, pending], pending, shared=number == 0)
         better = found[3] < result[3, pending]
+        # where the box stays as it was a closer look sees the same: the log evidence itself may be wrong
+        closer = ((tight[1] - tight[0]) < 0.8 * (box[1, pending] - box[0, pending])).any(-1)
         result[:, pending[better]] = found[:, better]
         box = box.index_copy(1, pending, tight)
-        pending = pending[result[3, pending] > MASS]
+        pending = pending[(result[3, pending] > MASS) & (closer | (number == 0))]
         if not len(pending):
             break
     return Divergences(*result)
@@ -74,27 +78,25 @@ def _on_boxes(
     target: Target, log_evidence: Tensor, mixture: Mixture, box: Tensor, index: Tensor, shared: bool
 ) -> tuple[Tensor, Tensor]:
     """The five rows of `Divergences` `(5, N)` and the boxes `(2, N, D)` that hold what has mass."""
-    dim, num = target.dim, NODES[target.dim]
-    size = max(1, BLOCK // num**dim)
+    dim, num = target.dim, (NODES if shared else OWN_NODES)[target.dim]
     results, boxes = [], []
-    for first in range(0, len(index), size):
-        rows, part = index[first : first + size], box[:, first : first + size]
-        axes = part[0, ..., None] + (part[1] - part[0])[..., None] * _steps(part)
+    for rows in torch.arange(len(index), device=index.device).split(max(1, DECODED // num**dim)):
+        part, problems = box[:, rows], index[rows]
+        axes = part[0, ..., None] + (part[1] - part[0])[..., None] * torch.linspace(0, 1, num, dtype=part.dtype, device=part.device)
         z = _lattice(axes[:1] if shared else axes)
         if shared:
-            log_likelihood = decoded_of(target).log_likelihood(z[0], *(arg[rows] for arg in target.args))
+            log_likelihood = decoded_of(target).log_likelihood(z[0], *(arg[problems] for arg in target.args))
         else:
-            log_likelihood = log_likelihood_at(target, z, rows)
-        log_p = log_likelihood - z.square().sum(-1) / 2 - dim * LOG_2PI / 2 - log_evidence[rows, None]
-        log_q = mixture.rows(rows).log_prob(z)
-        cell = ((part[1] - part[0]) / (num - 1)).prod(-1)
-        results.append(_integrals(log_p, log_q, cell, dim))
-        boxes.append(_tight(torch.maximum(log_p, log_q), axes))
+            log_likelihood = log_likelihood_at(target, z, problems)
+        for few in torch.arange(len(rows), device=index.device).split(max(1, BLOCK // num**dim)):
+            points = z if shared else z[few]
+            log_p = log_likelihood[few] - points.square().sum(-1) / 2 - dim * LOG_2PI / 2
+            log_p = log_p - log_evidence[problems[few], None]
+            log_q = mixture.rows(problems[few]).log_prob(points)
+            cell = ((part[1] - part[0])[few] / (num - 1)).prod(-1)
+            results.append(_integrals(log_p, log_q, cell, (num,) * dim))
+            boxes.append(_tight(torch.maximum(log_p, log_q), axes[few]))
     return torch.cat(results, 1), torch.cat(boxes, 1)
-
-
-def _steps(like: Tensor) -> Tensor:
-    return torch.linspace(0, 1, NODES[like.shape[-1]], dtype=like.dtype, device=like.device)
 
 
 def _lattice(axes: Tensor) -> Tensor:
@@ -104,7 +106,7 @@ def _lattice(axes: Tensor) -> Tensor:
     return torch.stack(torch.broadcast_tensors(*spread), -1).flatten(1, -2)
 
 
-def _integrals(log_p: Tensor, log_q: Tensor, cell: Tensor, dim: int) -> Tensor:
+def _integrals(log_p: Tensor, log_q: Tensor, cell: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The five rows of `Divergences`."""
     p, q, ratio = log_p.exp(), log_q.exp(), log_q - log_p
     difference = q - p
@@ -112,8 +114,8 @@ def _integrals(log_p: Tensor, log_q: Tensor, cell: Tensor, dim: int) -> Tensor:
     reverse, forward = (q * ratio - difference).sum(-1) * cell, (difference - p * ratio).sum(-1) * cell
     missing = (p.sum(-1) * cell - 1).abs() + (q.sum(-1) * cell - 1).abs()
     distance = difference.abs() / 2
-    every = distance.unflatten(1, (NODES[dim],) * dim)[(slice(None), *[slice(0, None, 2)] * dim)].flatten(1)
-    full, half = distance.sum(-1) * cell, every.sum(-1) * cell * 2**dim
+    every = distance.unflatten(1, shape)[(slice(None), *[slice(0, None, 2)] * len(shape))].flatten(1)
+    full, half = distance.sum(-1) * cell, every.sum(-1) * cell * 2 ** len(shape)
     return torch.stack([reverse, forward, full, missing, (full - half).abs() + missing])
 
 

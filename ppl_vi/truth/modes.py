@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ppl_vi.newton import minimize
 from ppl_vi.truth.cells import Cells, Joint, Seen, log_prior
-from ppl_vi.truth.tree import SMOOTH, Branch
+from ppl_vi.truth.tree import Branch
 
 NUM_STARTS = 3  # of each problem
+PEAKED = 12.0  # nats that the mean density of a cell may lie below that at a mode in it; 5 for a normal one, 14 sd wide
 MATTERS = math.log(1e-8)  # nats from the evidence, above which a mode has to have been seen
 
 
@@ -50,7 +51,7 @@ class Ascents:
         density = branch.leaf_mass - branch.leaves.log_volume
         reach = branch.leaves.half * (1 + 1e-9)
         for z, log_joint, log_mass in zip(self.z.unbind(1), self.log_joint.T, self.log_mass.T, strict=True):
-            near = density > log_joint[:, None] - SMOOTH
+            near = density > log_joint[:, None] - PEAKED
             for of, center in zip(z.T, branch.leaves.center.T, strict=True):
                 near &= (of[:, None] - center).abs() <= reach
             missed |= (log_mass - branch.log_mass > MATTERS) & ~near.any(1)

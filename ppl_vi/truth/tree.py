@@ -10,7 +10,7 @@ from torch import Tensor
 from ppl_vi.truth.cells import Cells, Joint, Seen, joined, look
 
 NEGLIGIBLE = 28.0  # nats below the evidence: 7e-13 of it
-SMOOTH = 12.0  # nats: a cell within which the density varies more is not accepted, whatever its rules agree on
+SMOOTH = 25.0  # nats: a cell within which the density varies more is not accepted, whatever its rules agree on
 DECODING = 256.0  # what decoding a point costs, in evaluations of one problem there
 OVERHEAD = 1500.0  # what a generation costs however small it is, in evaluations of one problem in one cell
 WORTHWHILE = 0.9  # of its costs that a branch must expect to keep at most before it is divided
@@ -108,7 +108,7 @@ def grow(joint: Joint, problems: Tensor, cells: Cells, seen: Seen, rule: Rule) -
 
     A cell is dropped, its integral kept, where the most it may hold lies 28 nats below the evidence so far. The halves
     of a cell are accepted where together they agree with it to `rule.tolerance` of the evidence and the density varies
-    by less than 12 nats within each. The differences, and the bounds of what was dropped, make up the error. Problems
+    by less than 25 nats within each. The differences, and the bounds of what was dropped, make up the error. Problems
     in one branch share their cells, which are decoded once; a branch is divided where its problems part.
 
     Args:

@@ -1,0 +1,289 @@
+"""The split of an amortized guide's gap: closed forms of a linear decoder, other rules, and hills a start can miss."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import scipy.integrate
+import torch
+from torch import Tensor
+from torch.distributions import MultivariateNormal
+
+from models.vae import VAE, target
+from ppl_vi.guides.amortized import AMORTIZED, Head
+from ppl_vi.guides.amortized.diagonal import Diagonal
+from ppl_vi.guides.amortized.full import Full
+from ppl_vi.metrics.amortization import amortized_gaps, best_members, divergences, elbo, embed, iwae
+from ppl_vi.metrics.best_members import _look, ascend
+from ppl_vi.metrics.expectation import Mixture
+from ppl_vi.metrics.gaussian import gaussian_kl
+from ppl_vi.target import Decoded, Target
+from ppl_vi.truth.result import Truth
+
+NUM_PIXELS, SIGMA, NUM_DATA = 6, 0.7, 7
+
+
+def truth_of(of: Target, log_evidence: Tensor, error: float = 0.0) -> Truth:
+    return Truth(of, "by hand", log_evidence.numpy(), np.full(len(log_evidence), error), ())
+
+
+class Linear:
+    """x = W z + b + sigma e: posterior Normal(m, P^-1), P = I + W'W / sigma^2, evidence Normal(b, W W' + sigma^2 I)."""
+
+    def __init__(self, num_latents: int = 2, seed: int = 0) -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            head = Full(num_latents)
+            vae = VAE(NUM_PIXELS, head, hidden=(), likelihood="gaussian", sigma=SIGMA).double()
+            x = 1.5 * torch.randn(NUM_DATA, NUM_PIXELS, dtype=torch.float64)
+        self.target = target(vae, x)
+        weight, bias = vae.decoder[0].weight.detach(), vae.decoder[0].bias.detach()
+        eye = torch.eye(num_latents, dtype=torch.float64)
+        self.precision = eye + weight.T @ weight / SIGMA**2
+        self.cov = torch.linalg.inv(self.precision)
+        self.loc = (x - bias) @ weight @ self.cov / SIGMA**2
+        spread = weight @ weight.T + SIGMA**2 * torch.eye(NUM_PIXELS, dtype=torch.float64)
+        self.log_evidence = MultivariateNormal(bias, spread).log_prob(x)
+        self.truth = truth_of(self.target, self.log_evidence)
+
+    def perturbed(self, head: Head) -> Tensor:
+        """Local parameters of an encoder that is off, differently at each data point."""
+        exact = head.initial(self.loc, self.precision.expand(NUM_DATA, -1, -1))
+        generator = torch.Generator().manual_seed(3)
+        return exact + 0.4 * torch.randn(exact.shape, dtype=torch.float64, generator=generator)
+
+
+def covariance(head: Head, local: Tensor) -> tuple[Tensor, Tensor]:
+    _, locs, trils = head.components(local)
+    return locs[:, 0], (trils @ trils.mT)[:, 0]
+
+
+@pytest.mark.parametrize("num_latents", [1, 2, 3])
+def test_the_exact_posterior_has_the_log_evidence_for_elbo(num_latents: int) -> None:
+    linear, head = Linear(num_latents), Full(num_latents)
+    local = head.initial(linear.loc, linear.precision.expand(NUM_DATA, -1, -1))
+    found = elbo(linear.target, head, local)
+    torch.testing.assert_close(found.value, linear.log_evidence, rtol=0, atol=1e-10)
+    assert float(found.error.max()) < 1e-10
+
+
+@pytest.mark.parametrize("num_latents", [1, 2, 3])
+@pytest.mark.parametrize("family", ["diagonal", "full"])
+def test_gaps_of_a_linear_decoder_are_their_closed_forms(family: str, num_latents: int) -> None:
+    linear, head = Linear(num_latents), AMORTIZED[family](num_latents)
+    local = linear.perturbed(head)
+    card = amortized_gaps(linear.target, linear.truth, head, local, num_repeats=5)
+    total = gaussian_kl(*covariance(head, local), linear.loc, linear.cov).numpy()
+    # reverse KL's best diagonal has the posterior's mean and precision's diagonal
+    log_diagonal = torch.diagonal(linear.precision).log().sum()
+    diagonal_gap = float(log_diagonal - torch.logdet(linear.precision)) / 2
+    approximation = 0.0 if family == "full" else diagonal_gap
+    assert diagonal_gap > 1e-3 or num_latents == 1
+    assert card.converged.all()
+    assert card.certified.all()
+    np.testing.assert_allclose(card.total, total, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(card.approximation, approximation, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(card.amortization, total - approximation, rtol=0, atol=2e-9)
+    np.testing.assert_allclose(card.reverse_kl, total, rtol=0, atol=1e-6)
+    forward = gaussian_kl(linear.loc, linear.cov, *covariance(head, local)).numpy()
+    np.testing.assert_allclose(card.forward_kl, forward, rtol=0, atol=1e-6)
+    zero, eye = torch.zeros(num_latents).double(), torch.eye(num_latents).double()
+    prior_kl = gaussian_kl(*covariance(head, local), zero, eye).numpy()
+    np.testing.assert_allclose(card.prior_kl, prior_kl, rtol=1e-12, atol=1e-12)
+    if family == "diagonal":
+        np.testing.assert_allclose(card.prior_kl_by_latent.sum(-1), prior_kl, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(card.activity, local[:, :num_latents].var(0, correction=0).numpy(), rtol=1e-12)
+    assert card.num_active == num_latents
+    # KL bounds the total variation (Pinsker)
+    assert (card.total_variation <= np.sqrt(total / 2) + card.total_variation_error).all()
+
+
+def random_vae(head: Head, seed: int, likelihood: str) -> tuple[VAE, Tensor]:
+    """A tanh decoder with large weights, so that posteriors are bent, and data from its own model."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        vae = VAE(12, head, hidden=(16,), likelihood=likelihood, sigma=0.3).double()
+        for layer in (vae.decoder[0], vae.decoder[2]):
+            torch.nn.init.normal_(layer.weight, std=1.5)
+        with torch.no_grad():
+            x = vae.observation(torch.randn(8, head.num_latents, dtype=torch.float64)).sample()
+    return vae, x
+
+
+def lattice_log_evidence(of: Target, half_width: float = 8.0, num: int = 801) -> Tensor:
+    axis = torch.linspace(-half_width, half_width, num, dtype=torch.float64)
+    z = torch.cartesian_prod(axis, axis)
+    assert of.decoded is not None
+    log_joint = of.decoded.log_likelihood(z, *of.args) - z.square().sum(-1) / 2 - np.log(2 * np.pi)
+    return log_joint.logsumexp(-1) + 2 * (axis[1] - axis[0]).log()
+
+
+@pytest.mark.parametrize(("seed", "likelihood"), [(0, "bernoulli"), (1, "gaussian"), (2, "bernoulli")])
+def test_full_is_never_worse_than_diagonal_and_the_other_rule_agrees(seed: int, likelihood: str) -> None:
+    vae, x = random_vae(Diagonal(2), seed, likelihood)
+    of = target(vae, x)
+    truth = truth_of(of, lattice_log_evidence(of), 1e-8)
+    with torch.no_grad():
+        local = vae.encoder(x)
+    diagonal = amortized_gaps(of, truth, Diagonal(2), local, num_repeats=40)
+    starts = embed(Full(2), Diagonal(2), torch.from_numpy(diagonal.best))
+    full = amortized_gaps(of, truth, Full(2), embed(Full(2), Diagonal(2), local), starts=starts[:, None])
+    for card in (diagonal, full):
+        assert card.converged.all()
+        # both ELBOs and the lattice's truth are good to 1e-7
+        np.testing.assert_allclose(card.reverse_kl, card.total, rtol=0, atol=1e-6)
+        assert card.approximation.min() > -1e-6
+        assert card.amortization.min() > -1e-6
+    np.testing.assert_allclose(full.total, diagonal.total, rtol=0, atol=1e-7)
+    assert (full.best_elbo >= diagonal.best_elbo - 1e-7).all()
+    assert full.approximation.mean() < diagonal.approximation.mean()
+    # five standard errors, and the skew of a log mean
+    assert (diagonal.iwae_bias >= -5 * diagonal.iwae_std_error - 1e-6).all()
+    assert (diagonal.iwae_bias <= diagonal.total + 5 * diagonal.iwae_std_error).all()
+
+
+def two_hills(x: Tensor) -> Target:
+    """x = z^2 + z / 5 + e / 4: two modes a data point, the right one the higher, since it is nearer to the prior's."""
+
+    def mean(z: Tensor) -> Tensor:
+        return z.square() + 0.2 * z
+
+    def model(x: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(torch.zeros(1).double(), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(mean(z), 0.25).to_event(1), obs=x)
+
+    def log_likelihood(z: Tensor, x: Tensor) -> Tensor:
+        return dist.Normal(mean(z[:, 0]), 0.25).log_prob(x)
+
+    def ceiling(x: Tensor) -> Tensor:
+        return torch.full_like(x[:, 0], -np.log(0.25) - np.log(2 * np.pi) / 2)
+
+    return Target(model, (x,), decoded=Decoded(log_likelihood, ceiling))
+
+
+def test_one_start_stays_on_its_hill_and_many_find_the_higher() -> None:
+    of = two_hills(torch.tensor([[2.0], [3.0]]).double())
+    local = torch.tensor([[-1.5, -2.0], [-1.8, -2.0]]).double()  # the encoder sits left
+    head = Diagonal(1)
+    alone, _ = ascend(of, head, local, torch.arange(2), 3, 1e-10)
+    assert (alone[:, 0] < 0).all()
+    best = best_members(of, head, local)
+    assert best.converged.all()
+    assert (best.local[:, 0] > 0).all()
+    gain = best.elbo - elbo(of, head, alone).value
+    assert (gain > 0.1).all()
+    for row in range(2):
+
+        def joint(z: float, row: int = row) -> float:
+            x = float(of.args[0][row])
+            return float(np.exp(-(((x - z * z - 0.2 * z) / 0.25) ** 2) / 2 - z * z / 2) / (0.25 * 2 * np.pi))
+
+        evidence = scipy.integrate.quad(joint, -6, 6, points=[-2, -1.5, 1.3, 1.6], epsabs=1e-13, limit=200)[0]
+        assert np.log(evidence) >= float(best.elbo[row])
+
+
+class Pair(Head):
+    """Two Gaussians and their odds: a mixture to see more than one component through the machinery."""
+
+    def __init__(self, num_latents: int) -> None:
+        super().__init__(num_latents, 4 * num_latents + 1)
+
+    def components(self, local: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        num = self.num_latents
+        odds, loc, log_scale = local.split([1, 2 * num, 2 * num], -1)
+        log_weights = torch.cat([odds, torch.zeros_like(odds)], -1).log_softmax(-1)
+        scales = log_scale.exp().unflatten(-1, (2, num))
+        return log_weights, loc.unflatten(-1, (2, num)), torch.diag_embed(scales)
+
+    def initial(self, loc: Tensor, precision: Tensor) -> Tensor:
+        log_scale = -torch.diagonal(precision, dim1=-2, dim2=-1).log() / 2
+        # apart, since two equal components are a saddle
+        return torch.cat([loc[..., :1] * 0, loc - 0.3, loc + 0.3, log_scale, log_scale], -1)
+
+
+def test_a_mixture_has_the_same_gap_by_both_rules_and_beats_one_gaussian() -> None:
+    of = two_hills(torch.tensor([[2.0], [3.0]]).double())
+    axis = torch.linspace(-6, 6, 20001, dtype=torch.float64)[:, None]
+    assert of.decoded is not None
+    log_joint = of.decoded.log_likelihood(axis, *of.args) - axis[:, 0].square() / 2 - np.log(2 * np.pi) / 2
+    truth = truth_of(of, log_joint.logsumexp(-1) + (axis[1] - axis[0]).log())
+    local = torch.tensor([[0.3, -1.5, 1.4, -2.0, -2.0], [-0.4, -1.8, 1.6, -1.5, -2.0]]).double()
+    card = amortized_gaps(of, truth, Pair(1), local)
+    np.testing.assert_allclose(card.reverse_kl, card.total, rtol=0, atol=1e-6)
+    assert card.converged.all()
+    one = best_members(of, Diagonal(1), local[:, [1, 3]])
+    assert (card.best_elbo > one.elbo.numpy() + 0.3).all()
+    assert (card.approximation > -1e-7).all()
+
+
+@pytest.mark.parametrize("make", [Diagonal, Full, Pair])
+def test_derivatives_are_those_of_the_elbo(make: Callable[[int], Head]) -> None:
+    vae, x = random_vae(Diagonal(2), 4, "bernoulli")
+    of, head = target(vae, x[:2]), make(2)
+    generator = torch.Generator().manual_seed(1)
+    local = 0.5 * torch.randn(2, head.num_outputs, dtype=torch.float64, generator=generator)
+    index = torch.arange(2)
+    seen = _look(of, head, local, index, 3)
+    gradient = (seen.metric @ seen.gradient[..., None])[..., 0]
+    curvature = seen.metric @ seen.hessian @ seen.metric.mT
+    step = 1e-5
+
+    def slope(at: Tensor) -> Tensor:
+        found = _look(of, head, at, index, 3)
+        return (found.metric @ found.gradient[..., None])[..., 0]
+
+    for place in range(head.num_outputs):
+        move = torch.zeros_like(local).index_fill(-1, torch.tensor([place]), step)
+        up, down = (_look(of, head, local + sign * move, index, 3).value for sign in (1, -1))
+        # central differences: h^2 times the third derivative, and rounding of 1e-15 x 10 / h
+        torch.testing.assert_close(gradient[:, place], -(up - down) / (2 * step), rtol=1e-6, atol=1e-6)
+        second = (slope(local + move) - slope(local - move)) / (2 * step)
+        torch.testing.assert_close(curvature[:, :, place], second, rtol=1e-5, atol=1e-5)
+
+
+def test_iwae_grows_from_the_elbo_to_the_evidence_and_repeats_its_draws() -> None:
+    linear, head = Linear(), Diagonal(2)
+    local = linear.perturbed(head)
+    exact = elbo(linear.target, head, local).value
+    one, error = iwae(linear.target, head, local, 1, 4000, seed=1)
+    assert ((one - exact).abs() < 5 * error).all()
+    many, error_many = iwae(linear.target, head, local, 200, 20, seed=1)
+    assert (many > one - 5 * (error + error_many)).all()
+    assert float((linear.log_evidence - many).mean()) < float((linear.log_evidence - exact).mean()) / 4
+    torch.testing.assert_close(iwae(linear.target, head, local, 200, 20, seed=1)[0], many, rtol=0, atol=0)
+
+
+def test_a_wrong_evidence_shows_in_the_mass() -> None:
+    linear, head = Linear(), Diagonal(2)
+    found = divergences(linear.target, linear.log_evidence + 0.01, head, linear.perturbed(head))
+    # p / exp(0.01) has the mass 0.99005
+    assert ((found.error > 0.009) & (found.error < 0.011)).all()
+
+
+def test_a_sharp_posterior_gets_a_lattice_of_its_own() -> None:
+    vae, x = random_vae(Diagonal(2), 1, "gaussian")
+    vae._sigma = 0.01
+    of = target(vae, x[:3])
+    local = best_members(of, Full(2), torch.zeros(3, 5).double()).local
+    away = local + torch.tensor([0.0, 0.0, 0.3, -0.2, 0.0]).double()
+    # the posterior is nearly Gaussian, so its mass is found on a lattice around the best member
+    _, (loc, *_), _ = (part[:, 0] for part in Mixture(*Full(2).components(local)))
+    assert loc.shape == (2,)
+    found = divergences(of, torch.zeros(3).double(), Full(2), away)
+    assert found.error.shape == (3,)
+
+
+def test_what_cannot_be_measured_is_refused() -> None:
+    linear, head = Linear(), Diagonal(2)
+    local = linear.perturbed(head)
+    with pytest.raises(ValueError, match="has no decoder"):
+        elbo(replace(linear.target, decoded=None), head, local)
+    with pytest.raises(ValueError, match="quadrature reaches 3 latents, target 'vae' has 4"):
+        elbo(Linear(4).target, Diagonal(4), torch.zeros(NUM_DATA, 8).double())
+    with pytest.raises(ValueError, match="the target has 7 problems, got 3 rows"):
+        amortized_gaps(linear.target, linear.truth, head, local[:3])
+    with pytest.raises(ValueError, match="only one Gaussian can be embedded"):
+        embed(Full(2), Pair(2), torch.zeros(3, 9).double())

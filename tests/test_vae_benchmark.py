@@ -1,0 +1,112 @@
+"""`python -m benchmarks.vae` as a user tries it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import amortized_toy, vae
+
+SMALL = ["--num-epochs", "3", "--num-points", "6", "--hidden", "8"]
+
+
+def strict(text: str) -> Any:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small run."""
+    out: Path = tmp_path_factory.mktemp("vae")
+    assert vae.main([*SMALL, "--guides", "diagonal", "full", "--per-point", "--out", str(out)]) == 0
+    return out
+
+
+def test_gaps_add_up_at_every_point_and_none_is_negative(ran: Path) -> None:
+    points = strict((ran / "points.json").read_text())
+    assert len(points) == 2 * 2 * 6
+    for point in points:
+        assert point["certified"]
+        assert point["converged"]
+        assert math.isclose(point["total"], point["approximation"] + point["amortization"], abs_tol=1e-12)
+        assert math.isclose(point["total"], point["log_evidence"] - point["elbo"], abs_tol=1e-9)
+        assert math.isclose(point["total"], point["reverse_kl"], abs_tol=1e-6)  # another rule
+        assert min(point["approximation"], point["amortization"]) >= -1e-6
+
+
+def test_records_hold_the_table(ran: Path) -> None:
+    records = strict((ran / "records.json").read_text())
+    assert [(r["guide"], r["split"]) for r in records] == [
+        ("diagonal", "train"), ("diagonal", "test"), ("full", "train"), ("full", "test"),
+    ]  # fmt: skip
+    for record in records:
+        assert record["num_certified"] == record["num_points"] == 6
+        assert 0 < record["log_evidence_error"] <= 1e-6
+        assert record["total"]["low"] <= record["total"]["mean"] <= record["total"]["high"]
+    table = (ran / "table.txt").read_text()
+    assert "amortization" in table
+    assert "active units" in table
+
+
+def test_figures_are_drawn(ran: Path) -> None:
+    drawn = {path.stem for path in ran.glob("*.png")}
+    assert {"training", "gap_histograms", "gap_against_evidence", "latent_space_full", "manifold_diagonal",
+            "reconstructions_full", "worst_points_diagonal"} <= drawn  # fmt: skip
+
+
+def test_json_alone_goes_to_standard_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [*SMALL, "--guides", "flow", "--likelihood", "gaussian", "--no-plots", "--json", "-"]
+    code = vae.main([*arguments, "--out", str(tmp_path)])
+    shown = capsys.readouterr()
+    if code == 2:  # a family without a best member has no gaps to show
+        assert "flow" in shown.err
+        assert shown.out == ""
+    else:
+        assert len(strict(shown.out)) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--guides", "fulll"], "unknown guide 'fulll'"),
+        (["--sigma", "0"], "must be above 0"),
+        (["--latent-dim", "4"], "at most 3 latents"),
+        (["--num-epochs", "0"], "at least 1"),
+        (["--data", "digitz"], "unknown images"),
+        (["--data", "missing.npy"], "missing.npy"),
+        (["--alpha", "nan"], "finite"),
+    ],
+)
+def test_bad_input_gets_one_line(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = vae.main([*arguments, "--out", str(tmp_path)])
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else -1
+    shown = capsys.readouterr()
+    assert (code, shown.out) == (2, "")
+    assert message in shown.err
+    assert shown.err.count("\n") == 1
+
+
+def test_the_amortized_toys_gaps_add_up(tmp_path: Path) -> None:
+    arguments = ["--quick", "--num-epochs", "3", "--guides", "lognormal", "--out", str(tmp_path)]
+    assert amortized_toy.main(arguments) == 0
+    records = strict((tmp_path / "records.json").read_text())
+    x = np.array([record["x"] for record in records])
+    assert (x[0], x[-1]) == (-3, 6)
+    for record in records:
+        assert record["amortization"] > -1e-9
+        assert math.isclose(record["total"], record["family_gap"] + record["amortization"], abs_tol=1e-12)
+    middle = next(record for record in records if record["x"] == 0)
+    assert math.isclose(middle["family_gap"], 0.1315985, abs_tol=1e-6)  # as the toy benchmark finds it
+    assert (tmp_path / "gaps_over_x.png").stat().st_size > 0
