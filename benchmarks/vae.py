@@ -62,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
     )
     for name in FULL:
         text = f"{FULL[name]}, with --quick {QUICK[name]}"
-        what = "epochs at most" if name == "num_epochs" else "data points of each split that are scored"
+        what = "epochs at most" if name == "num_epochs" else "test points scored, and half as many of the training data"
         found.add_argument(f"--{name.replace('_', '-')}", type=cli.whole(1), metavar="N", help=f"{what} ({text})")
     found.add_argument("--batch-size", type=cli.whole(1), default=64, metavar="N", help="data points a step (64)")
     found.add_argument("--lr", type=cli.positive, default=1e-2, metavar="F", help="Adam's step size (0.01)")
@@ -105,18 +105,16 @@ def program(arguments: argparse.Namespace) -> int:
     images, train_x, test_x = _data(arguments)
     trained = {guide: _train(arguments, guide, images, train_x, test_x) for guide in dict.fromkeys(arguments.guides)}
     num = arguments.num_points or (QUICK if arguments.quick else FULL)["num_points"]
+    splits = (
+        ("train", train_x, images.train_labels, (num + 1) // 2),
+        ("test", test_x, images.test_labels, num),
+    )
     jobs = [
         Job(
-            guide,
-            split,
-            run,
-            x[:num],
-            labels[:num].numpy() if labels is not None else None,
-            images.shape,
-            arguments.seed,
+            guide, split, run, x[:size], None if labels is None else labels[:size].numpy(), images.shape, arguments.seed
         )
         for guide, run in trained.items()
-        for split, x, labels in (("train", train_x, images.train_labels), ("test", test_x, images.test_labels))
+        for split, x, labels, size in splits
     ]
     portraits = _scored(jobs, arguments)
     records = [record(portrait, arguments) for portrait in portraits]

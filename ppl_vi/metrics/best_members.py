@@ -211,7 +211,9 @@ def _look(target: Target, head: Head, theta: Tensor, index: Tensor, level: int, 
     second = vmap(jacrev(grad(negative_elbo)))(theta, base, moments)
     metric = vmap(jacrev(grad(divergence)))(theta, base)
     usable = value.isfinite() & second.isfinite().all(-1).all(-1) & metric.isfinite().all(-1).all(-1)
-    root, info = torch.linalg.cholesky_ex(torch.where(usable[:, None, None], metric, torch.eye(theta.shape[-1]).to(metric)))
+    root, info = torch.linalg.cholesky_ex(
+        torch.where(usable[:, None, None], metric, torch.eye(theta.shape[-1]).to(metric))
+    )
     usable = usable & (info == 0)
     gradient = torch.linalg.solve_triangular(root, gradient[..., None], upper=False).squeeze(-1)
     half = torch.linalg.solve_triangular(root, (second + second.mT) / 2, upper=False)

@@ -82,7 +82,9 @@ def _on_boxes(
     results, boxes = [], []
     for rows in torch.arange(len(index), device=index.device).split(max(1, DECODED // num**dim)):
         part, problems = box[:, rows], index[rows]
-        axes = part[0, ..., None] + (part[1] - part[0])[..., None] * torch.linspace(0, 1, num, dtype=part.dtype, device=part.device)
+        axes = part[0, ..., None] + (part[1] - part[0])[..., None] * torch.linspace(
+            0, 1, num, dtype=part.dtype, device=part.device
+        )
         z = _lattice(axes[:1] if shared else axes)
         if shared:
             log_likelihood = decoded_of(target).log_likelihood(z[0], *(arg[problems] for arg in target.args))
