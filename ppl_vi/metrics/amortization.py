@@ -44,7 +44,8 @@ class AmortizedScorecard:
         reverse_kl: KL(q || p) by another rule than the ELBO's; equal to `total`.
         forward_kl: KL(p || q).
         total_variation: half the integral of |p - q|, between 0 and 1.
-        divergence_error: of the two divergences, for values below 1; above, times the value.
+        reverse_kl_error: of `reverse_kl`.
+        forward_kl_error: of `forward_kl`.
         total_variation_error: of the total variation.
         num_particles: K of the importance-weighted bound.
         iwae: E[log mean of K weights], by Monte Carlo.
@@ -66,7 +67,8 @@ class AmortizedScorecard:
     reverse_kl: np.ndarray
     forward_kl: np.ndarray
     total_variation: np.ndarray
-    divergence_error: np.ndarray
+    reverse_kl_error: np.ndarray
+    forward_kl_error: np.ndarray
     total_variation_error: np.ndarray
     num_particles: int
     iwae: np.ndarray
@@ -170,7 +172,8 @@ def amortized_gaps(
         reverse_kl=_numpy(apart.reverse_kl),
         forward_kl=_numpy(apart.forward_kl),
         total_variation=_numpy(apart.total_variation),
-        divergence_error=_numpy(apart.error),
+        reverse_kl_error=_numpy(apart.error(apart.reverse_kl)),
+        forward_kl_error=_numpy(apart.error(apart.forward_kl)),
         total_variation_error=_numpy(apart.total_variation_error),
         num_particles=num_particles,
         iwae=_numpy(bound),

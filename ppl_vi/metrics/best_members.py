@@ -18,8 +18,8 @@ from ppl_vi.target import Target
 
 ROUGH = 1e-6  # nats, of the first search
 RIVAL = 0.2  # nats: an optimum that much lower by the coarse rule may still win by a finer one
-SETTLED = 1e-8  # nats that a finer rule would still climb
-TOLERANCE = 1e-11  # nats, of Newton's method
+SETTLED = 3e-8  # nats that a finer rule would still climb
+TOLERANCE = 1e-10  # nats, of Newton's method
 ACCEPTED = 1e-6  # nats: a larger error of quadrature is reported as no convergence
 MAX_STEPS = 100
 
@@ -68,7 +68,7 @@ def best_members(target: Target, head: Head, local: Tensor, *, starts: Tensor | 
     index = torch.cat([everyone.repeat_interleave(given.shape[1]), index])
     theta, index = _rough(target, head, theta, index)
     theta, arrived = _polish(target, head, theta, index)
-    final = elbo(target, head, theta, index=index, first=2)
+    final = elbo(target, head, theta, index=index, first=1)
     chosen = _best(final.value, index, len(local))
     sure = arrived[chosen] & (final.error[chosen] <= ACCEPTED)
     return BestMembers(theta[chosen], final.value[chosen], final.error[chosen], sure)
@@ -106,6 +106,7 @@ def _polish(target: Target, head: Head, theta: Tensor, index: Tensor) -> tuple[T
     """Climbs by finer and finer rules until the next would not climb farther; and whether that came, `(N,)`."""
     pending = torch.arange(len(index), device=index.device)
     settled = torch.zeros_like(index, dtype=torch.bool)
+    theta, _ = ascend(target, head, theta, index, 1, ROUGH)
     for level in range(2, num_levels(target.dim) - 1):
         found, climb = ascend(target, head, theta[pending], index[pending], level, TOLERANCE)
         theta = theta.index_copy(0, pending, found)

@@ -26,6 +26,7 @@ SPACINGS = {
 }
 REACH = 7.5  # of their nodes, standard deviations
 NEGLIGIBLE = 1e-14  # of a rule's largest weight
+DECODED_NUMBERS = 1 << 24  # of decoded points held at once: 128 MB
 BLOCK = 8192  # points decoded at once: their activations stay in the cache
 LOG_2PI = math.log(2 * math.pi)
 
@@ -84,7 +85,7 @@ class Elbo:
 
     Attributes:
         value: `(N,)`, nats.
-        error: what the last two rules differ by, `(N,)`, nats.
+        error: what the last two rules differ by, or the square of the difference before, `(N,)`, nats.
     """
 
     value: Tensor
@@ -104,6 +105,8 @@ def rule(level: int, dim: int) -> tuple[Tensor, Tensor]:
 
     Source: Trefethen and Weideman (2014), The exponentially convergent trapezoidal rule.
     """
+    x: np.ndarray
+    w: np.ndarray
     if level < len(HERMITE):
         x, w = np.polynomial.hermite_e.hermegauss(HERMITE[level])
     else:
@@ -142,8 +145,17 @@ def log_likelihood_at(target: Target, z: Tensor, index: Tensor) -> Tensor:
         `(N, S)`.
     """
     log_likelihood = decoded_of(target).log_likelihood
-    rows = tuple(arg[index] for arg in target.args)
-    return vmap(lambda point, *row: log_likelihood(point, *(arg[None] for arg in row))[0])(z, *rows)
+    each = vmap(lambda point, *row: log_likelihood(point, *(arg[None] for arg in row))[0])
+    out, points = [], points_at_once(target)
+    for few in torch.arange(len(z), device=z.device).split(max(1, points // z.shape[1])):
+        rows = tuple(arg[index[few]] for arg in target.args)
+        out.append(torch.cat([each(part, *rows) for part in z[few].split(points, 1)], 1))
+    return torch.cat(out)
+
+
+def points_at_once(target: Target) -> int:
+    """How many points may be decoded together: each takes as many numbers as its problem has data, several times."""
+    return max(1, DECODED_NUMBERS // sum(arg[0].numel() for arg in target.args))
 
 
 def blocks(num_rows: int, num_points: int) -> Iterator[slice]:
@@ -183,7 +195,7 @@ def elbo(
 ) -> Elbo:
     """E_q[log p(x | z)] - KL(q || Normal(0, I)) by deterministic quadrature, for any mixture of Gaussians.
 
-    Tensor rules around each component grow until two in a row agree. The KL is in closed form for one
+    Tensor rules around each component grow until three in a row agree. The KL is in closed form for one
     Gaussian; for a mixture, log q is that of the whole mixture at every node.
 
     Args:
@@ -200,12 +212,15 @@ def elbo(
     decoded_of(target)
     index = torch.arange(len(local), device=local.device) if index is None else index
     value = elbo_by(target, head, local, index, first)
-    error = torch.full_like(value, torch.inf)
+    error, change = torch.full_like(value, torch.inf), torch.full_like(value, torch.inf)
     for level in range(first + 1, num_levels(target.dim)):
         pending = (error > tolerance * value.abs().clamp(min=1)).nonzero()[:, 0]
         if not len(pending):
             break
         new = elbo_by(target, head, local[pending], index[pending], level)
-        error = error.index_copy(0, pending, (new - value[pending]).abs())
+        # two rules may agree by chance; they converge no faster than that a change is the square of the one before
+        new_change = (new - value[pending]).abs()
+        error = error.index_copy(0, pending, torch.maximum(new_change, change[pending].square()))
+        change = change.index_copy(0, pending, new_change)
         value = value.index_copy(0, pending, new)
     return Elbo(value, error)

@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 
 from ppl_vi.guides.amortized import Head
-from ppl_vi.metrics.expectation import LOG_2PI, Mixture, decoded_of, log_likelihood_at
+from ppl_vi.metrics.expectation import LOG_2PI, Mixture, decoded_of, log_likelihood_at, points_at_once
 from ppl_vi.target import Target
 
-NODES = {1: 2048, 2: 256, 3: 64}  # an axis of the lattice for all
-OWN_NODES = {1: 1024, 2: 192, 3: 64}  # an axis of a problem's own
-ROUNDS = 5  # of closing in on what is too narrow for the lattice
-MASS = 1e-8  # that may be missing before a problem gets a lattice of its own
+NODES = {1: 2048, 2: 256, 3: 64}  # an axis
+ROUNDS = (1, 1, 2)  # times so many: one lattice for all, then each problem's own on the box that its densities need
+MASS = 2e-8  # that may be missing before a problem gets a lattice of its own
 DEPTH = 40.0  # nats below the peak at which a density may be cut off
 REACH = 7.5  # standard deviations of guide and prior inside the first lattice
 DECODED = 1 << 22  # log likelihoods at once: the decoder runs anew for each block of problems
@@ -29,15 +28,24 @@ class Divergences:
         reverse_kl: KL(q || p), nats.
         forward_kl: KL(p || q), nats.
         total_variation: half the integral of |p - q|.
-        error: what the masses of p and q on the lattice lack of 1; times max(1, value) that of the divergences.
+        missing: what the masses of p and q on the lattice lack of 1.
         total_variation_error: difference from every second node, since the kinks of |p - q| converge slowly.
     """
 
     reverse_kl: Tensor
     forward_kl: Tensor
     total_variation: Tensor
-    error: Tensor
+    missing: Tensor
     total_variation_error: Tensor
+
+    def error(self, divergence: Tensor) -> Tensor:
+        """Of one of the two divergences, `(B,)`, nats.
+
+        What a lattice of spacing h misses of a Gaussian's mass is d = 2 exp(-2 pi^2 s^2 / h^2); of its second moment,
+        4 pi^2 s^2 / h^2 = 2 log(2 / d) times that; a log ratio has such moments and grows with the divergence.
+        """
+        log = torch.log(2 / self.missing.clamp(min=torch.finfo(self.missing.dtype).tiny)).clamp(min=0)
+        return self.missing * (2 * log + divergence.abs().clamp(min=1))
 
 
 @torch.no_grad()
@@ -57,37 +65,39 @@ def divergences(target: Target, log_evidence: Tensor, head: Head, local: Tensor)
     mixture = Mixture(*head.components(local))
     reach = REACH * mixture.trils.square().sum(-1).sqrt()
     low, high = (mixture.locs - reach).amin(1), (mixture.locs + reach).amax(1)
-    shared = torch.stack([low.amin(0).clamp(max=-REACH), high.amax(0).clamp(min=REACH)])
-    box = shared[:, None].expand(-1, len(local), -1)
+    whole = torch.stack([low.amin(0).clamp(max=-REACH), high.amax(0).clamp(min=REACH)])
+    box = whole[:, None].expand(-1, len(local), -1)
     result = local.new_full((5, len(local)), torch.inf)
     pending = torch.arange(len(local), device=local.device)
-    for number in range(ROUNDS):
-        found, tight = _on_boxes(target, log_evidence, mixture, box[:, pending], pending, shared=number == 0)
-        better = found[3] < result[3, pending]
-        # where the box stays as it was a closer look sees the same: the log evidence itself may be wrong
-        closer = ((tight[1] - tight[0]) < 0.8 * (box[1, pending] - box[0, pending])).any(-1)
+    for number, finer in enumerate(ROUNDS):
+        num, shared = finer * NODES[target.dim], number == 0
+        found, tight = _on_boxes(target, log_evidence, mixture, box[:, pending], pending, num, shared)
+        before = result[3, pending]
+        better = found[3] < before
         result[:, pending[better]] = found[:, better]
         box = box.index_copy(1, pending, tight)
-        pending = pending[(result[3, pending] > MASS) & (closer | (number == 0))]
+        # a mass that a closer look leaves as it was is not the lattice's fault
+        pending = pending[(found[3] > MASS) & (found[3] < before / 2)]
         if not len(pending):
             break
     return Divergences(*result)
 
 
 def _on_boxes(
-    target: Target, log_evidence: Tensor, mixture: Mixture, box: Tensor, index: Tensor, shared: bool
+    target: Target, log_evidence: Tensor, mixture: Mixture, box: Tensor, index: Tensor, num: int, shared: bool
 ) -> tuple[Tensor, Tensor]:
     """The five rows of `Divergences` `(5, N)` and the boxes `(2, N, D)` that hold what has mass."""
-    dim, num = target.dim, (NODES if shared else OWN_NODES)[target.dim]
+    dim = target.dim
     results, boxes = [], []
     for rows in torch.arange(len(index), device=index.device).split(max(1, DECODED // num**dim)):
         part, problems = box[:, rows], index[rows]
-        axes = part[0, ..., None] + (part[1] - part[0])[..., None] * torch.linspace(
-            0, 1, num, dtype=part.dtype, device=part.device
-        )
+        steps = torch.linspace(0, 1, num, dtype=part.dtype, device=part.device)
+        axes = part[0, ..., None] + (part[1] - part[0])[..., None] * steps
         z = _lattice(axes[:1] if shared else axes)
         if shared:
-            log_likelihood = decoded_of(target).log_likelihood(z[0], *(arg[problems] for arg in target.args))
+            data = tuple(arg[problems] for arg in target.args)
+            nodes = z[0].split(points_at_once(target))
+            log_likelihood = torch.cat([decoded_of(target).log_likelihood(some, *data) for some in nodes], 1)
         else:
             log_likelihood = log_likelihood_at(target, z, problems)
         for few in torch.arange(len(rows), device=index.device).split(max(1, BLOCK // num**dim)):

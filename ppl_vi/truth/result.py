@@ -74,7 +74,7 @@ class Truth:
 
     def _line(self) -> Line:
         if self.line is None:
-            raise ValueError(f"cdf, quantiles and moments take one latent number; the target has {self.target.dim}")
+            raise ValueError("cdf, quantiles and moments are known where a target of one latent number has no decoder")
         return self.line
 
     def log_prob(self, latents: Latents) -> Tensor:
