@@ -70,7 +70,7 @@ def predicted_gain(
     return torch.where(finite, gain, torch.full_like(gain, torch.inf))
 
 
-def _step(gradient: Tensor, hessian: Tensor, radius: Tensor) -> Tensor:
+def descent_step(gradient: Tensor, hessian: Tensor, radius: Tensor) -> Tensor:
     """A descent step of at most `radius`: Newton's with |eigenvalues| (Dauphin et al. 2014, saddle-free Newton)."""
     eigenvalues, axes = torch.linalg.eigh(hessian)
     size = eigenvalues.abs()
@@ -125,7 +125,7 @@ def minimize(
         done = gain <= tolerance + 8 * eps * value.abs()
         if bool(done.all()):
             break
-        step = _step(gradient, hessian, radius)
+        step = descent_step(gradient, hessian, radius)
         promised = -(step * gradient).sum(-1) - (step * (hessian @ step[..., None]).squeeze(-1)).sum(-1) / 2
         trial = all_at(x + step)
         usable = trial[0].isfinite() & trial[1].isfinite().all(-1) & trial[2].isfinite().all(-1).all(-1)

@@ -12,8 +12,7 @@ from ppl_vi.guides.amortized import Head
 from ppl_vi.metrics.expectation import Mixture, blocks, elbo, elbo_by, log_likelihood_at, num_levels, rule
 from ppl_vi.metrics.gaussian import gaussian_kl_tril
 from ppl_vi.metrics.starts import candidates
-from ppl_vi.newton import _step as newton_step
-from ppl_vi.newton import predicted_gain
+from ppl_vi.newton import descent_step, predicted_gain
 from ppl_vi.target import Target
 
 ROUGH = 1e-6  # nats, of the first search
@@ -122,7 +121,15 @@ def _polish(target: Target, head: Head, theta: Tensor, index: Tensor) -> tuple[T
 
 @dataclass
 class Climb:
-    """Where each of `N` climbs is: value `(N,)`, slope and curvature in units of the Fisher metric, its root, ..."""
+    """Where each of `N` climbs is.
+
+    Attributes:
+        value: the ELBO, `(N,)`, nats.
+        gradient: of minus the ELBO, in units of the Fisher metric, `(N, P)`.
+        hessian: likewise, `(N, P, P)`.
+        metric: Cholesky factor of the Fisher information, `(N, P, P)`.
+        converged: whether a further step promises less than the tolerance, `(N,)`.
+    """
 
     value: Tensor
     gradient: Tensor
@@ -169,7 +176,7 @@ def ascend(
         if not len(active):
             break
         gradient, curvature = climb.gradient[active], climb.hessian[active]
-        step = newton_step(gradient, curvature, radius[active])
+        step = descent_step(gradient, curvature, radius[active])
         promised = -(step * gradient).sum(-1) - (step * (curvature @ step[..., None]).squeeze(-1)).sum(-1) / 2
         own = torch.linalg.solve_triangular(climb.metric[active].mT, step[..., None], upper=True).squeeze(-1)
         trial = _look(target, head, theta[active] + own, index[active], level)
