@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -153,16 +154,15 @@ def test_listing_the_guides_gives_reasons_too(capsys: pytest.CaptureFixture[str]
     assert "point mass" in lines["AutoDelta"]
 
 
-def interrupt(running: subprocess.Popen[str]) -> tuple[str, str]:
-    """Presses Ctrl-C, and again where nothing came of it: a library that was being imported may swallow the first."""
-    running.send_signal(signal.SIGINT)
-    try:
-        return running.communicate(timeout=15)
-    except subprocess.TimeoutExpired:
-        running.send_signal(signal.SIGINT)
-        return running.communicate(timeout=30)
+@pytest.fixture
+def listening_to_ctrl_c() -> Iterator[None]:
+    """Children of a job in the background ignore Ctrl-C, since their parents do; here they don't."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.usefixtures("listening_to_ctrl_c")
 def test_ctrl_c_leaves_what_was_finished(tmp_path: Path) -> None:
     guides = ["half_normal", "AutoGaussian", "spline_flow", "lognormal_mixture", "AutoIAFNormal"]
     command = [
@@ -181,7 +181,8 @@ def test_ctrl_c_leaves_what_was_finished(tmp_path: Path) -> None:
             deadline = time.monotonic() + 120
             while not (tmp_path / "records.csv").exists() and running.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.1)
-            shown, errors = interrupt(running)
+            running.send_signal(signal.SIGINT)
+            shown, errors = running.communicate(timeout=60)
         finally:
             running.kill()
     assert running.returncode == 130, errors
