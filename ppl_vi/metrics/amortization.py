@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from ppl_vi.guides.amortized import Head
-from ppl_vi.metrics.best_members import BestMembers, best_members, embed
-from ppl_vi.metrics.expectation import LOG_2PI, Elbo, Mixture, elbo, log_likelihood_at
-from ppl_vi.metrics.lattice import Divergences, divergences
+from ppl_vi.metrics.best_members import best_members
+from ppl_vi.metrics.expectation import LOG_2PI, Mixture, log_likelihood_at
+from ppl_vi.metrics.lattice import divergences
+from ppl_vi.metrics.tiles import Tiles, tiled_elbo
 from ppl_vi.target import Target
 from ppl_vi.truth import Truth
 
@@ -151,8 +152,9 @@ def amortized_gaps(
         rows = f"{len(local)} rows of local parameters and {len(truth.log_evidence)} log evidences"
         raise ValueError(f"the target has {target.num_problems} problems, got {rows}")
     local = local.detach().to(target.dtype)
-    reached = elbo(target, head, local)
-    best = best_members(target, head, local, starts=starts)
+    tiles = Tiles(target)
+    reached = tiled_elbo(tiles, head, local, torch.arange(len(local), device=local.device))
+    best = best_members(target, head, local, starts=starts, tiles=tiles)
     evidence = torch.as_tensor(truth.log_evidence, dtype=target.dtype, device=target.device)
     apart = divergences(target, evidence, head, local)
     bound, std_error = iwae(target, head, local, num_particles, num_repeats, seed)
@@ -240,18 +242,3 @@ def prior_kl_by_latent(mixture: Mixture) -> Tensor:
         for d in range(scales.shape[-1])
     ]
     return torch.stack([marginal.prior_kl(FINEST) for marginal in marginals], -1)
-
-
-__all__ = [
-    "AmortizedScorecard",
-    "BestMembers",
-    "Divergences",
-    "Elbo",
-    "amortized_gaps",
-    "best_members",
-    "divergences",
-    "elbo",
-    "embed",
-    "iwae",
-    "prior_kl_by_latent",
-]

@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.func import grad, jacrev, vmap
 
 from ppl_vi.guides.amortized import Head
-from ppl_vi.metrics.expectation import Mixture, blocks, elbo, elbo_by, log_likelihood_at, num_levels, rule
+from ppl_vi.metrics.expectation import Mixture, blocks, log_likelihood_at, num_levels, rule
 from ppl_vi.metrics.gaussian import gaussian_kl_tril
 from ppl_vi.metrics.starts import candidates
+from ppl_vi.metrics.tiles import Gaussians, Tiles, inverted, rough_elbo, stein, tiled_elbo
 from ppl_vi.newton import descent_step, predicted_gain
 from ppl_vi.target import Target
 
@@ -21,6 +22,7 @@ SETTLED = 3e-8  # nats that a finer rule would still climb
 TOLERANCE = 1e-10  # nats, of Newton's method
 ACCEPTED = 1e-6  # nats: a larger error of quadrature is reported as no convergence
 MAX_STEPS = 100
+COARSE = 2  # the first level that asks for a finer lattice than the coarsest
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,9 @@ class BestMembers:
     converged: Tensor
 
 
-def best_members(target: Target, head: Head, local: Tensor, *, starts: Tensor | None = None) -> BestMembers:
+def best_members(
+    target: Target, head: Head, local: Tensor, *, starts: Tensor | None = None, tiles: Tiles | None = None
+) -> BestMembers:
     """Maximises the ELBO of each problem over the family's local parameters.
 
     Starts are the encoder's own parameters, those of `candidates`, and what the caller adds: with a poorer family's
@@ -52,6 +56,7 @@ def best_members(target: Target, head: Head, local: Tensor, *, starts: Tensor | 
         head: the family.
         local: the encoder's parameters, `(B, num_outputs)`, float64.
         starts: further ones, `(B, M, num_outputs)`.
+        tiles: of the target, where there are some already.
 
     Raises:
         ValueError: the target has no decoder or more latents than quadrature reaches.
@@ -61,13 +66,14 @@ def best_members(target: Target, head: Head, local: Tensor, *, starts: Tensor | 
     """
     given = local[:, None] if starts is None else torch.cat([local[:, None], starts], 1)
     given = given.detach()
-    found, index = candidates(target, head, local.detach())
+    tiles = Tiles(target) if tiles is None else tiles
+    found, index = candidates(tiles, head, local.detach())
     everyone = torch.arange(len(local), device=local.device)
     theta = torch.cat([given.flatten(0, 1), found])
     index = torch.cat([everyone.repeat_interleave(given.shape[1]), index])
-    theta, index = _rough(target, head, theta, index)
-    theta, arrived = _polish(target, head, theta, index)
-    final = elbo(target, head, theta, index=index, first=1)
+    theta, index = _rough(tiles, head, theta, index)
+    theta, arrived = _polish(tiles, head, theta, index)
+    final = tiled_elbo(tiles, head, theta, index)
     chosen = _best(final.value, index, len(local))
     sure = arrived[chosen] & (final.error[chosen] <= ACCEPTED)
     return BestMembers(theta[chosen], final.value[chosen], final.error[chosen], sure)
@@ -91,25 +97,25 @@ def _best(value: Tensor, index: Tensor, num_problems: int) -> Tensor:
     return row
 
 
-def _rough(target: Target, head: Head, theta: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+def _rough(tiles: Tiles, head: Head, theta: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     """Climbs from every start by the coarsest rule; each problem's best optimum and its rivals go on."""
-    theta, _ = ascend(target, head, theta, index, 0, ROUGH)
-    value = elbo_by(target, head, theta, index, 2)
-    best = _best(value, index, target.num_problems)[index]
+    theta, _ = ascend(tiles, head, theta, index, 0, ROUGH)
+    value = rough_elbo(tiles, head, theta, index)
+    best = _best(value, index, tiles.target.num_problems)[index]
     other = (theta - theta[best]).abs().amax(-1) > 0.01
     kept = (best == torch.arange(len(index), device=index.device)) | (other & (value > value[best] - RIVAL))
     return theta[kept], index[kept]
 
 
-def _polish(target: Target, head: Head, theta: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+def _polish(tiles: Tiles, head: Head, theta: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     """Climbs by finer and finer rules until the next would not climb farther; and whether that came, `(N,)`."""
     pending = torch.arange(len(index), device=index.device)
     settled = torch.zeros_like(index, dtype=torch.bool)
-    theta, _ = ascend(target, head, theta, index, 1, ROUGH)
-    for level in range(2, num_levels(target.dim) - 1):
-        found, climb = ascend(target, head, theta[pending], index[pending], level, TOLERANCE)
+    theta, _ = ascend(tiles, head, theta, index, 1, ROUGH)
+    for level in range(2, num_levels(tiles.dim) - 1):
+        found, climb = ascend(tiles, head, theta[pending], index[pending], level, TOLERANCE)
         theta = theta.index_copy(0, pending, found)
-        finer = _look(target, head, found, index[pending], level + 1, curved=False)
+        finer = _look(tiles, head, found, index[pending], level + 1, curved=False)
         left = predicted_gain(finer.gradient, climb.hessian)
         done = climb.converged & (left <= SETTLED * climb.value.abs().clamp(min=1))
         settled[pending] = done
@@ -144,7 +150,7 @@ class Climb:
 
 
 def ascend(
-    target: Target, head: Head, theta: Tensor, index: Tensor, level: int, tolerance: float, max_steps: int = MAX_STEPS
+    tiles: Tiles, head: Head, theta: Tensor, index: Tensor, level: int, tolerance: float, max_steps: int = MAX_STEPS
 ) -> tuple[Tensor, Climb]:
     """Newton's method in a trust region for the ELBO by one rule.
 
@@ -152,7 +158,7 @@ def ascend(
     Only the climbs that have not arrived are computed.
 
     Args:
-        target: with a decoder.
+        tiles: of the target.
         head: the family.
         theta: starts, `(N, num_outputs)`.
         index: the problem of each, `(N,)`.
@@ -166,20 +172,21 @@ def ascend(
     Source: Nocedal and Wright (2006), Numerical optimization, chapter 4.
     """
     theta = theta.clone()
-    climb = _look(target, head, theta, index, level)
+    climb = _look(tiles, head, theta, index, level)
     radius = torch.ones_like(climb.value)
     noise = 32 * torch.finfo(theta.dtype).eps
     for _ in range(max_steps):
         gain = predicted_gain(climb.gradient, climb.hessian)
         climb.converged = gain <= tolerance + noise * climb.value.abs()
-        active = (~climb.converged & gain.isfinite()).nonzero()[:, 0]
+        # a radius so small means that the rule itself jumps there, as where a Gaussian's lattice becomes the next finer
+        active = (~climb.converged & gain.isfinite() & (radius.square() > tolerance)).nonzero()[:, 0]
         if not len(active):
             break
         gradient, curvature = climb.gradient[active], climb.hessian[active]
         step = descent_step(gradient, curvature, radius[active])
         promised = -(step * gradient).sum(-1) - (step * (curvature @ step[..., None]).squeeze(-1)).sum(-1) / 2
         own = torch.linalg.solve_triangular(climb.metric[active].mT, step[..., None], upper=True).squeeze(-1)
-        trial = _look(target, head, theta[active] + own, index[active], level)
+        trial = _look(tiles, head, theta[active] + own, index[active], level)
         rise = trial.value - climb.value[active] + noise * climb.value[active].abs()
         usable = trial.gradient.isfinite().all(-1) & trial.hessian.isfinite().all(-1).all(-1)
         better = usable & (rise >= 0.1 * promised.clamp(min=0))
@@ -191,14 +198,14 @@ def ascend(
 
 
 @torch.no_grad()
-def _look(target: Target, head: Head, theta: Tensor, index: Tensor, level: int, curved: bool = True) -> Climb:
+def _look(tiles: Tiles, head: Head, theta: Tensor, index: Tensor, level: int, curved: bool = True) -> Climb:
     """Value, and gradient and Hessian of minus the ELBO in Fisher's units.
 
     The log likelihood is replaced by its second-order expansion at every node, which has the same derivatives in the
     local parameters: the decoder is differentiated D times, however many parameters the family has.
     """
     base = Mixture(*head.components(theta))
-    moments = _moments(target, base, index, level, curved)
+    moments = _moments(tiles, base, index, level, curved)
 
     def negative_elbo(point: Tensor, base: Mixture, moments: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         mixture = Mixture(*head.components(point))
@@ -236,11 +243,32 @@ def _affine(mixture: Mixture) -> Tensor:
     return torch.cat([mixture.locs[..., None], mixture.trils], -1)
 
 
-def _moments(target: Target, base: Mixture, index: Tensor, level: int, curved: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _moments(tiles: Tiles, base: Mixture, index: Tensor, level: int, curved: bool) -> tuple[Tensor, Tensor, Tensor]:
     """E[f], E[grad f (1, e)'] and E[Hess f x (1, e) (1, e)'] of f = log p(x | z) under each component.
 
-    Shapes `(N, K)`, `(N, K, D, 1 + D)` and `(N, K, D, 1 + D, D, 1 + D)`.
+    Shapes `(N, K)`, `(N, K, D, 1 + D)` and `(N, K, D, 1 + D, D, 1 + D)`; the last is 0 if not `curved`.
     """
+    degree = 4 if curved else 2
+    gaussians = Gaussians.of(base, index)
+    value, sums = tiles.moments(gaussians, max(level - COARSE, 0), degree)
+    inverse = inverted(gaussians.tril)
+    first, second = (part.to(base.locs) for part in stein(tiles.dim, degree))
+    slope = torch.einsum("mia,mk,kic->mac", inverse, sums, first)
+    curvature = torch.einsum("mia,mjb,mk,kicjd->macbd", inverse, inverse, sums, second)
+    shape = base.log_weights.shape
+    found = tuple(part.unflatten(0, shape) for part in (value, slope, curvature))
+    lost = found[0].isnan().any(-1).nonzero()[:, 0]
+    if len(lost):
+        ruled = _ruled_moments(tiles.target, base.rows(lost), index[lost], level, curved)
+        for part, other in zip(found, ruled, strict=True):
+            part[lost] = other
+    return found
+
+
+def _ruled_moments(
+    target: Target, base: Mixture, index: Tensor, level: int, curved: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`_moments` by a rule of its own for each component, where the decoder is differentiated."""
     nodes, weights = (part.to(base.locs) for part in rule(level, target.dim))
     basis = torch.cat([torch.ones_like(nodes[:, :1]), nodes], -1)
     first, second = weights[:, None] * basis, weights[:, None, None] * basis[:, :, None] * basis[:, None, :]

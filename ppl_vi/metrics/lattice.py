@@ -12,11 +12,12 @@ from ppl_vi.metrics.expectation import LOG_2PI, Mixture, decoded_of, log_likelih
 from ppl_vi.target import Target
 
 NODES = {1: 2048, 2: 256, 3: 64}  # an axis
-ROUNDS = (1, 1, 2)  # times so many: one lattice for all, then each problem's own on the box that its densities need
+# times so many, and whether on one lattice for all or on each problem's own box, whose decoder runs for it alone
+ROUNDS = ((1, True), (2, True), (0.1875, False), (0.375, False), (0.75, False), (2, False))
 MASS = 2e-8  # that may be missing before a problem gets a lattice of its own
 DEPTH = 40.0  # nats below the peak at which a density may be cut off
 REACH = 7.5  # standard deviations of guide and prior inside the first lattice
-DECODED = 1 << 22  # log likelihoods at once: the decoder runs anew for each block of problems
+DECODED = 1 << 25  # log likelihoods at once: the decoder runs anew for each block of problems
 BLOCK = 1 << 17  # densities at once
 
 
@@ -65,19 +66,20 @@ def divergences(target: Target, log_evidence: Tensor, head: Head, local: Tensor)
     mixture = Mixture(*head.components(local))
     reach = REACH * mixture.trils.square().sum(-1).sqrt()
     low, high = (mixture.locs - reach).amin(1), (mixture.locs + reach).amax(1)
-    whole = torch.stack([low.amin(0).clamp(max=-REACH), high.amax(0).clamp(min=REACH)])
-    box = whole[:, None].expand(-1, len(local), -1)
+    box = torch.stack([low.clamp(max=-REACH), high.clamp(min=REACH)])
     result = local.new_full((5, len(local)), torch.inf)
     pending = torch.arange(len(local), device=local.device)
-    for number, finer in enumerate(ROUNDS):
-        num, shared = finer * NODES[target.dim], number == 0
-        found, tight = _on_boxes(target, log_evidence, mixture, box[:, pending], pending, num, shared)
+    for finer, shared in ROUNDS:
+        num, wanted = round(finer * NODES[target.dim]), box[:, pending]
+        if shared:
+            wanted = torch.stack([wanted[0].amin(0), wanted[1].amax(0)])[:, None].expand_as(wanted)
+        found, tight = _on_boxes(target, log_evidence, mixture, wanted, pending, num, shared)
         before = result[3, pending]
         better = found[3] < before
         result[:, pending[better]] = found[:, better]
         box = box.index_copy(1, pending, tight)
         # a mass that a closer look leaves as it was is not the lattice's fault
-        pending = pending[(found[3] > MASS) & (found[3] < before / 2)]
+        pending = pending[(found[3] > MASS) & ((found[3] < before / 2) | (finer < 1))]
         if not len(pending):
             break
     return Divergences(*result)

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from ppl_vi.guides.amortized import Head
-from ppl_vi.metrics.expectation import LOG_2PI, Mixture, decoded_of, elbo_by, log_likelihood_at
+from ppl_vi.metrics.expectation import LOG_2PI, Mixture, decoded_of, log_likelihood_at
+from ppl_vi.metrics.tiles import Tiles, rough_elbo
 from ppl_vi.newton import minimize
 from ppl_vi.target import Target
 
@@ -23,7 +24,7 @@ NUM_HILLS = 3  # a problem
 WITHIN = 10.0  # nats of its best
 
 
-def candidates(target: Target, head: Head, local: Tensor) -> tuple[Tensor, Tensor]:
+def candidates(tiles: Tiles, head: Head, local: Tensor) -> tuple[Tensor, Tensor]:
     """Local parameters from which to maximise the ELBO.
 
     The ELBO of every diagonal Gaussian with its mean on a lattice and one of a few widths is a convolution of the log
@@ -39,7 +40,7 @@ def candidates(target: Target, head: Head, local: Tensor) -> tuple[Tensor, Tenso
     Returns:
         Starts `(N, num_outputs)` and the problem of each, `(N,)`.
     """
-    mean = Mixture(*head.components(local)).mean()
+    target, mean = tiles.target, Mixture(*head.components(local)).mean()
     loc, scale, kept = hills(target, max(REACH, float(mean.abs().max()) + MARGIN))
     index, which = kept.nonzero(as_tuple=True)
     loc, scale = loc[index, which], scale[index, which]
@@ -47,7 +48,7 @@ def candidates(target: Target, head: Head, local: Tensor) -> tuple[Tensor, Tenso
     simple = torch.cat([head.initial(loc, torch.diag_embed(scale**-2)), local])
     index, loc = torch.cat([index, everyone]), torch.cat([loc, mean])
     laplace, usable = _laplace(target, head, loc, index)
-    gain = elbo_by(target, head, laplace, index, 0) - elbo_by(target, head, simple, index, 0)
+    gain = rough_elbo(tiles, head, laplace, index) - rough_elbo(tiles, head, simple, index)
     better = usable & (gain > 0)  # comparison with nan is false
     return torch.where(better[:, None], laplace, simple), index
 
@@ -95,13 +96,17 @@ def _profile(log_likelihood: Tensor, axis: Tensor, scales: Tensor, kernels: Tens
     dim = log_likelihood.dim() - 1
     squares = sum(torch.meshgrid(*[axis.square()] * dim, indexing="ij"), torch.zeros((), dtype=axis.dtype))
     best, choice = torch.full_like(log_likelihood, -math.inf), torch.zeros_like(log_likelihood, dtype=torch.long)
+    blurred: dict[tuple[int, ...], Tensor] = {(): log_likelihood}
+    for place in range(1, dim + 1):
+        blurred = {
+            (*before, which): (value.movedim(place, -1) @ kernels[which].mT).movedim(-1, place)
+            for before, value in blurred.items()
+            for which in range(len(scales))
+        }
     for number, combination in enumerate(itertools.product(range(len(scales)), repeat=dim)):
-        value = log_likelihood
-        for place, which in enumerate(combination, 1):
-            value = (value.movedim(place, -1) @ kernels[which].mT).movedim(-1, place)
         width = scales[list(combination)]
         entropy = (width.log() + (1 + LOG_2PI) / 2).sum()
-        value = value - squares / 2 - width.square().sum() / 2 - dim * LOG_2PI / 2 + entropy
+        value = blurred[combination] - squares / 2 - width.square().sum() / 2 - dim * LOG_2PI / 2 + entropy
         higher = value > best
         best, choice = torch.where(higher, value, best), choice.masked_fill(higher, number)
     return best, choice

@@ -16,9 +16,12 @@ from models.vae import VAE, target
 from ppl_vi.guides.amortized import AMORTIZED, Head
 from ppl_vi.guides.amortized.diagonal import Diagonal
 from ppl_vi.guides.amortized.full import Full
-from ppl_vi.metrics.amortization import amortized_gaps, best_members, divergences, elbo, embed, iwae
-from ppl_vi.metrics.best_members import _look, ascend
+from ppl_vi.metrics.amortization import amortized_gaps, iwae
+from ppl_vi.metrics.best_members import _look, ascend, best_members, embed
+from ppl_vi.metrics.expectation import elbo
 from ppl_vi.metrics.gaussian import gaussian_kl
+from ppl_vi.metrics.lattice import divergences
+from ppl_vi.metrics.tiles import Tiles
 from ppl_vi.target import Decoded, Target
 from ppl_vi.truth.result import Truth
 
@@ -167,7 +170,7 @@ def test_one_start_stays_on_its_hill_and_many_find_the_higher() -> None:
     of = two_hills(torch.tensor([[2.0], [3.0]]).double())
     local = torch.tensor([[-1.5, -2.0], [-1.8, -2.0]]).double()  # the encoder sits left
     head = Diagonal(1)
-    alone, _ = ascend(of, head, local, torch.arange(2), 3, 1e-10)
+    alone, _ = ascend(Tiles(of), head, local, torch.arange(2), 3, 1e-10)
     assert (alone[:, 0] < 0).all()
     best = best_members(of, head, local)
     assert best.converged.all()
@@ -225,18 +228,18 @@ def test_derivatives_are_those_of_the_elbo(make: Callable[[int], Head]) -> None:
     generator = torch.Generator().manual_seed(1)
     local = 0.5 * torch.randn(2, head.num_outputs, dtype=torch.float64, generator=generator)
     index = torch.arange(2)
-    seen = _look(of, head, local, index, 3)
+    seen = _look(Tiles(of), head, local, index, 3)
     gradient = (seen.metric @ seen.gradient[..., None])[..., 0]
     curvature = seen.metric @ seen.hessian @ seen.metric.mT
     step = 1e-5
 
     def slope(at: Tensor) -> Tensor:
-        found = _look(of, head, at, index, 3)
+        found = _look(Tiles(of), head, at, index, 3)
         return (found.metric @ found.gradient[..., None])[..., 0]
 
     for place in range(head.num_outputs):
         move = torch.zeros_like(local).index_fill(-1, torch.tensor([place]), step)
-        up, down = (_look(of, head, local + sign * move, index, 3).value for sign in (1, -1))
+        up, down = (_look(Tiles(of), head, local + sign * move, index, 3).value for sign in (1, -1))
         # central differences: h^2 times the third derivative, and rounding of 1e-15 x 10 / h
         torch.testing.assert_close(gradient[:, place], -(up - down) / (2 * step), rtol=1e-6, atol=1e-6)
         second = (slope(local + move) - slope(local - move)) / (2 * step)
