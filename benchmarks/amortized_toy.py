@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from ppl_vi import cli
+from ppl_vi import cli, storage
 
 if TYPE_CHECKING:
     import torch
@@ -65,14 +65,14 @@ def program(arguments: argparse.Namespace) -> int:
     cli.check_outputs(arguments)
     records = [one for guide in dict.fromkeys(arguments.guides) for one in gaps(arguments, guide)]
     text = files.to_json(records)
-    files.write_text(arguments.out / "records.json", text)
+    storage.write_text(arguments.out / "records.json", text)
     if arguments.json and arguments.json != "-":
-        files.write_text(Path(arguments.json), text)
+        storage.write_text(Path(arguments.json), text)
     _show(records, to_stdout=arguments.json == "-")
     if arguments.json == "-":
         sys.stdout.write(text)
     if not arguments.no_plots:
-        files.replace(arguments.out / "gaps_over_x.png", figure(records).savefig)
+        files.write_figure(arguments.out / "gaps_over_x.png", figure(records))
     return 0
 
 

@@ -172,7 +172,7 @@ def program(arguments: argparse.Namespace) -> int:
         numbers = (spread.path.mean(), spread.path.std(ddof=1), spread.score.std(ddof=1), spread.ratio)
         shown.add_row(spread.what, *(short(float(v), 3) for v in numbers), f"{spread.disagreement:.1f} s.e.")
     table.terminal().print(shown)
-    files.replace(arguments.out / "gradient_variance.png", figure(spreads).savefig)
+    files.write_figure(arguments.out / "gradient_variance.png", figure(spreads))
     return 0
 
 

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ppl_vi import cli
+from ppl_vi import cli, storage
 
 if TYPE_CHECKING:
     import torch
@@ -313,13 +313,13 @@ def _write(records: list[dict[str, Any]], portraits: Sequence[Portrait], argumen
     from ppl_vi.report import files, table, vae_table
 
     text = files.to_json(records)
-    files.write_text(arguments.out / "records.json", text)
-    files.write_text(arguments.out / "table.txt", vae_table.as_text(records))
+    storage.write_text(arguments.out / "records.json", text)
+    storage.write_text(arguments.out / "table.txt", vae_table.as_text(records))
     if arguments.per_point:
         each = [point for portrait in portraits for point in points(portrait)]
-        files.write_text(arguments.out / "points.json", files.to_json(each))
+        storage.write_text(arguments.out / "points.json", files.to_json(each))
     if arguments.json and arguments.json != "-":
-        files.write_text(Path(arguments.json), text)
+        storage.write_text(Path(arguments.json), text)
     vae_table.show(records, table.terminal(stderr=arguments.json == "-"))
     if arguments.json == "-":
         sys.stdout.write(text)
@@ -343,7 +343,7 @@ def _figures(portraits: list[Portrait], trained: dict[str, Trained], out: Path) 
         if portrait.target.dim == 2:
             figures[f"worst_points_{portrait.guide}"] = vae_plots.worst_points(portrait)
     for name, figure in figures.items():
-        files.replace(out / f"{name}.png", figure.savefig)
+        files.write_figure(out / f"{name}.png", figure)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

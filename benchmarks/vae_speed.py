@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ppl_vi import cli
+from ppl_vi import cli, storage
 
 if TYPE_CHECKING:
     import torch
@@ -113,7 +113,7 @@ def program(arguments: argparse.Namespace) -> int:
             | {"rounds": arguments.rounds, "versions": versions()}
         )
     table.terminal().print(shown)
-    files.write_text(arguments.out / "records.json", files.to_json(records))
+    storage.write_text(arguments.out / "records.json", files.to_json(records))
     return 0
 
 

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from ppl_vi import storage
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -356,10 +358,10 @@ def write_records(comparison: Comparison, arguments: argparse.Namespace) -> None
     from ppl_vi.report import files
 
     records = comparison.records()
-    files.write_text(arguments.out / "records.json", files.to_json(records))
-    files.write_text(arguments.out / "records.csv", files.to_csv(records))
+    storage.write_text(arguments.out / "records.json", files.to_json(records))
+    storage.write_text(arguments.out / "records.csv", files.to_csv(records))
     if arguments.json and arguments.json != "-":
-        files.write_text(Path(arguments.json), files.to_json(records))
+        storage.write_text(Path(arguments.json), files.to_json(records))
 
 
 def show_tables(comparison: Comparison, arguments: argparse.Namespace) -> None:
@@ -367,7 +369,7 @@ def show_tables(comparison: Comparison, arguments: argparse.Namespace) -> None:
     from ppl_vi.report import files, table
 
     records = comparison.records()
-    files.write_text(arguments.out / "table.txt", table.as_text(records))
+    storage.write_text(arguments.out / "table.txt", table.as_text(records))
     to_stdout = arguments.json == "-"
     table.show(records, table.terminal(stderr=to_stdout))
     if to_stdout:
@@ -400,7 +402,7 @@ def write_figures(
 def _write_figure(out: Path, name: str, draw: Callable[..., Figure], *given: Any) -> None:
     from ppl_vi.report import files
 
-    files.replace(out / f"{name}.png", draw(*given).savefig)
+    files.write_figure(out / f"{name}.png", draw(*given))
 
 
 def _interrupted(comparison: Comparison, total: int, arguments: argparse.Namespace) -> int:

@@ -7,8 +7,6 @@ The loop is the one Pyro documents for a single optimiser over all parameters: `
 from __future__ import annotations
 
 import copy
-import os
-import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -23,6 +21,7 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 from torch.optim import Adam
 
+from ppl_vi import storage
 from ppl_vi.state import isolated
 from ppl_vi.svi.result import versions
 
@@ -231,16 +230,7 @@ def _save(path: Path, run: _Run, module: nn.Module, optimiser: Adam, settings: S
         "optimiser": optimiser.state_dict(),
         "random": torch.get_rng_state(),
     }
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    storage.replace(path, lambda file: torch.save(state, file), durable=True)
 
 
 def _load(path: Path, module: nn.Module, optimiser: Adam, settings: Settings) -> _Run:

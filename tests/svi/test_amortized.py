@@ -91,6 +91,16 @@ def test_the_caller_is_left_as_it_was() -> None:
     assert torch.get_default_dtype() == torch.float32
 
 
+def test_a_checkpoint_is_for_everybody_and_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    other, file = tmp_path / "other", tmp_path / "one.checkpoint"
+    other.touch()
+    train(small_vae(), some_data(), some_data(), Settings(num_epochs=2), checkpoint=file)
+    assert file.stat().st_mode == other.stat().st_mode
+    assert len(synced) == 2
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
