@@ -55,15 +55,13 @@ def program(arguments: argparse.Namespace) -> int:
     from ppl_vi.guides import POSITIVE
     from ppl_vi.report import files
 
-    for guide in arguments.guides:
-        if guide not in POSITIVE:
-            raise cli.UsageError(f"unknown guide '{guide}'; there are {', '.join(POSITIVE)}")
+    guides = cli.guides_among(arguments.guides, POSITIVE)
     if not arguments.range[0] < arguments.range[1]:
         raise cli.UsageError(
             f"--range: expected two numbers in order, got {arguments.range[0]:g} {arguments.range[1]:g}"
         )
     cli.check_outputs(arguments)
-    records = [one for guide in dict.fromkeys(arguments.guides) for one in gaps(arguments, guide)]
+    records = [one for guide in guides for one in gaps(arguments, guide)]
     text = files.to_json(records)
     storage.write_text(arguments.out / "records.json", text)
     if arguments.json and arguments.json != "-":

@@ -101,9 +101,9 @@ def program(arguments: argparse.Namespace) -> int:
             "\n".join(f"{name:10} {family(2).summary}" for name, family in AMORTIZED.items()), highlight=False
         )
         return 0
-    _check(arguments)
+    guides = _checked(arguments)
     images, train_x, test_x = _data(arguments)
-    trained = {guide: _train(arguments, guide, images, train_x, test_x) for guide in dict.fromkeys(arguments.guides)}
+    trained = {guide: _train(arguments, guide, images, train_x, test_x) for guide in guides}
     num = arguments.num_points or (QUICK if arguments.quick else FULL)["num_points"]
     splits = (
         ("train", train_x, images.train_labels, (num + 1) // 2),
@@ -124,16 +124,16 @@ def program(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _check(arguments: argparse.Namespace) -> None:
+def _checked(arguments: argparse.Namespace) -> list[str]:
+    """The families asked for, once all arguments have been found good."""
     import torch
 
     from ppl_vi.guides.amortized import AMORTIZED
 
     if arguments.latent_dim > 3:
         raise cli.UsageError(f"--latent-dim {arguments.latent_dim}: log p(x) is certified for at most 3 latents")
-    for guide in arguments.guides:
-        if guide not in AMORTIZED:
-            raise cli.UsageError(f"unknown guide '{guide}'; there are {', '.join(AMORTIZED)}")
+    guides = cli.guides_among(arguments.guides, AMORTIZED)
+    for guide in guides:
         head = AMORTIZED[guide](arguments.latent_dim)
         try:
             head.components(torch.zeros(head.num_outputs))
@@ -141,6 +141,7 @@ def _check(arguments: argparse.Namespace) -> None:
             raise cli.UsageError(f"{guide} can be trained but not scored: {error}") from error
     cli.check_device(arguments.device)
     cli.check_outputs(arguments)
+    return guides
 
 
 def _data(arguments: argparse.Namespace) -> tuple[Images, torch.Tensor, torch.Tensor]:

@@ -155,6 +155,21 @@ def chosen_guides(names: Sequence[str] | None, default: Sequence[str] | None) ->
     return guides
 
 
+def guides_among(names: Sequence[str], known: Iterable[str]) -> list[str]:
+    """The families asked for, each once.
+
+    Raises:
+        UsageError: one of them is not among those known.
+    """
+    from ppl_vi.guides import unknown
+
+    known = list(known)
+    for name in names:
+        if name not in known:
+            raise UsageError(f"{unknown(name, known)} (there are {', '.join(known)})")
+    return list(dict.fromkeys(names))
+
+
 def list_guides(console: Console) -> None:
     """Prints each family with one line, then those of Pyro's that are refused with the reason."""
     from ppl_vi.guides import FAMILIES, REFUSED, summary

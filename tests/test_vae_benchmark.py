@@ -76,7 +76,8 @@ def test_json_alone_goes_to_standard_output(tmp_path: Path, capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--guides", "fulll"], "unknown guide 'fulll'"),
+        (["--guides", "fulll"], "unknown guide 'fulll'; did you mean full"),
+        (["--guides", "full", "xyz"], "unknown guide 'xyz' (there are diagonal, full, mixture, flow)"),
         (["--sigma", "0"], "must be above 0"),
         (["--latent-dim", "4"], "at most 3 latents"),
         (["--num-epochs", "0"], "at least 1"),
@@ -96,6 +97,13 @@ def test_bad_input_gets_one_line(
     assert (code, shown.out) == (2, "")
     assert message in shown.err
     assert shown.err.count("\n") == 1
+
+
+def test_the_amortized_toy_names_the_nearest_guide(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert amortized_toy.main(["--guides", "lognorml", "--out", str(tmp_path)]) == 2
+    shown = capsys.readouterr()
+    assert "unknown guide 'lognorml'; did you mean lognormal" in shown.err
+    assert (shown.out, shown.err.count("\n")) == ("", 1)
 
 
 def test_the_amortized_toys_gaps_add_up(tmp_path: Path) -> None:
