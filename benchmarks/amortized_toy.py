@@ -42,11 +42,7 @@ def parser() -> argparse.ArgumentParser:
         "--num-epochs", type=cli.whole(1), metavar="N", help=f"epochs of {NUM_DATA} observations ({text})"
     )
     found.add_argument("--lr", type=cli.positive, default=3e-3, metavar="F", help="Adam's step size (0.003)")
-    found.add_argument("--seed", type=cli.whole(0), default=0, metavar="N", help="of initial values and noise (0)")
-    found.add_argument("--quick", action="store_true", help="a look in seconds")
-    found.add_argument("--out", type=Path, default=OUT, metavar="DIR", help=f"folder for what is written ({OUT})")
-    found.add_argument("--json", metavar="FILE", help="the records here, too; - is standard output, and only them")
-    found.add_argument("--no-plots", action="store_true", help="write no figure")
+    cli.add_run_options(found, OUT, "few epochs and observations")
     return found
 
 

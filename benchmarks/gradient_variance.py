@@ -179,8 +179,8 @@ def program(arguments: argparse.Namespace) -> int:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     found = cli.Parser(prog="gradient_variance", description=(__doc__ or "").splitlines()[0])
-    found.add_argument("--seed", type=cli.whole(0), default=0, metavar="N", help="of everything random (0)")
-    found.add_argument("--out", type=Path, default=OUT, metavar="DIR", help=f"folder for what is written ({OUT})")
+    cli.add_seed(found)
+    cli.add_out(found, OUT)
     return found
 
 

@@ -66,14 +66,10 @@ def parser() -> argparse.ArgumentParser:
         found.add_argument(f"--{name.replace('_', '-')}", type=cli.whole(1), metavar="N", help=f"{what} ({text})")
     found.add_argument("--batch-size", type=cli.whole(1), default=64, metavar="N", help="data points a step (64)")
     found.add_argument("--lr", type=cli.positive, default=1e-2, metavar="F", help="Adam's step size (0.01)")
-    found.add_argument("--seed", type=cli.whole(0), default=0, metavar="N", help="of initial values and noise (0)")
     found.add_argument("--device", choices=cli.DEVICES, default="cpu", help="where to train (cpu)")
     found.add_argument("--resume", action="store_true", help="go on from the checkpoints in --out")
-    found.add_argument("--quick", action="store_true", help="a look in seconds: few epochs and data points")
-    found.add_argument("--out", type=Path, default=OUT, metavar="DIR", help=f"folder for what is written ({OUT})")
-    found.add_argument("--json", metavar="FILE", help="the records here, too; - is standard output, and only them")
     found.add_argument("--per-point", action="store_true", help="write points.json: one record a data point")
-    found.add_argument("--no-plots", action="store_true", help="write no figures")
+    cli.add_run_options(found, OUT, "few epochs and data points")
     return found
 
 

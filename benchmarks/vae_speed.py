@@ -22,6 +22,7 @@ from ppl_vi import cli, storage
 if TYPE_CHECKING:
     import torch
 
+OUT = Path("results/vae_speed")
 PROBLEMS = {  # pixels, widths, batch
     "digits 8x8, hidden 64 64, batch 64": (64, (64, 64), 64),
     "28x28, hidden 400, batch 128": (784, (400,), 128),
@@ -125,8 +126,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     found = cli.Parser(prog="vae_speed", description=(__doc__ or "").splitlines()[0])
     found.add_argument("--rounds", type=cli.whole(1), default=15, metavar="N", help=f"of {STEPS} steps a side (15)")
-    out = Path("results/vae_speed")
-    found.add_argument("--out", type=Path, default=out, metavar="DIR", help=f"folder for what is written ({out})")
+    cli.add_out(found, OUT)
     return found
 
 

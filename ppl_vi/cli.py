@@ -106,15 +106,30 @@ def add_comparison_options(parser: argparse.ArgumentParser, out: Path, quick_gui
     count("num_particles", "draws a step")
     count("num_replicas", "independent fits of each problem")
     parser.add_argument("--lr", type=positive, default=0.2, metavar="F", help="Adam's first step size (0.2)")
-    parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="of initial values and noise (0)")
     parser.add_argument(
         "--engine", choices=ENGINES, default="batched", help="all fits at once, or Pyro's SVI one by one"
     )
     parser.add_argument("--device", choices=DEVICES, default="cpu", help="where to compute (cpu)")
-    parser.add_argument("--quick", action="store_true", help="a look in seconds: few families, steps and replicas")
-    parser.add_argument("--out", type=Path, default=out, metavar="DIR", help=f"folder for what is written ({out})")
+    add_run_options(parser, out, "few families, steps and replicas")
+
+
+def add_run_options(parser: argparse.ArgumentParser, out: Path, quick: str) -> None:
+    """The options of every program that leaves records and figures; `quick` says what there is less of."""
+    add_seed(parser)
+    parser.add_argument("--quick", action="store_true", help=f"a look in seconds: {quick}")
+    add_out(parser, out)
     parser.add_argument("--json", metavar="FILE", help="the records here, too; - is standard output, and only them")
     parser.add_argument("--no-plots", action="store_true", help="write no figures")
+
+
+def add_seed(parser: argparse.ArgumentParser) -> None:
+    """`--seed`."""
+    parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="of initial values and noise (0)")
+
+
+def add_out(parser: argparse.ArgumentParser, out: Path) -> None:
+    """`--out`."""
+    parser.add_argument("--out", type=Path, default=out, metavar="DIR", help=f"folder for what is written ({out})")
 
 
 def run(
