@@ -15,11 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from ppl_vi import cli, storage
+from ppl_vi import cli
 
 if TYPE_CHECKING:
     import torch
     from matplotlib.figure import Figure
+    from rich.console import Console
 
 OUT = Path("results/amortized_toy")
 GUIDES = ("truncated_normal", "lognormal", "gamma")
@@ -58,13 +59,8 @@ def program(arguments: argparse.Namespace) -> int:
         )
     cli.check_outputs(arguments)
     records = [one for guide in guides for one in gaps(arguments, guide)]
-    text = files.to_json(records)
-    storage.write_text(arguments.out / "records.json", text)
-    if arguments.json and arguments.json != "-":
-        storage.write_text(Path(arguments.json), text)
-    _show(records, to_stdout=arguments.json == "-")
-    if arguments.json == "-":
-        sys.stdout.write(text)
+    cli.write_records(records, arguments)
+    cli.show_records(records, arguments, _show)
     if not arguments.no_plots:
         files.write_figure(arguments.out / "gaps_over_x.png", figure(records))
     return 0
@@ -143,11 +139,10 @@ def _trained(arguments: argparse.Namespace, guide: str, num_epochs: int) -> Any:
         return train(module, observations, held_out, settings, progress=told).module
 
 
-def _show(records: Sequence[dict[str, Any]], to_stdout: bool) -> None:
+def _show(records: Sequence[dict[str, Any]], console: Console) -> None:
     from rich import box
     from rich.table import Table
 
-    from ppl_vi.report import table
     from ppl_vi.report.numbers import three_digits
 
     shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
@@ -165,7 +160,7 @@ def _show(records: Sequence[dict[str, Any]], to_stdout: bool) -> None:
                 bound + three_digits(record["family_gap"], record["family_gap_error"]),
                 three_digits(record["amortization"], record["total_error"] + record["family_gap_error"]),
             )
-    table.terminal(stderr=to_stdout).print(shown)
+    console.print(shown)
 
 
 def figure(records: Sequence[dict[str, Any]]) -> Figure:

@@ -307,19 +307,14 @@ def points(portrait: Portrait) -> Iterator[dict[str, Any]]:
 
 
 def _write(records: list[dict[str, Any]], portraits: Sequence[Portrait], arguments: argparse.Namespace) -> None:
-    from ppl_vi.report import files, table, vae_table
+    from ppl_vi.report import files, vae_table
 
-    text = files.to_json(records)
-    storage.write_text(arguments.out / "records.json", text)
+    cli.write_records(records, arguments)
     storage.write_text(arguments.out / "table.txt", vae_table.as_text(records))
     if arguments.per_point:
         each = [point for portrait in portraits for point in points(portrait)]
         storage.write_text(arguments.out / "points.json", files.to_json(each))
-    if arguments.json and arguments.json != "-":
-        storage.write_text(Path(arguments.json), text)
-    vae_table.show(records, table.terminal(stderr=arguments.json == "-"))
-    if arguments.json == "-":
-        sys.stdout.write(text)
+    cli.show_records(records, arguments, vae_table.show)
 
 
 def _figures(portraits: list[Portrait], trained: dict[str, Trained], out: Path) -> None:

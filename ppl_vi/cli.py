@@ -296,10 +296,10 @@ def compare_command(
         raise UsageError(f"there is no truth to measure by: {error}") from error
     try:
         for comparison in _compared(comparison, guides, arguments):  # noqa: B020, each holds one family more
-            write_records(comparison, arguments)
+            write_comparison(comparison, arguments)
     except KeyboardInterrupt:
         return _interrupted(comparison, len(guides), arguments)
-    show_tables(comparison, arguments)
+    show_comparison(comparison, arguments)
     if not arguments.no_plots:
         try:
             write_figures(comparison, arguments, more_figures)
@@ -383,28 +383,46 @@ def followed(items: Iterable[T], total: int, what: str) -> Iterator[T]:
             yield item
 
 
-def write_records(comparison: Comparison, arguments: argparse.Namespace) -> None:
-    """Writes what is finished: `records.json` and `records.csv`."""
+def write_records(records: Sequence[dict[str, Any]], arguments: argparse.Namespace) -> None:
+    """Writes `records.json`, and the same to the file of `--json`."""
     from ppl_vi.report import files
 
-    records = comparison.records()
-    storage.write_text(arguments.out / "records.json", files.to_json(records))
-    storage.write_text(arguments.out / "records.csv", files.to_csv(records))
-    if arguments.json and arguments.json != "-":
-        storage.write_text(Path(arguments.json), files.to_json(records))
+    to_file = [Path(arguments.json)] if arguments.json and arguments.json != "-" else []
+    for path in (arguments.out / "records.json", *to_file):
+        storage.write_text(path, files.to_json(records))
 
 
-def show_tables(comparison: Comparison, arguments: argparse.Namespace) -> None:
-    """Writes `table.txt` and prints it, to standard error where standard output is for the records alone."""
+def show_records(
+    records: Sequence[dict[str, Any]],
+    arguments: argparse.Namespace,
+    show: Callable[[Sequence[dict[str, Any]], Console], None],
+) -> None:
+    """Prints the tables by `show`; with `--json -` to standard error, and to standard output the records alone."""
     from ppl_vi.report import files, table
 
-    records = comparison.records()
-    storage.write_text(arguments.out / "table.txt", table.as_text(records))
     to_stdout = arguments.json == "-"
-    table.show(records, table.terminal(stderr=to_stdout))
+    show(records, table.terminal(stderr=to_stdout))
     if to_stdout:
         sys.stdout.write(files.to_json(records))
         sys.stdout.flush()
+
+
+def write_comparison(comparison: Comparison, arguments: argparse.Namespace) -> None:
+    """Writes the records of what is finished, as CSV, too."""
+    from ppl_vi.report import files
+
+    records = comparison.records()
+    write_records(records, arguments)
+    storage.write_text(arguments.out / "records.csv", files.to_csv(records))
+
+
+def show_comparison(comparison: Comparison, arguments: argparse.Namespace) -> None:
+    """Writes `table.txt` and prints it."""
+    from ppl_vi.report import table
+
+    records = comparison.records()
+    storage.write_text(arguments.out / "table.txt", table.as_text(records))
+    show_records(records, arguments, table.show)
 
 
 def write_figures(
@@ -439,7 +457,7 @@ def _interrupted(comparison: Comparison, total: int, arguments: argparse.Namespa
     """Shows what was finished before Ctrl-C; it has been written already."""
     done = len(comparison.entries)
     if done:
-        show_tables(comparison, arguments)
+        show_comparison(comparison, arguments)
     where = f"; they are in {arguments.out}" if done else ""
     print(f"interrupted: {done} of {total} families were finished{where}", file=sys.stderr)
     return INTERRUPTED
