@@ -19,7 +19,7 @@ import pyro.poutine as poutine
 import torch
 from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
-from torch.optim import Adam
+from torch.optim import Adam, Optimizer
 
 from ppl_vi import storage
 from ppl_vi.state import isolated
@@ -185,6 +185,35 @@ def train(
     )
 
 
+def gradient_step(
+    module: Any, elbo: Trace_ELBO, optimiser: Optimizer, x: Tensor, *, num_data: int | None = None, alpha: float = 1.0
+) -> Tensor:
+    """One step of an optimiser along the gradient of the ELBO of a mini-batch.
+
+    Args:
+        module: an `Amortized`.
+        elbo: its estimator.
+        optimiser: of the module's parameters.
+        x: the mini-batch, `(M, ...)`.
+        num_data: `N`, of the data that it stands for; its own number by default.
+        alpha: weight of the KL to the prior.
+
+    Returns:
+        The loss at the parameters before, `()`, a data point, nats.
+
+    Raises:
+        FloatingPointError: it is not finite; there has been no step.
+    """
+    num_data = len(x) if num_data is None else num_data
+    optimiser.zero_grad()
+    loss = elbo.differentiable_loss(module.model, module.guide, x, num_data, alpha) / num_data
+    if not bool(loss.isfinite()):
+        raise FloatingPointError(f"the loss is {float(loss.detach())}")
+    loss.backward()
+    optimiser.step()
+    return loss.detach()
+
+
 def _epoch(
     run: _Run, elbo: Trace_ELBO, module: Any, optimiser: Adam, data: Tensor, alpha: float, settings: Settings
 ) -> None:
@@ -192,15 +221,12 @@ def _epoch(
     for group in optimiser.param_groups:
         group["lr"] = settings.rate(run.epoch)
     for index in torch.randperm(len(data)).split(settings.batch_size):
-        optimiser.zero_grad()
-        loss = elbo.differentiable_loss(module.model, module.guide, data[index], len(data), alpha) / len(data)
-        if not bool(loss.isfinite()):
-            raise FloatingPointError(
-                f"the loss is {float(loss.detach())} in epoch {run.epoch}: try a smaller lr than {settings.lr:g}"
-            )
-        loss.backward()
-        optimiser.step()
-        total -= float(loss.detach()) * len(index) / len(data)
+        try:
+            loss = gradient_step(module, elbo, optimiser, data[index], num_data=len(data), alpha=alpha)
+        except FloatingPointError as error:
+            hint = f"try a smaller lr than {settings.lr:g}"
+            raise FloatingPointError(f"{error} in epoch {run.epoch}: {hint}") from error
+        total -= float(loss) * len(index) / len(data)
     run.train.append(total)
 
 

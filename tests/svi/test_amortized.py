@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pyro.infer import Trace_ELBO
 
 from models.amortized_toy import AmortizedToy
 from models.vae import VAE
 from ppl_vi.guides import POSITIVE
 from ppl_vi.guides.amortized import AMORTIZED
 from ppl_vi.state import isolated
-from ppl_vi.svi.amortized import CheckpointError, Settings, train
+from ppl_vi.svi.amortized import CheckpointError, Settings, gradient_step, train
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = Settings(num_epochs=6, batch_size=16, lr=5e-3, patience=6, seed=3)
@@ -161,8 +162,16 @@ def test_bad_settings_are_refused(bad: dict[str, float]) -> None:
 
 def test_a_loss_that_is_not_finite_names_the_epoch() -> None:
     data = torch.full((8, 5), torch.nan)
-    with pytest.raises(FloatingPointError, match="epoch 0"):
+    with pytest.raises(FloatingPointError, match=r"the loss is nan in epoch 0: try a smaller lr than 0\.005"):
         train(small_vae(), data, some_data(), SHORT)
+    vae = small_vae()
+    with (
+        isolated(torch.float32),
+        pytest.warns(UserWarning, match="Encountered NaN"),  # Pyro's
+        pytest.raises(FloatingPointError, match="the loss is nan"),
+    ):
+        gradient_step(vae, Trace_ELBO(), torch.optim.SGD(vae.parameters(), lr=0.1), data)
+    assert same(vae, small_vae())
 
 
 @pytest.mark.parametrize("name", POSITIVE)
