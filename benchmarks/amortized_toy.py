@@ -167,7 +167,7 @@ def figure(records: Sequence[dict[str, Any]]) -> Figure:
     """Family gap and amortization gap over x, one panel a guide."""
     from matplotlib.figure import Figure
 
-    from ppl_vi.report.plots import BLUE, DPI, ORANGE, SMALLEST
+    from ppl_vi.report.plots import BLUE, DPI, ORANGE, SMALLEST, plain
 
     guides = list(dict.fromkeys(record["guide"] for record in records))
     drawn = Figure(figsize=(max(4.0, 3.4 * len(guides)), 3.6), dpi=DPI, layout="constrained")
@@ -179,7 +179,7 @@ def figure(records: Sequence[dict[str, Any]]) -> Figure:
         axes.set_yscale("log")
         axes.set_title(guide, fontsize=10)
         axes.set_xlabel("x")
-        axes.spines[["top", "right"]].set_visible(False)
+        plain(axes)
     drawn.axes[0].set_ylabel("gap [nats]")
     drawn.axes[0].legend(frameon=False, fontsize=9)
     drawn.suptitle("What the family can't do, and what one encoder for all x adds", fontsize=11)

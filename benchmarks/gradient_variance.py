@@ -134,7 +134,7 @@ def figure(spreads: Sequence[Spread]) -> Figure:
     import numpy as np
     from matplotlib.figure import Figure
 
-    from ppl_vi.report.plots import BLUE, DPI, ORANGE
+    from ppl_vi.report.plots import BLUE, DPI, ORANGE, plain
 
     drawn = Figure(figsize=(9.5, 6.0), dpi=DPI, layout="constrained")
     for axes, spread in zip(drawn.subplots(2, 2).flat, spreads, strict=True):
@@ -144,7 +144,7 @@ def figure(spreads: Sequence[Spread]) -> Figure:
             axes.hist(values, bins, color=color, alpha=0.7, density=True, label=text)
         text = f"{spread.what}\nvariance {_times(spread.ratio)} times as large by the score function"
         axes.set_title(text, fontsize=9)
-        axes.spines[["top", "right"]].set_visible(False)
+        plain(axes)
         axes.set_yticks([])
     drawn.axes[0].legend(frameon=False, fontsize=9)
     drawn.supxlabel("one draw of the gradient", fontsize=10)

@@ -16,7 +16,7 @@ from torch import Tensor
 from ppl_vi.guides.amortized import Head
 from ppl_vi.metrics.amortization import AmortizedScorecard
 from ppl_vi.report.numbers import three_digits
-from ppl_vi.report.plots import BLUE, DARK, DPI, GREY, ORANGE, VERMILION
+from ppl_vi.report.plots import BLUE, DARK, DPI, GREY, ORANGE, VERMILION, plain
 from ppl_vi.svi.amortized import Trained
 from ppl_vi.target import Target
 
@@ -144,7 +144,7 @@ def gap_histograms(portraits: list[Portrait]) -> Figure:
             axes.set_xscale("log")
             text = f"{portrait.guide}, {portrait.split}: {name}, median {three_digits(np.median(values))} nats"
             axes.set_title(text, fontsize=9)
-            _plain(axes)
+            plain(axes, label_size=8)
     for axes in grid[-1]:
         axes.set_xlabel(f"nats a data point (below {SMALLEST:g}: drawn there)", fontsize=9)
     return figure
@@ -245,9 +245,4 @@ def _titled(axes: Axes, title: str, x: str, y: str) -> None:
     axes.set_title(title, fontsize=10)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
-    _plain(axes)
-
-
-def _plain(axes: Axes) -> None:
-    axes.tick_params(labelsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
+    plain(axes, label_size=8)
