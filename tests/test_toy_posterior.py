@@ -16,6 +16,7 @@ from benchmarks import toy_posterior
 from models.exponential_normal import target
 from ppl_vi.compare import Comparison, Settings, compare
 from ppl_vi.truth import ground_truth
+from tests.strict_json import strict
 
 ROOT = Path(__file__).resolve().parent.parent
 KEYS = (
@@ -30,15 +31,6 @@ TINY = ["--num-steps", "30", "--num-particles", "8", "--num-replicas", "2"]
 def broken(model: Any) -> Any:
     """A guide family that fails."""
     raise RuntimeError("no such luck\nand more")
-
-
-def strict(text: str) -> Any:
-    """JSON without NaN and Infinity."""
-
-    def refuse(constant: str) -> None:
-        raise AssertionError(f"{constant} is not JSON")
-
-    return json.loads(text, parse_constant=refuse)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from benchmarks import vae_speed
 from models.vae import VAE
 from ppl_vi.guides.amortized import AMORTIZED
 from ppl_vi.state import isolated
+from tests.strict_json import strict
 
 
 def test_both_sides_take_the_same_steps() -> None:
@@ -40,6 +40,6 @@ def test_the_times_are_shown_and_written(
     monkeypatch.setattr(vae_speed, "STEPS", 2)
     assert vae_speed.main(["--rounds", "2", "--out", str(tmp_path)]) == 0
     assert "tiny" in capsys.readouterr().out
-    (record,) = json.loads((tmp_path / "records.json").read_text())
+    (record,) = strict((tmp_path / "records.json").read_text())
     assert record["pyro_ms"] > 0
     assert record["plain_ms"] > 0
