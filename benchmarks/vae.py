@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -213,7 +213,9 @@ def _scored(jobs: Sequence[Job], arguments: argparse.Namespace) -> list[Portrait
 
 
 def score(job: Job) -> Portrait:
-    """Truth and gaps of one guide on one split, on one thread."""
+    """Truth and gaps of one guide on one split, on one thread and in double precision; the job stays as it is."""
+    import copy
+
     import torch
 
     from models.vae import target
@@ -222,23 +224,13 @@ def score(job: Job) -> Portrait:
     from ppl_vi.truth import ground_truth
 
     torch.set_num_threads(1)
-    module = job.trained.module.cpu().double()
+    trained = replace(job.trained, module=copy.deepcopy(job.trained.module).cpu().double())
+    module = trained.module
     problems = target(module, job.x, name=f"VAE, {job.guide}")
     with torch.no_grad():
         local = module.encoder(job.x.double())
     card = amortized_gaps(problems, ground_truth(problems), module.head, local, seed=job.seed)
-    return Portrait(
-        job.guide,
-        job.split,
-        job.trained,
-        module.head,
-        problems,
-        local,
-        torch.from_numpy(card.best),
-        card,
-        job.labels,
-        job.shape,
-    )
+    return Portrait(job.guide, job.split, trained, module.head, problems, local, card, job.labels, job.shape)
 
 
 def record(portrait: Portrait, arguments: argparse.Namespace) -> dict[str, Any]:

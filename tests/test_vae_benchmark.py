@@ -7,8 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import amortized_toy, vae
+from models.vae import VAE
+from ppl_vi.guides.amortized import AMORTIZED
+from ppl_vi.state import isolated
+from ppl_vi.svi.amortized import Settings, train
 from tests.strict_json import strict
 
 SMALL = ["--num-epochs", "3", "--num-points", "6", "--hidden", "8"]
@@ -62,6 +67,18 @@ def test_json_alone_goes_to_standard_output(tmp_path: Path, capsys: pytest.Captu
     assert len(strict(shown.out)) == 2
     assert "active units" in shown.err  # the table
     assert not list(tmp_path.glob("*.png"))
+
+
+def test_scoring_leaves_the_trained_module_as_it_was() -> None:
+    with isolated(torch.float32, seed=4):
+        x = torch.bernoulli(torch.rand(3, 5))
+        module = VAE(5, AMORTIZED["full"](2), hidden=(4,))
+    trained = train(module, x, x, Settings(num_epochs=1))
+    before = {name: value.clone() for name, value in trained.module.state_dict().items()}
+    portrait = vae.score(vae.Job("full", "test", trained, x, None, (1, 5), seed=0))
+    after = trained.module.state_dict()
+    assert all(after[name].dtype == torch.float32 and torch.equal(after[name], value) for name, value in before.items())
+    assert {value.dtype for value in portrait.trained.module.state_dict().values()} == {torch.float64}
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,6 @@ class Portrait:
         head: the family.
         target: one problem a data point.
         local: the encoder's local parameters, `(B, P)`.
-        best: each data point's best ones, `(B, P)`.
         card: the gaps.
         labels: of the data points, `(B,)`, or None.
         shape: height and width of an image.
@@ -51,10 +50,14 @@ class Portrait:
     head: Head
     target: Target
     local: Tensor
-    best: Tensor
     card: AmortizedScorecard
     labels: np.ndarray | None
     shape: tuple[int, int]
+
+    @property
+    def best(self) -> Tensor:
+        """Each data point's best local parameters, `(B, P)`."""
+        return torch.from_numpy(self.card.best)
 
     @property
     def images(self) -> np.ndarray:
