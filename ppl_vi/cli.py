@@ -311,7 +311,7 @@ def compare_command(
 
 def num_workers(num_jobs: int, device: str) -> int:
     """Processes to share jobs among: no more than there are cores, and one for the only accelerator."""
-    from ppl_vi.compare import num_cores
+    from ppl_vi.workers import num_cores
 
     return min(num_cores(), MAX_WORKERS, num_jobs) if device == "cpu" else 1
 
