@@ -61,9 +61,7 @@ def program(arguments: argparse.Namespace) -> int:
     records = [one for guide in guides for one in gaps(arguments, guide)]
     cli.write_records(records, arguments)
     cli.show_records(records, arguments, _show)
-    if not arguments.no_plots:
-        files.write_figure(arguments.out / "gaps_over_x.png", figure(records))
-    return 0
+    return cli.drawn(lambda: files.write_figure(arguments.out / "gaps_over_x.png", figure(records)), arguments)
 
 
 def gaps(arguments: argparse.Namespace, guide: str) -> list[dict[str, Any]]:

@@ -86,6 +86,14 @@ class Job:
     seed: int
 
 
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """A job that is done, and what is told of it."""
+
+    portrait: Portrait
+    record: dict[str, Any]
+
+
 def program(arguments: argparse.Namespace) -> int:
     """Trains, scores, shows."""
     from rich.console import Console
@@ -112,12 +120,17 @@ def program(arguments: argparse.Namespace) -> int:
         for guide, run in trained.items()
         for split, x, labels, size in splits
     ]
-    portraits = _scored(jobs, arguments)
-    records = [record(portrait, arguments) for portrait in portraits]
-    _write(records, portraits, arguments)
-    if not arguments.no_plots:
-        _figures(portraits, trained, arguments.out)
-    return 0
+    finished: list[Scored] = []
+    try:
+        for finished in _scored(jobs, arguments):
+            _write(finished, arguments)
+    except KeyboardInterrupt:
+        if finished:
+            _write(finished, arguments)  # the last time may have been cut short
+            _show(finished, arguments)
+        return cli.interrupted(len(finished), len(jobs), "guides and splits were scored", arguments)
+    _show(finished, arguments)
+    return cli.drawn(lambda: _figures([one.portrait for one in finished], trained, arguments.out), arguments)
 
 
 def _checked(arguments: argparse.Namespace) -> list[str]:
@@ -204,12 +217,16 @@ def _vae(arguments: argparse.Namespace, guide: str, num_pixels: int) -> VAE:
         return VAE(num_pixels, head, hidden=arguments.hidden, likelihood=arguments.likelihood, sigma=arguments.sigma)
 
 
-def _scored(jobs: Sequence[Job], arguments: argparse.Namespace) -> list[Portrait]:
-    """All jobs' portraits in their order, shared among processes."""
-    import joblib
+def _scored(jobs: Sequence[Job], arguments: argparse.Namespace) -> Iterator[list[Scored]]:
+    """What is finished, in the jobs' order, after each; they are shared among processes."""
+    from ppl_vi.workers import shared
 
-    parallel = joblib.Parallel(cli.num_workers(len(jobs), arguments.device), return_as="generator")
-    return list(cli.followed(parallel(joblib.delayed(score)(job) for job in jobs), len(jobs), "scoring"))
+    order = [(job.guide, job.split) for job in jobs]
+    done: dict[tuple[str, str], Scored] = {}
+    portraits = shared(score, jobs, cli.num_workers(len(jobs), arguments.device))
+    for portrait in cli.followed(portraits, len(jobs), "scoring"):
+        done[portrait.guide, portrait.split] = Scored(portrait, record(portrait, arguments))
+        yield [done[key] for key in order if key in done]
 
 
 def score(job: Job) -> Portrait:
@@ -298,14 +315,20 @@ def points(portrait: Portrait) -> Iterator[dict[str, Any]]:
         }
 
 
-def _write(records: list[dict[str, Any]], portraits: Sequence[Portrait], arguments: argparse.Namespace) -> None:
-    from ppl_vi.report import files, vae_table
+def _write(finished: Sequence[Scored], arguments: argparse.Namespace) -> None:
+    from ppl_vi.report import files
 
-    cli.write_records(records, arguments)
-    storage.write_text(arguments.out / "table.txt", vae_table.as_text(records))
+    cli.write_records([one.record for one in finished], arguments)
     if arguments.per_point:
-        each = [point for portrait in portraits for point in points(portrait)]
+        each = [point for one in finished for point in points(one.portrait)]
         storage.write_text(arguments.out / "points.json", files.to_json(each))
+
+
+def _show(finished: Sequence[Scored], arguments: argparse.Namespace) -> None:
+    from ppl_vi.report import vae_table
+
+    records = [one.record for one in finished]
+    storage.write_text(arguments.out / "table.txt", vae_table.as_text(records))
     cli.show_records(records, arguments, vae_table.show)
 
 

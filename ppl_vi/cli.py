@@ -298,15 +298,13 @@ def compare_command(
         for comparison in _compared(comparison, guides, arguments):  # noqa: B020, each holds one family more
             write_comparison(comparison, arguments)
     except KeyboardInterrupt:
-        return _interrupted(comparison, len(guides), arguments)
+        done = len(comparison.entries)
+        if done:
+            write_comparison(comparison, arguments)  # the last time may have been cut short
+            show_comparison(comparison, arguments)
+        return interrupted(done, len(guides), "families were finished", arguments)
     show_comparison(comparison, arguments)
-    if not arguments.no_plots:
-        try:
-            write_figures(comparison, arguments, more_figures)
-        except KeyboardInterrupt:
-            print(f"interrupted: not all figures were drawn; the tables are in {arguments.out}", file=sys.stderr)
-            return INTERRUPTED
-    return 0
+    return drawn(lambda: write_figures(comparison, arguments, more_figures), arguments)
 
 
 def num_workers(num_jobs: int, device: str) -> int:
@@ -453,11 +451,20 @@ def _write_figure(out: Path, name: str, draw: Callable[..., Figure], *given: Any
     files.write_figure(out / f"{name}.png", draw(*given))
 
 
-def _interrupted(comparison: Comparison, total: int, arguments: argparse.Namespace) -> int:
-    """Shows what was finished before Ctrl-C; it has been written already."""
-    done = len(comparison.entries)
-    if done:
-        show_comparison(comparison, arguments)
+def interrupted(done: int, total: int, what: str, arguments: argparse.Namespace) -> int:
+    """Says what had been finished, and written, before Ctrl-C; the exit code."""
     where = f"; they are in {arguments.out}" if done else ""
-    print(f"interrupted: {done} of {total} families were finished{where}", file=sys.stderr)
+    print(f"interrupted: {done} of {total} {what}{where}", file=sys.stderr)
     return INTERRUPTED
+
+
+def drawn(draw: Callable[[], None], arguments: argparse.Namespace) -> int:
+    """Draws the figures, the last that a program does, unless there are to be none; the exit code."""
+    if arguments.no_plots:
+        return 0
+    try:
+        draw()
+    except KeyboardInterrupt:
+        print(f"interrupted: not all figures were drawn; the tables are in {arguments.out}", file=sys.stderr)
+        return INTERRUPTED
+    return 0

@@ -2,11 +2,8 @@
 
 import json
 import math
-import signal
-import subprocess
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,6 @@ from ppl_vi.compare import Comparison, Settings, compare
 from ppl_vi.truth import ground_truth
 from tests.strict_json import strict
 
-ROOT = Path(__file__).resolve().parent.parent
 KEYS = (
     "x", "guide", "status", "stop_reason", "log_evidence", "log_evidence_error", "elbo", "elbo_gap", "reverse_kl",
     "forward_kl", "total_variation", "hellinger", "wasserstein", "mean_error", "sd_ratio", "coverage_90",
@@ -146,40 +142,13 @@ def test_listing_the_guides_gives_reasons_too(capsys: pytest.CaptureFixture[str]
     assert "point mass" in lines["AutoDelta"]
 
 
-@pytest.fixture
-def listening_to_ctrl_c() -> Iterator[None]:
-    """Children of a job in the background ignore Ctrl-C, since their parents do; here they don't."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("listening_to_ctrl_c")
-def test_ctrl_c_leaves_what_was_finished(tmp_path: Path) -> None:
+def test_ctrl_c_leaves_what_was_finished(tmp_path: Path, with_ctrl_c: Callable[..., Any]) -> None:
     guides = ["half_normal", "AutoGaussian", "spline_flow", "lognormal_mixture", "AutoIAFNormal"]
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.toy_posterior",
-        "--x",
-        "0",
-        "--guides",
-        *guides,
-        "--out",
-        str(tmp_path),
-    ]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
-        try:
-            deadline = time.monotonic() + 120
-            while not (tmp_path / "records.csv").exists() and running.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.1)
-            running.send_signal(signal.SIGINT)
-            shown, errors = running.communicate(timeout=60)
-        finally:
-            running.kill()
-    assert running.returncode == 130, errors
-    assert "families were finished; they are in" in errors
-    assert "Traceback" not in errors
+    command = ["benchmarks.toy_posterior", "--x", "0", "--guides", *guides, "--out", str(tmp_path)]
+    done = with_ctrl_c(command, once=tmp_path / "records.csv")
+    assert done.returncode == 130, done.stderr
+    assert "families were finished; they are in" in done.stderr
+    assert "Traceback" not in done.stderr
     finished = [row["guide"] for row in strict((tmp_path / "records.json").read_text())]
     assert 0 < len(finished) < len(guides)
-    assert all(guide in shown for guide in finished)
+    assert all(guide in done.stdout for guide in finished)

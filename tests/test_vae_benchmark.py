@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,6 +69,36 @@ def test_json_alone_goes_to_standard_output(tmp_path: Path, capsys: pytest.Captu
     assert len(strict(shown.out)) == 2
     assert "active units" in shown.err  # the table
     assert not list(tmp_path.glob("*.png"))
+
+
+def test_ctrl_c_while_scoring_leaves_what_was_finished(tmp_path: Path, with_ctrl_c: Callable[..., Any]) -> None:
+    guides = ["diagonal", "full", "mixture"]
+    small = ["--num-epochs", "2", "--num-points", "30", "--hidden", "8", "--per-point"]
+    command = ["benchmarks.vae", *small, "--guides", *guides, "--out", str(tmp_path)]
+    done = with_ctrl_c(command, once=tmp_path / "points.json")
+    assert done.returncode == 130, done.stderr
+    assert "of 6 guides and splits were scored; they are in" in done.stderr
+    assert "Traceback" not in done.stderr
+    records = strict((tmp_path / "records.json").read_text())
+    assert 0 < len(records) < 2 * len(guides)
+    assert len(strict((tmp_path / "points.json").read_text())) == sum(record["num_points"] for record in records)
+    for record in records:
+        assert f"{record['guide']}, {record['split']}: {record['num_points']} data points" in done.stdout
+    assert [line.rstrip() for line in done.stdout.splitlines()] == (tmp_path / "table.txt").read_text().splitlines()
+    assert not list(tmp_path.glob("*.png"))
+
+
+def test_ctrl_c_while_figures_are_drawn_leaves_the_tables(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def press(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(vae, "_figures", press)
+    monkeypatch.setattr("ppl_vi.workers.num_cores", lambda: 1)
+    assert vae.main([*SMALL, "--guides", "diagonal", "--out", str(tmp_path)]) == 130
+    assert "not all figures were drawn; the tables are in" in capsys.readouterr().err
+    assert len(strict((tmp_path / "records.json").read_text())) == 2
 
 
 def test_scoring_leaves_the_trained_module_as_it_was() -> None:
