@@ -57,6 +57,8 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--guides", nargs="+", default=GUIDES, metavar="NAME", help=f"families ({', '.join(GUIDES)})")
     found.add_argument("--list-guides", action="store_true", help="list the families and exit")
     found.add_argument("--alpha", type=cli.positive, default=1.0, metavar="A", help="weight of the KL in training (1)")
+    text = "epochs over which the KL's weight grows linearly from 0 to alpha (0)"
+    found.add_argument("--alpha-warmup", type=cli.whole(0), default=0, metavar="N", help=text)
     found.add_argument(
         "--hidden", type=cli.whole(1), nargs="*", default=(64, 64), metavar="N", help="layer widths (64 64)"
     )
@@ -174,7 +176,7 @@ def _train(
     arguments: argparse.Namespace, guide: str, images: Images, train_x: torch.Tensor, test_x: torch.Tensor
 ) -> Trained:
     from models.images import binarise
-    from ppl_vi.svi.amortized import CheckpointError, train
+    from ppl_vi.svi.amortized import CheckpointError, train, warmed_up
 
     def anew(epoch: int) -> torch.Tensor:
         return binarise(images.train, BINARISE_SEED + 2 + epoch).to(arguments.device)
@@ -189,7 +191,7 @@ def _train(
                 anew if fresh else train_x.to(arguments.device),
                 test_x.to(arguments.device),
                 settings,
-                alpha=arguments.alpha,
+                alpha=warmed_up(arguments.alpha, arguments.alpha_warmup),
                 checkpoint=arguments.out / f"{guide}.checkpoint",
                 resume=arguments.resume,
                 progress=told,
@@ -278,6 +280,7 @@ def record(portrait: Portrait, arguments: argparse.Namespace) -> dict[str, Any]:
         "sigma": _sigma(trained.module),
         "latent_dim": arguments.latent_dim,
         "alpha": arguments.alpha,
+        "alpha_warmup": arguments.alpha_warmup,
         "num_points": len(card.log_evidence),
         "num_certified": int(card.certified.sum()),
         "num_converged": int(card.converged.sum()),

@@ -48,6 +48,7 @@ def test_records_hold_the_table(ran: Path) -> None:
     ]  # fmt: skip
     for record in records:
         assert record["num_certified"] == record["num_points"] == (3 if record["split"] == "train" else 6)
+        assert (record["alpha"], record["alpha_warmup"]) == (1, 0)
         assert 0 < record["log_evidence_error"] <= 1e-6
         assert record["total"]["low"] <= record["total"]["mean"] <= record["total"]["high"]
     table = (ran / "table.txt").read_text()
@@ -69,6 +70,21 @@ def test_json_alone_goes_to_standard_output(tmp_path: Path, capsys: pytest.Captu
     assert len(strict(shown.out)) == 2
     assert "active units" in shown.err  # the table
     assert not list(tmp_path.glob("*.png"))
+
+
+def test_the_alpha_that_trains_grows_as_asked(tmp_path: Path) -> None:
+    def trained(*more: str, out: str) -> torch.Tensor:
+        arguments = [*SMALL, "--guides", "diagonal", "--no-plots", "--alpha", "2", *more, "--out", str(tmp_path / out)]
+        parsed = vae.parser().parse_args(arguments)
+        vae.cli.check_outputs(parsed)
+        found = vae._train(parsed, "diagonal", *vae._data(parsed))
+        return torch.cat([value.ravel() for value in found.module.parameters()])
+
+    warm, cold = trained("--alpha-warmup", "3", out="warm"), trained(out="cold")
+    assert not torch.equal(warm, cold)
+    assert torch.equal(warm, trained("--alpha-warmup", "3", "--resume", out="warm"))
+    with pytest.raises(vae.cli.UsageError, match=r"alpha 0\.66.* in epoch 0, not 1: remove it"):
+        trained("--alpha-warmup", "2", "--resume", out="warm")
 
 
 def test_ctrl_c_while_scoring_leaves_what_was_finished(tmp_path: Path, with_ctrl_c: Callable[..., Any]) -> None:
@@ -125,6 +141,7 @@ def test_scoring_leaves_the_trained_module_as_it_was() -> None:
         (["--data", "digitz"], "unknown images"),
         (["--data", "missing.npy"], "missing.npy"),
         (["--alpha", "nan"], "finite"),
+        (["--alpha-warmup", "-1"], "must be at least 0"),
     ],
 )
 def test_bad_input_gets_one_line(
