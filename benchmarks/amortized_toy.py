@@ -20,6 +20,7 @@ from ppl_vi import cli
 if TYPE_CHECKING:
     import torch
     from matplotlib.figure import Figure
+    from rich.console import Console
 
 OUT = Path("results/amortized_toy")
 GUIDES = ("truncated_normal", "lognormal", "gamma")
@@ -42,11 +43,7 @@ def parser() -> argparse.ArgumentParser:
         "--num-epochs", type=cli.whole(1), metavar="N", help=f"epochs of {NUM_DATA} observations ({text})"
     )
     found.add_argument("--lr", type=cli.positive, default=3e-3, metavar="F", help="Adam's step size (0.003)")
-    found.add_argument("--seed", type=cli.whole(0), default=0, metavar="N", help="of initial values and noise (0)")
-    found.add_argument("--quick", action="store_true", help="a look in seconds")
-    found.add_argument("--out", type=Path, default=OUT, metavar="DIR", help=f"folder for what is written ({OUT})")
-    found.add_argument("--json", metavar="FILE", help="the records here, too; - is standard output, and only them")
-    found.add_argument("--no-plots", action="store_true", help="write no figure")
+    cli.add_run_options(found, OUT, "few epochs and observations")
     return found
 
 
@@ -55,25 +52,16 @@ def program(arguments: argparse.Namespace) -> int:
     from ppl_vi.guides import POSITIVE
     from ppl_vi.report import files
 
-    for guide in arguments.guides:
-        if guide not in POSITIVE:
-            raise cli.UsageError(f"unknown guide '{guide}'; there are {', '.join(POSITIVE)}")
+    guides = cli.guides_among(arguments.guides, POSITIVE)
     if not arguments.range[0] < arguments.range[1]:
         raise cli.UsageError(
             f"--range: expected two numbers in order, got {arguments.range[0]:g} {arguments.range[1]:g}"
         )
     cli.check_outputs(arguments)
-    records = [one for guide in dict.fromkeys(arguments.guides) for one in gaps(arguments, guide)]
-    text = files.to_json(records)
-    files.write_text(arguments.out / "records.json", text)
-    if arguments.json and arguments.json != "-":
-        files.write_text(Path(arguments.json), text)
-    _show(records, to_stdout=arguments.json == "-")
-    if arguments.json == "-":
-        sys.stdout.write(text)
-    if not arguments.no_plots:
-        files.replace(arguments.out / "gaps_over_x.png", figure(records).savefig)
-    return 0
+    records = [one for guide in guides for one in gaps(arguments, guide)]
+    cli.write_records(records, arguments)
+    cli.show_records(records, arguments, _show)
+    return cli.drawn(lambda: files.write_figure(arguments.out / "gaps_over_x.png", figure(records)), arguments)
 
 
 def gaps(arguments: argparse.Namespace, guide: str) -> list[dict[str, Any]]:
@@ -149,11 +137,10 @@ def _trained(arguments: argparse.Namespace, guide: str, num_epochs: int) -> Any:
         return train(module, observations, held_out, settings, progress=told).module
 
 
-def _show(records: Sequence[dict[str, Any]], to_stdout: bool) -> None:
+def _show(records: Sequence[dict[str, Any]], console: Console) -> None:
     from rich import box
     from rich.table import Table
 
-    from ppl_vi.report import table
     from ppl_vi.report.numbers import three_digits
 
     shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
@@ -171,14 +158,14 @@ def _show(records: Sequence[dict[str, Any]], to_stdout: bool) -> None:
                 bound + three_digits(record["family_gap"], record["family_gap_error"]),
                 three_digits(record["amortization"], record["total_error"] + record["family_gap_error"]),
             )
-    table.terminal(stderr=to_stdout).print(shown)
+    console.print(shown)
 
 
 def figure(records: Sequence[dict[str, Any]]) -> Figure:
     """Family gap and amortization gap over x, one panel a guide."""
     from matplotlib.figure import Figure
 
-    from ppl_vi.report.plots import BLUE, DPI, ORANGE, SMALLEST
+    from ppl_vi.report.plots import BLUE, DPI, ORANGE, SMALLEST, plain
 
     guides = list(dict.fromkeys(record["guide"] for record in records))
     drawn = Figure(figsize=(max(4.0, 3.4 * len(guides)), 3.6), dpi=DPI, layout="constrained")
@@ -190,7 +177,7 @@ def figure(records: Sequence[dict[str, Any]]) -> Figure:
         axes.set_yscale("log")
         axes.set_title(guide, fontsize=10)
         axes.set_xlabel("x")
-        axes.spines[["top", "right"]].set_visible(False)
+        plain(axes)
     drawn.axes[0].set_ylabel("gap [nats]")
     drawn.axes[0].legend(frameon=False, fontsize=9)
     drawn.suptitle("What the family can't do, and what one encoder for all x adds", fontsize=11)

@@ -134,7 +134,7 @@ def figure(spreads: Sequence[Spread]) -> Figure:
     import numpy as np
     from matplotlib.figure import Figure
 
-    from ppl_vi.report.plots import BLUE, DPI, ORANGE
+    from ppl_vi.report.plots import BLUE, DPI, ORANGE, plain
 
     drawn = Figure(figsize=(9.5, 6.0), dpi=DPI, layout="constrained")
     for axes, spread in zip(drawn.subplots(2, 2).flat, spreads, strict=True):
@@ -144,7 +144,7 @@ def figure(spreads: Sequence[Spread]) -> Figure:
             axes.hist(values, bins, color=color, alpha=0.7, density=True, label=text)
         text = f"{spread.what}\nvariance {_times(spread.ratio)} times as large by the score function"
         axes.set_title(text, fontsize=9)
-        axes.spines[["top", "right"]].set_visible(False)
+        plain(axes)
         axes.set_yticks([])
     drawn.axes[0].legend(frameon=False, fontsize=9)
     drawn.supxlabel("one draw of the gradient", fontsize=10)
@@ -172,15 +172,15 @@ def program(arguments: argparse.Namespace) -> int:
         numbers = (spread.path.mean(), spread.path.std(ddof=1), spread.score.std(ddof=1), spread.ratio)
         shown.add_row(spread.what, *(short(float(v), 3) for v in numbers), f"{spread.disagreement:.1f} s.e.")
     table.terminal().print(shown)
-    files.replace(arguments.out / "gradient_variance.png", figure(spreads).savefig)
+    files.write_figure(arguments.out / "gradient_variance.png", figure(spreads))
     return 0
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     found = cli.Parser(prog="gradient_variance", description=(__doc__ or "").splitlines()[0])
-    found.add_argument("--seed", type=cli.whole(0), default=0, metavar="N", help="of everything random (0)")
-    found.add_argument("--out", type=Path, default=OUT, metavar="DIR", help=f"folder for what is written ({OUT})")
+    cli.add_seed(found)
+    cli.add_out(found, OUT)
     return found
 
 

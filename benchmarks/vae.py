@@ -12,11 +12,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ppl_vi import cli
+from ppl_vi import cli, storage
 
 if TYPE_CHECKING:
     import torch
@@ -57,6 +57,8 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--guides", nargs="+", default=GUIDES, metavar="NAME", help=f"families ({', '.join(GUIDES)})")
     found.add_argument("--list-guides", action="store_true", help="list the families and exit")
     found.add_argument("--alpha", type=cli.positive, default=1.0, metavar="A", help="weight of the KL in training (1)")
+    text = "epochs over which the KL's weight grows linearly from 0 to alpha (0)"
+    found.add_argument("--alpha-warmup", type=cli.whole(0), default=0, metavar="N", help=text)
     found.add_argument(
         "--hidden", type=cli.whole(1), nargs="*", default=(64, 64), metavar="N", help="layer widths (64 64)"
     )
@@ -66,14 +68,10 @@ def parser() -> argparse.ArgumentParser:
         found.add_argument(f"--{name.replace('_', '-')}", type=cli.whole(1), metavar="N", help=f"{what} ({text})")
     found.add_argument("--batch-size", type=cli.whole(1), default=64, metavar="N", help="data points a step (64)")
     found.add_argument("--lr", type=cli.positive, default=1e-2, metavar="F", help="Adam's step size (0.01)")
-    found.add_argument("--seed", type=cli.whole(0), default=0, metavar="N", help="of initial values and noise (0)")
     found.add_argument("--device", choices=cli.DEVICES, default="cpu", help="where to train (cpu)")
     found.add_argument("--resume", action="store_true", help="go on from the checkpoints in --out")
-    found.add_argument("--quick", action="store_true", help="a look in seconds: few epochs and data points")
-    found.add_argument("--out", type=Path, default=OUT, metavar="DIR", help=f"folder for what is written ({OUT})")
-    found.add_argument("--json", metavar="FILE", help="the records here, too; - is standard output, and only them")
     found.add_argument("--per-point", action="store_true", help="write points.json: one record a data point")
-    found.add_argument("--no-plots", action="store_true", help="write no figures")
+    cli.add_run_options(found, OUT, "few epochs and data points")
     return found
 
 
@@ -90,6 +88,14 @@ class Job:
     seed: int
 
 
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """A job that is done, and what is told of it."""
+
+    portrait: Portrait
+    record: dict[str, Any]
+
+
 def program(arguments: argparse.Namespace) -> int:
     """Trains, scores, shows."""
     from rich.console import Console
@@ -101,9 +107,9 @@ def program(arguments: argparse.Namespace) -> int:
             "\n".join(f"{name:10} {family(2).summary}" for name, family in AMORTIZED.items()), highlight=False
         )
         return 0
-    _check(arguments)
+    guides = _checked(arguments)
     images, train_x, test_x = _data(arguments)
-    trained = {guide: _train(arguments, guide, images, train_x, test_x) for guide in dict.fromkeys(arguments.guides)}
+    trained = {guide: _train(arguments, guide, images, train_x, test_x) for guide in guides}
     num = arguments.num_points or (QUICK if arguments.quick else FULL)["num_points"]
     splits = (
         ("train", train_x, images.train_labels, (num + 1) // 2),
@@ -116,24 +122,29 @@ def program(arguments: argparse.Namespace) -> int:
         for guide, run in trained.items()
         for split, x, labels, size in splits
     ]
-    portraits = _scored(jobs, arguments)
-    records = [record(portrait, arguments) for portrait in portraits]
-    _write(records, portraits, arguments)
-    if not arguments.no_plots:
-        _figures(portraits, trained, arguments.out)
-    return 0
+    finished: list[Scored] = []
+    try:
+        for finished in _scored(jobs, arguments):
+            _write(finished, arguments)
+    except KeyboardInterrupt:
+        if finished:
+            _write(finished, arguments)  # the last time may have been cut short
+            _show(finished, arguments)
+        return cli.interrupted(len(finished), len(jobs), "guides and splits were scored", arguments)
+    _show(finished, arguments)
+    return cli.drawn(lambda: _figures([one.portrait for one in finished], trained, arguments.out), arguments)
 
 
-def _check(arguments: argparse.Namespace) -> None:
+def _checked(arguments: argparse.Namespace) -> list[str]:
+    """The families asked for, once all arguments have been found good."""
     import torch
 
     from ppl_vi.guides.amortized import AMORTIZED
 
     if arguments.latent_dim > 3:
         raise cli.UsageError(f"--latent-dim {arguments.latent_dim}: log p(x) is certified for at most 3 latents")
-    for guide in arguments.guides:
-        if guide not in AMORTIZED:
-            raise cli.UsageError(f"unknown guide '{guide}'; there are {', '.join(AMORTIZED)}")
+    guides = cli.guides_among(arguments.guides, AMORTIZED)
+    for guide in guides:
         head = AMORTIZED[guide](arguments.latent_dim)
         try:
             head.components(torch.zeros(head.num_outputs))
@@ -141,6 +152,7 @@ def _check(arguments: argparse.Namespace) -> None:
             raise cli.UsageError(f"{guide} can be trained but not scored: {error}") from error
     cli.check_device(arguments.device)
     cli.check_outputs(arguments)
+    return guides
 
 
 def _data(arguments: argparse.Namespace) -> tuple[Images, torch.Tensor, torch.Tensor]:
@@ -164,7 +176,7 @@ def _train(
     arguments: argparse.Namespace, guide: str, images: Images, train_x: torch.Tensor, test_x: torch.Tensor
 ) -> Trained:
     from models.images import binarise
-    from ppl_vi.svi.amortized import CheckpointError, train
+    from ppl_vi.svi.amortized import CheckpointError, train, warmed_up
 
     def anew(epoch: int) -> torch.Tensor:
         return binarise(images.train, BINARISE_SEED + 2 + epoch).to(arguments.device)
@@ -179,7 +191,7 @@ def _train(
                 anew if fresh else train_x.to(arguments.device),
                 test_x.to(arguments.device),
                 settings,
-                alpha=arguments.alpha,
+                alpha=warmed_up(arguments.alpha, arguments.alpha_warmup),
                 checkpoint=arguments.out / f"{guide}.checkpoint",
                 resume=arguments.resume,
                 progress=told,
@@ -207,16 +219,22 @@ def _vae(arguments: argparse.Namespace, guide: str, num_pixels: int) -> VAE:
         return VAE(num_pixels, head, hidden=arguments.hidden, likelihood=arguments.likelihood, sigma=arguments.sigma)
 
 
-def _scored(jobs: Sequence[Job], arguments: argparse.Namespace) -> list[Portrait]:
-    """All jobs' portraits in their order, shared among processes."""
-    import joblib
+def _scored(jobs: Sequence[Job], arguments: argparse.Namespace) -> Iterator[list[Scored]]:
+    """What is finished, in the jobs' order, after each; they are shared among processes."""
+    from ppl_vi.workers import shared
 
-    parallel = joblib.Parallel(cli.num_workers(len(jobs), arguments.device), return_as="generator")
-    return list(cli.followed(parallel(joblib.delayed(score)(job) for job in jobs), len(jobs), "scoring"))
+    order = [(job.guide, job.split) for job in jobs]
+    done: dict[tuple[str, str], Scored] = {}
+    portraits = shared(score, jobs, cli.num_workers(len(jobs), arguments.device))
+    for portrait in cli.followed(portraits, len(jobs), "scoring"):
+        done[portrait.guide, portrait.split] = Scored(portrait, record(portrait, arguments))
+        yield [done[key] for key in order if key in done]
 
 
 def score(job: Job) -> Portrait:
-    """Truth and gaps of one guide on one split, on one thread."""
+    """Truth and gaps of one guide on one split, on one thread and in double precision; the job stays as it is."""
+    import copy
+
     import torch
 
     from models.vae import target
@@ -225,23 +243,13 @@ def score(job: Job) -> Portrait:
     from ppl_vi.truth import ground_truth
 
     torch.set_num_threads(1)
-    module = job.trained.module.cpu().double()
+    trained = replace(job.trained, module=copy.deepcopy(job.trained.module).cpu().double())
+    module = trained.module
     problems = target(module, job.x, name=f"VAE, {job.guide}")
     with torch.no_grad():
         local = module.encoder(job.x.double())
     card = amortized_gaps(problems, ground_truth(problems), module.head, local, seed=job.seed)
-    return Portrait(
-        job.guide,
-        job.split,
-        job.trained,
-        module.head,
-        problems,
-        local,
-        torch.from_numpy(card.best),
-        card,
-        job.labels,
-        job.shape,
-    )
+    return Portrait(job.guide, job.split, trained, module.head, problems, local, card, job.labels, job.shape)
 
 
 def record(portrait: Portrait, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -272,6 +280,7 @@ def record(portrait: Portrait, arguments: argparse.Namespace) -> dict[str, Any]:
         "sigma": _sigma(trained.module),
         "latent_dim": arguments.latent_dim,
         "alpha": arguments.alpha,
+        "alpha_warmup": arguments.alpha_warmup,
         "num_points": len(card.log_evidence),
         "num_certified": int(card.certified.sum()),
         "num_converged": int(card.converged.sum()),
@@ -309,20 +318,21 @@ def points(portrait: Portrait) -> Iterator[dict[str, Any]]:
         }
 
 
-def _write(records: list[dict[str, Any]], portraits: Sequence[Portrait], arguments: argparse.Namespace) -> None:
-    from ppl_vi.report import files, table, vae_table
+def _write(finished: Sequence[Scored], arguments: argparse.Namespace) -> None:
+    from ppl_vi.report import files
 
-    text = files.to_json(records)
-    files.write_text(arguments.out / "records.json", text)
-    files.write_text(arguments.out / "table.txt", vae_table.as_text(records))
+    cli.write_records([one.record for one in finished], arguments)
     if arguments.per_point:
-        each = [point for portrait in portraits for point in points(portrait)]
-        files.write_text(arguments.out / "points.json", files.to_json(each))
-    if arguments.json and arguments.json != "-":
-        files.write_text(Path(arguments.json), text)
-    vae_table.show(records, table.terminal(stderr=arguments.json == "-"))
-    if arguments.json == "-":
-        sys.stdout.write(text)
+        each = [point for one in finished for point in points(one.portrait)]
+        storage.write_text(arguments.out / "points.json", files.to_json(each))
+
+
+def _show(finished: Sequence[Scored], arguments: argparse.Namespace) -> None:
+    from ppl_vi.report import vae_table
+
+    records = [one.record for one in finished]
+    storage.write_text(arguments.out / "table.txt", vae_table.as_text(records))
+    cli.show_records(records, arguments, vae_table.show)
 
 
 def _figures(portraits: list[Portrait], trained: dict[str, Trained], out: Path) -> None:
@@ -343,7 +353,7 @@ def _figures(portraits: list[Portrait], trained: dict[str, Trained], out: Path) 
         if portrait.target.dim == 2:
             figures[f"worst_points_{portrait.guide}"] = vae_plots.worst_points(portrait)
     for name, figure in figures.items():
-        files.replace(out / f"{name}.png", figure.savefig)
+        files.write_figure(out / f"{name}.png", figure)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

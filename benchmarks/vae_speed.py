@@ -17,11 +17,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ppl_vi import cli
+from ppl_vi import cli, storage
 
 if TYPE_CHECKING:
     import torch
 
+OUT = Path("results/vae_speed")
 PROBLEMS = {  # pixels, widths, batch
     "digits 8x8, hidden 64 64, batch 64": (64, (64, 64), 64),
     "28x28, hidden 400, batch 128": (784, (400,), 128),
@@ -29,7 +30,7 @@ PROBLEMS = {  # pixels, widths, batch
 }
 STEPS = 20  # a round
 LATENTS = 2
-Step = Callable[[], None]
+Step = Callable[[], object]
 
 
 def pyro_step(module: Any, x: torch.Tensor) -> Step:
@@ -37,14 +38,10 @@ def pyro_step(module: Any, x: torch.Tensor) -> Step:
     import torch
     from pyro.infer import Trace_ELBO
 
+    from ppl_vi.svi.amortized import gradient_step
+
     optimiser, elbo = torch.optim.Adam(module.parameters(), lr=1e-3), Trace_ELBO()
-
-    def step() -> None:
-        optimiser.zero_grad()
-        (elbo.differentiable_loss(module.model, module.guide, x, len(x), 1.0) / len(x)).backward()
-        optimiser.step()
-
-    return step
+    return lambda: gradient_step(module, elbo, optimiser, x)
 
 
 def plain_step(module: Any, x: torch.Tensor) -> Step:
@@ -79,7 +76,6 @@ def program(arguments: argparse.Namespace) -> int:
     """Measures, shows."""
     import copy
 
-    import pyro
     import torch
     from rich import box
     from rich.table import Table
@@ -97,7 +93,7 @@ def program(arguments: argparse.Namespace) -> int:
         shown.add_column(heading, justify="left" if heading.startswith("VAE") else "right")
     records = []
     for name, (pixels, hidden, batch) in PROBLEMS.items():
-        with isolated(torch.float32, seed=0), pyro.validation_enabled(False):
+        with isolated(torch.float32, seed=0):
             x = torch.bernoulli(torch.rand(batch, pixels))
             module = VAE(pixels, AMORTIZED["diagonal"](LATENTS), hidden=hidden)
             plain, ours = plain_step(copy.deepcopy(module), x), pyro_step(copy.deepcopy(module), x)
@@ -113,7 +109,7 @@ def program(arguments: argparse.Namespace) -> int:
             | {"rounds": arguments.rounds, "versions": versions()}
         )
     table.terminal().print(shown)
-    files.write_text(arguments.out / "records.json", files.to_json(records))
+    storage.write_text(arguments.out / "records.json", files.to_json(records))
     return 0
 
 
@@ -125,8 +121,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     found = cli.Parser(prog="vae_speed", description=(__doc__ or "").splitlines()[0])
     found.add_argument("--rounds", type=cli.whole(1), default=15, metavar="N", help=f"of {STEPS} steps a side (15)")
-    out = Path("results/vae_speed")
-    found.add_argument("--out", type=Path, default=out, metavar="DIR", help=f"folder for what is written ({out})")
+    cli.add_out(found, OUT)
     return found
 
 

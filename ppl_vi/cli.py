@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from ppl_vi import storage
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -104,15 +106,30 @@ def add_comparison_options(parser: argparse.ArgumentParser, out: Path, quick_gui
     count("num_particles", "draws a step")
     count("num_replicas", "independent fits of each problem")
     parser.add_argument("--lr", type=positive, default=0.2, metavar="F", help="Adam's first step size (0.2)")
-    parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="of initial values and noise (0)")
     parser.add_argument(
         "--engine", choices=ENGINES, default="batched", help="all fits at once, or Pyro's SVI one by one"
     )
     parser.add_argument("--device", choices=DEVICES, default="cpu", help="where to compute (cpu)")
-    parser.add_argument("--quick", action="store_true", help="a look in seconds: few families, steps and replicas")
-    parser.add_argument("--out", type=Path, default=out, metavar="DIR", help=f"folder for what is written ({out})")
+    add_run_options(parser, out, "few families, steps and replicas")
+
+
+def add_run_options(parser: argparse.ArgumentParser, out: Path, quick: str) -> None:
+    """The options of every program that leaves records and figures; `quick` says what there is less of."""
+    add_seed(parser)
+    parser.add_argument("--quick", action="store_true", help=f"a look in seconds: {quick}")
+    add_out(parser, out)
     parser.add_argument("--json", metavar="FILE", help="the records here, too; - is standard output, and only them")
     parser.add_argument("--no-plots", action="store_true", help="write no figures")
+
+
+def add_seed(parser: argparse.ArgumentParser) -> None:
+    """`--seed`."""
+    parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="of initial values and noise (0)")
+
+
+def add_out(parser: argparse.ArgumentParser, out: Path) -> None:
+    """`--out`."""
+    parser.add_argument("--out", type=Path, default=out, metavar="DIR", help=f"folder for what is written ({out})")
 
 
 def run(
@@ -151,6 +168,21 @@ def chosen_guides(names: Sequence[str] | None, default: Sequence[str] | None) ->
     except ValueError as error:
         raise UsageError(str(error)) from error
     return guides
+
+
+def guides_among(names: Sequence[str], known: Iterable[str]) -> list[str]:
+    """The families asked for, each once.
+
+    Raises:
+        UsageError: one of them is not among those known.
+    """
+    from ppl_vi.guides import unknown
+
+    known = list(known)
+    for name in names:
+        if name not in known:
+            raise UsageError(f"{unknown(name, known)} (there are {', '.join(known)})")
+    return list(dict.fromkeys(names))
 
 
 def list_guides(console: Console) -> None:
@@ -264,22 +296,20 @@ def compare_command(
         raise UsageError(f"there is no truth to measure by: {error}") from error
     try:
         for comparison in _compared(comparison, guides, arguments):  # noqa: B020, each holds one family more
-            write_records(comparison, arguments)
+            write_comparison(comparison, arguments)
     except KeyboardInterrupt:
-        return _interrupted(comparison, len(guides), arguments)
-    show_tables(comparison, arguments)
-    if not arguments.no_plots:
-        try:
-            write_figures(comparison, arguments, more_figures)
-        except KeyboardInterrupt:
-            print(f"interrupted: not all figures were drawn; the tables are in {arguments.out}", file=sys.stderr)
-            return INTERRUPTED
-    return 0
+        done = len(comparison.entries)
+        if done:
+            write_comparison(comparison, arguments)  # the last time may have been cut short
+            show_comparison(comparison, arguments)
+        return interrupted(done, len(guides), "families were finished", arguments)
+    show_comparison(comparison, arguments)
+    return drawn(lambda: write_figures(comparison, arguments, more_figures), arguments)
 
 
 def num_workers(num_jobs: int, device: str) -> int:
     """Processes to share jobs among: no more than there are cores, and one for the only accelerator."""
-    from ppl_vi.compare import num_cores
+    from ppl_vi.workers import num_cores
 
     return min(num_cores(), MAX_WORKERS, num_jobs) if device == "cpu" else 1
 
@@ -351,28 +381,46 @@ def followed(items: Iterable[T], total: int, what: str) -> Iterator[T]:
             yield item
 
 
-def write_records(comparison: Comparison, arguments: argparse.Namespace) -> None:
-    """Writes what is finished: `records.json` and `records.csv`."""
+def write_records(records: Sequence[dict[str, Any]], arguments: argparse.Namespace) -> None:
+    """Writes `records.json`, and the same to the file of `--json`."""
     from ppl_vi.report import files
 
-    records = comparison.records()
-    files.write_text(arguments.out / "records.json", files.to_json(records))
-    files.write_text(arguments.out / "records.csv", files.to_csv(records))
-    if arguments.json and arguments.json != "-":
-        files.write_text(Path(arguments.json), files.to_json(records))
+    to_file = [Path(arguments.json)] if arguments.json and arguments.json != "-" else []
+    for path in (arguments.out / "records.json", *to_file):
+        storage.write_text(path, files.to_json(records))
 
 
-def show_tables(comparison: Comparison, arguments: argparse.Namespace) -> None:
-    """Writes `table.txt` and prints it, to standard error where standard output is for the records alone."""
+def show_records(
+    records: Sequence[dict[str, Any]],
+    arguments: argparse.Namespace,
+    show: Callable[[Sequence[dict[str, Any]], Console], None],
+) -> None:
+    """Prints the tables by `show`; with `--json -` to standard error, and to standard output the records alone."""
     from ppl_vi.report import files, table
 
-    records = comparison.records()
-    files.write_text(arguments.out / "table.txt", table.as_text(records))
     to_stdout = arguments.json == "-"
-    table.show(records, table.terminal(stderr=to_stdout))
+    show(records, table.terminal(stderr=to_stdout))
     if to_stdout:
         sys.stdout.write(files.to_json(records))
         sys.stdout.flush()
+
+
+def write_comparison(comparison: Comparison, arguments: argparse.Namespace) -> None:
+    """Writes the records of what is finished, as CSV, too."""
+    from ppl_vi.report import files
+
+    records = comparison.records()
+    write_records(records, arguments)
+    storage.write_text(arguments.out / "records.csv", files.to_csv(records))
+
+
+def show_comparison(comparison: Comparison, arguments: argparse.Namespace) -> None:
+    """Writes `table.txt` and prints it."""
+    from ppl_vi.report import table
+
+    records = comparison.records()
+    storage.write_text(arguments.out / "table.txt", table.as_text(records))
+    show_records(records, arguments, table.show)
 
 
 def write_figures(
@@ -400,14 +448,23 @@ def write_figures(
 def _write_figure(out: Path, name: str, draw: Callable[..., Figure], *given: Any) -> None:
     from ppl_vi.report import files
 
-    files.replace(out / f"{name}.png", draw(*given).savefig)
+    files.write_figure(out / f"{name}.png", draw(*given))
 
 
-def _interrupted(comparison: Comparison, total: int, arguments: argparse.Namespace) -> int:
-    """Shows what was finished before Ctrl-C; it has been written already."""
-    done = len(comparison.entries)
-    if done:
-        show_tables(comparison, arguments)
+def interrupted(done: int, total: int, what: str, arguments: argparse.Namespace) -> int:
+    """Says what had been finished, and written, before Ctrl-C; the exit code."""
     where = f"; they are in {arguments.out}" if done else ""
-    print(f"interrupted: {done} of {total} families were finished{where}", file=sys.stderr)
+    print(f"interrupted: {done} of {total} {what}{where}", file=sys.stderr)
     return INTERRUPTED
+
+
+def drawn(draw: Callable[[], None], arguments: argparse.Namespace) -> int:
+    """Draws the figures, the last that a program does, unless there are to be none; the exit code."""
+    if arguments.no_plots:
+        return 0
+    try:
+        draw()
+    except KeyboardInterrupt:
+        print(f"interrupted: not all figures were drawn; the tables are in {arguments.out}", file=sys.stderr)
+        return INTERRUPTED
+    return 0

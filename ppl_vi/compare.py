@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import joblib
 import numpy as np
 import torch
-from joblib.externals import loky
 
 from ppl_vi.guides import MULTIMODAL, RefusedFamilyError, find_family
 from ppl_vi.metrics.divergence import reverse_kl
@@ -26,6 +24,7 @@ from ppl_vi.svi.result import versions
 from ppl_vi.svi.support import bounds
 from ppl_vi.target import Target
 from ppl_vi.truth import Truth
+from ppl_vi.workers import interrupts_held, shared
 
 # keys of a record that are medians of a metric over replicas
 SCORES = (
@@ -150,12 +149,8 @@ def compare(
                 started(guide)
             yield guide
 
-    workers = min(num_workers, len(guides))
-    if workers > 1:
-        entries = _in_workers(comparison, tasks(), workers, with_curves)
-    else:
-        entries = (compare_one(comparison, guide, with_curves) for guide in tasks())
-    for entry in entries:
+    work = partial(compare_one, comparison, with_curves=with_curves)
+    for entry in shared(work, tasks(), min(num_workers, len(guides))):
         done[entry.guide] = entry
         yield replace(comparison, entries=tuple(done[guide] for guide in guides if guide in done))
 
@@ -168,35 +163,10 @@ def wake_workers(num_workers: int) -> Iterator[str]:
     """
     if num_workers == 1:
         return iter(())
-    with _interrupts_held():
+    with interrupts_held():
         parallel = joblib.Parallel(num_workers, return_as="generator_unordered", batch_size=1)
         answers: Iterator[str] = parallel(joblib.delayed(refusal)("lognormal") for _ in range(num_workers))
     return answers
-
-
-def _in_workers(comparison: Comparison, guides: Iterator[str], num_workers: int, with_curves: bool) -> Iterator[Entry]:
-    parallel = joblib.Parallel(num_workers, return_as="generator_unordered", batch_size=1, pre_dispatch="n_jobs")
-    jobs = (joblib.delayed(compare_one)(comparison, guide, with_curves) for guide in guides)
-    try:
-        with _interrupts_held():
-            entries = parallel(jobs)
-        yield from entries
-    except BaseException:
-        loky.get_reusable_executor().shutdown(wait=False, kill_workers=True)
-        raise
-
-
-@contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Holds back Ctrl-C; processes started meanwhile inherit that for good, and so leave it to this one."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def compare_one(comparison: Comparison, guide: str, with_curves: bool = False) -> Entry:
@@ -307,11 +277,6 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def num_cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _blank(comparison: Comparison, guide: str, problem: int) -> dict[str, Any]:

@@ -12,7 +12,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Each may import itself and what stands to its left.
 PACKAGES = ["ppl_vi", "models", "benchmarks"]
-LAYERS = ["state", "newton", "distributions", "target", "guides", "svi", "truth", "metrics", "compare", "report", "cli"]
+LAYERS = [
+    "state", "storage", "workers", "newton", "distributions", "target", "guides", "svi", "truth", "metrics", "compare",
+    "report", "cli",
+]  # fmt: skip
 
 FILES = [path.relative_to(ROOT) for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 OWN_FILES = [path for path in FILES if path.parts[0] == "ppl_vi" and path != Path("ppl_vi/__init__.py")]

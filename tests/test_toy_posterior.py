@@ -2,11 +2,8 @@
 
 import json
 import math
-import signal
-import subprocess
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +13,8 @@ from benchmarks import toy_posterior
 from models.exponential_normal import target
 from ppl_vi.compare import Comparison, Settings, compare
 from ppl_vi.truth import ground_truth
+from tests.strict_json import strict
 
-ROOT = Path(__file__).resolve().parent.parent
 KEYS = (
     "x", "guide", "status", "stop_reason", "log_evidence", "log_evidence_error", "elbo", "elbo_gap", "reverse_kl",
     "forward_kl", "total_variation", "hellinger", "wasserstein", "mean_error", "sd_ratio", "coverage_90",
@@ -30,15 +27,6 @@ TINY = ["--num-steps", "30", "--num-particles", "8", "--num-replicas", "2"]
 def broken(model: Any) -> Any:
     """A guide family that fails."""
     raise RuntimeError("no such luck\nand more")
-
-
-def strict(text: str) -> Any:
-    """JSON without NaN and Infinity."""
-
-    def refuse(constant: str) -> None:
-        raise AssertionError(f"{constant} is not JSON")
-
-    return json.loads(text, parse_constant=refuse)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +82,7 @@ def test_a_family_that_fails_becomes_a_row_and_the_others_go_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "broken_family", sys.modules[__name__])
-    monkeypatch.setattr("ppl_vi.compare.num_cores", lambda: 1)
+    monkeypatch.setattr("ppl_vi.workers.num_cores", lambda: 1)
     guides = ["--guides", "broken_family:broken", "half_normal"]
     arguments = ["--x", "0", *guides, *TINY, "--out", str(tmp_path), "--no-plots", "--json", "-"]
     assert toy_posterior.main(arguments) == 0
@@ -154,40 +142,13 @@ def test_listing_the_guides_gives_reasons_too(capsys: pytest.CaptureFixture[str]
     assert "point mass" in lines["AutoDelta"]
 
 
-@pytest.fixture
-def listening_to_ctrl_c() -> Iterator[None]:
-    """Children of a job in the background ignore Ctrl-C, since their parents do; here they don't."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("listening_to_ctrl_c")
-def test_ctrl_c_leaves_what_was_finished(tmp_path: Path) -> None:
+def test_ctrl_c_leaves_what_was_finished(tmp_path: Path, with_ctrl_c: Callable[..., Any]) -> None:
     guides = ["half_normal", "AutoGaussian", "spline_flow", "lognormal_mixture", "AutoIAFNormal"]
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.toy_posterior",
-        "--x",
-        "0",
-        "--guides",
-        *guides,
-        "--out",
-        str(tmp_path),
-    ]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
-        try:
-            deadline = time.monotonic() + 120
-            while not (tmp_path / "records.csv").exists() and running.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.1)
-            running.send_signal(signal.SIGINT)
-            shown, errors = running.communicate(timeout=60)
-        finally:
-            running.kill()
-    assert running.returncode == 130, errors
-    assert "families were finished; they are in" in errors
-    assert "Traceback" not in errors
+    command = ["benchmarks.toy_posterior", "--x", "0", "--guides", *guides, "--out", str(tmp_path)]
+    done = with_ctrl_c(command, once=tmp_path / "records.csv")
+    assert done.returncode == 130, done.stderr
+    assert "families were finished; they are in" in done.stderr
+    assert "Traceback" not in done.stderr
     finished = [row["guide"] for row in strict((tmp_path / "records.json").read_text())]
     assert 0 < len(finished) < len(guides)
-    assert all(guide in shown for guide in finished)
+    assert all(guide in done.stdout for guide in finished)

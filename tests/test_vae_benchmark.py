@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import amortized_toy, vae
+from models.vae import VAE
+from ppl_vi.guides.amortized import AMORTIZED
+from ppl_vi.state import isolated
+from ppl_vi.svi.amortized import Settings, train
+from tests.strict_json import strict
 
 SMALL = ["--num-epochs", "3", "--num-points", "6", "--hidden", "8"]
-
-
-def strict(text: str) -> Any:
-    def refuse(constant: str) -> None:
-        raise AssertionError(f"{constant} is not JSON")
-
-    return json.loads(text, parse_constant=refuse)
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +48,7 @@ def test_records_hold_the_table(ran: Path) -> None:
     ]  # fmt: skip
     for record in records:
         assert record["num_certified"] == record["num_points"] == (3 if record["split"] == "train" else 6)
+        assert (record["alpha"], record["alpha_warmup"]) == (1, 0)
         assert 0 < record["log_evidence_error"] <= 1e-6
         assert record["total"]["low"] <= record["total"]["mean"] <= record["total"]["high"]
     table = (ran / "table.txt").read_text()
@@ -63,26 +63,85 @@ def test_figures_are_drawn(ran: Path) -> None:
 
 
 def test_json_alone_goes_to_standard_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [*SMALL, "--guides", "flow", "--likelihood", "gaussian", "--no-plots", "--json", "-"]
-    code = vae.main([*arguments, "--out", str(tmp_path)])
+    arguments = [*SMALL, "--guides", "full", "--likelihood", "gaussian", "--no-plots", "--json", "-"]
+    assert vae.main([*arguments, "--out", str(tmp_path)]) == 0
     shown = capsys.readouterr()
-    if code == 2:  # a family without a best member has no gaps to show
-        assert "flow" in shown.err
-        assert shown.out == ""
-    else:
-        assert len(strict(shown.out)) == 2
+    assert shown.out == (tmp_path / "records.json").read_text()
+    assert len(strict(shown.out)) == 2
+    assert "active units" in shown.err  # the table
+    assert not list(tmp_path.glob("*.png"))
+
+
+def test_the_alpha_that_trains_grows_as_asked(tmp_path: Path) -> None:
+    def trained(*more: str, out: str) -> torch.Tensor:
+        arguments = [*SMALL, "--guides", "diagonal", "--no-plots", "--alpha", "2", *more, "--out", str(tmp_path / out)]
+        parsed = vae.parser().parse_args(arguments)
+        vae.cli.check_outputs(parsed)
+        found = vae._train(parsed, "diagonal", *vae._data(parsed))
+        return torch.cat([value.ravel() for value in found.module.parameters()])
+
+    warm, cold = trained("--alpha-warmup", "3", out="warm"), trained(out="cold")
+    assert not torch.equal(warm, cold)
+    assert torch.equal(warm, trained("--alpha-warmup", "3", "--resume", out="warm"))
+    with pytest.raises(vae.cli.UsageError, match=r"alpha 0\.66.* in epoch 0, not 1: remove it"):
+        trained("--alpha-warmup", "2", "--resume", out="warm")
+
+
+def test_ctrl_c_while_scoring_leaves_what_was_finished(tmp_path: Path, with_ctrl_c: Callable[..., Any]) -> None:
+    guides = ["diagonal", "full", "mixture"]
+    small = ["--num-epochs", "2", "--num-points", "30", "--hidden", "8", "--per-point"]
+    command = ["benchmarks.vae", *small, "--guides", *guides, "--out", str(tmp_path)]
+    done = with_ctrl_c(command, once=tmp_path / "points.json")
+    assert done.returncode == 130, done.stderr
+    assert "of 6 guides and splits were scored; they are in" in done.stderr
+    assert "Traceback" not in done.stderr
+    records = strict((tmp_path / "records.json").read_text())
+    assert 0 < len(records) < 2 * len(guides)
+    assert len(strict((tmp_path / "points.json").read_text())) == sum(record["num_points"] for record in records)
+    for record in records:
+        assert f"{record['guide']}, {record['split']}: {record['num_points']} data points" in done.stdout
+    assert [line.rstrip() for line in done.stdout.splitlines()] == (tmp_path / "table.txt").read_text().splitlines()
+    assert not list(tmp_path.glob("*.png"))
+
+
+def test_ctrl_c_while_figures_are_drawn_leaves_the_tables(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def press(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(vae, "_figures", press)
+    monkeypatch.setattr("ppl_vi.workers.num_cores", lambda: 1)
+    assert vae.main([*SMALL, "--guides", "diagonal", "--out", str(tmp_path)]) == 130
+    assert "not all figures were drawn; the tables are in" in capsys.readouterr().err
+    assert len(strict((tmp_path / "records.json").read_text())) == 2
+
+
+def test_scoring_leaves_the_trained_module_as_it_was() -> None:
+    with isolated(torch.float32, seed=4):
+        x = torch.bernoulli(torch.rand(3, 5))
+        module = VAE(5, AMORTIZED["full"](2), hidden=(4,))
+    trained = train(module, x, x, Settings(num_epochs=1))
+    before = {name: value.clone() for name, value in trained.module.state_dict().items()}
+    portrait = vae.score(vae.Job("full", "test", trained, x, None, (1, 5), seed=0))
+    after = trained.module.state_dict()
+    assert all(after[name].dtype == torch.float32 and torch.equal(after[name], value) for name, value in before.items())
+    assert {value.dtype for value in portrait.trained.module.state_dict().values()} == {torch.float64}
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--guides", "fulll"], "unknown guide 'fulll'"),
+        (["--guides", "fulll"], "unknown guide 'fulll'; did you mean full"),
+        (["--guides", "full", "xyz"], "unknown guide 'xyz' (there are diagonal, full, mixture, flow)"),
+        (["--guides", "flow"], "flow can be trained but not scored"),
         (["--sigma", "0"], "must be above 0"),
         (["--latent-dim", "4"], "at most 3 latents"),
         (["--num-epochs", "0"], "at least 1"),
         (["--data", "digitz"], "unknown images"),
         (["--data", "missing.npy"], "missing.npy"),
         (["--alpha", "nan"], "finite"),
+        (["--alpha-warmup", "-1"], "must be at least 0"),
     ],
 )
 def test_bad_input_gets_one_line(
@@ -98,10 +157,19 @@ def test_bad_input_gets_one_line(
     assert shown.err.count("\n") == 1
 
 
+def test_the_amortized_toy_names_the_nearest_guide(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert amortized_toy.main(["--guides", "lognorml", "--out", str(tmp_path)]) == 2
+    shown = capsys.readouterr()
+    assert "unknown guide 'lognorml'; did you mean lognormal" in shown.err
+    assert (shown.out, shown.err.count("\n")) == ("", 1)
+
+
 def test_the_amortized_toys_gaps_add_up(tmp_path: Path) -> None:
-    arguments = ["--quick", "--num-epochs", "3", "--guides", "lognormal", "--out", str(tmp_path)]
+    file = tmp_path / "also.json"
+    arguments = ["--quick", "--num-epochs", "3", "--guides", "lognormal", "--out", str(tmp_path), "--json", str(file)]
     assert amortized_toy.main(arguments) == 0
-    records = strict((tmp_path / "records.json").read_text())
+    assert file.read_text() == (tmp_path / "records.json").read_text()
+    records = strict(file.read_text())
     x = np.array([record["x"] for record in records])
     assert (x[0], x[-1]) == (-3, 6)
     for record in records:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ppl_vi.guides.autoguides import ACCEPTED, AUTOGUIDES, REFUSED, laplace
@@ -62,9 +62,14 @@ def find_family(name: str) -> Family:
         raise RefusedFamilyError(f"{name}: {REFUSED[name]}")
     if ":" in name:
         return _import(name)
-    near = difflib.get_close_matches(name, [*FAMILIES, *REFUSED], n=3, cutoff=0.4)
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    raise ValueError(f"unknown guide '{name}'{hint} (--list-guides shows all; package.module:attribute names your own)")
+    complaint = unknown(name, [*FAMILIES, *REFUSED])
+    raise ValueError(f"{complaint} (--list-guides shows all; package.module:attribute names your own)")
+
+
+def unknown(name: str, known: Iterable[str]) -> str:
+    """Says that there is no such guide, and names the nearest of those that there are."""
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    return f"unknown guide '{name}'" + (f"; did you mean {' or '.join(near)}?" if near else "")
 
 
 def _import(path: str) -> Family:
@@ -90,5 +95,5 @@ def summary(name: str) -> str:
 
 __all__ = [
     "ANY", "FAMILIES", "MULTIMODAL", "POSITIVE", "REAL", "REFUSED", "Family", "RefusedFamilyError", "find_family",
-    "summary",
+    "summary", "unknown",
 ]  # fmt: skip

@@ -1,15 +1,18 @@
-"""Records as strict JSON and as CSV; a file is replaced only once all of it is written."""
+"""Records as strict JSON and as CSV, figures as PNG."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-import os
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from ppl_vi import storage
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def to_json(records: Sequence[dict[str, Any]]) -> str:
@@ -35,27 +38,6 @@ def _cell(value: Any) -> Any:
     return json.dumps(value, allow_nan=False) if isinstance(value, dict | list) else value
 
 
-def replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Calls `write` with the path of a temporary file beside `path`, then puts it in its place."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
-    partial = Path(name)
-    try:
-        write(partial)
-        partial.chmod(0o666 & ~_umask())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes or replaces a text file, all or nothing."""
-    replace(path, lambda partial: partial.write_text(text, encoding="utf-8"))
-
-
-def _umask() -> int:
-    """The process's umask, which only setting it tells."""
-    current = os.umask(0o022)
-    os.umask(current)
-    return current
+def write_figure(path: Path, figure: Figure) -> None:
+    """Writes or replaces a figure as PNG, all or nothing."""
+    storage.replace(path, lambda file: figure.savefig(file, format="png"))

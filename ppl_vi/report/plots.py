@@ -31,6 +31,13 @@ TOO_HIGH = 1.8  # of the posterior's peak: where the density panels end
 Panel = Callable[[Axes, Entry, dict[str, Any]], None]
 
 
+def plain(axes: Axes, *, label_size: float | None = None) -> None:
+    """Takes away the lines above and to the right, and gives the ticks' labels a size if one is given."""
+    axes.spines[["top", "right"]].set_visible(False)
+    if label_size is not None:
+        axes.tick_params(labelsize=label_size)
+
+
 def densities(comparison: Comparison, problem: int) -> Figure:
     """The exact posterior, grey, and the fitted density of each family's replica of median reverse KL."""
     entries = _sorted(comparison, problem, lambda entry: entry.curves is not None)
@@ -137,8 +144,7 @@ def _bars(axes: Axes, records: Sequence[dict[str, Any]], name: str, color: str, 
     axes.set_xlim(edge, high * 3e3)
     axes.set_yticks(range(len(records)), [record["guide"] for record in records], fontsize=8)
     axes.set_ylim(len(records) - 0.4, -0.6)
-    axes.tick_params(axis="x", labelsize=8)
-    _plain(axes)
+    plain(axes, label_size=8)
 
 
 def _drawn(value: Any) -> float:
@@ -167,7 +173,7 @@ def posterior_over_x(x: np.ndarray, truth: Truth, marked: Sequence[float]) -> Fi
         for value in marked:
             axes.axvline(value, color=GREY, linewidth=0.8, linestyle=":")
         axes.set_xlim(x[0], x[-1])
-        _plain(axes)
+        plain(axes)
     figure.suptitle("The exact posterior and evidence (dotted: the observations compared)", fontsize=12)
     return figure
 
@@ -231,8 +237,7 @@ def _multiples(entries: list[Entry], panel: Panel, heading: str, x: str, y: str,
     for axes, entry in zip(grid.flat, entries, strict=False):
         panel(axes, entry, entry.records[problem])
         axes.title.set_fontsize(9)
-        axes.tick_params(labelsize=8)
-        _plain(axes)
+        plain(axes, label_size=8)
     for axes in grid.flat[len(entries) :]:
         axes.set_axis_off()
     for axes in grid.flat[max(0, len(entries) - columns) : len(entries)]:
@@ -241,7 +246,3 @@ def _multiples(entries: list[Entry], panel: Panel, heading: str, x: str, y: str,
     figure.supxlabel(x, fontsize=10, y=0.08 / height, va="bottom")
     figure.supylabel(y, fontsize=10, x=0.08 / width)
     return figure
-
-
-def _plain(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)

@@ -16,7 +16,7 @@ from torch import Tensor
 from ppl_vi.guides.amortized import Head
 from ppl_vi.metrics.amortization import AmortizedScorecard
 from ppl_vi.report.numbers import three_digits
-from ppl_vi.report.plots import BLUE, DARK, DPI, GREY, ORANGE, VERMILION
+from ppl_vi.report.plots import BLUE, DARK, DPI, GREY, ORANGE, VERMILION, plain
 from ppl_vi.svi.amortized import Trained
 from ppl_vi.target import Target
 
@@ -39,7 +39,6 @@ class Portrait:
         head: the family.
         target: one problem a data point.
         local: the encoder's local parameters, `(B, P)`.
-        best: each data point's best ones, `(B, P)`.
         card: the gaps.
         labels: of the data points, `(B,)`, or None.
         shape: height and width of an image.
@@ -51,10 +50,14 @@ class Portrait:
     head: Head
     target: Target
     local: Tensor
-    best: Tensor
     card: AmortizedScorecard
     labels: np.ndarray | None
     shape: tuple[int, int]
+
+    @property
+    def best(self) -> Tensor:
+        """Each data point's best local parameters, `(B, P)`."""
+        return torch.from_numpy(self.card.best)
 
     @property
     def images(self) -> np.ndarray:
@@ -144,7 +147,7 @@ def gap_histograms(portraits: list[Portrait]) -> Figure:
             axes.set_xscale("log")
             text = f"{portrait.guide}, {portrait.split}: {name}, median {three_digits(np.median(values))} nats"
             axes.set_title(text, fontsize=9)
-            _plain(axes)
+            plain(axes, label_size=8)
     for axes in grid[-1]:
         axes.set_xlabel(f"nats a data point (below {SMALLEST:g}: drawn there)", fontsize=9)
     return figure
@@ -245,9 +248,4 @@ def _titled(axes: Axes, title: str, x: str, y: str) -> None:
     axes.set_title(title, fontsize=10)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
-    _plain(axes)
-
-
-def _plain(axes: Axes) -> None:
-    axes.tick_params(labelsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
+    plain(axes, label_size=8)

@@ -7,8 +7,6 @@ The loop is the one Pyro documents for a single optimiser over all parameters: `
 from __future__ import annotations
 
 import copy
-import os
-import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -21,12 +19,13 @@ import pyro.poutine as poutine
 import torch
 from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
-from torch.optim import Adam
+from torch.optim import Adam, Optimizer
 
+from ppl_vi import storage
 from ppl_vi.state import isolated
 from ppl_vi.svi.result import versions
 
-FORMAT = 1  # of a checkpoint
+FORMAT = 2  # of a checkpoint
 HELD_OUT_PARTICLES = 8
 HELD_OUT_SEED = 12_345  # the same noise every epoch, so that epochs are compared on equal terms
 
@@ -112,12 +111,23 @@ class _Run:
     epoch: int = 0
     train: list[float] = field(default_factory=list)
     held_out: list[float] = field(default_factory=list)
+    alpha: list[float] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
     stop_reason: str = ""
 
     @property
     def best_epoch(self) -> int:
         return int(np.argmax(self.held_out))
+
+
+def warmed_up(alpha: float, num_epochs: int) -> Alpha:
+    """A weight of the KL that grows linearly from 0 and is `alpha` from the `num_epochs`-th epoch on.
+
+    It is alpha min(1, (epoch + 1) / num_epochs), epochs counted from 0: always positive, as a model wants it.
+
+    Source: Sønderby et al. (2016), Ladder variational autoencoders.
+    """
+    return lambda epoch: alpha if epoch + 1 >= num_epochs else alpha * (epoch + 1) / num_epochs
 
 
 def train(
@@ -141,19 +151,19 @@ def train(
         data: `(N, ...)`, or a function of the epoch that gives them (data binarised anew each time).
         held_out: `(M, ...)`, on which to stop.
         settings: how.
-        alpha: weight of the KL to the prior, constant or by epoch; the ELBOs reported are at alpha = 1.
+        alpha: weight of the KL to the prior, constant or by epoch from 0; the ELBOs reported are at alpha = 1.
         checkpoint: a file.
         resume: go on from the checkpoint if there is one.
         progress: called after each epoch with its number, the most there can be, and the two ELBOs.
 
     Raises:
-        CheckpointError: the checkpoint is damaged, foreign, or of other settings.
+        CheckpointError: the checkpoint is damaged, foreign, or of other settings or another alpha.
         FloatingPointError: the ELBO is no longer finite; the message says when.
     """
     began = time.perf_counter()
     settings = settings or Settings()
     batches = data if callable(data) else lambda epoch: data
-    weight = alpha if callable(alpha) else lambda epoch: float(alpha)
+    weight = (lambda epoch: float(alpha(epoch))) if callable(alpha) else lambda epoch: float(alpha)
     module, dtype = copy.deepcopy(module), next(module.parameters()).dtype
     run = _Run()
     with isolated(dtype, seed=settings.seed), warnings.catch_warnings():
@@ -161,9 +171,10 @@ def train(
         optimiser = Adam(module.parameters(), lr=settings.lr)
         elbo = Trace_ELBO(num_particles=settings.num_particles)
         if resume and checkpoint is not None and checkpoint.exists():
-            run = _load(checkpoint, module, optimiser, settings)
+            run = _load(checkpoint, module, optimiser, settings, weight)
         while not run.stop_reason:
-            _epoch(run, elbo, module, optimiser, batches(run.epoch), weight(run.epoch), settings)
+            run.alpha.append(weight(run.epoch))
+            _epoch(run, elbo, module, optimiser, batches(run.epoch), settings)
             run.held_out.append(_held_out(module, held_out))
             if run.best_epoch == run.epoch:
                 run.best = {name: value.detach().clone() for name, value in module.state_dict().items()}
@@ -186,22 +197,46 @@ def train(
     )
 
 
-def _epoch(
-    run: _Run, elbo: Trace_ELBO, module: Any, optimiser: Adam, data: Tensor, alpha: float, settings: Settings
-) -> None:
+def gradient_step(
+    module: Any, elbo: Trace_ELBO, optimiser: Optimizer, x: Tensor, *, num_data: int | None = None, alpha: float = 1.0
+) -> Tensor:
+    """One step of an optimiser along the gradient of the ELBO of a mini-batch.
+
+    Args:
+        module: an `Amortized`.
+        elbo: its estimator.
+        optimiser: of the module's parameters.
+        x: the mini-batch, `(M, ...)`.
+        num_data: `N`, of the data that it stands for; its own number by default.
+        alpha: weight of the KL to the prior.
+
+    Returns:
+        The loss at the parameters before, `()`, a data point, nats.
+
+    Raises:
+        FloatingPointError: it is not finite; there has been no step.
+    """
+    num_data = len(x) if num_data is None else num_data
+    optimiser.zero_grad()
+    loss = elbo.differentiable_loss(module.model, module.guide, x, num_data, alpha) / num_data
+    if not bool(loss.isfinite()):
+        raise FloatingPointError(f"the loss is {float(loss.detach())}")
+    loss.backward()
+    optimiser.step()
+    return loss.detach()
+
+
+def _epoch(run: _Run, elbo: Trace_ELBO, module: Any, optimiser: Adam, data: Tensor, settings: Settings) -> None:
     total = 0.0
     for group in optimiser.param_groups:
         group["lr"] = settings.rate(run.epoch)
     for index in torch.randperm(len(data)).split(settings.batch_size):
-        optimiser.zero_grad()
-        loss = elbo.differentiable_loss(module.model, module.guide, data[index], len(data), alpha) / len(data)
-        if not bool(loss.isfinite()):
-            raise FloatingPointError(
-                f"the loss is {float(loss.detach())} in epoch {run.epoch}: try a smaller lr than {settings.lr:g}"
-            )
-        loss.backward()
-        optimiser.step()
-        total -= float(loss.detach()) * len(index) / len(data)
+        try:
+            loss = gradient_step(module, elbo, optimiser, data[index], num_data=len(data), alpha=run.alpha[-1])
+        except FloatingPointError as error:
+            hint = f"try a smaller lr than {settings.lr:g}"
+            raise FloatingPointError(f"{error} in epoch {run.epoch}: {hint}") from error
+        total -= float(loss) * len(index) / len(data)
     run.train.append(total)
 
 
@@ -231,19 +266,10 @@ def _save(path: Path, run: _Run, module: nn.Module, optimiser: Adam, settings: S
         "optimiser": optimiser.state_dict(),
         "random": torch.get_rng_state(),
     }
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    storage.replace(path, lambda file: torch.save(state, file), durable=True)
 
 
-def _load(path: Path, module: nn.Module, optimiser: Adam, settings: Settings) -> _Run:
+def _load(path: Path, module: nn.Module, optimiser: Adam, settings: Settings, weight: Alpha) -> _Run:
     try:
         state = torch.load(path, weights_only=True)
         found = state["format"], state["settings"]
@@ -253,10 +279,15 @@ def _load(path: Path, module: nn.Module, optimiser: Adam, settings: Settings) ->
         raise CheckpointError(f"'{path}' has checkpoint format {found[0]}; this version reads {FORMAT}")
     if found[1] != repr(settings):
         raise CheckpointError(f"'{path}' was made with {found[1]}, not {settings!r}: remove it or use its settings")
+    run = _Run(**state["run"])
+    for epoch, alpha in enumerate(run.alpha):
+        if alpha != weight(epoch):
+            what = f"alpha {alpha:g} in epoch {epoch}, not {weight(epoch):g}"
+            raise CheckpointError(f"'{path}' was made with {what}: remove it or use its alpha")
     try:
         module.load_state_dict(state["module"])
     except RuntimeError as error:
         raise CheckpointError(f"'{path}' is of another model: {str(error).splitlines()[-1].strip()}") from error
     optimiser.load_state_dict(state["optimiser"])
     torch.set_rng_state(state["random"])
-    return _Run(**state["run"])
+    return run

@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 import platform
-import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.func import vmap
 
+from ppl_vi import storage
 from ppl_vi.guides import Family, find_family
 from ppl_vi.state import isolated
 from ppl_vi.svi.pure import Program, load_parameters
@@ -201,14 +200,7 @@ class Fit:
             **{name: getattr(self, name) for name in _ARRAYS},
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=path.parent, suffix=".partial")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez(file, **arrays)
-            os.replace(partial, path)
-        except BaseException:
-            Path(partial).unlink(missing_ok=True)
-            raise
+        storage.replace(path, lambda file: np.savez(file, **arrays))
 
     @staticmethod
     def load(path: str | Path, target: Target, family: Family | None = None) -> Fit:

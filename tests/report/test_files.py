@@ -1,10 +1,11 @@
-"""Written files: strict, and all or nothing."""
+"""Written files: strict, and of their kind."""
 
 import csv
 import json
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from ppl_vi.report import files
 
@@ -23,15 +24,6 @@ def test_csv_keeps_every_digit_and_nested_values() -> None:
     assert (rows[0]["none"], json.loads(rows[0]["all"]), rows[1]["new"]) == ("", [{"a": 1}], "a,b")
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
-    path = tmp_path / "a.json"
-    files.write_text(path, "old")
-
-    def fail(partial: Path) -> None:
-        partial.write_text("half")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        files.replace(path, fail)
-    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
-    assert path.read_text() == "old"
+def test_a_figure_is_png_whatever_its_ending(tmp_path: Path) -> None:
+    files.write_figure(tmp_path / "figure", Figure())
+    assert (tmp_path / "figure").read_bytes().startswith(b"\x89PNG")

@@ -12,13 +12,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pyro.infer import Trace_ELBO
 
 from models.amortized_toy import AmortizedToy
 from models.vae import VAE
 from ppl_vi.guides import POSITIVE
 from ppl_vi.guides.amortized import AMORTIZED
 from ppl_vi.state import isolated
-from ppl_vi.svi.amortized import CheckpointError, Settings, train
+from ppl_vi.svi.amortized import (
+    HELD_OUT_PARTICLES,
+    Alpha,
+    CheckpointError,
+    Settings,
+    gradient_step,
+    train,
+    warmed_up,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = Settings(num_epochs=6, batch_size=16, lr=5e-3, patience=6, seed=3)
@@ -54,23 +63,43 @@ def test_training_raises_the_held_out_elbo_and_leaves_the_module_alone() -> None
     assert not same(vae, found.module)
 
 
+def test_the_weight_of_the_kl_grows_linearly_and_then_stays() -> None:
+    assert [warmed_up(0.5, 4)(epoch) for epoch in range(6)] == [0.125, 0.25, 0.375, 0.5, 0.5, 0.5]
+    assert [warmed_up(3.0, num)(epoch) for num in (0, 1) for epoch in (0, 7)] == [3.0] * 4
+    found: list[float] = []
+
+    class Listening(VAE):
+        def model(self, x: torch.Tensor, num_data: int | None = None, alpha: float = 1.0) -> None:
+            found.append(alpha)
+            super().model(x, num_data, alpha)
+
+    with isolated(torch.float32, seed=1):
+        vae = Listening(5, AMORTIZED["full"](2), hidden=(8,))
+    data = some_data(32)
+    train(vae, data, data, Settings(num_epochs=3, batch_size=16), alpha=warmed_up(0.5, 2))
+    # of each epoch two steps, then the held-out particles
+    held_out = [1.0] * HELD_OUT_PARTICLES
+    assert found == [0.25, 0.25, *held_out, 0.5, 0.5, *held_out, 0.5, 0.5, *held_out]
+
+
+@pytest.mark.parametrize("alpha", [1.0, warmed_up(2.0, 5)], ids=["constant", "warmed up"])
 @pytest.mark.parametrize("stop_at", [1, 4])
-def test_a_resumed_run_ends_at_the_same_bits(tmp_path: Path, stop_at: int) -> None:
+def test_a_resumed_run_ends_at_the_same_bits(tmp_path: Path, stop_at: int, alpha: Alpha | float) -> None:
     data, file = some_data(), tmp_path / "one.checkpoint"
-    whole = train(small_vae(), data, data[:16], SHORT)
+    whole = train(small_vae(), data, data[:16], SHORT, alpha=alpha)
 
     def stop(epoch: int, *_: float) -> None:
         if epoch == stop_at:
             raise StoppedError
 
     with pytest.raises(StoppedError):
-        train(small_vae(), data, data[:16], SHORT, checkpoint=file, progress=stop)
+        train(small_vae(), data, data[:16], SHORT, alpha=alpha, checkpoint=file, progress=stop)
     torch.manual_seed(99)  # the caller's random state is of no account
-    resumed = train(small_vae(), data, data[:16], SHORT, checkpoint=file, resume=True)
+    resumed = train(small_vae(), data, data[:16], SHORT, alpha=alpha, checkpoint=file, resume=True)
     assert same(whole.module, resumed.module)
     assert np.array_equal(whole.train_elbo, resumed.train_elbo)
     assert np.array_equal(whole.held_out_elbo, resumed.held_out_elbo)
-    again = train(small_vae(), data, data[:16], SHORT, checkpoint=file, resume=True)
+    again = train(small_vae(), data, data[:16], SHORT, alpha=alpha, checkpoint=file, resume=True)
     assert same(whole.module, again.module)
     assert "all 6 epochs" in again.stop_reason
 
@@ -89,6 +118,16 @@ def test_the_caller_is_left_as_it_was() -> None:
     train(small_vae(), some_data(), some_data(), Settings(num_epochs=1))
     assert torch.equal(torch.rand(3), expected)
     assert torch.get_default_dtype() == torch.float32
+
+
+def test_a_checkpoint_is_for_everybody_and_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    other, file = tmp_path / "other", tmp_path / "one.checkpoint"
+    other.touch()
+    train(small_vae(), some_data(), some_data(), Settings(num_epochs=2), checkpoint=file)
+    assert file.stat().st_mode == other.stat().st_mode
+    assert len(synced) == 2
 
 
 @pytest.mark.parametrize(
@@ -116,6 +155,24 @@ def test_a_checkpoint_of_other_settings_or_another_model_is_refused(tmp_path: Pa
         other = VAE(5, AMORTIZED["diagonal"](2), hidden=(8,))
     with pytest.raises(CheckpointError, match="another model"):
         train(other, some_data(), some_data(), SHORT, checkpoint=file, resume=True)
+
+
+def test_a_checkpoint_of_another_alpha_is_refused(tmp_path: Path) -> None:
+    file, long = tmp_path / "one.checkpoint", Settings(num_epochs=5)
+
+    def stop(epoch: int, *_: float) -> None:
+        if epoch == 3:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        train(small_vae(), some_data(), some_data(), long, alpha=0.5, checkpoint=file, progress=stop)
+    before = file.read_bytes()
+    for alpha, message in ((0.25, "alpha 0.5 in epoch 0, not 0.25"), (warmed_up(0.5, 2), "epoch 0, not 0.25")):
+        with pytest.raises(CheckpointError, match=message):
+            train(small_vae(), some_data(), some_data(), long, alpha=alpha, checkpoint=file, resume=True)
+    assert file.read_bytes() == before
+    # what comes later is free
+    train(small_vae(), some_data(), some_data(), long, alpha=lambda e: 0.5 + (e > 3), checkpoint=file, resume=True)
 
 
 def test_killed_at_any_moment_a_good_checkpoint_is_there(tmp_path: Path) -> None:
@@ -151,8 +208,16 @@ def test_bad_settings_are_refused(bad: dict[str, float]) -> None:
 
 def test_a_loss_that_is_not_finite_names_the_epoch() -> None:
     data = torch.full((8, 5), torch.nan)
-    with pytest.raises(FloatingPointError, match="epoch 0"):
+    with pytest.raises(FloatingPointError, match=r"the loss is nan in epoch 0: try a smaller lr than 0\.005"):
         train(small_vae(), data, some_data(), SHORT)
+    vae = small_vae()
+    with (
+        isolated(torch.float32),
+        pytest.warns(UserWarning, match="Encountered NaN"),  # Pyro's
+        pytest.raises(FloatingPointError, match="the loss is nan"),
+    ):
+        gradient_step(vae, Trace_ELBO(), torch.optim.SGD(vae.parameters(), lr=0.1), data)
+    assert same(vae, small_vae())
 
 
 @pytest.mark.parametrize("name", POSITIVE)

@@ -17,11 +17,9 @@ class Head(nn.Module):
         summary: one line for a list.
         num_latents: `D`.
         num_outputs: numbers a data point.
-        multimodal: whether the search for the best member may end in one of many optima.
     """
 
     summary: str = ""
-    multimodal: bool = False
 
     def __init__(self, num_latents: int, num_outputs: int) -> None:
         super().__init__()

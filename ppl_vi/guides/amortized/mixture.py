@@ -120,7 +120,6 @@ class Mixture(Head):
     """Four Gaussians with any covariances: multimodal, skewed or bent posteriors."""
 
     summary = f"mixture of {NUM_COMPONENTS} Gaussians with full covariance"
-    multimodal = True
 
     def __init__(self, num_latents: int) -> None:
         component = Full(num_latents)

@@ -1,0 +1,56 @@
+"""Work shared among processes, so that Ctrl-C keeps what is finished."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import joblib
+from joblib.externals import loky
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+def num_cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def shared(work: Callable[[Job], Result], jobs: Iterable[Job], num_workers: int) -> Iterator[Result]:
+    """Yields each job's result when it is finished, whichever comes first.
+
+    Whatever ends this early, such as Ctrl-C, ends the workers, too.
+
+    Args:
+        work: importable by name, or a `functools.partial` of such a function.
+        jobs: each is taken when its turn comes.
+        num_workers: processes; with one, the work is done in this one.
+    """
+    if num_workers <= 1:
+        yield from map(work, jobs)
+        return
+    parallel = joblib.Parallel(num_workers, return_as="generator_unordered", batch_size=1, pre_dispatch="n_jobs")
+    try:
+        with interrupts_held():
+            results = parallel(joblib.delayed(work)(job) for job in jobs)
+        yield from results
+    except BaseException:
+        loky.get_reusable_executor().shutdown(wait=False, kill_workers=True)
+        raise
+
+
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Holds back Ctrl-C; processes started meanwhile inherit that for good, and so leave it to this one."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
