@@ -91,7 +91,7 @@ def test_the_spread_of_sub_lattices_bounds_the_error_of_a_function_too_rough_for
     def log_likelihood(z: Tensor, x: Tensor) -> Tensor:
         return torch.cos(x[:, :1] * z[:, 0])
 
-    x = torch.linspace(0.5, 4, 24, dtype=torch.float64)[:, None]  # beyond 2 pi a lattice of spacing 1 can't tell
+    x = torch.linspace(0.5, 3.1, 24, dtype=torch.float64)[:, None]  # up to Nyquist's frequency, pi
     of = Target(standard_normal(1), (x,), decoded=Decoded(log_likelihood, lambda x: torch.ones(len(x)).double()))
     everyone = torch.arange(24)
     at = Gaussians(torch.full((24, 1), 0.3).double(), torch.full((24, 1, 1), 0.8).double(), everyone)
