@@ -4,17 +4,18 @@
 
 Trains a VAE for each guide family, computes log p(x) of every scored data point by certified quadrature over the
 latent, and finds each data point's best member of the family. Tables go to standard output; tables, records and figures
-are written to results/vae/.
+are written to results/vae/. With more than 3 latents log p(x) is bounded by annealed importance sampling instead.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ppl_vi import cli
 
@@ -23,13 +24,36 @@ if TYPE_CHECKING:
 
     from models.images import Images
     from models.vae import VAE
+    from ppl_vi.metrics.bounds import BoundsScorecard
     from ppl_vi.report.vae_plots import Portrait
     from ppl_vi.svi.amortized import Settings, Trained
+
+T = TypeVar("T")
 
 OUT = Path("results/vae")
 GUIDES = ("diagonal", "full")
 FULL = {"num_epochs": 150, "num_points": 500}
 QUICK = {"num_epochs": 30, "num_points": 40}
+NUM_TEMPERATURES = {"full": 300, "quick": 100}  # of annealed importance sampling
+CERTIFIED = 3  # latents at most
+FIGURES = (
+    "log_evidence",
+    "elbo",
+    "total",
+    "approximation",
+    "amortization",
+    "iwae_bias",
+    "forward_kl",
+    "total_variation",
+    "prior_kl",
+)
+BOUNDS = {  # and their standard errors
+    "ais_lower": "ais_std_error",
+    "iwae": "iwae_std_error",
+    "elbo": "elbo_std_error",
+    "total_lower": "total_lower_std_error",
+    "prior_kl": "prior_kl_std_error",
+}
 LEVELS = {"digits": 17, "mnist": 256}  # of grey, for dequantisation
 BINARISE_SEED = 7
 
@@ -53,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--sigma", type=sigma, default=0.1, metavar="S", help="of the Gaussian likelihood, or learned (0.1)"
     )
-    found.add_argument("--latent-dim", type=cli.whole(1), default=2, metavar="D", help="latents (2; at most 3)")
+    found.add_argument("--latent-dim", type=cli.whole(1), default=2, metavar="D", help="latents (2; above 3 bounds)")
     found.add_argument("--guides", nargs="+", default=GUIDES, metavar="NAME", help=f"families ({', '.join(GUIDES)})")
     found.add_argument("--list-guides", action="store_true", help="list the families and exit")
     found.add_argument("--alpha", type=cli.positive, default=1.0, metavar="A", help="weight of the KL in training (1)")
@@ -64,6 +88,8 @@ def parser() -> argparse.ArgumentParser:
         text = f"{FULL[name]}, with --quick {QUICK[name]}"
         what = "epochs at most" if name == "num_epochs" else "test points scored, and half as many of the training data"
         found.add_argument(f"--{name.replace('_', '-')}", type=cli.whole(1), metavar="N", help=f"{what} ({text})")
+    text = "of annealing beyond {} latents ({full}, with --quick {quick})".format(CERTIFIED, **NUM_TEMPERATURES)
+    found.add_argument("--num-temperatures", type=cli.whole(2), metavar="N", help=text)
     found.add_argument("--batch-size", type=cli.whole(1), default=64, metavar="N", help="data points a step (64)")
     found.add_argument("--lr", type=cli.positive, default=1e-2, metavar="F", help="Adam's step size (0.01)")
     found.add_argument("--seed", type=cli.whole(0), default=0, metavar="N", help="of initial values and noise (0)")
@@ -88,6 +114,15 @@ class Job:
     labels: Any
     shape: tuple[int, int]
     seed: int
+    num_temperatures: int
+
+
+@dataclass(frozen=True)
+class Bounded:
+    """What is known of a job whose log p(x) is not certified."""
+
+    job: Job
+    card: BoundsScorecard
 
 
 def program(arguments: argparse.Namespace) -> int:
@@ -109,16 +144,30 @@ def program(arguments: argparse.Namespace) -> int:
         ("train", train_x, images.train_labels, (num + 1) // 2),
         ("test", test_x, images.test_labels, num),
     )
+    num_temperatures = arguments.num_temperatures or NUM_TEMPERATURES["quick" if arguments.quick else "full"]
     jobs = [
         Job(
-            guide, split, run, x[:size], None if labels is None else labels[:size].numpy(), images.shape, arguments.seed
+            guide,
+            split,
+            run,
+            x[:size],
+            None if labels is None else labels[:size].numpy(),
+            images.shape,
+            arguments.seed,
+            num_temperatures,
         )
         for guide, run in trained.items()
         for split, x, labels, size in splits
     ]
-    portraits = _scored(jobs, arguments)
-    records = [record(portrait, arguments) for portrait in portraits]
-    _write(records, portraits, arguments)
+    portraits: list[Portrait] = []
+    if arguments.latent_dim > CERTIFIED:
+        bounded = _scored(jobs, bounds, arguments)
+        records = [bounds_record(one, arguments) for one in bounded]
+        _write(records, (point for one in bounded for point in bounded_points(one)), arguments)
+    else:
+        portraits = _scored(jobs, score, arguments)
+        records = [record(portrait, arguments) for portrait in portraits]
+        _write(records, (point for portrait in portraits for point in points(portrait)), arguments)
     if not arguments.no_plots:
         _figures(portraits, trained, arguments.out)
     return 0
@@ -129,11 +178,11 @@ def _check(arguments: argparse.Namespace) -> None:
 
     from ppl_vi.guides.amortized import AMORTIZED
 
-    if arguments.latent_dim > 3:
-        raise cli.UsageError(f"--latent-dim {arguments.latent_dim}: log p(x) is certified for at most 3 latents")
     for guide in arguments.guides:
         if guide not in AMORTIZED:
             raise cli.UsageError(f"unknown guide '{guide}'; there are {', '.join(AMORTIZED)}")
+        if arguments.latent_dim > CERTIFIED:
+            continue  # bounds ask for draws alone
         head = AMORTIZED[guide](arguments.latent_dim)
         try:
             head.components(torch.zeros(head.num_outputs))
@@ -207,12 +256,12 @@ def _vae(arguments: argparse.Namespace, guide: str, num_pixels: int) -> VAE:
         return VAE(num_pixels, head, hidden=arguments.hidden, likelihood=arguments.likelihood, sigma=arguments.sigma)
 
 
-def _scored(jobs: Sequence[Job], arguments: argparse.Namespace) -> list[Portrait]:
-    """All jobs' portraits in their order, shared among processes."""
+def _scored(jobs: Sequence[Job], scoring: Callable[[Job], T], arguments: argparse.Namespace) -> list[T]:
+    """What scoring gives for all jobs in their order, shared among processes."""
     import joblib
 
     parallel = joblib.Parallel(cli.num_workers(len(jobs), arguments.device), return_as="generator")
-    return list(cli.followed(parallel(joblib.delayed(score)(job) for job in jobs), len(jobs), "scoring"))
+    return list(cli.followed(parallel(joblib.delayed(scoring)(job) for job in jobs), len(jobs), "scoring"))
 
 
 def score(job: Job) -> Portrait:
@@ -244,34 +293,36 @@ def score(job: Job) -> Portrait:
     )
 
 
+def bounds(job: Job) -> Bounded:
+    """Bounds on one guide's gap on one split and on as many simulated data points, on one thread."""
+    import copy
+
+    import torch
+
+    from models.vae import simulate, target
+    from ppl_vi.metrics.bounds import amortized_bounds
+    from ppl_vi.truth import Annealing, annealed_bound, annealed_sandwich
+
+    torch.set_num_threads(1)
+    module = copy.deepcopy(job.trained.module).cpu().double()
+    annealing = Annealing(num_temperatures=job.num_temperatures)
+    problems = target(module, job.x, name=f"VAE, {job.guide}")
+    x, z = simulate(module, len(job.x), seed=job.seed)
+    sandwich = annealed_sandwich(target(module, x, name="simulated"), z, annealing, seed=job.seed)
+    with torch.no_grad():
+        local = module.encoder(job.x.double())
+    bound = annealed_bound(problems, annealing, seed=job.seed)
+    return Bounded(job, amortized_bounds(problems, bound, sandwich, module.head, local, seed=job.seed))
+
+
 def record(portrait: Portrait, arguments: argparse.Namespace) -> dict[str, Any]:
     """One (guide, split), nats a data point; only certified points are averaged."""
     from ppl_vi.metrics.summary import summarize
 
     card = portrait.card
-    figures = {
-        name: asdict(summarize(getattr(card, name)[card.certified]))
-        for name in (
-            "log_evidence",
-            "elbo",
-            "total",
-            "approximation",
-            "amortization",
-            "iwae_bias",
-            "forward_kl",
-            "total_variation",
-            "prior_kl",
-        )
-    }
-    trained = portrait.trained
+    figures = {name: asdict(summarize(getattr(card, name)[card.certified])) for name in FIGURES}
     return {
-        "data": arguments.data,
-        "split": portrait.split,
-        "guide": portrait.guide,
-        "likelihood": arguments.likelihood,
-        "sigma": _sigma(trained.module),
-        "latent_dim": arguments.latent_dim,
-        "alpha": arguments.alpha,
+        **_heading(portrait.guide, portrait.split, portrait.trained, arguments),
         "num_points": len(card.log_evidence),
         "num_certified": int(card.certified.sum()),
         "num_converged": int(card.converged.sum()),
@@ -281,6 +332,60 @@ def record(portrait: Portrait, arguments: argparse.Namespace) -> dict[str, Any]:
         "iwae_std_error": float((card.iwae_std_error[card.certified] ** 2).sum() ** 0.5 / card.certified.sum()),
         "active_units": card.num_active,
         "kl_per_latent": [float(value) for value in card.prior_kl_by_latent.mean(0)],
+        **_training(portrait.trained, arguments),
+    }
+
+
+def bounds_record(bounded: Bounded, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The same where log p(x) is not certified; only points with finite bounds are averaged."""
+    import numpy as np
+
+    from ppl_vi.metrics.summary import summarize
+    from ppl_vi.truth import Annealing
+
+    job, card = bounded.job, bounded.card
+    kept = card.finite
+    figures = {
+        name: asdict(summarize(getattr(card, name)[kept]))
+        | {"std_error": float((getattr(card, error)[kept] ** 2).sum() ** 0.5 / kept.sum())}
+        for name, error in BOUNDS.items()
+    }
+    sandwiched = card.width[np.isfinite(card.width)]
+    return {
+        **_heading(job.guide, job.split, job.trained, arguments),
+        "num_points": len(kept),
+        "num_finite": int(kept.sum()),
+        **dict.fromkeys(FIGURES),
+        "reason": f"log p(x) is certified for at most {CERTIFIED} latents",
+        **figures,
+        "sandwich_width": asdict(summarize(sandwiched)),
+        "num_chains": Annealing().num_chains,
+        "num_temperatures": job.num_temperatures,
+        "acceptance": float(card.acceptance[kept].mean()),
+        "effective_chains": float(card.effective_chains[kept].mean()),
+        "least_effective_chains": float(card.effective_chains[kept].min()),
+        "num_particles": card.num_particles,
+        "active_units": card.num_active,
+        **_training(job.trained, arguments),
+    }
+
+
+def _heading(guide: str, split: str, trained: Trained, arguments: argparse.Namespace) -> dict[str, Any]:
+    """What a record is of."""
+    return {
+        "data": arguments.data,
+        "split": split,
+        "guide": guide,
+        "likelihood": arguments.likelihood,
+        "sigma": _sigma(trained.module),
+        "latent_dim": arguments.latent_dim,
+        "alpha": arguments.alpha,
+    }
+
+
+def _training(trained: Trained, arguments: argparse.Namespace) -> dict[str, Any]:
+    """How it came about."""
+    return {
         "best_epoch": trained.best_epoch,
         "num_epochs": len(trained.train_elbo),
         "stop_reason": trained.stop_reason,
@@ -309,15 +414,27 @@ def points(portrait: Portrait) -> Iterator[dict[str, Any]]:
         }
 
 
-def _write(records: list[dict[str, Any]], portraits: Sequence[Portrait], arguments: argparse.Namespace) -> None:
+def bounded_points(bounded: Bounded) -> Iterator[dict[str, Any]]:
+    """The same of bounds; null where one is not finite."""
+    card = bounded.card
+    for index in range(len(card.elbo)):
+        values = {name: float(getattr(card, name)[index]) for pair in BOUNDS.items() for name in pair}
+        yield {
+            "guide": bounded.job.guide,
+            "split": bounded.job.split,
+            "index": index,
+            **{name: value if math.isfinite(value) else None for name, value in values.items()},
+        }
+
+
+def _write(records: list[dict[str, Any]], each: Iterable[dict[str, Any]], arguments: argparse.Namespace) -> None:
     from ppl_vi.report import files, table, vae_table
 
     text = files.to_json(records)
     files.write_text(arguments.out / "records.json", text)
     files.write_text(arguments.out / "table.txt", vae_table.as_text(records))
     if arguments.per_point:
-        each = [point for portrait in portraits for point in points(portrait)]
-        files.write_text(arguments.out / "points.json", files.to_json(each))
+        files.write_text(arguments.out / "points.json", files.to_json(list(each)))
     if arguments.json and arguments.json != "-":
         files.write_text(Path(arguments.json), text)
     vae_table.show(records, table.terminal(stderr=arguments.json == "-"))
@@ -328,11 +445,10 @@ def _write(records: list[dict[str, Any]], portraits: Sequence[Portrait], argumen
 def _figures(portraits: list[Portrait], trained: dict[str, Trained], out: Path) -> None:
     from ppl_vi.report import files, vae_plots
 
-    figures = {
-        "training": vae_plots.training_curves(trained),
-        "gap_histograms": vae_plots.gap_histograms(portraits),
-        "gap_against_evidence": vae_plots.gap_against_evidence(portraits),
-    }
+    figures = {"training": vae_plots.training_curves(trained)}
+    if portraits:
+        figures["gap_histograms"] = vae_plots.gap_histograms(portraits)
+        figures["gap_against_evidence"] = vae_plots.gap_against_evidence(portraits)
     for portrait in portraits:
         if portrait.split != "test":
             continue

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks import amortized_toy, vae
+from ppl_vi.report import vae_table
 
 SMALL = ["--num-epochs", "3", "--num-points", "6", "--hidden", "8"]
 
@@ -73,12 +74,67 @@ def test_json_alone_goes_to_standard_output(tmp_path: Path, capsys: pytest.Captu
         assert len(strict(shown.out)) == 2
 
 
+@pytest.fixture(scope="module")
+def bounded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small run with more latents than quadrature reaches."""
+    out: Path = tmp_path_factory.mktemp("bounded")
+    arguments = [*SMALL, "--latent-dim", "5", "--guides", "full", "flow", "--num-temperatures", "30", "--per-point"]
+    assert vae.main([*arguments, "--out", str(out)]) == 0
+    return out
+
+
+def test_beyond_three_latents_there_are_bounds_and_nothing_is_certified(bounded: Path) -> None:
+    records = strict((bounded / "records.json").read_text())
+    assert [(r["guide"], r["split"], r["num_points"]) for r in records] == [
+        ("full", "train", 3), ("full", "test", 6), ("flow", "train", 3), ("flow", "test", 6),
+    ]  # fmt: skip
+    for record in records:
+        for name in ("log_evidence", "total", "approximation", "amortization", "forward_kl"):
+            assert record[name] is None
+        assert record["reason"] == "log p(x) is certified for at most 3 latents"
+        assert record["num_finite"] == record["sandwich_width"]["num"] == record["num_points"]
+        assert record["num_temperatures"] == 30
+        assert record["elbo"]["mean"] < record["iwae"]["mean"]
+        # three temperatures a latent are few, yet the bounds are no more than some standard errors apart
+        slack = 5 * math.hypot(record["iwae"]["std_error"], record["ais_lower"]["std_error"]) + 0.5
+        assert abs(record["ais_lower"]["mean"] - record["iwae"]["mean"]) < slack
+        difference = record["ais_lower"]["mean"] - record["elbo"]["mean"]
+        assert math.isclose(record["total_lower"]["mean"], difference, abs_tol=1e-9)
+        assert record["total_lower"]["std_error"] > 0
+    table = (bounded / "table.txt").read_text()
+    for text in (
+        "log p(x) by AIS, at least",
+        "± error",
+        "not certified",
+        "log p(x) is certified for at most 3 latents",
+    ):
+        assert (text in table) == (text != "not certified")
+
+
+def test_bounds_of_each_point_and_what_can_be_drawn(bounded: Path) -> None:
+    points = strict((bounded / "points.json").read_text())
+    assert len(points) == 2 * (3 + 6)
+    for point in points:
+        assert math.isclose(point["total_lower"], point["ais_lower"] - point["elbo"], abs_tol=1e-9)
+        assert min(point["ais_std_error"], point["iwae_std_error"], point["elbo_std_error"]) > 0
+    assert {path.stem for path in bounded.glob("*.png")} == {"training"}
+
+
+def test_the_table_tells_points_without_bounds(bounded: Path) -> None:
+    record = strict((bounded / "records.json").read_text())[1]
+    width = record["sandwich_width"] | {"num": 4}
+    text = vae_table.as_text([record | {"num_finite": 5, "sandwich_width": width}])
+    assert "1 of 6 data points have no finite bound" in text
+    assert "2 of 6 simulated points have no finite bound" in text
+    assert "have no finite bound" not in vae_table.as_text([record])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--guides", "fulll"], "unknown guide 'fulll'"),
         (["--sigma", "0"], "must be above 0"),
-        (["--latent-dim", "4"], "at most 3 latents"),
+        (["--num-temperatures", "1"], "at least 2"),
         (["--num-epochs", "0"], "at least 1"),
         (["--data", "digitz"], "unknown images"),
         (["--data", "missing.npy"], "missing.npy"),

@@ -72,8 +72,9 @@ class Bound:
 
     Attributes:
         log_evidence: `(B,)`, nats.
-        std_error: of it, `(B,)`, nats: the chains' relative standard error (delta method), too small where few chains
-            carry the weight. Backward chains share their start, and what another start would change is not in it.
+        std_error: of it, `(B,)`, nats: the chains' relative standard error (delta method). It is too small where few
+            chains carry the weight, and knows nothing of what none has found. Backward chains share their start, and
+            what another start would change is not in it.
         effective_chains: (sum w)^2 / sum w^2 of the weights that were averaged, `(B,)`.
         acceptance: mean probability of a transition, `(B,)`.
         log_weights: of the forward chains log w, of the backward ones -log w, `(B, C)`.
