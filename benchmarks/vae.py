@@ -114,7 +114,7 @@ class Job:
     labels: Any
     shape: tuple[int, int]
     seed: int
-    num_temperatures: int
+    num_temperatures: int = NUM_TEMPERATURES["full"]
 
 
 @dataclass(frozen=True)
