@@ -127,8 +127,8 @@ def _bounds_remarks(record: Record) -> str:
         f"AIS of {record['num_chains']} chains over {record['num_temperatures']} temperatures: "
         f"{record['acceptance']:.0%} accepted, weight on {record['effective_chains']:.1f} chains, "
         f"{record['least_effective_chains']:.1f} at least",
-        f"on {width['num']} data points simulated from this model AIS's two bounds hold log p(x) between them, "
-        f"{three_digits(width['mean'])} nats apart",
+        f"on {width['num']} data points simulated from this model AIS's upper bound lies "
+        f"{three_digits(width['mean'])} nats above its lower on average: what it may lack",
         f"active units {record['active_units']} of {record['latent_dim']}; "
         f"IWAE with {record['num_particles']} particles",
     ]
