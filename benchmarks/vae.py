@@ -4,12 +4,13 @@
 
 Trains a VAE for each guide family, computes log p(x) of every scored data point by certified quadrature over the
 latent, and finds each data point's best member of the family. Tables go to standard output; tables, records and figures
-are written to results/vae/.
+are written to results/vae/. With more than 3 latents log p(x) is bounded by annealed importance sampling instead.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,17 +20,42 @@ from typing import TYPE_CHECKING, Any
 from ppl_vi import cli, storage
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from models.images import Images
     from models.vae import VAE
+    from ppl_vi.metrics.bounds import BoundsScorecard
     from ppl_vi.report.vae_plots import Portrait
     from ppl_vi.svi.amortized import Settings, Trained
+    from ppl_vi.target import Target
+    from ppl_vi.truth import Truth
+
 
 OUT = Path("results/vae")
 GUIDES = ("diagonal", "full")
 FULL = {"num_epochs": 150, "num_points": 500}
 QUICK = {"num_epochs": 30, "num_points": 40}
+NUM_TEMPERATURES = {"full": 300, "quick": 100}  # of annealed importance sampling
+CERTIFIED = 3  # latents at most
+FIGURES = (
+    "log_evidence",
+    "elbo",
+    "total",
+    "approximation",
+    "amortization",
+    "iwae_bias",
+    "forward_kl",
+    "total_variation",
+    "prior_kl",
+)
+BOUNDS = {  # and their standard errors
+    "ais_lower": "ais_std_error",
+    "iwae": "iwae_std_error",
+    "elbo": "elbo_std_error",
+    "total_lower": "total_lower_std_error",
+    "prior_kl": "prior_kl_std_error",
+}
 LEVELS = {"digits": 17, "mnist": 256}  # of grey, for dequantisation
 BINARISE_SEED = 7
 
@@ -53,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--sigma", type=sigma, default=0.1, metavar="S", help="of the Gaussian likelihood, or learned (0.1)"
     )
-    found.add_argument("--latent-dim", type=cli.whole(1), default=2, metavar="D", help="latents (2; at most 3)")
+    found.add_argument("--latent-dim", type=cli.whole(1), default=2, metavar="D", help="latents (2; above 3 bounds)")
     found.add_argument("--guides", nargs="+", default=GUIDES, metavar="NAME", help=f"families ({', '.join(GUIDES)})")
     found.add_argument("--list-guides", action="store_true", help="list the families and exit")
     found.add_argument("--alpha", type=cli.positive, default=1.0, metavar="A", help="weight of the KL in training (1)")
@@ -66,6 +92,8 @@ def parser() -> argparse.ArgumentParser:
         text = f"{FULL[name]}, with --quick {QUICK[name]}"
         what = "epochs at most" if name == "num_epochs" else "test points scored, and half as many of the training data"
         found.add_argument(f"--{name.replace('_', '-')}", type=cli.whole(1), metavar="N", help=f"{what} ({text})")
+    text = "of annealing beyond {} latents ({full}, with --quick {quick})".format(CERTIFIED, **NUM_TEMPERATURES)
+    found.add_argument("--num-temperatures", type=cli.whole(2), metavar="N", help=text)
     found.add_argument("--batch-size", type=cli.whole(1), default=64, metavar="N", help="data points a step (64)")
     found.add_argument("--lr", type=cli.positive, default=1e-2, metavar="F", help="Adam's step size (0.01)")
     found.add_argument("--device", choices=cli.DEVICES, default="cpu", help="where to train (cpu)")
@@ -86,14 +114,25 @@ class Job:
     labels: Any
     shape: tuple[int, int]
     seed: int
+    num_temperatures: int = NUM_TEMPERATURES["full"]
+
+
+@dataclass(frozen=True)
+class Bounded:
+    """What is known of a job whose log p(x) is not certified, or whose guide's ELBO takes draws."""
+
+    job: Job
+    card: BoundsScorecard
+    truth: Truth | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Scored:
     """A job that is done, and what is told of it."""
 
-    portrait: Portrait
     record: dict[str, Any]
+    points: tuple[dict[str, Any], ...]
+    portrait: Portrait | None = None
 
 
 def program(arguments: argparse.Namespace) -> int:
@@ -115,9 +154,17 @@ def program(arguments: argparse.Namespace) -> int:
         ("train", train_x, images.train_labels, (num + 1) // 2),
         ("test", test_x, images.test_labels, num),
     )
+    num_temperatures = arguments.num_temperatures or NUM_TEMPERATURES["quick" if arguments.quick else "full"]
     jobs = [
         Job(
-            guide, split, run, x[:size], None if labels is None else labels[:size].numpy(), images.shape, arguments.seed
+            guide,
+            split,
+            run,
+            x[:size],
+            None if labels is None else labels[:size].numpy(),
+            images.shape,
+            arguments.seed,
+            num_temperatures,
         )
         for guide, run in trained.items()
         for split, x, labels, size in splits
@@ -132,24 +179,15 @@ def program(arguments: argparse.Namespace) -> int:
             _show(finished, arguments)
         return cli.interrupted(len(finished), len(jobs), "guides and splits were scored", arguments)
     _show(finished, arguments)
-    return cli.drawn(lambda: _figures([one.portrait for one in finished], trained, arguments.out), arguments)
+    portraits = [one.portrait for one in finished if one.portrait is not None]
+    return cli.drawn(lambda: _figures(portraits, trained, arguments.out), arguments)
 
 
 def _checked(arguments: argparse.Namespace) -> list[str]:
     """The families asked for, once all arguments have been found good."""
-    import torch
-
     from ppl_vi.guides.amortized import AMORTIZED
 
-    if arguments.latent_dim > 3:
-        raise cli.UsageError(f"--latent-dim {arguments.latent_dim}: log p(x) is certified for at most 3 latents")
     guides = cli.guides_among(arguments.guides, AMORTIZED)
-    for guide in guides:
-        head = AMORTIZED[guide](arguments.latent_dim)
-        try:
-            head.components(torch.zeros(head.num_outputs))
-        except NotImplementedError as error:
-            raise cli.UsageError(f"{guide} can be trained but not scored: {error}") from error
     cli.check_device(arguments.device)
     cli.check_outputs(arguments)
     return guides
@@ -223,33 +261,61 @@ def _scored(jobs: Sequence[Job], arguments: argparse.Namespace) -> Iterator[list
     """What is finished, in the jobs' order, after each; they are shared among processes."""
     from ppl_vi.workers import shared
 
-    order = [(job.guide, job.split) for job in jobs]
     done: dict[tuple[str, str], Scored] = {}
-    portraits = shared(score, jobs, cli.num_workers(len(jobs), arguments.device))
-    for portrait in cli.followed(portraits, len(jobs), "scoring"):
-        done[portrait.guide, portrait.split] = Scored(portrait, record(portrait, arguments))
-        yield [done[key] for key in order if key in done]
+    results = shared(score, jobs, cli.num_workers(len(jobs), arguments.device))
+    for result in cli.followed(results, len(jobs), "scoring"):
+        if isinstance(result, Bounded):
+            key = result.job.guide, result.job.split
+            done[key] = Scored(bounds_record(result, arguments), tuple(bounded_points(result)))
+        else:
+            key = result.guide, result.split
+            done[key] = Scored(record(result, arguments), tuple(points(result)), result)
+        yield [done[job.guide, job.split] for job in jobs if (job.guide, job.split) in done]
 
 
-def score(job: Job) -> Portrait:
-    """Truth and gaps of one guide on one split, on one thread and in double precision; the job stays as it is."""
+def score(job: Job) -> Portrait | Bounded:
+    """What can be said of one guide on one split, on one thread and in double precision; the job stays as it is."""
     import copy
 
     import torch
 
     from models.vae import target
+
+    torch.set_num_threads(1)
+    job = replace(job, trained=replace(job.trained, module=copy.deepcopy(job.trained.module).cpu().double()))
+    module = job.trained.module
+    problems = target(module, job.x, name=f"VAE, {job.guide}")
+    with torch.no_grad():
+        local = module.encoder(job.x.double())
+    exact = problems.dim <= CERTIFIED and module.head.is_mixture
+    return gaps(job, problems, local) if exact else bounds(job, problems, local)
+
+
+def gaps(job: Job, problems: Target, local: torch.Tensor) -> Portrait:
+    """Certified truth, exact gaps, and how far the best diagonal and full Gaussians get with this decoder."""
+    from ppl_vi.guides.amortized import AMORTIZED
     from ppl_vi.metrics.amortization import amortized_gaps
     from ppl_vi.report.vae_plots import Portrait
     from ppl_vi.truth import ground_truth
 
-    torch.set_num_threads(1)
-    trained = replace(job.trained, module=copy.deepcopy(job.trained.module).cpu().double())
-    module = trained.module
-    problems = target(module, job.x, name=f"VAE, {job.guide}")
-    with torch.no_grad():
-        local = module.encoder(job.x.double())
-    card = amortized_gaps(problems, ground_truth(problems), module.head, local, seed=job.seed)
-    return Portrait(job.guide, job.split, trained, module.head, problems, local, card, job.labels, job.shape)
+    module = job.trained.module
+    others = {name: AMORTIZED[name](problems.dim).double() for name in GUIDES if name != job.guide}
+    card = amortized_gaps(problems, ground_truth(problems), module.head, local, others=others, seed=job.seed)
+    return Portrait(job.guide, job.split, job.trained, module.head, problems, local, card, job.labels, job.shape)
+
+
+def bounds(job: Job, problems: Target, local: torch.Tensor) -> Bounded:
+    """Bounds on the gap there and on as many simulated data points; beside certified truth where there is one."""
+    from models.vae import simulate, target
+    from ppl_vi.metrics.bounds import amortized_bounds
+    from ppl_vi.truth import Annealing, annealed_bound, annealed_sandwich, ground_truth
+
+    module, annealing = job.trained.module, Annealing(num_temperatures=job.num_temperatures)
+    x, z = simulate(module, len(job.x), seed=job.seed)
+    sandwich = annealed_sandwich(target(module, x, name="simulated"), z, annealing, seed=job.seed)
+    bound = annealed_bound(problems, annealing, seed=job.seed)
+    card = amortized_bounds(problems, bound, sandwich, module.head, local, seed=job.seed)
+    return Bounded(job, card, ground_truth(problems) if problems.dim <= CERTIFIED else None)
 
 
 def record(portrait: Portrait, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -257,39 +323,103 @@ def record(portrait: Portrait, arguments: argparse.Namespace) -> dict[str, Any]:
     from ppl_vi.metrics.summary import summarize
 
     card = portrait.card
-    figures = {
-        name: asdict(summarize(getattr(card, name)[card.certified]))
-        for name in (
-            "log_evidence",
-            "elbo",
-            "total",
-            "approximation",
-            "amortization",
-            "iwae_bias",
-            "forward_kl",
-            "total_variation",
-            "prior_kl",
-        )
-    }
-    trained = portrait.trained
+    figures = {name: asdict(summarize(getattr(card, name)[card.certified])) for name in FIGURES}
     return {
-        "data": arguments.data,
-        "split": portrait.split,
-        "guide": portrait.guide,
-        "likelihood": arguments.likelihood,
-        "sigma": _sigma(trained.module),
-        "latent_dim": arguments.latent_dim,
-        "alpha": arguments.alpha,
-        "alpha_warmup": arguments.alpha_warmup,
+        **_heading(portrait.guide, portrait.split, portrait.trained, arguments),
         "num_points": len(card.log_evidence),
         "num_certified": int(card.certified.sum()),
         "num_converged": int(card.converged.sum()),
         "log_evidence_error": float(card.log_evidence_error[card.certified].max()),
         **figures,
+        "approximation_by_family": {
+            name: asdict(summarize(value[card.certified]))
+            for name, value in {portrait.guide: card.approximation, **card.approximation_by_family}.items()
+        },
         "num_particles": card.num_particles,
         "iwae_std_error": float((card.iwae_std_error[card.certified] ** 2).sum() ** 0.5 / card.certified.sum()),
         "active_units": card.num_active,
         "kl_per_latent": [float(value) for value in card.prior_kl_by_latent.mean(0)],
+        **_training(portrait.trained, arguments),
+    }
+
+
+def bounds_record(bounded: Bounded, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The same of bounds; only points that have them all, and a certified log p(x) where there is one, are averaged."""
+    import numpy as np
+
+    from ppl_vi.metrics.summary import summarize
+    from ppl_vi.truth import Annealing
+
+    job, card = bounded.job, bounded.card
+    kept = card.finite if bounded.truth is None else card.finite & bounded.truth.certified
+    figures = {
+        name: asdict(summarize(getattr(card, name)[kept]))
+        | {"std_error": float((getattr(card, error)[kept] ** 2).sum() ** 0.5 / kept.sum())}
+        for name, error in BOUNDS.items()
+    }
+    sandwiched = card.width[np.isfinite(card.width)]
+    return {
+        **_heading(job.guide, job.split, job.trained, arguments),
+        "num_points": len(kept),
+        "num_finite": int(kept.sum()),
+        **dict.fromkeys(FIGURES),
+        "reason": _reason(bounded),
+        **figures,
+        **_certified(bounded, kept),
+        "sandwich_width": asdict(summarize(sandwiched)),
+        "num_chains": Annealing().num_chains,
+        "num_temperatures": job.num_temperatures,
+        "acceptance": float(card.acceptance[kept].mean()),
+        "effective_chains": float(card.effective_chains[kept].mean()),
+        "least_effective_chains": float(card.effective_chains[kept].min()),
+        "num_particles": card.num_particles,
+        "active_units": card.num_active,
+        **_training(job.trained, arguments),
+    }
+
+
+def _reason(bounded: Bounded) -> str:
+    """Why there are bounds."""
+    if bounded.truth is None:
+        return f"log p(x) is certified for at most {CERTIFIED} latents"
+    return (
+        f"{bounded.job.guide} is no mixture of Gaussians: its ELBO is a Monte Carlo mean, its best member not computed"
+    )
+
+
+def _certified(bounded: Bounded, kept: np.ndarray) -> dict[str, Any]:
+    """log p(x) and the whole gap where the truth is certified, though the ELBO has a sampling error."""
+    from ppl_vi.metrics.summary import summarize
+
+    if bounded.truth is None:
+        return {}
+    evidence, card = bounded.truth.log_evidence[kept], bounded.card
+    error = float((card.elbo_std_error[kept] ** 2).sum() ** 0.5 / kept.sum())
+    return {
+        "num_certified": int(bounded.truth.certified.sum()),
+        "log_evidence_error": float(bounded.truth.log_evidence_error[kept].max()),
+        "log_evidence": asdict(summarize(evidence)),
+        "total": asdict(summarize(evidence - card.elbo[kept])) | {"std_error": error},
+    }
+
+
+def _heading(guide: str, split: str, trained: Trained, arguments: argparse.Namespace) -> dict[str, Any]:
+    """What a record is of."""
+    return {
+        "data": arguments.data,
+        "split": split,
+        "guide": guide,
+        "likelihood": arguments.likelihood,
+        "sigma": _sigma(trained.module),
+        "latent_dim": arguments.latent_dim,
+        "alpha": arguments.alpha,
+        "alpha_warmup": arguments.alpha_warmup,
+    }
+
+
+def _training(trained: Trained, arguments: argparse.Namespace) -> dict[str, Any]:
+    """How it came about."""
+    return {
         "best_epoch": trained.best_epoch,
         "num_epochs": len(trained.train_elbo),
         "stop_reason": trained.stop_reason,
@@ -315,6 +445,22 @@ def points(portrait: Portrait) -> Iterator[dict[str, Any]]:
             "certified": bool(card.certified[index]),
             "converged": bool(card.converged[index]),
             **{name: float(getattr(card, name)[index]) for name in names},
+            "approximation_by_family": {
+                name: float(value[index]) for name, value in card.approximation_by_family.items()
+            },
+        }
+
+
+def bounded_points(bounded: Bounded) -> Iterator[dict[str, Any]]:
+    """The same of bounds; null where one is not finite."""
+    card = bounded.card
+    for index in range(len(card.elbo)):
+        values = {name: float(getattr(card, name)[index]) for pair in BOUNDS.items() for name in pair}
+        yield {
+            "guide": bounded.job.guide,
+            "split": bounded.job.split,
+            "index": index,
+            **{name: value if math.isfinite(value) else None for name, value in values.items()},
         }
 
 
@@ -323,7 +469,7 @@ def _write(finished: Sequence[Scored], arguments: argparse.Namespace) -> None:
 
     cli.write_records([one.record for one in finished], arguments)
     if arguments.per_point:
-        each = [point for one in finished for point in points(one.portrait)]
+        each = [point for one in finished for point in one.points]
         storage.write_text(arguments.out / "points.json", files.to_json(each))
 
 
@@ -338,11 +484,10 @@ def _show(finished: Sequence[Scored], arguments: argparse.Namespace) -> None:
 def _figures(portraits: list[Portrait], trained: dict[str, Trained], out: Path) -> None:
     from ppl_vi.report import files, vae_plots
 
-    figures = {
-        "training": vae_plots.training_curves(trained),
-        "gap_histograms": vae_plots.gap_histograms(portraits),
-        "gap_against_evidence": vae_plots.gap_against_evidence(portraits),
-    }
+    figures = {"training": vae_plots.training_curves(trained)}
+    if portraits:
+        figures["gap_histograms"] = vae_plots.gap_histograms(portraits)
+        figures["gap_against_evidence"] = vae_plots.gap_against_evidence(portraits)
     for portrait in portraits:
         if portrait.split != "test":
             continue

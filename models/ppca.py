@@ -122,6 +122,26 @@ def target(weight: Tensor, bias: Tensor, sigma: float, x: Tensor, name: str = "p
     )
 
 
+def simulate(weight: Tensor, bias: Tensor, sigma: float, num: int, *, seed: int) -> tuple[Tensor, Tensor]:
+    """Data drawn from the model, with their latents, in double precision: given x, its z is an exact posterior draw.
+
+    Args:
+        weight: `(P, D)`.
+        bias: `(P,)`.
+        sigma: standard deviation of the noise, in the units of x.
+        num: how many, `B`.
+        seed: of the draws.
+
+    Returns:
+        x `(B, P)` and z `(B, D)`.
+    """
+    weight, bias = weight.detach().double(), bias.detach().double()
+    generator = torch.Generator(weight.device).manual_seed(seed)
+    draw = partial(torch.randn, generator=generator, dtype=torch.float64, device=weight.device)
+    z = draw(num, weight.shape[-1])
+    return z @ weight.mT + bias + sigma * draw(num, len(weight)), z
+
+
 def _log_normalizer(weight: Tensor, sigma: Tensor | float) -> Tensor:
     """P log(2 pi sigma^2), of the noise alone."""
     return len(weight) * (2 * torch.as_tensor(sigma, dtype=weight.dtype).log() + math.log(2 * math.pi))

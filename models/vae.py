@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from ppl_vi.guides.amortized import Head
+from ppl_vi.state import isolated
 from ppl_vi.target import Decoded, Target
 
 LIKELIHOODS = ("bernoulli", "gaussian")
@@ -161,4 +162,21 @@ def target(vae: VAE, x: Tensor, name: str = "vae") -> Target:
     return Target(frozen.one, (x.double(),), name=name, decoded=Decoded(frozen.log_likelihood, frozen.ceiling))
 
 
-__all__ = ["LIKELIHOODS", "VAE", "perceptron", "target"]
+def simulate(vae: VAE, num: int, *, seed: int) -> tuple[Tensor, Tensor]:
+    """Data drawn from the model, with their latents, in double precision: given x, its z is an exact posterior draw.
+
+    Args:
+        vae: any.
+        num: how many, `B`.
+        seed: of the draws.
+
+    Returns:
+        x `(B, num_pixels)` and z `(B, D)`.
+    """
+    frozen = copy.deepcopy(vae).double().requires_grad_(False)
+    with isolated(torch.float64, seed=seed):
+        z = frozen.prior(next(frozen.parameters())).sample((num,))
+        return frozen.observation(z).sample(), z
+
+
+__all__ = ["LIKELIHOODS", "VAE", "perceptron", "simulate", "target"]

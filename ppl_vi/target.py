@@ -79,6 +79,14 @@ class Decoded:
     log_likelihood: Callable[..., Tensor]
     ceiling: Callable[..., Tensor]
 
+    def log_likelihood_at(self, z: Tensor, *args: Tensor) -> Tensor:
+        """log p(x | z) at each problem's own points, `(B, S, D)` to `(B, S)`, nats."""
+
+        def of_one(points: Tensor, *row: Tensor) -> Tensor:
+            return self.log_likelihood(points, *(arg[None] for arg in row))[0]
+
+        return vmap(of_one)(z, *args)
+
 
 @dataclass(frozen=True, eq=False)
 class Target:

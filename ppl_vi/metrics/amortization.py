@@ -9,6 +9,7 @@ Source: Cremer, Li and Duvenaud (2018), Inference suboptimality in variational a
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ppl_vi.guides.amortized import Head
-from ppl_vi.metrics.best_members import best_members
+from ppl_vi.metrics.best_members import BestMembers, best_members, embed
 from ppl_vi.metrics.expectation import LOG_2PI, Mixture, log_likelihood_at
 from ppl_vi.metrics.lattice import divergences
 from ppl_vi.metrics.tiles import Tiles, tiled_elbo
@@ -54,6 +55,7 @@ class AmortizedScorecard:
         prior_kl: KL(q || Normal(0, I)).
         prior_kl_by_latent: of each latent's marginal, `(B, D)`.
         activity: variance over the data of each latent's mean under q, `(D,)`.
+        best_elbo_by_family: ELBO of the best members of other families for the same problems, `(B,)` each.
     """
 
     log_evidence: np.ndarray
@@ -77,6 +79,12 @@ class AmortizedScorecard:
     prior_kl: np.ndarray
     prior_kl_by_latent: np.ndarray
     activity: np.ndarray
+    best_elbo_by_family: dict[str, np.ndarray]
+
+    @property
+    def approximation_by_family(self) -> dict[str, np.ndarray]:
+        """log p(x) - ELBO of other families' best members, `(B,)` each, nats: the same decoder under each family."""
+        return {name: self.log_evidence - value for name, value in self.best_elbo_by_family.items()}
 
     @property
     def total(self) -> np.ndarray:
@@ -128,7 +136,7 @@ def amortized_gaps(
     head: Head,
     local: Tensor,
     *,
-    starts: Tensor | None = None,
+    others: Mapping[str, Head] | None = None,
     num_particles: int = 50,
     num_repeats: int = 20,
     seed: int = 0,
@@ -140,7 +148,7 @@ def amortized_gaps(
         truth: their log evidence.
         head: the guide's family.
         local: the encoder's outputs, `(B, num_outputs)`.
-        starts: further starts for the best member, `(B, M, num_outputs)`: `embed` a poorer family's best.
+        others: further families, whose best members are sought, too.
         num_particles: K of the importance-weighted bound.
         num_repeats: independent estimates of it.
         seed: of its draws.
@@ -154,7 +162,8 @@ def amortized_gaps(
     local = local.detach().to(target.dtype)
     tiles = Tiles(target)
     reached = tiled_elbo(tiles, head, local, torch.arange(len(local), device=local.device))
-    best = best_members(target, head, local, starts=starts, tiles=tiles)
+    families = _best_of_each(tiles, {"": head, **(others or {})}, head, local)
+    best = families.pop("")
     evidence = torch.as_tensor(truth.log_evidence, dtype=target.dtype, device=target.device)
     apart = divergences(target, evidence, head, local)
     bound, std_error = iwae(target, head, local, num_particles, num_repeats, seed)
@@ -183,7 +192,21 @@ def amortized_gaps(
         prior_kl=_numpy(prior_kl),
         prior_kl_by_latent=_numpy(by_latent),
         activity=_numpy(mean.var(0, correction=0)),
+        best_elbo_by_family={name: _numpy(found.elbo) for name, found in families.items()},
     )
+
+
+def _best_of_each(tiles: Tiles, families: Mapping[str, Head], own: Head, local: Tensor) -> dict[str, BestMembers]:
+    """The best members of several families, each starting from those of the poorer ones, too: a richer family's are
+    never worse."""
+    found: dict[str, BestMembers] = {}
+    for name in sorted(families, key=lambda name: families[name].num_outputs):
+        head = families[name]
+        given = local if head is own else embed(head, own, local)
+        starts = [embed(head, families[poorer], members.local) for poorer, members in found.items()]
+        more = torch.stack(starts, 1) if starts else None
+        found[name] = best_members(tiles.target, head, given, starts=more, tiles=tiles)
+    return {name: found[name] for name in families}
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:

@@ -79,13 +79,16 @@ def best_members(
     return BestMembers(theta[chosen], final.value[chosen], final.error[chosen], sure)
 
 
-def embed(head: Head, poorer: Head, local: Tensor) -> Tensor:
-    """A poorer family's members (one Gaussian each) as members of `head`'s family, `(..., num_outputs)`."""
-    _, locs, trils = poorer.components(local)
-    if locs.shape[-2] != 1:
-        raise ValueError(f"{type(poorer).__name__} is a mixture of {locs.shape[-2]}; only one Gaussian can be embedded")
-    inverse = torch.linalg.inv(trils[..., 0, :, :])
-    return head.initial(locs[..., 0, :], inverse.mT @ inverse)
+@torch.no_grad()
+def embed(head: Head, other: Head, local: Tensor) -> Tensor:
+    """Another family's members in `head`'s family, `(..., num_outputs)`: exact where `head` holds that one Gaussian,
+    else a start near the Gaussian with its mean and covariance."""
+    log_weights, locs, trils = other.components(local)
+    share = log_weights.exp()[..., None]
+    loc = (share * locs).sum(-2)
+    away = locs - loc[..., None, :]
+    each = trils @ trils.mT + away[..., :, None] * away[..., None, :]
+    return head.initial(loc, torch.linalg.inv((share[..., None] * each).sum(-3)))
 
 
 def _best(value: Tensor, index: Tensor, num_problems: int) -> Tensor:

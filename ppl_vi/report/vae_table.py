@@ -1,4 +1,7 @@
-"""The gaps of amortized guides as a table: one row a figure, mean with its interval, median and maximum."""
+"""The gaps of amortized guides as a table: one row a figure, mean with its interval, median and maximum.
+
+Where log p(x) is not certified, its bounds and theirs: the means then have a Monte Carlo error, too.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ppl_vi.report.numbers import MISSING, nats, three_digits
+from ppl_vi.report.numbers import MISSING, nats, short, three_digits
 from ppl_vi.report.table import WIDTH
 
 Record = dict[str, Any]
@@ -25,15 +28,33 @@ ROWS = (
     ("total variation (no unit)", "total_variation"),
     ("KL(q || prior)", "prior_kl"),
 )
+BOUNDS = (
+    ("log p(x)", "log_evidence"),
+    ("log p(x) by AIS, at least", "ais_lower"),
+    ("log p(x) by IWAE, at least", "iwae"),
+    ("ELBO", "elbo"),
+    ("gap: log p(x) - ELBO", "total"),
+    ("gap: log p(x) - ELBO, at least", "total_lower"),
+    ("KL(q || prior)", "prior_kl"),
+    ("AIS on simulated data: upper - lower", "sandwich_width"),
+)
 HEADINGS = ("mean", "95% interval", "median", "maximum")
-PLAIN = ("log_evidence", "elbo", "prior_kl")  # figures of some nats; the others are gaps, shown by significant digits
+PLAIN = (
+    "log_evidence",
+    "ais_lower",
+    "iwae",
+    "elbo",
+    "prior_kl",
+)  # figures of some nats; the others are gaps, shown by significant digits
 
 
 def show(records: Sequence[Record], console: Console) -> None:
     """Prints a table a guide and split, nats a data point."""
     for record in records:
-        console.print(_table(record), highlight=False, markup=False, emoji=False)
-        console.print(_remarks(record), highlight=False, markup=False, emoji=False)
+        bounds = "ais_lower" in record
+        console.print(_bounds_table(record) if bounds else _table(record), highlight=False, markup=False, emoji=False)
+        remarks = _bounds_remarks(record) if bounds else _remarks(record)
+        console.print(remarks, highlight=False, markup=False, emoji=False)
         console.print()
 
 
@@ -46,30 +67,55 @@ def as_text(records: Sequence[Record]) -> str:
 
 def _table(record: Record) -> Table:
     title = f"{record['guide']}, {record['split']}: {record['num_certified']} data points of {record['data']}"
+    table = _empty(title, HEADINGS)
+    for text, name in ROWS:
+        table.add_row(text, *_cells(record, name))
+    return table
+
+
+def _bounds_table(record: Record) -> Table:
+    title = f"{record['guide']}, {record['split']}: {record['num_finite']} data points of {record['data']}, bounds"
+    table = _empty(title, (HEADINGS[0], "± error", *HEADINGS[1:]))
+    for text, name in BOUNDS:
+        if record[name] is None:
+            continue
+        mean, *others = _cells(record, name)
+        error = record[name].get("std_error")
+        table.add_row(text, mean, MISSING if error is None else short(error, 2), *others)
+    return table
+
+
+def _empty(title: str, headings: Sequence[str]) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("nats a data point", min_width=36)
-    for heading in HEADINGS:
+    for heading in headings:
         table.add_column(heading, justify="right", min_width=10)
-    for text, name in ROWS:
-        cell = nats if name in PLAIN else three_digits
-        value = record[name]
-        if value is None:
-            table.add_row(text, *([MISSING] * len(HEADINGS)))
-            continue
-        interval = f"{cell(value['low'])} to {cell(value['high'])}"
-        table.add_row(text, cell(value["mean"]), interval, cell(value["median"]), cell(value["maximum"]))
     return table
+
+
+def _cells(record: Record, name: str) -> list[str]:
+    """Mean, interval, median and maximum of a figure."""
+    cell = nats if name in PLAIN else three_digits
+    value = record[name]
+    if value is None:
+        return [MISSING] * len(HEADINGS)
+    interval = f"{cell(value['low'])} to {cell(value['high'])}"
+    return [cell(value["mean"]), interval, cell(value["median"]), cell(value["maximum"])]
 
 
 def _remarks(record: Record) -> str:
     """What else bears on how to read the table."""
     missing = record["num_points"] - record["num_certified"]
+    families = record["approximation_by_family"]
     divergences = ", ".join(f"{value:.2f}" for value in record["kl_per_latent"])
     error = three_digits(record["log_evidence_error"])
     lines = [
         f"active units {record['active_units']} of {record['latent_dim']}; KL per latent {divergences}; "
         f"IWAE with {record['num_particles']} particles; largest error of a log p(x) {error} nats"
     ]
+    if len(families) > 1:
+        each = ", ".join(f"{name} {three_digits(value['mean'])}" for name, value in families.items())
+        lines.append(f"with this decoder, log p(x) - ELBO of the best member: {each} (mean)")
     if missing:
         lines.append(f"{missing} of {record['num_points']} data points are not certified and not in these figures")
     stuck = record["num_points"] - record["num_converged"]
@@ -78,4 +124,24 @@ def _remarks(record: Record) -> str:
             f"the search for the family's best did not converge for {stuck} data points: "
             "their approximation gap is an upper bound"
         )
+    return "\n".join(lines)
+
+
+def _bounds_remarks(record: Record) -> str:
+    """What else bears on how to read the bounds."""
+    width = record["sandwich_width"]
+    lines = [
+        f"{record['reason']}; these bounds hold on average, ± is the standard error of sampling",
+        f"AIS of {record['num_chains']} chains over {record['num_temperatures']} temperatures: "
+        f"{record['acceptance']:.0%} accepted, weight on {record['effective_chains']:.1f} chains, "
+        f"{record['least_effective_chains']:.1f} at least",
+        f"on {width['num']} data points simulated from this model AIS's upper bound lies "
+        f"{three_digits(width['mean'])} nats above its lower on average: what it may lack",
+        f"active units {record['active_units']} of {record['latent_dim']}; "
+        f"IWAE with {record['num_particles']} particles",
+    ]
+    for what, known in (("data", record["num_finite"]), ("simulated", width["num"])):
+        missing = record["num_points"] - known
+        if missing:
+            lines.append(f"{missing} of {record['num_points']} {what} points have no finite bound and are left out")
     return "\n".join(lines)

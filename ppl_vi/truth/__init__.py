@@ -1,8 +1,9 @@
-"""Truths: the exact posterior, with an error and the checks that certify it."""
+"""Truths: the exact posterior, with an error and the checks that certify it; past their reach, annealed bounds."""
 
 from __future__ import annotations
 
 from ppl_vi.target import Target
+from ppl_vi.truth.annealing import Annealing, Bound, Sandwich, annealed_bound, annealed_sandwich
 from ppl_vi.truth.plane import RULES, decoded_truth
 from ppl_vi.truth.quadrature import quadrature_truth
 from ppl_vi.truth.result import Check, Truth, UncertifiedTruthError
@@ -23,4 +24,15 @@ def ground_truth(target: Target) -> Truth:
     return quadrature_truth(target)
 
 
-__all__ = ["Check", "Truth", "UncertifiedTruthError", "decoded_truth", "ground_truth"]
+__all__ = [
+    "Annealing",
+    "Bound",
+    "Check",
+    "Sandwich",
+    "Truth",
+    "UncertifiedTruthError",
+    "annealed_bound",
+    "annealed_sandwich",
+    "decoded_truth",
+    "ground_truth",
+]

@@ -165,6 +165,17 @@ def test_the_density_of_a_draw_does_not_depend_on_who_drew_it(name: str) -> None
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_draws_come_with_their_densities(name: str) -> None:
+    head = head_of(name, 4)
+    local = member(head, 3, 2)
+    z, log_q = head.draw(local, 7)
+    assert (z.shape, log_q.shape) == ((3, 2, 7, 4), (3, 2, 7))
+    for i in range(3):
+        expected = head(local[i, 1]).log_prob(z[i, 1].clone())
+        torch.testing.assert_close(log_q[i, 1], expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_the_components_are_the_distribution(name: str) -> None:
     head = head_of(name)
     local = member(head, 3)
@@ -293,6 +304,7 @@ def test_the_density_of_the_flows_own_draw_takes_no_inversion(monkeypatch: pytes
     z = law.rsample((5,))
     monkeypatch.setattr(Bent, "_inverse", None)
     assert law.log_prob(z).shape == (5, 3)
+    assert head.draw(member(head, 3), 5)[1].shape == (3, 5)
     with pytest.raises(TypeError):
         law.log_prob(z.clone())
 

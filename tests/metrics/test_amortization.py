@@ -131,8 +131,11 @@ def test_full_is_never_worse_than_diagonal_and_the_other_rule_agrees(seed: int, 
     local = Diagonal(2).initial(of.laplace.loc, of.laplace.precision)
     local = local + torch.tensor([0.15, -0.1, 0.2, -0.3]).double()
     diagonal = amortized_gaps(of, truth, Diagonal(2), local, num_repeats=40)
-    starts = embed(Full(2), Diagonal(2), torch.from_numpy(diagonal.best))
-    full = amortized_gaps(of, truth, Full(2), embed(Full(2), Diagonal(2), local), starts=starts[:, None])
+    others = {"diagonal": Diagonal(2)}
+    full = amortized_gaps(of, truth, Full(2), embed(Full(2), Diagonal(2), local), others=others)
+    np.testing.assert_allclose(full.best_elbo_by_family["diagonal"], diagonal.best_elbo, rtol=0, atol=1e-7)
+    assert (full.approximation <= full.approximation_by_family["diagonal"] + 1e-9).all()
+    assert (full.approximation_by_family["diagonal"] - full.approximation).max() > 1e-3
     for card in (diagonal, full):
         assert card.converged.all()
         assert (np.abs(card.reverse_kl - card.total) <= card.total_error + card.reverse_kl_error + 1e-9).all()
@@ -286,5 +289,18 @@ def test_what_cannot_be_measured_is_refused() -> None:
         elbo(Linear(4).target, Diagonal(4), torch.zeros(NUM_DATA, 8).double())
     with pytest.raises(ValueError, match="the target has 7 problems, got 3 rows"):
         amortized_gaps(linear.target, linear.truth, head, local[:3])
-    with pytest.raises(ValueError, match="only one Gaussian can be embedded"):
-        embed(Full(2), Pair(2), torch.zeros(3, 9).double())
+
+
+def test_a_mixture_is_embedded_by_its_mean_and_covariance() -> None:
+    local = torch.tensor([[np.log(3.0), 0.5, -1.0, 2.0, 0.3, -0.2, 0.1, 0.4, -0.6]]).double()
+    log_weights, locs, trils = Pair(2).components(local)
+    weights = log_weights.exp()[0].numpy()
+    loc, cov = covariance(Full(2), embed(Full(2), Pair(2), local))
+    draws = np.random.default_rng(0)
+    which = draws.choice(2, size=200_000, p=weights)
+    z = locs[0].numpy()[which] + (trils[0].numpy()[which] @ draws.normal(size=(200_000, 2, 1)))[..., 0]
+    np.testing.assert_allclose(loc[0].numpy(), z.mean(0), atol=5 * 2 / 200_000**0.5)
+    np.testing.assert_allclose(cov[0].numpy(), np.cov(z.T), atol=5 * 4 / 200_000**0.5)
+    one = torch.tensor([[0.5, -1.0, 0.3, -0.2]]).double()
+    loc, cov = covariance(Full(2), embed(Full(2), Diagonal(2), one))
+    torch.testing.assert_close(torch.cat([loc[0], torch.diagonal(cov[0]).log() / 2]), one[0])

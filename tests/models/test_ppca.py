@@ -9,7 +9,7 @@ from scipy.optimize import minimize
 from scipy.stats import multivariate_normal
 from torch import Tensor
 
-from models.ppca import diagonal_gap, log_evidence, posterior, target
+from models.ppca import diagonal_gap, log_evidence, posterior, simulate, target
 
 NUM_PIXELS = 7
 SIGMA = 0.6
@@ -146,3 +146,21 @@ def test_bad_arguments_are_refused(changes: dict, message: str) -> None:
     weight, bias, x = problem()
     with pytest.raises(ValueError, match=message):
         target(**({"weight": weight, "bias": bias, "sigma": SIGMA, "x": x} | changes))
+
+
+def test_simulated_data_have_the_models_moments_and_their_latents() -> None:
+    weight, bias, _ = problem(3)
+    num = 40_000
+    state = torch.get_rng_state()
+    x, z = simulate(weight, bias, SIGMA, num, seed=4)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(simulate(weight, bias, SIGMA, num, seed=4)[0], x)
+    assert not torch.equal(simulate(weight, bias, SIGMA, num, seed=5)[0], x)
+    together = torch.cat([x - bias, z], -1)
+    eye = torch.eye(3, dtype=torch.float64)
+    noise = SIGMA**2 * torch.eye(NUM_PIXELS, dtype=torch.float64)
+    expected = torch.cat([torch.cat([weight @ weight.mT + noise, weight], -1), torch.cat([weight.mT, eye], -1)])
+    products = together[:, :, None] * together[:, None, :]
+    # 65 numbers at 5 standard errors: once in 25,000 tests
+    assert bool(((products.mean(0) - expected).abs() < 5 * products.std(0) / num**0.5).all())
+    assert bool((together.mean(0).abs() < 5 * together.std(0) / num**0.5).all())

@@ -13,7 +13,7 @@ from pyro.optim import Adam
 from torch import Tensor, nn
 
 from models import ppca
-from models.vae import FLOOR, VAE, perceptron, target
+from models.vae import FLOOR, VAE, perceptron, simulate, target
 from ppl_vi.guides.amortized import AMORTIZED
 from ppl_vi.state import isolated
 
@@ -291,3 +291,22 @@ def test_the_networks_are_smooth_and_mirror_each_other() -> None:
     assert [layer.out_features for layer in vae.encoder if isinstance(layer, nn.Linear)] == [4, 8, 6]
     assert [type(layer) for layer in perceptron([2, 3, 4])] == [nn.Linear, nn.Tanh, nn.Linear]
     assert pyro.get_param_store().keys() == {}.keys()  # building one registers nothing
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+def test_simulated_data_are_drawn_from_the_model_with_their_latents(likelihood: str) -> None:
+    vae = VAE(NUM_PIXELS, AMORTIZED["full"](2), hidden=(4,), likelihood=likelihood, sigma=SIGMA).requires_grad_(False)
+    num = 40_000
+    state = torch.get_rng_state()
+    x, z = simulate(vae, num, seed=4)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert (x.shape, z.shape) == ((num, NUM_PIXELS), (num, 2))
+    assert all(torch.equal(*pair) for pair in zip(simulate(vae, num, seed=4), (x, z), strict=True))
+    assert not torch.equal(simulate(vae, num, seed=5)[0], x)
+    target(vae, x)  # inside the support
+    mean, variance = vae.observation(z).mean, vae.observation(z).variance
+    # z is standard normal and x about its own z as the likelihood says, whatever z is: 5 standard errors
+    facts = [z, z.square() - 1, x - mean, (x - mean).square() - variance, (x - mean) * z[:, :1], (x - mean) * z[:, 1:]]
+    draws = torch.cat(facts, -1)
+    assert bool((draws.mean(0).abs() < 5 * draws.std(0) / num**0.5).all())
+    assert float(mean.std(0).min()) > 0.02  # which another z would not meet

@@ -30,6 +30,20 @@ class Head(nn.Module):
         """Local parameters `(..., num_outputs)` to a distribution of batch shape `(...)` and event shape `(D,)`."""
         raise NotImplementedError
 
+    def draw(self, local: Tensor, num: int) -> tuple[Tensor, Tensor]:
+        """`num` draws of each distribution and their log densities: `(..., num, D)` and `(..., num)`, nats.
+
+        All that bounds on log p(x) ask of a family; the random state is torch's own.
+        """
+        law = self(local)
+        z = law.sample((num,))  # a flow has just seen it, so its density takes no inversion
+        return z.movedim(0, -2), law.log_prob(z).movedim(0, -1)
+
+    @property
+    def is_mixture(self) -> bool:
+        """Whether it has `components`: then its ELBO and its best member are computed by quadrature."""
+        return type(self).components is not Head.components
+
     def components(self, local: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The distribution as a mixture of Gaussians: log weights `(..., K)`, locs `(..., K, D)` and Cholesky
         factors of the covariances `(..., K, D, D)`.

@@ -1,0 +1,175 @@
+"""What is known of an amortized guide's gap where log p(x) is not: bounds that hold on average, and their errors.
+
+    ELBO  <=  IWAE-K  <=  log p(x),      AIS  <=  log p(x),      log p(x) - ELBO  >=  AIS - ELBO
+
+Each is an expectation over random draws, estimated with a standard error. How far AIS can be trusted is seen on data
+simulated from the model, where it bounds log p(x) from both sides.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppl_vi.guides.amortized import Head
+from ppl_vi.metrics.amortization import ACTIVE
+from ppl_vi.state import isolated
+from ppl_vi.target import Target
+from ppl_vi.truth import Bound, Sandwich
+
+DRAWS_AT_ONCE = 2**13
+LOG_2PI = math.log(2 * math.pi)
+
+
+@dataclass(frozen=True)
+class BoundsScorecard:
+    """Bounds at each of `B` data points, nats per data point.
+
+    Attributes:
+        ais_lower: annealed importance sampling's lower bound on log p(x), `(B,)`.
+        ais_std_error: its standard error.
+        effective_chains: over which its weight is spread.
+        acceptance: mean probability of its transitions.
+        num_particles: K of the importance-weighted bound.
+        iwae: E[log mean of K weights], by Monte Carlo.
+        iwae_std_error: its standard error.
+        elbo: E_q[log p(x, z) - log q(z)], by Monte Carlo.
+        elbo_std_error: its standard error.
+        prior_kl: KL(q || Normal(0, I)), by Monte Carlo.
+        prior_kl_std_error: its standard error.
+        activity: variance over the data of each latent's mean under q, `(D,)`.
+        width: AIS's upper minus its lower bound on as many simulated data points as there are, `(S,)`.
+    """
+
+    ais_lower: np.ndarray
+    ais_std_error: np.ndarray
+    effective_chains: np.ndarray
+    acceptance: np.ndarray
+    num_particles: int
+    iwae: np.ndarray
+    iwae_std_error: np.ndarray
+    elbo: np.ndarray
+    elbo_std_error: np.ndarray
+    prior_kl: np.ndarray
+    prior_kl_std_error: np.ndarray
+    activity: np.ndarray
+    width: np.ndarray
+
+    @property
+    def total_lower(self) -> np.ndarray:
+        """AIS - ELBO, `(B,)`, nats: the total gap log p(x) - ELBO is at least this, on average."""
+        return self.ais_lower - self.elbo
+
+    @property
+    def total_lower_std_error(self) -> np.ndarray:
+        """Of `total_lower`, `(B,)`, nats."""
+        return np.hypot(self.ais_std_error, self.elbo_std_error)
+
+    @property
+    def finite(self) -> np.ndarray:
+        """Whether a point has all of its bounds, `(B,)`: average no other."""
+        return np.isfinite(self.ais_lower) & np.isfinite(self.iwae) & np.isfinite(self.elbo)
+
+    @property
+    def num_active(self) -> int:
+        """How many latents the encoder uses."""
+        return int((self.activity > ACTIVE).sum())
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """What `N` draws of a guide say at each of `B` data points, nats, `(B, N)` each.
+
+    Attributes:
+        log_weight: log p(x, z) - log q(z).
+        log_ratio: log q(z) - log Normal(z; 0, I).
+        mean: of z, `(B, D)`.
+    """
+
+    log_weight: Tensor
+    log_ratio: Tensor
+    mean: Tensor
+
+
+def amortized_bounds(
+    target: Target,
+    bound: Bound,
+    sandwich: Sandwich,
+    head: Head,
+    local: Tensor,
+    *,
+    num_particles: int = 50,
+    num_repeats: int = 20,
+    seed: int = 0,
+) -> BoundsScorecard:
+    """Bounds the gap of an amortized guide at every data point of a target with any number of latents.
+
+    Args:
+        target: `B` problems with one decoder.
+        bound: on their log evidence.
+        sandwich: of data simulated from the same model.
+        head: the guide's family, of which only draws and their densities are needed.
+        local: the encoder's outputs, `(B, num_outputs)`.
+        num_particles: K of the importance-weighted bound.
+        num_repeats: independent estimates of it.
+        seed: of the guide's draws.
+
+    Raises:
+        ValueError: the target has no decoder, or a number of rows or draws is wrong.
+
+    Source: Burda, Grosse and Salakhutdinov (2016), Importance weighted autoencoders.
+    """
+    if not len(local) == len(bound.log_evidence) == target.num_problems:
+        rows = f"{len(local)} rows of local parameters and {len(bound.log_evidence)} bounds"
+        raise ValueError(f"the target has {target.num_problems} problems, got {rows}")
+    if num_particles < 1 or num_repeats < 2:
+        raise ValueError(f"needs 1 particle and 2 repeats at least, got {num_particles} and {num_repeats}")
+    drawn = weighted_draws(target, head, local, num_particles * num_repeats, seed)
+    each = drawn.log_weight.unflatten(1, (num_repeats, num_particles)).logsumexp(-1) - math.log(num_particles)
+    return BoundsScorecard(
+        bound.log_evidence,
+        bound.std_error,
+        bound.effective_chains,
+        bound.acceptance,
+        num_particles,
+        *_mean_and_error(each),
+        *_mean_and_error(drawn.log_weight),
+        *_mean_and_error(drawn.log_ratio),
+        activity=drawn.mean.var(0, correction=0).cpu().numpy(),
+        width=sandwich.width,
+    )
+
+
+def weighted_draws(target: Target, head: Head, local: Tensor, num: int, seed: int) -> Drawn:
+    """Draws from the guide at every data point, weighed; any family, as its distribution alone is asked.
+
+    Args:
+        target: with a decoder.
+        head: the guide's family.
+        local: its parameters, `(B, num_outputs)`.
+        num: draws of each, `N`.
+        seed: of the draws.
+
+    Raises:
+        ValueError: the target has no decoder.
+    """
+    if target.decoded is None:
+        raise ValueError(f"target '{target.name}' has no decoder: bounds need z ~ Normal(0, I) and one decoder")
+    parts = []
+    with isolated(target.dtype, seed=seed), torch.no_grad():
+        for rows in torch.arange(len(local), device=local.device).split(max(1, DRAWS_AT_ONCE // num)):
+            z, log_q = head.draw(local[rows].to(target.dtype), num)
+            log_prior = -(z.square().sum(-1) + z.shape[-1] * LOG_2PI) / 2
+            log_likelihood = target.decoded.log_likelihood_at(z, *(arg[rows] for arg in target.args))
+            parts.append((log_likelihood + log_prior - log_q, log_q - log_prior, z.mean(1)))
+    return Drawn(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def _mean_and_error(values: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """`(B, N)` to the mean and its standard error, `(B,)` each."""
+    error = values.std(-1) / math.sqrt(values.shape[-1])
+    return values.mean(-1).cpu().numpy(), error.cpu().numpy()
