@@ -1,19 +1,23 @@
-"""What Pyro costs a VAE: one SVI step with Trace_ELBO against the same step written in plain PyTorch.
+"""What Pyro costs a VAE: one SVI step with Trace_ELBO against the same step in plain PyTorch, and in NumPyro.
 
     python -m benchmarks.vae_speed [--rounds N]
 
-Both sides have the same networks, one draw a data point, Adam, one thread and single precision, and take turns round by
-round. Reported: the median time of a step, its range over rounds, and the median of the ratios within rounds. Absolute
-times are hints; the ratio is the figure.
+All sides have the same networks and first weights, one draw a data point, Adam, one core and single precision, and take
+turns round by round. NumPyro compiles its step beforehand; where it isn't installed (the extra `peers`), its rows say
+so. Reported: the median time of a step, its range over rounds, and the median of the ratios to plain PyTorch within
+rounds. Absolute times are hints; the ratio is the figure.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +68,100 @@ def plain_step(module: Any, x: torch.Tensor) -> Step:
     return step
 
 
+def numpyro_step(module: Any, x: torch.Tensor) -> Step:
+    """The same by NumPyro's SVI, from the module's weights on, compiled; a step is over when it has been computed.
+
+    Its steps return the state that they lead to.
+    """
+    import jax
+    import numpyro
+    import numpyro.distributions as dist
+    from numpyro.infer import SVI, Trace_ELBO
+
+    encoder, decoder, num_latents = _jax_layers(module.encoder), _jax_layers(module.decoder), module.num_latents
+
+    def model(x: Any) -> None:
+        layers = numpyro.param("decoder", decoder)
+        with numpyro.handlers.scale(scale=1 / len(x)), numpyro.plate("data", len(x)):
+            z = numpyro.sample("z", dist.Normal(0, 1).expand([num_latents]).to_event(1))
+            numpyro.sample("x", dist.Bernoulli(logits=_jax_perceptron(layers, z)).to_event(1), obs=x)
+
+    def guide(x: Any) -> None:
+        layers = numpyro.param("encoder", encoder)
+        with numpyro.handlers.scale(scale=1 / len(x)), numpyro.plate("data", len(x)):
+            loc, log_scale = jax.numpy.split(_jax_perceptron(layers, x), 2, -1)
+            numpyro.sample("z", dist.Normal(loc, jax.numpy.exp(log_scale)).to_event(1))
+
+    data = jax.numpy.array(x.numpy())
+    svi = SVI(model, guide, numpyro.optim.Adam(1e-3), Trace_ELBO())
+    state, update = svi.init(jax.random.PRNGKey(0), data), jax.jit(svi.update)
+
+    def step() -> object:
+        nonlocal state
+        state, _ = jax.block_until_ready(update(state, data))
+        return state
+
+    return step
+
+
+def _jax_layers(network: Any) -> list[tuple[Any, Any]]:
+    """Copies of the weights `(inputs, outputs)` and biases of the linear layers."""
+    from jax.numpy import array
+    from torch import nn
+
+    linear = [layer for layer in network if isinstance(layer, nn.Linear)]
+    return [(array(one.weight.detach().T.numpy()), array(one.bias.detach().numpy())) for one in linear]
+
+
+def _jax_perceptron(layers: list[tuple[Any, Any]], value: Any) -> Any:
+    """`models.vae.perceptron` with these layers."""
+    from jax.numpy import tanh
+
+    *hidden, (weight, bias) = layers
+    for w, b in hidden:
+        value = tanh(value @ w + b)
+    return value @ weight + bias
+
+
+SIDES: dict[str, tuple[str, Callable[[Any, torch.Tensor], Step]]] = {
+    "plain": ("plain PyTorch", plain_step),
+    "pyro": ("Pyro", pyro_step),
+    "numpyro": ("NumPyro, jit", numpyro_step),
+}
+
+
+def _installed(side: str) -> bool:
+    needed = ("jax", "numpyro") if side == "numpyro" else ()
+    return all(importlib.util.find_spec(name) for name in needed)
+
+
+@contextmanager
+def _one_core() -> Iterator[None]:
+    """One core and thread for PyTorch and for JAX, which then computes on the CPU; JAX must not have begun before."""
+    import torch
+
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
+    changed = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    before = {name: os.environ.get(name) for name in changed}
+    cores = os.sched_getaffinity(0) if sys.platform == "linux" else set()
+    num_threads = torch.get_num_threads()
+    os.environ.update(changed)
+    try:
+        torch.set_num_threads(1)
+        if sys.platform == "linux":
+            os.sched_setaffinity(0, {max(cores)})
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
+        if sys.platform == "linux":
+            os.sched_setaffinity(0, cores)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
 def measure(step: Step) -> float:
     """Milliseconds a step."""
     began = time.perf_counter()
@@ -72,41 +170,57 @@ def measure(step: Step) -> float:
     return (time.perf_counter() - began) / STEPS * 1e3
 
 
-def program(arguments: argparse.Namespace) -> int:
-    """Measures, shows."""
+def rounds(pixels: int, hidden: Sequence[int], batch: int, num_rounds: int) -> dict[str, list[float]]:
+    """Milliseconds a step in each round, for each side that is installed; the sides take turns."""
     import copy
 
     import torch
-    from rich import box
-    from rich.table import Table
 
     from models.vae import VAE
     from ppl_vi.guides.amortized import AMORTIZED
-    from ppl_vi.report import files, table
     from ppl_vi.state import isolated
+
+    with isolated(torch.float32, seed=0):
+        x = torch.bernoulli(torch.rand(batch, pixels))
+        module = VAE(pixels, AMORTIZED["diagonal"](LATENTS), hidden=hidden)
+        steps = {side: make(copy.deepcopy(module), x) for side, (_, make) in SIDES.items() if _installed(side)}
+        for step in steps.values():
+            measure(step)  # warm
+        found = [{side: measure(step) for side, step in steps.items()} for _ in range(num_rounds)]
+    return {side: [one[side] for one in found] for side in steps}
+
+
+def program(arguments: argparse.Namespace) -> int:
+    """Measures, shows."""
+    from rich import box
+    from rich.table import Table
+
+    from ppl_vi.report import files, table
     from ppl_vi.svi.result import versions
 
     cli.writable_folder("--out", arguments.out)
-    torch.set_num_threads(1)
     shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for heading in ("VAE, diagonal guide", "plain PyTorch", "range", "Pyro", "range", "ratio"):
-        shown.add_column(heading, justify="left" if heading.startswith("VAE") else "right")
+    for heading in ("VAE, diagonal guide", "side", "a step", "range", "ratio"):
+        shown.add_column(heading, justify="left" if heading in ("VAE, diagonal guide", "side") else "right")
+    with _one_core():
+        measured = {name: rounds(*problem, arguments.rounds) for name, problem in PROBLEMS.items()}
     records = []
-    for name, (pixels, hidden, batch) in PROBLEMS.items():
-        with isolated(torch.float32, seed=0):
-            x = torch.bernoulli(torch.rand(batch, pixels))
-            module = VAE(pixels, AMORTIZED["diagonal"](LATENTS), hidden=hidden)
-            plain, ours = plain_step(copy.deepcopy(module), x), pyro_step(copy.deepcopy(module), x)
-            measure(plain), measure(ours)  # warm
-            rounds = [(measure(plain), measure(ours)) for _ in range(arguments.rounds)]
-        by_side = list(zip(*rounds, strict=True))
-        ratio = statistics.median(b / a for a, b in rounds)
-        cells = [text for side in by_side for text in (f"{statistics.median(side):.2f} ms", _range(side))]
-        shown.add_row(name, *cells, f"{ratio:.2f}")
-        medians = [statistics.median(side) for side in by_side]
+    for name, times in measured.items():
+        medians = {side: statistics.median(found) for side, found in times.items()}
+        ratios = {
+            side: statistics.median(b / a for a, b in zip(times["plain"], found, strict=True))
+            for side, found in times.items()
+        }
+        for side, (title, _) in SIDES.items():
+            cells = ["not installed", "-", "-"]
+            if side in times:
+                cells = [f"{medians[side]:.2f} ms", _range(times[side]), f"{ratios[side]:.2f}"]
+            shown.add_row(name if side == "plain" else "", title, *cells, end_section=side == "numpyro")
         records.append(
-            {"problem": name, "plain_ms": medians[0], "pyro_ms": medians[1], "ratio": ratio, "threads": 1}
-            | {"rounds": arguments.rounds, "versions": versions()}
+            {"problem": name}
+            | {f"{side}_ms": medians.get(side) for side in SIDES}
+            | {"ratio": ratios["pyro"], "numpyro_ratio": ratios.get("numpyro"), "threads": 1}
+            | {"rounds": arguments.rounds, "versions": versions("jax", "numpyro")}
         )
     table.terminal().print(shown)
     storage.write_text(arguments.out / "records.json", files.to_json(records))

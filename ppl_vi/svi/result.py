@@ -32,9 +32,9 @@ FORMAT, FORMAT_VERSION = "ppl_vi.Fit", 1
 _NUMBERS = itertools.count()  # of the guides given out
 
 
-def versions() -> dict[str, str]:
-    """The versions that a result depends on."""
-    packages = ("ppl_vi", "pyro-ppl", "torch", "numpy", "scipy")
+def versions(*more: str) -> dict[str, str]:
+    """The versions that a result depends on, those of more packages among them."""
+    packages = ("ppl_vi", "pyro-ppl", "torch", "numpy", "scipy", *more)
     found = {"python": platform.python_version()}
     for package in packages:
         try:
