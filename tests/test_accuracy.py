@@ -16,6 +16,7 @@ NUM_REPLICAS, FEW_REPLICAS = 8, 4  # few where a fit is dear
 MEDIAN_GAP, WORST_GAP = 1e-4, 1e-3  # nats
 FAMILIES = (
     "lognormal", "softplus_normal", "gamma", "weibull", "exponential", "half_normal", "folded_normal", "AutoNormal",
+    "AutoIAFNormal",
 )  # fmt: skip
 
 pytestmark = pytest.mark.slow

@@ -10,6 +10,8 @@ from typing import Any
 import pyro
 import pyro.poutine as poutine
 import torch
+from pyro.distributions.transforms import AffineAutoregressive, ComposeTransform
+from pyro.infer.autoguide import AutoNormalizingFlow
 from pyro.infer.autoguide.initialization import init_to_value
 from pyro.nn.module import PyroModule, PyroParam
 from torch import Tensor, nn
@@ -109,7 +111,26 @@ def build_guide(
         if not isinstance(guide, nn.Module):
             guide = FunctionGuide(guide, *row)
         poutine.trace(guide).get_trace(*row)  # autoguides make their parameters in a first call
+        if isinstance(guide, AutoNormalizingFlow):
+            _place_flow(guide, loc, scale)
     return guide.to(target.device)
+
+
+@torch.no_grad()
+def _place_flow(guide: AutoNormalizingFlow, loc: Tensor, scale: Tensor) -> None:
+    """Lets an autoregressive flow, which takes no initial values, start there: the last transform's biases carry its
+    base's centre to `loc`, with the slope `scale`."""
+    transform = guide.transform
+    parts = list(transform.parts) if isinstance(transform, ComposeTransform) else [transform]
+    last = parts.pop()
+    if not isinstance(last, AffineAutoregressive) or last.stable:
+        return
+    centre = torch.zeros_like(loc)
+    for part in parts:
+        centre = part(centre)
+    mean, log_scale = last.arn(centre)
+    bias = last.arn.layers[-1].bias
+    bias += torch.cat([loc - scale * centre - mean, scale.log() - log_scale])
 
 
 def start_guides(family: Family, target: Target, num_replicas: int, seed: int) -> list[list[nn.Module]]:

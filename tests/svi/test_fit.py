@@ -13,13 +13,14 @@ import scipy.optimize
 import scipy.special
 import scipy.stats
 import torch
-from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
+from pyro.infer.autoguide import AutoIAFNormal, AutoMultivariateNormal, AutoNormal
 from torch import Tensor
 from torch.distributions import constraints
 
 from models.exponential_normal import target as toy
 from ppl_vi.svi.fit import UnsuitableObjectiveError, fit
 from ppl_vi.svi.result import Fit
+from ppl_vi.svi.start import build_guide
 from ppl_vi.svi.support import SupportMismatchError
 from ppl_vi.target import Target
 
@@ -276,6 +277,21 @@ def test_a_function_with_parameters_is_a_family() -> None:
     assert 0 < kl_of(found) - best.fun < 1e-3
     assert found.theta.shape == (1, 1, 2)
     assert found.family_name.endswith("test_fit:by_hand")
+
+
+@pytest.mark.parametrize("num_transforms", [1, 2])
+def test_a_flow_that_takes_no_initial_values_starts_at_the_targets(num_transforms: int) -> None:
+    def family(model: Callable[..., Any]) -> Any:
+        return AutoIAFNormal(model, hidden_dim=[4], num_transforms=num_transforms)
+
+    target = toy([4.0])
+    loc, scale = torch.tensor([1.3]).double(), torch.tensor([0.2]).double()
+    guide = build_guide(family, target, loc=loc, scale=scale, seed=5)
+    at = torch.tensor([[0.0], [1e-6]]).double()
+    moved = guide.transform(at) if num_transforms == 1 else guide.transform.parts[-1](guide.transform.parts[0](at))
+    torch.testing.assert_close(moved[0], loc, rtol=1e-12, atol=1e-12)
+    if num_transforms == 1:
+        torch.testing.assert_close((moved[1] - moved[0]) / 1e-6, scale, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize(
