@@ -148,7 +148,11 @@ def program(arguments: argparse.Namespace) -> int:
         return 0
     guides = _checked(arguments)
     images, train_x, test_x = _data(arguments)
-    trained = {guide: _train(arguments, guide, images, train_x, test_x) for guide in guides}
+    try:
+        trained = {guide: _train(arguments, guide, images, train_x, test_x) for guide in guides}
+    except KeyboardInterrupt:
+        print(f"interrupted while training: --resume goes on from the checkpoints in {arguments.out}", file=sys.stderr)
+        return cli.INTERRUPTED
     num = arguments.num_points or (QUICK if arguments.quick else FULL)["num_points"]
     splits = (
         ("train", train_x, images.train_labels, (num + 1) // 2),

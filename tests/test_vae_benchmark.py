@@ -105,6 +105,17 @@ def test_ctrl_c_while_scoring_leaves_what_was_finished(tmp_path: Path, with_ctrl
     assert not list(tmp_path.glob("*.png"))
 
 
+def test_ctrl_c_while_training_points_to_the_checkpoints(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def press(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(vae, "_train", press)
+    assert vae.main([*SMALL, "--guides", "diagonal", "--out", str(tmp_path)]) == 130
+    assert f"--resume goes on from the checkpoints in {tmp_path}" in capsys.readouterr().err
+
+
 def test_ctrl_c_while_figures_are_drawn_leaves_the_tables(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
