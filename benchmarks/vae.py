@@ -140,6 +140,7 @@ def program(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from ppl_vi.guides.amortized import AMORTIZED
+    from ppl_vi.workers import woken
 
     if arguments.list_guides:
         Console().out(
@@ -148,8 +149,10 @@ def program(arguments: argparse.Namespace) -> int:
         return 0
     guides = _checked(arguments)
     images, train_x, test_x = _data(arguments)
+    waking = woken("ppl_vi.report.vae_plots", cli.num_workers(2 * len(guides), arguments.device))
     try:
         trained = {guide: _train(arguments, guide, images, train_x, test_x) for guide in guides}
+        list(waking)
     except KeyboardInterrupt:
         print(f"interrupted while training: --resume goes on from the checkpoints in {arguments.out}", file=sys.stderr)
         return cli.INTERRUPTED

@@ -284,10 +284,11 @@ def compare_command(
     settings = settings_of(arguments)
     check_device(arguments.device)
     check_outputs(arguments)
-    from ppl_vi.compare import Comparison, wake_workers
+    from ppl_vi.compare import Comparison
     from ppl_vi.truth import UncertifiedTruthError, ground_truth
+    from ppl_vi.workers import woken
 
-    waking = wake_workers(num_workers(len(guides), arguments.device))
+    waking = woken("ppl_vi.compare", num_workers(len(guides), arguments.device))
     target = make_target().to(arguments.device)
     try:
         comparison = Comparison(target, ground_truth(target), settings, tuple(labels))

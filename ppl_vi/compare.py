@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import joblib
 import numpy as np
 import torch
 
@@ -24,7 +23,7 @@ from ppl_vi.svi.result import versions
 from ppl_vi.svi.support import bounds
 from ppl_vi.target import Target
 from ppl_vi.truth import Truth
-from ppl_vi.workers import interrupts_held, shared
+from ppl_vi.workers import shared
 
 # keys of a record that are medians of a metric over replicas
 SCORES = (
@@ -153,20 +152,6 @@ def compare(
     for entry in shared(work, tasks(), min(num_workers, len(guides))):
         done[entry.guide] = entry
         yield replace(comparison, entries=tuple(done[guide] for guide in guides if guide in done))
-
-
-def wake_workers(num_workers: int) -> Iterator[str]:
-    """Starts the processes that `compare` will use; they import what they need while this one goes on.
-
-    Returns:
-        What ends when they are ready.
-    """
-    if num_workers == 1:
-        return iter(())
-    with interrupts_held():
-        parallel = joblib.Parallel(num_workers, return_as="generator_unordered", batch_size=1)
-        answers: Iterator[str] = parallel(joblib.delayed(refusal)("lognormal") for _ in range(num_workers))
-    return answers
 
 
 def compare_one(comparison: Comparison, guide: str, with_curves: bool = False) -> Entry:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
@@ -41,6 +42,24 @@ def shared(work: Callable[[Job], Result], jobs: Iterable[Job], num_workers: int)
     except BaseException:
         loky.get_reusable_executor().shutdown(wait=False, kill_workers=True)
         raise
+
+
+def woken(module: str, num_workers: int) -> Iterator[None]:
+    """Starts the processes that `shared` will use; they import a module while this one goes on.
+
+    Returns:
+        What ends when they are ready.
+    """
+    if num_workers <= 1:
+        return iter(())
+    with interrupts_held():
+        parallel = joblib.Parallel(num_workers, return_as="generator_unordered", batch_size=1)
+        ready: Iterator[None] = parallel(joblib.delayed(_import)(module) for _ in range(num_workers))
+    return ready
+
+
+def _import(module: str) -> None:
+    importlib.import_module(module)
 
 
 @contextmanager
