@@ -149,10 +149,9 @@ def program(arguments: argparse.Namespace) -> int:
         return 0
     guides = _checked(arguments)
     images, train_x, test_x = _data(arguments)
-    waking = woken("ppl_vi.report.vae_plots", cli.num_workers(2 * len(guides), arguments.device))
     try:
-        trained = {guide: _train(arguments, guide, images, train_x, test_x) for guide in guides}
-        list(waking)
+        with woken("ppl_vi.report.vae_plots", cli.num_workers(2 * len(guides), arguments.device)):
+            trained = {guide: _train(arguments, guide, images, train_x, test_x) for guide in guides}
     except KeyboardInterrupt:
         print(f"interrupted while training: --resume goes on from the checkpoints in {arguments.out}", file=sys.stderr)
         return cli.INTERRUPTED
@@ -327,23 +326,29 @@ def bounds(job: Job, problems: Target, local: torch.Tensor) -> Bounded:
 
 def record(portrait: Portrait, arguments: argparse.Namespace) -> dict[str, Any]:
     """One (guide, split), nats a data point; only certified points are averaged."""
-    from ppl_vi.metrics.summary import summarize
 
     card = portrait.card
-    figures = {name: asdict(summarize(getattr(card, name)[card.certified])) for name in FIGURES}
+    known = card.certified
+    figures = {name: _summary(getattr(card, name)[known]) for name in FIGURES}
+    families = {portrait.guide: (card.approximation, card.converged)} | {
+        name: (value, card.converged_by_family[name]) for name, value in card.approximation_by_family.items()
+    }
     return {
         **_heading(portrait.guide, portrait.split, portrait.trained, arguments),
         "num_points": len(card.log_evidence),
         "num_certified": int(card.certified.sum()),
         "num_converged": int(card.converged.sum()),
-        "log_evidence_error": float(card.log_evidence_error[card.certified].max()),
+        "log_evidence_error": _largest(card.log_evidence_error[known]),
+        "reverse_kl_difference": _largest(abs(card.reverse_kl - card.total)[known]),
+        "forward_kl_error": _largest(card.forward_kl_error[known]),
+        "total_variation_error": _largest(card.total_variation_error[known]),
         **figures,
         "approximation_by_family": {
-            name: asdict(summarize(value[card.certified]))
-            for name, value in {portrait.guide: card.approximation, **card.approximation_by_family}.items()
+            name: {"num_converged": int(converged.sum()), "approximation": _summary(value[known])}
+            for name, (value, converged) in families.items()
         },
         "num_particles": card.num_particles,
-        "iwae_std_error": float((card.iwae_std_error[card.certified] ** 2).sum() ** 0.5 / card.certified.sum()),
+        "iwae_std_error": _std_error(card.iwae_std_error[known]),
         "active_units": card.num_active,
         "kl_per_latent": [float(value) for value in card.prior_kl_by_latent.mean(0)],
         **_training(portrait.trained, arguments),
@@ -354,35 +359,49 @@ def bounds_record(bounded: Bounded, arguments: argparse.Namespace) -> dict[str, 
     """The same of bounds; only points that have them all, and a certified log p(x) where there is one, are averaged."""
     import numpy as np
 
-    from ppl_vi.metrics.summary import summarize
     from ppl_vi.truth import Annealing
 
     job, card = bounded.job, bounded.card
     kept = card.finite if bounded.truth is None else card.finite & bounded.truth.certified
     figures = {
-        name: asdict(summarize(getattr(card, name)[kept]))
-        | {"std_error": float((getattr(card, error)[kept] ** 2).sum() ** 0.5 / kept.sum())}
+        name: _summary(getattr(card, name)[kept], std_error=_std_error(getattr(card, error)[kept]))
         for name, error in BOUNDS.items()
     }
     sandwiched = card.width[np.isfinite(card.width)]
     return {
         **_heading(job.guide, job.split, job.trained, arguments),
         "num_points": len(kept),
-        "num_finite": int(kept.sum()),
+        "num_finite": int(card.finite.sum()),
         **dict.fromkeys(FIGURES),
         "reason": _reason(bounded),
         **figures,
         **_certified(bounded, kept),
-        "sandwich_width": asdict(summarize(sandwiched)),
+        "sandwich_width": _summary(sandwiched),
         "num_chains": Annealing().num_chains,
         "num_temperatures": job.num_temperatures,
-        "acceptance": float(card.acceptance[kept].mean()),
-        "effective_chains": float(card.effective_chains[kept].mean()),
-        "least_effective_chains": float(card.effective_chains[kept].min()),
+        "acceptance": float(card.acceptance[kept].mean()) if kept.any() else None,
+        "effective_chains": float(card.effective_chains[kept].mean()) if kept.any() else None,
+        "least_effective_chains": float(card.effective_chains[kept].min()) if kept.any() else None,
         "num_particles": card.num_particles,
         "active_units": card.num_active,
         **_training(job.trained, arguments),
     }
+
+
+def _summary(values: np.ndarray, **more: Any) -> dict[str, Any] | None:
+    """Of a figure over data points; None where there are none to average."""
+    from ppl_vi.metrics.summary import summarize
+
+    return asdict(summarize(values)) | more if len(values) else None
+
+
+def _largest(values: np.ndarray) -> float | None:
+    return float(values.max()) if len(values) else None
+
+
+def _std_error(values: np.ndarray) -> float | None:
+    """Of the mean of figures with these standard errors."""
+    return float((values**2).sum() ** 0.5 / len(values)) if len(values) else None
 
 
 def _reason(bounded: Bounded) -> str:
@@ -396,17 +415,15 @@ def _reason(bounded: Bounded) -> str:
 
 def _certified(bounded: Bounded, kept: np.ndarray) -> dict[str, Any]:
     """log p(x) and the whole gap where the truth is certified, though the ELBO has a sampling error."""
-    from ppl_vi.metrics.summary import summarize
 
     if bounded.truth is None:
         return {}
     evidence, card = bounded.truth.log_evidence[kept], bounded.card
-    error = float((card.elbo_std_error[kept] ** 2).sum() ** 0.5 / kept.sum())
     return {
         "num_certified": int(bounded.truth.certified.sum()),
-        "log_evidence_error": float(bounded.truth.log_evidence_error[kept].max()),
-        "log_evidence": asdict(summarize(evidence)),
-        "total": asdict(summarize(evidence - card.elbo[kept])) | {"std_error": error},
+        "log_evidence_error": _largest(bounded.truth.log_evidence_error[kept]),
+        "log_evidence": _summary(evidence),
+        "total": _summary(evidence - card.elbo[kept], std_error=_std_error(card.elbo_std_error[kept])),
     }
 
 
@@ -445,13 +462,14 @@ def points(portrait: Portrait) -> Iterator[dict[str, Any]]:
     card = portrait.card
     names = ("log_evidence", "elbo", "total", "approximation", "amortization", "reverse_kl")
     for index in range(len(card.log_evidence)):
+        values = {name: float(getattr(card, name)[index]) for name in names}
         yield {
             "guide": portrait.guide,
             "split": portrait.split,
             "index": index,
             "certified": bool(card.certified[index]),
             "converged": bool(card.converged[index]),
-            **{name: float(getattr(card, name)[index]) for name in names},
+            **{name: value if math.isfinite(value) else str(value) for name, value in values.items()},
             "approximation_by_family": {
                 name: float(value[index]) for name, value in card.approximation_by_family.items()
             },

@@ -288,11 +288,10 @@ def compare_command(
     from ppl_vi.truth import UncertifiedTruthError, ground_truth
     from ppl_vi.workers import woken
 
-    waking = woken("ppl_vi.compare", num_workers(len(guides), arguments.device))
-    target = make_target().to(arguments.device)
     try:
-        comparison = Comparison(target, ground_truth(target), settings, tuple(labels))
-        list(waking)
+        with woken("ppl_vi.compare", num_workers(len(guides), arguments.device)):
+            target = make_target().to(arguments.device)
+            comparison = Comparison(target, ground_truth(target), settings, tuple(labels))
     except UncertifiedTruthError as error:
         raise UsageError(f"there is no truth to measure by: {error}") from error
     try:

@@ -15,7 +15,7 @@ def replace(path: Path, write: Callable[[BinaryIO], Any], *, durable: bool = Fal
     Args:
         path: of the file; its folder exists.
         write: given a temporary file beside it, writes to that.
-        durable: whether what is written has to outlast the machine's failing, too, which takes longer.
+        durable: whether the file's content is on the disk, not just on its way, before it replaces the old one.
     """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
     partial = Path(name)

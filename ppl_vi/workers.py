@@ -44,18 +44,19 @@ def shared(work: Callable[[Job], Result], jobs: Iterable[Job], num_workers: int)
         raise
 
 
+@contextmanager
 def woken(module: str, num_workers: int) -> Iterator[None]:
-    """Starts the processes that `shared` will use; they import a module while this one goes on.
-
-    Returns:
-        What ends when they are ready.
-    """
+    """Starts the processes that `shared` will use; they import a module meanwhile, and are ready when this ends."""
     if num_workers <= 1:
-        return iter(())
+        yield
+        return
     with interrupts_held():
         parallel = joblib.Parallel(num_workers, return_as="generator_unordered", batch_size=1)
-        ready: Iterator[None] = parallel(joblib.delayed(_import)(module) for _ in range(num_workers))
-    return ready
+        ready = parallel(joblib.delayed(_import)(module) for _ in range(num_workers))
+    try:
+        yield
+    finally:
+        list(ready)
 
 
 def _import(module: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import torch
 from benchmarks import amortized_toy, vae
 from models.vae import VAE
 from ppl_vi.guides.amortized import AMORTIZED
-from ppl_vi.report import vae_table
+from ppl_vi.report import files, vae_table
+from ppl_vi.report.vae_plots import Portrait
 from ppl_vi.state import isolated
 from ppl_vi.svi.amortized import Settings, train
 from tests.strict_json import strict
@@ -196,6 +198,23 @@ def test_the_table_tells_points_without_bounds(bounded: Path) -> None:
     assert "have no finite bound" not in vae_table.as_text([record])
 
 
+def test_a_job_without_a_certified_point_is_a_row_of_nulls(ran: Path) -> None:
+    module = VAE(4, AMORTIZED["full"](2), hidden=(3,))
+    x = torch.ones(2, 4)
+    portrait = vae.score(vae.Job("full", "test", train(module, x, x, Settings(num_epochs=1)), x, None, (2, 2), seed=0))
+    assert isinstance(portrait, Portrait)
+    nothing = np.zeros(2, dtype=bool)
+    card = replace(portrait.card, certified=nothing, reverse_kl=np.full(2, np.inf))
+    arguments = vae.parser().parse_args([])
+    record = vae.record(replace(portrait, card=card), arguments)
+    assert record["num_certified"] == 0
+    assert record["total"] is record["log_evidence_error"] is None
+    text = vae_table.as_text(strict(files.to_json([record])))
+    assert "2 of 2 data points are not certified" in text
+    points = strict(files.to_json(list(vae.points(replace(portrait, card=card)))))
+    assert points[0]["reverse_kl"] == "inf"
+
+
 def test_a_flow_has_its_gap_to_the_certified_evidence_but_no_best_member(tmp_path: Path) -> None:
     arguments = [*SMALL, "--guides", "flow", "--num-temperatures", "100", "--no-plots", "--out", str(tmp_path)]
     assert vae.main(arguments) == 0
@@ -214,8 +233,9 @@ def test_each_decoder_is_scored_under_the_diagonal_and_the_full_family(ran: Path
     for record in strict((ran / "records.json").read_text()):
         found = record["approximation_by_family"]
         assert set(found) >= {"diagonal", "full"}
-        assert found[record["guide"]] == record["approximation"]
-        assert found["full"]["mean"] <= found["diagonal"]["mean"] + 1e-9
+        assert found[record["guide"]]["approximation"] == record["approximation"]
+        assert found["full"]["approximation"]["mean"] <= found["diagonal"]["approximation"]["mean"] + 1e-9
+        assert record["reverse_kl_difference"] < 1e-6
     assert "with this decoder, log p(x) - ELBO of the best member: diagonal" in (ran / "table.txt").read_text()
 
 

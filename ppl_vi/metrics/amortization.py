@@ -56,6 +56,7 @@ class AmortizedScorecard:
         prior_kl_by_latent: of each latent's marginal, `(B, D)`.
         activity: variance over the data of each latent's mean under q, `(D,)`.
         best_elbo_by_family: ELBO of the best members of other families for the same problems, `(B,)` each.
+        converged_by_family: whether the search for each ended in an optimum, `(B,)`.
     """
 
     log_evidence: np.ndarray
@@ -80,6 +81,7 @@ class AmortizedScorecard:
     prior_kl_by_latent: np.ndarray
     activity: np.ndarray
     best_elbo_by_family: dict[str, np.ndarray]
+    converged_by_family: dict[str, np.ndarray]
 
     @property
     def approximation_by_family(self) -> dict[str, np.ndarray]:
@@ -193,12 +195,13 @@ def amortized_gaps(
         prior_kl_by_latent=_numpy(by_latent),
         activity=_numpy(mean.var(0, correction=0)),
         best_elbo_by_family={name: _numpy(found.elbo) for name, found in families.items()},
+        converged_by_family={name: _numpy(found.converged) for name, found in families.items()},
     )
 
 
 def _best_of_each(tiles: Tiles, families: Mapping[str, Head], own: Head, local: Tensor) -> dict[str, BestMembers]:
-    """The best members of several families, each starting from those of the poorer ones, too: a richer family's are
-    never worse."""
+    """The best members of several families, each starting from those of the poorer ones, too: a family that holds
+    another has none worse."""
     found: dict[str, BestMembers] = {}
     for name in sorted(families, key=lambda name: families[name].num_outputs):
         head = families[name]

@@ -20,9 +20,9 @@ ROUGH = 1e-6  # nats, of the first search
 RIVAL = 0.2  # nats: an optimum that much lower by the coarse rule may still win by a finer one
 SETTLED = 3e-8  # nats that a finer rule would still climb
 TOLERANCE = 1e-10  # nats, of Newton's method
-ACCEPTED = 1e-6  # nats: a larger error of quadrature is reported as no convergence
+ACCEPTED = 1e-6  # relative to max(1, |ELBO|): a larger error of quadrature is reported as no convergence
 MAX_STEPS = 100
-COARSE = 2  # the first level that asks for a finer lattice than the coarsest
+COARSE = 2  # the last level for which the coarsest lattice will do
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class BestMembers:
 
     Attributes:
         local: its local parameters, `(B, num_outputs)`.
-        elbo: its ELBO, by finer rules than it was found with, `(B,)`, nats.
+        elbo: its ELBO, by lattices that were refined until they agreed, `(B,)`, nats.
         elbo_error: of quadrature, `(B,)`, nats.
         converged: whether Newton's method arrived and two rules agree on where, `(B,)`.
     """
@@ -48,8 +48,9 @@ def best_members(
     """Maximises the ELBO of each problem over the family's local parameters.
 
     Starts are the encoder's own parameters, those of `candidates`, and what the caller adds: with a poorer family's
-    best members (`embed`) among them a richer family's are never worse. Newton's method has the exact Hessian of the
-    quadrature; since an optimiser exploits a rule of few nodes, the rules grow until two in a row have one optimum.
+    best members (`embed`) among them those of a family that holds it are never worse. Newton's method has the exact
+    Hessian of the quadrature; since an optimiser exploits a rule of few nodes, the rules grow until two in a row have
+    one optimum.
 
     Args:
         target: with a decoder.
@@ -67,6 +68,8 @@ def best_members(
     given = local[:, None] if starts is None else torch.cat([local[:, None], starts], 1)
     given = given.detach()
     tiles = Tiles(target) if tiles is None else tiles
+    if tiles.target is not target:
+        raise ValueError(f"the tiles are of target '{tiles.target.name}', not of '{target.name}'")
     found, index = candidates(tiles, head, local.detach())
     everyone = torch.arange(len(local), device=local.device)
     theta = torch.cat([given.flatten(0, 1), found])
@@ -75,7 +78,7 @@ def best_members(
     theta, arrived = _polish(tiles, head, theta, index)
     final = tiled_elbo(tiles, head, theta, index)
     chosen = _best(final.value, index, len(local))
-    sure = arrived[chosen] & (final.error[chosen] <= ACCEPTED)
+    sure = arrived[chosen] & (final.error[chosen] <= ACCEPTED * final.value[chosen].abs().clamp(min=1))
     return BestMembers(theta[chosen], final.value[chosen], final.error[chosen], sure)
 
 
@@ -114,7 +117,6 @@ def _polish(tiles: Tiles, head: Head, theta: Tensor, index: Tensor) -> tuple[Ten
     """Climbs by finer and finer rules until the next would not climb farther; and whether that came, `(N,)`."""
     pending = torch.arange(len(index), device=index.device)
     settled = torch.zeros_like(index, dtype=torch.bool)
-    theta, _ = ascend(tiles, head, theta, index, 1, ROUGH)
     for level in range(2, num_levels(tiles.dim) - 1):
         found, climb = ascend(tiles, head, theta[pending], index[pending], level, TOLERANCE)
         theta = theta.index_copy(0, pending, found)
@@ -204,8 +206,8 @@ def ascend(
 def _look(tiles: Tiles, head: Head, theta: Tensor, index: Tensor, level: int, curved: bool = True) -> Climb:
     """Value, and gradient and Hessian of minus the ELBO in Fisher's units.
 
-    The log likelihood is replaced by its second-order expansion at every node, which has the same derivatives in the
-    local parameters: the decoder is differentiated D times, however many parameters the family has.
+    The expected log likelihood is replaced by its second-order expansion in each component's location and scale, which
+    has the same derivatives in the local parameters, whatever the family makes of them.
     """
     base = Mixture(*head.components(theta))
     moments = _moments(tiles, base, index, level, curved)

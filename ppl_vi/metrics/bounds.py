@@ -17,12 +17,12 @@ from torch import Tensor
 
 from ppl_vi.guides.amortized import Head
 from ppl_vi.metrics.amortization import ACTIVE
+from ppl_vi.metrics.expectation import LOG_2PI
 from ppl_vi.state import isolated
 from ppl_vi.target import Target
 from ppl_vi.truth import Bound, Sandwich
 
 DRAWS_AT_ONCE = 2**13
-LOG_2PI = math.log(2 * math.pi)
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class BoundsScorecard:
         elbo_std_error: its standard error.
         prior_kl: KL(q || Normal(0, I)), by Monte Carlo.
         prior_kl_std_error: its standard error.
-        activity: variance over the data of each latent's mean under q, `(D,)`.
+        activity: variance over the data of each latent's mean under q, `(D,)`; unbiased, so it may fall below 0.
         width: AIS's upper minus its lower bound on as many simulated data points as there are, `(S,)`.
     """
 
@@ -88,11 +88,13 @@ class Drawn:
         log_weight: log p(x, z) - log q(z).
         log_ratio: log q(z) - log Normal(z; 0, I).
         mean: of z, `(B, D)`.
+        variance: of that mean, `(B, D)`.
     """
 
     log_weight: Tensor
     log_ratio: Tensor
     mean: Tensor
+    variance: Tensor
 
 
 def amortized_bounds(
@@ -139,7 +141,7 @@ def amortized_bounds(
         *_mean_and_error(each),
         *_mean_and_error(drawn.log_weight),
         *_mean_and_error(drawn.log_ratio),
-        activity=drawn.mean.var(0, correction=0).cpu().numpy(),
+        activity=_activity(drawn).cpu().numpy(),
         width=sandwich.width,
     )
 
@@ -165,8 +167,14 @@ def weighted_draws(target: Target, head: Head, local: Tensor, num: int, seed: in
             z, log_q = head.draw(local[rows].to(target.dtype), num)
             log_prior = -(z.square().sum(-1) + z.shape[-1] * LOG_2PI) / 2
             log_likelihood = target.decoded.log_likelihood_at(z, *(arg[rows] for arg in target.args))
-            parts.append((log_likelihood + log_prior - log_q, log_q - log_prior, z.mean(1)))
+            parts.append((log_likelihood + log_prior - log_q, log_q - log_prior, z.mean(1), z.var(1) / num))
     return Drawn(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def _activity(drawn: Drawn) -> Tensor:
+    """Means of draws vary more than the means themselves: by their sampling variance, which is taken off."""
+    known = drawn.mean.isfinite().all(-1)
+    return drawn.mean[known].var(0, correction=0) - drawn.variance[known].mean(0)
 
 
 def _mean_and_error(values: Tensor) -> tuple[np.ndarray, np.ndarray]:

@@ -191,7 +191,6 @@ def elbo(
     *,
     index: Tensor | None = None,
     tolerance: float = 1e-8,
-    first: int = 0,
 ) -> Elbo:
     """E_q[log p(x | z)] - KL(q || Normal(0, I)) by deterministic quadrature, for any mixture of Gaussians.
 
@@ -204,7 +203,6 @@ def elbo(
         local: its local parameters, `(N, num_outputs)`, float64.
         index: the problem of each row, `(N,)`; all in order by default.
         tolerance: two rules agree when they differ by less, relative to max(1, |ELBO|).
-        first: level of the coarsest rule used.
 
     Raises:
         ValueError: the target has no decoder or more latents than quadrature reaches.
@@ -213,7 +211,7 @@ def elbo(
     index = torch.arange(len(local), device=local.device) if index is None else index
     return _settled(
         lambda rows, level: elbo_by(target, head, local[rows], index[rows], level),
-        len(local), target.dim, tolerance, first,
+        len(local), target.dim, tolerance,
     )  # fmt: skip
 
 
@@ -223,15 +221,15 @@ def settled_prior_kl(mixture: Mixture, tolerance: float = 1e-8) -> Elbo:
         value = mixture.prior_kl(0)
         return Elbo(value, torch.zeros_like(value))
     dim = mixture.locs.shape[-1]
-    return _settled(lambda rows, level: mixture.rows(rows).prior_kl(level), len(mixture.locs), dim, tolerance, 0)
+    return _settled(lambda rows, level: mixture.rows(rows).prior_kl(level), len(mixture.locs), dim, tolerance)
 
 
-def _settled(evaluate: Callable[[Tensor, int], Tensor], num_rows: int, dim: int, tolerance: float, first: int) -> Elbo:
+def _settled(evaluate: Callable[[Tensor, int], Tensor], num_rows: int, dim: int, tolerance: float) -> Elbo:
     """Evaluates rows by finer and finer rules until three in a row agree."""
     everyone = torch.arange(num_rows)
-    value = evaluate(everyone, first)
+    value = evaluate(everyone, 0)
     error, change = torch.full_like(value, torch.inf), torch.full_like(value, torch.inf)
-    for level in range(first + 1, num_levels(dim)):
+    for level in range(1, num_levels(dim)):
         pending = (error > tolerance * value.abs().clamp(min=1)).nonzero()[:, 0]
         if not len(pending):
             break

@@ -78,8 +78,8 @@ def divergences(target: Target, log_evidence: Tensor, head: Head, local: Tensor)
         better = found[3] < before
         result[:, pending[better]] = found[:, better]
         box = box.index_copy(1, pending, tight)
-        # a mass that a closer look leaves as it was is not the lattice's fault
-        pending = pending[(found[3] > MASS) & ((found[3] < before / 2) | (finer < 1))]
+        # a mass that a closer look at its own box leaves as it was is not the lattice's fault
+        pending = pending[(found[3] > MASS) & ((found[3] < before / 2) | (finer < 1) | shared)]
         if not len(pending):
             break
     return Divergences(*result)

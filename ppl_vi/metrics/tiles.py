@@ -33,11 +33,11 @@ SIDE = {1: 32, 2: 8, 3: 4}  # nodes along a tile
 MOST_TILES = 2**14  # in the box around one Gaussian
 BITS = {1: 30, 2: 20, 3: 13}  # of a tile's place along an axis, in its key
 LEVELS = 64  # spacings 2^31 to 2^-32
-PAIRS = 2**20  # of Gaussians and tiles, considered at once
+PAIRS = 2**17  # of Gaussians and tiles, considered at once
 BLOCK = 2**17  # nodes summed at once
 MOST_FINER = 4  # lattices an ELBO is sought on
-MOST_KEPT = 2**25  # values: 256 MB; beyond that all are forgotten
-DECODED_NUMBERS = 2**21  # of decoded points at once
+MOST_KEPT = 2**25  # values: 256 MB; beyond that all but what is wanted now are forgotten
+DECODED_NUMBERS = 2**23  # of the data of the problems that want a tile, at once
 
 Polynomial = dict[tuple[int, ...], float]  # exponents of e_1, ..., e_D to coefficients
 
@@ -90,12 +90,15 @@ class Tiles:
         target: with a decoder.
 
     Raises:
-        ValueError: it has none, or too many latents.
+        ValueError: it has none, too many latents, or too many problems to number their tiles.
     """
 
     def __init__(self, target: Target) -> None:
         if target.decoded is None or target.dim not in SIDE:
             raise ValueError(f"target '{target.name}' has no decoder of at most {max(SIDE)} latents")
+        most = 2 ** (63 - target.dim * BITS[target.dim] - (LEVELS - 1).bit_length())
+        if target.num_problems > most:
+            raise ValueError(f"at most {most} problems at once, target '{target.name}' has {target.num_problems}")
         self.target, self.dim, self.side = target, target.dim, SIDE[target.dim]
         self._log_likelihood = target.decoded.log_likelihood
         axis = torch.arange(self.side, dtype=target.dtype, device=target.device)
@@ -230,10 +233,11 @@ class Tiles:
         problem, order = missing >> bits, member.argsort(stable=True)
         ends = torch.bincount(member).cumsum(0).tolist()
         filled, begin = self._values.new_empty(len(missing), len(self._inner)), 0
-        for z, end in zip(self._nodes(where), ends, strict=True):
-            rows = order[begin:end]
-            args = tuple(arg[problem[rows]] for arg in self.target.args)
-            filled[rows] = self._log_likelihood(z, *args)
+        most = max(1, DECODED_NUMBERS // sum(arg[0].numel() for arg in self.target.args))
+        for place, end in zip(where, ends, strict=True):
+            z = self._nodes(place)
+            for rows in order[begin:end].split(most):
+                filled[rows] = self._log_likelihood(z, *(arg[problem[rows]] for arg in self.target.args))
             begin = end
         keys, order = torch.cat([self._keys, missing]).sort()
         places = len(self._values) + torch.arange(len(missing), device=missing.device)
@@ -241,14 +245,14 @@ class Tiles:
         self._values = torch.cat([self._values, filled])
 
     def _nodes(self, where: Tensor) -> Tensor:
-        """The nodes of tiles, given by their keys without the problem: `(T, S, D)`."""
+        """The nodes of a tile, given by its key without the problem, a tensor of no dimensions: `(S, D)`."""
         axes = []
         for _ in range(self.dim):
             axes.append((where & ((1 << BITS[self.dim]) - 1)) - (1 << BITS[self.dim] - 1))
             where = where >> BITS[self.dim]
         spacing = torch.exp2((LEVELS // 2 - where).to(self._inner))
         tile = torch.stack(axes[::-1], -1)
-        return (tile[:, None] * self.side + self._inner) * spacing[:, None, None]
+        return (tile * self.side + self._inner) * spacing
 
 
 def _groups(rows: Tensor, size: Tensor, most: int) -> Iterator[Tensor]:
@@ -306,7 +310,9 @@ def rough_elbo(tiles: Tiles, head: Head, local: Tensor, index: Tensor) -> Tensor
 def tiled_elbo(tiles: Tiles, head: Head, local: Tensor, index: Tensor, tolerance: float = 1e-8) -> Elbo:
     """The ELBO of each row of local parameters by `tiles`; by `elbo`'s rules where no lattice serves.
 
-    The lattices grow finer until their sub-lattices agree, as the error is far below what these differ by.
+    The lattices grow finer until their sub-lattices agree: for a function that is smooth on their scale, of twice the
+    spacing, the error is far below what these differ by. They can't see what repeats with the spacing itself, about
+    half of q's smallest standard deviation; the check on that are the divergences, on lattices of their own.
 
     Args:
         tiles: of the target.

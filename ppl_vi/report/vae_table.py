@@ -74,7 +74,7 @@ def _table(record: Record) -> Table:
 
 
 def _bounds_table(record: Record) -> Table:
-    title = f"{record['guide']}, {record['split']}: {record['num_finite']} data points of {record['data']}, bounds"
+    title = f"{record['guide']}, {record['split']}: {_averaged(record)} data points of {record['data']}, bounds"
     table = _empty(title, (HEADINGS[0], "± error", *HEADINGS[1:]))
     for text, name in BOUNDS:
         if record[name] is None:
@@ -83,6 +83,11 @@ def _bounds_table(record: Record) -> Table:
         error = record[name].get("std_error")
         table.add_row(text, mean, MISSING if error is None else short(error, 2), *others)
     return table
+
+
+def _averaged(record: Record) -> int:
+    """How many data points the figures of a table of bounds are over."""
+    return record["elbo"]["num"] if record["elbo"] else 0
 
 
 def _empty(title: str, headings: Sequence[str]) -> Table:
@@ -108,39 +113,55 @@ def _remarks(record: Record) -> str:
     missing = record["num_points"] - record["num_certified"]
     families = record["approximation_by_family"]
     divergences = ", ".join(f"{value:.2f}" for value in record["kl_per_latent"])
-    error = three_digits(record["log_evidence_error"])
+    evidence, gap, forward, variation = (
+        MISSING if record[name] is None else three_digits(record[name])
+        for name in ("log_evidence_error", "reverse_kl_difference", "forward_kl_error", "total_variation_error")
+    )
     lines = [
         f"active units {record['active_units']} of {record['latent_dim']}; KL per latent {divergences}; "
-        f"IWAE with {record['num_particles']} particles; largest error of a log p(x) {error} nats"
+        f"IWAE with {record['num_particles']} particles",
+        f"largest errors: log p(x) {evidence}, gap against KL(q || p) by another rule {gap}, forward KL {forward}, "
+        f"total variation {variation}",
     ]
-    if len(families) > 1:
-        each = ", ".join(f"{name} {three_digits(value['mean'])}" for name, value in families.items())
+    known = {name: value for name, value in families.items() if value["approximation"] is not None}
+    if len(known) > 1:
+        each = ", ".join(f"{name} {three_digits(value['approximation']['mean'])}" for name, value in known.items())
         lines.append(f"with this decoder, log p(x) - ELBO of the best member: {each} (mean)")
     if missing:
         lines.append(f"{missing} of {record['num_points']} data points are not certified and not in these figures")
-    stuck = record["num_points"] - record["num_converged"]
-    if stuck:
-        lines.append(
-            f"the search for the family's best did not converge for {stuck} data points: "
-            "their approximation gap is an upper bound"
-        )
+    for name, value in families.items():
+        stuck = record["num_points"] - value["num_converged"]
+        if stuck:
+            lines.append(
+                f"the search for the best {name} member did not converge for {stuck} data points: "
+                "their approximation gap is an upper bound"
+            )
     return "\n".join(lines)
 
 
 def _bounds_remarks(record: Record) -> str:
     """What else bears on how to read the bounds."""
     width = record["sandwich_width"]
-    lines = [
-        f"{record['reason']}; these bounds hold on average, ± is the standard error of sampling",
-        f"AIS of {record['num_chains']} chains over {record['num_temperatures']} temperatures: "
-        f"{record['acceptance']:.0%} accepted, weight on {record['effective_chains']:.1f} chains, "
-        f"{record['least_effective_chains']:.1f} at least",
-        f"on {width['num']} data points simulated from this model AIS's upper bound lies "
-        f"{three_digits(width['mean'])} nats above its lower on average: what it may lack",
+    lines = [f"{record['reason']}; these bounds hold on average, ± is the standard error of sampling"]
+    if record["acceptance"] is not None:
+        lines.append(
+            f"AIS of {record['num_chains']} chains over {record['num_temperatures']} temperatures: "
+            f"{record['acceptance']:.0%} accepted, weight on {record['effective_chains']:.1f} chains, "
+            f"{record['least_effective_chains']:.1f} at least"
+        )
+    if width is not None:
+        lines.append(
+            f"on {width['num']} data points simulated from this model AIS's upper bound lies "
+            f"{three_digits(width['mean'])} nats above its lower on average: what it may lack"
+        )
+    lines.append(
         f"active units {record['active_units']} of {record['latent_dim']}; "
-        f"IWAE with {record['num_particles']} particles",
-    ]
-    for what, known in (("data", record["num_finite"]), ("simulated", width["num"])):
+        f"IWAE with {record['num_particles']} particles"
+    )
+    uncertified = record["num_points"] - record.get("num_certified", record["num_points"])
+    if uncertified:
+        lines.append(f"{uncertified} of {record['num_points']} data points are not certified and not in these figures")
+    for what, known in (("data", record["num_finite"]), ("simulated", width["num"] if width else 0)):
         missing = record["num_points"] - known
         if missing:
             lines.append(f"{missing} of {record['num_points']} {what} points have no finite bound and are left out")

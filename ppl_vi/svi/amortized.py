@@ -176,6 +176,8 @@ def train(
             run.alpha.append(weight(run.epoch))
             _epoch(run, elbo, module, optimiser, batches(run.epoch), settings)
             run.held_out.append(_held_out(module, held_out))
+            if not np.isfinite(run.held_out[-1]):
+                raise FloatingPointError(f"the held-out ELBO is {run.held_out[-1]} after epoch {run.epoch + 1}")
             if run.best_epoch == run.epoch:
                 run.best = {name: value.detach().clone() for name, value in module.state_dict().items()}
             run.epoch += 1
@@ -242,7 +244,7 @@ def _epoch(run: _Run, elbo: Trace_ELBO, module: Any, optimiser: Adam, data: Tens
 
 def _held_out(module: Any, data: Tensor) -> float:
     """The ELBO of a data point at alpha = 1, on the same noise each time, nats."""
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with torch.random.fork_rng(devices=[data.device] if data.is_cuda else []), torch.no_grad():
         torch.manual_seed(HELD_OUT_SEED)
         with poutine.block():
             loss = Trace_ELBO(num_particles=HELD_OUT_PARTICLES).loss(module.model, module.guide, data)

@@ -111,15 +111,16 @@ def build_guide(
         if not isinstance(guide, nn.Module):
             guide = FunctionGuide(guide, *row)
         poutine.trace(guide).get_trace(*row)  # autoguides make their parameters in a first call
+        guide = guide.to(target.device)
         if isinstance(guide, AutoNormalizingFlow):
             _place_flow(guide, loc, scale)
-    return guide.to(target.device)
+    return guide
 
 
 @torch.no_grad()
 def _place_flow(guide: AutoNormalizingFlow, loc: Tensor, scale: Tensor) -> None:
     """Lets an autoregressive flow, which takes no initial values, start there: the last transform's biases carry its
-    base's centre to `loc`, with the slope `scale`."""
+    base's centre to `loc`, with a slope of `scale` as far as Pyro does not clip it (to between exp -5 and exp 3)."""
     transform = guide.transform
     parts = list(transform.parts) if isinstance(transform, ComposeTransform) else [transform]
     last = parts.pop()
@@ -130,7 +131,8 @@ def _place_flow(guide: AutoNormalizingFlow, loc: Tensor, scale: Tensor) -> None:
         centre = part(centre)
     mean, log_scale = last.arn(centre)
     bias = last.arn.layers[-1].bias
-    bias += torch.cat([loc - scale * centre - mean, scale.log() - log_scale])
+    slope = scale.log().clamp(last.log_scale_min_clip, last.log_scale_max_clip).exp()
+    bias += torch.cat([loc - slope * centre - mean, slope.log() - log_scale])
 
 
 def start_guides(family: Family, target: Target, num_replicas: int, seed: int) -> list[list[nn.Module]]:

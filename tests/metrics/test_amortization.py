@@ -35,14 +35,16 @@ def truth_of(of: Target, log_evidence: Tensor, error: float = 0.0) -> Truth:
 class Linear:
     """x = W z + b + sigma e: posterior Normal(m, P^-1), P = I + W'W / sigma^2, evidence Normal(b, W W' + sigma^2 I)."""
 
-    def __init__(self, num_latents: int = 2, sigma: float = 0.7) -> None:
+    def __init__(self, num_latents: int = 2, sigma: float = 0.7, simulated: bool = False) -> None:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             head = Full(num_latents)
             vae = VAE(NUM_PIXELS, head, hidden=(), likelihood="gaussian", sigma=sigma).double()
             x = 1.5 * torch.randn(NUM_DATA, NUM_PIXELS, dtype=torch.float64)
-        self.target = target(vae, x)
         weight, bias = vae.decoder[0].weight.detach(), vae.decoder[0].bias.detach()
+        if simulated:
+            x = x[:, :num_latents] @ weight.T + bias + sigma * x.roll(1, 0)
+        self.target = target(vae, x)
         eye = torch.eye(num_latents, dtype=torch.float64)
         self.precision = eye + weight.T @ weight / sigma**2
         self.cov = torch.linalg.inv(self.precision)
@@ -101,6 +103,33 @@ def test_gaps_of_a_linear_decoder_are_their_closed_forms(family: str, num_latent
     assert card.num_active == num_latents
     # KL bounds the total variation (Pinsker)
     assert (card.total_variation <= np.sqrt(total / 2) + card.total_variation_error).all()
+
+
+@pytest.mark.parametrize(("num_latents", "sigma"), [(1, 1e-4), (2, 2e-3), (2, 3e-4)])
+def test_a_posterior_that_slips_between_a_lattices_nodes_gets_its_own(num_latents: int, sigma: float) -> None:
+    linear, head = Linear(num_latents, sigma, simulated=True), Full(num_latents)
+    scale = torch.linalg.cholesky(linear.cov)
+    local = head.initial(linear.loc + 0.5 * scale.sum(-1), linear.precision.expand(NUM_DATA, -1, -1))
+    found = divergences(linear.target, linear.log_evidence, head, local)
+    exact = torch.full((NUM_DATA,), 0.125 * num_latents).double()  # |L^-1 (0.5 L 1)|^2 / 2
+    torch.testing.assert_close(found.reverse_kl, exact, rtol=0, atol=1e-6)
+    torch.testing.assert_close(found.forward_kl, exact, rtol=0, atol=1e-6)
+
+
+def test_a_likelihood_far_below_1_still_lets_a_search_converge() -> None:
+    x = torch.linspace(0.5, 3, 6, dtype=torch.float64)[:, None]
+
+    def log_likelihood(z: Tensor, x: Tensor) -> Tensor:
+        return -1e4 + 2 * torch.cos(x * (z[:, 0] - 0.3))
+
+    def model(x: Tensor) -> None:
+        pyro.sample("z", dist.Normal(torch.zeros(1).double(), 1.0).to_event(1))
+
+    of = Target(model, (x,), decoded=Decoded(log_likelihood, lambda x: torch.full((len(x),), 2.0 - 1e4).double()))
+    best = best_members(of, Diagonal(1), torch.zeros(6, 2).double())
+    assert best.converged.all()
+    check = elbo(of, Diagonal(1), best.local)
+    torch.testing.assert_close(best.elbo, check.value, rtol=0, atol=1e-8)
 
 
 def random_vae(head: Head, seed: int, likelihood: str) -> tuple[VAE, Tensor]:

@@ -138,6 +138,20 @@ def test_draws_are_seeded_blocked_and_leave_the_callers_generator(monkeypatch: p
     assert parts.mean.shape == (NUM_DATA, 4)
 
 
+@pytest.mark.parametrize(("num_particles", "num_repeats"), [(1, 4), (5, 10)])
+def test_a_guide_that_uses_no_latent_is_not_called_active_for_its_few_draws(
+    linear: Linear, num_particles: int, num_repeats: int
+) -> None:
+    head, knobs = AMORTIZED["diagonal"](5), {"num_particles": num_particles, "num_repeats": num_repeats}
+    found = [linear.card(head, torch.zeros(NUM_DATA, 10).double(), **knobs, seed=seed) for seed in range(40)]
+    activity = np.stack([card.activity for card in found])
+    # the variance of NUM_DATA means of N draws, less 1 / N: its expectation is -1 / (N NUM_DATA)
+    num = num_particles * num_repeats
+    error = activity.std(0, ddof=1).mean() / 40**0.5
+    assert np.abs(activity.mean() + 1 / (num * NUM_DATA)) < 5 * error
+    assert activity.mean() < 0.5 / num  # not what the draws alone would say
+
+
 def test_a_point_without_a_finite_bound_is_marked(linear: Linear) -> None:
     head = AMORTIZED["full"](5)
     card = linear.card(head, linear.exact(head))

@@ -12,6 +12,7 @@ from torch import Tensor
 from models.vae import VAE, target
 from ppl_vi.guides.amortized.full import Full
 from ppl_vi.metrics import tiles as module
+from ppl_vi.metrics.best_members import best_members
 from ppl_vi.metrics.expectation import Mixture, elbo, elbo_by
 from ppl_vi.metrics.tiles import Gaussians, Tiles, inverted, monomials, rough_elbo, stein, tiled_elbo
 from ppl_vi.target import Decoded, Target
@@ -156,3 +157,19 @@ def test_monomials_and_their_derivatives_by_hand() -> None:
     # E[f' 1] = E[f e]; E[f' e] = E[f (e^2 - 1)]
     assert first[:, 0, 0].tolist() == [0.0, 1.0, 0.0]
     assert first[:, 0, 1].tolist() == [-1.0, 0.0, 1.0]
+
+
+def test_more_problems_than_keys_can_number_are_refused() -> None:
+    x = torch.zeros(2**17 + 1, 2).double()
+    decoded = Decoded(lambda z, x: torch.zeros(len(x), len(z)).double(), lambda x: torch.zeros(len(x)).double())
+    with pytest.raises(ValueError, match="at most 131072 problems at once, target 'target' has 131073"):
+        Tiles(Target(standard_normal(2), (x,), decoded=decoded))
+    last = Tiles(Target(standard_normal(2), (x[:-1],), decoded=decoded))
+    at = Gaussians(torch.zeros(1, 2).double(), torch.eye(2).double()[None], torch.tensor([2**17 - 1]))
+    assert float(last.expect(at, 1)[0]) == 0.0
+
+
+def test_tiles_of_another_target_are_refused() -> None:
+    one, other = quadratic(2)[0], quadratic(2)[0]
+    with pytest.raises(ValueError, match="the tiles are of target"):
+        best_members(one, Full(2), torch.zeros(3, 5).double(), tiles=Tiles(other))

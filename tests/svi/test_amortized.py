@@ -220,6 +220,12 @@ def test_a_loss_that_is_not_finite_names_the_epoch() -> None:
     assert same(vae, small_vae())
 
 
+def test_a_held_out_elbo_that_is_not_finite_is_never_the_best() -> None:
+    held_out = torch.full((4, 5), torch.nan)
+    with pytest.raises(FloatingPointError, match="the held-out ELBO is nan after epoch 1"):
+        train(small_vae(), some_data(), held_out, SHORT)
+
+
 @pytest.mark.parametrize("name", POSITIVE)
 def test_every_positive_family_can_be_amortized(name: str) -> None:
     with isolated(torch.float64, seed=0):
