@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,6 +20,8 @@ from ppl_vi.newton import Minimum, minimize
 from ppl_vi.state import isolated
 
 Latents = dict[str, Tensor]
+
+LOG_2PI = math.log(2 * math.pi)
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,11 @@ class Decoded:
             return self.log_likelihood(points, *(arg[None] for arg in row))[0]
 
         return vmap(of_one)(z, *args)
+
+
+def log_prior(z: Tensor) -> Tensor:
+    """log Normal(z; 0, I_D) of a decoded latent at `(..., D)`: `(...)`, nats."""
+    return -(z.square().sum(-1) + z.shape[-1] * LOG_2PI) / 2
 
 
 @dataclass(frozen=True, eq=False)

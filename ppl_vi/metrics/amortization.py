@@ -18,10 +18,10 @@ from torch import Tensor
 
 from ppl_vi.guides.amortized import Head
 from ppl_vi.metrics.best_members import BestMembers, best_members, embed
-from ppl_vi.metrics.expectation import LOG_2PI, Mixture, log_likelihood_at
+from ppl_vi.metrics.expectation import Mixture, log_likelihood_at
 from ppl_vi.metrics.lattice import divergences
 from ppl_vi.metrics.tiles import Tiles, tiled_elbo
-from ppl_vi.target import Target
+from ppl_vi.target import Target, log_prior
 from ppl_vi.truth import Truth
 
 ACTIVE = 0.01  # variance of the posterior mean over the data from which a latent counts as in use
@@ -243,8 +243,7 @@ def iwae(
     for index in torch.arange(len(local), device=local.device).split(size):
         part = mixture.rows(index)
         z = _draw(part, num, generator)
-        log_prior = -z.square().sum(-1) / 2 - z.shape[-1] * LOG_2PI / 2
-        log_weight = log_likelihood_at(target, z, index) + log_prior - part.log_prob(z)
+        log_weight = log_likelihood_at(target, z, index) + log_prior(z) - part.log_prob(z)
         bounds.append(log_weight.unflatten(1, (num_repeats, num_particles)).logsumexp(-1) - math.log(num_particles))
     bound = torch.cat(bounds)
     return bound.mean(-1), bound.std(-1) / math.sqrt(num_repeats)

@@ -17,9 +17,8 @@ from torch import Tensor
 
 from ppl_vi.guides.amortized import Head
 from ppl_vi.metrics.amortization import ACTIVE
-from ppl_vi.metrics.expectation import LOG_2PI
 from ppl_vi.state import isolated
-from ppl_vi.target import Target
+from ppl_vi.target import Target, log_prior
 from ppl_vi.truth import Bound, Sandwich
 
 DRAWS_AT_ONCE = 2**13
@@ -165,9 +164,8 @@ def weighted_draws(target: Target, head: Head, local: Tensor, num: int, seed: in
     with isolated(target.dtype, seed=seed), torch.no_grad():
         for rows in torch.arange(len(local), device=local.device).split(max(1, DRAWS_AT_ONCE // num)):
             z, log_q = head.draw(local[rows].to(target.dtype), num)
-            log_prior = -(z.square().sum(-1) + z.shape[-1] * LOG_2PI) / 2
             log_likelihood = target.decoded.log_likelihood_at(z, *(arg[rows] for arg in target.args))
-            parts.append((log_likelihood + log_prior - log_q, log_q - log_prior, z.mean(1), z.var(1) / num))
+            parts.append((log_likelihood + log_prior(z) - log_q, log_q - log_prior(z), z.mean(1), z.var(1) / num))
     return Drawn(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 

@@ -11,10 +11,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import vmap
 
 from ppl_vi.guides.amortized import Head
-from ppl_vi.target import Decoded, Target
+from ppl_vi.target import LOG_2PI, Decoded, Target
 
 HERMITE = (8, 12)  # nodes an axis of the coarse rules, exact for polynomials
 # of the finer rules' nodes, by the number of latents: where q is wide beside the decoder's features, the trapezoid's
@@ -28,7 +27,6 @@ REACH = 7.5  # of their nodes, standard deviations
 NEGLIGIBLE = 1e-14  # of a rule's largest weight
 DECODED_NUMBERS = 1 << 24  # of decoded points held at once: 128 MB
 BLOCK = 8192  # points decoded at once: their activations stay in the cache
-LOG_2PI = math.log(2 * math.pi)
 
 
 class Mixture(NamedTuple):
@@ -144,12 +142,10 @@ def log_likelihood_at(target: Target, z: Tensor, index: Tensor) -> Tensor:
     Returns:
         `(N, S)`.
     """
-    log_likelihood = decoded_of(target).log_likelihood
-    each = vmap(lambda point, *row: log_likelihood(point, *(arg[None] for arg in row))[0])
-    out, points = [], points_at_once(target)
+    decoded, out, points = decoded_of(target), [], points_at_once(target)
     for few in torch.arange(len(z), device=z.device).split(max(1, points // z.shape[1])):
         rows = tuple(arg[index[few]] for arg in target.args)
-        out.append(torch.cat([each(part, *rows) for part in z[few].split(points, 1)], 1))
+        out.append(torch.cat([decoded.log_likelihood_at(part, *rows) for part in z[few].split(points, 1)], 1))
     return torch.cat(out)
 
 

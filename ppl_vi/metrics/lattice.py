@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ppl_vi.guides.amortized import Head
-from ppl_vi.metrics.expectation import LOG_2PI, Mixture, decoded_of, log_likelihood_at, points_at_once
-from ppl_vi.target import Target
+from ppl_vi.metrics.expectation import Mixture, decoded_of, log_likelihood_at, points_at_once
+from ppl_vi.target import Target, log_prior
 
 NODES = {1: 2048, 2: 256, 3: 64}  # an axis
 # times so many, and whether on one lattice for all or on each problem's own box, whose decoder runs for it alone
@@ -104,8 +104,7 @@ def _on_boxes(
             log_likelihood = log_likelihood_at(target, z, problems)
         for few in torch.arange(len(rows), device=index.device).split(max(1, BLOCK // num**dim)):
             points = z if shared else z[few]
-            log_p = log_likelihood[few] - points.square().sum(-1) / 2 - dim * LOG_2PI / 2
-            log_p = log_p - log_evidence[problems[few], None]
+            log_p = log_likelihood[few] + log_prior(points) - log_evidence[problems[few], None]
             log_q = mixture.rows(problems[few]).log_prob(points)
             cell = ((part[1] - part[0])[few] / (num - 1)).prod(-1)
             results.append(_integrals(log_p, log_q, cell, (num,) * dim))

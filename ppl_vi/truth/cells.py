@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vi.target import Target
+from ppl_vi.target import Target, log_prior
 
 BLOCK = 2**19  # values of the log joint held at once, and
 POINTS = 2**12  # points decoded at once: their temporaries stay in the cache
@@ -42,11 +41,6 @@ class Joint:
 def points_at_once(num_problems: int) -> int:
     """How many points to evaluate that many problems at in one go."""
     return max(1, min(POINTS, BLOCK // num_problems))
-
-
-def log_prior(z: Tensor) -> Tensor:
-    """Log density of Normal(0, I_D) at `(..., D)`, nats."""
-    return -(z.square().sum(-1) + z.shape[-1] * math.log(2 * math.pi)) / 2
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ppl_vi.newton import minimize
-from ppl_vi.truth.cells import Cells, Joint, Seen, log_prior
+from ppl_vi.target import log_prior
+from ppl_vi.truth.cells import Cells, Joint, Seen
 from ppl_vi.truth.tree import Branch
 
 NUM_STARTS = 3  # of each problem

@@ -18,11 +18,12 @@ from ppl_vi.guides.amortized.diagonal import Diagonal
 from ppl_vi.guides.amortized.full import Full
 from ppl_vi.metrics.amortization import amortized_gaps, iwae
 from ppl_vi.metrics.best_members import _look, ascend, best_members, embed
-from ppl_vi.metrics.expectation import elbo
+from ppl_vi.metrics.expectation import Mixture, elbo, settled_prior_kl
 from ppl_vi.metrics.gaussian import gaussian_kl
 from ppl_vi.metrics.lattice import divergences
+from ppl_vi.metrics.starts import candidates
 from ppl_vi.metrics.tiles import Tiles
-from ppl_vi.target import Decoded, Target
+from ppl_vi.target import Decoded, Target, log_prior
 from ppl_vi.truth.result import Truth
 
 NUM_PIXELS, NUM_DATA = 6, 7
@@ -219,6 +220,17 @@ def test_one_start_stays_on_its_hill_and_many_find_the_higher() -> None:
         assert np.log(evidence) >= float(best.elbo[row])
 
 
+def test_candidates_stand_on_every_hill_that_matters() -> None:
+    of = two_hills(torch.tensor([[2.0], [3.0]]).double())
+    local = torch.tensor([[-1.5, -2.0], [-1.8, -2.0]]).double()
+    found, index = candidates(Tiles(of), Diagonal(1), local)
+    for row in range(2):
+        x = float(of.args[0][row, 0])
+        at = found[index == row][:, 0]
+        for top in (-0.1 - (0.01 + x) ** 0.5, -0.1 + (0.01 + x) ** 0.5):  # z^2 + z / 5 = x
+            assert float((at - top).abs().min()) < 0.1
+
+
 class Pair(Head):
     """Two Gaussians and their odds: a mixture to see more than one component through the machinery."""
 
@@ -251,6 +263,17 @@ def test_a_mixture_has_the_same_gap_by_both_rules_and_beats_one_gaussian() -> No
     one = best_members(of, Diagonal(1), local[:, [1, 3]])
     assert (card.best_elbo > one.elbo.numpy() + 0.3).all()
     assert (card.approximation > -1e-7).all()
+
+
+def test_the_prior_kl_of_a_mixture_is_that_of_a_fine_grid() -> None:
+    local = torch.tensor([[0.3, -1.5, 1.4, -1.0, -0.5], [2.0, 0.0, 0.1, 0.2, -1.5]]).double()
+    mixture = Mixture(*Pair(1).components(local))
+    axis = torch.linspace(-12, 12, 40001, dtype=torch.float64)[:, None]
+    log_q = mixture.log_prob(axis.expand(2, -1, -1))
+    expected = (log_q.exp() * (log_q - log_prior(axis))).sum(-1) * (axis[1] - axis[0])
+    found = settled_prior_kl(mixture, 1e-10)
+    torch.testing.assert_close(found.value, expected, rtol=0, atol=1e-7)
+    assert float(found.error.max()) < 1e-6
 
 
 @pytest.mark.parametrize("make", [Diagonal, Full, Pair])
