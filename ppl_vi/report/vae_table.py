@@ -120,8 +120,8 @@ def _remarks(record: Record) -> str:
     lines = [
         f"active units {record['active_units']} of {record['latent_dim']}; KL per latent {divergences}; "
         f"IWAE with {record['num_particles']} particles",
-        f"largest errors: log p(x) {evidence}, gap against KL(q || p) by another rule {gap}, forward KL {forward}, "
-        f"total variation {variation}",
+        f"largest errors: log p(x) {evidence}, gap (by KL(q || p) on another lattice) {gap}, forward KL {forward}, "
+        f"TV {variation}",
     ]
     known = {name: value for name, value in families.items() if value["approximation"] is not None}
     if len(known) > 1:

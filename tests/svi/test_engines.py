@@ -254,9 +254,7 @@ def test_sticking_the_landing_differs_by_nothing_on_average(name: str, target: T
     stl, plain = (single_gradients(program, theta, objective, num) for objective in ("stl", "trace_elbo"))
     error = (stl - plain).std(0) / num**0.5
     assert bool(((stl - plain).mean(0).abs() <= 5 * error + 1e-6).all())
-    assert (
-        1e-4 < float(error.max()) < 0.15
-    )  # not blind; a location's score is as large as the guide is narrow, up to 16
+    assert 1e-4 < float(error.max()) < 0.15  # not blind: a location's score is as large as its guide is narrow
 
 
 def exact_posterior(program: Program) -> Tensor:
