@@ -152,7 +152,7 @@ def parser() -> argparse.ArgumentParser:
     found = cli.Parser(prog="annealing", description=(__doc__ or "").splitlines()[0])
     found.add_argument("--num-points", type=cli.whole(1), default=40, metavar="N", help="test digits (40)")
     found.add_argument("--num-epochs", type=cli.whole(1), default=30, metavar="N", help="of training (30)")
-    found.add_argument("--seed", type=cli.whole(0), default=0, metavar="N", help="of everything random (0)")
+    cli.add_seed(found)
     return found
 
 

@@ -326,7 +326,6 @@ def bounds(job: Job, problems: Target, local: torch.Tensor) -> Bounded:
 
 def record(portrait: Portrait, arguments: argparse.Namespace) -> dict[str, Any]:
     """One (guide, split), nats a data point; only certified points are averaged."""
-
     card = portrait.card
     known = card.certified
     figures = {name: _summary(getattr(card, name)[known]) for name in FIGURES}
@@ -415,7 +414,6 @@ def _reason(bounded: Bounded) -> str:
 
 def _certified(bounded: Bounded, kept: np.ndarray) -> dict[str, Any]:
     """log p(x) and the whole gap where the truth is certified, though the ELBO has a sampling error."""
-
     if bounded.truth is None:
         return {}
     evidence, card = bounded.truth.log_evidence[kept], bounded.card

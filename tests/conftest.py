@@ -19,6 +19,23 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[[Callable[[list[str]], int], list[str]], str]:
+    """Runs a program that is to refuse its arguments with one line on standard error and exit code 2: that line."""
+
+    def run(main: Callable[[list[str]], int], arguments: list[str]) -> str:
+        try:
+            code = main(arguments)
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else -1
+        shown = capsys.readouterr()
+        assert (code, shown.out) == (2, "")
+        assert shown.err.count("\n") == 1
+        return shown.err
+
+    return run
+
+
+@pytest.fixture
 def with_ctrl_c() -> Iterator[Callable[[list[str], Path], Done]]:
     """Runs a module with its arguments and presses Ctrl-C once a file is there.
 

@@ -107,12 +107,13 @@ def test_ctrl_c_while_scoring_leaves_what_was_finished(tmp_path: Path, with_ctrl
     assert not list(tmp_path.glob("*.png"))
 
 
+def press(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_ctrl_c_while_training_points_to_the_checkpoints(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def press(*_: object) -> None:
-        raise KeyboardInterrupt
-
     monkeypatch.setattr(vae, "_train", press)
     assert vae.main([*SMALL, "--guides", "diagonal", "--out", str(tmp_path)]) == 130
     assert f"--resume goes on from the checkpoints in {tmp_path}" in capsys.readouterr().err
@@ -121,9 +122,6 @@ def test_ctrl_c_while_training_points_to_the_checkpoints(
 def test_ctrl_c_while_figures_are_drawn_leaves_the_tables(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def press(*_: object) -> None:
-        raise KeyboardInterrupt
-
     monkeypatch.setattr(vae, "_figures", press)
     monkeypatch.setattr("ppl_vi.workers.num_cores", lambda: 1)
     assert vae.main([*SMALL, "--guides", "diagonal", "--out", str(tmp_path)]) == 130
@@ -254,16 +252,9 @@ def test_each_decoder_is_scored_under_the_diagonal_and_the_full_family(ran: Path
     ],
 )
 def test_bad_input_gets_one_line(
-    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
-    try:
-        code = vae.main([*arguments, "--out", str(tmp_path)])
-    except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else -1
-    shown = capsys.readouterr()
-    assert (code, shown.out) == (2, "")
-    assert message in shown.err
-    assert shown.err.count("\n") == 1
+    assert message in refused(vae.main, [*arguments, "--out", str(tmp_path)])
 
 
 def test_the_amortized_toy_names_the_nearest_guide(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -235,8 +235,7 @@ def iwae(
 
     Source: Burda, Grosse and Salakhutdinov (2016), Importance weighted autoencoders.
     """
-    if num_particles < 1 or num_repeats < 2:
-        raise ValueError(f"needs 1 particle and 2 repeats at least, got {num_particles} and {num_repeats}")
+    check_draws(num_particles, num_repeats)
     mixture, num = Mixture(*head.components(local)), num_particles * num_repeats
     generator = torch.Generator(local.device).manual_seed(seed)
     size, bounds = max(1, BLOCK // num), []
@@ -244,9 +243,24 @@ def iwae(
         part = mixture.rows(index)
         z = _draw(part, num, generator)
         log_weight = log_likelihood_at(target, z, index) + log_prior(z) - part.log_prob(z)
-        bounds.append(log_weight.unflatten(1, (num_repeats, num_particles)).logsumexp(-1) - math.log(num_particles))
+        bounds.append(log_mean_weights(log_weight, num_particles))
     bound = torch.cat(bounds)
     return bound.mean(-1), bound.std(-1) / math.sqrt(num_repeats)
+
+
+def check_draws(num_particles: int, num_repeats: int) -> None:
+    """Checks how often an importance-weighted bound is to be estimated, of how many draws.
+
+    Raises:
+        ValueError: there is no particle, or no two estimates for a standard error.
+    """
+    if num_particles < 1 or num_repeats < 2:
+        raise ValueError(f"needs 1 particle and 2 repeats at least, got {num_particles} and {num_repeats}")
+
+
+def log_mean_weights(log_weight: Tensor, num_particles: int) -> Tensor:
+    """log (1/K) sum_k w_k of each K draws in a row, `(B, R K)` to `(B, R)`."""
+    return log_weight.unflatten(1, (-1, num_particles)).logsumexp(-1) - math.log(num_particles)
 
 
 def _draw(mixture: Mixture, num: int, generator: torch.Generator) -> Tensor:

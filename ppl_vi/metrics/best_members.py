@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import grad, jacrev, vmap
+from torch.func import grad, grad_and_value, jacrev, vmap
 
 from ppl_vi.guides.amortized import Head
 from ppl_vi.metrics.expectation import Mixture, blocks, log_likelihood_at, num_levels, rule
@@ -226,8 +226,7 @@ def _look(tiles: Tiles, head: Head, theta: Tensor, index: Tensor, level: int, cu
         parts = gaussian_kl_tril(base.locs, base.trils, mixture.locs, mixture.trils)
         return (base.log_weights.exp() * (parts + base.log_weights - mixture.log_weights)).sum()
 
-    value = -vmap(negative_elbo)(theta, base, moments)
-    gradient = vmap(grad(negative_elbo))(theta, base, moments)
+    gradient, value = vmap(grad_and_value(negative_elbo))(theta, base, moments)
     second = vmap(jacrev(grad(negative_elbo)))(theta, base, moments)
     metric = vmap(jacrev(grad(divergence)))(theta, base)
     usable = value.isfinite() & second.isfinite().all(-1).all(-1) & metric.isfinite().all(-1).all(-1)
@@ -240,7 +239,7 @@ def _look(tiles: Tiles, head: Head, theta: Tensor, index: Tensor, level: int, cu
     second = torch.linalg.solve_triangular(root, half.mT, upper=False)
     nan = torch.full_like(gradient, torch.nan)
     gradient = torch.where(usable[:, None], gradient, nan)
-    return Climb(value, gradient, (second + second.mT) / 2, root, torch.zeros_like(usable))
+    return Climb(-value, gradient, (second + second.mT) / 2, root, torch.zeros_like(usable))
 
 
 def _affine(mixture: Mixture) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ppl_vi.guides.amortized import Head
-from ppl_vi.metrics.amortization import ACTIVE
+from ppl_vi.metrics.amortization import ACTIVE, check_draws, log_mean_weights
 from ppl_vi.state import isolated
 from ppl_vi.target import Target, log_prior
 from ppl_vi.truth import Bound, Sandwich
@@ -127,10 +127,9 @@ def amortized_bounds(
     if not len(local) == len(bound.log_evidence) == target.num_problems:
         rows = f"{len(local)} rows of local parameters and {len(bound.log_evidence)} bounds"
         raise ValueError(f"the target has {target.num_problems} problems, got {rows}")
-    if num_particles < 1 or num_repeats < 2:
-        raise ValueError(f"needs 1 particle and 2 repeats at least, got {num_particles} and {num_repeats}")
+    check_draws(num_particles, num_repeats)
     drawn = weighted_draws(target, head, local, num_particles * num_repeats, seed)
-    each = drawn.log_weight.unflatten(1, (num_repeats, num_particles)).logsumexp(-1) - math.log(num_particles)
+    each = log_mean_weights(drawn.log_weight, num_particles)
     return BoundsScorecard(
         bound.log_evidence,
         bound.std_error,

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ppl_vi.guides.amortized import Head
-from ppl_vi.metrics.expectation import Elbo, Mixture, elbo, elbo_by, settled_prior_kl
+from ppl_vi.metrics.expectation import Elbo, Mixture, elbo, elbo_by, points_at_once, settled_prior_kl
 from ppl_vi.target import Target
 
 WIDEST = 1.25  # of the coarsest lattice's spacing, in smallest standard deviations of q
@@ -37,7 +37,6 @@ PAIRS = 2**17  # of Gaussians and tiles, considered at once
 BLOCK = 2**17  # nodes summed at once
 MOST_FINER = 4  # lattices an ELBO is sought on
 MOST_KEPT = 2**25  # values: 256 MB; beyond that all but what is wanted now are forgotten
-DECODED_NUMBERS = 2**23  # of the data of the problems that want a tile, at once
 
 Polynomial = dict[tuple[int, ...], float]  # exponents of e_1, ..., e_D to coefficients
 
@@ -233,7 +232,7 @@ class Tiles:
         problem, order = missing >> bits, member.argsort(stable=True)
         ends = torch.bincount(member).cumsum(0).tolist()
         filled, begin = self._values.new_empty(len(missing), len(self._inner)), 0
-        most = max(1, DECODED_NUMBERS // sum(arg[0].numel() for arg in self.target.args))
+        most = points_at_once(self.target)
         for place, end in zip(where, ends, strict=True):
             z = self._nodes(place)
             for rows in order[begin:end].split(most):

@@ -248,8 +248,8 @@ def show(records: Sequence[Record], console: Console) -> None:
         console.print(table, highlight=False, markup=False, emoji=False)
 
 
-def as_text(records: Sequence[Record]) -> str:
-    """The tables without colour, for a file."""
+def as_text(records: Sequence[Record], show: Callable[[Sequence[Record], Console], None] = show) -> str:
+    """The tables that `show` prints, without colour, for a file."""
     with io.StringIO() as sink:
         show(records, Console(file=sink, width=WIDTH, force_terminal=False, no_color=True))
         lines = sink.getvalue().splitlines()

@@ -5,7 +5,6 @@ Where log p(x) is not certified, its bounds and theirs: the means then have a Mo
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,8 +12,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from ppl_vi.report import table
 from ppl_vi.report.numbers import MISSING, nats, short, three_digits
-from ppl_vi.report.table import WIDTH
 
 Record = dict[str, Any]
 ROWS = (
@@ -60,29 +59,27 @@ def show(records: Sequence[Record], console: Console) -> None:
 
 def as_text(records: Sequence[Record]) -> str:
     """The tables without colour, for a file."""
-    with io.StringIO() as sink:
-        show(records, Console(file=sink, width=WIDTH, force_terminal=False, no_color=True))
-        return "\n".join(line.rstrip() for line in sink.getvalue().splitlines()) + "\n"
+    return table.as_text(records, show)
 
 
 def _table(record: Record) -> Table:
     title = f"{record['guide']}, {record['split']}: {record['num_certified']} data points of {record['data']}"
-    table = _empty(title, HEADINGS)
+    shown = _empty(title, HEADINGS)
     for text, name in ROWS:
-        table.add_row(text, *_cells(record, name))
-    return table
+        shown.add_row(text, *_cells(record, name))
+    return shown
 
 
 def _bounds_table(record: Record) -> Table:
     title = f"{record['guide']}, {record['split']}: {_averaged(record)} data points of {record['data']}, bounds"
-    table = _empty(title, (HEADINGS[0], "± error", *HEADINGS[1:]))
+    shown = _empty(title, (HEADINGS[0], "± error", *HEADINGS[1:]))
     for text, name in BOUNDS:
         if record[name] is None:
             continue
         mean, *others = _cells(record, name)
         error = record[name].get("std_error")
-        table.add_row(text, mean, MISSING if error is None else short(error, 2), *others)
-    return table
+        shown.add_row(text, mean, MISSING if error is None else short(error, 2), *others)
+    return shown
 
 
 def _averaged(record: Record) -> int:
@@ -91,11 +88,11 @@ def _averaged(record: Record) -> int:
 
 
 def _empty(title: str, headings: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column("nats a data point", min_width=36)
+    shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    shown.add_column("nats a data point", min_width=36)
     for heading in headings:
-        table.add_column(heading, justify="right", min_width=10)
-    return table
+        shown.add_column(heading, justify="right", min_width=10)
+    return shown
 
 
 def _cells(record: Record, name: str) -> list[str]:
