@@ -65,10 +65,10 @@ def toy(seed: int) -> list[Spread]:
 
     from models.exponential_normal import target
     from ppl_vi.state import isolated
-    from ppl_vi.svi.batched import gradients
     from ppl_vi.svi.fit import fit
     from ppl_vi.svi.objectives import find_objective
     from ppl_vi.svi.randomness import pseudo_random
+    from ppl_vi.svi.step import gradients
 
     problem = target([1.5])
     fitted = fit(problem, "lognormal", seed=seed)

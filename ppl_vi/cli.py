@@ -107,7 +107,7 @@ def add_comparison_options(parser: argparse.ArgumentParser, out: Path, quick_gui
     count("num_replicas", "independent fits of each problem")
     parser.add_argument("--lr", type=positive, default=0.2, metavar="F", help="Adam's first step size (0.2)")
     parser.add_argument(
-        "--engine", choices=ENGINES, default="batched", help="all fits at once, or Pyro's SVI one by one"
+        "--engine", choices=ENGINES, default="auto", help="machine code, all fits at once, or Pyro's SVI one by one"
     )
     parser.add_argument("--device", choices=DEVICES, default="cpu", help="where to compute (cpu)")
     add_run_options(parser, out, "few families, steps and replicas")

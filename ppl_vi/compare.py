@@ -43,7 +43,7 @@ class Settings:
     """How every family of a comparison is fitted; see `ppl_vi.svi.fit.fit`."""
 
     objective: str = "trace_elbo"
-    engine: str = "batched"
+    engine: str = "auto"
     num_steps: int = 1000
     num_particles: int = 256
     num_replicas: int = 16
@@ -281,6 +281,7 @@ def _blank(comparison: Comparison, guide: str, problem: int) -> dict[str, Any]:
         "num_replicas": settings.num_replicas,
         "objective": settings.objective,
         "engine": settings.engine,
+        "engine_reason": "",
         "versions": versions(),
         "reason": "",
         "reasons": {},
@@ -298,6 +299,8 @@ def record(comparison: Comparison, guide: str, card: Scorecard, problem: int) ->
         status=_status(fitted.status[problem]),
         stop_reason=str(fitted.stop_reason[problem, middle_replica(card, problem)]),
         num_steps=int(fitted.num_steps[problem].max()),
+        engine=fitted.engine,
+        engine_reason=fitted.engine_reason,
         seconds=round(fitted.seconds, 3),
         reason=fitted.support_mismatch,
         support_mismatch=fitted.support_mismatch or None,

@@ -11,26 +11,30 @@ from torch import Tensor
 BETA1, BETA2, EPS = 0.9, 0.99, 1e-12
 
 
+def pace(lr: Any, step: Any) -> tuple[Any, Any]:
+    """What a step takes from its place in the run, numbers or arrays: `lr / (1 - beta1^t)` and `1 / (1 - beta2^t)`."""
+    return lr / (1 - BETA1**step), 1 / (1 - BETA2**step)
+
+
 def adam(
     theta: Tensor,
     first: Tensor,
     second: Tensor,
     gradient: Tensor,
     unit: Tensor,
-    lr: Tensor | float,
-    step: Tensor | float,
+    rate: Tensor | float,
+    correction: Tensor | float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One step of Adam (Kingma and Ba 2015) in the coordinates `theta / unit`.
 
-    Adam moves every coordinate by about `lr`, whatever the gradient's size, so the step is only as good as the
+    Adam moves every coordinate by about the step size, whatever the gradient's size, so the step is only as good as the
     coordinates: a location known to 1e-4 and one known to 1e4 need different ones. Nothing else depends on `unit`.
 
     Args:
         theta, first, second: parameters and moments, any common shape.
         gradient: of the loss in `theta`.
-        unit: size of a step of `lr = 1`.
-        lr: step size.
-        step: 1 at the first step.
+        unit: size of a step of 1.
+        rate, correction: the step's `pace`.
 
     Returns:
         The new `(theta, first, second)`.
@@ -38,9 +42,7 @@ def adam(
     scaled = gradient * unit
     first = BETA1 * first + (1 - BETA1) * scaled
     second = BETA2 * second + (1 - BETA2) * scaled.square()
-    mean = first / (1 - BETA1**step)
-    spread = (second / (1 - BETA2**step)).sqrt()
-    return theta - lr * unit * mean / (spread + EPS), first, second
+    return theta - rate * unit * first / ((correction * second).sqrt() + EPS), first, second
 
 
 class UnitAdam(torch.optim.Optimizer):
@@ -67,6 +69,8 @@ class UnitAdam(torch.optim.Optimizer):
                 if not state:
                     state.update(step=0, first=torch.zeros_like(p), second=torch.zeros_like(p))
                 state["step"] += 1
-                new = adam(p, state["first"], state["second"], p.grad, self._units[p], group["lr"], state["step"])
+                new = adam(
+                    p, state["first"], state["second"], p.grad, self._units[p], *pace(group["lr"], state["step"])
+                )
                 p.copy_(new[0])
                 state["first"], state["second"] = new[1], new[2]

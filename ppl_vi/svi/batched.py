@@ -1,69 +1,56 @@
-"""The batched engine: one step of SVI for all problems and replicas at once, as one flat graph of tensor operations."""
+"""The batched engine: the step's graph run operation by operation, all problems and replicas in each."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.func import grad, vmap
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx import GraphModule
 
-from ppl_vi.svi.adam import adam
-from ppl_vi.svi.graph import tidy
 from ppl_vi.svi.objectives import Objective
 from ppl_vi.svi.pure import Program
-from ppl_vi.svi.stopping import surrogate
+from ppl_vi.svi.step import State, StepFunction, step_function, trace_step
 
-Step = Callable[..., tuple[Tensor, ...]]
 _log = logging.getLogger(__name__)
 
 
-def gradients(
-    program: Program, objective: Objective, theta: Tensor, args: tuple[Tensor, ...], noise: tuple[Tensor, ...]
-) -> tuple[Tensor, Tensor]:
-    """Gradient of the loss and the bound's estimate: `(B, R, D)` and `(B, R)`.
+@dataclass
+class BatchedEngine:
+    """Runs the traced step, which takes a third of the time of Pyro's handlers under `vmap`.
 
-    Args:
-        program: the pair.
-        objective: what is estimated.
-        theta: `(B, R, D)`.
-        args: rows of data, `(B, ...)`.
-        noise: for each draw `(B, R, P, *shape)`.
+    Where tracing fails the same function runs untraced.
     """
 
-    def loss(point: Tensor, row: tuple[Tensor, ...], draws: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        return surrogate(program, objective, point, row, draws)
+    program: Program
+    objective: Objective
+    _step: StepFunction | None = field(default=None, init=False)
 
-    return vmap(vmap(grad(loss, has_aux=True), in_dims=(0, None, 0)), in_dims=(0, 0, 0))(theta, args, noise)
+    @property
+    def sizes(self) -> list[int]:
+        """All parameters in one part: fewer operations."""
+        return [self.program.layout.size]
 
+    def advance(self, state: State, scalars: Tensor, noise: tuple[Tensor, ...]) -> tuple[State, Tensor]:
+        """See `ppl_vi.svi.step.Engine`."""
+        bounds = []
+        for i, numbers in enumerate(scalars.unbind(-1)):
+            draws = tuple(n[i] for n in noise)
+            if self._step is None:
+                self.trace(state.theta[0], draws)
+                self._step = self._step or step_function(self.program, self.objective, self.sizes)
+            *out, bound = self._step(*numbers, *state.tensors, *self.program.target.args, *draws)
+            state = state.advanced(out)
+            bounds.append(bound)
+        return state, torch.stack(bounds)
 
-def make_step(program: Program, objective: Objective, example: tuple[Tensor, ...]) -> Step:
-    """The step `(theta, first, second, alive, unit, lr, t, total, weight, *args, *noise) -> the first three, total,
-    alive and the bound`, traced to a flat graph, which runs about three times as fast as Pyro's handlers under `vmap`.
-
-    A fit whose estimate, gradient or next point is not finite keeps its last point and is no longer `alive`. `total`
-    sums the iterates with `weight`. Where tracing fails the same function runs untraced.
-    """
-    num_args = len(program.target.args)
-
-    def step(
-        theta: Tensor, first: Tensor, second: Tensor, alive: Tensor, unit: Tensor, lr: Tensor, t: Tensor, total: Tensor,
-        weight: Tensor, *rest: Tensor,
-    ) -> tuple[Tensor, ...]:  # fmt: skip
-        gradient, bound = gradients(program, objective, theta, rest[:num_args], rest[num_args:])
-        moved, new_first, new_second = adam(theta, first, second, gradient, unit, lr, t)
-        fine = alive & bound.isfinite() & gradient.isfinite().all(-1) & moved.isfinite().all(-1)
-        keep = fine[..., None]
-        theta = torch.where(keep, moved, theta)
-        return (
-            theta, torch.where(keep, new_first, first), torch.where(keep, new_second, second), fine,
-            total + weight * theta, bound,
-        )  # fmt: skip
-
-    try:
-        return tidy(make_fx(step)(*example), example)
-    except Exception as error:  # tracing may meet anything a guide does; the untraced step gives the same numbers
-        _log.info("the step runs untraced: %s", error)
-        return step
+    def trace(self, theta: Tensor, draws: tuple[Tensor, ...]) -> GraphModule | None:
+        """The step's graph, from here on used, for fits `theta` `(B, R, D)` and one step's noise; None if it fails."""
+        state = State.start(theta, torch.ones_like(theta), torch.ones_like(theta[..., 0], dtype=torch.bool), self.sizes)
+        try:
+            self._step = graph = trace_step(self.program, self.objective, state, draws)
+        except Exception as error:  # tracing may meet anything a guide does; the untraced step gives the same numbers
+            _log.info("the step runs untraced: %s", error)
+            return None
+        return graph

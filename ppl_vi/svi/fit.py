@@ -12,19 +12,21 @@ from torch import Tensor, nn
 
 from ppl_vi.guides import Family, find_family
 from ppl_vi.state import isolated
-from ppl_vi.svi.batched import make_step
+from ppl_vi.svi.adam import pace
+from ppl_vi.svi.batched import BatchedEngine
 from ppl_vi.svi.diagnosis import culprit
+from ppl_vi.svi.engines import ENGINES, choose
 from ppl_vi.svi.objectives import Objective, find_objective
 from ppl_vi.svi.pure import Program, load_parameters
 from ppl_vi.svi.pyro_engine import PyroSVI, pyro_elbo
 from ppl_vi.svi.randomness import pseudo_random
 from ppl_vi.svi.result import Fit, Progress, finished, versions
 from ppl_vi.svi.start import build_guide, start_guides
+from ppl_vi.svi.step import Engine, State, block_length
 from ppl_vi.svi.stopping import check, curvature_units
 from ppl_vi.svi.support import SupportMismatchError, mismatch
 from ppl_vi.target import Target
 
-ENGINES = ("batched", "pyro")
 FIRST_ROUND = 0.125  # of num_steps; every further round is twice as long as the one before
 MIN_ROUNDS = 2  # before a fit may stop: where noise vanishes at the optimum (stl), one round more gains many digits
 FIRST_CHECK = 1024  # Sobol points a scramble in the first check; doubled in every further one
@@ -72,7 +74,7 @@ def fit(
     family: Family | str,
     *,
     objective: str | Objective = "trace_elbo",
-    engine: str = "batched",
+    engine: str = "auto",
     num_steps: int = 1000,
     num_particles: int = 256,
     num_replicas: int = 1,
@@ -95,7 +97,8 @@ def fit(
         target: one problem or many.
         family: a guide family, or its name.
         objective: by name (`renyi:ALPHA` and `iwae:K` take a number) or an `Objective`.
-        engine: "batched", all fits in one vectorised step, or "pyro", Pyro's own `SVI` one fit at a time.
+        engine: "compiled", the steps of all fits as machine code; "batched", the same operation by operation; "pyro",
+            Pyro's own `SVI` one fit at a time; "auto", the fastest (see `ppl_vi.svi.engines.choose`).
         num_steps: at most.
         num_particles: draws of the guide a step.
         num_replicas: independent fits of each problem.
@@ -126,10 +129,13 @@ def fit(
         initial = torch.stack([torch.stack([_theta(program, guide) for guide in row]) for row in guides])
         unit = _units(program, settings, family)
         run = _start(initial, unit)
+        reason = ""
         if engine == "pyro":
             _run_rounds(program, settings, run, _pyro_round(program, settings, guides), progress)
         else:
-            _run_rounds(program, settings, run, _batched_round(program, settings), progress)
+            chosen = choose(engine, program, settings.objective, initial, num_particles, num_steps)
+            engine, reason = chosen.name, chosen.reason
+            _run_rounds(program, settings, run, _vectorised_round(program, settings, chosen.engine), progress)
     final, parameters = _finish(program, family, target, guides, run.theta)
     has_trajectory = final is program
     return Fit(
@@ -138,7 +144,7 @@ def fit(
         family=family,
         objective=settings.objective.name,
         engine=engine,
-        engine_reason="",
+        engine_reason=reason,
         seed=seed,
         seconds=time.perf_counter() - began,
         num_particles=num_particles,
@@ -226,6 +232,7 @@ def _start(theta: Tensor, unit: Tensor) -> Run:
 
 
 Round = Callable[[Run, Tensor, int, float], Tensor]
+Draws = tuple[Tensor, ...]
 
 
 def _run_rounds(program: Program, settings: Settings, run: Run, one_round: Round, progress: Progress | None) -> None:
@@ -284,23 +291,27 @@ def _record(settings: Settings, run: Run, theta: Tensor, gain: np.ndarray | None
             run.stop_reason[at] = f"all {settings.num_steps} steps taken; {run.stop_reason[at]}"
 
 
-def _schedule(length: int, lr: float) -> tuple[np.ndarray, np.ndarray, set[int]]:
-    """Step sizes and averaging weights of a round, and where its snapshots are taken."""
+def _schedule(length: int, lr: float) -> tuple[np.ndarray, np.ndarray]:
+    """Step sizes and averaging weights of a round."""
     rates = lr * DECAY ** (np.arange(length) / length)
     first = int(length * (1 - AVERAGED))
     weights = np.where(np.arange(length) >= first, 1.0 / (length - first), 0.0)
-    snapshots = set(np.unique(np.geomspace(1, length, SNAPSHOTS_PER_ROUND).astype(int))[:-1].tolist())
-    return rates, weights, snapshots
+    return rates, weights
+
+
+def _snapshots(num_blocks: int) -> set[int]:
+    """After which blocks of a round its trajectory is noted."""
+    return set(np.unique(np.geomspace(1, num_blocks, SNAPSHOTS_PER_ROUND).astype(int) - 1)[:-1].tolist())
 
 
 def _mark_diverged(
-    program: Program, settings: Settings, run: Run, at: tuple[int, int], theta: Tensor, noise: tuple[Tensor, ...]
+    program: Program, settings: Settings, run: Run, at: tuple[int, int], step: int, theta: Tensor, noise: Draws
 ) -> None:
     b, r = at
     run.status[at] = "diverged"
-    run.num_steps[at] = run.step
+    run.num_steps[at] = step
     where = culprit(program, settings.objective, theta[b, r], program.target.row(b), tuple(n[b, r] for n in noise))
-    run.stop_reason[at] = f"diverged at step {run.step}: {where}"
+    run.stop_reason[at] = f"diverged at step {step}: {where}"
     run.theta = torch.where(_only(at, run.theta), theta, run.theta)
 
 
@@ -310,35 +321,51 @@ def _only(at: tuple[int, int], like: Tensor) -> Tensor:
     return mask[..., None]
 
 
-def _batched_round(program: Program, settings: Settings) -> Round:
+def _vectorised_round(program: Program, settings: Settings, engine: Engine) -> Round:
     generator = torch.Generator(device=program.initial.device).manual_seed(settings.seed)
-    compiled: list[Callable[..., tuple[Tensor, ...]]] = []
+    slow = BatchedEngine(program, settings.objective)  # looks for what went wrong
 
     def one_round(run: Run, theta: Tensor, length: int, lr: float) -> Tensor:
-        rates, weights, snapshots = _schedule(length, lr)
-        first, second, total = torch.zeros_like(theta), torch.zeros_like(theta), torch.zeros_like(theta)
+        rates, weights = _schedule(length, lr)
+        numbers = np.stack([*pace(rates, np.arange(1, length + 1)), weights])
+        scalars = torch.as_tensor(numbers, dtype=theta.dtype).to(theta.device)
         prefix = (*theta.shape[:2], settings.num_particles)
-        scalars = torch.as_tensor(np.stack([rates, np.arange(1, length + 1), weights]), dtype=theta.dtype)
-        scalars = scalars.to(theta.device)
-        for i in range(length):
-            noise = pseudo_random(program.draws, prefix, generator)
-            state = (theta, first, second, run.alive, run.unit, scalars[0, i], scalars[1, i], total, scalars[2, i])
-            inputs = (*state, *program.target.args, *noise)
-            if not compiled:
-                compiled.append(make_step(program, settings.objective, inputs))
-            before, was_alive = theta, run.alive
-            theta, first, second, run.alive, total, bound = compiled[0](*inputs)
-            run.step += 1
-            run.bounds.append(bound.cpu().numpy())
-            if not torch.equal(run.alive, was_alive):
-                for at in (was_alive & ~run.alive).nonzero().tolist():
-                    _mark_diverged(program, settings, run, (at[0], at[1]), before, noise)
-            if i + 1 in snapshots:
+        block = block_length(program, prefix)
+        snapshots = _snapshots(-(-length // block))
+        state = State.start(theta, run.unit, run.alive, engine.sizes)
+        for begin in range(0, length, block):
+            some = scalars[:, begin : begin + block]
+            noise = pseudo_random(program.draws, (block, *prefix), generator)
+            after, bounds = engine.advance(state, some, noise)
+            if not torch.equal(after.alive, state.alive):
+                after, bounds = _watched(program, settings, run, slow, state, some, noise)
+            state, run.alive = after, after.alive
+            run.step += some.shape[-1]
+            run.bounds.extend(bounds.cpu().numpy())
+            if begin // block in snapshots:
                 run.steps.append(run.step)
-                run.trajectory.append(torch.where(_still(run, theta), theta, run.theta))
-        return total
+                run.trajectory.append(torch.where(_still(run, theta), torch.cat(state.theta, -1), run.theta))
+        return torch.cat(state.total, -1)
 
     return one_round
+
+
+def _watched(
+    program: Program, settings: Settings, run: Run, slow: Engine, state: State, scalars: Tensor, noise: Draws
+) -> tuple[State, Tensor]:
+    """Takes the steps of a block one by one, and marks the fits that diverge."""
+    sizes = [part.shape[-1] for part in state.theta]
+    found = []
+    for i in range(scalars.shape[-1]):
+        draws = tuple(n[i : i + 1] for n in noise)
+        before, joined = state, state.resized(slow.sizes)
+        after, bounds = slow.advance(joined, scalars[:, i : i + 1], draws)
+        state = after.resized(sizes)
+        found.append(bounds)
+        for at in (before.alive & ~state.alive).nonzero().tolist():
+            where = run.step + i + 1
+            _mark_diverged(program, settings, run, (at[0], at[1]), where, joined.theta[0], tuple(n[0] for n in draws))
+    return state, torch.cat(found)
 
 
 def _still(run: Run, theta: Tensor) -> Tensor:
@@ -354,8 +381,12 @@ def _pyro_round(program: Program, settings: Settings, guides: list[list[nn.Modul
         load_parameters(guide, program.layout.unflatten(theta[b, r]))
         svi = PyroSVI(program, guide, settings.objective, program.target.row(b), run.unit[b, r], settings.num_particles)
         total = torch.zeros_like(theta[b, r])
+        prefix = (1, 1, settings.num_particles)
+        block = block_length(program, prefix)
         for i, (lr, weight) in enumerate(zip(rates, weights, strict=True)):
-            noise = pseudo_random(program.draws, (settings.num_particles,), generator)
+            if i % block == 0:
+                several = pseudo_random(program.draws, (block, *prefix), generator)
+            noise = tuple(n[i % block, 0, 0] for n in several)
             before = svi.theta.clone()
             run.bounds[run.step + i][at] = svi.step(lr, noise)
             after = svi.theta
@@ -369,7 +400,7 @@ def _pyro_round(program: Program, settings: Settings, guides: list[list[nn.Modul
         return total
 
     def one_round(run: Run, theta: Tensor, length: int, lr: float) -> Tensor:
-        rates, weights, _ = _schedule(length, lr)
+        rates, weights = _schedule(length, lr)
         run.bounds.extend(np.full(theta.shape[:2], np.nan) for _ in range(length))
         new = run.theta.clone()
         for b, r in zip(*np.nonzero(run.status == "not_converged"), strict=True):

@@ -6,6 +6,7 @@ effect (times 1, plus 0, to the power 1). The results stay the same to the last 
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ def tidy(module: GraphModule, example: tuple[Tensor, ...]) -> GraphModule:
         module = make_fx(functionalize(module))(*example)
     for node in list(module.graph.nodes):
         _inline_number(node)
-        same = _same_as(node)
+        same = _same_as(node) or _part_of_whole(node)
         if same is not None:
             node.replace_all_uses_with(same)
     module.graph.eliminate_dead_code()
@@ -63,6 +64,25 @@ def _same_as(node: Node) -> Node | None:
     if node.target in NEUTRAL and not node.kwargs and node.args[1] == NEUTRAL[node.target]:
         return source
     return None
+
+
+def _part_of_whole(node: Node) -> Node | None:
+    """The tensor that was joined to others and is now split off again, or None."""
+    if node.target is not operator.getitem:
+        return None
+    pieces: Any = node.args[0]
+    if pieces.target is not aten.split_with_sizes.default:
+        return None
+    whole, sizes, *dim = pieces.args
+    if whole.target is not aten.cat.default:
+        return None
+    parts, *along = whole.args
+    num_dims = whole.meta["val"].dim()
+    axis = (along[0] if along else 0) % num_dims
+    if (dim[0] if dim else 0) % num_dims != axis:
+        return None
+    same = [part.meta["val"].shape[axis] for part in parts] == list(sizes)
+    return parts[node.args[1]] if same else None
 
 
 def _alike(one: Node, other: Node) -> bool:

@@ -14,13 +14,14 @@ from torch.func import grad, vmap
 from models.exponential_normal import target as toy
 from ppl_vi.guides import FAMILIES, REAL
 from ppl_vi.state import isolated
-from ppl_vi.svi.adam import adam
-from ppl_vi.svi.batched import gradients, make_step
+from ppl_vi.svi.adam import adam, pace
+from ppl_vi.svi.batched import BatchedEngine
 from ppl_vi.svi.objectives import find_objective, trace_elbo
 from ppl_vi.svi.pure import Program
 from ppl_vi.svi.pyro_engine import PyroSVI, loss_and_gradient
 from ppl_vi.svi.randomness import pseudo_random
 from ppl_vi.svi.start import build_guide
+from ppl_vi.svi.step import State, gradients
 from ppl_vi.svi.stopping import surrogate
 from ppl_vi.target import Target
 
@@ -135,19 +136,15 @@ def test_steps_of_the_traced_graph_are_steps_of_pyros_svi(name: str, target: Tar
     unit = torch.linspace(0.5, 1.5, program.layout.size, dtype=torch.float64).expand_as(start)
     generator = torch.Generator().manual_seed(8)
     prefix = (batch, replicas, NUM_PARTICLES)
-    noise = [pseudo_random(program.draws, prefix, generator) for _ in range(num_steps)]
-    theta, first, second, total = start, *(torch.zeros_like(start) for _ in range(3))
+    noise = pseudo_random(program.draws, (num_steps, *prefix), generator)
+    numbers = [[*pace(rate, t + 1), weights[t]] for t, rate in enumerate(rates)]
+    scalars = torch.tensor(numbers, dtype=torch.float64).T
     alive = torch.ones(batch, replicas, dtype=torch.bool)
-    graph, bounds = None, []
     with isolated(seed=0):
-        for t in range(num_steps):
-            numbers = [torch.tensor(x, dtype=torch.float64) for x in (rates[t], t + 1, weights[t])]
-            inputs = (theta, first, second, alive, unit, *numbers[:2], total, numbers[2], *target.args, *noise[t])
-            if graph is None:
-                graph = make_step(program, trace_elbo, inputs)
-                assert isinstance(graph, torch.fx.GraphModule)  # not the fallback that runs untraced
-            theta, first, second, alive, total, bound = graph(*inputs)
-            bounds.append(bound)
+        engine = BatchedEngine(program, trace_elbo)
+        assert engine.trace(start, tuple(n[0] for n in noise))  # not the fallback that runs untraced
+        state, bounds = engine.advance(State.start(start, unit, alive, engine.sizes), scalars, noise)
+        (theta,), (total,), alive = state.theta, state.total, state.alive
         assert bool(alive.all())
         for b in range(batch):
             for r in range(replicas):
@@ -157,8 +154,8 @@ def test_steps_of_the_traced_graph_are_steps_of_pyros_svi(name: str, target: Tar
                 svi = PyroSVI(program, guide, trace_elbo, row, unit[b, r], NUM_PARTICLES)
                 average = torch.zeros_like(start[b, r])
                 for t in range(num_steps):
-                    bound = svi.step(rates[t], tuple(n[b, r] for n in noise[t]))
-                    assert bound == pytest.approx(float(bounds[t][b, r]), rel=1e-9)
+                    bound = svi.step(rates[t], tuple(n[t, b, r] for n in noise))
+                    assert bound == pytest.approx(float(bounds[t, b, r]), rel=1e-9)
                     average = average + weights[t] * svi.theta
                 # Adam divides by the gradient's size: parameters without effect move by rounding alone, below 1e-3
                 torch.testing.assert_close(svi.theta, theta[b, r], rtol=1e-8, atol=1e-8)
@@ -180,7 +177,7 @@ def test_adam_is_torchs_in_units() -> None:
         reference.zero_grad()
         loss(inner * unit).backward()
         reference.step()
-        theta, first, second = adam(theta, first, second, grad(loss)(theta), unit, 0.3, step)
+        theta, first, second = adam(theta, first, second, grad(loss)(theta), unit, *pace(0.3, step))
         torch.testing.assert_close(theta, inner.detach() * unit, rtol=1e-12, atol=1e-12)
 
 

@@ -1,0 +1,130 @@
+"""The compiled engine: several steps unrolled into one graph, which torch's inductor turns into machine code.
+
+Every parameter is a tensor of its own here, so that a guide of single numbers becomes arithmetic between numbers: all
+steps of a block, of all fits, in one loop over the fits, without a value written to memory between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+
+from ppl_vi.svi import inductor
+from ppl_vi.svi.objectives import Objective
+from ppl_vi.svi.pure import Program
+from ppl_vi.svi.step import BLOCK, State, trace_step
+
+aten = torch.ops.aten
+CALL = 25e-6  # seconds that calling the machine code takes, whatever it does
+COMPILE, NODE = 2.5, 6e-3  # seconds to compile any graph, and for each of its operations
+
+
+@dataclass(frozen=True)
+class CompiledEngine:
+    """Runs blocks of steps as machine code; made by `compiled_engine`.
+
+    Attributes:
+        args: the target's data.
+        sizes: of the parts of the parameters, one for each named parameter.
+        num_steps: that one call takes.
+        run: `(scalars, *state, *args, *noise)` to the state's tensors but the units and each step's bound.
+    """
+
+    args: tuple[Tensor, ...]
+    sizes: list[int]
+    num_steps: int
+    run: Callable[..., Sequence[Tensor]]
+
+    def advance(self, state: State, scalars: Tensor, noise: tuple[Tensor, ...]) -> tuple[State, Tensor]:
+        """See `ppl_vi.svi.step.Engine`. Steps beyond those asked for, in the last call, are taken at rate 0."""
+        num = scalars.shape[-1]
+        bounds: list[Tensor] = []
+        for begin in range(0, num, self.num_steps):
+            end = begin + self.num_steps
+            out = self.run(
+                _filled_up(scalars[:, begin:end], self.num_steps),
+                *state.tensors,
+                *self.args,
+                *(n[begin:end] for n in noise),
+            )
+            state = state.advanced(out)
+            bounds.extend(out[-self.num_steps :])
+        return state, torch.stack(bounds[:num])
+
+
+def _filled_up(scalars: Tensor, num_steps: int) -> Tensor:
+    if scalars.shape[-1] == num_steps:
+        return scalars.contiguous()
+    idle = scalars.new_tensor([0.0, 1.0, 0.0])[:, None]
+    return torch.cat([scalars, idle.expand(-1, num_steps - scalars.shape[-1])], -1)
+
+
+def compiled_engine(
+    program: Program, objective: Objective, theta: Tensor, noise: tuple[Tensor, ...], num_steps: int
+) -> CompiledEngine:
+    """Traces and compiles the step for `num_steps` of fits like `theta` `(B, R, D)`, blocks of noise like `noise`.
+
+    Raises:
+        Exception: whatever a guide or model does that can't be traced, whatever the compiler meets.
+    """
+    sizes = program.layout.sizes
+    state = State.start(theta, torch.ones_like(theta), torch.ones_like(theta[..., 0], dtype=torch.bool), sizes)
+    graph = trace_step(program, objective, state, tuple(n[0] for n in noise))
+    num = num_unrolled(len(graph.graph.nodes), len(noise[0]) if noise else BLOCK, num_steps)
+    unrolled = unroll(graph, num, len(state.tensors), len(noise))
+    scalars = torch.ones((3, num), dtype=theta.dtype, device=theta.device)
+    example = [scalars, *state.tensors, *program.target.args, *(n[:num] for n in noise)]
+    return CompiledEngine(program.target.args, sizes, num, inductor.compiled(unrolled, example))
+
+
+def num_unrolled(num_nodes: int, block: int, num_steps: int) -> int:
+    """How many steps one call takes, at most `block`: two for one while the calls saved outweigh the compiling.
+
+    So it is 1 for runs of thousands of steps, and 8 for a small graph's million.
+    """
+    found = 1
+    while 2 * found <= block and CALL * num_steps / (2 * found) > NODE * num_nodes * found:
+        found *= 2
+    return found
+
+
+def compile_seconds(num_nodes: int) -> float:
+    """About what compiling takes where nothing is cached, without unrolling."""
+    return COMPILE + NODE * num_nodes
+
+
+def unroll(step: GraphModule, num_steps: int, num_state: int, num_noise: int) -> GraphModule:
+    """The graph of `num_steps` steps in a row, each with its own scalars and noise.
+
+    Args:
+        step: of `(rate, correction, weight, *state, *args, *noise)`, see `ppl_vi.svi.step.step_function`.
+        num_steps: how many.
+        num_state: tensors of the state, the units included.
+        num_noise: tensors of noise.
+    """
+    graph, names = Graph(), [node for node in step.graph.nodes if node.op == "placeholder"]
+    num_parts = (num_state - 1) // 5
+    scalars = graph.placeholder("scalars")
+    state, args, noise = (
+        [graph.placeholder(node.name) for node in some]
+        for some in (names[3 : 3 + num_state], names[3 + num_state : len(names) - num_noise],
+                     names[len(names) - num_noise :])
+    )  # fmt: skip
+
+    def at(node: Node, index: int) -> Node:
+        return graph.call_function(aten.select.int, (node, 0, index))
+
+    columns, bounds = [at(scalars, i) for i in range(3)], []
+    for t in range(num_steps):
+        inputs = [*(at(column, t) for column in columns), *state, *args, *(at(n, t) for n in noise)]
+        found: Any = graph.graph_copy(step.graph, dict(zip(names, inputs, strict=True)))
+        *out, bound = found
+        state = [*out, *state[-num_parts:]]
+        bounds.append(bound)
+    graph.output((*state[:-num_parts], *bounds))
+    return GraphModule(step, graph)

@@ -1,0 +1,65 @@
+"""Which engine takes the steps of a fit, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from ppl_vi.svi.batched import BatchedEngine
+from ppl_vi.svi.compiled import compile_seconds, compiled_engine
+from ppl_vi.svi.objectives import Objective
+from ppl_vi.svi.pure import Program
+from ppl_vi.svi.randomness import pseudo_random
+from ppl_vi.svi.step import Engine, block_length
+
+ENGINES = ("auto", "compiled", "batched", "pyro")
+CALL, NUMBER = 3e-6, 2e-9  # seconds that an operation of the batched engine takes, and each number in it
+SAVED = 0.85  # of a batched step's time
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """An engine, by name, and why it is this one where another was asked for or none by name."""
+
+    name: str
+    engine: Engine
+    reason: str
+
+
+def choose(
+    name: str, program: Program, objective: Objective, theta: Tensor, num_particles: int, num_steps: int
+) -> Chosen:
+    """The vectorised engine for fits `theta` `(B, R, D)`.
+
+    "auto" compiles where the time that `num_steps` compiled steps save, by a rough model, exceeds what compiling takes;
+    it does not look at the clock, so that the same call gives the same numbers. What can't be compiled runs batched.
+    """
+    batched = BatchedEngine(program, objective)
+    if name == "batched":
+        return Chosen("batched", batched, "")
+    prefix = (*theta.shape[:2], num_particles)
+    generator = torch.Generator(device=theta.device).manual_seed(0)
+    noise = pseudo_random(program.draws, (block_length(program, prefix), *prefix), generator)
+    if name == "auto":
+        graph = batched.trace(theta, tuple(n[0] for n in noise))
+        if graph is None:
+            return Chosen("batched", batched, "the step can't be traced")
+        saved, taken = SAVED * num_steps * _batched_seconds(graph), compile_seconds(len(graph.graph.nodes))
+        if saved <= taken:
+            return Chosen("batched", batched, f"compiling would take about {taken:.0f} s and save {saved:.1g} s")
+        why = f"saves about {saved:.0f} s of {num_steps} steps, compiling takes about {taken:.0f} s where not cached"
+    else:
+        why = ""
+    try:
+        return Chosen("compiled", compiled_engine(program, objective, theta, noise, num_steps), why)
+    except Exception as error:  # tracing meets whatever a guide does, compiling whatever the system lacks
+        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return Chosen("batched", batched, f"can't be compiled here: {line}")
+
+
+def _batched_seconds(graph: GraphModule) -> float:
+    values = (node.meta.get("val") for node in graph.graph.nodes if node.op == "call_function")
+    return sum(CALL + NUMBER * value.numel() for value in values if isinstance(value, Tensor))

@@ -1,0 +1,166 @@
+"""One step of SVI for all problems and replicas at once, as one flat graph of tensor operations.
+
+What the batched engine runs and the compiled engine compiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.func import grad, vmap
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from ppl_vi.svi.adam import adam
+from ppl_vi.svi.graph import tidy
+from ppl_vi.svi.objectives import Objective
+from ppl_vi.svi.pure import Program
+from ppl_vi.svi.stopping import surrogate
+
+BLOCK = 8  # steps whose noise is drawn at once
+MOST_NUMBERS = 2**24  # of noise drawn at once, where a single step's are no more
+
+Parts = tuple[Tensor, ...]
+StepFunction = Callable[..., tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a batch of fits stands within a round, its parameters in one part or several, each `(B, R, n_i)`.
+
+    Attributes:
+        alive: fits that have met no value that is not finite, `(B, R)`.
+        theta: the parameters.
+        first, second: Adam's moments.
+        total: the weighted sum of the iterates so far.
+        unit: of each parameter.
+    """
+
+    alive: Tensor
+    theta: Parts
+    first: Parts
+    second: Parts
+    total: Parts
+    unit: Parts
+
+    @staticmethod
+    def start(theta: Tensor, unit: Tensor, alive: Tensor, sizes: Sequence[int]) -> State:
+        """The beginning of a round at `theta` `(B, R, D)`, in parts of these sizes."""
+        parts = split(theta, sizes)
+        first, second, total = (tuple(torch.zeros_like(part) for part in parts) for _ in range(3))
+        return State(alive, parts, first, second, total, split(unit, sizes))
+
+    def resized(self, sizes: Sequence[int]) -> State:
+        """The same in parts of other sizes."""
+        whole = (self.theta, self.first, self.second, self.total, self.unit)
+        return State(self.alive, *(split(torch.cat(parts, -1), sizes) for parts in whole))
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All of it, in the order of a step's arguments."""
+        return [self.alive, *self.theta, *self.first, *self.second, *self.total, *self.unit]
+
+    def advanced(self, out: Sequence[Tensor]) -> State:
+        """The state that a step's results describe: all but the units, which stay."""
+        n = len(self.theta)
+        theta, first, second, total = (tuple(out[1 + i * n : 1 + (i + 1) * n]) for i in range(4))
+        return State(out[0], theta, first, second, total, self.unit)
+
+
+def split(theta: Tensor, sizes: Sequence[int]) -> Parts:
+    """`(B, R, D)` in parts that lie in memory one by one."""
+    return tuple(part.contiguous() for part in theta.split(list(sizes), -1))
+
+
+class Engine(Protocol):
+    """What takes the steps."""
+
+    @property
+    def sizes(self) -> Sequence[int]:
+        """Of the parts that it wants the parameters in."""
+
+    def advance(self, state: State, scalars: Tensor, noise: tuple[Tensor, ...]) -> tuple[State, Tensor]:
+        """Takes some steps.
+
+        Args:
+            state: where the fits stand.
+            scalars: for each step `adam.pace`'s two numbers and the weight of its iterate, `(3, num)`.
+            noise: of `num` steps or more, each draw's `(steps, B, R, P, *shape)`.
+
+        Returns:
+            The state after them and every step's bounds, `(num, B, R)`.
+        """
+
+
+def block_length(program: Program, prefix: tuple[int, ...]) -> int:
+    """How many steps' noise is drawn at once, for fits and particles `prefix`: one where they are very many."""
+    numbers = sum(draw.shape.numel() for draw in program.draws) * torch.Size(prefix).numel()
+    return BLOCK if numbers * BLOCK <= MOST_NUMBERS else 1
+
+
+def gradients(
+    program: Program, objective: Objective, theta: Tensor, args: tuple[Tensor, ...], noise: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor]:
+    """Gradient of the loss and the bound's estimate: `(B, R, D)` and `(B, R)`.
+
+    Args:
+        program: the pair.
+        objective: what is estimated.
+        theta: `(B, R, D)`.
+        args: rows of data, `(B, ...)`.
+        noise: for each draw `(B, R, P, *shape)`.
+    """
+
+    def loss(point: Tensor, row: tuple[Tensor, ...], draws: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        return surrogate(program, objective, point, row, draws)
+
+    return vmap(vmap(grad(loss, has_aux=True), in_dims=(0, None, 0)), in_dims=(0, 0, 0))(theta, args, noise)
+
+
+def step_function(program: Program, objective: Objective, sizes: Sequence[int]) -> StepFunction:
+    """The step `(rate, correction, weight, *state, *args, *noise) -> (alive, *theta, *first, *second, *total, bound)`.
+
+    A fit whose estimate, gradient or next point is not finite keeps its last point and is no longer `alive`. `total`
+    sums the iterates with `weight`.
+    """
+    n, num_args = len(sizes), len(program.target.args)
+
+    def step(rate: Tensor, correction: Tensor, weight: Tensor, alive: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        theta, first, second, total, unit = (rest[i * n : (i + 1) * n] for i in range(5))
+        args, noise = rest[5 * n : 5 * n + num_args], rest[5 * n + num_args :]
+        point = theta[0] if n == 1 else torch.cat(theta, -1)
+        gradient, bound = gradients(program, objective, point, args, noise)
+        slopes = (gradient,) if n == 1 else gradient.split(list(sizes), -1)
+        new = [
+            adam(t, f, s, slope, u, rate, correction)
+            for t, f, s, slope, u in zip(theta, first, second, slopes, unit, strict=True)
+        ]
+        # Adam keeps what is not finite in a gradient; x - x is 0 for finite x alone
+        offs = [moved - moved for moved, _, _ in new]
+        off = (bound - bound) + sum(off[..., 0] if off.shape[-1] == 1 else off.sum(-1) for off in offs)
+        alive = alive & (off == 0)
+        keep = alive[..., None]
+        moved, firsts, seconds = (
+            [torch.where(keep, after[i], before) for after, before in zip(new, old, strict=True)]
+            for i, old in enumerate((theta, first, second))
+        )
+        totals = [t + weight * m for t, m in zip(total, moved, strict=True)]
+        return (alive, *moved, *firsts, *seconds, *totals, bound)
+
+    return step
+
+
+def trace_step(program: Program, objective: Objective, state: State, noise: tuple[Tensor, ...]) -> GraphModule:
+    """The step as a flat graph; `noise` is one step's.
+
+    Raises:
+        Exception: whatever a guide or model does that can't be traced.
+    """
+    scalars = torch.ones(3, dtype=state.theta[0].dtype, device=state.theta[0].device)
+    example = (*scalars, *state.tensors, *program.target.args, *noise)
+    sizes = [part.shape[-1] for part in state.theta]
+    return tidy(make_fx(step_function(program, objective, sizes))(*example), example)

@@ -1,0 +1,243 @@
+"""The compiled engine against the batched one on the same draws, and what it does where it can't compile."""
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.exponential_normal import target as toy
+from ppl_vi.guides import FAMILIES
+from ppl_vi.state import isolated
+from ppl_vi.svi import inductor
+from ppl_vi.svi.adam import pace
+from ppl_vi.svi.batched import BatchedEngine
+from ppl_vi.svi.compiled import compiled_engine, num_unrolled
+from ppl_vi.svi.fit import fit
+from ppl_vi.svi.objectives import find_objective
+from ppl_vi.svi.pure import Program
+from ppl_vi.svi.randomness import pseudo_random
+from ppl_vi.svi.start import build_guide
+from ppl_vi.svi.step import State
+
+pytestmark = [
+    pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler"),
+    pytest.mark.filterwarnings("ignore:`torch._prims_common.check` is deprecated:FutureWarning"),  # torch's own
+]
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+FEW = ["lognormal", "gamma", "AutoGaussian"]  # pointwise, by rejection, with linear algebra
+NUM_STEPS = 4
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> object:
+    """Compiles in a cache folder of these tests' own, and keeps torch's trace of it out of pytest's records."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logging.getLogger("torch.__trace"), "propagate", False)
+        patch.setenv(inductor.CACHE, str(tmp_path_factory.mktemp("inductor")))
+        yield
+
+
+def start_of(program: Program, num_problems: int, num_replicas: int) -> Tensor:
+    """Parameters without symmetry: the initial ones, all moved by about 0.2."""
+    shape = (num_problems, num_replicas, program.layout.size)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(11), dtype=program.target.dtype)
+    return program.initial - 0.2 * noise
+
+
+def steps_by_both(
+    name: str,
+    dtype: torch.dtype,
+    objective: str = "trace_elbo",
+    num_steps: int = NUM_STEPS,
+    num_particles: int = 4,
+    long_run: int = NUM_STEPS,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The state and bounds after the same steps from the same start on the same draws: batched, compiled."""
+    target = toy([1.5, -3.0], dtype=dtype)
+    wanted = find_objective(objective)
+    with isolated(dtype, seed=0):
+        program = Program(target, build_guide(FAMILIES[name], target))
+        start = start_of(program, 2, 3)
+        unit = torch.linspace(0.5, 1.5, program.layout.size).expand_as(start)
+        noise = pseudo_random(program.draws, (8, 2, 3, num_particles), torch.Generator().manual_seed(8))
+        scalars = torch.tensor([[*pace(0.1, t + 1), 0.25] for t in range(num_steps)]).T
+        alive = torch.ones(2, 3, dtype=torch.bool)
+        alive[1, 2] = False  # keeps its place
+        both = []
+        for engine in (
+            BatchedEngine(program, wanted),
+            compiled_engine(program, wanted, start, noise, num_steps=long_run),
+        ):
+            state, bounds = engine.advance(State.start(start, unit, alive, engine.sizes), scalars, noise)
+            joined = state.resized([program.layout.size])
+            both.append([*joined.tensors, bounds])
+        assert not torch.equal(both[0][1], start)
+        torch.testing.assert_close(both[1][1][1, 2], start[1, 2], rtol=0, atol=0)
+    return both[0], both[1]
+
+
+TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", [*FEW, *(pytest.param(n, marks=pytest.mark.slow) for n in FAMILIES if n not in FEW)])
+def test_compiled_steps_are_batched_steps(name: str, dtype: torch.dtype) -> None:
+    """The state holds loss and gradient: Adam's first moment is 0.1 times the gradient after one step."""
+    batched, compiled = steps_by_both(name, dtype, num_steps=1 if dtype == torch.float32 else NUM_STEPS)
+    for one, other in zip(batched, compiled, strict=True):
+        torch.testing.assert_close(one, other, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["score_function", "stl", "renyi:0.5", "iwae:2"])
+def test_every_objective_compiles(objective: str) -> None:
+    batched, compiled = steps_by_both("lognormal", torch.float64, objective)
+    for one, other in zip(batched, compiled, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
+
+
+def test_unrolled_steps_are_steps_one_by_one() -> None:
+    """Six steps by calls of eight: the last two are idle."""
+    batched, compiled = steps_by_both("lognormal", torch.float64, num_steps=6, num_particles=1, long_run=10**7)
+    for one, other in zip(batched[-1:] + batched[:2], compiled[-1:] + compiled[:2], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
+
+
+def test_steps_are_unrolled_where_calls_are_many_and_graphs_small() -> None:
+    assert num_unrolled(num_nodes=150, block=8, num_steps=1000) == 1
+    assert num_unrolled(num_nodes=150, block=8, num_steps=10**7) == 8
+    assert num_unrolled(num_nodes=150, block=1, num_steps=10**7) == 1
+    assert num_unrolled(num_nodes=20_000, block=8, num_steps=10**5) == 1
+
+
+def test_a_compiled_fit_is_the_batched_fit() -> None:
+    """The same noise from the same seed: all that differs is rounding."""
+    target = toy([1.5, -3.0])
+    batched, compiled, again = (
+        fit(target, "lognormal", engine=engine, num_steps=100, num_particles=16, num_replicas=3, seed=4)
+        for engine in ("batched", "compiled", "compiled")
+    )
+    assert (compiled.engine, compiled.engine_reason) == ("compiled", "")
+    torch.testing.assert_close(batched.theta, compiled.theta, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        torch.from_numpy(batched.elbo_history), torch.from_numpy(compiled.elbo_history), rtol=1e-8, atol=1e-8
+    )
+    assert batched.steps.tolist() == compiled.steps.tolist()
+    assert batched.status.tolist() == compiled.status.tolist()
+    assert torch.equal(compiled.theta, again.theta)
+    assert len({tuple(row) for row in compiled.theta.flatten(0, 1).tolist()}) == 6  # no two fits alike
+
+
+def test_a_compiled_fit_that_diverges_says_where() -> None:
+    found = fit(toy([1.5]), "lognormal", engine="compiled", lr=1e6, num_steps=8, num_particles=8, num_replicas=2)
+    assert found.engine == "compiled"
+    assert (found.status == "diverged").all()
+    assert all(reason.startswith("diverged at step 2: guide site 'z' has") for reason in found.stop_reason.flat)
+    assert bool(found.theta.isfinite().all())
+
+
+# ---- where it can't compile
+
+
+def small_fit(engine: str = "compiled") -> object:
+    return fit(toy([1.5]), "exponential", engine=engine, num_steps=4, num_particles=4)
+
+
+def test_an_unknown_torch_falls_back_with_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", "9.9.0")
+    found = small_fit()
+    assert (found.engine, found.engine_reason) == (
+        "batched", "can't be compiled here: torch 9.9.0 has not been tried, only 2.13",
+    )  # fmt: skip
+
+
+def test_without_a_compiler_it_falls_back_with_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(inductor.CACHE, str(tmp_path))
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "no-such-compiler"))
+    found = small_fit()
+    assert found.engine == "batched"
+    assert found.engine_reason.startswith("can't be compiled here: ")
+    assert "\n" not in found.engine_reason
+
+
+# ---- the cache
+
+
+def test_the_cache_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv(inductor.CACHE)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert inductor.cache_folder() == tmp_path / "ppl_vi" / "inductor"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert inductor.cache_folder() == Path.home() / ".cache" / "ppl_vi" / "inductor"
+    monkeypatch.setenv(inductor.CACHE, str(tmp_path / "mine"))
+    assert inductor.cache_folder() == tmp_path / "mine"
+
+
+PROGRAM = """
+import json
+from torch._inductor import cpp_builder
+from models.exponential_normal import target
+from ppl_vi.svi.fit import fit
+
+builds, run = [], cpp_builder.run_compile_cmd
+cpp_builder.run_compile_cmd = lambda command, folder: (builds.append(command), run(command, folder))[1]
+found = fit(target([1.5]), "exponential", engine="compiled", num_steps=4, num_particles=4)
+print(json.dumps([sum("-shared" in command for command in builds), found.engine, found.engine_reason, found.theta.flatten().tolist()]))
+"""
+
+
+def in_a_process(cache: Path) -> list[Any]:
+    """Compiler runs, engine, reason and result of a fit in a process of its own, with warnings as errors."""
+    environment = os.environ | {inductor.CACHE: str(cache), "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def damage(folder: Path, how: Callable[[bytes], bytes]) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.write_bytes(how(path.read_bytes()))
+
+
+def test_nothing_is_compiled_twice_and_damage_is_mended(tmp_path: Path) -> None:
+    num_builds, *first = in_a_process(tmp_path)
+    assert num_builds > 0
+    assert first[:2] == ["compiled", ""]
+    assert in_a_process(tmp_path) == [0, *first]
+    damage(tmp_path, lambda held: b"damaged")
+    assert in_a_process(tmp_path)[1:] == first
+    shutil.rmtree(tmp_path)
+    assert in_a_process(tmp_path)[1:] == first
+    damage(tmp_path, lambda held: held[: len(held) // 2])
+    assert in_a_process(tmp_path)[1:] == first
+
+
+def test_two_processes_share_a_cache(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(in_a_process, [tmp_path, tmp_path])
+    assert one[1:] == other[1:]
+    assert one[1:3] == ["compiled", ""]
+    assert in_a_process(tmp_path)[0] == 0
+
+
+def test_an_unwritable_cache_is_no_obstacle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.delenv(inductor.CACHE)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    found = small_fit()
+    assert (found.engine, found.engine_reason) == ("compiled", "")
+    assert inductor.CACHE not in os.environ
