@@ -109,6 +109,9 @@ def add_comparison_options(parser: argparse.ArgumentParser, out: Path, quick_gui
     parser.add_argument(
         "--engine", choices=ENGINES, default="auto", help="machine code, all fits at once, or Pyro's SVI one by one"
     )
+    parser.add_argument(
+        "--max-memory", type=positive, metavar="GIB", help="that a fit's steps may take at once (half of what is free)"
+    )
     parser.add_argument("--device", choices=DEVICES, default="cpu", help="where to compute (cpu)")
     add_run_options(parser, out, "few families, steps and replicas")
 
@@ -207,7 +210,12 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         name: getattr(arguments, name, None) or value for name, value in (QUICK if arguments.quick else FULL).items()
     }
     settings = Settings(
-        objective=arguments.objective, engine=arguments.engine, lr=arguments.lr, seed=arguments.seed, **counts
+        objective=arguments.objective,
+        engine=arguments.engine,
+        lr=arguments.lr,
+        seed=arguments.seed,
+        max_memory=arguments.max_memory,
+        **counts,
     )
     try:
         check_settings(settings)

@@ -50,6 +50,7 @@ class Settings:
     lr: float = 0.2
     seed: int = 0
     num_draws: int = 10_000
+    max_memory: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,6 +208,7 @@ def _scored(comparison: Comparison, guide: str, with_curves: bool) -> Entry:
         find_family(guide) if ":" in guide else guide,
         objective=settings.objective,
         engine=settings.engine,
+        max_memory=settings.max_memory,
         num_steps=settings.num_steps,
         num_particles=settings.num_particles,
         num_replicas=settings.num_replicas,

@@ -16,6 +16,7 @@ from ppl_vi.svi.adam import pace
 from ppl_vi.svi.batched import BatchedEngine
 from ppl_vi.svi.diagnosis import culprit
 from ppl_vi.svi.engines import ENGINES, choose
+from ppl_vi.svi.memory import UNTRACED, ChunkedEngine, Footprint, footprint
 from ppl_vi.svi.objectives import Objective, find_objective
 from ppl_vi.svi.pure import Program, load_parameters
 from ppl_vi.svi.pyro_engine import PyroSVI, pyro_elbo
@@ -23,7 +24,7 @@ from ppl_vi.svi.randomness import pseudo_random
 from ppl_vi.svi.result import Fit, Progress, finished, versions
 from ppl_vi.svi.start import build_guide, start_guides
 from ppl_vi.svi.step import Engine, State, block_length
-from ppl_vi.svi.stopping import check, curvature_units
+from ppl_vi.svi.stopping import HESSIAN_POINTS, NUM_SCRAMBLES, UNIT_POINTS, check, curvature_units
 from ppl_vi.svi.support import SupportMismatchError, mismatch
 from ppl_vi.target import Target
 
@@ -50,6 +51,7 @@ class Settings:
     lr: float
     seed: int
     tolerance: float
+    max_memory: float | None = None
 
 
 @dataclass
@@ -81,6 +83,7 @@ def fit(
     lr: float = 0.2,
     tolerance: float = 1e-3,
     seed: int = 0,
+    max_memory: float | None = None,
     allow_support_mismatch: bool = False,
     progress: Progress | None = None,
 ) -> Fit:
@@ -105,6 +108,8 @@ def fit(
         lr: Adam's first step, in units of each parameter's own curvature.
         tolerance: nats.
         seed: of initial values and noise.
+        max_memory: GiB that the steps and checks may take at once, beyond that replicas are taken in chunks, to the
+            same numbers; None is half of what is free. What the fit keeps, its history above all, comes on top.
         allow_support_mismatch: fit a guide that leaks mass all the same.
         progress: called with the steps done and the most there can be.
 
@@ -114,7 +119,7 @@ def fit(
         ValueError: an argument is out of range.
     """
     began = time.perf_counter()
-    settings = Settings(find_objective(objective), num_steps, num_particles, lr, seed, tolerance)
+    settings = Settings(find_objective(objective), num_steps, num_particles, lr, seed, tolerance, max_memory)
     _validate(settings, engine, num_replicas)
     name, family = (family, find_family(family)) if isinstance(family, str) else (_name_of(family), family)
     guides = start_guides(family, target, num_replicas, seed)
@@ -129,13 +134,16 @@ def fit(
         initial = torch.stack([torch.stack([_theta(program, guide) for guide in row]) for row in guides])
         unit = _units(program, settings, family)
         run = _start(initial, unit)
-        reason = ""
+        room = footprint(program, settings.objective, initial, num_particles, max_memory)
         if engine == "pyro":
-            _run_rounds(program, settings, run, _pyro_round(program, settings, guides), progress)
+            reason, one_round = "", _pyro_round(program, settings, guides)
         else:
-            chosen = choose(engine, program, settings.objective, initial, num_particles, num_steps)
+            size = room.num_replicas(target.num_problems, num_replicas, num_particles)
+            some = initial[:, :size].contiguous()
+            chosen = choose(engine, program, settings.objective, some, num_particles, num_steps)
             engine, reason = chosen.name, chosen.reason
-            _run_rounds(program, settings, run, _vectorised_round(program, settings, chosen.engine), progress)
+            one_round = _vectorised_round(program, settings, chosen.engine, size)
+        _run_rounds(program, settings, run, room, one_round, progress)
     final, parameters = _finish(program, family, target, guides, run.theta)
     has_trajectory = final is program
     return Fit(
@@ -175,7 +183,8 @@ def _validate(settings: Settings, engine: str, num_replicas: int) -> None:
     ):
         if value < 1:
             raise ValueError(f"{what} must be at least 1, got {value}")
-    for what, number in (("lr", settings.lr), ("tolerance", settings.tolerance)):
+    memory = 1.0 if settings.max_memory is None else settings.max_memory
+    for what, number in (("lr", settings.lr), ("tolerance", settings.tolerance), ("max_memory", memory)):
         if not number > 0 or number == float("inf"):
             raise ValueError(f"{what} must be positive and finite, got {number}")
     check_objective(settings.objective, engine, settings.num_particles)
@@ -235,7 +244,9 @@ Round = Callable[[Run, Tensor, int, float], Tensor]
 Draws = tuple[Tensor, ...]
 
 
-def _run_rounds(program: Program, settings: Settings, run: Run, one_round: Round, progress: Progress | None) -> None:
+def _run_rounds(
+    program: Program, settings: Settings, run: Run, room: Footprint, one_round: Round, progress: Progress | None
+) -> None:
     """Rounds of growing length until every fit has stopped or the steps are used up."""
     length = max(1, round(settings.num_steps * FIRST_ROUND))
     number, theta = 0, run.theta
@@ -243,29 +254,43 @@ def _run_rounds(program: Program, settings: Settings, run: Run, one_round: Round
         left = settings.num_steps - run.step
         length = left if left < 2 * length else length
         if number:  # the curvature where the fit is now; a start far out says little of it
-            run.unit = _units_at(program, settings, theta)
+            run.unit = _in_chunks(room, UNIT_POINTS, theta, lambda some: _units_at(program, settings, some))
         theta = one_round(run, theta, length, settings.lr / 2**number)
         number, length = number + 1, 2 * length
         last = run.step >= settings.num_steps
-        gain = _gain(program, settings, run, theta, number) if number >= MIN_ROUNDS or last else None
+        gain = _gain(program, settings, run, room, theta, number) if number >= MIN_ROUNDS or last else None
         _record(settings, run, theta, gain)
         if progress:
             progress(run.step, settings.num_steps)
 
 
-def _gain(program: Program, settings: Settings, run: Run, theta: Tensor, number: int) -> np.ndarray:
+def _gain(program: Program, settings: Settings, run: Run, room: Footprint, theta: Tensor, number: int) -> np.ndarray:
     """What each fit could still gain nearby after round `number`, nats, `(B, R)`."""
-    found = check(
-        program,
-        settings.objective,
-        theta,
-        program.target.args,
-        run.unit,
-        settings.num_particles,
-        num_points=FIRST_CHECK * 2 ** max(number - MIN_ROUNDS, 0),
-        seed=settings.seed + 7919 * number,
-    )
-    return found.gain.cpu().numpy()
+    num_points = FIRST_CHECK * 2 ** max(number - MIN_ROUNDS, 0)
+
+    def gain(both: Tensor) -> Tensor:
+        point, unit = both.chunk(2, -1)
+        found = check(
+            program,
+            settings.objective,
+            point,
+            program.target.args,
+            unit,
+            settings.num_particles,
+            num_points=num_points,
+            seed=settings.seed + 7919 * number,
+        )
+        return found.gain
+
+    return _in_chunks(room, num_points, torch.cat([theta, run.unit], -1), gain).cpu().numpy()
+
+
+def _in_chunks(room: Footprint, num_points: int, values: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """`function` of so many replicas at a time as can be checked with `num_points` a scramble, `(B, R, ...)`."""
+    batch, replicas, dim = values.shape
+    particles = max(NUM_SCRAMBLES * num_points, 2 * dim * HESSIAN_POINTS)
+    size = room.num_replicas(batch, replicas, particles, share=UNTRACED)
+    return torch.cat([function(some) for some in values.split(size, 1)], 1)
 
 
 def _record(settings: Settings, run: Run, theta: Tensor, gain: np.ndarray | None) -> None:
@@ -321,9 +346,11 @@ def _only(at: tuple[int, int], like: Tensor) -> Tensor:
     return mask[..., None]
 
 
-def _vectorised_round(program: Program, settings: Settings, engine: Engine) -> Round:
+def _vectorised_round(program: Program, settings: Settings, engine: Engine, size: int) -> Round:
+    """Rounds of an engine made for `size` replicas."""
     generator = torch.Generator(device=program.initial.device).manual_seed(settings.seed)
-    slow = BatchedEngine(program, settings.objective)  # looks for what went wrong
+    slow = ChunkedEngine(BatchedEngine(program, settings.objective), size)  # looks for what went wrong
+    engine = ChunkedEngine(engine, size)
 
     def one_round(run: Run, theta: Tensor, length: int, lr: float) -> Tensor:
         rates, weights = _schedule(length, lr)

@@ -59,6 +59,18 @@ class State:
         whole = (self.theta, self.first, self.second, self.total, self.unit)
         return State(self.alive, *(split(torch.cat(parts, -1), sizes) for parts in whole))
 
+    def over(self, change: Callable[[Tensor], Tensor]) -> State:
+        """The same with every tensor changed."""
+        whole = (self.theta, self.first, self.second, self.total, self.unit)
+        return State(change(self.alive), *(tuple(change(part) for part in parts) for parts in whole))
+
+    @staticmethod
+    def joined(states: Sequence[State]) -> State:
+        """The replicas of several as one."""
+        tensors = [torch.cat(some, 1) for some in zip(*(state.tensors for state in states), strict=True)]
+        n = len(states[0].theta)
+        return State(tensors[0], *(tuple(tensors[1 + i * n : 1 + (i + 1) * n]) for i in range(5)))
+
     @property
     def tensors(self) -> list[Tensor]:
         """All of it, in the order of a step's arguments."""

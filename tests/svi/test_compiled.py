@@ -90,8 +90,17 @@ def steps_by_both(
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5}
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("name", [*FEW, *(pytest.param(n, marks=pytest.mark.slow) for n in FAMILIES if n not in FEW)])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [(name, torch.float64) for name in FEW]
+    + [("lognormal", torch.float32)]
+    + [
+        pytest.param(name, dtype, marks=pytest.mark.slow)
+        for name in FAMILIES
+        for dtype in TOLERANCE
+        if name not in FEW or (dtype == torch.float32 and name != "lognormal")
+    ],
+)
 def test_compiled_steps_are_batched_steps(name: str, dtype: torch.dtype) -> None:
     """The state holds loss and gradient: Adam's first moment is 0.1 times the gradient after one step."""
     batched, compiled = steps_by_both(name, dtype, num_steps=1 if dtype == torch.float32 else NUM_STEPS)
@@ -107,6 +116,7 @@ def test_every_objective_compiles(objective: str) -> None:
         torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.slow
 def test_unrolled_steps_are_steps_one_by_one() -> None:
     """Six steps by calls of eight: the last two are idle."""
     batched, compiled = steps_by_both("lognormal", torch.float64, num_steps=6, num_particles=1, long_run=10**7)
@@ -191,9 +201,16 @@ from models.exponential_normal import target
 from ppl_vi.svi.fit import fit
 
 builds, run = [], cpp_builder.run_compile_cmd
-cpp_builder.run_compile_cmd = lambda command, folder: (builds.append(command), run(command, folder))[1]
+
+
+def counted(command, cwd):
+    builds.append("-shared" in command)
+    return run(command, cwd)
+
+
+cpp_builder.run_compile_cmd = counted
 found = fit(target([1.5]), "exponential", engine="compiled", num_steps=4, num_particles=4)
-print(json.dumps([sum("-shared" in command for command in builds), found.engine, found.engine_reason, found.theta.flatten().tolist()]))
+print(json.dumps([sum(builds), found.engine, found.engine_reason, found.theta.flatten().tolist()]))
 """
 
 
@@ -213,6 +230,7 @@ def damage(folder: Path, how: Callable[[bytes], bytes]) -> None:
             path.write_bytes(how(path.read_bytes()))
 
 
+@pytest.mark.slow
 def test_nothing_is_compiled_twice_and_damage_is_mended(tmp_path: Path) -> None:
     num_builds, *first = in_a_process(tmp_path)
     assert num_builds > 0
@@ -226,6 +244,7 @@ def test_nothing_is_compiled_twice_and_damage_is_mended(tmp_path: Path) -> None:
     assert in_a_process(tmp_path)[1:] == first
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_cache(tmp_path: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         one, other = pool.map(in_a_process, [tmp_path, tmp_path])
@@ -240,4 +259,4 @@ def test_an_unwritable_cache_is_no_obstacle(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     found = small_fit()
     assert (found.engine, found.engine_reason) == ("compiled", "")
-    assert inductor.CACHE not in os.environ
+    assert "ppl_vi" not in os.environ.get(inductor.CACHE, "")  # torch sets it to its own default, where nothing does
