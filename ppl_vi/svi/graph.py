@@ -1,11 +1,13 @@
 """Tidies a traced graph: a step that runs a thousand times should not compute what nobody asked for.
 
 Tracing through `vmap` and Pyro's handlers leaves a third of a step's operations without a use, repeated, or without an
-effect (times 1, plus 0, to the power 1). The results stay the same to the last bit.
+effect (times 1, plus 0, to the power 1). The results stay the same to the last bit. One thing is changed:
+a matrix without a Cholesky factor spoils its own fit alone.
 """
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
@@ -26,6 +28,7 @@ def tidy(module: GraphModule, example: tuple[Tensor, ...]) -> GraphModule:
     if any(_writes(node) for node in module.graph.nodes):  # only now: functionalize knows no autograd.Function
         module = make_fx(functionalize(module))(*example)
     for node in list(module.graph.nodes):
+        _poison_failures(node)
         _inline_number(node)
         same = _same_as(node) or _part_of_whole(node)
         if same is not None:
@@ -40,6 +43,28 @@ def tidy(module: GraphModule, example: tuple[Tensor, ...]) -> GraphModule:
 def _writes(node: Node) -> bool:
     schema = getattr(node.target, "_schema", None)
     return schema is not None and schema.is_mutable
+
+
+def _poison_failures(node: Node) -> None:
+    """A Cholesky factor that does not exist is nan, instead of an error that would end all fits of the batch."""
+    if node.target is not aten._linalg_check_errors.default:
+        return
+    info: Any = node.args[0]
+    factorised: Any = info.args[0] if info.target is operator.getitem else info
+    if factorised.target is not aten.linalg_cholesky_ex.default:
+        return
+    graph = node.graph
+    for factor in [user for user in factorised.users if user.args[1] == 0]:
+        users = list(factor.users)
+        with graph.inserting_before(node):
+            failed = graph.call_function(aten.gt.Scalar, (info, 0))
+            for _ in range(2):
+                failed = graph.call_function(aten.unsqueeze.default, (failed, -1))
+            poisoned = graph.call_function(aten.where.ScalarSelf, (failed, math.nan, factor))
+            poisoned.meta = dict(factor.meta)
+        for user in users:
+            user.replace_input_with(factor, poisoned)
+    graph.erase_node(node)
 
 
 def _inline_number(node: Node) -> None:
