@@ -31,11 +31,12 @@ def log_evidence(x: Tensor) -> Tensor:
     return 0.5 - x + torch.special.log_ndtr(x - 1.0)
 
 
-def target(x: Sequence[float] | Tensor) -> Target:
+def target(x: Sequence[float] | Tensor, dtype: torch.dtype = torch.float64) -> Target:
     """A batch of problems, one for each observation.
 
     Args:
         x: finite observations, `(B,)`.
+        dtype: of every computation.
 
     Raises:
         ValueError: an observation is not finite.
@@ -43,4 +44,4 @@ def target(x: Sequence[float] | Tensor) -> Target:
     observations = torch.as_tensor(x, dtype=torch.float64).reshape(-1)
     if not bool(observations.isfinite().all()):
         raise ValueError(f"x must be finite, got {observations[~observations.isfinite()][0].item()}")
-    return Target(model, (observations,), closed_form=log_evidence, name="exponential_normal")
+    return Target(model, (observations,), closed_form=log_evidence, name="exponential_normal", dtype=dtype)
