@@ -29,7 +29,7 @@ OUT = Path("results/speed")
 MEASURED = ("toy", "eight_schools", "logistic_regression")
 DTYPES = ("float32", "float64")
 ACCURACY_REPLICAS = (1, 1000)  # with which the way to the accuracy is gone
-FULL: dict[str, Any] = {"blocks": 7, "block_seconds": 0.3, "accuracy": 60.0}
+FULL: dict[str, Any] = {"blocks": 7, "block_seconds": 0.3, "accuracy": 30.0}
 QUICK: dict[str, Any] = {"blocks": 5, "block_seconds": 0.05, "accuracy": 5.0}
 QUICK_REPLICAS = (1, 1000)
 BASELINE = "numpyro"  # whose time a step the ratio is to
@@ -47,6 +47,7 @@ HEADINGS = (
     "µs\na step", "of the\nblocks", "ns a fit\nand step", "NumPyro's\n/ this", "compile\n[s]", "to 1e-3\nnats [s]",
 )  # fmt: skip
 ABSENT = "not installed"
+GROWTH_ENGINES = ("pyro", "batched", "compiled", "numpyro", "floor")
 ONE_FIT = frozenset({"pymc"})  # measured with one replica alone
 
 Record = dict[str, Any]
@@ -152,9 +153,10 @@ def show(records: Sequence[Record], console: Console) -> None:
     from ppl_vi.report.table import Footnotes
 
     notes = Footnotes()
-    for (problem, guide, replicas, *_), group in _grouped(records):
+    for (problem, guide, replicas, particles, size), group in _grouped(records):
         shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="")
-        shown.add_column(f"{problem}, {guide}\n{replicas:,} at once", min_width=WIDEST, no_wrap=True)
+        more = f", {particles} draws" * (particles > 1) + f", size {size}" * (size is not None)
+        shown.add_column(f"{problem}, {guide}\n{replicas:,} at once{more}", min_width=WIDEST, no_wrap=True)
         for heading in HEADINGS:
             shown.add_column(heading, justify="right", no_wrap=True, min_width=9)
         base = next((record["us_per_step"] for record in group if record["engine"] == BASELINE), None)
@@ -168,14 +170,14 @@ def show(records: Sequence[Record], console: Console) -> None:
 def _about(records: Sequence[Record]) -> list[str]:
     first = records[0]
     versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
-    lines = [f"{first['dtype']}, draws a step: {first['num_particles']}, one thread of {first['cpu']}", versions]
+    lines = [f"{first['dtype']}, one draw a step unless said otherwise, one thread of {first['cpu']}", versions]
     if any(record["extrapolated_from"] for record in records):
         lines.insert(0, "~ fits one by one: measured on one, and multiplied")
     return lines
 
 
 def _grouped(records: Sequence[Record]) -> Iterator[tuple[tuple[Any, ...], list[Record]]]:
-    keys = ("problem", "guide", "replicas", "size")
+    keys = ("problem", "guide", "replicas", "num_particles", "size")
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for record in records:
         groups.setdefault(tuple(record[key] for key in keys), []).append(record)
@@ -204,6 +206,11 @@ def _cells(record: Record, base: float | None, notes: Footnotes) -> list[str]:
 
 def program(arguments: argparse.Namespace) -> int:
     """Measures, shows, writes."""
+    run = _growth if arguments.growth else _comparison
+    return run(arguments)
+
+
+def _comparison(arguments: argparse.Namespace) -> int:
     chosen = cases(arguments)
     cli.check_outputs(arguments)
     records = []
@@ -212,6 +219,24 @@ def program(arguments: argparse.Namespace) -> int:
         cli.write_records(records, arguments)
     cli.show_records(records, arguments, show)
     return 0
+
+
+def _growth(arguments: argparse.Namespace) -> int:
+    engines = _among("engine", arguments.engines or GROWTH_ENGINES, tuple(ENTRY))
+    cli.check_outputs(arguments)
+    from benchmarks.speed_growth import figure, growth_cases
+    from ppl_vi.report import files
+
+    effort = {key: (QUICK if arguments.quick else FULL)[key] for key in ("blocks", "block_seconds")}
+    axes, chosen = zip(*growth_cases(engines, arguments.dtype, arguments.quick, effort), strict=True)
+    records = [record | {"axis": axis} for axis, record in zip(axes, measured(chosen), strict=True)]
+    cli.write_records(records, arguments)
+    cli.show_records(records, arguments, show)
+
+    def draw() -> None:
+        files.write_figure(arguments.out / "growth.png", figure(records, TITLES))
+
+    return cli.drawn(draw, arguments)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -189,6 +189,7 @@ def in_own_process(case: Case, core: int | None) -> Timing:
         "JAX_ENABLE_X64": str(int(case.dtype == "float64")),
         "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip(),
         "PYTENSOR_FLAGS": f"floatX={case.dtype}",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",  # where pip puts ninja
     }
     command = [sys.executable, "-c", PROCESS, json.dumps(asdict(case))]
     if core is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pyro
 import torch
 from pyro.infer import SVI, JitTrace_ELBO, Trace_ELBO
 from pyro.optim import Adam
@@ -40,7 +41,7 @@ def start_program(case: Case, target: Target) -> Program:
 
 
 class PyroLoop:
-    """`SVI.step`, one fit."""
+    """`SVI.step`, one fit, its parameters in Pyro's store by name, as Pyro has them unless told otherwise."""
 
     def __init__(self, case: Case, elbo: Any) -> None:
         target = target_of(case)
@@ -51,21 +52,21 @@ class PyroLoop:
 
     def advance(self, num_steps: int) -> None:
         """As in `Loop`."""
-        for rate in rates(self._done, num_steps).tolist():
-            self._optim.pt_optim_args["lr"] = rate
-            for optimiser in self._optim.optim_objs.values():
-                optimiser.param_groups[0]["lr"] = rate
-            self._svi.step(*self._row)
+        with pyro.settings.context(module_local_params=False):
+            for rate in rates(self._done, num_steps).tolist():
+                self._optim.pt_optim_args["lr"] = rate
+                for optimiser in self._optim.optim_objs.values():
+                    optimiser.param_groups[0]["lr"] = rate
+                self._svi.step(*self._row)
         self._done += num_steps
 
     def parameters(self) -> dict[str, Tensor]:
         """As in `Loop`."""
-        import pyro
-
         if self._case.guide in FORMS:
             return {name: pyro.param(name).detach()[None] for name in FORMS[self._case.guide].constraints}
-        program = Program(self._target, self._guide)
-        return _affine(program, program.initial[None])
+        program = start_program(self._case, self._target)
+        values = {name: value.detach() for name, value in self._guide.named_parameters()}
+        return _affine(program, program.layout.flatten(values)[None])
 
 
 def pyro_loop(case: Case) -> PyroLoop:

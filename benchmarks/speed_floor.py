@@ -7,6 +7,7 @@ import math
 import shutil
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from ppl_vi.svi.adam import BETA1, BETA2, EPS
 
 SOURCE = Path(__file__).with_name("fused_toy.cpp")
 FLAGS = ["-std=c++17", "-O3", "-march=native", "-ffast-math"]
-WORDS = {"float32": np.uint32, "float64": np.uint64}
+WORDS: dict[str, type[np.unsignedinteger[Any]]] = {"float32": np.uint32, "float64": np.uint64}
 
 
 @cache
