@@ -156,13 +156,14 @@ def show(records: Sequence[Record], console: Console) -> None:
     for (problem, guide, replicas, particles, size), group in _grouped(records):
         shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="")
         more = f", {particles} draws" * (particles > 1) + f", size {size}" * (size is not None)
-        shown.add_column(f"{problem}, {guide}\n{replicas:,} at once{more}", min_width=WIDEST, no_wrap=True)
+        console.print(f"{problem}, {guide}: {replicas:,} at once{more}", style="bold", highlight=False, markup=False)
+        shown.add_column("engine", min_width=WIDEST, no_wrap=True)
         for heading in HEADINGS:
             shown.add_column(heading, justify="right", no_wrap=True, min_width=9)
         base = next((record["us_per_step"] for record in group if record["engine"] == BASELINE), None)
         for record in group:
             shown.add_row(TITLES[record["engine"]], *_cells(record, base, notes))
-        console.print(shown, "", highlight=False, markup=False, emoji=False)
+        console.print("", shown, "", highlight=False, markup=False, emoji=False)
     lines = [f"{notes.mark(text)} {text}" for text in notes.texts]
     console.print(*lines, *_about(records), sep="\n", highlight=False, markup=False, emoji=False)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,9 +59,9 @@ AXES: dict[str, Axis] = {
 
 
 def growth_cases(engines: Sequence[str], dtype: str, quick: bool, effort: dict[str, Any]) -> list[tuple[str, Case]]:
-    """Each case with the name of its axis."""
+    """Each case with the name of its axis; `effort` holds more fields of the cases."""
     return [
-        (name, replace(axis.case, engine=engine, dtype=dtype, accuracy=0.0, **{axis.field: value}, **effort))
+        (name, Case(**asdict(axis.case) | {"engine": engine, "dtype": dtype, axis.field: value} | effort))
         for name, axis in AXES.items()
         for engine in engines
         for value in (axis.quick if quick else axis.values)

@@ -28,7 +28,7 @@ from ppl_vi.target import Target
 OBSERVATION = 1.5  # of the toy
 START_SCALE = 0.1
 FORMS: dict[str, Form] = {"lognormal": lognormal, "gamma": gamma, "truncated_normal": truncated_normal}  # its guides
-RATE, SLOWING = 0.05, 20.0  # Adam's step size, and after how many steps it has fallen to 1 / sqrt(2) of it
+RATE, SLOWING = 0.1, 20.0  # Adam's step size, and after how many steps it has fallen to 1 / sqrt(2) of it
 
 
 def rates(first: int, num_steps: int) -> np.ndarray:
