@@ -153,7 +153,7 @@ def show(records: Sequence[Record], console: Console) -> None:
     from ppl_vi.report.table import Footnotes
 
     notes = Footnotes()
-    for (problem, guide, replicas, particles, size), group in _grouped(records):
+    for (problem, guide, replicas, particles, size, _), group in _grouped(records):
         shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="")
         more = f", {particles} draws" * (particles > 1) + f", size {size}" * (size is not None)
         console.print(f"{problem}, {guide}: {replicas:,} at once{more}", style="bold", highlight=False, markup=False)
@@ -178,10 +178,10 @@ def _about(records: Sequence[Record]) -> list[str]:
 
 
 def _grouped(records: Sequence[Record]) -> Iterator[tuple[tuple[Any, ...], list[Record]]]:
-    keys = ("problem", "guide", "replicas", "num_particles", "size")
+    keys = ("problem", "guide", "replicas", "num_particles", "size", "axis")
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for record in records:
-        groups.setdefault(tuple(record[key] for key in keys), []).append(record)
+        groups.setdefault(tuple(record.get(key) for key in keys), []).append(record)
     yield from groups.items()
 
 
