@@ -1,0 +1,222 @@
+"""One measurement of `benchmarks.speed`, in a process of its own that is pinned to one core before it imports anything.
+
+The process gets a `Case` as JSON and the core's number, and prints its `Timing` as JSON in the last line of standard
+output.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PROCESS = "import sys; from benchmarks.speed_case import main; sys.exit(main(sys.argv[1:]))"
+ROOT = Path(__file__).resolve().parent.parent
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+LONGEST = 900.0  # seconds that one measurement may take
+ENTRY = {  # where each engine begins
+    "pyro": "benchmarks.speed_engines:pyro_loop",
+    "pyro_jit": "benchmarks.speed_engines:pyro_jit_loop",
+    "batched": "benchmarks.speed_engines:batched_loop",
+    "compiled": "benchmarks.speed_engines:compiled_loop",
+    "numpyro": "benchmarks.speed_peers:numpyro_loop",
+    "pymc": "benchmarks.speed_peers:pymc_loop",
+    "floor": "benchmarks.speed_floor:floor_loop",
+}
+
+
+class MissingError(Exception):
+    """An engine can't be measured here; the message says why in one line."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured.
+
+    Attributes:
+        problem, guide: of `benchmarks.speed_problems`.
+        engine: of `ENTRY`.
+        replicas: independent fits at once.
+        dtype: "float32" or "float64".
+        num_particles: draws of the guide a step.
+        size: of the problem, None for its own.
+        blocks: timed.
+        block_seconds: how long a block takes about.
+        accuracy: seconds that the way to the accuracy may take, 0 not to go it.
+        accuracy_particles: draws a step on it.
+    """
+
+    problem: str
+    guide: str
+    engine: str
+    replicas: int
+    dtype: str = "float32"
+    num_particles: int = 1
+    size: int | None = None
+    blocks: int = 5
+    block_seconds: float = 0.3
+    accuracy: float = 0.0
+    accuracy_particles: int = 16
+
+
+class Loop(Protocol):
+    """An engine ready to take steps of one case; making it traces, compiles and starts."""
+
+    def advance(self, num_steps: int) -> None:
+        """Takes an even number of steps, and returns when they have been computed."""
+
+    def parameters(self) -> dict[str, Tensor]:
+        """The guide's parameters now, `(R, *shape)`.
+
+        For the toy those of its form by name; for guides that are Gaussian in unconstrained space `loc` `(R, D)` and
+        `factor` `(R, D, K)`, with u = loc + factor noise.
+
+        Raises:
+            MissingError: they can't be told.
+        """
+
+
+Engine = Callable[[Case], Loop]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What was found.
+
+    Attributes:
+        compile_seconds: from the first call to the end of the first two steps, by the clock.
+        seconds_per_step: of each block, all replicas together, in the process's own time.
+        steps_per_block: in each.
+        measured_replicas: fewer than asked for where an engine runs fits one by one, so that its time is proportional.
+        seconds_to_accuracy: with what compiling took; None if not reached or not measured.
+        steps_to_accuracy: likewise.
+        no_accuracy: why `seconds_to_accuracy` is None.
+        missing: why nothing was measured, or "".
+    """
+
+    compile_seconds: float | None = None
+    seconds_per_step: tuple[float, ...] = ()
+    steps_per_block: int = 0
+    measured_replicas: int = 0
+    seconds_to_accuracy: float | None = None
+    steps_to_accuracy: int | None = None
+    no_accuracy: str = ""
+    missing: str = ""
+
+
+def engine(name: str) -> Engine:
+    """An engine by name."""
+    import importlib
+
+    module, _, attribute = ENTRY[name].partition(":")
+    found: Engine = getattr(importlib.import_module(module), attribute)
+    return found
+
+
+ONE_BY_ONE = frozenset({"pyro", "pyro_jit", "pymc"})  # fits are a Python loop
+
+
+def measure(case: Case) -> Timing:
+    """Measures one case in this process."""
+    import torch
+
+    from ppl_vi.state import isolated
+
+    run = replace(case, replicas=1) if case.engine in ONE_BY_ONE else case
+    make = engine(case.engine)
+    with isolated(getattr(torch, case.dtype), seed=0):
+        try:
+            began = time.perf_counter()
+            loop = make(run)
+            loop.advance(2)
+            compiled = time.perf_counter() - began
+            steps, times = timed_blocks(loop, case.blocks, case.block_seconds)
+        except MissingError as error:
+            return Timing(missing=str(error))
+        timing = Timing(compiled, tuple(times), steps, run.replicas)
+        return _to_accuracy(case, run, make, timing) if case.accuracy else timing
+
+
+def timed_blocks(loop: Loop, blocks: int, block_seconds: float) -> tuple[int, list[float]]:
+    """Steps a block, and the seconds a step took in each of them."""
+    num_steps = 2
+    while (taken := seconds(loop, num_steps)) < block_seconds / 8:
+        num_steps *= 2
+    num_steps = max(2, 2 * round(num_steps * block_seconds / taken / 2))
+    return num_steps, [seconds(loop, num_steps) / num_steps for _ in range(blocks)]
+
+
+def seconds(loop: Loop, num_steps: int) -> float:
+    """Of the steps, in the process's own time: on a core that it has to itself that is the clock's."""
+    began = time.process_time()
+    loop.advance(num_steps)
+    return time.process_time() - began
+
+
+def _to_accuracy(case: Case, run: Case, make: Engine, timing: Timing) -> Timing:
+    """A fit with more draws a step, followed from its start until it is near enough.
+
+    The time for getting ready is that of the first fit: a process is faster at it the second time, a user has one.
+    """
+    from benchmarks.speed_accuracy import Distance, steps_until
+
+    if run != case:
+        return replace(timing, no_accuracy=f"{case.replicas} fits one by one were not run")
+    try:
+        distance = Distance.of(case)
+        loop = make(replace(case, num_particles=case.accuracy_particles))
+        loop.advance(2)
+        taken, steps = steps_until(loop, distance, case.accuracy)
+    except MissingError as error:
+        return replace(timing, no_accuracy=str(error))
+    assert timing.compile_seconds is not None
+    return replace(timing, seconds_to_accuracy=timing.compile_seconds + taken, steps_to_accuracy=2 + steps)
+
+
+def in_own_process(case: Case, core: int | None) -> Timing:
+    """Measures one case in a new process, on one core with one thread."""
+    one_core = {name: "1" for name in THREADS} | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_ENABLE_X64": str(int(case.dtype == "float64")),
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip(),
+        "PYTENSOR_FLAGS": f"floatX={case.dtype}",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",  # where pip puts ninja
+    }
+    command = [sys.executable, "-c", PROCESS, json.dumps(asdict(case))]
+    if core is not None:
+        command.append(str(core))
+    environment = os.environ | one_core
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LONGEST, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return Timing(missing=f"not finished in {LONGEST:g} s")
+    lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
+    last = lines[-1] if lines else f"exit code {done.returncode}"
+    return _read(last) if done.returncode == 0 else Timing(missing=f"failed: {' '.join(last.split())[:200]}")
+
+
+def _read(line: str) -> Timing:
+    found: dict[str, Any] = json.loads(line)
+    return Timing(**found | {"seconds_per_step": tuple(found["seconds_per_step"])})
+
+
+def main(arguments: list[str]) -> int:
+    """Pins the process, measures, prints."""
+    if len(arguments) > 1:
+        os.sched_setaffinity(0, {int(arguments[1])})
+    import torch
+
+    torch.set_num_threads(1)
+    print(json.dumps(asdict(measure(Case(**json.loads(arguments[0]))))))
+    return 0
