@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from pyro.infer import SVI, JitTrace_ELBO, Trace_ELBO
@@ -15,13 +15,16 @@ from torch.func import jacrev, vmap
 
 from benchmarks.speed_case import Case, MissingError
 from benchmarks.speed_problems import FORMS, PROBLEMS, START_SCALE, rates
-from ppl_vi.svi.adam import BETA1, BETA2, EPS
-from ppl_vi.svi.batched import make_step
+from ppl_vi.svi.adam import BETA1, BETA2, EPS, pace
+from ppl_vi.svi.engines import choose
 from ppl_vi.svi.objectives import trace_elbo
 from ppl_vi.svi.pure import Program
 from ppl_vi.svi.randomness import pseudo_random
 from ppl_vi.svi.start import build_guide
+from ppl_vi.svi.step import State, block_length
 from ppl_vi.target import Target
+
+MANY = 10**7  # steps, for which an engine gets ready
 
 
 def target_of(case: Case) -> Target:
@@ -83,67 +86,52 @@ def pyro_jit_loop(case: Case) -> PyroLoop:
 
 
 class ReplicaLoop:
-    """All replicas in one step; the state is that of `ppl_vi.svi.batched.make_step`, all of it of shape `(1, R, D)`."""
+    """All replicas in one step, by an engine of `ppl_vi.svi.engines`."""
 
-    def __init__(self, case: Case) -> None:
-        self.case, self.target = case, target_of(case)
-        self.program = start_program(case, self.target)
-        self.generator = torch.Generator().manual_seed(0)
-        shape = (1, case.replicas)
-        self.theta = self.program.initial.expand(*shape, -1).clone()
-        self.first, self.second, self.total = (torch.zeros_like(self.theta) for _ in range(3))
-        self.alive = torch.ones(shape, dtype=torch.bool)
-        self.unit = torch.ones_like(self.theta)
-        self.done = 0
-
-    def scalars(self, num_steps: int) -> Tensor:
-        """Step sizes, step numbers from 1 and averaging weights of the next steps, `(3, num_steps)`."""
-        lr = torch.from_numpy(rates(self.done, num_steps))
-        t = torch.arange(self.done + 1, self.done + num_steps + 1)
-        return torch.stack([lr, t, torch.zeros(num_steps)]).to(self.target.dtype)
-
-    def parameters(self) -> dict[str, Tensor]:
-        """As in `Loop`."""
-        theta = self.theta[0]
-        if self.case.guide in FORMS:
-            constraints = FORMS[self.case.guide].constraints
-            parts = self.program.layout.unflatten(theta).values()
-            named = zip(constraints.items(), parts, strict=True)
-            return {name: transform_to(constraint)(part) for (name, constraint), part in named}
-        return _affine(self.program, theta)
-
-
-class BatchedLoop(ReplicaLoop):
-    """`engine="batched"`: one call of the traced step after the other."""
-
-    def __init__(self, case: Case) -> None:
-        super().__init__(case)
-        self._step: Callable[..., tuple[Tensor, ...]] | None = None
+    def __init__(self, case: Case, engine: str) -> None:
+        self._case, self._target = case, target_of(case)
+        self._program = start_program(case, self._target)
+        self._generator = torch.Generator().manual_seed(0)
+        theta = self._program.initial.expand(1, case.replicas, -1).contiguous()
+        chosen = choose(engine, self._program, trace_elbo, theta, case.num_particles, MANY)
+        if chosen.name != engine:
+            raise MissingError(chosen.reason)
+        self._engine = chosen.engine
+        alive = torch.ones(theta.shape[:2], dtype=torch.bool)
+        self._state = State.start(theta, torch.ones_like(theta), alive, self._engine.sizes)
+        self._prefix = (*theta.shape[:2], case.num_particles)
+        self._done = 0
 
     def advance(self, num_steps: int) -> None:
         """As in `Loop`."""
-        prefix = (*self.theta.shape[:2], self.case.num_particles)
-        for lr, t, weight in self.scalars(num_steps).unbind(1):
-            noise = pseudo_random(self.program.draws, prefix, self.generator)
-            state = (self.theta, self.first, self.second, self.alive, self.unit, lr, t, self.total, weight)
-            inputs = (*state, *self.target.args, *noise)
-            self._step = self._step or make_step(self.program, trace_elbo, inputs)
-            self.theta, self.first, self.second, self.alive, self.total, _ = self._step(*inputs)
-        self.done += num_steps
+        steps = np.arange(self._done + 1, self._done + num_steps + 1)
+        numbers = np.stack([*pace(rates(self._done, num_steps), steps), np.zeros(num_steps)])
+        scalars = torch.as_tensor(numbers, dtype=self._target.dtype)
+        block = block_length(self._program, self._prefix)
+        for begin in range(0, num_steps, block):
+            noise = pseudo_random(self._program.draws, (block, *self._prefix), self._generator)
+            self._state, _ = self._engine.advance(self._state, scalars[:, begin : begin + block], noise)
+        self._done += num_steps
+
+    def parameters(self) -> dict[str, Tensor]:
+        """As in `Loop`."""
+        theta = torch.cat(self._state.theta, -1)[0]
+        if self._case.guide in FORMS:
+            constraints = FORMS[self._case.guide].constraints
+            parts = self._program.layout.unflatten(theta).values()
+            named = zip(constraints.items(), parts, strict=True)
+            return {name: transform_to(constraint)(part) for (name, constraint), part in named}
+        return _affine(self._program, theta)
 
 
-def batched_loop(case: Case) -> BatchedLoop:
+def batched_loop(case: Case) -> ReplicaLoop:
     """`engine="batched"`."""
-    return BatchedLoop(case)
+    return ReplicaLoop(case, "batched")
 
 
 def compiled_loop(case: Case) -> ReplicaLoop:
-    """`engine="compiled"`.
-
-    THE COMPILED ENGINE IS PUT IN HERE, in a subclass of `ReplicaLoop` like `BatchedLoop`:
-    `ppl_vi.svi.engines.engine("compiled", program, objective, (B, R, P)).advance(state, scalars, noise)`.
-    """
-    raise MissingError("this version has no compiled engine")
+    """`engine="compiled"`, as it is compiled for a run of very many steps."""
+    return ReplicaLoop(case, "compiled")
 
 
 def _affine(program: Program, theta: Tensor) -> dict[str, Tensor]:

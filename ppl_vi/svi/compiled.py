@@ -21,6 +21,7 @@ from ppl_vi.svi.step import BLOCK, State, trace_step
 
 aten = torch.ops.aten
 CALL = 25e-6  # seconds that calling the machine code takes, whatever it does
+UNROLLED_NODES = 1500  # of a graph; more take minutes to compile
 COMPILE, NODE = 2.5, 6e-3  # seconds to compile any graph, and for each of its operations
 
 
@@ -86,9 +87,18 @@ def num_unrolled(num_nodes: int, block: int, num_steps: int) -> int:
     """How many steps one call takes, at most `block`: two for one while the calls saved outweigh the compiling.
 
     So it is 1 for runs of thousands of steps, and 8 for a small graph's million.
+
+    Args:
+        num_nodes: operations of a step.
+        block: steps whose noise is drawn at once.
+        num_steps: to be taken.
     """
     found = 1
-    while 2 * found <= block and CALL * num_steps / (2 * found) > NODE * num_nodes * found:
+    while (
+        2 * found <= block
+        and 2 * found * num_nodes <= UNROLLED_NODES
+        and CALL * num_steps / (2 * found) > NODE * num_nodes * found
+    ):
         found *= 2
     return found
 

@@ -1,8 +1,8 @@
 """Tidies a traced graph: a step that runs a thousand times should not compute what nobody asked for.
 
 Tracing through `vmap` and Pyro's handlers leaves a third of a step's operations without a use, repeated, or without an
-effect (times 1, plus 0, to the power 1). The results stay the same to the last bit. One thing is changed:
-a matrix without a Cholesky factor spoils its own fit alone.
+effect (times 1, plus 0, to the power 1, the logarithm of an exponential). The results stay the same, to rounding. One
+thing is changed: a matrix without a Cholesky factor spoils its own fit alone.
 """
 
 from __future__ import annotations
@@ -86,6 +86,8 @@ def _same_as(node: Node) -> Node | None:
         return None
     if node.target in RESHAPES:
         return source
+    if node.target is aten.log.default and source.target is aten.exp.default:
+        return source.args[0]  # type: ignore[return-value]
     if node.target in NEUTRAL and not node.kwargs and node.args[1] == NEUTRAL[node.target]:
         return source
     return None
