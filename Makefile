@@ -31,7 +31,7 @@ vae: $(STAMP)  ## run the VAE benchmark (ARGS="..." goes to it)
 speed: $(STAMP)  ## measure the engines beside NumPyro, PyMC and C++ (ARGS="..." goes to it; pip install -e '.[peers]')
 	$(RUN) benchmarks.speed $(ARGS)
 
-test: lint types tests  ## run lint, types and tests, as continuous integration does
+test: lint types tests slow  ## run lint, types and all tests, as continuous integration does
 
 lint: $(STAMP)  ## check style and format
 	$(RUN) ruff check .
@@ -40,8 +40,11 @@ lint: $(STAMP)  ## check style and format
 types: $(STAMP)  ## check types
 	$(RUN) mypy
 
-tests: $(STAMP)  ## run the tests alone (PYTEST_ARGS="..." goes to pytest)
-	OMP_NUM_THREADS=1 $(RUN) pytest -n 2 --durations=15 $(PYTEST_ARGS)
+tests: $(STAMP)  ## run the tests but the slow ones (PYTEST_ARGS="..." goes to pytest)
+	OMP_NUM_THREADS=1 $(RUN) pytest -n 2 -m "not slow" --durations=15 $(PYTEST_ARGS)
+
+slow: $(STAMP)  ## run the slow tests alone
+	OMP_NUM_THREADS=1 $(RUN) pytest -n 2 -m slow --durations=15 $(PYTEST_ARGS)
 
 format: $(STAMP)  ## put the code into the common format and mend what lint can
 	$(RUN) ruff check --fix .

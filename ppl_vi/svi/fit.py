@@ -28,6 +28,7 @@ from ppl_vi.svi.stopping import HESSIAN_POINTS, NUM_SCRAMBLES, UNIT_POINTS, chec
 from ppl_vi.svi.support import SupportMismatchError, mismatch
 from ppl_vi.target import Target
 
+BRANCHES = "data-dependent control flow"  # what vmap says of it
 FIRST_ROUND = 0.125  # of num_steps; every further round is twice as long as the one before
 MIN_ROUNDS = 2  # before a fit may stop: where noise vanishes at the optimum (stl), one round more gains many digits
 FIRST_CHECK = 1024  # Sobol points a scramble in the first check; doubled in every further one
@@ -35,6 +36,10 @@ EARLY = 0.15  # of the tolerance, before the last round
 DECAY = 0.02  # the step size at the end of a round, of that at its start
 AVERAGED = 0.5  # the last part of a round, over which the iterates are averaged
 SNAPSHOTS_PER_ROUND = 12
+
+
+class ControlFlowError(TypeError):
+    """The model or guide decides what to do by a value that it has drawn."""
 
 
 class UnsuitableObjectiveError(ValueError):
@@ -114,6 +119,7 @@ def fit(
         progress: called with the steps done and the most there can be.
 
     Raises:
+        ControlFlowError: the model or guide branches on a drawn value.
         SupportMismatchError: the guide puts mass where the posterior has none.
         UnsuitableObjectiveError: the objective can't be used with this guide.
         ValueError: an argument is out of range.
@@ -121,6 +127,28 @@ def fit(
     began = time.perf_counter()
     settings = Settings(find_objective(objective), num_steps, num_particles, lr, seed, tolerance, max_memory)
     _validate(settings, engine, num_replicas)
+    try:
+        return _fit(target, family, settings, engine, num_replicas, allow_support_mismatch, progress, began)
+    except RuntimeError as error:
+        if BRANCHES not in str(error):
+            raise
+        raise ControlFlowError(
+            f"{target.name}: the model or guide decides by a drawn value what to do ('if', 'while', bool(), item()), "
+            "which can't be done for many draws at once: write the choice with torch.where"
+        ) from error
+
+
+def _fit(
+    target: Target,
+    family: Family | str,
+    settings: Settings,
+    engine: str,
+    num_replicas: int,
+    allow_support_mismatch: bool,
+    progress: Progress | None,
+    began: float,
+) -> Fit:
+    seed, num_particles = settings.seed, settings.num_particles
     name, family = (family, find_family(family)) if isinstance(family, str) else (_name_of(family), family)
     guides = start_guides(family, target, num_replicas, seed)
     problem = mismatch(target, guides[0][0])
@@ -134,13 +162,13 @@ def fit(
         initial = torch.stack([torch.stack([_theta(program, guide) for guide in row]) for row in guides])
         unit = _units(program, settings, family)
         run = _start(initial, unit)
-        room = footprint(program, settings.objective, initial, num_particles, max_memory)
+        room = footprint(program, settings.objective, initial, num_particles, settings.max_memory)
         if engine == "pyro":
             reason, one_round = "", _pyro_round(program, settings, guides)
         else:
             size = room.num_replicas(target.num_problems, num_replicas, num_particles)
             some = initial[:, :size].contiguous()
-            chosen = choose(engine, program, settings.objective, some, num_particles, num_steps)
+            chosen = choose(engine, program, settings.objective, some, num_particles, settings.num_steps)
             engine, reason = chosen.name, chosen.reason
             one_round = _vectorised_round(program, settings, chosen.engine, size)
         _run_rounds(program, settings, run, room, one_round, progress)
@@ -156,7 +184,7 @@ def fit(
         seed=seed,
         seconds=time.perf_counter() - began,
         num_particles=num_particles,
-        lr=lr,
+        lr=settings.lr,
         parameters=parameters,
         scope=dict.fromkeys(parameters, "per_problem"),
         initial=program.layout.unflatten(initial) if has_trajectory else {},

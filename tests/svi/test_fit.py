@@ -174,6 +174,16 @@ def test_a_replica_that_diverges_leaves_the_others_running() -> None:
 # ---- support and suitability
 
 
+@pytest.mark.parametrize("engine", ["auto", "batched", "pyro"])
+def test_a_model_that_branches_on_a_draw_is_refused_by_name(engine: str) -> None:
+    def forked(x: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z if z > 0.5 else 2 * z, 1.0), obs=x)
+
+    with pytest.raises(TypeError, match=r"^forked: the model or guide decides by a drawn value .* torch\.where$"):
+        fit(Target(forked, (torch.tensor([1.5]),), name="forked"), "AutoNormal", engine=engine, **SMALL)
+
+
 def test_a_leaking_guide_is_refused_with_the_families_that_fit() -> None:
     with pytest.raises(SupportMismatchError) as error:
         fit(TOY, "normal", **SMALL)
