@@ -6,21 +6,22 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import grad, grad_and_value, jacrev, vmap
+from torch.func import grad, jacrev, vmap
 
 from ppl_vi.guides.amortized import Head
+from ppl_vi.metrics.entropy import Expansion, affine, coordinates, negative_entropy
 from ppl_vi.metrics.expectation import Mixture, blocks, log_likelihood_at, num_levels, rule
-from ppl_vi.metrics.gaussian import gaussian_kl_tril
 from ppl_vi.metrics.starts import candidates
 from ppl_vi.metrics.tiles import Gaussians, Tiles, inverted, rough_elbo, stein, tiled_elbo
 from ppl_vi.newton import descent_step, predicted_gain
-from ppl_vi.target import Target
+from ppl_vi.target import LOG_2PI, Target
 
 ROUGH = 1e-6  # nats, of the first search
 RIVAL = 0.2  # nats: an optimum that much lower by the coarse rule may still win by a finer one
 SETTLED = 3e-8  # nats that a finer rule would still climb
 TOLERANCE = 1e-10  # nats, of Newton's method
 ACCEPTED = 1e-6  # relative to max(1, |ELBO|): a larger error of quadrature is reported as no convergence
+RIDGE = 1e-8  # of Fisher's metric, relative to each parameter's own
 MAX_STEPS = 100
 COARSE = 2  # the last level for which the coarsest lattice will do
 
@@ -204,37 +205,27 @@ def ascend(
 
 @torch.no_grad()
 def _look(tiles: Tiles, head: Head, theta: Tensor, index: Tensor, level: int, curved: bool = True) -> Climb:
-    """Value, and gradient and Hessian of minus the ELBO in Fisher's units.
-
-    The expected log likelihood is replaced by its second-order expansion in each component's location and scale, which
-    has the same derivatives in the local parameters, whatever the family makes of them.
-    """
+    """Value, and gradient and Hessian of minus the ELBO in Fisher's units; the Hessian is 0 if not `curved`."""
     base = Mixture(*head.components(theta))
-    moments = _moments(tiles, base, index, level, curved)
+    entropy, energy = negative_entropy(base, max(level, 1) + 1, curved), _energy(tiles, base, index, level, curved)
+    value, slope, curvature = (part - other for part, other in zip(entropy, energy, strict=True))
 
-    def negative_elbo(point: Tensor, base: Mixture, moments: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        mixture = Mixture(*head.components(point))
-        value, slope, curvature = moments
-        move = _affine(mixture) - _affine(base)
-        linear = (slope * move).sum((-2, -1))
-        bent = torch.einsum("kac,kacbd,kbd->k", move, curvature, move) / 2
-        return mixture.prior_kl(level) - (mixture.log_weights.exp() * (value + linear + bent)).sum()
+    def point(theta: Tensor) -> Tensor:
+        return coordinates(Mixture(*head.components(theta)))
 
-    def divergence(point: Tensor, base: Mixture) -> Tensor:
-        """An upper bound of KL(q0 || q), exact for one Gaussian: that of the pairs of components."""
-        mixture = Mixture(*head.components(point))
-        parts = gaussian_kl_tril(base.locs, base.trils, mixture.locs, mixture.trils)
-        return (base.log_weights.exp() * (parts + base.log_weights - mixture.log_weights)).sum()
-
-    gradient, value = vmap(grad_and_value(negative_elbo))(theta, base, moments)
-    second = vmap(jacrev(grad(negative_elbo)))(theta, base, moments)
-    metric = vmap(jacrev(grad(divergence)))(theta, base)
+    chart = vmap(jacrev(point))(theta)
+    gradient, second = (slope[:, None] @ chart).mT, chart.mT @ curvature @ chart
+    if curved:
+        second = second + vmap(jacrev(grad(lambda theta, slope: point(theta) @ slope)))(theta, slope)
+    metric = _fisher(base, chart)
+    # of directions that leave q as it is, such as a shift of all logits, a metric knows nothing
+    metric = metric + RIDGE * torch.diag_embed(torch.diagonal(metric, dim1=1, dim2=2))
     usable = value.isfinite() & second.isfinite().all(-1).all(-1) & metric.isfinite().all(-1).all(-1)
     root, info = torch.linalg.cholesky_ex(
         torch.where(usable[:, None, None], metric, torch.eye(theta.shape[-1]).to(metric))
     )
     usable = usable & (info == 0)
-    gradient = torch.linalg.solve_triangular(root, gradient[..., None], upper=False).squeeze(-1)
+    gradient = torch.linalg.solve_triangular(root, gradient, upper=False).squeeze(-1)
     half = torch.linalg.solve_triangular(root, (second + second.mT) / 2, upper=False)
     second = torch.linalg.solve_triangular(root, half.mT, upper=False)
     nan = torch.full_like(gradient, torch.nan)
@@ -242,9 +233,45 @@ def _look(tiles: Tiles, head: Head, theta: Tensor, index: Tensor, level: int, cu
     return Climb(-value, gradient, (second + second.mT) / 2, root, torch.zeros_like(usable))
 
 
-def _affine(mixture: Mixture) -> Tensor:
-    """`[loc, L]` `(..., K, D, 1 + D)`: a point of a component is its product with `(1, e)`."""
-    return torch.cat([mixture.locs[..., None], mixture.trils], -1)
+def _fisher(base: Mixture, chart: Tensor) -> Tensor:
+    """Information on the parameters in a draw and the component it came from, no less than in the draw, `(N, P, P)`.
+
+    The sum over components of `w_k (d log w_k^2 + |L_k^-1 [dm_k, dL_k]|^2 + tr(L_k^-1 dL_k L_k^-1 dL_k))`.
+
+    Args:
+        base: `N` mixtures.
+        chart: derivatives of their `coordinates` by the parameters, `(N, C, P)`.
+    """
+    num, dim = base.locs.shape[1:]
+    root = (base.log_weights / 2).exp()
+    weight = root[..., None] * chart[:, :num]
+    move = chart[:, num:].unflatten(1, (num, dim, -1))
+    move = root[..., None, None, None] * torch.einsum("nkde,nkecp->nkdcp", inverted(base.trils), move)
+    own = move[..., 1:, :]
+    turned = own.transpose(2, 3)
+    return sum(
+        (part.flatten(1, -2).mT @ other.flatten(1, -2) for part, other in ((move, move), (turned, own))),
+        weight.mT @ weight,
+    )
+
+
+def _energy(tiles: Tiles, base: Mixture, index: Tensor, level: int, curved: bool) -> Expansion:
+    """E_q[log p(x, z)]."""
+    value, slope, curvature = _moments(tiles, base, index, level, curved)
+    at, num = affine(base).flatten(2), base.locs.shape[1]
+    size = at.shape[-1]
+    each = at.new_zeros(*at.shape[:2], 1 + size, 1 + size)
+    each[..., 0, 0] = value - at.square().sum(-1) / 2 - base.locs.shape[-1] * LOG_2PI / 2
+    each[..., 0, 1:] = each[..., 1:, 0] = slope.flatten(2) - at
+    each[..., 1:, 1:] = curvature.flatten(4).flatten(2, 3) - torch.eye(size).to(at)
+    each *= base.log_weights.exp()[..., None, None]
+    rest = torch.arange(num * size, device=at.device).reshape(num, size)
+    place = torch.cat([torch.arange(num, device=at.device)[:, None], num + rest], -1)
+    whole = at.new_zeros(len(at), place.numel(), place.numel())
+    whole[:, place[:, :, None], place[:, None, :]] = each
+    slopes = at.new_zeros(len(at), place.numel())
+    slopes[:, place] = each[..., 0, :]
+    return Expansion(each[..., 0, 0].sum(-1), slopes, whole)
 
 
 def _moments(tiles: Tiles, base: Mixture, index: Tensor, level: int, curved: bool) -> tuple[Tensor, Tensor, Tensor]:
