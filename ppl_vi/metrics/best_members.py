@@ -21,6 +21,7 @@ RIVAL = 0.2  # nats: an optimum that much lower by the coarse rule may still win
 SETTLED = 3e-8  # nats that a finer rule would still climb
 TOLERANCE = 1e-10  # nats, of Newton's method
 ACCEPTED = 1e-6  # relative to max(1, |ELBO|): a larger error of quadrature is reported as no convergence
+ALIKE = 0.01  # nats that two densities of one optimum differ by at most
 RIDGE = 1e-8  # of Fisher's metric, relative to each parameter's own
 MAX_STEPS = 100
 COARSE = 2  # the last level for which the coarsest lattice will do
@@ -106,12 +107,33 @@ def _best(value: Tensor, index: Tensor, num_problems: int) -> Tensor:
 
 def _rough(tiles: Tiles, head: Head, theta: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     """Climbs from every start by the coarsest rule; each problem's best optimum and its rivals go on."""
-    theta, _ = ascend(tiles, head, theta, index, 0, ROUGH)
-    value = rough_elbo(tiles, head, theta, index)
-    best = _best(value, index, tiles.target.num_problems)[index]
-    other = (theta - theta[best]).abs().amax(-1) > 0.01
-    kept = (best == torch.arange(len(index), device=index.device)) | (other & (value > value[best] - RIVAL))
+    theta, climb = ascend(tiles, head, theta, index, 0, ROUGH)
+    kept = _rivals(head, theta, index, climb.value, RIVAL)
     return theta[kept], index[kept]
+
+
+@torch.no_grad()
+def _rivals(head: Head, theta: Tensor, index: Tensor, value: Tensor, within: float) -> Tensor:
+    """Rows of the different q of each problem whose values are within reach of its best, in order."""
+    mixture, num = Mixture(*head.components(theta)), int(index.max()) + 1
+    value = torch.where(value.isnan(), -torch.inf, value)
+    pending, kept = torch.arange(len(index), device=index.device), []
+    top = value[_best(value, index, num)][index] if len(index) else value
+    pending = pending[(value >= top - within)[pending]]
+    while len(pending):
+        found, group = index[pending].unique(return_inverse=True)
+        best = pending[_best(value[pending], group, len(found))]
+        kept.append(best)
+        pending = pending[~_alike(mixture.rows(pending), mixture.rows(best[group]))]
+    return torch.cat(kept).sort().values
+
+
+def _alike(one: Mixture, other: Mixture) -> Tensor:
+    """Whether two mixtures have one density, however their components are numbered, `(N,)`."""
+    middle = other.locs.flatten(1, -2)
+    spread = (other.locs[:, :, None] + 2 * other.trils.mT).flatten(1, 2)
+    z = torch.cat([middle, spread, 2 * other.locs.repeat_interleave(other.locs.shape[-1], 1) - spread], 1)
+    return (one.log_prob(z) - other.log_prob(z)).abs().amax(-1) < ALIKE
 
 
 def _polish(tiles: Tiles, head: Head, theta: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
@@ -207,7 +229,7 @@ def ascend(
 def _look(tiles: Tiles, head: Head, theta: Tensor, index: Tensor, level: int, curved: bool = True) -> Climb:
     """Value, and gradient and Hessian of minus the ELBO in Fisher's units; the Hessian is 0 if not `curved`."""
     base = Mixture(*head.components(theta))
-    entropy, energy = negative_entropy(base, max(level, 1) + 1, curved), _energy(tiles, base, index, level, curved)
+    entropy, energy = negative_entropy(base, level + 1, curved), _energy(tiles, base, index, level, curved)
     value, slope, curvature = (part - other for part, other in zip(entropy, energy, strict=True))
 
     def point(theta: Tensor) -> Tensor:

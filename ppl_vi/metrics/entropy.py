@@ -25,6 +25,9 @@ from ppl_vi.metrics.tiles import inverted
 from ppl_vi.target import LOG_2PI
 
 
+REACH = (5.0, 5.0, 5.5, 6.0, 6.5, 7.0)  # of each level's nodes, standard deviations
+
+
 class Expansion(NamedTuple):
     """A function of `N` mixtures with its derivatives in their `C = K + K D (1 + D)` coordinates."""
 
@@ -75,7 +78,7 @@ def negative_entropy(mixture: Mixture, level: int, curved: bool = True) -> Expan
         curved: whether the second derivatives are wanted; they are 0 otherwise.
     """
     moves = _moves(mixture)
-    sums = _sums(mixture, moves.white, _levels(moves.white, level), curved)
+    sums = _sums(mixture, moves.white, level, curved)
     first, second = _products(mixture.locs.shape[-1])
     share, twice = mixture.log_weights.exp(), sums.second[..., first, second]
     each = torch.einsum("nk,nkju,nkjup->nkp", share, twice, moves.log_density)
@@ -91,6 +94,14 @@ def negative_entropy(mixture: Mixture, level: int, curved: bool = True) -> Expan
     return Expansion(held.sum(-1), slope, curvature)
 
 
+@lru_cache
+def _rule(level: int, finer: int, dim: int) -> tuple[Tensor, Tensor]:
+    """The rule of level `finer`, without the nodes that are too far out to matter for one of `level`."""
+    nodes, weights = rule(finer, dim)
+    kept = nodes.square().sum(-1) <= REACH[min(level, len(REACH) - 1)] ** 2
+    return nodes[kept], weights[kept] / weights[kept].sum()
+
+
 def _levels(white: Tensor, level: int) -> Tensor:
     """The level of each component's rule, `(N, K)`: the spacing shrinks as the narrowest component it sees, by powers of
     `1 / sqrt(2)`."""
@@ -103,17 +114,17 @@ def _levels(white: Tensor, level: int) -> Tensor:
     return (level + (2 * stretch - math.log2(dim) / 2).ceil().clamp(min=0)).clamp(max=num_levels(dim) - 1).long()
 
 
-def _sums(mixture: Mixture, white: Tensor, levels: Tensor, curved: bool) -> Sums:
+def _sums(mixture: Mixture, white: Tensor, level: int, curved: bool) -> Sums:
     """Over the nodes of each component; those of four coordinates are 0 if not `curved`."""
-    dim = mixture.locs.shape[-1]
+    dim, levels = mixture.locs.shape[-1], _levels(white, level)
     log_scale = torch.diagonal(mixture.trils, dim1=-2, dim2=-1).log().sum(-1)
     constant = (mixture.log_weights - log_scale - dim * LOG_2PI / 2)[:, None].expand(white.shape[:3])
     white, constant, flat = white.flatten(0, 1), constant.flatten(0, 1), levels.flatten()
     found: list[Tensor] = []
     order: list[Tensor] = []
-    for level in flat.unique().tolist():
-        nodes, weights = (part.to(white) for part in rule(level, dim))
-        rows = (flat == level).nonzero()[:, 0]
+    for finer in flat.unique().tolist():
+        nodes, weights = (part.to(white) for part in _rule(level, finer, dim))
+        rows = (flat == finer).nonzero()[:, 0]
         for block in blocks(len(rows), len(nodes)):
             order.append(rows[block])
             found.append(_summed(white[rows[block]], constant[rows[block]], nodes, weights, curved))
