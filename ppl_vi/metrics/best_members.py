@@ -229,7 +229,7 @@ def ascend(
 def _look(tiles: Tiles, head: Head, theta: Tensor, index: Tensor, level: int, curved: bool = True) -> Climb:
     """Value, and gradient and Hessian of minus the ELBO in Fisher's units; the Hessian is 0 if not `curved`."""
     base = Mixture(*head.components(theta))
-    entropy, energy = negative_entropy(base, level + 1, curved), _energy(tiles, base, index, level, curved)
+    entropy, energy = negative_entropy(base, max(level, 1), curved), _energy(tiles, base, index, level, curved)
     value, slope, curvature = (part - other for part, other in zip(entropy, energy, strict=True))
 
     def point(theta: Tensor) -> Tensor:

@@ -125,7 +125,7 @@ def _sums(mixture: Mixture, white: Tensor, level: int, curved: bool) -> Sums:
     for finer in flat.unique().tolist():
         nodes, weights = (part.to(white) for part in _rule(level, finer, dim))
         rows = (flat == finer).nonzero()[:, 0]
-        for block in blocks(len(rows), len(nodes)):
+        for block in blocks(len(rows), len(nodes) * white.shape[1]):
             order.append(rows[block])
             found.append(_summed(white[rows[block]], constant[rows[block]], nodes, weights, curved))
     sums = torch.cat(found)[torch.cat(order).argsort()].unflatten(0, levels.shape)
@@ -139,8 +139,10 @@ def _summed(white: Tensor, constant: Tensor, nodes: Tensor, weights: Tensor, cur
     """The sums for a few components with one rule, one after another in a row, `(M, 1 + K U + K (K - 1) / 2 V)`."""
     c = torch.cat([torch.ones_like(nodes[:, :1]), nodes], -1)
     log_density = constant[..., None] - (white @ c.T).square().sum(-2) / 2
-    log_q = log_density.logsumexp(1)
-    share = (log_density - log_q[:, None]).exp()
+    most = log_density.amax(1, keepdim=True)
+    share = (log_density - most).exp()
+    total = share.sum(1, keepdim=True)
+    log_q, share = (most + total.log())[:, 0], share / total
     i, j = torch.triu_indices(share.shape[1], share.shape[1], 1)
     first = (log_q @ weights)[:, None]
     second = share @ (weights[:, None] * c[:, _multiples(nodes.shape[-1], 2)].prod(-1))
