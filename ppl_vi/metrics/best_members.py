@@ -12,7 +12,7 @@ from ppl_vi.guides.amortized import Head
 from ppl_vi.metrics.entropy import Expansion, affine, coordinates, negative_entropy
 from ppl_vi.metrics.expectation import Mixture, blocks, log_likelihood_at, num_levels, rule
 from ppl_vi.metrics.starts import candidates
-from ppl_vi.metrics.tiles import Gaussians, Tiles, inverted, rough_elbo, stein, tiled_elbo
+from ppl_vi.metrics.tiles import Gaussians, Tiles, inverted, stein, tiled_elbo
 from ppl_vi.newton import descent_step, predicted_gain
 from ppl_vi.target import LOG_2PI, Target
 
@@ -235,10 +235,13 @@ def _look(tiles: Tiles, head: Head, theta: Tensor, index: Tensor, level: int, cu
     def point(theta: Tensor) -> Tensor:
         return coordinates(Mixture(*head.components(theta)))
 
+    def along(theta: Tensor, slope: Tensor) -> Tensor:
+        return point(theta) @ slope
+
     chart = vmap(jacrev(point))(theta)
     gradient, second = (slope[:, None] @ chart).mT, chart.mT @ curvature @ chart
     if curved:
-        second = second + vmap(jacrev(grad(lambda theta, slope: point(theta) @ slope)))(theta, slope)
+        second = second + vmap(jacrev(grad(along)))(theta, slope)
     metric = _fisher(base, chart)
     # of directions that leave q as it is, such as a shift of all logits, a metric knows nothing
     metric = metric + RIDGE * torch.diag_embed(torch.diagonal(metric, dim1=1, dim2=2))

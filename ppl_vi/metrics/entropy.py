@@ -1,8 +1,8 @@
 """E_q[log q] of mixtures of Gaussians, with its first and second derivatives by hand.
 
 A mixture's coordinates are its log weights and, of each component, `[loc, L]`, which takes `c = (1, e)` to a point.
-At the point of node c of component k, `l_j = log w_j + log Normal(L_k e + loc_k; loc_j, L_j L_j')` is quadratic in c and
-log q the logarithm of sum_j exp(l_j). With the responsibilities r_j = exp(l_j) / q,
+At the point of node c of component k, `l_j = log w_j + log Normal(L_k e + loc_k; loc_j, L_j L_j')` is quadratic in c,
+and log q the logarithm of sum_j exp(l_j). With the responsibilities r_j = exp(l_j) / q,
 
     d log q  = sum_j r_j dl_j,
     d2 log q = sum_j r_j d2l_j + sum_{i<j} r_i r_j (dl_i - dl_j) (dl_i - dl_j)',
@@ -23,7 +23,6 @@ from torch import Tensor
 from ppl_vi.metrics.expectation import Mixture, blocks, num_levels, rule
 from ppl_vi.metrics.tiles import inverted
 from ppl_vi.target import LOG_2PI
-
 
 REACH = (5.0, 5.0, 5.5, 6.0, 6.5, 7.0)  # of each level's nodes, standard deviations
 
@@ -103,7 +102,7 @@ def _rule(level: int, finer: int, dim: int) -> tuple[Tensor, Tensor]:
 
 
 def _levels(white: Tensor, level: int) -> Tensor:
-    """The level of each component's rule, `(N, K)`: the spacing shrinks as the narrowest component it sees, by powers of
+    """The level of each component's rule, `(N, K)`: the spacing shrinks as the narrowest component does, by powers of
     `1 / sqrt(2)`."""
     dim = white.shape[-2]
     if white.shape[1] == 1:

@@ -17,7 +17,7 @@ from ppl_vi.guides.amortized import AMORTIZED, Head
 from ppl_vi.guides.amortized.diagonal import Diagonal
 from ppl_vi.guides.amortized.full import Full
 from ppl_vi.metrics.amortization import amortized_gaps, iwae
-from ppl_vi.metrics.best_members import _look, ascend, best_members, embed
+from ppl_vi.metrics.best_members import _look, _rivals, ascend, best_members, embed
 from ppl_vi.metrics.expectation import Mixture, elbo, settled_prior_kl
 from ppl_vi.metrics.gaussian import gaussian_kl
 from ppl_vi.metrics.lattice import divergences
@@ -263,6 +263,25 @@ def test_a_mixture_has_the_same_gap_by_both_rules_and_beats_one_gaussian() -> No
     one = best_members(of, Diagonal(1), local[:, [1, 3]])
     assert (card.best_elbo > one.elbo.numpy() + 0.3).all()
     assert (card.approximation > -1e-7).all()
+
+
+def test_a_shift_of_all_logits_does_not_stop_the_search() -> None:
+    linear, head = Linear(1), AMORTIZED["mixture"](1)
+    seen = _look(Tiles(linear.target), head, linear.perturbed(head), torch.arange(NUM_DATA), 2)
+    assert seen.gradient.isfinite().all()
+    # in Fisher's units curvatures are a few, but for what rounding makes of 0 / 1e-8
+    assert float(seen.hessian.abs().max()) < 1e3
+
+
+def test_an_optimum_whose_components_are_numbered_otherwise_is_the_same() -> None:
+    head = AMORTIZED["mixture"](2)
+    generator = torch.Generator().manual_seed(2)
+    one, other = torch.randn(2, head.num_outputs, dtype=torch.float64, generator=generator)
+    turned = torch.cat([one[:4].roll(1), one[4:].reshape(4, 5).roll(1, 0).flatten()])
+    theta, index = torch.stack([one, turned, other, one]), torch.tensor([0, 0, 0, 1])
+    value = torch.tensor([1.0, 1.0 + 1e-9, 0.9, -3.0]).double()
+    assert _rivals(head, theta, index, value, 0.2).tolist() == [1, 2, 3]
+    assert _rivals(head, theta, index, value, 0.05).tolist() == [1, 3]
 
 
 def test_the_prior_kl_of_a_mixture_is_that_of_a_fine_grid() -> None:
