@@ -97,6 +97,8 @@ def negative_entropy(mixture: Mixture, level: int, curved: bool = True) -> Expan
 def _rule(level: int, finer: int, dim: int) -> tuple[Tensor, Tensor]:
     """The rule of level `finer`, without the nodes that are too far out to matter for one of `level`."""
     nodes, weights = rule(finer, dim)
+    if not finer:  # one Gaussian's, exact as it is
+        return nodes, weights
     kept = nodes.square().sum(-1) <= REACH[min(level, len(REACH) - 1)] ** 2
     return nodes[kept], weights[kept] / weights[kept].sum()
 
