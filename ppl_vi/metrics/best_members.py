@@ -12,7 +12,7 @@ from ppl_vi.guides.amortized import Head
 from ppl_vi.metrics.entropy import Expansion, affine, coordinates, negative_entropy
 from ppl_vi.metrics.expectation import Mixture, blocks, log_likelihood_at, num_levels, rule
 from ppl_vi.metrics.starts import candidates
-from ppl_vi.metrics.tiles import Gaussians, Tiles, inverted, stein, tiled_elbo
+from ppl_vi.metrics.tiles import MOST_TILES, Gaussians, Tiles, inverted, stein, tiled_elbo
 from ppl_vi.newton import descent_step, predicted_gain
 from ppl_vi.target import LOG_2PI, Target
 
@@ -24,6 +24,9 @@ ACCEPTED = 1e-6  # relative to max(1, |ELBO|): a larger error of quadrature is r
 ALIKE = 0.01  # nats that two densities of one optimum differ by at most
 RIDGE = 1e-8  # of Fisher's metric, relative to each parameter's own
 MAX_STEPS = 100
+ROUNDS = ((6, 3.0), (6, 1.0), (12, RIVAL), (MAX_STEPS, RIVAL))  # first search: steps, nats its rivals are within
+LIGHTEST = 0.01  # a component's odds count as if it weighed no less
+SMALL = 128  # tiles of a mixture's component on the coarsest lattice: only one thin or far too long has more
 COARSE = 2  # the last level for which the coarsest lattice will do
 
 
@@ -35,7 +38,8 @@ class BestMembers:
         local: its local parameters, `(B, num_outputs)`.
         elbo: its ELBO, by lattices that were refined until they agreed, `(B,)`, nats.
         elbo_error: of quadrature, `(B,)`, nats.
-        converged: whether Newton's method arrived and two rules agree on where, `(B,)`.
+        converged: whether a further step promises no more than `ACCEPTED`, by the last rule and by the next finer,
+            and the error is no larger, `(B,)`: flat directions, as of equal components, do not count.
     """
 
     local: Tensor
@@ -77,10 +81,10 @@ def best_members(
     theta = torch.cat([given.flatten(0, 1), found])
     index = torch.cat([everyone.repeat_interleave(given.shape[1]), index])
     theta, index = _rough(tiles, head, theta, index)
-    theta, arrived = _polish(tiles, head, theta, index)
+    theta, index, promise = _polish(tiles, head, theta, index)
     final = tiled_elbo(tiles, head, theta, index)
     chosen = _best(final.value, index, len(local))
-    sure = arrived[chosen] & (final.error[chosen] <= ACCEPTED * final.value[chosen].abs().clamp(min=1))
+    sure = torch.maximum(promise, final.error)[chosen] <= ACCEPTED * final.value[chosen].abs().clamp(min=1)
     return BestMembers(theta[chosen], final.value[chosen], final.error[chosen], sure)
 
 
@@ -106,10 +110,17 @@ def _best(value: Tensor, index: Tensor, num_problems: int) -> Tensor:
 
 
 def _rough(tiles: Tiles, head: Head, theta: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Climbs from every start by the coarsest rule; each problem's best optimum and its rivals go on."""
-    theta, climb = ascend(tiles, head, theta, index, 0, ROUGH)
-    kept = _rivals(head, theta, index, climb.value, RIVAL)
-    return theta[kept], index[kept]
+    """Climbs from every start by the coarsest rule; each problem's best optimum and its rivals go on.
+
+    Climbs that have met, and those that fell far behind, are dropped between the rounds.
+    """
+    for steps, within in ROUNDS:
+        theta, climb = ascend(tiles, head, theta, index, 0, ROUGH, steps)
+        kept = _rivals(head, theta, index, climb.value, within)
+        theta, index = theta[kept], index[kept]
+        if bool(climb.converged[kept].all()):
+            break
+    return theta, index
 
 
 @torch.no_grad()
@@ -136,21 +147,30 @@ def _alike(one: Mixture, other: Mixture) -> Tensor:
     return (one.log_prob(z) - other.log_prob(z)).abs().amax(-1) < ALIKE
 
 
-def _polish(tiles: Tiles, head: Head, theta: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Climbs by finer and finer rules until the next would not climb farther; and whether that came, `(N,)`."""
-    pending = torch.arange(len(index), device=index.device)
+def _polish(tiles: Tiles, head: Head, theta: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Climbs by finer and finer rules until the next would not climb farther.
+
+    As the rules' errors fall, so does how far behind a rival may be.
+
+    Returns:
+        The optima that are left, the problem of each, and what a further step promises by the last rule or the
+        next, `(M,)`, nats.
+    """
+    value, promise = torch.zeros_like(theta[:, 0]), torch.full_like(theta[:, 0], torch.inf)
     settled = torch.zeros_like(index, dtype=torch.bool)
     for level in range(2, num_levels(tiles.dim) - 1):
+        pending = (~settled).nonzero()[:, 0]
         found, climb = ascend(tiles, head, theta[pending], index[pending], level, TOLERANCE)
-        theta = theta.index_copy(0, pending, found)
+        theta, value = theta.index_copy(0, pending, found), value.index_copy(0, pending, climb.value)
         finer = _look(tiles, head, found, index[pending], level + 1, curved=False)
-        left = predicted_gain(finer.gradient, climb.hessian)
-        done = climb.converged & (left <= SETTLED * climb.value.abs().clamp(min=1))
-        settled[pending] = done
-        pending = pending[~done]
-        if not len(pending):
+        gains = [predicted_gain(gradient, climb.hessian) for gradient in (climb.gradient, finer.gradient)]
+        promise = promise.index_copy(0, pending, torch.maximum(*gains))
+        settled = promise <= SETTLED * value.abs().clamp(min=1)
+        kept = _rivals(head, theta, index, value, RIVAL * 0.1 ** (level - 1))
+        theta, index, value, promise, settled = (part[kept] for part in (theta, index, value, promise, settled))
+        if bool(settled.all()):
             break
-    return theta, settled
+    return theta, index, promise
 
 
 @dataclass
@@ -182,8 +202,8 @@ def ascend(
 ) -> tuple[Tensor, Climb]:
     """Newton's method in a trust region for the ELBO by one rule.
 
-    Steps are measured by the Fisher information: a step of length d changes q by d^2 / 2 nats, however narrow it is.
-    Only the climbs that have not arrived are computed.
+    Steps are measured by the Fisher information: one of length d changes q by d^2 / 2 nats at most, however narrow it
+    is. Only the climbs that have not arrived are computed.
 
     Args:
         tiles: of the target.
@@ -259,19 +279,21 @@ def _look(tiles: Tiles, head: Head, theta: Tensor, index: Tensor, level: int, cu
 
 
 def _fisher(base: Mixture, chart: Tensor) -> Tensor:
-    """Information on the parameters in a draw and the component it came from, no less than in the draw, `(N, P, P)`.
+    """A bound on Fisher's information on the parameters in a draw, `(N, P, P)`.
 
-    The sum over components of `w_k (d log w_k^2 + |L_k^-1 [dm_k, dL_k]|^2 + tr(L_k^-1 dL_k L_k^-1 dL_k))`.
+    The sum over components of `v_k d log w_k^2 + |L_k^-1 [dm_k, dL_k]|^2 + tr(L_k^-1 dL_k L_k^-1 dL_k)`, with v_k = w_k
+    but no less than `LIGHTEST`. With the factor w_k before the whole, and v_k = w_k, it would be the information in a
+    draw and the component it came from. But where a component has hardly any weight, that lets a step carry it out of
+    sight, and makes slopes out of rounding: in units of w_k^(1/2) these are rounding's 1e-15 / w_k^(1/2).
 
     Args:
         base: `N` mixtures.
         chart: derivatives of their `coordinates` by the parameters, `(N, C, P)`.
     """
     num, dim = base.locs.shape[1:]
-    root = (base.log_weights / 2).exp()
-    weight = root[..., None] * chart[:, :num]
+    weight = base.log_weights.exp().clamp(min=LIGHTEST).sqrt()[..., None] * chart[:, :num]
     move = chart[:, num:].unflatten(1, (num, dim, -1))
-    move = root[..., None, None, None] * torch.einsum("nkde,nkecp->nkdcp", inverted(base.trils), move)
+    move = torch.einsum("nkde,nkecp->nkdcp", inverted(base.trils), move)
     own = move[..., 1:, :]
     turned = own.transpose(2, 3)
     return sum(
@@ -306,7 +328,9 @@ def _moments(tiles: Tiles, base: Mixture, index: Tensor, level: int, curved: boo
     """
     degree = 4 if curved else 2
     gaussians = Gaussians.of(base, index)
-    value, sums = tiles.moments(gaussians, max(level - COARSE, 0), degree)
+    finer = max(level - COARSE, 0)
+    most = MOST_TILES if base.locs.shape[1] == 1 else min(SMALL << tiles.dim * finer, MOST_TILES)
+    value, sums = tiles.moments(gaussians, finer, degree, most)
     inverse = inverted(gaussians.tril)
     first, second = (part.to(base.locs) for part in stein(tiles.dim, degree))
     slope = torch.einsum("mia,mk,kic->mac", inverse, sums, first)
