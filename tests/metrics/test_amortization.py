@@ -265,6 +265,32 @@ def test_a_mixture_has_the_same_gap_by_both_rules_and_beats_one_gaussian() -> No
     assert (card.approximation > -1e-7).all()
 
 
+def test_a_mixtures_best_is_no_worse_than_one_gaussians() -> None:
+    of = two_hills(torch.tensor([[2.0], [0.5]]).double())
+    truth, head = truth_of(of, torch.zeros(2).double()), AMORTIZED["mixture"](1)
+    local = head.initial(torch.tensor([[-1.5], [0.3]]).double(), 20 * torch.ones(2, 1, 1).double())
+    others = {name: AMORTIZED[name](1) for name in ("diagonal", "full")}
+    card = amortized_gaps(of, truth, head, local, others=others, num_repeats=2)
+    for value in card.best_elbo_by_family.values():
+        assert (card.best_elbo >= value - card.best_elbo_error - 1e-8).all()
+    assert (card.best_elbo - card.best_elbo_by_family["full"]).max() > 0.5
+
+
+def test_an_optimum_that_four_components_share_is_certified() -> None:
+    linear, head = Linear(1), AMORTIZED["mixture"](1)
+    best = best_members(linear.target, head, linear.perturbed(head))
+    assert best.converged.all()
+    torch.testing.assert_close(best.elbo, linear.log_evidence, rtol=0, atol=1e-7)
+
+
+def test_a_light_component_takes_no_long_steps() -> None:
+    linear, head = Linear(1), AMORTIZED["mixture"](1)
+    local = linear.perturbed(head)
+    local[:, 0] = -60.0
+    seen = _look(Tiles(linear.target), head, local, torch.arange(NUM_DATA), 2)
+    assert float(torch.linalg.inv(seen.metric).abs().max()) < 1e5  # in units of the weight's root, 1e13
+
+
 def test_a_shift_of_all_logits_does_not_stop_the_search() -> None:
     linear, head = Linear(1), AMORTIZED["mixture"](1)
     seen = _look(Tiles(linear.target), head, linear.perturbed(head), torch.arange(NUM_DATA), 2)
