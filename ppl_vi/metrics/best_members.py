@@ -6,22 +6,27 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import grad, grad_and_value, jacrev, vmap
+from torch.func import grad, jacrev, vmap
 
 from ppl_vi.guides.amortized import Head
+from ppl_vi.metrics.entropy import Expansion, affine, coordinates, negative_entropy
 from ppl_vi.metrics.expectation import Mixture, blocks, log_likelihood_at, num_levels, rule
-from ppl_vi.metrics.gaussian import gaussian_kl_tril
 from ppl_vi.metrics.starts import candidates
-from ppl_vi.metrics.tiles import Gaussians, Tiles, inverted, rough_elbo, stein, tiled_elbo
+from ppl_vi.metrics.tiles import MOST_TILES, Gaussians, Tiles, inverted, stein, tiled_elbo
 from ppl_vi.newton import descent_step, predicted_gain
-from ppl_vi.target import Target
+from ppl_vi.target import LOG_2PI, Target
 
 ROUGH = 1e-6  # nats, of the first search
 RIVAL = 0.2  # nats: an optimum that much lower by the coarse rule may still win by a finer one
 SETTLED = 3e-8  # nats that a finer rule would still climb
 TOLERANCE = 1e-10  # nats, of Newton's method
 ACCEPTED = 1e-6  # relative to max(1, |ELBO|): a larger error of quadrature is reported as no convergence
+ALIKE = 0.01  # nats that two densities of one optimum differ by at most
+RIDGE = 1e-8  # of Fisher's metric, relative to each parameter's own
 MAX_STEPS = 100
+ROUNDS = ((6, 3.0), (6, 1.0), (12, RIVAL), (MAX_STEPS, RIVAL))  # first search: steps, nats its rivals are within
+LIGHTEST = 0.01  # a component's odds count as if it weighed no less
+SMALL = 128  # tiles of a mixture's component on the coarsest lattice: only one thin or far too long has more
 COARSE = 2  # the last level for which the coarsest lattice will do
 
 
@@ -33,7 +38,8 @@ class BestMembers:
         local: its local parameters, `(B, num_outputs)`.
         elbo: its ELBO, by lattices that were refined until they agreed, `(B,)`, nats.
         elbo_error: of quadrature, `(B,)`, nats.
-        converged: whether Newton's method arrived and two rules agree on where, `(B,)`.
+        converged: whether a further step promises no more than `ACCEPTED`, by the last rule and by the next finer,
+            and the error is no larger, `(B,)`: flat directions, as of equal components, do not count.
     """
 
     local: Tensor
@@ -75,10 +81,10 @@ def best_members(
     theta = torch.cat([given.flatten(0, 1), found])
     index = torch.cat([everyone.repeat_interleave(given.shape[1]), index])
     theta, index = _rough(tiles, head, theta, index)
-    theta, arrived = _polish(tiles, head, theta, index)
+    theta, index, promise = _polish(tiles, head, theta, index)
     final = tiled_elbo(tiles, head, theta, index)
     chosen = _best(final.value, index, len(local))
-    sure = arrived[chosen] & (final.error[chosen] <= ACCEPTED * final.value[chosen].abs().clamp(min=1))
+    sure = torch.maximum(promise, final.error)[chosen] <= ACCEPTED * final.value[chosen].abs().clamp(min=1)
     return BestMembers(theta[chosen], final.value[chosen], final.error[chosen], sure)
 
 
@@ -104,30 +110,67 @@ def _best(value: Tensor, index: Tensor, num_problems: int) -> Tensor:
 
 
 def _rough(tiles: Tiles, head: Head, theta: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Climbs from every start by the coarsest rule; each problem's best optimum and its rivals go on."""
-    theta, _ = ascend(tiles, head, theta, index, 0, ROUGH)
-    value = rough_elbo(tiles, head, theta, index)
-    best = _best(value, index, tiles.target.num_problems)[index]
-    other = (theta - theta[best]).abs().amax(-1) > 0.01
-    kept = (best == torch.arange(len(index), device=index.device)) | (other & (value > value[best] - RIVAL))
-    return theta[kept], index[kept]
+    """Climbs from every start by the coarsest rule; each problem's best optimum and its rivals go on.
+
+    Climbs that have met, and those that fell far behind, are dropped between the rounds.
+    """
+    for steps, within in ROUNDS:
+        theta, climb = ascend(tiles, head, theta, index, 0, ROUGH, steps)
+        kept = _rivals(head, theta, index, climb.value, within)
+        theta, index = theta[kept], index[kept]
+        if bool(climb.converged[kept].all()):
+            break
+    return theta, index
 
 
-def _polish(tiles: Tiles, head: Head, theta: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Climbs by finer and finer rules until the next would not climb farther; and whether that came, `(N,)`."""
-    pending = torch.arange(len(index), device=index.device)
+@torch.no_grad()
+def _rivals(head: Head, theta: Tensor, index: Tensor, value: Tensor, within: float) -> Tensor:
+    """Rows of the different q of each problem whose values are within reach of its best, in order."""
+    mixture, num = Mixture(*head.components(theta)), int(index.max()) + 1
+    value = torch.where(value.isnan(), -torch.inf, value)
+    pending, kept = torch.arange(len(index), device=index.device), []
+    top = value[_best(value, index, num)][index] if len(index) else value
+    pending = pending[(value >= top - within)[pending]]
+    while len(pending):
+        found, group = index[pending].unique(return_inverse=True)
+        best = pending[_best(value[pending], group, len(found))]
+        kept.append(best)
+        pending = pending[~_alike(mixture.rows(pending), mixture.rows(best[group]))]
+    return torch.cat(kept).sort().values
+
+
+def _alike(one: Mixture, other: Mixture) -> Tensor:
+    """Whether two mixtures have one density, however their components are numbered, `(N,)`."""
+    middle = other.locs.flatten(1, -2)
+    spread = (other.locs[:, :, None] + 2 * other.trils.mT).flatten(1, 2)
+    z = torch.cat([middle, spread, 2 * other.locs.repeat_interleave(other.locs.shape[-1], 1) - spread], 1)
+    return (one.log_prob(z) - other.log_prob(z)).abs().amax(-1) < ALIKE
+
+
+def _polish(tiles: Tiles, head: Head, theta: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Climbs by finer and finer rules until the next would not climb farther.
+
+    As the rules' errors fall, so does how far behind a rival may be.
+
+    Returns:
+        The optima that are left, the problem of each, and what a further step promises by the last rule or the
+        next, `(M,)`, nats.
+    """
+    value, promise = torch.zeros_like(theta[:, 0]), torch.full_like(theta[:, 0], torch.inf)
     settled = torch.zeros_like(index, dtype=torch.bool)
     for level in range(2, num_levels(tiles.dim) - 1):
+        pending = (~settled).nonzero()[:, 0]
         found, climb = ascend(tiles, head, theta[pending], index[pending], level, TOLERANCE)
-        theta = theta.index_copy(0, pending, found)
+        theta, value = theta.index_copy(0, pending, found), value.index_copy(0, pending, climb.value)
         finer = _look(tiles, head, found, index[pending], level + 1, curved=False)
-        left = predicted_gain(finer.gradient, climb.hessian)
-        done = climb.converged & (left <= SETTLED * climb.value.abs().clamp(min=1))
-        settled[pending] = done
-        pending = pending[~done]
-        if not len(pending):
+        gains = [predicted_gain(gradient, climb.hessian) for gradient in (climb.gradient, finer.gradient)]
+        promise = promise.index_copy(0, pending, torch.maximum(*gains))
+        settled = promise <= SETTLED * value.abs().clamp(min=1)
+        kept = _rivals(head, theta, index, value, RIVAL * 0.1 ** (level - 1))
+        theta, index, value, promise, settled = (part[kept] for part in (theta, index, value, promise, settled))
+        if bool(settled.all()):
             break
-    return theta, settled
+    return theta, index, promise
 
 
 @dataclass
@@ -159,8 +202,8 @@ def ascend(
 ) -> tuple[Tensor, Climb]:
     """Newton's method in a trust region for the ELBO by one rule.
 
-    Steps are measured by the Fisher information: a step of length d changes q by d^2 / 2 nats, however narrow it is.
-    Only the climbs that have not arrived are computed.
+    Steps are measured by the Fisher information: one of length d changes q by d^2 / 2 nats at most, however narrow it
+    is. Only the climbs that have not arrived are computed.
 
     Args:
         tiles: of the target.
@@ -204,37 +247,30 @@ def ascend(
 
 @torch.no_grad()
 def _look(tiles: Tiles, head: Head, theta: Tensor, index: Tensor, level: int, curved: bool = True) -> Climb:
-    """Value, and gradient and Hessian of minus the ELBO in Fisher's units.
-
-    The expected log likelihood is replaced by its second-order expansion in each component's location and scale, which
-    has the same derivatives in the local parameters, whatever the family makes of them.
-    """
+    """Value, and gradient and Hessian of minus the ELBO in Fisher's units; the Hessian is 0 if not `curved`."""
     base = Mixture(*head.components(theta))
-    moments = _moments(tiles, base, index, level, curved)
+    entropy, energy = negative_entropy(base, max(level, 1), curved), _energy(tiles, base, index, level, curved)
+    value, slope, curvature = (part - other for part, other in zip(entropy, energy, strict=True))
 
-    def negative_elbo(point: Tensor, base: Mixture, moments: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        mixture = Mixture(*head.components(point))
-        value, slope, curvature = moments
-        move = _affine(mixture) - _affine(base)
-        linear = (slope * move).sum((-2, -1))
-        bent = torch.einsum("kac,kacbd,kbd->k", move, curvature, move) / 2
-        return mixture.prior_kl(level) - (mixture.log_weights.exp() * (value + linear + bent)).sum()
+    def point(theta: Tensor) -> Tensor:
+        return coordinates(Mixture(*head.components(theta)))
 
-    def divergence(point: Tensor, base: Mixture) -> Tensor:
-        """An upper bound of KL(q0 || q), exact for one Gaussian: that of the pairs of components."""
-        mixture = Mixture(*head.components(point))
-        parts = gaussian_kl_tril(base.locs, base.trils, mixture.locs, mixture.trils)
-        return (base.log_weights.exp() * (parts + base.log_weights - mixture.log_weights)).sum()
+    def along(theta: Tensor, slope: Tensor) -> Tensor:
+        return point(theta) @ slope
 
-    gradient, value = vmap(grad_and_value(negative_elbo))(theta, base, moments)
-    second = vmap(jacrev(grad(negative_elbo)))(theta, base, moments)
-    metric = vmap(jacrev(grad(divergence)))(theta, base)
+    chart = vmap(jacrev(point))(theta)
+    gradient, second = (slope[:, None] @ chart).mT, chart.mT @ curvature @ chart
+    if curved:
+        second = second + vmap(jacrev(grad(along)))(theta, slope)
+    metric = _fisher(base, chart)
+    # of directions that leave q as it is, such as a shift of all logits, a metric knows nothing
+    metric = metric + RIDGE * torch.diag_embed(torch.diagonal(metric, dim1=1, dim2=2))
     usable = value.isfinite() & second.isfinite().all(-1).all(-1) & metric.isfinite().all(-1).all(-1)
     root, info = torch.linalg.cholesky_ex(
         torch.where(usable[:, None, None], metric, torch.eye(theta.shape[-1]).to(metric))
     )
     usable = usable & (info == 0)
-    gradient = torch.linalg.solve_triangular(root, gradient[..., None], upper=False).squeeze(-1)
+    gradient = torch.linalg.solve_triangular(root, gradient, upper=False).squeeze(-1)
     half = torch.linalg.solve_triangular(root, (second + second.mT) / 2, upper=False)
     second = torch.linalg.solve_triangular(root, half.mT, upper=False)
     nan = torch.full_like(gradient, torch.nan)
@@ -242,9 +278,47 @@ def _look(tiles: Tiles, head: Head, theta: Tensor, index: Tensor, level: int, cu
     return Climb(-value, gradient, (second + second.mT) / 2, root, torch.zeros_like(usable))
 
 
-def _affine(mixture: Mixture) -> Tensor:
-    """`[loc, L]` `(..., K, D, 1 + D)`: a point of a component is its product with `(1, e)`."""
-    return torch.cat([mixture.locs[..., None], mixture.trils], -1)
+def _fisher(base: Mixture, chart: Tensor) -> Tensor:
+    """A bound on Fisher's information on the parameters in a draw, `(N, P, P)`.
+
+    The sum over components of `v_k d log w_k^2 + |L_k^-1 [dm_k, dL_k]|^2 + tr(L_k^-1 dL_k L_k^-1 dL_k)`, with v_k = w_k
+    but no less than `LIGHTEST`. With the factor w_k before the whole, and v_k = w_k, it would be the information in a
+    draw and the component it came from. But where a component has hardly any weight, that lets a step carry it out of
+    sight, and makes slopes out of rounding: in units of w_k^(1/2) these are rounding's 1e-15 / w_k^(1/2).
+
+    Args:
+        base: `N` mixtures.
+        chart: derivatives of their `coordinates` by the parameters, `(N, C, P)`.
+    """
+    num, dim = base.locs.shape[1:]
+    weight = base.log_weights.exp().clamp(min=LIGHTEST).sqrt()[..., None] * chart[:, :num]
+    move = chart[:, num:].unflatten(1, (num, dim, -1))
+    move = torch.einsum("nkde,nkecp->nkdcp", inverted(base.trils), move)
+    own = move[..., 1:, :]
+    turned = own.transpose(2, 3)
+    return sum(
+        (part.flatten(1, -2).mT @ other.flatten(1, -2) for part, other in ((move, move), (turned, own))),
+        weight.mT @ weight,
+    )
+
+
+def _energy(tiles: Tiles, base: Mixture, index: Tensor, level: int, curved: bool) -> Expansion:
+    """E_q[log p(x, z)]."""
+    value, slope, curvature = _moments(tiles, base, index, level, curved)
+    at, num = affine(base).flatten(2), base.locs.shape[1]
+    size = at.shape[-1]
+    each = at.new_zeros(*at.shape[:2], 1 + size, 1 + size)
+    each[..., 0, 0] = value - at.square().sum(-1) / 2 - base.locs.shape[-1] * LOG_2PI / 2
+    each[..., 0, 1:] = each[..., 1:, 0] = slope.flatten(2) - at
+    each[..., 1:, 1:] = curvature.flatten(4).flatten(2, 3) - torch.eye(size).to(at)
+    each *= base.log_weights.exp()[..., None, None]
+    rest = torch.arange(num * size, device=at.device).reshape(num, size)
+    place = torch.cat([torch.arange(num, device=at.device)[:, None], num + rest], -1)
+    whole = at.new_zeros(len(at), place.numel(), place.numel())
+    whole[:, place[:, :, None], place[:, None, :]] = each
+    slopes = at.new_zeros(len(at), place.numel())
+    slopes[:, place] = each[..., 0, :]
+    return Expansion(each[..., 0, 0].sum(-1), slopes, whole)
 
 
 def _moments(tiles: Tiles, base: Mixture, index: Tensor, level: int, curved: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -254,7 +328,9 @@ def _moments(tiles: Tiles, base: Mixture, index: Tensor, level: int, curved: boo
     """
     degree = 4 if curved else 2
     gaussians = Gaussians.of(base, index)
-    value, sums = tiles.moments(gaussians, max(level - COARSE, 0), degree)
+    finer = max(level - COARSE, 0)
+    most = MOST_TILES if base.locs.shape[1] == 1 else min(SMALL << tiles.dim * finer, MOST_TILES)
+    value, sums = tiles.moments(gaussians, finer, degree, most)
     inverse = inverted(gaussians.tril)
     first, second = (part.to(base.locs) for part in stein(tiles.dim, degree))
     slope = torch.einsum("mia,mk,kic->mac", inverse, sums, first)

@@ -111,19 +111,20 @@ class Tiles:
         self._place = torch.empty_like(self._keys)  # of each key's tile in `_values`
         self._values = self._inner.new_empty(0, len(self._inner))
 
-    def moments(self, gaussians: Gaussians, finer: int, degree: int) -> tuple[Tensor, Tensor]:
+    def moments(self, gaussians: Gaussians, finer: int, degree: int, most: int = MOST_TILES) -> tuple[Tensor, Tensor]:
         """E[f] and E[(f - E[f]) e^a] for every monomial e^a of `monomials(D, degree)`.
 
         Args:
             gaussians: `M` of them.
             finer: how often the coarsest lattice is halved.
             degree: of the monomials.
+            most: tiles in the box around a Gaussian.
 
         Returns:
             `(M,)` and `(M, A)`; nan where a Gaussian is too thin or too far out for the lattices.
         """
         size = 1 + len(monomials(self.dim, degree))
-        found = self._over(gaussians, finer, size, lambda f, noise, total: _moments(f, noise, total, degree))
+        found = self._over(gaussians, finer, size, lambda f, noise, total: _moments(f, noise, total, degree), most)
         return found[:, 0], found[:, 1:]
 
     def expect(self, gaussians: Gaussians, finer: int) -> tuple[Tensor, Tensor]:
@@ -144,9 +145,11 @@ class Tiles:
         return found[:, 0], found[:, 1]
 
     @torch.no_grad()
-    def _over(self, gaussians: Gaussians, finer: int, size: int, integrate: Integrate) -> Tensor:
+    def _over(
+        self, gaussians: Gaussians, finer: int, size: int, integrate: Integrate, most: int = MOST_TILES
+    ) -> Tensor:
         """What `integrate` makes of each Gaussian, `(M, size)`; nan where there are no tiles."""
-        spacing, first, count, usable = self._boxes(gaussians, finer)
+        spacing, first, count, usable = self._boxes(gaussians, finer, most)
         out = gaussians.loc.new_full((len(usable), size), torch.nan)
         for rows in _groups(usable.nonzero()[:, 0], count.prod(-1), PAIRS):
             few, width = gaussians.rows(rows), spacing[rows]
@@ -164,7 +167,7 @@ class Tiles:
                 out[rows[part]] = integrate(self._values[place[pairs]], noise, total)
         return out
 
-    def _boxes(self, gaussians: Gaussians, finer: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _boxes(self, gaussians: Gaussians, finer: int, most: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Each Gaussian's spacing `(M,)`, the first tile and the number of tiles of its box `(M, D)`, and whether they
         can be had `(M,)`."""
         covariance = gaussians.tril @ gaussians.tril.mT
@@ -179,7 +182,7 @@ class Tiles:
         reach = REACH * torch.diagonal(covariance, dim1=-2, dim2=-1).sqrt()
         first, last = ((gaussians.loc - reach) / width).floor(), ((gaussians.loc + reach) / width).floor()
         count = last - first + 1
-        usable &= count.prod(-1) <= MOST_TILES
+        usable &= count.prod(-1) <= most
         usable &= (torch.maximum(first.abs(), last.abs()) < 2.0 ** (BITS[self.dim] - 1)).all(-1)
         first, count = (torch.where(usable[:, None], part, 1.0).long() for part in (first, count))
         return spacing, first, count, usable

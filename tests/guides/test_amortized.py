@@ -277,6 +277,19 @@ def test_the_path_in_the_upper_tail_keeps_its_digits() -> None:
         assert float(slope) == pytest.approx(1.0, rel=1e-12)
 
 
+def test_the_mixtures_mean_is_that_of_its_draws() -> None:
+    law = GaussianMixture(
+        torch.tensor([0.3, -0.9, 0.5]).double(),
+        torch.tensor([[1.0, -2.0], [0.4, 0.7], [-3.0, 0.2]]).double(),
+        torch.tensor([0.5, 1.0, 0.3]).double()[:, None, None] * torch.eye(2).double(),
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        draws = law.sample((100_000,))
+    # 5 standard errors of standard deviations below 2.2
+    torch.testing.assert_close(law.mean, draws.mean(0), rtol=0, atol=5 * 2.2 / 100_000**0.5)
+
+
 def test_a_mixture_checks_what_it_is_given() -> None:
     with pytest.raises(ValueError, match="scale_trils"):
         GaussianMixture(torch.zeros(2), torch.zeros(2, 2), -torch.eye(2).expand(2, 2, 2), validate_args=True)

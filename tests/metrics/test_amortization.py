@@ -17,7 +17,7 @@ from ppl_vi.guides.amortized import AMORTIZED, Head
 from ppl_vi.guides.amortized.diagonal import Diagonal
 from ppl_vi.guides.amortized.full import Full
 from ppl_vi.metrics.amortization import amortized_gaps, iwae
-from ppl_vi.metrics.best_members import _look, ascend, best_members, embed
+from ppl_vi.metrics.best_members import _look, _rivals, ascend, best_members, embed
 from ppl_vi.metrics.expectation import Mixture, elbo, settled_prior_kl
 from ppl_vi.metrics.gaussian import gaussian_kl
 from ppl_vi.metrics.lattice import divergences
@@ -263,6 +263,51 @@ def test_a_mixture_has_the_same_gap_by_both_rules_and_beats_one_gaussian() -> No
     one = best_members(of, Diagonal(1), local[:, [1, 3]])
     assert (card.best_elbo > one.elbo.numpy() + 0.3).all()
     assert (card.approximation > -1e-7).all()
+
+
+def test_a_mixtures_best_is_no_worse_than_one_gaussians() -> None:
+    of = two_hills(torch.tensor([[2.0], [0.5]]).double())
+    truth, head = truth_of(of, torch.zeros(2).double()), AMORTIZED["mixture"](1)
+    local = head.initial(torch.tensor([[-1.5], [0.3]]).double(), 20 * torch.ones(2, 1, 1).double())
+    others = {name: AMORTIZED[name](1) for name in ("diagonal", "full")}
+    card = amortized_gaps(of, truth, head, local, others=others, num_repeats=2)
+    for value in card.best_elbo_by_family.values():
+        assert (card.best_elbo >= value - card.best_elbo_error - 1e-8).all()
+    assert (card.best_elbo - card.best_elbo_by_family["full"]).max() > 0.5
+
+
+def test_an_optimum_that_four_components_share_is_certified() -> None:
+    linear, head = Linear(1), AMORTIZED["mixture"](1)
+    best = best_members(linear.target, head, linear.perturbed(head))
+    assert best.converged.all()
+    torch.testing.assert_close(best.elbo, linear.log_evidence, rtol=0, atol=1e-7)
+
+
+def test_a_light_component_takes_no_long_steps() -> None:
+    linear, head = Linear(1), AMORTIZED["mixture"](1)
+    local = linear.perturbed(head)
+    local[:, 0] = -60.0
+    seen = _look(Tiles(linear.target), head, local, torch.arange(NUM_DATA), 2)
+    assert float(torch.linalg.inv(seen.metric).abs().max()) < 1e5  # in units of the weight's root, 1e13
+
+
+def test_a_shift_of_all_logits_does_not_stop_the_search() -> None:
+    linear, head = Linear(1), AMORTIZED["mixture"](1)
+    seen = _look(Tiles(linear.target), head, linear.perturbed(head), torch.arange(NUM_DATA), 2)
+    assert seen.gradient.isfinite().all()
+    # in Fisher's units curvatures are a few, but for what rounding makes of 0 / 1e-8
+    assert float(seen.hessian.abs().max()) < 1e3
+
+
+def test_an_optimum_whose_components_are_numbered_otherwise_is_the_same() -> None:
+    head = AMORTIZED["mixture"](2)
+    generator = torch.Generator().manual_seed(2)
+    one, other = torch.randn(2, head.num_outputs, dtype=torch.float64, generator=generator)
+    turned = torch.cat([one[:4].roll(1), one[4:].reshape(4, 5).roll(1, 0).flatten()])
+    theta, index = torch.stack([one, turned, other, one]), torch.tensor([0, 0, 0, 1])
+    value = torch.tensor([1.0, 1.0 + 1e-9, 0.9, -3.0]).double()
+    assert _rivals(head, theta, index, value, 0.2).tolist() == [1, 2, 3]
+    assert _rivals(head, theta, index, value, 0.05).tolist() == [1, 3]
 
 
 def test_the_prior_kl_of_a_mixture_is_that_of_a_fine_grid() -> None:

@@ -58,6 +58,11 @@ class GaussianMixture(TorchDistribution):
             validate_args=False,
         )
 
+    @property
+    def mean(self) -> Tensor:
+        """`(..., D)`."""
+        return (self.logits.softmax(-1)[..., None] * self.locs).sum(-2)
+
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density, nats: `(..., D)` to `(...)`."""
         if self._validate_args:
