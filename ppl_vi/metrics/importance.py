@@ -10,6 +10,8 @@ from scipy.special import logsumexp
 from ppl_vi.metrics.estimate import Estimate
 from ppl_vi.svi.result import Fit
 
+NOWHERE = "no draw fell where the posterior has mass"
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -61,13 +63,19 @@ def importance_log_evidence(w: Weights, chi_square: np.ndarray | None = None) ->
     naive = naive_error(w)
     error = naive if chi_square is None else np.sqrt(chi_square / w.num_draws)
     reason = "the weights have infinite variance" if np.isinf(error).any() else ""
+    reason = NOWHERE if np.isneginf(value).any() else reason
     return Estimate(value, error, np.zeros_like(value), "nats", reason)
 
 
 def naive_error(w: Weights) -> np.ndarray:
-    """The standard error of log mean weight that the weights themselves suggest (delta method), `(B, R)`."""
-    relative = np.exp(w.log - w.log.max(-1, keepdims=True))
-    return relative.std(-1, ddof=1) / relative.mean(-1) / w.num_draws**0.5
+    """The standard error of log mean weight that the weights themselves suggest (delta method), `(B, R)`.
+
+    nan where no draw has weight.
+    """
+    top = w.log.max(-1, keepdims=True)
+    relative = np.exp(w.log - np.where(np.isneginf(top), 0.0, top))
+    with np.errstate(invalid="ignore"):
+        return relative.std(-1, ddof=1) / relative.mean(-1) / w.num_draws**0.5
 
 
 def khat(w: Weights) -> Estimate:
@@ -89,6 +97,8 @@ def _khat(log_weights: np.ndarray) -> float:
 
 
 def effective_sample_size(w: Weights) -> Estimate:
-    """(sum w)^2 / sum w^2, in draws."""
-    value = np.exp(2 * logsumexp(w.log, axis=-1) - logsumexp(2 * w.log, axis=-1))
-    return Estimate(value, np.full_like(value, np.nan), np.zeros_like(value), "draws")
+    """(sum w)^2 / sum w^2, in draws; nan where no draw has weight."""
+    with np.errstate(invalid="ignore"):
+        value = np.exp(2 * logsumexp(w.log, axis=-1) - logsumexp(2 * w.log, axis=-1))
+    reason = NOWHERE if np.isnan(value).any() else ""
+    return Estimate(value, np.full_like(value, np.nan), np.zeros_like(value), "draws", reason)

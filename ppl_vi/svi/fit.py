@@ -28,7 +28,15 @@ from ppl_vi.svi.stopping import HESSIAN_POINTS, NUM_SCRAMBLES, UNIT_POINTS, chec
 from ppl_vi.svi.support import SupportMismatchError, mismatch
 from ppl_vi.target import Target
 
-BRANCHES = "data-dependent control flow"  # what vmap says of it
+REFUSED = {  # what vmap says, and what is the matter
+    "data-dependent control flow": (
+        "decides by a drawn value what to do ('if', 'while', bool(), item()), which can't be done for many draws at "
+        "once: write the choice with torch.where"
+    ),
+    "randomness error mode": (
+        "draws random numbers that are not latent, as a plate with a subsample does: give the plate all of its data"
+    ),
+}
 FIRST_ROUND = 0.125  # of num_steps; every further round is twice as long as the one before
 MIN_ROUNDS = 2  # before a fit may stop: where noise vanishes at the optimum (stl), one round more gains many digits
 FIRST_CHECK = 1024  # Sobol points a scramble in the first check; doubled in every further one
@@ -38,8 +46,8 @@ AVERAGED = 0.5  # the last part of a round, over which the iterates are averaged
 SNAPSHOTS_PER_ROUND = 12
 
 
-class ControlFlowError(TypeError):
-    """The model or guide decides what to do by a value that it has drawn."""
+class UnsuitableModelError(TypeError):
+    """The model or guide can't be run for many draws at once; the message says why."""
 
 
 class UnsuitableObjectiveError(ValueError):
@@ -119,7 +127,7 @@ def fit(
         progress: called with the steps done and the most there can be.
 
     Raises:
-        ControlFlowError: the model or guide branches on a drawn value.
+        UnsuitableModelError: the model or guide branches on a drawn value, or draws a subsample of its data.
         SupportMismatchError: the guide puts mass where the posterior has none.
         UnsuitableObjectiveError: the objective can't be used with this guide.
         ValueError: an argument is out of range.
@@ -130,12 +138,10 @@ def fit(
     try:
         return _fit(target, family, settings, engine, num_replicas, allow_support_mismatch, progress, began)
     except RuntimeError as error:
-        if BRANCHES not in str(error):
+        reasons = [reason for said, reason in REFUSED.items() if said in str(error)]
+        if not reasons:
             raise
-        raise ControlFlowError(
-            f"{target.name}: the model or guide decides by a drawn value what to do ('if', 'while', bool(), item()), "
-            "which can't be done for many draws at once: write the choice with torch.where"
-        ) from error
+        raise UnsuitableModelError(f"{target.name}: the model or guide {reasons[0]}") from error
 
 
 def _fit(

@@ -13,6 +13,7 @@ import logging
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -85,7 +86,8 @@ def _compiled(module: GraphModule, example: Sequence[Tensor], folder: Path) -> C
         }
         shapes = ShapeEnv(assume_static_by_default=True)  # without one inductor keeps nothing
         context = TracingContext(FakeTensorMode(shape_env=shapes, allow_non_fake_inputs=True))
-        with config.patch(settings), tracing(context), torch.no_grad():
+        with config.patch(settings), tracing(context), torch.no_grad(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="`torch._prims_common.check` is deprecated")  # torch's own
             run: Any = compile_fx(module, list(example))
         run(*example)  # the first call loads what was compiled
     return run

@@ -132,3 +132,14 @@ def test_weights_are_the_log_ratio(fits):
     log_q = c * np.log(r) - special.gammaln(c) + (c - 1) * np.log(z) - r * z
     log_joint = -z - (1.5 - z) ** 2 / 2 - 0.5 * np.log(2 * np.pi)
     np.testing.assert_allclose(imp.weights(found, 50, 9).log[0, 0], log_joint - log_q, rtol=0, atol=1e-12)
+
+
+def test_where_no_draw_has_weight_nothing_is_claimed():
+    """The estimate of log p(x) is -inf, its error and the effective sample size are not known."""
+    w = imp.Weights(np.array([[[-np.inf] * 5, [0.0, -1.0, -2.0, -np.inf, -1.0]]]))
+    found, ess = imp.importance_log_evidence(w), imp.effective_sample_size(w)
+    assert found.value[0, 0] == -np.inf
+    assert np.isnan(found.std_error[0, 0])
+    assert np.isnan(ess.value[0, 0])
+    assert np.isfinite([found.value[0, 1], found.std_error[0, 1], ess.value[0, 1]]).all()
+    assert found.reason == ess.reason == "no draw fell where the posterior has mass"

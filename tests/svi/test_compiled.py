@@ -11,9 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pyro
+import pyro.distributions as dist
+import pyro.poutine as poutine
 import pytest
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
 from models.exponential_normal import target as toy
 from ppl_vi.guides import FAMILIES
@@ -28,11 +32,9 @@ from ppl_vi.svi.pure import Program
 from ppl_vi.svi.randomness import pseudo_random
 from ppl_vi.svi.start import build_guide
 from ppl_vi.svi.step import State
+from ppl_vi.target import Target
 
-pytestmark = [
-    pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler"),
-    pytest.mark.filterwarnings("ignore:`torch._prims_common.check` is deprecated:FutureWarning"),  # torch's own
-]
+pytestmark = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FEW = ["lognormal", "gamma", "AutoGaussian"]  # pointwise, by rejection, with linear algebra
@@ -106,6 +108,47 @@ def test_compiled_steps_are_batched_steps(name: str, dtype: torch.dtype) -> None
     batched, compiled = steps_by_both(name, dtype, num_steps=1 if dtype == torch.float32 else NUM_STEPS)
     for one, other in zip(batched, compiled, strict=True):
         torch.testing.assert_close(one, other, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+def weighted(x: Tensor) -> None:
+    """Scaled, masked, in a plate."""
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    mask = torch.tensor([True, True, False, True, True, True])
+    with pyro.plate("data", 6), poutine.mask(mask=mask), poutine.scale(scale=2.0):
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def shaped(x: Tensor) -> None:
+    """A vector on the simplex and a matrix of positive numbers."""
+    weight = pyro.sample("weight", dist.Dirichlet(torch.ones(3)))
+    rate = pyro.sample("rate", dist.Gamma(torch.full((2, 3), 2.0), 1.0).to_event(2))
+    pyro.sample("x", dist.Normal((rate @ weight).sum(), 1.0).expand([6]).to_event(1), obs=x)
+
+
+def in_place(model: Any) -> Any:
+    """A guide whose draws come from `exponential_`."""
+
+    def guide(x: Tensor) -> None:
+        rate = pyro.param("rate", torch.tensor(1.0), constraint=constraints.positive)
+        pyro.sample("z", dist.Exponential(rate))
+
+    return guide
+
+
+def positive(x: Tensor) -> None:
+    z = pyro.sample("z", dist.Exponential(1.0))
+    pyro.sample("x", dist.Normal(z, 1.0).expand([6]).to_event(1), obs=x)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "family"), [(weighted, "AutoNormal"), (shaped, "AutoNormal"), (positive, in_place)])
+def test_ordinary_pyro_code_compiles(model: Any, family: Any) -> None:
+    target = Target(model, (torch.linspace(-1.0, 2.0, 6, dtype=torch.float64)[None],))
+    batched, compiled = (
+        fit(target, family, engine=engine, num_steps=8, num_particles=4) for engine in ("batched", "compiled")
+    )
+    assert (compiled.engine, compiled.engine_reason) == ("compiled", "")
+    torch.testing.assert_close(batched.theta, compiled.theta, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.slow

@@ -174,6 +174,16 @@ def test_a_replica_that_diverges_leaves_the_others_running() -> None:
 # ---- support and suitability
 
 
+def test_a_plate_with_a_subsample_is_refused_by_name() -> None:
+    def sampled(x: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 6, subsample_size=3) as index:
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x[index])
+
+    with pytest.raises(TypeError, match=r"^sampled: .* as a plate with a subsample does: give the plate all of its"):
+        fit(Target(sampled, (torch.ones(1, 6),), name="sampled"), "AutoNormal", **SMALL)
+
+
 @pytest.mark.parametrize("engine", ["auto", "batched", "pyro"])
 def test_a_model_that_branches_on_a_draw_is_refused_by_name(engine: str) -> None:
     def forked(x: Tensor) -> None:

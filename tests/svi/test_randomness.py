@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -203,3 +204,19 @@ def test_nothing_drawn_needs_no_noise() -> None:
     assert quasi_random([], 8, 2, seed=0) == ()
     (empty,) = quasi_random([Draw("normal", torch.Size([0]), torch.float64)], 8, 2, seed=0)
     assert empty.shape == (2, 8, 0)
+
+
+@pytest.mark.parametrize(("kind", "law"), [("normal", scipy.stats.norm), ("uniform", scipy.stats.uniform)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_noise_follows_its_law_and_replicas_are_independent(kind: Any, law: Any, dtype: torch.dtype) -> None:
+    """8 steps of 16 replicas: Kolmogorov's test over all, no value twice, correlations within 5 standard errors."""
+    draws = [Draw(kind, torch.Size([5]), dtype)]
+    (noise,) = pseudo_random(draws, (8, 16, 400), torch.Generator().manual_seed(21))
+    assert scipy.stats.kstest(noise.flatten().double().numpy(), law.cdf).pvalue > 1e-3
+    rows = noise.movedim(1, 0).flatten(1).double().numpy()
+    off = np.corrcoef(rows)[np.triu_indices(16, 1)]
+    assert np.abs(off).max() < 5 / rows.shape[1] ** 0.5
+    along = noise.flatten(1).double().numpy()
+    assert np.abs(np.corrcoef(along)[np.triu_indices(8, 1)]).max() < 5 / along.shape[1] ** 0.5
+    if dtype == torch.float64:
+        assert len(np.unique(noise.numpy())) == noise.numel()
