@@ -22,7 +22,7 @@ from ppl_vi.svi.step import BLOCK, State, trace_step
 aten = torch.ops.aten
 CALL = 25e-6  # seconds that calling the machine code takes, whatever it does
 UNROLLED_NODES = 1500  # of a graph; more take minutes to compile
-COMPILE, NODE = 2.5, 12e-3  # seconds to compile any graph, and for each of its operations
+COMPILE, NODE = 2.5, 30e-3  # seconds to compile any graph, and for each of its operations
 
 
 @dataclass(frozen=True)

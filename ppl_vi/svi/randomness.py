@@ -74,8 +74,11 @@ class _StandardGamma(torch.autograd.Function):
         log_v = torch.where(positive, v, torch.ones_like(v)).log()
         bound = 0.5 * normals.square() + d * (1 - v + log_v)
         accepted = positive & (uniforms.log() < bound)
-        first = accepted.to(torch.int8).argmax(0, keepdim=True)
-        value = d * v.gather(0, first).squeeze(0).clamp(min=torch.finfo(v.dtype).tiny)
+        earliest, *others = zip(v.unbind(0), accepted.unbind(0), strict=True)
+        first = earliest[0]  # where none is accepted
+        for candidate, taken in [*reversed(others), earliest]:  # no search: this compiles to plain arithmetic
+            first = torch.where(taken, candidate, first)
+        value = d * first.clamp(min=torch.finfo(v.dtype).tiny)
         return torch.where(small, value * boost ** (1 / concentration), value)
 
     @staticmethod
