@@ -78,7 +78,7 @@ def numbers(found: Fit) -> tuple[list[Any], list[Any], list[Any]]:
     return found.theta.tolist(), found.elbo_history.tolist(), found.draw(3, seed=1)["z"].tolist()
 
 
-@pytest.mark.parametrize("engine", ["batched", "pyro"])
+@pytest.mark.parametrize("engine", ["batched", "pyro", pytest.param("compiled", marks=pytest.mark.slow)])
 def test_fits_leave_no_trace_and_never_touch(engine: str) -> None:
     one, other = target([1.5, -3.0]), target([4.0, 0.0])
     with unusual(True):

@@ -79,7 +79,7 @@ class Fit:
         family_name: the family by name, as `find_family` takes it.
         family: the family.
         objective, engine, seed, seconds, num_particles, lr: how, and how long it took.
-        engine_reason: why another engine ran than the one asked for, or "".
+        engine_reason: why this engine ran, where it was not asked for by name or another one was; else "".
         parameters: unconstrained values by name, `(B, R, *shape)`.
         scope: for each parameter "per_problem" or "shared".
         initial: the parameters before the first step, likewise.

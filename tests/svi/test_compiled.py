@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pyro.poutine as poutine
 import pytest
 import torch
 from torch import Tensor
+from torch._inductor import config
 from torch.distributions import constraints
 
 from models.exponential_normal import target as toy
@@ -26,6 +28,7 @@ from ppl_vi.svi import inductor
 from ppl_vi.svi.adam import pace
 from ppl_vi.svi.batched import BatchedEngine
 from ppl_vi.svi.compiled import compiled_engine, num_unrolled
+from ppl_vi.svi.engines import choose
 from ppl_vi.svi.fit import fit
 from ppl_vi.svi.objectives import find_objective
 from ppl_vi.svi.pure import Program
@@ -201,6 +204,23 @@ def test_a_compiled_fit_that_diverges_says_where() -> None:
     assert bool(found.theta.isfinite().all())
 
 
+def test_auto_compiles_where_the_steps_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without looking at the clock: the same call makes the same choice."""
+
+    def reached(*_: object) -> None:
+        raise RuntimeError("reached\nand more")
+
+    monkeypatch.setattr("ppl_vi.svi.engines.compiled_engine", reached)
+    target = toy([1.5])
+    with isolated(seed=0):
+        program = Program(target, build_guide(FAMILIES["lognormal"], target))
+        theta = program.initial.expand(1, 4, -1).contiguous()
+        few, many = (choose("auto", program, find_objective("trace_elbo"), theta, 16, n) for n in (100, 10**6))
+    assert (few.name, many.name) == ("batched", "batched")
+    assert re.fullmatch(r"compiling would take about \d+ s and save [\d.e-]+ s", few.reason)
+    assert many.reason == "can't be compiled here: reached"
+
+
 # ---- where it can't compile
 
 
@@ -218,8 +238,8 @@ def test_an_unknown_torch_falls_back_with_one_line(monkeypatch: pytest.MonkeyPat
 
 def test_without_a_compiler_it_falls_back_with_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(inductor.CACHE, str(tmp_path))
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "no-such-compiler"))
-    found = small_fit()
+    with config.patch({"cpp.cxx": (None, "no-such-compiler")}):  # monkeypatch can't put such a setting back
+        found = small_fit()
     assert found.engine == "batched"
     assert found.engine_reason.startswith("can't be compiled here: ")
     assert "\n" not in found.engine_reason
