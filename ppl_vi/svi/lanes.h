@@ -12,9 +12,10 @@
 namespace {
 
 typedef float Floats __attribute__((vector_size(LANES * sizeof(float))));
-typedef double Doubles __attribute__((vector_size(LANES * sizeof(double))));
 typedef int32_t Ints __attribute__((vector_size(LANES * sizeof(int32_t))));
-typedef int64_t Longs __attribute__((vector_size(LANES * sizeof(int64_t))));
+constexpr int DOUBLES = LANES < 8 ? LANES : 8;  // in a register: more would go through memory
+typedef double Doubles __attribute__((vector_size(DOUBLES * sizeof(double))));
+typedef int64_t Longs __attribute__((vector_size(DOUBLES * sizeof(int64_t))));
 
 template <class V>
 struct Of;
@@ -60,6 +61,9 @@ inline W all(typename Of<W>::T number) {
 }
 inline M every(bool is) { return M{} - is; }
 
+template <class W>
+constexpr int lanes_of = sizeof(W) / sizeof(typename Of<W>::T);
+
 template <class Condition>
 inline bool any(Condition condition) {
     uint64_t parts[sizeof condition / 8], found = 0;
@@ -70,7 +74,7 @@ inline bool any(Condition condition) {
 
 template <class W, class Function>
 inline W one_by_one(W x, Function function) {
-    for (int i = 0; i < LANES; ++i) x[i] = function(x[i]);
+    for (int i = 0; i < lanes_of<W>; ++i) x[i] = function(x[i]);
     return x;
 }
 
@@ -99,9 +103,9 @@ inline W maximum(W x, W y) {
 }
 template <class W>
 inline W square_root(W x) {
-    typename Of<W>::T lanes[LANES];
+    typename Of<W>::T lanes[lanes_of<W>];
     std::memcpy(lanes, &x, sizeof x);
-    for (int i = 0; i < LANES; ++i) lanes[i] = std::sqrt(lanes[i]);
+    for (int i = 0; i < lanes_of<W>; ++i) lanes[i] = std::sqrt(lanes[i]);
     std::memcpy(&x, lanes, sizeof x);
     return x;
 }
@@ -177,7 +181,7 @@ template <class W>
 inline W power(W x, W y) {
     constexpr auto infinity = std::numeric_limits<typename Of<W>::T>::infinity();
     if (any(~((x > 0) & (x < infinity) & (absolute(y) < infinity)))) {
-        for (int i = 0; i < LANES; ++i) x[i] = std::pow(x[i], y[i]);
+        for (int i = 0; i < lanes_of<W>; ++i) x[i] = std::pow(x[i], y[i]);
         return x;
     }
     return exponential(y * logarithm(x));
@@ -188,7 +192,7 @@ inline W x_log_y(W x, W y) {
 }
 template <class W>
 inline W hypotenuse(W x, W y) {
-    for (int i = 0; i < LANES; ++i) x[i] = std::hypot(x[i], y[i]);
+    for (int i = 0; i < lanes_of<W>; ++i) x[i] = std::hypot(x[i], y[i]);
     return x;
 }
 
@@ -216,7 +220,7 @@ template <class W>
 inline W exp_of_square(W x, typename Of<W>::T sign) {  // exp(sign x^2), the square's rounding error made good
     const W high = x * x;
     W low;
-    for (int i = 0; i < LANES; ++i) low[i] = std::fma(x[i], x[i], -high[i]);
+    for (int i = 0; i < lanes_of<W>; ++i) low[i] = std::fma(x[i], x[i], -high[i]);
     const W found = exponential(sign * high);
     return high < Of<W>::highest * 2 ? found + found * (sign * low) : found;
 }
@@ -272,17 +276,16 @@ inline W erfinv(W y) {
 
 template <class W>
 struct Raised {
-    W x, product, harmonic, squares;  // and of the factors passed: their product, sums of 1 / x and 1 / x^2
+    W x, product, slope, squares;  // the factors' product, its derivative in x, the sum of their 1 / x^2
 };
 template <class W>
 inline Raised<W> raised(W x) {
     Raised<W> r{x, all<W>(1), W{}, W{}};
     for (int k = 0; k < 8; ++k) {
         const auto low = r.x < 8;
+        r.slope = low ? r.slope * r.x + r.product : r.slope;
+        r.squares += low ? 1 / (r.x * r.x) : W{};
         r.product = low ? r.product * r.x : r.product;
-        const W reciprocal = low ? 1 / r.x : W{};
-        r.harmonic += reciprocal;
-        r.squares += reciprocal * reciprocal;
         r.x = low ? r.x + 1 : r.x;
     }
     return r;
@@ -308,7 +311,7 @@ inline W digamma(W x) {
     const W square = 1 / (r.x * r.x);
     W series{};
     for (int n = 8; n > 0; --n) series = (series + T(BERNOULLI[n - 1] / (2 * n))) * square;
-    W found = logarithm(r.x) - T(0.5) / r.x - series - r.harmonic;
+    W found = logarithm(r.x) - T(0.5) / r.x - series - r.slope / r.product;
     if (any(reflected)) {
         const double pi = 3.14159265358979323846;
         const W cotangent = one_by_one(x, [pi](auto y) { return T(pi / std::tan(pi * (y - std::floor(y)))); });
@@ -369,16 +372,27 @@ inline Doubles gamma_fitted(Doubles a, Doubles x) {
         }
     return exponential(sums[0] / sums[1]);
 }
-inline V standard_gamma_grad(V concentration, V value) {
-    const Doubles a = __builtin_convertvector(concentration, Doubles), x = __builtin_convertvector(value, Doubles);
-    const Longs small = x < double(0.8f), large = ~small & (a > 8), near = large & (x >= double(0.9f) * a) & (x <= double(1.1f) * a);
+inline Doubles gamma_grad(Doubles a, Doubles x) {
+    const Longs small = x < double(0.8f), large = ~small & (a > 8);
+    const Longs near = large & (x >= double(0.9f) * a) & (x <= double(1.1f) * a);
     const Longs fitted = ~small & ~large, far = large & ~near;
     Doubles found{};
     if (any(small)) found = small ? gamma_small(a, x) : found;
     if (any(fitted)) found = fitted ? gamma_fitted(a, x) : found;
     if (any(near)) found = near ? gamma_middle(a, x) : found;
     if (any(far)) found = far ? gamma_large(a, x) : found;
-    return __builtin_convertvector(found, V);
+    return found;
+}
+inline V standard_gamma_grad(V concentration, V value) {
+    typedef Real Part __attribute__((vector_size(DOUBLES * sizeof(Real))));
+    Part a[LANES / DOUBLES], x[LANES / DOUBLES];
+    std::memcpy(a, &concentration, sizeof concentration);
+    std::memcpy(x, &value, sizeof value);
+    for (int i = 0; i < LANES / DOUBLES; ++i)
+        x[i] = __builtin_convertvector(
+            gamma_grad(__builtin_convertvector(a[i], Doubles), __builtin_convertvector(x[i], Doubles)), Part);
+    std::memcpy(&value, x, sizeof value);
+    return value;
 }
 
 // ---- small matrices, `n` by `n` in rows

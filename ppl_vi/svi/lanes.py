@@ -27,6 +27,7 @@ from torch.fx import GraphModule, Node
 
 HEADER = Path(__file__).with_name("lanes.h")
 MOST_BYTES = 2**19  # of a group's values: more no longer fit into the processor's second cache
+MOST_GROUPS, GROUPED = 8, 1000  # groups whose steps alternate, so that one's arithmetic fills the other's waits
 MOST_ELEMENTS = 2**14  # of one value, whose places are written out in the code
 ERFCX_TERMS = {torch.float32: 14, torch.float64: 32}
 ERF_TERMS = {torch.float32: 8, torch.float64: 14}
@@ -666,36 +667,38 @@ class Translation:
         wanted = {out.array for out in self.outputs if isinstance(out, Ref)}
         items = _needed(self.items, wanted)
         total = sum(num for item in items for _, _, num in _writes(item))
-        if (total + 5 * self.sizes_of_state) * lanes * self.dtype.itemsize > MOST_BYTES:
+        if (total + 5 * self.size) * lanes * self.dtype.itemsize > MOST_BYTES:
             raise UnsupportedError(f"a step of {total} numbers")
         before = [item for item in items if not any(name in self.varying for name, _, _ in _writes(item))]
         during = [item for item in items if any(name in self.varying for name, _, _ in _writes(item))]
         later = {name for item in during for name in _reads(item)} | wanted
+        kept = [made for item in before for made in _writes(item) if made[0] in later]
         body = self._scheduled(during, wanted)
         prologue = self._scheduled(before, later)
+        memory = self._memory(kept)
         return _FRAME.format(
             prelude=prelude(self.dtype, lanes),
-            tables="\n".join(self.constants) + "\n",
-            **self._memory(),
+            tables="\n".join(self.constants),
+            groups=max(1, min(MOST_GROUPS, GROUPED // max(total, 1))),
             prologue="\n".join(prologue),
             body="\n".join(body),
+            **memory,
         )
 
     @property
-    def sizes_of_state(self) -> int:
+    def size(self) -> int:
         """Parameters of a fit."""
         return next(n.meta["val"].numel() for i, n in enumerate(self.graph.graph.nodes) if i == 4)
 
-    def _memory(self) -> dict[str, str]:
-        dim = self.sizes_of_state
-        carried = ("theta", "first", "second", "total")
-        held = [f"V {name}[{dim}];" for name in (*carried, "unit")]
+    def _memory(self, kept: Sequence[tuple[str, str, int]]) -> dict[str, str]:
+        """The parts of the frame that move numbers; `kept` is what is computed once for all steps."""
+        dim, carried = self.size, ("theta", "first", "second", "total")
+        whole = [(name, "V", dim) for name in (*carried, "unit")] + [("alive", "M", 1)]
         loads = [f"{name}[i] = load({name}_in + (b * {dim} + i) * num_fits + r, valid);" for name in (*carried, "unit")]
         stores = [
             f"store({name}[i], out + (({k} * num_problems + b) * {dim} + i) * num_fits + r, valid);"
             for k, name in enumerate(carried)
         ]
-        data = [f"const Real* {name} = data[{k}] + b * {num};" for k, (name, num) in enumerate(self.data)]
         noise = [
             f"V {name}[{num}]; for (int i = 0; i < {num}; ++i) "
             f"{name}[i] = load(noise[{k}] + ((t * num_problems + b) * {num} + i) * num_fits + r, valid);"
@@ -704,10 +707,13 @@ class Translation:
         alive, *new, bound = self.outputs
         renewed = [f"{name}[i] = {self._operand(value, 'V')};" for name, value in zip(carried, new, strict=True)]
         return {
-            "held": "\n".join(held),
+            "fields": " ".join(f"{kind} {name}[{num}];" for name, kind, num in (*whole, *kept)),
+            "state": "\n".join(f"{kind}* const {name} = group[g].{name};" for name, kind, _ in whole),
+            "kept": "\n".join(f"const {kind}* const {name} = group[g].{name};" for name, kind, _ in kept),
+            "keep": "\n".join(f"std::memcpy(group[g].{name}, {name}, sizeof {name});" for name, _, _ in kept),
             "loads": f"for (int i = 0; i < {dim}; ++i) {{ {' '.join(loads)} }}",
             "stores": f"for (int i = 0; i < {dim}; ++i) {{ {' '.join(stores)} }}",
-            "data": "\n".join(data),
+            "data": "\n".join(f"const Real* {name} = data[{k}] + b * {num};" for k, (name, num) in enumerate(self.data)),
             "noise": "\n".join(noise),
             "renewed": f"for (int i = 0; i < {dim}; ++i) {{ {' '.join(renewed)} }}",
             "alive": self._operand(alive, "M"),
@@ -861,28 +867,49 @@ def _literal(value: Any, want: str) -> str:
 
 _FRAME = """{prelude}
 {tables}
+struct Group {{ {fields} }};
+
 extern "C" void advance(int64_t num_steps, int64_t num_problems, int64_t num_fits, const Real* scalars,
                         const bool* alive_in, const Real* theta_in, const Real* first_in, const Real* second_in,
                         const Real* total_in, const Real* unit_in, bool* alive_out, Real* out, Real* bounds,
                         const Real* const* data, const Real* const* noise) {{
+constexpr int most = {groups};
+Group group[most];
 for (int64_t b = 0; b < num_problems; ++b)
-for (int64_t r = 0; r < num_fits; r += LANES) {{
-const int valid = num_fits - r < LANES ? num_fits - r : LANES;
+for (int64_t begin = 0; begin < num_fits; begin += most * LANES) {{
+const int64_t left = (num_fits - begin + LANES - 1) / LANES;
+const int num_groups = left < most ? left : most;
 {data}
-{held}
+for (int g = 0; g < num_groups; ++g) {{
+const int64_t r = begin + g * LANES;
+const int valid = num_fits - r < LANES ? num_fits - r : LANES;
+{state}
 {loads}
-M alive[1] = {{load(alive_in + b * num_fits + r, valid)}};
+alive[0] = load(alive_in + b * num_fits + r, valid);
 {prologue}
+{keep}
+}}
 for (int64_t t = 0; t < num_steps; ++t) {{
 const Real scalar_0[] = {{scalars[t]}}, scalar_1[] = {{scalars[num_steps + t]}}, scalar_2[] = {{scalars[2 * num_steps + t]}};
+for (int g = 0; g < num_groups; ++g) {{
+const int64_t r = begin + g * LANES;
+const int valid = num_fits - r < LANES ? num_fits - r : LANES;
+{state}
+{kept}
 {noise}
 {body}
 store({bound}, bounds + (t * num_problems + b) * num_fits + r, valid);
 {renewed}
 alive[0] = {alive};
 }}
+}}
+for (int g = 0; g < num_groups; ++g) {{
+const int64_t r = begin + g * LANES;
+const int valid = num_fits - r < LANES ? num_fits - r : LANES;
+{state}
 store(alive[0], alive_out + b * num_fits + r, valid);
 {stores}
+}}
 }}
 }}
 """
