@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from ppl_vi.svi import cpp, inductor
-from ppl_vi.svi.lanes import Translation, UnsupportedError, num_lanes
+from ppl_vi.svi.lanes import Translation, UnsupportedError, decomposed, num_lanes
 from ppl_vi.svi.objectives import Objective
 from ppl_vi.svi.pure import Program
 from ppl_vi.svi.step import BLOCK, Engine, State, trace_one, trace_step
@@ -127,7 +127,8 @@ def lanes_engine(program: Program, objective: Objective, theta: Tensor, num_part
     inductor.check_version()
     if theta.device.type != "cpu":
         raise UnsupportedError(f"fits on {theta.device.type}")
-    translation = Translation(trace_one(program, objective, num_particles), theta.dtype, len(program.draws))
+    graph = decomposed(*trace_one(program, objective, num_particles))
+    translation = Translation(graph, theta.dtype, len(program.draws))
     source = translation.code(num_lanes(theta.shape[1], theta.dtype))
     return LanesEngine(
         tuple(arg.contiguous() for arg in program.target.args), [program.layout.size], cpp.library(source)

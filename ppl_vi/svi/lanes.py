@@ -24,6 +24,7 @@ import scipy.special
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
 
 HEADER = Path(__file__).with_name("lanes.h")
 MOST_BYTES = 2**19  # of a group's values: more no longer fit into the processor's second cache
@@ -190,7 +191,7 @@ MOVES = {
     "select_backward", "diagonal_backward", "slice_scatter", "select_scatter", "as_strided", "as_strided_scatter",
     "copy", "index", "constant_pad_nd", "flip", "repeat", "diag_embed", "unfold", "_to_copy", "movedim", "index_select",
     "gather", "roll", "contiguous", "unbind", "split", "split_with_sizes", "diagonal_scatter", "_reshape_alias",
-    "view_as", "expand_as", "index_put",
+    "view_as", "expand_as",
 }  # fmt: skip
 SHAPED = {
     "zeros_like": 0.0, "ones_like": 1.0, "new_zeros": 0.0, "new_ones": 1.0, "empty_like": 0.0, "new_empty": 0.0,
@@ -200,6 +201,23 @@ SHAPED = {
 
 def _name(node: Node) -> str:
     return str(node.target).removeprefix("aten.").partition(".")[0]
+
+
+def decomposed(graph: GraphModule, example: Sequence[Tensor]) -> GraphModule:
+    """The graph with what has no translation here replaced by what it is made of, where torch knows that."""
+    for _ in range(3):
+        foreign = {node.target for node in graph.graph.nodes if node.op == "call_function" and not _known_here(node)}
+        table = {op: how for op, how in torch._decomp.decomposition_table.items() if op in foreign}
+        if not table:
+            break
+        graph = make_fx(graph, decomposition_table=table)(*example)
+    return graph
+
+
+def _known_here(node: Node) -> bool:
+    name = _name(node)
+    known = (UNARY, BINARY, COMPARISONS, LOGICAL, MOVES, SHAPED)
+    return any(name in some for some in known) or hasattr(Translation, f"_op_{name}")
 
 
 class Translation:
@@ -274,13 +292,15 @@ class Translation:
         return torch.as_tensor(given, dtype=torch.bool if isinstance(given, bool) else self.dtype)
 
     def _computed(self, node: Node) -> Any:
-        name, inputs = _name(node), [self.values[n] for n in node.all_input_nodes]
+        name, inputs, like = _name(node), [self.values[n] for n in node.all_input_nodes], node.meta.get("val")
         if name in SHAPED:
             return torch.full(node.meta["val"].shape, SHAPED[name], dtype=node.meta["val"].dtype)
         if name in ("full_like", "fill"):
             return torch.full(node.meta["val"].shape, node.args[1], dtype=node.meta["val"].dtype)  # type: ignore[arg-type]
         if all(isinstance(value, Tensor) for value in inputs):
             return self._evaluated(node)
+        if isinstance(like, Tensor) and like.dtype not in (self.dtype, torch.bool):
+            raise UnsupportedError(f"{node.target} gives {like.dtype}")
         if name in MOVES and not self._converts(node):
             return self._moved(node)
         special = getattr(self, f"_op_{name}", None)
@@ -327,8 +347,6 @@ class Translation:
         args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), places)  # type: ignore[misc]
         kwargs = {key: value for key, value in kwargs.items() if key not in ("dtype", "memory_format", "device")}
         name = _name(node)
-        if name == "index_put" and (kwargs.get("accumulate") or len(args) > 3):
-            raise UnsupportedError(f"{node.target} that adds")
         if name == "constant_pad_nd" and len(args) > 2 and args[2] != 0:
             raise UnsupportedError(f"{node.target} of {args[2]}")
         try:
@@ -572,6 +590,54 @@ class Translation:
             f"{name}[(b * {rows} + i) * {columns} + j] = sum; }}",
         ]
         reads = [value.array for value in (one, other) if isinstance(value, Ref)]
+        return self._block((name,), (shape,), reads, lines)[0]
+
+    def _op_cumsum(self, node: Node) -> Ref:
+        value, shape, dim = self._value(node.args[0]), node.meta["val"].shape, node.args[1] % max(len(shape), 1)  # type: ignore[operator]
+        outer, num, inner = shape[:dim].numel(), shape[dim], shape[dim + 1 :].numel()
+        name = self._new()
+        element = self._operand(_reshaped(value, (outer, num, inner)), "V", ("o", "k", "i"))
+        lines = [
+            f"for (int o = 0; o < {outer}; ++o) for (int i = 0; i < {inner}; ++i) {{",
+            f"V sum{{}}; for (int k = 0; k < {num}; ++k) {name}[(o * {num} + k) * {inner} + i] = sum += {element}; }}",
+        ]
+        reads = [value.array] if isinstance(value, Ref) else []
+        return self._block((name,), (shape,), reads, lines)[0]
+
+    def _op_scatter_add(self, node: Node) -> Ref:
+        base, dim, index, source = node.args
+        at, shape = self._index(index), _shape(self._value(base))
+        grid = torch.meshgrid(*(torch.arange(n) for n in at.shape), indexing="ij")
+        places = [at if d == dim % at.dim() else along for d, along in enumerate(grid)]  # type: ignore[operator]
+        where = torch.arange(shape.numel()).reshape(shape)[tuple(places)]
+        value = self._value(source)
+        corner = torch.arange(_shape(value).numel()).reshape(_shape(value))[tuple(slice(0, n) for n in at.shape)]
+        return self._accumulated(self._value(base), where, _at(value, corner))
+
+    def _op_index_put(self, node: Node) -> Any:
+        if len(node.args) < 4 or not node.args[3]:
+            return self._moved(node)
+        base, indices, source = node.args[:3]
+        shape = _shape(self._value(base))
+        picked = tuple(slice(None) if i is None else self._index(i) for i in indices)  # type: ignore[union-attr]
+        where = torch.arange(shape.numel()).reshape(shape)[picked]
+        return self._accumulated(self._value(base), where, _expanded(self._value(source), where.shape))
+
+    def _index(self, given: Any) -> Tensor:
+        value = self._value(given)
+        if not isinstance(value, Tensor):
+            raise UnsupportedError("an index that depends on values")
+        return value
+
+    def _accumulated(self, base: Value, where: Tensor, source: Value) -> Ref:
+        """`base`, to whose elements those of `source` are added."""
+        shape, name = _shape(base), self._new()
+        to = Ref(name, "V", where.reshape(-1))
+        lines = [
+            f"for (int i = 0; i < {shape.numel()}; ++i) {name}[i] = {self._operand(base, 'V')};",
+            f"for (int i = 0; i < {where.numel()}; ++i) {self._operand(to, 'V')} += {self._operand(source, 'V')};",
+        ]
+        reads = [value.array for value in (base, source) if isinstance(value, Ref)]
         return self._block((name,), (shape,), reads, lines)[0]
 
     # ---- matrices
