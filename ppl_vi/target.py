@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.func import vmap
 
+from ppl_vi.mapping import each, whole_plates
 from ppl_vi.newton import Minimum, minimize
 from ppl_vi.state import isolated
 
@@ -155,7 +156,7 @@ class Target:
         Raises:
             ValueError: the model has no latent site, or a discrete one.
         """
-        with isolated(self.dtype, seed=0):
+        with isolated(self.dtype, seed=0), whole_plates():
             trace = poutine.trace(self.model).get_trace(*self.row(0))
         sites = []
         for name, node in trace.nodes.items():
@@ -199,8 +200,11 @@ class Target:
         return torch.cat(flat, -1)
 
     def log_joint_of_row(self, latents: Latents, *row: Tensor) -> Tensor:
-        """log p(x, z) of one problem at one point, nats: a pure function of tensors, for `torch.func`."""
-        with poutine.block():
+        """log p(x, z) of one problem at one point, nats: a pure function of tensors, for `torch.func`.
+
+        Plates that take a subsample of their data take all of it here.
+        """
+        with poutine.block(), whole_plates():
             trace = poutine.trace(poutine.condition(self.model, data=latents)).get_trace(*row)
             return trace.log_prob_sum()
 
@@ -221,8 +225,8 @@ class Target:
         """
         rows = self.args if index is None else tuple(arg[index] for arg in self.args)
         with isolated(self.dtype):
-            over_points = vmap(self.log_joint_of_row, in_dims=(0,) + (None,) * len(rows))
-            return vmap(over_points)(latents, *rows)
+            over_points = each(self.log_joint_of_row, in_dims=(0,) + (None,) * len(rows))
+            return each(over_points)(latents, *rows)
 
     @cached_property
     def laplace(self) -> Laplace:
@@ -248,6 +252,6 @@ def laplace_of(target: Target, tolerance: float = 1e-10) -> Laplace:
 
 def _feasible(target: Target) -> Latents:
     """A point inside the support, Pyro's own choice, `(1, *site.shape)` for each site."""
-    with InitMessenger(init_to_feasible):
+    with InitMessenger(init_to_feasible), whole_plates():
         trace = poutine.trace(target.model).get_trace(*target.row(0))
     return {site.name: trace.nodes[site.name]["value"].detach()[None] for site in target.latents}
