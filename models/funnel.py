@@ -9,8 +9,11 @@ The best Gaussian with independent latents has loc 0, Var q(v) = 9 / (1 + 9 (dim
 
     min KL(q || p) = (1/2) log(1 + 9 (dim - 1) / 2).
 
-With m, s^2 for v and t^2 for each x, KL = -log(s / 3) - n log t + (s^2 + m^2) / 18 + n m / 2 + n t^2 exp(-m + s^2 / 2) / 2
-+ constants, n = dim - 1. In t it is least at t^2 = exp(m - s^2 / 2), which leaves -log s + (1 / 9 + n / 2) s^2 / 2 + m^2 / 18.
+With m, s^2 for v and t^2 for each of the n = dim - 1 others,
+
+    KL = -log(s / 3) - n log t + (s^2 + m^2) / 18 + n m / 2 + n t^2 exp(-m + s^2 / 2) / 2 - (n + 1) / 2.
+
+In t it is least at t^2 = exp(m - s^2 / 2), which leaves -log(s / 3) + (1 / 9 + n / 2) s^2 / 2 + m^2 / 18 - 1 / 2.
 
 Source: Neal (2003), Slice sampling.
 """

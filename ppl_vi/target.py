@@ -134,7 +134,7 @@ class Bound:
 
 
 def converted(value: Any, dtype: torch.dtype) -> Any:
-    """Arrays as tensors and floating point ones in `dtype`, inside of dicts, lists and tuples too; all else as it is."""
+    """Arrays as tensors, floating point ones in `dtype`, inside of dicts, lists and tuples too; all else as it is."""
     if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
         value = torch.from_numpy(value.copy())
     if isinstance(value, Tensor):
@@ -223,7 +223,7 @@ class Target:
             raise TypeError(f"args must be a tuple of the model's positional arguments, got {type(args).__name__}")
         given = converted(args, dtype)
         device = next((tensor.device for tensor in tensors_of(given)), torch.device("cpu"))
-        name = name or getattr(model, "__name__", type(model).__name__)
+        name = name or str(getattr(model, "__name__", type(model).__name__))
         target = Target(Bound(model, given), (torch.zeros(1, dtype=dtype, device=device),), name=name, dtype=dtype)
         _ = target.latents  # what is the matter with the model should come out here
         return target
