@@ -14,35 +14,16 @@ import torch
 from pyro.distributions.transforms import biject_to
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_feasible
 from torch import Tensor
-from torch.distributions import constraints
 from torch.func import vmap
 
+from ppl_vi.enumeration import summed_out
+from ppl_vi.inspection import LatentSite, latent_sites, run
 from ppl_vi.newton import Minimum, minimize
 from ppl_vi.state import isolated
 
 Latents = dict[str, Tensor]
 
 LOG_2PI = math.log(2 * math.pi)
-
-
-@dataclass(frozen=True)
-class LatentSite:
-    """A latent sample site of the model.
-
-    Attributes:
-        name: Pyro's name of the site.
-        support: the constraint its values satisfy.
-        shape: of one value, plates included.
-    """
-
-    name: str
-    support: constraints.Constraint
-    shape: torch.Size
-
-    @property
-    def unconstrained_shape(self) -> torch.Size:
-        """Shape after `biject_to(support).inv`."""
-        return biject_to(self.support).inverse_shape(self.shape)
 
 
 @dataclass(frozen=True)
@@ -204,8 +185,8 @@ class Target:
     ) -> Target:
         """One problem: a user's own model with the arguments it takes.
 
-        The model keeps its arguments, so that it may branch on its data, index by them and take what is no tensor;
-        `args` of the target is one row that nobody reads.
+        Discrete latents are summed out. The model keeps its arguments, so that it may branch on its data, index by them
+        and take what is no tensor; `args` of the target is one row that nobody reads.
 
         Args:
             model: a Pyro model.
@@ -221,10 +202,11 @@ class Target:
             raise TypeError(f"model must be a Pyro model, something callable; got {type(model).__name__}")
         if not isinstance(args, tuple):
             raise TypeError(f"args must be a tuple of the model's positional arguments, got {type(args).__name__}")
+        name = name or str(getattr(model, "__name__", type(model).__name__))
         given = converted(args, dtype)
         device = next((tensor.device for tensor in tensors_of(given)), torch.device("cpu"))
-        name = name or str(getattr(model, "__name__", type(model).__name__))
-        target = Target(Bound(model, given), (torch.zeros(1, dtype=dtype, device=device),), name=name, dtype=dtype)
+        model = Bound(summed_out(model, run(model, given, dtype, name)), given)
+        target = Target(model, (torch.zeros(1, dtype=dtype, device=device),), name=name, dtype=dtype)
         _ = target.latents  # what is the matter with the model should come out here
         return target
 
@@ -259,23 +241,12 @@ class Target:
 
     @cached_property
     def latents(self) -> tuple[LatentSite, ...]:
-        """The latent sites, found by tracing the model once.
+        """The latent sites, found by running the model.
 
         Raises:
-            ValueError: the model has no latent site, or a discrete one.
+            ValueError: what is the matter with the model, see `ppl_vi.inspection.latent_sites`.
         """
-        with isolated(self.dtype, seed=0):
-            trace = poutine.trace(self.model).get_trace(*self.row(0))
-        sites = []
-        for name, node in trace.nodes.items():
-            if node["type"] != "sample" or node["is_observed"] or poutine.util.site_is_subsample(node):
-                continue
-            if node["fn"].support.is_discrete:
-                raise ValueError(f"site '{name}' is discrete; SVI needs continuous latents: sum it out of the model")
-            sites.append(LatentSite(name, node["fn"].support, node["value"].shape))
-        if not sites:
-            raise ValueError("the model has no latent sample site: there is nothing to infer")
-        return tuple(sites)
+        return latent_sites(self.model, self.row(0), self.row(self.num_problems - 1), self.dtype, self.name)
 
     @property
     def dim(self) -> int:
