@@ -7,7 +7,8 @@ draws, and a quasi-random point set can stand in for noise.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,25 +16,26 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.quasirandom import SobolEngine
 
-Kind = Literal["normal", "uniform"]
+Kind = Literal["normal", "uniform", "seed"]
 NUM_CANDIDATES = 6  # a gamma draw fails all of them, and is then not exact, with probability below 0.049^6 = 1.4e-8
 
 FEW = 2048  # normals, for which numpy's generator is not worth its start
 
 UNSUPPORTED = {
     "bernoulli", "bernoulli_", "binomial", "cauchy_", "geometric_", "log_normal_", "multinomial", "poisson",
-    "randint", "randint_like", "random_", "randperm", "_sample_dirichlet",
+    "randint", "randint_like", "random_", "_sample_dirichlet",
 }  # fmt: skip
 
 
 class UnsupportedRandomnessError(TypeError):
-    """The guide draws in a way that can't be given from outside."""
+    """The model or guide draws in a way that can't be given from outside."""
 
 
 @dataclass(frozen=True)
 class Draw:
-    """One tensor of base noise: standard normal, or uniform on [0, 1)."""
+    """One tensor of base noise: standard normal, uniform on [0, 1), or a seed of torch's own generators."""
 
     kind: Kind
     shape: torch.Size
@@ -133,6 +135,11 @@ def _like(kind: Kind) -> Callable[..., Tensor]:
     return make
 
 
+def _randperm(source: _Source, n: int, **kwargs: Any) -> Tensor:
+    """A random order, as Pyro's plates take it for a subsample: that of as many uniforms."""
+    return source.take("uniform", torch.Size([n]), torch.get_default_dtype()).argsort().to(kwargs.get("dtype") or torch.int64)
+
+
 def _standard_gamma(source: _Source, concentration: Tensor, *_: Any, **__: Any) -> Tensor:
     shape, dtype = concentration.shape, concentration.dtype
     normals = source.take("normal", torch.Size((NUM_CANDIDATES, *shape)), dtype)
@@ -151,6 +158,7 @@ GENERATORS: dict[str, Callable[..., Tensor]] = {
     "randn_like": _like("normal"),
     "rand_like": _like("uniform"),
     "_standard_gamma": _standard_gamma,
+    "randperm": _randperm,
 }
 
 
@@ -164,9 +172,7 @@ class _Source(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         kwargs = kwargs or {}
         if name in UNSUPPORTED:
-            raise UnsupportedRandomnessError(
-                f"the guide draws by torch's '{name}', which can't be given from outside: fit it by Pyro's own SVI"
-            )
+            raise UnsupportedRandomnessError(f"draws by torch's '{name}', which can't be given from outside")
         if name in GENERATORS:
             return GENERATORS[name](self, *args, **kwargs)
         return self.other(name, func, args, kwargs)
@@ -205,9 +211,8 @@ class Replay(_Source):
 
     def take(self, kind: Kind, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         if self.position >= len(self.noise) or self.noise[self.position].shape != shape:
-            raise ValueError(
-                f"the guide's draw {self.position} is {kind} of shape {tuple(shape)}, unlike its first run: "
-                "a guide whose draws depend on values can't be fitted here, but by Pyro's own SVI"
+            raise UnsupportedRandomnessError(
+                f"draws {kind} noise of shape {tuple(shape)} where its first run did not: draw {self.position}"
             )
         self.position += 1
         return self.noise[self.position - 1]
@@ -238,7 +243,19 @@ def _normals(shape: torch.Size, dtype: torch.dtype, generator: torch.Generator) 
     return torch.from_numpy(np.random.Generator(np.random.SFC64(seed)).standard_normal(shape))
 
 
-_MAKERS = {"normal": _normals, "uniform": _uniforms}
+def _seeds(shape: torch.Size, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    return torch.randint(2**62, shape, dtype=dtype, device=generator.device, generator=generator)
+
+
+_MAKERS = {"normal": _normals, "uniform": _uniforms, "seed": _seeds}
+
+
+@contextmanager
+def seeded(noise: Iterable[Tensor]) -> Iterator[None]:
+    """Seeds torch's own generators by the first of some noise, a seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(int(next(iter(noise)).item()))
+        yield
 
 
 def quasi_random(draws: Iterable[Draw], num_points: int, num_scrambles: int, seed: int) -> tuple[Tensor, ...]:
@@ -250,11 +267,13 @@ def quasi_random(draws: Iterable[Draw], num_points: int, num_scrambles: int, see
     """
     draws = tuple(draws)
     sizes = [draw.shape.numel() for draw in draws]
+    if sum(sizes) > SobolEngine.MAXDIM or any(draw.kind == "seed" for draw in draws):  # no such point set
+        return pseudo_random(draws, (num_scrambles, num_points), torch.Generator().manual_seed(seed))
     if sum(sizes) == 0:
         return tuple(torch.zeros((num_scrambles, num_points, *draw.shape), dtype=draw.dtype) for draw in draws)
     sets = []
     for scramble in range(num_scrambles):
-        engine = torch.quasirandom.SobolEngine(sum(sizes), scramble=True, seed=seed * num_scrambles + scramble)
+        engine = SobolEngine(sum(sizes), scramble=True, seed=seed * num_scrambles + scramble)
         sets.append(engine.draw(num_points, dtype=torch.float64))
     # Sobol points lie on a grid of 2^-30; half a cell keeps both ends inside (0, 1)
     uniform = torch.stack(sets) + 2.0**-31
