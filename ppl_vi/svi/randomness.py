@@ -7,6 +7,7 @@ draws, and a quasi-random point set can stand in for noise.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributions import dirichlet
 from torch.overrides import TorchFunctionMode
 from torch.quasirandom import SobolEngine
 
@@ -24,8 +26,8 @@ NUM_CANDIDATES = 6  # a gamma draw fails all of them, and is then not exact, wit
 FEW = 2048  # normals, for which numpy's generator is not worth its start
 
 UNSUPPORTED = {
-    "bernoulli", "bernoulli_", "binomial", "cauchy_", "geometric_", "log_normal_", "multinomial", "poisson",
-    "randint", "randint_like", "random_", "_sample_dirichlet",
+    "bernoulli", "bernoulli_", "binomial", "geometric_", "multinomial", "poisson", "randint", "randint_like", "random_",
+    "_sample_dirichlet",
 }  # fmt: skip
 
 
@@ -121,6 +123,14 @@ def _exponential_(source: _Source, tensor: Tensor, lambd: float = 1.0, **_: Any)
     return -torch.log1p(-source.take("uniform", tensor.shape, tensor.dtype)) / lambd
 
 
+def _cauchy_(source: _Source, tensor: Tensor, median: float = 0.0, sigma: float = 1.0, **_: Any) -> Tensor:
+    return median + sigma * torch.tan(math.pi * (source.take("uniform", tensor.shape, tensor.dtype) - 0.5))
+
+
+def _log_normal_(source: _Source, tensor: Tensor, mean: float = 1.0, std: float = 2.0, **_: Any) -> Tensor:
+    return _normal_(source, tensor, mean, std).exp()
+
+
 def _factory(kind: Kind) -> Callable[..., Tensor]:
     def make(source: _Source, *args: Any, **kwargs: Any) -> Tensor:
         return source.take(kind, _shape_of(args, kwargs), kwargs.get("dtype") or torch.get_default_dtype())
@@ -148,11 +158,22 @@ def _standard_gamma(source: _Source, concentration: Tensor, *_: Any, **__: Any) 
     return _StandardGamma.apply(concentration, normals, uniforms, boost)
 
 
+class _NormalisedGammas:
+    """Stands in for torch's `_Dirichlet`: gamma draws over their sum, differentiated as they are."""
+
+    @staticmethod
+    def apply(concentration: Tensor) -> Tensor:
+        gammas = torch._standard_gamma(concentration)
+        return gammas / gammas.sum(-1, keepdim=True)
+
+
 GENERATORS: dict[str, Callable[..., Tensor]] = {
     "normal": _normal,
     "normal_": _normal_,
     "uniform_": _uniform_,
     "exponential_": _exponential_,
+    "cauchy_": _cauchy_,
+    "log_normal_": _log_normal_,
     "randn": _factory("normal"),
     "rand": _factory("uniform"),
     "randn_like": _like("normal"),
@@ -164,6 +185,16 @@ GENERATORS: dict[str, Callable[..., Tensor]] = {
 
 class _Source(TorchFunctionMode):
     """Answers torch's random generators from `take`, whatever library calls them."""
+
+    def __enter__(self) -> Any:
+        """Dirichlet and Beta draw by an `autograd.Function` of torch's own that no `vmap` knows."""
+        self._replaced = getattr(dirichlet, "_Dirichlet", None)
+        dirichlet._Dirichlet = _NormalisedGammas  # type: ignore[misc, assignment]
+        return super().__enter__()
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)
+        dirichlet._Dirichlet = self._replaced  # type: ignore[misc, assignment]
 
     def take(self, kind: Kind, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         raise NotImplementedError

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -12,11 +13,12 @@ import pyro
 import pyro.poutine as poutine
 import torch
 from pyro.distributions.transforms import AffineAutoregressive, ComposeTransform
-from pyro.infer.autoguide import AutoNormalizingFlow
+from pyro.infer.autoguide import AutoMessenger, AutoNormalizingFlow
 from pyro.nn.module import PyroModule, PyroParam
 from torch import Tensor, nn
 
 from ppl_vi.guides import Family
+from ppl_vi.mapping import whole_plates
 from ppl_vi.state import isolated
 from ppl_vi.target import Latents, Target
 
@@ -118,7 +120,9 @@ def build_guide(
         row = target.row(problem)
         if not isinstance(guide, nn.Module):
             guide = FunctionGuide(guide, *row)
-        poutine.trace(guide).get_trace(*row)  # autoguides make their parameters in a first call
+        # autoguides make their parameters in a first call, those called messengers for the data that plates take in it
+        with whole_plates() if isinstance(guide, AutoMessenger) else nullcontext():
+            poutine.trace(guide).get_trace(*row)
         guide = guide.to(target.device)
         if isinstance(guide, AutoNormalizingFlow):
             _place_flow(guide, loc, scale)
