@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._guards import TracingContext, tracing
+from torch._subclasses import FakeTensorMode
 from torch.func import functionalize
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -28,6 +31,17 @@ RESHAPES = (
 TRIANGLES = {aten.tril.default: 1, aten.triu.default: -1}
 PRODUCTS = (aten.bmm.default, aten.mm.default)
 NEUTRAL = {aten.mul.Tensor: 1, aten.add.Tensor: 0, aten.sub.Tensor: 0, aten.div.Tensor: 1, aten.pow.Tensor_Scalar: 1}
+
+
+def traced(function: Callable[..., Any], example: tuple[Tensor, ...]) -> GraphModule:
+    """A function of tensors as a tidied graph, for inputs like `example`: the same shapes, dtypes and device.
+
+    Raises:
+        Exception: whatever a function does that can't be traced.
+    """
+    # one fake mode for all operations: left to itself make_fx builds one for each, which takes half of its time
+    with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
+        return tidy(make_fx(function)(*example), example)
 
 
 def tidy(module: GraphModule, example: tuple[Tensor, ...]) -> GraphModule:

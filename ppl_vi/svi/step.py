@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppl_vi.svi.adam import adam
-from ppl_vi.svi.graph import tidy
+from ppl_vi.svi.graph import traced
 from ppl_vi.svi.objectives import Objective
 from ppl_vi.svi.pure import Program
 from ppl_vi.svi.stopping import surrogate
@@ -175,4 +174,4 @@ def trace_step(program: Program, objective: Objective, state: State, noise: tupl
     scalars = torch.ones(3, dtype=state.theta[0].dtype, device=state.theta[0].device)
     example = (*scalars, *state.tensors, *program.target.args, *noise)
     sizes = [part.shape[-1] for part in state.theta]
-    return tidy(make_fx(step_function(program, objective, sizes))(*example), example)
+    return traced(step_function(program, objective, sizes), example)
