@@ -6,6 +6,8 @@ steps of a block, of all fits, in one loop over the fits, without a value writte
 
 from __future__ import annotations
 
+import ctypes
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +16,14 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
-from ppl_vi.svi import inductor
+from ppl_vi.svi import cpp, inductor
+from ppl_vi.svi.lanes import Translation, UnsupportedError, num_lanes
 from ppl_vi.svi.objectives import Objective
 from ppl_vi.svi.pure import Program
-from ppl_vi.svi.step import BLOCK, State, trace_step
+from ppl_vi.svi.step import BLOCK, Engine, State, trace_one, trace_step
 
 aten = torch.ops.aten
+_log = logging.getLogger(__name__)
 CALL = 25e-6  # seconds that calling the machine code takes, whatever it does
 UNROLLED_NODES = 1500  # of a graph; more take minutes to compile
 COMPILE, NODE = 2.5, 30e-3  # seconds to compile any graph, and for each of its operations
@@ -65,10 +69,92 @@ def _filled_up(scalars: Tensor, num_steps: int) -> Tensor:
     return torch.cat([scalars, idle.expand(-1, num_steps - scalars.shape[-1])], -1)
 
 
+@dataclass(frozen=True)
+class LanesEngine:
+    """Runs blocks of steps as one call of a C++ function; made by `lanes_engine`.
+
+    The fits lie side by side in memory, so a part of the state that this engine returns is the transpose of a
+    contiguous `(B, D, R)`; noise in that order is not copied either.
+
+    Attributes:
+        args: the target's data.
+        sizes: all parameters in one part.
+        library: which holds the function.
+    """
+
+    args: tuple[Tensor, ...]
+    sizes: list[int]
+    library: ctypes.CDLL
+
+    def advance(self, state: State, scalars: Tensor, noise: tuple[Tensor, ...]) -> tuple[State, Tensor]:
+        """See `ppl_vi.svi.step.Engine`."""
+        (batch, replicas), num, (size,) = state.alive.shape, scalars.shape[-1], self.sizes
+        parts = [_fits_last(part) for (part,) in (state.theta, state.first, state.second, state.total, state.unit)]
+        draws = [_fits_last(n.flatten(3)) for n in noise]
+        alive, scalars = state.alive.contiguous(), scalars.contiguous()
+        after = torch.empty_like(alive)
+        out, bounds = scalars.new_empty((4, batch, size, replicas)), scalars.new_empty((num, batch, replicas))
+        self.library.advance(
+            *map(ctypes.c_int64, (num, batch, replicas)),
+            *map(_pointer, (scalars, alive, *parts, after, out, bounds)),
+            _pointers(self.args),
+            _pointers(draws),
+        )
+        theta, first, second, total = out.mT.unbind()
+        return State(after, (theta,), (first,), (second,), (total,), (parts[-1].mT,)), bounds
+
+
+def _fits_last(tensor: Tensor) -> Tensor:
+    """`(..., R, n)` as a contiguous `(..., n, R)`."""
+    return tensor.mT.contiguous()
+
+
+def _pointer(tensor: Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+def _pointers(tensors: Sequence[Tensor]) -> Any:
+    return (ctypes.c_void_p * max(len(tensors), 1))(*(tensor.data_ptr() for tensor in tensors))
+
+
+def lanes_engine(program: Program, objective: Objective, theta: Tensor, num_particles: int) -> LanesEngine:
+    """Translates and compiles the step of one fit for many like `theta` `(B, R, D)`, on the CPU.
+
+    Raises:
+        UnsupportedError: the step does something that has no translation, or is too large for the cache.
+        Exception: whatever a guide or model does that can't be traced, whatever the compiler meets.
+    """
+    inductor.check_version()
+    if theta.device.type != "cpu":
+        raise UnsupportedError(f"fits on {theta.device.type}")
+    translation = Translation(trace_one(program, objective, num_particles), theta.dtype, len(program.draws))
+    source = translation.code(num_lanes(theta.shape[1], theta.dtype))
+    return LanesEngine(
+        tuple(arg.contiguous() for arg in program.target.args), [program.layout.size], cpp.library(source)
+    )
+
+
 def compiled_engine(
     program: Program, objective: Objective, theta: Tensor, noise: tuple[Tensor, ...], num_steps: int
-) -> CompiledEngine:
+) -> Engine:
     """Traces and compiles the step for `num_steps` of fits like `theta` `(B, R, D)`, blocks of noise like `noise`.
+
+    By a translation of our own where there is one, else by torch's inductor.
+
+    Raises:
+        Exception: whatever a guide or model does that can't be traced, whatever the compiler meets.
+    """
+    try:
+        return lanes_engine(program, objective, theta, noise[0].shape[3] if noise else 1)
+    except Exception as error:
+        _log.info("compiling by inductor: %s", error)
+    return inductor_engine(program, objective, theta, noise, num_steps)
+
+
+def inductor_engine(
+    program: Program, objective: Objective, theta: Tensor, noise: tuple[Tensor, ...], num_steps: int
+) -> CompiledEngine:
+    """The same by inductor.
 
     Raises:
         Exception: whatever a guide or model does that can't be traced, whatever the compiler meets.

@@ -52,6 +52,12 @@ def cache_folder() -> Path:
     return (Path(home) if home else Path.home() / ".cache") / "ppl_vi" / "inductor"
 
 
+def writable_folder() -> Path:
+    """Where machine code is kept, or, where nothing can be written there, a folder that passes with the process."""
+    folder = cache_folder()
+    return folder if _usable(folder) else _passing_folder()
+
+
 def compiled(module: GraphModule, example: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
     """A graph as machine code, for inputs like `example`: the same shapes, strides, dtypes and device.
 

@@ -18,6 +18,7 @@ from ppl_vi.svi.adam import adam
 from ppl_vi.svi.graph import traced
 from ppl_vi.svi.objectives import Objective
 from ppl_vi.svi.pure import Program
+from ppl_vi.svi.randomness import pseudo_random
 from ppl_vi.svi.stopping import surrogate
 
 BLOCK = 8  # steps whose noise is drawn at once
@@ -25,6 +26,7 @@ MOST_NUMBERS = 2**24  # of noise drawn at once, where a single step's are no mor
 
 Parts = tuple[Tensor, ...]
 StepFunction = Callable[..., tuple[Tensor, ...]]
+Gradients = Callable[[Program, Objective, Tensor, Parts, Parts], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,16 @@ def gradients(
     return vmap(vmap(grad(loss, has_aux=True), in_dims=(0, None, 0)), in_dims=(0, 0, 0))(theta, args, noise)
 
 
-def step_function(program: Program, objective: Objective, sizes: Sequence[int]) -> StepFunction:
+def gradient_of_one(
+    program: Program, objective: Objective, theta: Tensor, args: tuple[Tensor, ...], noise: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor]:
+    """The same of a single fit: `(D,)` and `()` from `(D,)`, one row of data, and noise `(P, *shape)`."""
+    return grad(lambda point: surrogate(program, objective, point, args, noise), has_aux=True)(theta)
+
+
+def step_function(
+    program: Program, objective: Objective, sizes: Sequence[int], differentiate: Gradients = gradients
+) -> StepFunction:
     """The step `(rate, correction, weight, *state, *args, *noise) -> (alive, *theta, *first, *second, *total, bound)`.
 
     A fit whose estimate, gradient or next point is not finite keeps its last point and is no longer `alive`. `total`
@@ -144,7 +155,7 @@ def step_function(program: Program, objective: Objective, sizes: Sequence[int]) 
         theta, first, second, total, unit = (rest[i * n : (i + 1) * n] for i in range(5))
         args, noise = rest[5 * n : 5 * n + num_args], rest[5 * n + num_args :]
         point = theta[0] if n == 1 else torch.cat(theta, -1)
-        gradient, bound = gradients(program, objective, point, args, noise)
+        gradient, bound = differentiate(program, objective, point, args, noise)
         slopes = (gradient,) if n == 1 else gradient.split(list(sizes), -1)
         new = [
             adam(t, f, s, slope, u, rate, correction)
@@ -175,3 +186,16 @@ def trace_step(program: Program, objective: Objective, state: State, noise: tupl
     example = (*scalars, *state.tensors, *program.target.args, *noise)
     sizes = [part.shape[-1] for part in state.theta]
     return traced(step_function(program, objective, sizes), example)
+
+
+def trace_one(program: Program, objective: Objective, num_particles: int) -> GraphModule:
+    """The step of a single fit as a flat graph, without axes for problems and replicas, its parameters in one part.
+
+    Raises:
+        Exception: whatever a guide or model does that can't be traced.
+    """
+    theta = program.initial
+    state = State(torch.ones((), dtype=torch.bool, device=theta.device), *((torch.ones_like(theta),) for _ in range(5)))
+    noise = pseudo_random(program.draws, (num_particles,), torch.Generator(device=theta.device).manual_seed(0))
+    example = (*torch.ones(3, dtype=theta.dtype, device=theta.device), *state.tensors, *program.target.row(0), *noise)
+    return traced(step_function(program, objective, [len(theta)], gradient_of_one), example)

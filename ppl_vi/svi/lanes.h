@@ -1,0 +1,455 @@
+// Arithmetic on LANES fits at once, in the compiler's own vectors (GCC's and Clang's `vector_size`): no loop is left to be
+// vectorised, and no function calls the C library for a number at a time unless an argument is out of the usual range.
+//
+// Before this file stand LANES, Real, and Chebyshev's coefficients for Real and for double: see `special_functions` in
+// lanes.py. A condition is a vector of integers, all bits set or none, which `condition ? a : b` takes.
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+namespace {
+
+typedef float Floats __attribute__((vector_size(LANES * sizeof(float))));
+typedef int32_t Ints __attribute__((vector_size(LANES * sizeof(int32_t))));
+constexpr int DOUBLES = LANES < 8 ? LANES : 8;  // in a register: more would go through memory
+typedef double Doubles __attribute__((vector_size(DOUBLES * sizeof(double))));
+typedef int64_t Longs __attribute__((vector_size(DOUBLES * sizeof(int64_t))));
+
+template <class V>
+struct Of;
+template <>
+struct Of<Floats> {
+    using T = float;
+    using I = int32_t;
+    using M = Ints;
+    static constexpr int mantissa = 23, bias = 127, exp_terms = 8, log_terms = 5;
+    static constexpr float lowest = -104, highest = 89, magic = 12582912.0f, log2_high = 0.693359375f, log2_low = -2.12194440e-4f;
+};
+template <>
+struct Of<Doubles> {
+    using T = double;
+    using I = int64_t;
+    using M = Longs;
+    static constexpr int mantissa = 52, bias = 1023, exp_terms = 13, log_terms = 11;
+    static constexpr double lowest = -746, highest = 710, magic = 6755399441055744.0, log2_high = 6.93147180369123816490e-01,
+                            log2_low = 1.90821492927058770002e-10;
+};
+template <bool single>
+struct Vector {
+    using V = Floats;
+};
+template <>
+struct Vector<false> {
+    using V = Doubles;
+};
+using V = Vector<sizeof(Real) == 4>::V;
+using M = Of<V>::M;
+
+template <class To, class From>
+inline To bits(From from) {
+    static_assert(sizeof(To) == sizeof(From));
+    To to;
+    std::memcpy(&to, &from, sizeof to);
+    return to;
+}
+
+template <class W = V>
+inline W all(typename Of<W>::T number) {
+    return number - W{};
+}
+inline M every(bool is) { return M{} - is; }
+
+template <class W>
+constexpr int lanes_of = sizeof(W) / sizeof(typename Of<W>::T);
+
+template <class Condition>
+inline bool any(Condition condition) {
+    uint64_t parts[sizeof condition / 8], found = 0;
+    std::memcpy(parts, &condition, sizeof condition);
+    for (uint64_t part : parts) found |= part;
+    return found != 0;
+}
+
+template <class W, class Function>
+inline W one_by_one(W x, Function function) {
+    for (int i = 0; i < lanes_of<W>; ++i) x[i] = function(x[i]);
+    return x;
+}
+
+template <class W>
+inline W choose(typename Of<W>::M condition, W one, W other) {
+    return condition ? one : other;
+}
+template <class W>
+inline W absolute(W x) {
+    using B = typename Of<W>::M;
+    return bits<W>(bits<B>(x) & std::numeric_limits<typename Of<W>::I>::max());
+}
+template <class W>
+inline W with_sign_of(W size, W sign) {
+    using B = typename Of<W>::M;
+    constexpr auto top = std::numeric_limits<typename Of<W>::I>::min();
+    return bits<W>(bits<B>(absolute(size)) | (bits<B>(sign) & top));
+}
+template <class W>
+inline W minimum(W x, W y) {  // as torch's, nan wherever one is
+    return (x != x) ? x : ((y != y) ? y : (x < y ? x : y));
+}
+template <class W>
+inline W maximum(W x, W y) {
+    return (x != x) ? x : ((y != y) ? y : (x > y ? x : y));
+}
+template <class W>
+inline W square_root(W x) {
+    typename Of<W>::T lanes[lanes_of<W>];
+    std::memcpy(lanes, &x, sizeof x);
+    for (int i = 0; i < lanes_of<W>; ++i) lanes[i] = std::sqrt(lanes[i]);
+    std::memcpy(&x, lanes, sizeof x);
+    return x;
+}
+template <class W>
+inline W sign(W x) {
+    return (x > 0 ? all<W>(1) : W{}) - (x < 0 ? all<W>(1) : W{});
+}
+template <class W>
+inline W floor(W x) {
+    return one_by_one(x, [](auto y) { return std::floor(y); });
+}
+
+// ---- exponentials and logarithms
+
+// 2^n e^r with |r| <= log(2) / 2, e^r by Taylor's series; 2^n in two factors, since its own range ends before the result's.
+template <class W>
+inline W exponential(W x) {
+    using O = Of<W>;
+    using T = typename O::T;
+    W inside = x < O::lowest ? all<W>(O::lowest) : (x > O::highest ? all<W>(O::highest) : x);
+    const W shifted = inside * T(1.442695040888963407) + O::magic, n = shifted - O::magic;
+    const W r = (inside - n * O::log2_high) - n * O::log2_low;
+    W p = all<W>(1);
+    for (int k = O::exp_terms; k > 0; --k) p = 1 + p * r * (1 / T(k));
+    const auto whole = bits<typename O::M>(shifted) - bits<typename O::I>(O::magic), half = whole >> 1;
+    return p * bits<W>((half + O::bias) << O::mantissa) * bits<W>((whole - half + O::bias) << O::mantissa);
+}
+
+// x = 2^e m with sqrt(1/2) <= m < sqrt(2), log m = 2 atanh((m - 1) / (m + 1)) by its series.
+template <class W>
+inline W logarithm(W x) {
+    using O = Of<W>;
+    using T = typename O::T;
+    constexpr auto root_half = sizeof(T) == 4 ? typename O::I(0x3f3504f3) : typename O::I(0x3fe6a09e667f3bcd);
+    constexpr T smallest = std::numeric_limits<T>::min(), infinity = std::numeric_limits<T>::infinity();
+    const auto tiny = x < smallest;
+    const W normal = tiny ? x * T(int64_t(1) << O::mantissa) * 2 : x;
+    const auto offset = bits<typename O::M>(normal) - root_half;
+    const W e = __builtin_convertvector(offset >> O::mantissa, W) - (tiny ? all<W>(O::mantissa + 1) : W{});
+    const W m = bits<W>((offset & ((typename O::I(1) << O::mantissa) - 1)) + root_half);
+    const W s = (m - 1) / (m + 1), square = s * s;
+    W p = all<W>(T(2) / (2 * O::log_terms + 1));
+    for (int k = O::log_terms - 1; k > 0; --k) p = p * square + T(2) / (2 * k + 1);
+    W found = e * O::log2_high + (2 * s + (s * square * p + e * O::log2_low));
+    found = x == infinity ? x : found;
+    found = x == 0 ? all<W>(-infinity) : found;
+    return x >= 0 ? found : all<W>(std::numeric_limits<T>::quiet_NaN());
+}
+
+template <class W>
+inline W log_of_1_plus(W x) {
+    const W u = 1 + x, found = logarithm(u);
+    const auto usual = (u > 0) & (u < std::numeric_limits<typename Of<W>::T>::infinity());
+    return usual ? found + (x - (u - 1)) / u : found;
+}
+template <class W>
+inline W exp_minus_1(W x) {  // Kahan's: the errors of the exponential and of its logarithm cancel
+    const W u = exponential(x), below = u - 1;
+    const W found = below * x / logarithm(u);
+    const auto usual = (u != 1) & (below != -1) & (u < std::numeric_limits<typename Of<W>::T>::infinity());
+    return usual ? found : (u == 1 ? x : below);
+}
+template <class W>
+inline W sigmoid(W x) {
+    return 1 / (1 + exponential(-x));
+}
+template <class W>
+inline W hyperbolic_tangent(W x) {
+    const W e = exp_minus_1(-2 * absolute(x));
+    return with_sign_of(-e / (e + 2), x);
+}
+template <class W>
+inline W power(W x, W y) {
+    constexpr auto infinity = std::numeric_limits<typename Of<W>::T>::infinity();
+    if (any(~((x > 0) & (x < infinity) & (absolute(y) < infinity)))) {
+        for (int i = 0; i < lanes_of<W>; ++i) x[i] = std::pow(x[i], y[i]);
+        return x;
+    }
+    return exponential(y * logarithm(x));
+}
+template <class W>
+inline W x_log_y(W x, W y) {
+    return y != y ? y : (x == 0 ? W{} : x * logarithm(y));
+}
+template <class W>
+inline W hypotenuse(W x, W y) {
+    for (int i = 0; i < lanes_of<W>; ++i) x[i] = std::hypot(x[i], y[i]);
+    return x;
+}
+
+// ---- the error function and its relatives
+
+template <class W, class T, size_t num>
+inline W chebyshev(const T (&coefficients)[num], W t) {  // Clenshaw's recurrence
+    W one{}, two{};
+    for (size_t k = num - 1; k > 0; --k) {
+        const W next = 2 * t * one - two + coefficients[k];
+        two = one;
+        one = next;
+    }
+    return t * one - two + coefficients[0];
+}
+
+// exp(x^2) erfc(x); (1 + 2 x) times it is a polynomial in (x - 3.75) / (x + 3.75) (Schonfelder 1978, Chebyshev expansions
+// for the error and related functions).
+template <class W>
+inline W erfcx_positive(W x) {
+    const W t = x < std::numeric_limits<typename Of<W>::T>::max() ? 1 - 7.5f / (x + 3.75f) : all<W>(1);
+    return chebyshev(Coefficients<typename Of<W>::T>::erfcx, t) / (1 + 2 * x);
+}
+template <class W>
+inline W exp_of_square(W x, typename Of<W>::T sign) {  // exp(sign x^2), the square's rounding error made good
+    const W high = x * x;
+    W low;
+    for (int i = 0; i < lanes_of<W>; ++i) low[i] = std::fma(x[i], x[i], -high[i]);
+    const W found = exponential(sign * high);
+    return high < Of<W>::highest * 2 ? found + found * (sign * low) : found;
+}
+template <class W>
+inline W erfcx(W x) {
+    const W found = erfcx_positive(absolute(x));
+    if (!any(x < 0)) return found;
+    return x < 0 ? 2 * exp_of_square(x, 1) - found : found;
+}
+template <class W>
+inline W erfc(W x) {
+    const W size = absolute(x), tail = exp_of_square(size, -1) * erfcx_positive(size);
+    return x < 0 ? 2 - tail : tail;
+}
+template <class W>
+inline W erf(W x) {
+    const W size = absolute(x);
+    const W inside = x * chebyshev(Coefficients<typename Of<W>::T>::erf, size < 1 ? 2 * x * x - 1 : W{});
+    return size < 1 ? inside : with_sign_of(1 - erfc(size), x);
+}
+// log of the normal's mass below x
+template <class W>
+inline W log_ndtr(W x) {
+    using T = typename Of<W>::T;
+    const W y = x * T(0.70710678118654752440), tail = logarithm(erfcx_positive(absolute(y)) / 2) - y * y;
+    return x < -1 ? tail : log_of_1_plus(-erfc(y) / 2);
+}
+// A rational start (Hastings 1955, Approximations for digital computers), then Halley's steps on the logarithm of the mass.
+template <class W>
+inline W ndtri(W p) {
+    using T = typename Of<W>::T;
+    const W q = p < T(0.5) ? p : 1 - p;
+    const W log_q = logarithm(q), t = square_root(-2 * log_q);
+    W x = t - (2.515517f + t * (0.802853f + t * 0.010328f)) / (1 + t * (1.432788f + t * (0.189269f + t * 0.001308f)));
+    for (int k = 0; k < (sizeof(T) == 4 ? 1 : 2); ++k) {
+        const W mills = erfcx(x * T(0.70710678118654752440));
+        const W excess = logarithm(mills / 2) - x * x / 2 - log_q, hazard = T(0.79788456080286535588) / mills;
+        x = x + excess / (hazard + excess * (hazard - x) / 2);
+    }
+    x = q == 0 ? all<W>(std::numeric_limits<T>::infinity()) : x;
+    return p < T(0.5) ? -x : x;
+}
+template <class W>
+inline W erfinv(W y) {
+    using T = typename Of<W>::T;
+    const W size = absolute(y);
+    const W x = ndtri((1 - size) / 2) * T(-0.70710678118654752440);
+    const W nearer = x - (erf(x) - size) * exponential(x * x) * T(0.88622692545275801365);
+    return with_sign_of(size < T(0.5) ? nearer : x, y);
+}
+
+// ---- the gamma function: raised to 8 or more by its recurrence, there by Stirling's series
+
+template <class W>
+struct Raised {
+    W x, product, slope, squares;  // the factors' product, its derivative in x, the sum of their 1 / x^2
+};
+template <class W>
+inline Raised<W> raised(W x) {
+    Raised<W> r{x, all<W>(1), W{}, W{}};
+    for (int k = 0; k < 8; ++k) {
+        const auto low = r.x < 8;
+        r.slope = low ? r.slope * r.x + r.product : r.slope;
+        r.squares += low ? 1 / (r.x * r.x) : W{};
+        r.product = low ? r.product * r.x : r.product;
+        r.x = low ? r.x + 1 : r.x;
+    }
+    return r;
+}
+constexpr double BERNOULLI[] = {1.0 / 6, -1.0 / 30, 1.0 / 42, -1.0 / 30, 5.0 / 66, -691.0 / 2730, 7.0 / 6, -3617.0 / 510};
+
+template <class W>
+inline W log_gamma(W x) {
+    using T = typename Of<W>::T;
+    if (any(~(x > 0))) return one_by_one(x, [](auto y) { return std::lgamma(y); });
+    const Raised<W> r = raised(x);
+    const W inverse = 1 / r.x, square = inverse * inverse;
+    W series{};
+    for (int n = 8; n > 0; --n) series = series * square + T(BERNOULLI[n - 1] / (2 * n * (2 * n - 1)));
+    const W found = (r.x - T(0.5)) * logarithm(r.x) - r.x + T(0.91893853320467274178) + series * inverse;
+    return found - logarithm(r.product);
+}
+template <class W>
+inline W digamma(W x) {
+    using T = typename Of<W>::T;
+    const auto reflected = x < 0;
+    const Raised<W> r = raised(reflected ? 1 - x : x);
+    const W square = 1 / (r.x * r.x);
+    W series{};
+    for (int n = 8; n > 0; --n) series = (series + T(BERNOULLI[n - 1] / (2 * n))) * square;
+    W found = logarithm(r.x) - T(0.5) / r.x - series - r.slope / r.product;
+    if (any(reflected)) {
+        const double pi = 3.14159265358979323846;
+        const W cotangent = one_by_one(x, [pi](auto y) { return T(pi / std::tan(pi * (y - std::floor(y)))); });
+        found = reflected ? found - cotangent : found;
+    }
+    return found;
+}
+template <class W>
+inline W trigamma(W x) {
+    using T = typename Of<W>::T;
+    if (any(~(x > 0))) return one_by_one(x, [](auto) { return std::numeric_limits<T>::quiet_NaN(); });
+    const Raised<W> r = raised(x);
+    const W inverse = 1 / r.x, square = inverse * inverse;
+    W series{};
+    for (int n = 8; n > 0; --n) series = (series + T(BERNOULLI[n - 1])) * square;
+    return inverse + T(0.5) * square + series * inverse + r.squares;
+}
+
+// dz/da of z ~ Gamma(a, 1) at a fixed cdf, by the three formulas of torch's `_standard_gamma_grad`, in double as there.
+inline Doubles gamma_small(Doubles a, Doubles x) {  // the cdf's series for small x
+    Doubles numerator = all<Doubles>(1), denominator = a;
+    Doubles one = 1 / a, two = one * one;
+    for (int i = 1; i <= 5; ++i) {
+        numerator *= -x / i;
+        denominator += 1;
+        const Doubles ratio = numerator / denominator;
+        one += ratio;
+        two += ratio / denominator;
+    }
+    // the powers of x in cdf and density cancel up to one
+    const Doubles found = -((logarithm(x) - digamma(a)) * one - two) * x * exponential(x);
+    return found == found ? found : Doubles{};
+}
+inline Doubles gamma_middle(Doubles a, Doubles x) {  // Rice's saddle point near the mean
+    const Doubles one = 1 + 24 * a * (1 + 12 * a);
+    const Doubles two = 1440 * (a * a) + 6 * x * (53 - 120 * x) - 65 * x * x / a + a * (107 + 3600 * x);
+    return one * two / (1244160 * (a * a) * (a * a));
+}
+inline Doubles gamma_large(Doubles a, Doubles x) {  // and elsewhere
+    const Doubles log_ratio = logarithm(x / a), root = square_root(8 * a), gap = a - x;
+    const Doubles base = -gap - a * log_ratio, third = 1 / (base * square_root(base));
+    const Doubles inner = root / gap + (x < a ? -third : third);
+    const Doubles term = log_ratio * inner - square_root(2 / a) * (a + x) / (gap * gap);
+    return -(1 + 1 / (12 * a) * (1 + 1 / (24 * a))) * x * term / root;
+}
+inline Doubles gamma_fitted(Doubles a, Doubles x) {
+    static constexpr double fitted[3][8] = {
+        {0.16009398, -0.094634809, 0.025146376, -0.0030648343, 1, 0.32668115, 0.10406089, 0.0014179084},
+        {0.53487893, 0.1298071, 0.065735949, -0.0015649758, 0.16639465, 0.020070113, -0.0035938915, -0.00058392623},
+        {0.040121004, -0.0065914022, -0.0026286047, -0.0013441777, 0.017050642, -0.0021309326, 0.00085092367,
+         -1.5247877e-07}};
+    const Doubles u = logarithm(x / a), v = logarithm(a);
+    Doubles sums[2] = {};
+    for (int half = 0; half < 2; ++half)
+        for (int i = 3; i >= 0; --i) {
+            const int k = 4 * half + i;
+            sums[half] = sums[half] * v + (fitted[0][k] + u * (fitted[1][k] + u * fitted[2][k]));
+        }
+    return exponential(sums[0] / sums[1]);
+}
+inline Doubles gamma_grad(Doubles a, Doubles x) {
+    const Longs small = x < double(0.8f), large = ~small & (a > 8);
+    const Longs near = large & (x >= double(0.9f) * a) & (x <= double(1.1f) * a);
+    const Longs fitted = ~small & ~large, far = large & ~near;
+    Doubles found{};
+    if (any(small)) found = small ? gamma_small(a, x) : found;
+    if (any(fitted)) found = fitted ? gamma_fitted(a, x) : found;
+    if (any(near)) found = near ? gamma_middle(a, x) : found;
+    if (any(far)) found = far ? gamma_large(a, x) : found;
+    return found;
+}
+inline V standard_gamma_grad(V concentration, V value) {
+    typedef Real Part __attribute__((vector_size(DOUBLES * sizeof(Real))));
+    Part a[LANES / DOUBLES], x[LANES / DOUBLES];
+    std::memcpy(a, &concentration, sizeof concentration);
+    std::memcpy(x, &value, sizeof value);
+    for (int i = 0; i < LANES / DOUBLES; ++i)
+        x[i] = __builtin_convertvector(
+            gamma_grad(__builtin_convertvector(a[i], Doubles), __builtin_convertvector(x[i], Doubles)), Part);
+    std::memcpy(&value, x, sizeof value);
+    return value;
+}
+
+// ---- small matrices, `n` by `n` in rows
+
+template <int n>
+inline void cholesky(const V* a, V* factor, V* failed) {
+    M bad{};
+    for (int j = 0; j < n; ++j) {
+        V pivot = a[j * n + j];
+        for (int k = 0; k < j; ++k) pivot -= factor[j * n + k] * factor[j * n + k];
+        bad |= ~(pivot > 0);
+        const V root = square_root(pivot), inverse = 1 / root;
+        for (int i = 0; i < n; ++i) {
+            V entry = a[i * n + j];
+            for (int k = 0; k < j; ++k) entry -= factor[i * n + k] * factor[j * n + k];
+            factor[i * n + j] = i < j ? V{} : (i == j ? root : entry * inverse);
+        }
+    }
+    *failed = bad ? all(1) : V{};
+}
+// Solves a x = b (or x a = b) with `rows` by `columns` numbers in x.
+template <int rows, int columns, bool upper, bool left, bool unit>
+inline void solve_triangular(const V* a, const V* b, V* x) {
+    constexpr int n = left ? rows : columns, others = left ? columns : rows;
+    constexpr bool falling = upper == left;  // begins with the last unknown
+    V inverse[n];
+    for (int i = 0; i < n; ++i) inverse[i] = unit ? all(1) : 1 / a[i * n + i];
+    for (int o = 0; o < others; ++o)
+        for (int step = 0; step < n; ++step) {
+            const int i = falling ? n - 1 - step : step;
+            const auto at = [o](int k) { return left ? k * columns + o : o * columns + k; };
+            V sum = b[at(i)];
+            for (int k = falling ? i + 1 : 0; k < (falling ? n : i); ++k)
+                sum -= (left ? a[i * n + k] : a[k * n + i]) * x[at(k)];
+            x[at(i)] = sum * inverse[i];
+        }
+}
+
+// ---- memory: fits lie side by side, `valid` of them in a group; the rest repeat the last
+
+inline V load(const Real* from, int valid) {
+    V to;
+    if (valid == LANES) {
+        std::memcpy(&to, from, sizeof to);
+    } else {
+        for (int i = 0; i < LANES; ++i) to[i] = from[i < valid ? i : valid - 1];
+    }
+    return to;
+}
+inline void store(V from, Real* to, int valid) { std::memcpy(to, &from, valid * sizeof(Real)); }
+inline M load(const bool* from, int valid) {
+    M to;
+    for (int i = 0; i < LANES; ++i) to[i] = -int(from[i < valid ? i : valid - 1]);
+    return to;
+}
+inline void store(M from, bool* to, int valid) {
+    for (int i = 0; i < valid; ++i) to[i] = from[i] != 0;
+}
+
+}  // namespace

@@ -1,0 +1,915 @@
+"""A step's graph as one C++ function in which many fits lie side by side in the processor's vectors.
+
+The graph is that of one fit, without axes for problems and replicas, traced by `ppl_vi.svi.step.trace_one`. Each of its
+numbers becomes a vector of `LANES` fits. All steps of a block are taken with a group of fits before the next group's, so
+that nothing but noise and bounds goes through memory between steps. What no operation of the graph changes but order and
+shape (views, slices, transposes, concatenations) is worked out here and costs nothing at run time; what does not depend
+on parameters or noise is computed once a block; loops over the same number of elements are fused.
+
+The arithmetic is in lanes.h, whose functions are held to torch's and mpmath's by the tests.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.special
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+HEADER = Path(__file__).with_name("lanes.h")
+MOST_BYTES = 2**19  # of a group's values: more no longer fit into the processor's second cache
+MOST_GROUPS, GROUPED = 8, 1000  # groups whose steps alternate, so that one's arithmetic fills the other's waits
+MOST_ELEMENTS = 2**14  # of one value, whose places are written out in the code
+ERFCX_TERMS = {torch.float32: 14, torch.float64: 32}
+ERF_TERMS = {torch.float32: 8, torch.float64: 14}
+C_TYPES = {torch.float32: "float", torch.float64: "double"}
+
+
+class UnsupportedError(Exception):
+    """A graph does something that has no translation here; the message names it."""
+
+
+def num_lanes(num_replicas: int, dtype: torch.dtype) -> int:
+    """Fits in a vector: 64 bytes of them, fewer where there are fewer replicas."""
+    most = 64 // dtype.itemsize
+    return min(most, max(4, 1 << (num_replicas - 1).bit_length()))
+
+
+# ---- the functions' coefficients
+
+
+def _chebyshev(function: Callable[[np.ndarray], np.ndarray], num: int) -> str:
+    """Coefficients of the polynomial through `function` at Chebyshev's points of [-1, 1]."""
+    angle = (np.arange(64) + 0.5) * math.pi / 64
+    values = function(np.cos(angle))
+    found = [2 / 64 * float((values * np.cos(k * angle)).sum()) for k in range(num)]
+    return ", ".join(repr(c) for c in [found[0] / 2, *found[1:]])
+
+
+def _scaled_erfcx(t: np.ndarray) -> np.ndarray:
+    x = 3.75 * (1 + t) / (1 - t)
+    return (1 + 2 * x) * scipy.special.erfcx(x)
+
+
+def _erf_over_x(w: np.ndarray) -> np.ndarray:
+    x = np.sqrt((1 + w) / 2)
+    return scipy.special.erf(x) / x
+
+
+@cache
+def special_functions() -> str:
+    """The definitions that lanes.h needs of the error function."""
+    lines = ["template <class T> struct Coefficients;"]
+    for dtype, name in C_TYPES.items():
+        lines.append(
+            f"template <> struct Coefficients<{name}> {{\n"
+            f"static constexpr {name} erfcx[] = {{{_chebyshev(_scaled_erfcx, ERFCX_TERMS[dtype])}}},\n"
+            f"erf[] = {{{_chebyshev(_erf_over_x, ERF_TERMS[dtype])}}};\n}};"
+        )
+    return "\n".join(lines)
+
+
+def prelude(dtype: torch.dtype, lanes: int) -> str:
+    """All that a translation stands on."""
+    return "\n".join(
+        [
+            "#include <cstddef>",
+            "using std::size_t;",
+            f"constexpr int LANES = {lanes};",
+            f"using Real = {C_TYPES[dtype]};",
+            special_functions(),
+            HEADER.read_text(),
+        ]
+    )
+
+
+# ---- values and what computes them
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A value: elements of an array, `index` of its shape.
+
+    `kind` says what the array's elements are: "V" numbers of all lanes, "M" conditions of all lanes, "T" numbers that
+    all lanes share, "B" such conditions.
+    """
+
+    array: str
+    kind: str
+    index: Tensor
+
+    def moved(self, index: Tensor) -> Ref:
+        """The same elements in another order."""
+        return Ref(self.array, self.kind, index)
+
+
+Value = Ref | Tensor
+
+
+@dataclass(frozen=True)
+class Loop:
+    """`out[i] = text` for every `i`, or, with `into`, `out[into[i]] = text` of that element and the operand.
+
+    `wants` says of what kind the text takes each operand.
+    """
+
+    out: str
+    kind: str
+    num: int
+    text: str
+    operands: tuple[Value, ...]
+    wants: str
+    into: Tensor | None = None
+    start: str = ""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Code of its own, with the arrays that it makes and reads."""
+
+    out: tuple[tuple[str, str, int], ...]  # name, kind, elements
+    reads: tuple[str, ...]
+    code: str
+
+
+Item = Loop | Block
+
+
+def _reads(item: Item) -> set[str]:
+    if isinstance(item, Block):
+        return set(item.reads)
+    return {operand.array for operand in item.operands if isinstance(operand, Ref)}
+
+
+def _writes(item: Item) -> list[tuple[str, str, int]]:
+    if isinstance(item, Block):
+        return list(item.out)
+    return [(item.out, item.kind, item.num if item.into is None else int(item.into.max()) + 1)]
+
+
+# ---- the operations
+
+UNARY = {
+    "neg": "(-{0})", "exp": "exponential({0})", "log": "logarithm({0})", "log1p": "log_of_1_plus({0})",
+    "expm1": "exp_minus_1({0})", "sqrt": "square_root({0})", "rsqrt": "(1 / square_root({0}))",
+    "reciprocal": "(1 / {0})", "abs": "absolute({0})", "sign": "sign({0})", "sgn": "sign({0})",
+    "tanh": "hyperbolic_tangent({0})", "sigmoid": "sigmoid({0})", "relu": "maximum({0}, V{{}})", "erf": "erf({0})",
+    "erfc": "erfc({0})", "special_erfcx": "erfcx({0})", "special_ndtri": "ndtri({0})", "erfinv": "erfinv({0})",
+    "special_log_ndtr": "log_ndtr({0})", "lgamma": "log_gamma({0})", "digamma": "digamma({0})",
+    "square": "({0} * {0})", "floor": "floor({0})",
+    **{name: f"one_by_one({{0}}, [](auto y) {{{{ return std::{name}(y); }}}})"
+       for name in ("sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh", "log2",
+                    "log10", "exp2", "ceil", "trunc")},
+}  # fmt: skip
+BINARY = {
+    "add": "({0} + {1})", "sub": "({0} - {1})", "rsub": "({1} - {0})", "mul": "({0} * {1})", "div": "({0} / {1})",
+    "minimum": "minimum({0}, {1})", "maximum": "maximum({0}, {1})", "hypot": "hypotenuse({0}, {1})",
+    "xlogy": "x_log_y({0}, {1})", "_standard_gamma_grad": "standard_gamma_grad({0}, {1})",
+    "clamp_min": "maximum({0}, {1})", "clamp_max": "minimum({0}, {1})",
+    "sigmoid_backward": "({0} * {1} * (1 - {1}))", "tanh_backward": "({0} * (1 - {1} * {1}))",
+}  # fmt: skip
+COMPARISONS = {
+    "eq": "({0} == {1})", "ne": "({0} != {1})", "lt": "({0} < {1})", "le": "({0} <= {1})", "gt": "({0} > {1})",
+    "ge": "({0} >= {1})", "isnan": "({0} != {0})", "isinf": "(absolute({0}) == all(INFINITY))",
+    "isfinite": "({0} - {0} == 0)",
+}  # fmt: skip
+LOGICAL = {
+    "bitwise_and": "({0} & {1})", "bitwise_or": "({0} | {1})", "bitwise_xor": "({0} ^ {1})", "bitwise_not": "(~{0})",
+    "logical_and": "({0} & {1})", "logical_or": "({0} | {1})", "logical_xor": "({0} ^ {1})", "logical_not": "(~{0})",
+}  # fmt: skip
+MOVES = {
+    "view", "_unsafe_view", "reshape", "expand", "unsqueeze", "squeeze", "permute", "transpose", "t", "select", "slice",
+    "diagonal", "alias", "detach", "clone", "lift_fresh_copy", "tril", "triu", "cat", "stack", "slice_backward",
+    "select_backward", "diagonal_backward", "slice_scatter", "select_scatter", "as_strided", "as_strided_scatter",
+    "copy", "index", "constant_pad_nd", "flip", "repeat", "diag_embed", "unfold", "_to_copy", "movedim", "index_select",
+    "gather", "roll", "contiguous", "unbind", "split", "split_with_sizes", "diagonal_scatter", "_reshape_alias",
+    "view_as", "expand_as", "index_put",
+}  # fmt: skip
+SHAPED = {
+    "zeros_like": 0.0, "ones_like": 1.0, "new_zeros": 0.0, "new_ones": 1.0, "empty_like": 0.0, "new_empty": 0.0,
+    "new_empty_strided": 0.0,
+}  # fmt: skip
+
+
+def _name(node: Node) -> str:
+    return str(node.target).removeprefix("aten.").partition(".")[0]
+
+
+class Translation:
+    """From the graph of one fit's step to items, and from items to code.
+
+    Args:
+        graph: of `(rate, correction, weight, alive, theta, first, second, total, unit, *args, *noise)`.
+        dtype: of all numbers.
+        num_noise: of the arguments at the end, which are noise.
+    """
+
+    STATE = ("alive", "theta", "first", "second", "total", "unit")
+
+    def __init__(self, graph: GraphModule, dtype: torch.dtype, num_noise: int) -> None:
+        self.graph, self.dtype, self.num_noise = graph, dtype, num_noise
+        self.items: list[Item] = []
+        self.values: dict[Node, Any] = {}
+        self.tables: dict[tuple[Any, ...], str] = {}
+        self.constants: list[str] = []
+        self.varying: set[str] = set()  # arrays that change from step to step
+        self.sizes: dict[str, int] = {}
+        self.data: list[tuple[str, int]] = []
+        self.noise: list[tuple[str, int]] = []
+        self.count = 0
+        for node in graph.graph.nodes:
+            self._visit(node)
+
+    # ---- from nodes to values
+
+    def _visit(self, node: Node) -> None:
+        if node.op == "placeholder":
+            self.values[node] = self._argument(node, len(self.values))
+        elif node.op == "get_attr":
+            self.values[node] = _constant(getattr(self.graph, str(node.target)))
+        elif node.op == "output":
+            self.outputs = [self._value(given) for given in node.args[0]]  # type: ignore[union-attr,arg-type]
+        elif node.target is operator.getitem:
+            self.values[node] = self.values[node.args[0]][node.args[1]]  # type: ignore[index]
+        else:
+            self.values[node] = self._computed(node)
+
+    def _argument(self, node: Node, position: int) -> Value:
+        like = node.meta["val"]
+        index, num = torch.arange(like.numel()).reshape(like.shape), like.numel()
+        if num > MOST_ELEMENTS:
+            raise UnsupportedError(f"an argument of {num} numbers")
+        num_inputs = sum(n.op == "placeholder" for n in self.graph.graph.nodes)
+        if position < 3:
+            return self._known(f"scalar_{position}", "T", index, varying=True)
+        if position < 9:
+            name = self.STATE[position - 3]
+            return self._known(name, "M" if name == "alive" else "V", index, varying=name != "unit")
+        if like.dtype != self.dtype:
+            raise UnsupportedError(f"an argument of {like.dtype}")
+        if position >= num_inputs - self.num_noise:
+            self.noise.append((f"noise_{len(self.noise)}", num))
+            return self._known(self.noise[-1][0], "V", index, varying=True)
+        self.data.append((f"data_{len(self.data)}", num))
+        return self._known(self.data[-1][0], "T", index, varying=False)
+
+    def _known(self, name: str, kind: str, index: Tensor, varying: bool) -> Ref:
+        if varying:
+            self.varying.add(name)
+        return Ref(name, kind, index)
+
+    def _value(self, given: Any) -> Value:
+        if isinstance(given, Node):
+            found = self.values[given]
+            if isinstance(found, tuple):
+                raise UnsupportedError(f"several values of {given.target}")
+            return found
+        return torch.as_tensor(given, dtype=torch.bool if isinstance(given, bool) else self.dtype)
+
+    def _computed(self, node: Node) -> Any:
+        name, inputs = _name(node), [self.values[n] for n in node.all_input_nodes]
+        if name in SHAPED:
+            return torch.full(node.meta["val"].shape, SHAPED[name], dtype=node.meta["val"].dtype)
+        if name in ("full_like", "fill"):
+            return torch.full(node.meta["val"].shape, node.args[1], dtype=node.meta["val"].dtype)  # type: ignore[arg-type]
+        if all(isinstance(value, Tensor) for value in inputs):
+            return self._evaluated(node)
+        if name in MOVES and not self._converts(node):
+            return self._moved(node)
+        special = getattr(self, f"_op_{name}", None)
+        if special is not None:
+            return special(node)
+        return self._pointwise(node, name)
+
+    def _evaluated(self, node: Node) -> Any:
+        def known(given: Any) -> Any:
+            return self.values[given] if isinstance(given, Node) else given
+
+        args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), known)  # type: ignore[misc]
+        found = node.target(*args, **kwargs)  # type: ignore[operator]
+        return tuple(found) if isinstance(found, (tuple, list)) else found
+
+    # ---- order and shape
+
+    def _converts(self, node: Node) -> bool:
+        source = node.args[0]
+        if _name(node) != "_to_copy" or not isinstance(source, Node):
+            return False
+        return bool(source.meta["val"].dtype != node.meta["val"].dtype)
+
+    def _moved(self, node: Node) -> Any:
+        """The operation done to the elements' places instead of the elements, counted from 1; 0 is the number 0."""
+        sources: list[Value] = []
+        begin = [1]
+
+        def places(given: Any) -> Any:
+            if not isinstance(given, Node):
+                return given
+            value = self._value(given)
+            if isinstance(value, Tensor) and not value.is_floating_point() and (sources or value.dtype != torch.bool):
+                return value  # an index
+            sources.append(value)
+            shape, num = _shape(value), _shape(value).numel()
+            found = torch.arange(begin[0], begin[0] + num).reshape(shape)
+            begin[0] += num
+            like = given.meta.get("val")
+            if like is not None and num and 0 not in like.stride():
+                found = torch.empty_strided(shape, like.stride(), dtype=found.dtype).copy_(found)
+            return found
+
+        args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), places)  # type: ignore[misc]
+        kwargs = {key: value for key, value in kwargs.items() if key not in ("dtype", "memory_format", "device")}
+        name = _name(node)
+        if name == "index_put" and (kwargs.get("accumulate") or len(args) > 3):
+            raise UnsupportedError(f"{node.target} that adds")
+        if name == "constant_pad_nd" and len(args) > 2 and args[2] != 0:
+            raise UnsupportedError(f"{node.target} of {args[2]}")
+        try:
+            found = args[0] if name == "_to_copy" else node.target(*args, **kwargs)  # type: ignore[operator]
+        except Exception as error:
+            raise UnsupportedError(f"{node.target} of places: {error}") from error
+        if isinstance(found, (tuple, list)):
+            return tuple(self._taken(sources, piece) for piece in found)
+        return self._taken(sources, found)
+
+    def _taken(self, sources: Sequence[Value], places: Tensor) -> Value:
+        """The elements at these places of the sources laid end to end."""
+        begin, used = 1, []
+        for source in sources:
+            num = source.index.numel() if isinstance(source, Ref) else source.numel()
+            mask = (places >= begin) & (places < begin + num)
+            if bool(mask.any()):
+                used.append((source, mask, (places - begin).clamp(0, max(num - 1, 0))))
+            begin += num
+        if not used:
+            return torch.zeros(places.shape, dtype=self.dtype)
+        if len(used) == 1:
+            source, mask, at = used[0]
+            whole = _at(source, at)
+            if bool(mask.all()):
+                return whole
+            if isinstance(whole, Tensor):
+                return torch.where(mask, whole, torch.zeros_like(whole))
+            if whole.kind in "MB":
+                return self._loop("({0} & {1})", "M", places.shape, (mask, whole), "MM")
+            return self._loop("choose({0}, {1}, V{{}})", "V", places.shape, (mask, whole), "MV")
+        if any(isinstance(source, Ref) and source.kind == "M" for source, _, _ in used):
+            raise UnsupportedError("conditions joined")
+        return self._joined(used, places.shape)
+
+    def _joined(self, used: Sequence[tuple[Value, Tensor, Tensor]], shape: torch.Size) -> Ref:
+        """One array of elements of several, copied run by run."""
+        name, lines, reads = self._new(), [], []
+        covered = torch.zeros(shape, dtype=torch.bool)
+        for _, mask, _ in used:
+            covered |= mask
+        if not bool(covered.all()):
+            lines.append(f"for (int i = 0; i < {shape.numel()}; ++i) {name}[i] = V{{}};")
+        for source, mask, at in used:
+            where, places = mask.reshape(-1).nonzero()[:, 0].tolist(), at.reshape(-1)
+            if isinstance(source, Ref):
+                reads.append(source.array)
+            for first, num in _runs(where):
+                there = _at(source, places[first : first + num])
+                lines.append(f"for (int i = 0; i < {num}; ++i) {name}[{first} + i] = {self._operand(there, 'V')};")
+        return self._block((name,), (shape,), reads, lines)[0]
+
+    # ---- arithmetic
+
+    def _new(self) -> str:
+        self.count += 1
+        return f"x{self.count}"
+
+    def _loop(self, text: str, kind: str, shape: torch.Size, operands: Iterable[Value], wants: str = "") -> Ref:
+        num = shape.numel()
+        if num > MOST_ELEMENTS:
+            raise UnsupportedError(f"a value of {num} numbers")
+        spread = tuple(_expanded(operand, shape) for operand in operands)
+        found = Ref(self._new(), kind, torch.arange(num).reshape(shape))
+        self._add(Loop(found.array, kind, num, text, spread, wants or "V" * len(spread)))
+        return found
+
+    def _block(
+        self, names: Sequence[str], shapes: Sequence[torch.Size], reads: Sequence[str], lines: Sequence[str]
+    ) -> list[Ref]:
+        out = tuple((name, "V", shape.numel()) for name, shape in zip(names, shapes, strict=True))
+        if max(shape.numel() for shape in shapes) > MOST_ELEMENTS:
+            raise UnsupportedError("a value of too many numbers")
+        self._add(Block(out, tuple(reads), "\n".join(lines)))
+        return [
+            Ref(name, "V", torch.arange(shape.numel()).reshape(shape))
+            for name, shape in zip(names, shapes, strict=True)
+        ]
+
+    def _add(self, item: Item) -> None:
+        if _reads(item) & self.varying:
+            self.varying.update(name for name, _, _ in _writes(item))
+        for name, _, num in _writes(item):
+            self.sizes[name] = num
+        self.items.append(item)
+
+    def _pointwise(self, node: Node, name: str) -> Ref:
+        kwargs = {key: value for key, value in node.kwargs.items() if value is not None}
+        alpha = kwargs.pop("alpha", 1)
+        if kwargs and not (name in ("clamp", "addcmul", "addcdiv")):
+            raise UnsupportedError(f"{node.target} with {', '.join(kwargs)}")
+        args = list(node.args)
+        shape = torch.broadcast_shapes(*(_shape(self._value(a)) for a in args if isinstance(a, (Node, int, float))))
+        if name in UNARY:
+            return self._loop(UNARY[name], "V", shape, [self._value(args[0])])
+        if name in BINARY:
+            if len(args) > 2:
+                raise UnsupportedError(f"{node.target} of {len(args)}")
+            text = BINARY[name] if alpha == 1 else BINARY[name].replace("{1}", f"(Real({alpha!r}) * {{1}})")
+            return self._loop(text, "V", shape, [self._value(a) for a in args[:2]])
+        if name in COMPARISONS:
+            return self._loop(COMPARISONS[name], "M", shape, [self._value(a) for a in args])
+        if name in LOGICAL:
+            return self._loop(LOGICAL[name], "M", shape, [self._value(a) for a in args], "M" * len(args))
+        raise UnsupportedError(str(node.target))
+
+    def _op__to_copy(self, node: Node) -> Ref:
+        kind = "M" if node.meta["val"].dtype == torch.bool else "V"
+        if node.meta["val"].dtype not in (torch.bool, self.dtype):
+            raise UnsupportedError(f"{node.target} to {node.meta['val'].dtype}")
+        text = "{0}" if kind == "V" else "({0} != 0)"
+        return self._loop(text, kind, node.meta["val"].shape, [self._value(node.args[0])])
+
+    def _op_where(self, node: Node) -> Ref:
+        mask, one, other = (self._value(a) for a in node.args)
+        if node.meta["val"].dtype == torch.bool:
+            return self._loop("(({0} & {1}) | (~{0} & {2}))", "M", node.meta["val"].shape, (mask, one, other), "MMM")
+        return self._loop("choose({0}, {1}, {2})", "V", node.meta["val"].shape, (mask, one, other), "MVV")
+
+    def _op_masked_fill(self, node: Node) -> Ref:
+        value, mask, filling = (self._value(a) for a in node.args)
+        return self._loop("choose({0}, {1}, {2})", "V", node.meta["val"].shape, (mask, filling, value), "MVV")
+
+    def _op_clamp(self, node: Node) -> Ref:
+        low = node.kwargs.get("min", node.args[1] if len(node.args) > 1 else None)
+        high = node.kwargs.get("max", node.args[2] if len(node.args) > 2 else None)
+        text, operands = "{0}", [self._value(node.args[0])]
+        for bound, function in ((low, "maximum"), (high, "minimum")):
+            if bound is not None:
+                text = f"{function}({text}, {{{len(operands)}}})"
+                operands.append(self._value(bound))
+        return self._loop(text, "V", node.meta["val"].shape, operands)
+
+    def _op_pow(self, node: Node) -> Ref:
+        base, exponent = (self._value(a) for a in node.args[:2])
+        text = "power({0}, {1})"
+        if isinstance(exponent, Tensor) and exponent.numel() == 1:
+            number = exponent.item()
+            if number == 0.5:
+                text = "square_root({0})"
+            elif number == int(number) and 0 < abs(number) <= 8:
+                text = f"({' * '.join(['{0}'] * int(abs(number)))})"
+                text = f"(1 / {text})" if number < 0 else text
+        operands = [base, exponent] if "{1}" in text else [base]
+        return self._loop(text, "V", node.meta["val"].shape, operands)
+
+    def _op_polygamma(self, node: Node) -> Ref:
+        if node.args[0] != 1:
+            raise UnsupportedError(f"polygamma of order {node.args[0]}")
+        return self._loop("trigamma({0})", "V", node.meta["val"].shape, [self._value(node.args[1])])
+
+    def _op_addcmul(self, node: Node) -> Ref:
+        factor = float(node.kwargs.get("value", 1))  # type: ignore[arg-type]
+        operands = [self._value(a) for a in node.args]
+        return self._loop(f"({{0}} + Real({factor!r}) * {{1}} * {{2}})", "V", node.meta["val"].shape, operands)
+
+    def _op_softplus(self, node: Node) -> Ref:
+        x, beta, threshold = self._softplus(node.args)
+        text = "choose({0} * {1} > {2}, {0}, log_of_1_plus(exponential({0} * {1})) / {1})"
+        return self._loop(text, "V", node.meta["val"].shape, (x, beta, threshold))
+
+    def _op_softplus_backward(self, node: Node) -> Ref:
+        x, beta, threshold = self._softplus(node.args[1:])
+        text = "choose({1} * {2} > {3}, {0}, {0} * sigmoid({1} * {2}))"
+        return self._loop(text, "V", node.meta["val"].shape, (self._value(node.args[0]), x, beta, threshold))
+
+    def _softplus(self, args: Sequence[Any]) -> list[Value]:
+        """Its argument, beta and threshold."""
+        return [self._value(a) for a in (*args, *(1.0, 20.0)[len(args) - 1 :])]
+
+    def _op_threshold_backward(self, node: Node) -> Ref:
+        operands = [self._value(a) for a in node.args]
+        return self._loop("choose({1} <= {2}, V{{}}, {0})", "V", node.meta["val"].shape, operands)
+
+    def _op_log_sigmoid_forward(self, node: Node) -> tuple[Ref, Tensor]:
+        x = self._value(node.args[0])
+        text = "(minimum({0}, V{{}}) - log_of_1_plus(exponential(-absolute({0}))))"
+        return self._loop(text, "V", _shape(x), [x]), torch.zeros(0, dtype=self.dtype)
+
+    def _op_log_sigmoid_backward(self, node: Node) -> Ref:
+        operands = [self._value(a) for a in node.args[:2]]
+        return self._loop("({0} * sigmoid(-{1}))", "V", node.meta["val"].shape, operands)
+
+    # ---- sums and products
+
+    def _reduced(self, node: Node, start: str, text: str) -> Ref:
+        source, like = self._value(node.args[0]), node.args[0].meta["val"]  # type: ignore[union-attr]
+        shape = node.meta["val"].shape
+        dims = node.args[1] if len(node.args) > 1 and node.args[1] not in (None, []) else range(like.dim())
+        dims = [dims] if isinstance(dims, int) else [d % max(like.dim(), 1) for d in dims]  # type: ignore[union-attr]
+        kept = torch.Size(1 if d in dims else n for d, n in enumerate(like.shape))
+        into = torch.arange(kept.numel()).reshape(kept).expand(like.shape).reshape(-1)
+        if like.numel() == kept.numel():
+            return self._loop("{0}", "V", shape, [_reshaped(source, shape)])
+        if like.numel() > MOST_ELEMENTS:
+            raise UnsupportedError(f"a sum of {like.numel()} numbers")
+        found = Ref(self._new(), "V", torch.arange(kept.numel()).reshape(shape))
+        flat = (_reshaped(source, torch.Size([like.numel()])),)
+        self._add(Loop(found.array, "V", like.numel(), text, flat, "V", into, start))
+        return found
+
+    def _op_sum(self, node: Node) -> Ref:
+        return self._reduced(node, "V{}", "({to} + {0})")
+
+    def _op_mean(self, node: Node) -> Ref:
+        total = self._reduced(node, "V{}", "({to} + {0})")
+        ratio = node.args[0].meta["val"].numel() / max(node.meta["val"].numel(), 1)  # type: ignore[union-attr]
+        return self._loop(f"({{0}} * Real({1 / ratio!r}))", "V", node.meta["val"].shape, [total])
+
+    def _op_amax(self, node: Node) -> Ref:
+        return self._reduced(node, "all(-INFINITY)", "maximum({to}, {0})")
+
+    def _op_amin(self, node: Node) -> Ref:
+        return self._reduced(node, "all(INFINITY)", "minimum({to}, {0})")
+
+    def _op_mm(self, node: Node) -> Ref:
+        one, other = (self._value(a) for a in node.args)
+        return self._contracted(_reshaped(one, (1, *_shape(one))), _reshaped(other, (1, *_shape(other))), node)
+
+    def _op_bmm(self, node: Node) -> Ref:
+        one, other = (self._value(a) for a in node.args)
+        return self._contracted(one, other, node)
+
+    def _op_mv(self, node: Node) -> Ref:
+        one, other = (self._value(a) for a in node.args)
+        return self._contracted(_reshaped(one, (1, *_shape(one))), _reshaped(other, (1, *_shape(other), 1)), node)
+
+    def _op_dot(self, node: Node) -> Ref:
+        one, other = (self._value(a) for a in node.args)
+        return self._contracted(_reshaped(one, (1, 1, *_shape(one))), _reshaped(other, (1, *_shape(other), 1)), node)
+
+    def _contracted(self, one: Value, other: Value, node: Node) -> Ref:
+        batch, rows, inner = _shape(one)
+        columns = _shape(other)[-1]
+        name, shape = self._new(), node.meta["val"].shape
+        left = self._operand(one, "V", ("b", "i", "k"))
+        right = self._operand(other, "V", ("b", "k", "j"))
+        lines = [
+            f"for (int b = 0; b < {batch}; ++b) for (int i = 0; i < {rows}; ++i) for (int j = 0; j < {columns}; ++j) {{",
+            f"V sum{{}}; for (int k = 0; k < {inner}; ++k) sum += {left} * {right};",
+            f"{name}[(b * {rows} + i) * {columns} + j] = sum; }}",
+        ]
+        reads = [value.array for value in (one, other) if isinstance(value, Ref)]
+        return self._block((name,), (shape,), reads, lines)[0]
+
+    # ---- matrices
+
+    def _whole(self, value: Value) -> Ref:
+        """A value as a whole array of its own, in order."""
+        shape = _shape(value)
+        whole = isinstance(value, Ref) and value.kind == "V" and value.array in self.sizes
+        if whole and torch.equal(value.index.reshape(-1), torch.arange(self.sizes[value.array])):  # type: ignore[union-attr]
+            return value  # type: ignore[return-value]
+        return self._loop("{0}", "V", shape, [value])
+
+    def _op_linalg_cholesky_ex(self, node: Node) -> tuple[Ref, Ref]:
+        if node.kwargs.get("upper") or len(node.args) > 1:
+            raise UnsupportedError(f"{node.target} of upper triangles")
+        source = self._whole(self._value(node.args[0]))
+        shape, n = source.index.shape, source.index.shape[-1]
+        factor, failed = self._new(), self._new()
+        batch = shape[:-2]
+        lines = [
+            f"for (int b = 0; b < {batch.numel()}; ++b) "
+            f"cholesky<{n}>({source.array} + b * {n * n}, {factor} + b * {n * n}, {failed} + b);"
+        ]
+        found = self._block((factor, failed), (shape, batch), [source.array], lines)
+        return found[0], found[1]
+
+    def _op_linalg_solve_triangular(self, node: Node) -> Ref:
+        flags = {"upper": False, "left": True, "unitriangular": False} | dict(node.kwargs)
+        a, b = (self._value(given) for given in node.args[:2])
+        shape = node.meta["val"].shape
+        batch, n = shape[:-2], _shape(a)[-1]
+        a = self._whole(_expanded(a, torch.Size((*batch, n, n))))
+        b = self._whole(_expanded(b, shape))
+        rows, columns = shape[-2:]
+        name = self._new()
+        options = ", ".join(str(bool(flags[key])).lower() for key in ("upper", "left", "unitriangular"))
+        lines = [
+            f"for (int b = 0; b < {batch.numel()}; ++b) solve_triangular<{rows}, {columns}, {options}>"
+            f"({a.array} + b * {n * n}, {b.array} + b * {rows * columns}, {name} + b * {rows * columns});"
+        ]
+        return self._block((name,), (shape,), [a.array, b.array], lines)[0]
+
+    # ---- code
+
+    def _operand(self, value: Value, want: str, axes: Sequence[str] = ("i",), local: dict[str, str] | None = None) -> str:
+        """C++ for an element of a value, `V` or `M` by `want`; the axes are the loops' variables."""
+        if isinstance(value, Tensor):
+            if value.numel() and bool((value == value.reshape(-1)[0]).all()):
+                return _literal(value.reshape(-1)[0].item(), want)
+            value = self._constant_array(value)
+        text = (local or {}).get(value.array) or f"{value.array}[{self._place(value, axes)}]"
+        if value.kind == "T":
+            text = f"all({text})"
+        elif value.kind == "B":
+            text = f"every({text})"
+        has = "V" if value.kind in "VT" else "M"
+        if has == want:
+            return text
+        return f"choose({text}, all(1), V{{}})" if want == "V" else f"({text} != 0)"
+
+    def _place(self, value: Ref, axes: Sequence[str]) -> str:
+        index = value.index if len(axes) > 1 else value.index.reshape(-1)
+        strides = _affine(index)
+        if strides is not None:
+            offset, steps = strides
+            terms = [f"{step} * {axis}" if step != 1 else axis for axis, step in zip(axes, steps, strict=True) if step]
+            return " + ".join([*terms, str(offset)] if offset or not terms else terms)
+        name = self._table("int", index.reshape(-1).tolist())
+        flat = axes[0]
+        for axis, num in zip(axes[1:], index.shape[1:], strict=True):
+            flat = f"({flat}) * {num} + {axis}"
+        return f"{name}[{flat}]"
+
+    def _constant_array(self, value: Tensor) -> Ref:
+        kind = "B" if value.dtype == torch.bool else "T"
+        numbers = value.reshape(-1).tolist()
+        texts = [str(int(n)) if kind == "B" else _number(n) for n in numbers]
+        name = self._table("bool" if kind == "B" else "Real", texts)
+        return Ref(name, kind, torch.arange(value.numel()).reshape(value.shape))
+
+    def _table(self, kind: str, numbers: Sequence[Any]) -> str:
+        key = (kind, *numbers)
+        if key not in self.tables:
+            self.tables[key] = f"table_{len(self.tables)}"
+            listed = ", ".join(str(n) for n in numbers)
+            self.constants.append(f"static constexpr {kind} {self.tables[key]}[] = {{{listed}}};")
+        return self.tables[key]
+
+    def code(self, lanes: int) -> str:
+        """The C++ of the whole: `advance` takes steps of all fits."""
+        wanted = {out.array for out in self.outputs if isinstance(out, Ref)}
+        items = _needed(self.items, wanted)
+        total = sum(num for item in items for _, _, num in _writes(item))
+        if (total + 5 * self.size) * lanes * self.dtype.itemsize > MOST_BYTES:
+            raise UnsupportedError(f"a step of {total} numbers")
+        before = [item for item in items if not any(name in self.varying for name, _, _ in _writes(item))]
+        during = [item for item in items if any(name in self.varying for name, _, _ in _writes(item))]
+        later = {name for item in during for name in _reads(item)} | wanted
+        kept = [made for item in before for made in _writes(item) if made[0] in later]
+        body = self._scheduled(during, wanted)
+        prologue = self._scheduled(before, later)
+        memory = self._memory(kept)
+        return _FRAME.format(
+            prelude=prelude(self.dtype, lanes),
+            tables="\n".join(self.constants),
+            groups=max(1, min(MOST_GROUPS, GROUPED // max(total, 1))),
+            prologue="\n".join(prologue),
+            body="\n".join(body),
+            **memory,
+        )
+
+    @property
+    def size(self) -> int:
+        """Parameters of a fit."""
+        return next(n.meta["val"].numel() for i, n in enumerate(self.graph.graph.nodes) if i == 4)
+
+    def _memory(self, kept: Sequence[tuple[str, str, int]]) -> dict[str, str]:
+        """The parts of the frame that move numbers; `kept` is what is computed once for all steps."""
+        dim, carried = self.size, ("theta", "first", "second", "total")
+        whole = [(name, "V", dim) for name in (*carried, "unit")] + [("alive", "M", 1)]
+        loads = [f"{name}[i] = load({name}_in + (b * {dim} + i) * num_fits + r, valid);" for name in (*carried, "unit")]
+        stores = [
+            f"store({name}[i], out + (({k} * num_problems + b) * {dim} + i) * num_fits + r, valid);"
+            for k, name in enumerate(carried)
+        ]
+        noise = [
+            f"V {name}[{num}]; for (int i = 0; i < {num}; ++i) "
+            f"{name}[i] = load(noise[{k}] + ((t * num_problems + b) * {num} + i) * num_fits + r, valid);"
+            for k, (name, num) in enumerate(self.noise)
+        ]
+        alive, *new, bound = self.outputs
+        renewed = [f"{name}[i] = {self._operand(value, 'V')};" for name, value in zip(carried, new, strict=True)]
+        return {
+            "fields": " ".join(f"{kind} {name}[{num}];" for name, kind, num in (*whole, *kept)),
+            "state": "\n".join(f"{kind}* const {name} = group[g].{name};" for name, kind, _ in whole),
+            "kept": "\n".join(f"const {kind}* const {name} = group[g].{name};" for name, kind, _ in kept),
+            "keep": "\n".join(f"std::memcpy(group[g].{name}, {name}, sizeof {name});" for name, _, _ in kept),
+            "loads": f"for (int i = 0; i < {dim}; ++i) {{ {' '.join(loads)} }}",
+            "stores": f"for (int i = 0; i < {dim}; ++i) {{ {' '.join(stores)} }}",
+            "data": "\n".join(f"const Real* {name} = data[{k}] + b * {num};" for k, (name, num) in enumerate(self.data)),
+            "noise": "\n".join(noise),
+            "renewed": f"for (int i = 0; i < {dim}; ++i) {{ {' '.join(renewed)} }}",
+            "alive": self._operand(alive, "M"),
+            "bound": self._operand(bound, "V"),
+        }
+
+    def _scheduled(self, items: Sequence[Item], later: set[str]) -> list[str]:
+        """Code for items in an order that lets loops of one length be fused."""
+        left, made = list(items), {name for item in items for name, _, _ in _writes(item)}
+        done: set[str] = set()
+        readers: dict[str, int] = {}
+        for item in items:
+            for name in _reads(item):
+                readers[name] = readers.get(name, 0) + 1
+        lines: list[str] = []
+
+        def ready(name: str) -> bool:
+            return name not in made or name in done
+
+        while left:
+            first = next(item for item in left if all(ready(name) for name in _reads(item)))
+            if isinstance(first, Block):
+                lines += [f"V {name}[{num}];" for name, _, num in first.out] + [first.code]
+                group: list[Item] = [first]
+            else:
+                loops = _group(left, first.num, ready)
+                outside = {n for item in left if item not in loops for n in _reads(item)} | later
+                lines += self._fused(loops, outside)
+                group = list(loops)
+            done.update(name for item in group for name, _, _ in _writes(item))
+            left = [item for item in left if item not in group]
+        return lines
+
+    def _fused(self, loops: Sequence[Loop], outside: set[str]) -> list[str]:
+        num, local = loops[0].num, {}
+        declared, lines = [], []
+        for loop in loops:
+            texts = [self._operand(o, w, local=local) for o, w in zip(loop.operands, loop.wants, strict=True)]
+            if loop.into is not None:
+                size = int(loop.into.max()) + 1
+                declared.append(
+                    f"V {loop.out}[{size}]; for (int i = 0; i < {size}; ++i) {loop.out}[i] = {loop.start};"
+                )
+                to = f"{loop.out}[{self._place(Ref(loop.out, 'V', loop.into), ('i',))}]"
+                lines.append(f"{to} = {loop.text.format(*texts, to=to)};")
+                continue
+            local[loop.out] = f"v_{loop.out}"
+            lines.append(f"const {loop.kind} v_{loop.out} = {loop.text.format(*texts)};")
+            if loop.out in outside:
+                declared.append(f"{loop.kind} {loop.out}[{num}];")
+                lines.append(f"{loop.out}[i] = v_{loop.out};")
+        return [*declared, f"for (int i = 0; i < {num}; ++i) {{", *lines, "}"]
+
+
+def _group(left: Sequence[Item], num: int, ready: Callable[[str], bool]) -> list[Loop]:
+    """Loops of one length that can run as one: each reads of the others its own element alone."""
+    group: list[Loop] = []
+    inside: set[str] = set()
+    identity = torch.arange(num)
+
+    def fits(loop: Loop) -> bool:
+        for operand in loop.operands:
+            if not isinstance(operand, Ref) or ready(operand.array):
+                continue
+            if operand.array not in inside or not torch.equal(operand.index.reshape(-1), identity):
+                return False
+        return True
+
+    for item in left:  # they are in an order in which each comes after what it reads
+        if isinstance(item, Loop) and item.num == num and fits(item):
+            group.append(item)
+            if item.into is None:
+                inside.add(item.out)
+    return group
+
+
+def _needed(items: Sequence[Item], wanted: set[str]) -> list[Item]:
+    """Those that something wanted depends on."""
+    wanted, kept = set(wanted), []
+    for item in reversed(items):
+        if any(name in wanted for name, _, _ in _writes(item)):
+            kept.append(item)
+            wanted |= _reads(item)
+    return kept[::-1]
+
+
+# ---- places
+
+
+def _constant(value: Any) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise UnsupportedError("a constant that is no tensor")
+    return value.detach()
+
+
+def _shape(value: Value) -> torch.Size:
+    return value.index.shape if isinstance(value, Ref) else value.shape
+
+
+def _at(value: Value, places: Tensor) -> Value:
+    if isinstance(value, Tensor):
+        return value.reshape(-1)[places]
+    return value.moved(value.index.reshape(-1)[places])
+
+
+def _reshaped(value: Value, shape: Sequence[int]) -> Value:
+    return value.reshape(shape) if isinstance(value, Tensor) else value.moved(value.index.reshape(shape))
+
+
+def _expanded(value: Value, shape: torch.Size) -> Value:
+    return value.expand(shape) if isinstance(value, Tensor) else value.moved(value.index.expand(shape))
+
+
+def _affine(index: Tensor) -> tuple[int, list[int]] | None:
+    """Offset and strides, where the elements lie evenly, or None."""
+    offset = int(index.reshape(-1)[0]) if index.numel() else 0
+    steps, expected = [], torch.full((), offset)
+    for dim in range(index.dim()):
+        num = index.shape[dim]
+        step = int(index.select(dim, 1).reshape(-1)[0]) - offset if num > 1 else 0
+        steps.append(step)
+        along = torch.arange(num) * step
+        expected = expected + along.reshape([-1 if d == dim else 1 for d in range(index.dim())])
+    return (offset, steps) if torch.equal(expected.expand(index.shape), index) else None
+
+
+def _runs(where: Sequence[int]) -> list[tuple[int, int]]:
+    """Neighbours among rising numbers, as first and how many."""
+    runs: list[tuple[int, int]] = []
+    for place in where:
+        if runs and place == sum(runs[-1]):
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+        else:
+            runs.append((place, 1))
+    return runs
+
+
+def _number(value: float) -> str:
+    if math.isnan(value):
+        return "Real(NAN)"
+    if math.isinf(value):
+        return "Real(INFINITY)" if value > 0 else "Real(-INFINITY)"
+    return f"Real({value!r})"
+
+
+def _literal(value: Any, want: str) -> str:
+    if want == "M":
+        return f"every({int(bool(value))})"
+    return f"all({_number(float(value))})"
+
+
+_FRAME = """{prelude}
+{tables}
+struct Group {{ {fields} }};
+
+extern "C" void advance(int64_t num_steps, int64_t num_problems, int64_t num_fits, const Real* scalars,
+                        const bool* alive_in, const Real* theta_in, const Real* first_in, const Real* second_in,
+                        const Real* total_in, const Real* unit_in, bool* alive_out, Real* out, Real* bounds,
+                        const Real* const* data, const Real* const* noise) {{
+constexpr int most = {groups};
+Group group[most];
+for (int64_t b = 0; b < num_problems; ++b)
+for (int64_t begin = 0; begin < num_fits; begin += most * LANES) {{
+const int64_t left = (num_fits - begin + LANES - 1) / LANES;
+const int num_groups = left < most ? left : most;
+{data}
+for (int g = 0; g < num_groups; ++g) {{
+const int64_t r = begin + g * LANES;
+const int valid = num_fits - r < LANES ? num_fits - r : LANES;
+{state}
+{loads}
+alive[0] = load(alive_in + b * num_fits + r, valid);
+{prologue}
+{keep}
+}}
+for (int64_t t = 0; t < num_steps; ++t) {{
+const Real scalar_0[] = {{scalars[t]}}, scalar_1[] = {{scalars[num_steps + t]}}, scalar_2[] = {{scalars[2 * num_steps + t]}};
+for (int g = 0; g < num_groups; ++g) {{
+const int64_t r = begin + g * LANES;
+const int valid = num_fits - r < LANES ? num_fits - r : LANES;
+{state}
+{kept}
+{noise}
+{body}
+store({bound}, bounds + (t * num_problems + b) * num_fits + r, valid);
+{renewed}
+alive[0] = {alive};
+}}
+}}
+for (int g = 0; g < num_groups; ++g) {{
+const int64_t r = begin + g * LANES;
+const int valid = num_fits - r < LANES ? num_fits - r : LANES;
+{state}
+store(alive[0], alive_out + b * num_fits + r, valid);
+{stores}
+}}
+}}
+}}
+"""
