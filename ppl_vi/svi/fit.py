@@ -19,6 +19,7 @@ from ppl_vi.svi.diagnosis import culprit
 from ppl_vi.svi.engines import ENGINES, choose
 from ppl_vi.svi.memory import UNTRACED, ChunkedEngine, Footprint, footprint
 from ppl_vi.svi.objectives import Objective, find_objective
+from ppl_vi.svi.probe import Probe, probe_of
 from ppl_vi.svi.pure import Program, load_parameters
 from ppl_vi.svi.pyro_engine import PyroSVI, pyro_elbo
 from ppl_vi.svi.randomness import UnsupportedRandomnessError, pseudo_random
@@ -167,6 +168,7 @@ def _fit(
         run = _start(initial, unit)
         engine, reason = _possible(engine, program, settings)
         room = footprint(program, settings.objective, initial, num_particles, settings.max_memory)
+        probe = None
         if engine == "pyro":
             one_round = _pyro_round(program, settings, guides)
         else:
@@ -175,7 +177,8 @@ def _fit(
             chosen = choose(engine, program, settings.objective, some, num_particles, settings.num_steps)
             engine, reason = chosen.name, chosen.reason
             one_round = _vectorised_round(program, settings, chosen.engine, size)
-        _run_rounds(program, settings, run, room, one_round, progress)
+            probe = probe_of(chosen.engine, size, num_particles)
+        _run_rounds(program, settings, run, room, one_round, probe, progress)
     final, parameters = _finish(program, family, target, guides, run.theta)
     has_trajectory = final is program
     return Fit(
@@ -284,9 +287,9 @@ def _units(program: Program, settings: Settings, family: Family) -> Tensor:
     return _units_at(program, settings, torch.stack(central)[:, None])
 
 
-def _units_at(program: Program, settings: Settings, theta: Tensor) -> Tensor:
+def _units_at(program: Program, settings: Settings, theta: Tensor, probe: Probe | None = None) -> Tensor:
     args = program.target.args
-    return curvature_units(program, settings.objective, theta, args, settings.num_particles, settings.seed)
+    return curvature_units(program, settings.objective, theta, args, settings.num_particles, settings.seed, probe)
 
 
 def _theta(program: Program, guide: nn.Module) -> Tensor:
@@ -314,7 +317,13 @@ Draws = tuple[Tensor, ...]
 
 
 def _run_rounds(
-    program: Program, settings: Settings, run: Run, room: Footprint, one_round: Round, progress: Progress | None
+    program: Program,
+    settings: Settings,
+    run: Run,
+    room: Footprint,
+    one_round: Round,
+    probe: Probe | None,
+    progress: Progress | None,
 ) -> None:
     """Rounds of growing length until every fit has stopped or the steps are used up."""
     length = max(1, round(settings.num_steps * FIRST_ROUND))
@@ -323,17 +332,25 @@ def _run_rounds(
         left = settings.num_steps - run.step
         length = left if left < 2 * length else length
         if number:  # the curvature where the fit is now; a start far out says little of it
-            run.unit = _in_chunks(room, UNIT_POINTS, theta, lambda some: _units_at(program, settings, some))
+            run.unit = _in_chunks(room, UNIT_POINTS, theta, lambda some: _units_at(program, settings, some, probe))
         theta = one_round(run, theta, length, settings.lr / 2**number)
         number, length = number + 1, 2 * length
         last = run.step >= settings.num_steps
-        gain = _gain(program, settings, run, room, theta, number) if number >= MIN_ROUNDS or last else None
+        gain = _gain(program, settings, run, room, theta, number, probe) if number >= MIN_ROUNDS or last else None
         _record(settings, run, theta, gain)
         if progress:
             progress(run.step, settings.num_steps)
 
 
-def _gain(program: Program, settings: Settings, run: Run, room: Footprint, theta: Tensor, number: int) -> np.ndarray:
+def _gain(
+    program: Program,
+    settings: Settings,
+    run: Run,
+    room: Footprint,
+    theta: Tensor,
+    number: int,
+    probe: Probe | None,
+) -> np.ndarray:
     """What each fit could still gain nearby after round `number`, nats, `(B, R)`."""
     num_points = FIRST_CHECK * 2 ** max(number - MIN_ROUNDS, 0)
 
@@ -348,6 +365,7 @@ def _gain(program: Program, settings: Settings, run: Run, room: Footprint, theta
             settings.num_particles,
             num_points=num_points,
             seed=settings.seed + 7919 * number,
+            probe=probe,
         )
         return found.gain
 

@@ -15,6 +15,7 @@ basin the fit is in, and of the objective it maximises.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from scipy.stats import t as student_t
@@ -33,6 +34,18 @@ NUM_GROUPS = 16
 DIFFERENCE = 0.05  # of a unit, for the Hessian: wide, since draws by rejection jump
 ONE_BY_ONE = 1 / 32  # of all these points, where they have to be run one by one
 MAX_PARAMETERS = 200
+
+
+class Probe(Protocol):
+    """Another way to mean gradients, see `ppl_vi.svi.probe`."""
+
+    def fits(self, noise: tuple[Tensor, ...]) -> bool:
+        """Whether it can take this noise."""
+        ...
+
+    def gradients(self, theta: Tensor, noise: tuple[Tensor, ...]) -> Tensor:
+        """See `mean_gradients`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -64,9 +77,19 @@ def _affordable(program: Program, num_points: int) -> int:
 
 
 def mean_gradients(
-    program: Program, objective: Objective, theta: Tensor, args: tuple[Tensor, ...], noise: tuple[Tensor, ...]
+    program: Program,
+    objective: Objective,
+    theta: Tensor,
+    args: tuple[Tensor, ...],
+    noise: tuple[Tensor, ...],
+    probe: Probe | None = None,
 ) -> Tensor:
-    """The objective's gradient at `theta` of shape `(B, N, D)`, once for each scramble: `(B, N, S, D)`."""
+    """The objective's gradient at `theta` of shape `(B, N, D)`, once for each scramble: `(B, N, S, D)`.
+
+    By `probe`, if one is given that can take the noise.
+    """
+    if probe is not None and probe.fits(noise):
+        return probe.gradients(theta, noise)
 
     def group_loss(point: Tensor, row: tuple[Tensor, ...], group: tuple[Tensor, ...]) -> Tensor:
         return surrogate(program, objective, point, row, group)[0]
@@ -101,30 +124,38 @@ def hessian_by_differences(
     args: tuple[Tensor, ...],
     noise: tuple[Tensor, ...],
     step: Tensor,
+    probe: Probe | None = None,
 ) -> Tensor:
     """Central differences of mean gradients on the first scramble's first points: `(B, R, D)` to `(B, R, D, D)`."""
     batch, replicas, dim = theta.shape
     noise = tuple(n[:1, :, : _affordable(program, HESSIAN_POINTS)] for n in noise)
     shift = torch.diag_embed(step)
     moved = torch.cat([theta[:, :, None] + shift, theta[:, :, None] - shift], 2).reshape(batch, -1, dim)
-    gradients = mean_gradients(program, objective, moved, args, noise).squeeze(2)
+    gradients = mean_gradients(program, objective, moved, args, noise, probe).squeeze(2)
     up, down = gradients.reshape(batch, replicas, 2, dim, dim).unbind(2)
     hessian = (up - down) / (2 * step[..., None])
     return (hessian + hessian.mT) / 2
 
 
 def curvature_units(
-    program: Program, objective: Objective, theta: Tensor, args: tuple[Tensor, ...], num_particles: int, seed: int
+    program: Program,
+    objective: Objective,
+    theta: Tensor,
+    args: tuple[Tensor, ...],
+    num_particles: int,
+    seed: int,
+    probe: Probe | None = None,
 ) -> Tensor:
     """The size of a step along each parameter, `(B, R, D)`: the curvature at the start to the power -1/2.
 
     At most 1, or the parameter's own size where that is larger, so that a flat direction isn't run along.
     """
-    noise = check_noise(program, objective, num_particles, UNIT_POINTS, seed)
+    num_points = max(UNIT_POINTS, num_particles) if probe is not None else UNIT_POINTS
+    noise = check_noise(program, objective, num_particles, num_points, seed)
     small = 1e-5 * theta.abs().clamp(min=1.0)
     if program.layout.size > MAX_PARAMETERS:
         return torch.ones_like(theta)
-    hessian = hessian_by_differences(program, objective, theta, args, noise, small)
+    hessian = hessian_by_differences(program, objective, theta, args, noise, small, probe)
     curvature = torch.diagonal(hessian, dim1=-2, dim2=-1).abs()
     widest = theta.abs().clamp(min=1.0)
     known = curvature.isfinite() & (curvature > widest**-2)
@@ -140,13 +171,14 @@ def check(
     num_particles: int,
     num_points: int,
     seed: int,
+    probe: Probe | None = None,
 ) -> Check:
     """How much each fit at `theta` `(B, R, D)` could still gain nearby; see the module's text."""
     if program.layout.size > MAX_PARAMETERS:
         return Check(torch.full(theta.shape[:2], torch.inf, dtype=theta.dtype, device=theta.device))
     noise = check_noise(program, objective, num_particles, num_points, seed)
-    gradients = mean_gradients(program, objective, theta, args, noise)
-    hessian = hessian_by_differences(program, objective, theta, args, noise, DIFFERENCE * unit)
+    gradients = mean_gradients(program, objective, theta, args, noise, probe)
+    hessian = hessian_by_differences(program, objective, theta, args, noise, DIFFERENCE * unit, probe)
     hessian = hessian * unit[..., None] * unit[..., None, :]
     scaled = gradients * unit[:, :, None]
     t = float(student_t.ppf(0.975, NUM_SCRAMBLES - 1)) if noise else 0.0
