@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import grad, jacrev, vmap
+from torch.func import grad, jacrev
+
+from ppl_vi.mapping import each
 
 
 @dataclass(frozen=True)
@@ -106,9 +108,9 @@ def minimize(
     """
 
     def all_at(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        value = vmap(objective)(x, *args)
-        gradient = vmap(grad(objective))(x, *args)
-        hessian = vmap(jacrev(grad(objective)))(x, *args)
+        value = each(objective)(x, *args)
+        gradient = each(grad(objective))(x, *args)
+        hessian = each(jacrev(grad(objective)))(x, *args)
         return value, gradient, (hessian + hessian.mT) / 2
 
     x = start.detach().clone()

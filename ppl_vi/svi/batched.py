@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from ppl_vi.svi.eager import eager
 from ppl_vi.svi.objectives import Objective
 from ppl_vi.svi.pure import Program
 from ppl_vi.svi.step import State, StepFunction, step_function, trace_step
@@ -49,7 +50,8 @@ class BatchedEngine:
         """The step's graph, from here on used, for fits `theta` `(B, R, D)` and one step's noise; None if it fails."""
         state = State.start(theta, torch.ones_like(theta), torch.ones_like(theta[..., 0], dtype=torch.bool), self.sizes)
         try:
-            self._step = graph = trace_step(self.program, self.objective, state, draws)
+            graph = trace_step(self.program, self.objective, state, draws)
+            self._step = eager(graph)
         except Exception as error:  # tracing may meet anything a guide does; the untraced step gives the same numbers
             _log.info("the step runs untraced: %s", error)
             return None

@@ -9,27 +9,51 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._guards import TracingContext, tracing
+from torch._subclasses import FakeTensorMode
 from torch.func import functionalize
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.passes.dialect.common.cse_pass import CSEPass
 
+from ppl_vi.svi.constants import SUMS, alike, fold
+
 aten = torch.ops.aten
-RESHAPES = (aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.expand.default)
+RESHAPES = (
+    aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.unsqueeze.default, aten.squeeze.default,
+    aten.squeeze.dim, aten.squeeze.dims,
+)  # fmt: skip
+TRIANGLES = {aten.tril.default: 1, aten.triu.default: -1}
+PRODUCTS = (aten.bmm.default, aten.mm.default)
 NEUTRAL = {aten.mul.Tensor: 1, aten.add.Tensor: 0, aten.sub.Tensor: 0, aten.div.Tensor: 1, aten.pow.Tensor_Scalar: 1}
+
+
+def traced(function: Callable[..., Any], example: tuple[Tensor, ...]) -> GraphModule:
+    """A function of tensors as a tidied graph, for inputs like `example`: the same shapes, dtypes and device.
+
+    Raises:
+        Exception: whatever a function does that can't be traced.
+    """
+    # one fake mode for all operations: left to itself make_fx builds one for each, which takes half of its time
+    with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
+        return tidy(make_fx(function)(*example), example)
 
 
 def tidy(module: GraphModule, example: tuple[Tensor, ...]) -> GraphModule:
     """The same graph with fewer operations, none of them in place; `example` is what it was traced with."""
     if any(_writes(node) for node in module.graph.nodes):  # only now: functionalize knows no autograd.Function
         module = make_fx(functionalize(module))(*example)
+    fold(module)
     for node in list(module.graph.nodes):
         _poison_failures(node)
         _inline_number(node)
+        _reshaped(node)
+        _single(node)
         same = _same_as(node) or _part_of_whole(node)
         if same is not None:
             node.replace_all_uses_with(same)
@@ -77,17 +101,57 @@ def _inline_number(node: Node) -> None:
                 user.args = (like, source)
 
 
+def _reshaped(node: Node) -> None:
+    """A sum over dimensions of size 1 is a view, and a view of a view is one view."""
+    source: Any = node.args[0] if node.args else None
+    if not isinstance(source, Node) or node.target not in (*RESHAPES, *SUMS):
+        return
+    value, before = node.meta.get("val"), source.meta.get("val")
+    if not isinstance(value, Tensor) or not isinstance(before, Tensor) or value.numel() != before.numel():
+        return
+    while source.target in RESHAPES and _contiguous(source.args[0]):
+        source = source.args[0]
+    if value.dtype == before.dtype and _contiguous(source):
+        node.target, node.args, node.kwargs = aten.view.default, (source, list(value.shape)), {}
+
+
+def _contiguous(node: Any) -> bool:
+    return bool(node.meta["val"].is_contiguous())
+
+
+def _single(node: Node) -> None:
+    """Solving with matrices of one number is dividing by it; a product over one column and row is a plain product."""
+    if node.target is aten.linalg_solve_triangular.default and _matrix(node.args[0])[-1:] == (1,):
+        if not node.kwargs.get("unitriangular"):
+            node.target, node.args, node.kwargs = aten.div.Tensor, (node.args[1], node.args[0]), {}
+    elif node.target in PRODUCTS and _matrix(node.args[0])[-1:] == (1,):
+        node.target = aten.mul.Tensor
+
+
+def _matrix(node: Any) -> tuple[int, ...]:
+    """A node's shape, () where it is no tensor."""
+    value = node.meta.get("val")
+    return tuple(value.shape) if isinstance(value, Tensor) else ()
+
+
 def _same_as(node: Node) -> Node | None:
     """An earlier node with the same value, or None."""
     if not node.args or not isinstance(node.args[0], Node):
         return None
-    source: Node = node.args[0]
-    if not _alike(node, source):
-        return None
+    source: Any = node.args[0]
     if node.target in RESHAPES:
+        while source.target in RESHAPES and not alike(node, source):
+            source = source.args[0]
+        return source if alike(node, source) else None
+    if not alike(node, source):
+        return None
+    if node.target in (aten.expand.default, aten.detach.default):
         return source
+    if node.target in TRIANGLES and _matrix(node)[-2:] == (1, 1):
+        off: Any = node.args[1] if len(node.args) > 1 else 0
+        return source if off * TRIANGLES[node.target] >= 0 else None
     if node.target is aten.log.default and source.target is aten.exp.default:
-        return source.args[0]  # type: ignore[return-value]
+        return source.args[0]
     if node.target in NEUTRAL and not node.kwargs and node.args[1] == NEUTRAL[node.target]:
         return source
     return None
@@ -110,13 +174,6 @@ def _part_of_whole(node: Node) -> Node | None:
         return None
     same = [part.meta["val"].shape[axis] for part in parts] == list(sizes)
     return parts[node.args[1]] if same else None
-
-
-def _alike(one: Node, other: Node) -> bool:
-    first, second = one.meta.get("val"), other.meta.get("val")
-    if not isinstance(first, Tensor) or not isinstance(second, Tensor):
-        return False
-    return first.shape == second.shape and first.dtype == second.dtype
 
 
 def _dtype(node: Any) -> torch.dtype | None:

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppl_vi.svi.adam import adam
-from ppl_vi.svi.graph import tidy
+from ppl_vi.svi.graph import traced
 from ppl_vi.svi.objectives import Objective
 from ppl_vi.svi.pure import Program
 from ppl_vi.svi.randomness import pseudo_random
@@ -186,7 +185,7 @@ def trace_step(program: Program, objective: Objective, state: State, noise: tupl
     scalars = torch.ones(3, dtype=state.theta[0].dtype, device=state.theta[0].device)
     example = (*scalars, *state.tensors, *program.target.args, *noise)
     sizes = [part.shape[-1] for part in state.theta]
-    return tidy(make_fx(step_function(program, objective, sizes))(*example), example)
+    return traced(step_function(program, objective, sizes), example)
 
 
 def trace_one(program: Program, objective: Objective, num_particles: int) -> tuple[GraphModule, Parts]:
@@ -202,4 +201,4 @@ def trace_one(program: Program, objective: Objective, num_particles: int) -> tup
     noise = pseudo_random(program.draws, (num_particles,), torch.Generator(device=theta.device).manual_seed(0))
     example = (*torch.ones(3, dtype=theta.dtype, device=theta.device), *state.tensors, *program.target.row(0), *noise)
     step = step_function(program, objective, [len(theta)], gradient_of_one)
-    return tidy(make_fx(step)(*example), example), example
+    return traced(step, example), example

@@ -15,11 +15,12 @@ basin the fit is in, and of the objective it maximises.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from scipy.stats import t as student_t
 from torch import Tensor
-from torch.func import grad, vmap
+from torch.func import grad
 
 from ppl_vi.newton import predicted_gain
 from ppl_vi.svi.objectives import Objective
@@ -31,7 +32,20 @@ UNIT_POINTS = 128  # Sobol points a scramble for the units, of which only the si
 HESSIAN_POINTS = 512  # of them for the Hessian, which takes 2 D gradients
 NUM_GROUPS = 16
 DIFFERENCE = 0.05  # of a unit, for the Hessian: wide, since draws by rejection jump
+ONE_BY_ONE = 1 / 32  # of all these points, where they have to be run one by one
 MAX_PARAMETERS = 200
+
+
+class Probe(Protocol):
+    """Another way to mean gradients, see `ppl_vi.svi.probe`."""
+
+    def fits(self, noise: tuple[Tensor, ...]) -> bool:
+        """Whether it can take this noise."""
+        ...
+
+    def gradients(self, theta: Tensor, noise: tuple[Tensor, ...]) -> Tensor:
+        """See `mean_gradients`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -50,6 +64,7 @@ def check_noise(
 ) -> tuple[Tensor, ...]:
     """Noise for a check: `(scrambles, groups, particles, *shape)`; quasi-random where the objective is a plain mean."""
     device = program.initial.device
+    num_points = _affordable(program, num_points)
     if objective.additive:
         noise = quasi_random(program.draws, num_points, NUM_SCRAMBLES, seed)
         return tuple(n[:, None].to(device) for n in noise)
@@ -57,10 +72,24 @@ def check_noise(
     return pseudo_random(program.draws, (NUM_SCRAMBLES, NUM_GROUPS, num_particles), generator)
 
 
+def _affordable(program: Program, num_points: int) -> int:
+    return max(4, round(num_points * ONE_BY_ONE)) if program.one_by_one else num_points
+
+
 def mean_gradients(
-    program: Program, objective: Objective, theta: Tensor, args: tuple[Tensor, ...], noise: tuple[Tensor, ...]
+    program: Program,
+    objective: Objective,
+    theta: Tensor,
+    args: tuple[Tensor, ...],
+    noise: tuple[Tensor, ...],
+    probe: Probe | None = None,
 ) -> Tensor:
-    """The objective's gradient at `theta` of shape `(B, N, D)`, once for each scramble: `(B, N, S, D)`."""
+    """The objective's gradient at `theta` of shape `(B, N, D)`, once for each scramble: `(B, N, S, D)`.
+
+    By `probe`, if one is given that can take the noise.
+    """
+    if probe is not None and probe.fits(noise):
+        return probe.gradients(theta, noise)
 
     def group_loss(point: Tensor, row: tuple[Tensor, ...], group: tuple[Tensor, ...]) -> Tensor:
         return surrogate(program, objective, point, row, group)[0]
@@ -68,14 +97,14 @@ def mean_gradients(
     def scramble(point: Tensor, row: tuple[Tensor, ...], groups: tuple[Tensor, ...]) -> Tensor:
         if not groups:
             return grad(group_loss)(point, row, groups)
-        return vmap(lambda group: grad(group_loss)(point, row, group))(groups).mean(0)
+        return program.over(lambda group: grad(group_loss)(point, row, group))(groups).mean(0)
 
     def point(point: Tensor, row: tuple[Tensor, ...]) -> Tensor:
         if not noise:
             return scramble(point, row, noise)[None]
-        return vmap(lambda groups: scramble(point, row, groups))(noise)
+        return program.over(lambda groups: scramble(point, row, groups))(noise)
 
-    return vmap(vmap(point, in_dims=(0, None)))(theta, args)
+    return program.over(program.over(point, in_dims=(0, None)))(theta, args)
 
 
 def surrogate(
@@ -85,7 +114,7 @@ def surrogate(
     if not noise:  # nothing is random: one particle says it all
         one = objective.particle(program, theta, row, ())
         return objective.reduce(type(one)(*(part[None] for part in one)))
-    return objective.reduce(vmap(lambda draws: objective.particle(program, theta, row, draws))(noise))
+    return objective.reduce(program.over(lambda draws: objective.particle(program, theta, row, draws))(noise))
 
 
 def hessian_by_differences(
@@ -95,30 +124,38 @@ def hessian_by_differences(
     args: tuple[Tensor, ...],
     noise: tuple[Tensor, ...],
     step: Tensor,
+    probe: Probe | None = None,
 ) -> Tensor:
     """Central differences of mean gradients on the first scramble's first points: `(B, R, D)` to `(B, R, D, D)`."""
     batch, replicas, dim = theta.shape
-    noise = tuple(n[:1, :, :HESSIAN_POINTS] for n in noise)
+    noise = tuple(n[:1, :, : _affordable(program, HESSIAN_POINTS)] for n in noise)
     shift = torch.diag_embed(step)
     moved = torch.cat([theta[:, :, None] + shift, theta[:, :, None] - shift], 2).reshape(batch, -1, dim)
-    gradients = mean_gradients(program, objective, moved, args, noise).squeeze(2)
+    gradients = mean_gradients(program, objective, moved, args, noise, probe).squeeze(2)
     up, down = gradients.reshape(batch, replicas, 2, dim, dim).unbind(2)
     hessian = (up - down) / (2 * step[..., None])
     return (hessian + hessian.mT) / 2
 
 
 def curvature_units(
-    program: Program, objective: Objective, theta: Tensor, args: tuple[Tensor, ...], num_particles: int, seed: int
+    program: Program,
+    objective: Objective,
+    theta: Tensor,
+    args: tuple[Tensor, ...],
+    num_particles: int,
+    seed: int,
+    probe: Probe | None = None,
 ) -> Tensor:
     """The size of a step along each parameter, `(B, R, D)`: the curvature at the start to the power -1/2.
 
     At most 1, or the parameter's own size where that is larger, so that a flat direction isn't run along.
     """
-    noise = check_noise(program, objective, num_particles, UNIT_POINTS, seed)
+    num_points = max(UNIT_POINTS, num_particles) if probe is not None else UNIT_POINTS
+    noise = check_noise(program, objective, num_particles, num_points, seed)
     small = 1e-5 * theta.abs().clamp(min=1.0)
     if program.layout.size > MAX_PARAMETERS:
         return torch.ones_like(theta)
-    hessian = hessian_by_differences(program, objective, theta, args, noise, small)
+    hessian = hessian_by_differences(program, objective, theta, args, noise, small, probe)
     curvature = torch.diagonal(hessian, dim1=-2, dim2=-1).abs()
     widest = theta.abs().clamp(min=1.0)
     known = curvature.isfinite() & (curvature > widest**-2)
@@ -134,13 +171,14 @@ def check(
     num_particles: int,
     num_points: int,
     seed: int,
+    probe: Probe | None = None,
 ) -> Check:
     """How much each fit at `theta` `(B, R, D)` could still gain nearby; see the module's text."""
     if program.layout.size > MAX_PARAMETERS:
         return Check(torch.full(theta.shape[:2], torch.inf, dtype=theta.dtype, device=theta.device))
     noise = check_noise(program, objective, num_particles, num_points, seed)
-    gradients = mean_gradients(program, objective, theta, args, noise)
-    hessian = hessian_by_differences(program, objective, theta, args, noise, DIFFERENCE * unit)
+    gradients = mean_gradients(program, objective, theta, args, noise, probe)
+    hessian = hessian_by_differences(program, objective, theta, args, noise, DIFFERENCE * unit, probe)
     hessian = hessian * unit[..., None] * unit[..., None, :]
     scaled = gradients * unit[:, :, None]
     t = float(student_t.ppf(0.975, NUM_SCRAMBLES - 1)) if noise else 0.0

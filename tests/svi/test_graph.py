@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from ppl_vi.svi.eager import eager
 from ppl_vi.svi.graph import tidy
 
 
@@ -50,3 +51,47 @@ def test_what_changes_a_shape_or_a_dtype_stays(shape: tuple[int, ...]) -> None:
     for found, expected in zip(tidied(*given), function(*given), strict=True):
         assert torch.equal(found, expected)
         assert found.dtype == expected.dtype
+
+
+def constants(x: Tensor, y: Tensor) -> Tensor:
+    """Signs, means and numbers that a gradient meets before it meets a variable."""
+    scale = torch.ones_like(x) * 3.0
+    return (-(x - y).square() / (2 * scale**2) - scale.log() + 0.25 / y).mean() * -2.0
+
+
+def of_one_number(x: Tensor, y: Tensor) -> Tensor:
+    """Linear algebra in one dimension."""
+    matrix = (y.square() + 1).tril()
+    solved = torch.linalg.solve_triangular(matrix, x, upper=False)
+    return (solved @ (matrix - 0.5)).squeeze(-1).sum(-1) + matrix.diagonal(0, -2, -1).log().sum()
+
+
+@pytest.mark.parametrize(
+    ("function", "shape", "share"), [(constants, (7, 3), 0.6), (of_one_number, (7, 1, 1), 0.9)], ids=["sums", "1x1"]
+)
+def test_what_is_known_is_not_computed(function: object, shape: tuple[int, ...], share: float) -> None:
+    def gradient(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return vmap(grad(lambda a, b: function(a, b).sum(), argnums=(0, 1)))(x, y)  # type: ignore[operator]
+
+    given = torch.randn(shape, dtype=torch.float64), torch.randn(shape, dtype=torch.float64)
+    traced = make_fx(gradient)(*given)
+    before = len(traced.graph.nodes)
+    tidied = tidy(traced, given)
+    assert len(tidied.graph.nodes) < share * before
+    assert not any("triangular" in str(node.target) or "tril" in str(node.target) for node in tidied.graph.nodes)
+    other = torch.randn(shape, dtype=torch.float64), torch.randn(shape, dtype=torch.float64)
+    for module in (tidied, eager(tidied)):
+        for found, expected in zip(module(*other), gradient(*other), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-14)  # to rounding
+
+
+def test_a_larger_triangle_and_one_off_the_diagonal_stay() -> None:
+    def function(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        solved = torch.linalg.solve_triangular(x.tril(), y, upper=False)
+        return solved, x[:1, :1].tril(-1) + x[:1, :1].triu(1)
+
+    given = torch.randn(3, 3, dtype=torch.float64), torch.randn(3, 2, dtype=torch.float64)
+    tidied = tidy(make_fx(function)(*given), given)
+    for found, expected in zip(tidied(*given), function(*given), strict=True):
+        assert torch.equal(found, expected)
+    assert torch.equal(tidied(*given)[1], torch.zeros(1, 1, dtype=torch.float64))
