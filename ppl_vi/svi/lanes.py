@@ -214,6 +214,16 @@ def decomposed(graph: GraphModule, example: Sequence[Tensor]) -> GraphModule:
     return graph
 
 
+def has_translation(graph: GraphModule) -> bool:
+    """Whether every operation of a step looks translatable; what they do in detail may still be in the way."""
+    nodes = [node for node in graph.graph.nodes if node.op == "call_function" and node.target is not operator.getitem]
+    return all(
+        (_known_here(node) or node.target in torch._decomp.decomposition_table)
+        and getattr(node.meta.get("val"), "dtype", torch.bool) != torch.int64
+        for node in nodes
+    )
+
+
 def _known_here(node: Node) -> bool:
     name = _name(node)
     known = (UNARY, BINARY, COMPARISONS, LOGICAL, MOVES, SHAPED)

@@ -198,12 +198,11 @@ GRAPHS: dict[str, tuple[int, Callable[[Tensor, Tensor], Tensor]]] = {  # 12 para
 
 @pytest.mark.parametrize("name", list(GRAPHS))
 def test_translated_graphs_are_torchs(name: str) -> None:
-    """Of 5 and of 21 fits, so that a vector is not full and there are several."""
+    """Of 21 fits: two full vectors and one that is not."""
     size, function = GRAPHS[name]
-    for replicas in (5, 21):
-        noise = torch.randn((replicas, 1, 12), generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-        got, want = run(function, size, noise)
-        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    noise = torch.randn((21, 1, 12), generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    got, want = run(function, size, noise)
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
 
 
 def test_what_has_no_translation_is_named() -> None:
