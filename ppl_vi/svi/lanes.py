@@ -1,10 +1,10 @@
 """A step's graph as one C++ function in which many fits lie side by side in the processor's vectors.
 
-The graph is that of one fit, without axes for problems and replicas, traced by `ppl_vi.svi.step.trace_one`. Each of its
-numbers becomes a vector of `LANES` fits. All steps of a block are taken with a group of fits before the next group's, so
-that nothing but noise and bounds goes through memory between steps. What no operation of the graph changes but order and
-shape (views, slices, transposes, concatenations) is worked out here and costs nothing at run time; what does not depend
-on parameters or noise is computed once a block; loops over the same number of elements are fused.
+The graph is that of one fit, without axes for problems and replicas, traced by `ppl_vi.svi.step.trace_one`. Each of
+its numbers becomes a vector of `LANES` fits. All steps of a block are taken with some fits before the next ones', so
+that nothing but noise and bounds goes through memory between steps. Operations that change order and shape alone
+(views, slices, transposes, concatenations) are worked out here and cost nothing at run time; what does not depend on
+parameters or noise is computed once a block; loops over the same number of elements are fused.
 
 The arithmetic is in lanes.h, whose functions are held to torch's and mpmath's by the tests.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,8 @@ def num_lanes(num_replicas: int, dtype: torch.dtype) -> int:
 
 def _polynomial(function: Callable[[np.ndarray], np.ndarray], num: int) -> str:
     """Coefficients, the constant first, of the polynomial through `function` at Chebyshev's points of [-1, 1]."""
-    found = np.polynomial.chebyshev.cheb2poly(np.polynomial.chebyshev.chebinterpolate(function, 63)[:num])
+    interpolate: Any = np.polynomial.chebyshev.chebinterpolate
+    found = np.polynomial.chebyshev.cheb2poly(interpolate(function, 63)[:num])
     return ", ".join(repr(float(c)) for c in found)
 
 
@@ -209,7 +210,7 @@ def decomposed(graph: GraphModule, example: Sequence[Tensor]) -> GraphModule:
     """The graph with what has no translation here replaced by what it is made of, where torch knows that."""
     for _ in range(3):
         foreign = {node.target for node in graph.graph.nodes if node.op == "call_function" and not _known_here(node)}
-        table = {op: how for op, how in torch._decomp.decomposition_table.items() if op in foreign}
+        table: Any = {op: how for op, how in torch._decomp.decomposition_table.items() if op in foreign}
         if not table:
             break
         graph = make_fx(graph, decomposition_table=table)(*example)
@@ -265,7 +266,7 @@ class Translation:
         elif node.op == "get_attr":
             self.values[node] = _constant(getattr(self.graph, str(node.target)))
         elif node.op == "output":
-            self.outputs = [self._value(given) for given in node.args[0]]  # type: ignore[union-attr,arg-type]
+            self.outputs = [self._value(given) for given in node.args[0]]  # type: ignore[union-attr]
         elif node.target is operator.getitem:
             self.values[node] = self.values[node.args[0]][node.args[1]]  # type: ignore[index]
         else:
@@ -324,7 +325,7 @@ class Translation:
         def known(given: Any) -> Any:
             return self.values[given] if isinstance(given, Node) else given
 
-        args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), known)  # type: ignore[misc]
+        args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), known)
         found = node.target(*args, **kwargs)  # type: ignore[operator]
         return tuple(found) if isinstance(found, (tuple, list)) else found
 
@@ -356,13 +357,13 @@ class Translation:
                 found = torch.empty_strided(shape, like.stride(), dtype=found.dtype).copy_(found)
             return found
 
-        args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), places)  # type: ignore[misc]
+        args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), places)
         kwargs = {key: value for key, value in kwargs.items() if key not in ("dtype", "memory_format", "device")}
         name = _name(node)
         if name == "constant_pad_nd" and len(args) > 2 and args[2] != 0:
             raise UnsupportedError(f"{node.target} of {args[2]}")
         try:
-            found = args[0] if name == "_to_copy" else node.target(*args, **kwargs)  # type: ignore[operator]
+            found: Any = args[0] if name == "_to_copy" else node.target(*args, **kwargs)  # type: ignore[operator]
         except Exception as error:
             raise UnsupportedError(f"{node.target} of places: {error}") from error
         if isinstance(found, (tuple, list)):
@@ -453,7 +454,7 @@ class Translation:
     def _pointwise(self, node: Node, name: str) -> Ref:
         kwargs = {key: value for key, value in node.kwargs.items() if value is not None}
         alpha = kwargs.pop("alpha", 1)
-        if kwargs and not (name in ("clamp", "addcmul", "addcdiv")):
+        if kwargs and name not in ("clamp", "addcmul", "addcdiv"):
             raise UnsupportedError(f"{node.target} with {', '.join(kwargs)}")
         args = list(node.args)
         shape = torch.broadcast_shapes(*(_shape(self._value(a)) for a in args if isinstance(a, (Node, int, float))))
@@ -552,8 +553,8 @@ class Translation:
     def _reduced(self, node: Node, start: str, text: str) -> Ref:
         source, like = self._value(node.args[0]), node.args[0].meta["val"]  # type: ignore[union-attr]
         shape = node.meta["val"].shape
-        dims = node.args[1] if len(node.args) > 1 and node.args[1] not in (None, []) else range(like.dim())
-        dims = [dims] if isinstance(dims, int) else [d % max(like.dim(), 1) for d in dims]  # type: ignore[union-attr]
+        asked: Any = node.args[1] if len(node.args) > 1 and node.args[1] not in (None, []) else range(like.dim())
+        dims = [d % max(like.dim(), 1) for d in ([asked] if isinstance(asked, int) else asked)]
         kept = torch.Size(1 if d in dims else n for d, n in enumerate(like.shape))
         into = torch.arange(kept.numel()).reshape(kept).expand(like.shape).reshape(-1)
         if like.numel() == kept.numel():
@@ -602,7 +603,8 @@ class Translation:
         left = self._operand(one, "V", ("b", "i", "k"))
         right = self._operand(other, "V", ("b", "k", "j"))
         lines = [
-            f"for (int b = 0; b < {batch}; ++b) for (int i = 0; i < {rows}; ++i) for (int j = 0; j < {columns}; ++j) {{",
+            f"for (int b = 0; b < {batch}; ++b)",
+            f"for (int i = 0; i < {rows}; ++i) for (int j = 0; j < {columns}; ++j) {{",
             f"V sum{{}}; for (int k = 0; k < {inner}; ++k) sum += {left} * {right};",
             f"{name}[(b * {rows} + i) * {columns} + j] = sum; }}",
         ]
@@ -610,8 +612,9 @@ class Translation:
         return self._block((name,), (shape,), reads, lines)[0]
 
     def _op_cumsum(self, node: Node) -> Ref:
-        value, shape = self._value(node.args[0]), node.meta["val"].shape
-        dim = node.args[1] % max(len(shape), 1)  # type: ignore[operator]
+        given: Any = node.args
+        value, shape = self._value(given[0]), node.meta["val"].shape
+        dim = given[1] % max(len(shape), 1)
         outer, num, inner = shape[:dim].numel(), shape[dim], shape[dim + 1 :].numel()
         name = self._new()
         element = self._operand(_reshaped(value, (outer, num, inner)), "V", ("o", "k", "i"))
@@ -1010,7 +1013,8 @@ alive[0] = load(alive_in + b * num_fits + r);
 {keep}
 }}
 for (int64_t t = 0; t < num_steps; ++t) {{
-const Real scalar_0[] = {{scalars[t]}}, scalar_1[] = {{scalars[num_steps + t]}}, scalar_2[] = {{scalars[2 * num_steps + t]}};
+const Real scalar_0[] = {{scalars[t]}}, scalar_1[] = {{scalars[num_steps + t]}};
+const Real scalar_2[] = {{scalars[2 * num_steps + t]}};
 for (int g = 0; g < num_groups; ++g) {{
 const int64_t r = place(begin, g, num_fits);
 {state}

@@ -162,8 +162,8 @@ def run(function: Callable[[Tensor, Tensor], Tensor], size: int, noise: Tensor) 
     replicas = noise.shape[0]
     theta = torch.randn((1, replicas, size), generator=torch.Generator().manual_seed(4), dtype=dtype)
     example = (
-        *torch.ones(3, dtype=dtype), torch.ones((), dtype=torch.bool), *(torch.ones(size, dtype=dtype) for _ in range(5)),
-        noise[0],
+        *torch.ones(3, dtype=dtype), torch.ones((), dtype=torch.bool),
+        *(torch.ones(size, dtype=dtype) for _ in range(5)), noise[0],
     )  # fmt: skip
     graph = decomposed(make_fx(step)(*example), example)
     translation = Translation(graph, dtype, 1)
