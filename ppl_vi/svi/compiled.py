@@ -10,6 +10,7 @@ import ctypes
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ aten = torch.ops.aten
 _log = logging.getLogger(__name__)
 CALL = 25e-6  # seconds that calling the machine code takes, whatever it does
 UNROLLED_NODES = 1500  # of a graph; more take minutes to compile
+BUILD, CHARACTER = 0.3, 3e-6  # seconds to compile any translation, and for each of its characters
 COMPILE, NODE = 2.5, 30e-3  # seconds to compile any graph, and for each of its operations
 
 
@@ -117,49 +119,78 @@ def _pointers(tensors: Sequence[Tensor]) -> Any:
     return (ctypes.c_void_p * max(len(tensors), 1))(*(tensor.data_ptr() for tensor in tensors))
 
 
-def lanes_engine(program: Program, objective: Objective, theta: Tensor, num_particles: int) -> LanesEngine:
-    """Translates and compiles the step of one fit for many like `theta` `(B, R, D)`, on the CPU.
+def translated(program: Program, objective: Objective, theta: Tensor, num_particles: int) -> str:
+    """The step of one fit as C++ for many like `theta` `(B, R, D)`, on the CPU.
 
     Raises:
         UnsupportedError: the step does something that has no translation, or is too large for the cache.
-        Exception: whatever a guide or model does that can't be traced, whatever the compiler meets.
+        Exception: whatever a guide or model does that can't be traced.
     """
     inductor.check_version()
     if theta.device.type != "cpu":
         raise UnsupportedError(f"fits on {theta.device.type}")
     graph = decomposed(*trace_one(program, objective, num_particles))
     translation = Translation(graph, theta.dtype, len(program.draws))
-    source = translation.code(num_lanes(theta.shape[1], theta.dtype))
-    return LanesEngine(
-        tuple(arg.contiguous() for arg in program.target.args), [program.layout.size], cpp.library(source)
-    )
+    return translation.code(num_lanes(theta.shape[1], theta.dtype))
+
+
+def lanes_engine(program: Program, source: str) -> LanesEngine:
+    """Compiles a step that has been `translated`.
+
+    Raises:
+        Exception: whatever the compiler meets.
+    """
+    args = tuple(arg.contiguous() for arg in program.target.args)
+    return LanesEngine(args, [program.layout.size], cpp.library(source))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a step is to be compiled.
+
+    Attributes:
+        make: compiles it, or loads what is kept.
+        kept: whether its machine code is there already.
+        seconds: about what compiling takes where it is not.
+    """
+
+    make: Callable[[], Engine]
+    kept: bool
+    seconds: float
+
+
+def plan(
+    program: Program, objective: Objective, theta: Tensor, noise: tuple[Tensor, ...], num_steps: int
+) -> Plan:
+    """Traces the step for `num_steps` of fits like `theta` `(B, R, D)`, blocks of noise like `noise`.
+
+    By a translation of our own where there is one, else by torch's inductor.
+
+    Raises:
+        Exception: whatever a guide or model does that can't be traced.
+    """
+    try:
+        source = translated(program, objective, theta, noise[0].shape[3] if noise else 1)
+    except Exception as error:
+        _log.info("compiling by inductor: %s", error)
+        return _inductor_plan(program, objective, theta, noise, num_steps)
+    return Plan(partial(lanes_engine, program, source), cpp.is_kept(source), BUILD + CHARACTER * len(source))
 
 
 def compiled_engine(
     program: Program, objective: Objective, theta: Tensor, noise: tuple[Tensor, ...], num_steps: int
 ) -> Engine:
-    """Traces and compiles the step for `num_steps` of fits like `theta` `(B, R, D)`, blocks of noise like `noise`.
-
-    By a translation of our own where there is one, else by torch's inductor.
+    """Traces and compiles the step, see `plan`.
 
     Raises:
         Exception: whatever a guide or model does that can't be traced, whatever the compiler meets.
     """
-    try:
-        return lanes_engine(program, objective, theta, noise[0].shape[3] if noise else 1)
-    except Exception as error:
-        _log.info("compiling by inductor: %s", error)
-    return inductor_engine(program, objective, theta, noise, num_steps)
+    return plan(program, objective, theta, noise, num_steps).make()
 
 
-def inductor_engine(
+def _inductor_plan(
     program: Program, objective: Objective, theta: Tensor, noise: tuple[Tensor, ...], num_steps: int
-) -> CompiledEngine:
-    """The same by inductor.
-
-    Raises:
-        Exception: whatever a guide or model does that can't be traced, whatever the compiler meets.
-    """
+) -> Plan:
     sizes = program.layout.sizes
     state = State.start(theta, torch.ones_like(theta), torch.ones_like(theta[..., 0], dtype=torch.bool), sizes)
     graph = trace_step(program, objective, state, tuple(n[0] for n in noise))
@@ -167,7 +198,11 @@ def inductor_engine(
     unrolled = unroll(graph, num, len(state.tensors), len(noise))
     scalars = torch.ones((3, num), dtype=theta.dtype, device=theta.device)
     example = [scalars, *state.tensors, *program.target.args, *(n[:num] for n in noise)]
-    return CompiledEngine(program.target.args, sizes, num, inductor.compiled(unrolled, example))
+
+    def make() -> Engine:
+        return CompiledEngine(program.target.args, sizes, num, inductor.compiled(unrolled, example))
+
+    return Plan(make, inductor.is_kept(unrolled, example), compile_seconds(num * len(graph.graph.nodes)))
 
 
 def num_unrolled(num_nodes: int, block: int, num_steps: int) -> int:
@@ -191,7 +226,7 @@ def num_unrolled(num_nodes: int, block: int, num_steps: int) -> int:
 
 
 def compile_seconds(num_nodes: int) -> float:
-    """About what compiling takes where nothing is cached, without unrolling."""
+    """About what inductor takes where nothing is kept."""
     return COMPILE + NODE * num_nodes
 
 
