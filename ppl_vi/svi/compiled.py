@@ -188,6 +188,13 @@ def compiled_engine(
     return plan(program, objective, theta, noise, num_steps).make()
 
 
+def inductor_engine(
+    program: Program, objective: Objective, theta: Tensor, noise: tuple[Tensor, ...], num_steps: int
+) -> Engine:
+    """The same by inductor alone."""
+    return _inductor_plan(program, objective, theta, noise, num_steps).make()
+
+
 def _inductor_plan(
     program: Program, objective: Objective, theta: Tensor, noise: tuple[Tensor, ...], num_steps: int
 ) -> Plan:

@@ -268,7 +268,10 @@ inline W erfinv(W y) {
     const W size = absolute(y);
     const W x = ndtri((1 - size) / 2) * T(-0.70710678118654752440);
     const W nearer = x - (erf(x) - size) * exponential(x * x) * T(0.88622692545275801365);
-    return with_sign_of(size < T(0.5) ? nearer : x, y);
+    const W square = size * size;
+    const W series = size * T(0.88622692545275801365) * (1 + square * (T(0.26179938779914943654) + square * T(0.14393173084921979)));
+    const W found = size < T(0.5) ? nearer : x;
+    return with_sign_of(size < T(1e-3) ? series : found, y);
 }
 
 // ---- the gamma function: raised to 8 or more by its recurrence, there by Stirling's series

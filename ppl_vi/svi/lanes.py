@@ -593,7 +593,8 @@ class Translation:
         return self._block((name,), (shape,), reads, lines)[0]
 
     def _op_cumsum(self, node: Node) -> Ref:
-        value, shape, dim = self._value(node.args[0]), node.meta["val"].shape, node.args[1] % max(len(shape), 1)  # type: ignore[operator]
+        value, shape = self._value(node.args[0]), node.meta["val"].shape
+        dim = node.args[1] % max(len(shape), 1)  # type: ignore[operator]
         outer, num, inner = shape[:dim].numel(), shape[dim], shape[dim + 1 :].numel()
         name = self._new()
         element = self._operand(_reshaped(value, (outer, num, inner)), "V", ("o", "k", "i"))
