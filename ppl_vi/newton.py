@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import grad, jacrev, vmap
+from torch.func import grad_and_value, jacrev, vmap
 
 
 @dataclass(frozen=True)
@@ -105,10 +105,12 @@ def minimize(
     Source: Nocedal and Wright (2006), Numerical Optimization, chapter 4.
     """
 
+    def slope(point: Tensor, *row: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        gradient, value = grad_and_value(objective)(point, *row)
+        return gradient, (value, gradient)
+
     def all_at(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        value = vmap(objective)(x, *args)
-        gradient = vmap(grad(objective))(x, *args)
-        hessian = vmap(jacrev(grad(objective)))(x, *args)
+        hessian, (value, gradient) = vmap(jacrev(slope, has_aux=True))(x, *args)
         return value, gradient, (hessian + hessian.mT) / 2
 
     x = start.detach().clone()
