@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 
 PROCESS = "import sys; from benchmarks.speed_case import main; sys.exit(main(sys.argv[1:]))"
 ROOT = Path(__file__).resolve().parent.parent
+CACHE = "TORCHINDUCTOR_CACHE_DIR"
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+LONG = 3.0  # seconds, for all blocks together where two steps take more than a block should
 LONGEST = 900.0  # seconds that one measurement may take
 ENTRY = {  # where each engine begins
     "pyro": "benchmarks.speed_engines:pyro_loop",
@@ -147,10 +150,11 @@ def measure(case: Case) -> Timing:
 
 
 def timed_blocks(loop: Loop, blocks: int, block_seconds: float) -> tuple[int, list[float]]:
-    """Steps a block, and the seconds a step took in each of them."""
+    """Steps a block, and the seconds a step took in each of them; fewer blocks where a step takes long, 3 at least."""
     num_steps = 2
     while (taken := seconds(loop, num_steps)) < block_seconds / 8:
         num_steps *= 2
+    blocks = max(min(blocks, 3), min(blocks, int(LONG / taken)))
     num_steps = max(2, 2 * round(num_steps * block_seconds / taken / 2))
     return num_steps, [seconds(loop, num_steps) / num_steps for _ in range(blocks)]
 
@@ -183,7 +187,12 @@ def _to_accuracy(case: Case, run: Case, make: Engine, timing: Timing) -> Timing:
 
 
 def in_own_process(case: Case, core: int | None) -> Timing:
-    """Measures one case in a new process, on one core with one thread."""
+    """Measures one case in a new process, on one core with one thread and with nothing compiled before."""
+    with tempfile.TemporaryDirectory() as folder:
+        return _in_own_process(case, core, {CACHE: folder})
+
+
+def _in_own_process(case: Case, core: int | None, settings: dict[str, str]) -> Timing:
     one_core = {name: "1" for name in THREADS} | {
         "JAX_PLATFORMS": "cpu",
         "JAX_ENABLE_X64": str(int(case.dtype == "float64")),
@@ -194,7 +203,7 @@ def in_own_process(case: Case, core: int | None) -> Timing:
     command = [sys.executable, "-c", PROCESS, json.dumps(asdict(case))]
     if core is not None:
         command.append(str(core))
-    environment = os.environ | one_core
+    environment = os.environ | one_core | settings
     try:
         done = subprocess.run(
             command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LONGEST, check=False

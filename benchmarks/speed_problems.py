@@ -53,7 +53,7 @@ class Problem:
     target: Callable[[int, torch.dtype], Target]
     size: int
     guides: dict[str, Family]
-    replicas: tuple[int, ...] = (1, 100, 1000, 10_000)
+    replicas: tuple[int, ...] = (1, 1000, 10_000)
 
 
 def function_guide(form: Form) -> Family:
@@ -87,7 +87,7 @@ PROBLEMS: dict[str, Problem] = {
         target=lambda size, dtype: exponential_normal.target([OBSERVATION], dtype),
         size=1,
         guides={name: function_guide(form) for name, form in FORMS.items()},
-        replicas=(1, 100, 1000, 10_000, 100_000),
+        replicas=(1, 1000, 10_000, 100_000),
     ),
     "eight_schools": Problem(
         target=lambda size, dtype: eight_schools.target(dtype=dtype),

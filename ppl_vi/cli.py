@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ppl_vi.compare import Comparison, Settings
     from ppl_vi.target import Target
 
-ENGINES = ("batched", "pyro")
+ENGINES = ("auto", "compiled", "batched", "pyro")
 DEVICES = ("cpu", "cuda")
 FULL: dict[str, int] = {"num_steps": 1000, "num_particles": 256, "num_replicas": 16, "num_draws": 10_000}
 QUICK: dict[str, int] = {"num_steps": 300, "num_particles": 64, "num_replicas": 4, "num_draws": 2000}
@@ -107,7 +107,11 @@ def add_comparison_options(parser: argparse.ArgumentParser, out: Path, quick_gui
     count("num_replicas", "independent fits of each problem")
     parser.add_argument("--lr", type=positive, default=0.2, metavar="F", help="Adam's first step size (0.2)")
     parser.add_argument(
-        "--engine", choices=ENGINES, default="auto", help="machine code, all fits at once, or Pyro's SVI one by one"
+        "--engine",
+        choices=ENGINES,
+        default="auto",
+        help="steps as machine code (compiled), operation by operation (batched), by Pyro's SVI, one fit at a time "
+        "(pyro), or the fastest of these (auto)",
     )
     parser.add_argument(
         "--max-memory", type=positive, metavar="GIB", help="that a fit's steps may take at once (half of what is free)"

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import grad_and_value, jacrev, vmap
+from torch.func import grad_and_value, jacrev
+
+from ppl_vi.mapping import each
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def minimize(
         return gradient, (value, gradient)
 
     def all_at(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        hessian, (value, gradient) = vmap(jacrev(slope, has_aux=True))(x, *args)
+        hessian, (value, gradient) = each(jacrev(slope, has_aux=True))(x, *args)
         return value, gradient, (hessian + hessian.mT) / 2
 
     x = start.detach().clone()

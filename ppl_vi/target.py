@@ -8,40 +8,23 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pyro.poutine as poutine
 import torch
 from pyro.distributions.transforms import biject_to
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_feasible
 from torch import Tensor
-from torch.distributions import constraints
 from torch.func import vmap
 
+from ppl_vi.enumeration import summed_out
+from ppl_vi.inspection import LatentSite, latent_sites, run
+from ppl_vi.mapping import each, whole_plates
 from ppl_vi.newton import Minimum, minimize
 from ppl_vi.state import isolated
 
 Latents = dict[str, Tensor]
 
 LOG_2PI = math.log(2 * math.pi)
-
-
-@dataclass(frozen=True)
-class LatentSite:
-    """A latent sample site of the model.
-
-    Attributes:
-        name: Pyro's name of the site.
-        support: the constraint its values satisfy.
-        shape: of one value, plates included.
-    """
-
-    name: str
-    support: constraints.Constraint
-    shape: torch.Size
-
-    @property
-    def unconstrained_shape(self) -> torch.Size:
-        """Shape after `biject_to(support).inv`."""
-        return biject_to(self.support).inverse_shape(self.shape)
 
 
 @dataclass(frozen=True)
@@ -66,6 +49,24 @@ class Laplace:
         diagonal = torch.diagonal(self.precision, dim1=-2, dim2=-1)
         curved = diagonal > 0
         return torch.where(curved, torch.where(curved, diagonal, torch.ones_like(diagonal)).rsqrt(), 1.0)
+
+
+@dataclass(frozen=True)
+class Conditional:
+    """What a target can tell whose other latents are known exactly given a few outer ones.
+
+    Attributes:
+        outer: names of the sites, in the order of `Target.latents`, given which the rest is known.
+        log_marginal: `(outer latents, *row)` to log p(x, outer) of one problem at one point, a scalar, nats.
+        sample: `(outer latents, noise, *row)` to the other latents, exact draws given the outer ones, from standard
+            normal noise `(num_noise,)`.
+        num_noise: how many numbers `sample` takes.
+    """
+
+    outer: tuple[str, ...]
+    log_marginal: Callable[..., Tensor]
+    sample: Callable[..., Latents]
+    num_noise: int
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,53 @@ def log_prior(z: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
+class Bound:
+    """A function with arguments of its own: it ignores what it is called with.
+
+    So a guide may hand its arguments on to the model, whatever they are.
+
+    Attributes:
+        function: a Pyro model or guide.
+        given: its positional arguments.
+    """
+
+    function: Callable[..., Any]
+    given: tuple[Any, ...]
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        return self.function(*self.given)
+
+
+def converted(value: Any, dtype: torch.dtype) -> Any:
+    """Arrays as tensors, floating point ones in `dtype`, inside of dicts, lists and tuples too; all else as it is."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+        value = torch.from_numpy(value.copy())
+    if isinstance(value, Tensor):
+        return value.detach().to(dtype) if value.is_floating_point() else value
+    if isinstance(value, dict):
+        return {key: converted(part, dtype) for key, part in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(converted(part, dtype) for part in value)
+    return value
+
+
+def _moved(value: Any, device: torch.device | str) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: _moved(part, device) for key, part in value.items()}
+    return type(value)(_moved(part, device) for part in value) if type(value) in (list, tuple) else value
+
+
+def tensors_of(value: Any) -> list[Tensor]:
+    """The tensors in a value, inside of dicts, lists and tuples too."""
+    if isinstance(value, Tensor):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value if type(value) in (list, tuple) else ()
+    return [tensor for part in parts for tensor in tensors_of(part)]
+
+
+@dataclass(frozen=True, eq=False)
 class Target:
     """A Pyro model with its data: `B` inference problems that share the model and differ in their data.
 
@@ -107,6 +155,7 @@ class Target:
         name: shown in tables.
         dtype: of every computation with this target.
         decoded: for a model that decodes a standard normal latent.
+        conditional: for a model that is simple given a few of its latents.
     """
 
     model: Callable[..., Any]
@@ -115,6 +164,7 @@ class Target:
     name: str = "target"
     dtype: torch.dtype = torch.float64
     decoded: Decoded | None = None
+    conditional: Conditional | None = None
 
     def __post_init__(self) -> None:
         rows = {len(arg) for arg in self.args if arg.dim() > 0}
@@ -125,6 +175,45 @@ class Target:
             )
         cast = tuple(arg.to(self.dtype) if arg.is_floating_point() else arg for arg in self.args)
         object.__setattr__(self, "args", cast)
+
+    @staticmethod
+    def of(
+        model: Callable[..., Any],
+        args: tuple[Any, ...] = (),
+        *,
+        name: str | None = None,
+        dtype: torch.dtype = torch.float64,
+    ) -> Target:
+        """One problem: a user's own model with the arguments it takes.
+
+        Discrete latents are summed out. The model keeps its arguments, so that it may branch on its data, index by them
+        and take what is no tensor; `args` of the target is one row that nobody reads.
+
+        Args:
+            model: a Pyro model.
+            args: its positional arguments; arrays become tensors, and floating point ones get the target's dtype.
+            name: shown in tables; the model's own by default.
+            dtype: of every computation.
+
+        Raises:
+            TypeError: the model can't be called, or args is no tuple.
+            ValueError: see `latents`.
+        """
+        if not callable(model):
+            raise TypeError(f"model must be a Pyro model, something callable; got {type(model).__name__}")
+        if not isinstance(args, tuple):
+            raise TypeError(f"args must be a tuple of the model's positional arguments, got {type(args).__name__}")
+        name = name or str(getattr(model, "__name__", type(model).__name__))
+        given = converted(args, dtype)
+        device = next((tensor.device for tensor in tensors_of(given)), torch.device("cpu"))
+        model = Bound(summed_out(model, run(model, given, dtype, name)), given)
+        target = Target(model, (torch.zeros(1, dtype=dtype, device=device),), name=name, dtype=dtype)
+        _ = target.latents  # what is the matter with the model should come out here
+        return target
+
+    def bind(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A hand-written guide, to be called with a `row`: where the model keeps its arguments, so does the guide."""
+        return Bound(function, self.model.given) if isinstance(self.model, Bound) else function
 
     @property
     def num_problems(self) -> int:
@@ -142,7 +231,10 @@ class Target:
 
     def to(self, device: torch.device | str) -> Target:
         """The same target with its data on `device`."""
-        return replace(self, args=tuple(arg.to(device) for arg in self.args))
+        model = self.model
+        if isinstance(model, Bound):
+            model = replace(model, given=_moved(model.given, device))
+        return replace(self, model=model, args=tuple(arg.to(device) for arg in self.args))
 
     def rows(self, index: Tensor) -> Target:
         """The target of some of the problems."""
@@ -150,23 +242,13 @@ class Target:
 
     @cached_property
     def latents(self) -> tuple[LatentSite, ...]:
-        """The latent sites, found by tracing the model once.
+        """The latent sites, found by running the model.
 
         Raises:
-            ValueError: the model has no latent site, or a discrete one.
+            ValueError: what is the matter with the model, see `ppl_vi.inspection.latent_sites`.
         """
-        with isolated(self.dtype, seed=0):
-            trace = poutine.trace(self.model).get_trace(*self.row(0))
-        sites = []
-        for name, node in trace.nodes.items():
-            if node["type"] != "sample" or node["is_observed"] or poutine.util.site_is_subsample(node):
-                continue
-            if node["fn"].support.is_discrete:
-                raise ValueError(f"site '{name}' is discrete; SVI needs continuous latents: sum it out of the model")
-            sites.append(LatentSite(name, node["fn"].support, node["value"].shape))
-        if not sites:
-            raise ValueError("the model has no latent sample site: there is nothing to infer")
-        return tuple(sites)
+        with whole_plates():
+            return latent_sites(self.model, self.row(0), self.row(self.num_problems - 1), self.dtype, self.name)
 
     @property
     def dim(self) -> int:
@@ -199,8 +281,11 @@ class Target:
         return torch.cat(flat, -1)
 
     def log_joint_of_row(self, latents: Latents, *row: Tensor) -> Tensor:
-        """log p(x, z) of one problem at one point, nats: a pure function of tensors, for `torch.func`."""
-        with poutine.block():
+        """log p(x, z) of one problem at one point, nats: a pure function of tensors, for `torch.func`.
+
+        Plates that take a subsample of their data take all of it here.
+        """
+        with poutine.block(), whole_plates():
             trace = poutine.trace(poutine.condition(self.model, data=latents)).get_trace(*row)
             return trace.log_prob_sum()
 
@@ -221,8 +306,8 @@ class Target:
         """
         rows = self.args if index is None else tuple(arg[index] for arg in self.args)
         with isolated(self.dtype):
-            over_points = vmap(self.log_joint_of_row, in_dims=(0,) + (None,) * len(rows))
-            return vmap(over_points)(latents, *rows)
+            over_points = each(self.log_joint_of_row, in_dims=(0,) + (None,) * len(rows))
+            return each(over_points)(latents, *rows)
 
     @cached_property
     def laplace(self) -> Laplace:
@@ -248,6 +333,6 @@ def laplace_of(target: Target, tolerance: float = 1e-10) -> Laplace:
 
 def _feasible(target: Target) -> Latents:
     """A point inside the support, Pyro's own choice, `(1, *site.shape)` for each site."""
-    with InitMessenger(init_to_feasible):
+    with InitMessenger(init_to_feasible), whole_plates():
         trace = poutine.trace(target.model).get_trace(*target.row(0))
     return {site.name: trace.nodes[site.name]["value"].detach()[None] for site in target.latents}

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from ppl_vi.svi import cpp, inductor
-from ppl_vi.svi.lanes import Translation, UnsupportedError, num_lanes
+from ppl_vi.svi.lanes import Translation, UnsupportedError, decomposed, has_translation, num_lanes
 from ppl_vi.svi.objectives import Objective
 from ppl_vi.svi.pure import Program
 from ppl_vi.svi.step import BLOCK, Engine, State, trace_one, trace_step
@@ -26,7 +26,8 @@ aten = torch.ops.aten
 _log = logging.getLogger(__name__)
 CALL = 25e-6  # seconds that calling the machine code takes, whatever it does
 UNROLLED_NODES = 1500  # of a graph; more take minutes to compile
-COMPILE, NODE = 2.5, 30e-3  # seconds to compile any graph, and for each of its operations
+NODE = 30e-3  # seconds that inductor takes for each of a graph's operations
+TRANSLATE, INDUCTOR = (0.8, 4e-3), (2.5, NODE)  # seconds to compile any graph, and for each of its operations
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,8 @@ def lanes_engine(program: Program, objective: Objective, theta: Tensor, num_part
     inductor.check_version()
     if theta.device.type != "cpu":
         raise UnsupportedError(f"fits on {theta.device.type}")
-    translation = Translation(trace_one(program, objective, num_particles), theta.dtype, len(program.draws))
+    graph = decomposed(*trace_one(program, objective, num_particles))
+    translation = Translation(graph, theta.dtype, len(program.draws))
     source = translation.code(num_lanes(theta.shape[1], theta.dtype))
     return LanesEngine(
         tuple(arg.contiguous() for arg in program.target.args), [program.layout.size], cpp.library(source)
@@ -189,9 +191,10 @@ def num_unrolled(num_nodes: int, block: int, num_steps: int) -> int:
     return found
 
 
-def compile_seconds(num_nodes: int) -> float:
-    """About what compiling takes where nothing is cached, without unrolling."""
-    return COMPILE + NODE * num_nodes
+def compile_seconds(graph: GraphModule) -> float:
+    """About what compiling a step takes where nothing is cached, without unrolling."""
+    base, each = TRANSLATE if has_translation(graph) else INDUCTOR
+    return base + each * len(graph.graph.nodes)
 
 
 def unroll(step: GraphModule, num_steps: int, num_state: int, num_noise: int) -> GraphModule:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ppl_vi.svi import inductor
 
-FLAGS = ("-std=c++17", "-O2", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-w",
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-w",
          "-fPIC", "-shared")  # fmt: skip
 COMPILERS = ("g++", "clang++", "c++")
 DIGEST = sha256().digest_size

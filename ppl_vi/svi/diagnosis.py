@@ -26,8 +26,9 @@ def culprit(
     """
     num_particles = len(noise[0]) if noise else 1
     for p in range(num_particles):
-        guide_trace = program.guide_trace(theta, row, tuple(n[p] for n in noise))
-        for kind, trace in (("guide", guide_trace), ("model", program.model_trace(guide_trace, row))):
+        draws = tuple(n[p] for n in noise)
+        guide_trace = program.guide_trace(theta, row, draws)
+        for kind, trace in (("guide", guide_trace), ("model", program.model_trace(guide_trace, row, draws))):
             nodes = guide_sites(trace) if kind == "guide" else _sample_sites(trace)
             for name, node in nodes.items():
                 found = _bad(node["value"], "value") or _bad(node["log_prob"], "log density")

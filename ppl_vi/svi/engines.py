@@ -47,7 +47,7 @@ def choose(
         graph = batched.trace(theta, tuple(n[0] for n in noise))
         if graph is None:
             return Chosen("batched", batched, "the step can't be traced")
-        saved, taken = SAVED * num_steps * _batched_seconds(graph), compile_seconds(len(graph.graph.nodes))
+        saved, taken = SAVED * num_steps * _batched_seconds(graph), compile_seconds(graph)
         if saved <= taken:
             return Chosen("batched", batched, f"compiling would take about {taken:.0f} s and save {saved:.1g} s")
         why = f"saves about {saved:.0f} s of {num_steps} steps, compiling takes about {taken:.0f} s where not cached"

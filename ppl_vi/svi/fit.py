@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_vi.guides import Family, find_family
+from ppl_vi.mapping import branches
 from ppl_vi.state import isolated
 from ppl_vi.svi.adam import pace
 from ppl_vi.svi.batched import BatchedEngine
@@ -21,23 +22,16 @@ from ppl_vi.svi.objectives import Objective, find_objective
 from ppl_vi.svi.probe import Probe, probe_of
 from ppl_vi.svi.pure import Program, load_parameters
 from ppl_vi.svi.pyro_engine import PyroSVI, pyro_elbo
-from ppl_vi.svi.randomness import pseudo_random
+from ppl_vi.svi.randomness import UnsupportedRandomnessError, pseudo_random
 from ppl_vi.svi.result import Fit, Progress, finished, versions
 from ppl_vi.svi.start import build_guide, start_guides
 from ppl_vi.svi.step import Engine, State, block_length
-from ppl_vi.svi.stopping import HESSIAN_POINTS, NUM_SCRAMBLES, UNIT_POINTS, check, curvature_units
+from ppl_vi.svi.stopping import HESSIAN_POINTS, MAX_PARAMETERS, NUM_SCRAMBLES, UNIT_POINTS, check, curvature_units, surrogate
 from ppl_vi.svi.support import SupportMismatchError, mismatch
 from ppl_vi.target import Target
 
-REFUSED = {  # what vmap says, and what is the matter
-    "data-dependent control flow": (
-        "decides by a drawn value what to do ('if', 'while', bool(), item()), which can't be done for many draws at "
-        "once: write the choice with torch.where"
-    ),
-    "randomness error mode": (
-        "draws random numbers that are not latent, as a plate with a subsample does: give the plate all of its data"
-    ),
-}
+NOT_LATENT = "randomness error mode"  # what vmap says of a model that draws what nobody gave it
+DECIDES = "decides by a drawn value what to do ('if', 'while', bool(), item())"
 FIRST_ROUND = 0.125  # of num_steps; every further round is twice as long as the one before
 MIN_ROUNDS = 2  # before a fit may stop: where noise vanishes at the optimum (stl), one round more gains many digits
 FIRST_CHECK = 1024  # Sobol points a scramble in the first check; doubled in every further one
@@ -48,7 +42,7 @@ SNAPSHOTS_PER_ROUND = 12
 
 
 class UnsuitableModelError(TypeError):
-    """The model or guide can't be run for many draws at once; the message says why."""
+    """The model or guide can't be fitted by the engine asked for, or by none; the message says why."""
 
 
 class UnsuitableObjectiveError(ValueError):
@@ -128,7 +122,8 @@ def fit(
         progress: called with the steps done and the most there can be.
 
     Raises:
-        UnsuitableModelError: the model or guide branches on a drawn value, or draws a subsample of its data.
+        UnsuitableModelError: "compiled" or "batched" was asked for, and the model or guide can't be run for many draws
+            at once; or the model's density is random.
         SupportMismatchError: the guide puts mass where the posterior has none.
         UnsuitableObjectiveError: the objective can't be used with this guide.
         ValueError: an argument is out of range.
@@ -139,10 +134,12 @@ def fit(
     try:
         return _fit(target, family, settings, engine, num_replicas, allow_support_mismatch, progress, began)
     except RuntimeError as error:
-        reasons = [reason for said, reason in REFUSED.items() if said in str(error)]
-        if not reasons:
+        if NOT_LATENT not in str(error):
             raise
-        raise UnsuitableModelError(f"{target.name}: the model or guide {reasons[0]}") from error
+        raise UnsuitableModelError(
+            f"{target.name}: the model draws random numbers that are neither latent nor a plate's subsample, so that "
+            "its density is random"
+        ) from error
 
 
 def _fit(
@@ -167,12 +164,13 @@ def _fit(
         if unsuitable:
             raise UnsuitableObjectiveError(f"{settings.objective.name}: {unsuitable}")
         initial = torch.stack([torch.stack([_theta(program, guide) for guide in row]) for row in guides])
-        unit = _units(program, settings, family)
+        unit = _units_in_some_way(program, settings, family)
         run = _start(initial, unit)
+        engine, reason = _possible(engine, program, settings)
         room = footprint(program, settings.objective, initial, num_particles, settings.max_memory)
         probe = None
         if engine == "pyro":
-            reason, one_round = "", _pyro_round(program, settings, guides)
+            one_round = _pyro_round(program, settings, guides)
         else:
             size = room.num_replicas(target.num_problems, num_replicas, num_particles)
             some = initial[:, :size].contiguous()
@@ -243,6 +241,43 @@ def check_objective(objective: Objective, engine: str, num_particles: int) -> No
 def _name_of(family: Family) -> str:
     module, name = getattr(family, "__module__", ""), getattr(family, "__qualname__", "")
     return f"{module}:{name}" if name else repr(family)
+
+
+def _units_in_some_way(program: Program, settings: Settings, family: Family) -> Tensor:
+    """The units; this first run for many draws at once shows whether that can be done."""
+    while True:
+        try:
+            _try_large(program, settings)
+            return _units(program, settings, family)
+        except (RuntimeError, UnsupportedRandomnessError) as error:
+            by_seeds = isinstance(error, UnsupportedRandomnessError)
+            if not (branches(error) or by_seeds) or not program.replayable:
+                raise
+            program.run_one_by_one(str(error) if by_seeds else DECIDES, by_seeds)
+
+
+def _try_large(program: Program, settings: Settings) -> None:
+    """A run of a guide so large that its units take none."""
+    if program.layout.size > MAX_PARAMETERS:
+        row = program.target.row(0)
+        noise = pseudo_random(program.draws, (2,), torch.Generator(program.initial.device).manual_seed(0))
+        surrogate(program, settings.objective, program.initial, row, noise)
+
+
+def _possible(engine: str, program: Program, settings: Settings) -> tuple[str, str]:
+    """The engine, or Pyro's own SVI where that alone can do it and the choice is free, and why.
+
+    Raises:
+        UnsuitableModelError: the engine asked for can't do it.
+        ValueError: Pyro's own SVI would have to, and has no such objective.
+    """
+    if not program.one_by_one or engine == "pyro":
+        return engine, ""
+    why = f"the model or guide {program.one_by_one}, which can't be done for many draws at once"
+    if engine != "auto":
+        raise UnsuitableModelError(f"{program.target.name}: {why}; engine='pyro' can")
+    pyro_elbo(settings.objective, settings.num_particles)
+    return "pyro", why
 
 
 def _units(program: Program, settings: Settings, family: Family) -> Tensor:

@@ -1,8 +1,7 @@
 // Arithmetic on LANES fits at once, in the compiler's own vectors (GCC's and Clang's `vector_size`): no loop is left to be
 // vectorised, and no function calls the C library for a number at a time unless an argument is out of the usual range.
 //
-// Before this file stand LANES, Real, and Chebyshev's coefficients for Real and for double: see `special_functions` in
-// lanes.py. A condition is a vector of integers, all bits set or none, which `condition ? a : b` takes.
+// Before this file stand LANES, Real, and the coefficients of two polynomials: see `special_functions` in lanes.py. A condition is a vector of integers, all bits set or none, which `condition ? a : b` takes.
 
 #include <cmath>
 #include <cstdint>
@@ -24,7 +23,7 @@ struct Of<Floats> {
     using T = float;
     using I = int32_t;
     using M = Ints;
-    static constexpr int mantissa = 23, bias = 127, exp_terms = 8, log_terms = 5;
+    static constexpr int mantissa = 23, bias = 127, exp_terms = 7, log_terms = 5;
     static constexpr float lowest = -104, highest = 89, magic = 12582912.0f, log2_high = 0.693359375f, log2_low = -2.12194440e-4f;
 };
 template <>
@@ -120,6 +119,10 @@ inline W floor(W x) {
 
 // ---- exponentials and logarithms
 
+constexpr double INVERSE_FACTORIALS[] = {
+    1, 1, 1.0 / 2, 1.0 / 6, 1.0 / 24, 1.0 / 120, 1.0 / 720, 1.0 / 5040, 1.0 / 40320, 1.0 / 362880, 1.0 / 3628800,
+    1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800};
+
 // 2^n e^r with |r| <= log(2) / 2, e^r by Taylor's series; 2^n in two factors, since its own range ends before the result's.
 template <class W>
 inline W exponential(W x) {
@@ -128,8 +131,8 @@ inline W exponential(W x) {
     W inside = x < O::lowest ? all<W>(O::lowest) : (x > O::highest ? all<W>(O::highest) : x);
     const W shifted = inside * T(1.442695040888963407) + O::magic, n = shifted - O::magic;
     const W r = (inside - n * O::log2_high) - n * O::log2_low;
-    W p = all<W>(1);
-    for (int k = O::exp_terms; k > 0; --k) p = 1 + p * r * (1 / T(k));
+    W p = all<W>(T(INVERSE_FACTORIALS[O::exp_terms]));
+    for (int k = O::exp_terms - 1; k >= 0; --k) p = p * r + T(INVERSE_FACTORIALS[k]);
     const auto whole = bits<typename O::M>(shifted) - bits<typename O::I>(O::magic), half = whole >> 1;
     return p * bits<W>((half + O::bias) << O::mantissa) * bits<W>((whole - half + O::bias) << O::mantissa);
 }
@@ -199,14 +202,10 @@ inline W hypotenuse(W x, W y) {
 // ---- the error function and its relatives
 
 template <class W, class T, size_t num>
-inline W chebyshev(const T (&coefficients)[num], W t) {  // Clenshaw's recurrence
-    W one{}, two{};
-    for (size_t k = num - 1; k > 0; --k) {
-        const W next = 2 * t * one - two + coefficients[k];
-        two = one;
-        one = next;
-    }
-    return t * one - two + coefficients[0];
+inline W polynomial(const T (&coefficients)[num], W t) {
+    W sum = all<W>(coefficients[num - 1]);
+    for (size_t k = num - 1; k > 0; --k) sum = sum * t + coefficients[k - 1];
+    return sum;
 }
 
 // exp(x^2) erfc(x); (1 + 2 x) times it is a polynomial in (x - 3.75) / (x + 3.75) (Schonfelder 1978, Chebyshev expansions
@@ -214,7 +213,7 @@ inline W chebyshev(const T (&coefficients)[num], W t) {  // Clenshaw's recurrenc
 template <class W>
 inline W erfcx_positive(W x) {
     const W t = x < std::numeric_limits<typename Of<W>::T>::max() ? 1 - 7.5f / (x + 3.75f) : all<W>(1);
-    return chebyshev(Coefficients<typename Of<W>::T>::erfcx, t) / (1 + 2 * x);
+    return polynomial(Coefficients<typename Of<W>::T>::erfcx, t) / (1 + 2 * x);
 }
 template <class W>
 inline W exp_of_square(W x, typename Of<W>::T sign) {  // exp(sign x^2), the square's rounding error made good
@@ -238,7 +237,7 @@ inline W erfc(W x) {
 template <class W>
 inline W erf(W x) {
     const W size = absolute(x);
-    const W inside = x * chebyshev(Coefficients<typename Of<W>::T>::erf, size < 1 ? 2 * x * x - 1 : W{});
+    const W inside = x * polynomial(Coefficients<typename Of<W>::T>::erf, size < 1 ? 2 * x * x - 1 : W{});
     return size < 1 ? inside : with_sign_of(1 - erfc(size), x);
 }
 // log of the normal's mass below x
@@ -269,7 +268,10 @@ inline W erfinv(W y) {
     const W size = absolute(y);
     const W x = ndtri((1 - size) / 2) * T(-0.70710678118654752440);
     const W nearer = x - (erf(x) - size) * exponential(x * x) * T(0.88622692545275801365);
-    return with_sign_of(size < T(0.5) ? nearer : x, y);
+    const W square = size * size;
+    const W series = size * T(0.88622692545275801365) * (1 + square * (T(0.26179938779914943654) + square * T(0.14393173084921979)));
+    const W found = size < T(0.5) ? nearer : x;
+    return with_sign_of(size < T(1e-3) ? series : found, y);
 }
 
 // ---- the gamma function: raised to 8 or more by its recurrence, there by Stirling's series

@@ -24,13 +24,14 @@ import scipy.special
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
 
 HEADER = Path(__file__).with_name("lanes.h")
 MOST_BYTES = 2**19  # of a group's values: more no longer fit into the processor's second cache
-MOST_GROUPS, GROUPED = 8, 1000  # groups whose steps alternate, so that one's arithmetic fills the other's waits
+MOST_GROUPS, GROUPED = 4, 1000  # groups whose steps alternate, so that one's arithmetic fills the other's waits
 MOST_ELEMENTS = 2**14  # of one value, whose places are written out in the code
-ERFCX_TERMS = {torch.float32: 14, torch.float64: 32}
-ERF_TERMS = {torch.float32: 8, torch.float64: 14}
+ERFCX_TERMS = {torch.float32: 12, torch.float64: 23}  # whose last is below rounding
+ERF_TERMS = {torch.float32: 7, torch.float64: 12}
 C_TYPES = {torch.float32: "float", torch.float64: "double"}
 
 
@@ -47,12 +48,10 @@ def num_lanes(num_replicas: int, dtype: torch.dtype) -> int:
 # ---- the functions' coefficients
 
 
-def _chebyshev(function: Callable[[np.ndarray], np.ndarray], num: int) -> str:
-    """Coefficients of the polynomial through `function` at Chebyshev's points of [-1, 1]."""
-    angle = (np.arange(64) + 0.5) * math.pi / 64
-    values = function(np.cos(angle))
-    found = [2 / 64 * float((values * np.cos(k * angle)).sum()) for k in range(num)]
-    return ", ".join(repr(c) for c in [found[0] / 2, *found[1:]])
+def _polynomial(function: Callable[[np.ndarray], np.ndarray], num: int) -> str:
+    """Coefficients, the constant first, of the polynomial through `function` at Chebyshev's points of [-1, 1]."""
+    found = np.polynomial.chebyshev.cheb2poly(np.polynomial.chebyshev.chebinterpolate(function, 63)[:num])
+    return ", ".join(repr(float(c)) for c in found)
 
 
 def _scaled_erfcx(t: np.ndarray) -> np.ndarray:
@@ -72,8 +71,8 @@ def special_functions() -> str:
     for dtype, name in C_TYPES.items():
         lines.append(
             f"template <> struct Coefficients<{name}> {{\n"
-            f"static constexpr {name} erfcx[] = {{{_chebyshev(_scaled_erfcx, ERFCX_TERMS[dtype])}}},\n"
-            f"erf[] = {{{_chebyshev(_erf_over_x, ERF_TERMS[dtype])}}};\n}};"
+            f"static constexpr {name} erfcx[] = {{{_polynomial(_scaled_erfcx, ERFCX_TERMS[dtype])}}},\n"
+            f"erf[] = {{{_polynomial(_erf_over_x, ERF_TERMS[dtype])}}};\n}};"
         )
     return "\n".join(lines)
 
@@ -192,7 +191,7 @@ MOVES = {
     "select_backward", "diagonal_backward", "slice_scatter", "select_scatter", "as_strided", "as_strided_scatter",
     "copy", "index", "constant_pad_nd", "flip", "repeat", "diag_embed", "unfold", "_to_copy", "movedim", "index_select",
     "gather", "roll", "contiguous", "unbind", "split", "split_with_sizes", "diagonal_scatter", "_reshape_alias",
-    "view_as", "expand_as", "index_put",
+    "view_as", "expand_as",
 }  # fmt: skip
 SHAPED = {
     "zeros_like": 0.0, "ones_like": 1.0, "new_zeros": 0.0, "new_ones": 1.0, "empty_like": 0.0, "new_empty": 0.0,
@@ -202,6 +201,33 @@ SHAPED = {
 
 def _name(node: Node) -> str:
     return str(node.target).removeprefix("aten.").partition(".")[0]
+
+
+def decomposed(graph: GraphModule, example: Sequence[Tensor]) -> GraphModule:
+    """The graph with what has no translation here replaced by what it is made of, where torch knows that."""
+    for _ in range(3):
+        foreign = {node.target for node in graph.graph.nodes if node.op == "call_function" and not _known_here(node)}
+        table = {op: how for op, how in torch._decomp.decomposition_table.items() if op in foreign}
+        if not table:
+            break
+        graph = make_fx(graph, decomposition_table=table)(*example)
+    return graph
+
+
+def has_translation(graph: GraphModule) -> bool:
+    """Whether every operation of a step looks translatable; what they do in detail may still be in the way."""
+    nodes = [node for node in graph.graph.nodes if node.op == "call_function" and node.target is not operator.getitem]
+    return all(
+        (_known_here(node) or node.target in torch._decomp.decomposition_table)
+        and getattr(node.meta.get("val"), "dtype", torch.bool) != torch.int64
+        for node in nodes
+    )
+
+
+def _known_here(node: Node) -> bool:
+    name = _name(node)
+    known = (UNARY, BINARY, COMPARISONS, LOGICAL, MOVES, SHAPED)
+    return any(name in some for some in known) or hasattr(Translation, f"_op_{name}")
 
 
 class Translation:
@@ -276,13 +302,15 @@ class Translation:
         return torch.as_tensor(given, dtype=torch.bool if isinstance(given, bool) else self.dtype)
 
     def _computed(self, node: Node) -> Any:
-        name, inputs = _name(node), [self.values[n] for n in node.all_input_nodes]
+        name, inputs, like = _name(node), [self.values[n] for n in node.all_input_nodes], node.meta.get("val")
         if name in SHAPED:
             return torch.full(node.meta["val"].shape, SHAPED[name], dtype=node.meta["val"].dtype)
         if name in ("full_like", "fill"):
             return torch.full(node.meta["val"].shape, node.args[1], dtype=node.meta["val"].dtype)  # type: ignore[arg-type]
         if all(isinstance(value, Tensor) for value in inputs):
             return self._evaluated(node)
+        if isinstance(like, Tensor) and like.dtype not in (self.dtype, torch.bool):
+            raise UnsupportedError(f"{node.target} gives {like.dtype}")
         if name in MOVES and not self._converts(node):
             return self._moved(node)
         special = getattr(self, f"_op_{name}", None)
@@ -329,8 +357,6 @@ class Translation:
         args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), places)  # type: ignore[misc]
         kwargs = {key: value for key, value in kwargs.items() if key not in ("dtype", "memory_format", "device")}
         name = _name(node)
-        if name == "index_put" and (kwargs.get("accumulate") or len(args) > 3):
-            raise UnsupportedError(f"{node.target} that adds")
         if name == "constant_pad_nd" and len(args) > 2 and args[2] != 0:
             raise UnsupportedError(f"{node.target} of {args[2]}")
         try:
@@ -574,6 +600,55 @@ class Translation:
             f"{name}[(b * {rows} + i) * {columns} + j] = sum; }}",
         ]
         reads = [value.array for value in (one, other) if isinstance(value, Ref)]
+        return self._block((name,), (shape,), reads, lines)[0]
+
+    def _op_cumsum(self, node: Node) -> Ref:
+        value, shape = self._value(node.args[0]), node.meta["val"].shape
+        dim = node.args[1] % max(len(shape), 1)  # type: ignore[operator]
+        outer, num, inner = shape[:dim].numel(), shape[dim], shape[dim + 1 :].numel()
+        name = self._new()
+        element = self._operand(_reshaped(value, (outer, num, inner)), "V", ("o", "k", "i"))
+        lines = [
+            f"for (int o = 0; o < {outer}; ++o) for (int i = 0; i < {inner}; ++i) {{",
+            f"V sum{{}}; for (int k = 0; k < {num}; ++k) {name}[(o * {num} + k) * {inner} + i] = sum += {element}; }}",
+        ]
+        reads = [value.array] if isinstance(value, Ref) else []
+        return self._block((name,), (shape,), reads, lines)[0]
+
+    def _op_scatter_add(self, node: Node) -> Ref:
+        base, dim, index, source = node.args
+        at, shape = self._index(index), _shape(self._value(base))
+        grid = torch.meshgrid(*(torch.arange(n) for n in at.shape), indexing="ij")
+        places = [at if d == dim % at.dim() else along for d, along in enumerate(grid)]  # type: ignore[operator]
+        where = torch.arange(shape.numel()).reshape(shape)[tuple(places)]
+        value = self._value(source)
+        corner = torch.arange(_shape(value).numel()).reshape(_shape(value))[tuple(slice(0, n) for n in at.shape)]
+        return self._accumulated(self._value(base), where, _at(value, corner))
+
+    def _op_index_put(self, node: Node) -> Any:
+        if len(node.args) < 4 or not node.args[3]:
+            return self._moved(node)
+        base, indices, source = node.args[:3]
+        shape = _shape(self._value(base))
+        picked = tuple(slice(None) if i is None else self._index(i) for i in indices)  # type: ignore[union-attr]
+        where = torch.arange(shape.numel()).reshape(shape)[picked]
+        return self._accumulated(self._value(base), where, _expanded(self._value(source), where.shape))
+
+    def _index(self, given: Any) -> Tensor:
+        value = self._value(given)
+        if not isinstance(value, Tensor):
+            raise UnsupportedError("an index that depends on values")
+        return value
+
+    def _accumulated(self, base: Value, where: Tensor, source: Value) -> Ref:
+        """`base`, to whose elements those of `source` are added."""
+        shape, name = _shape(base), self._new()
+        to = Ref(name, "V", where.reshape(-1))
+        lines = [
+            f"for (int i = 0; i < {shape.numel()}; ++i) {name}[i] = {self._operand(base, 'V')};",
+            f"for (int i = 0; i < {where.numel()}; ++i) {self._operand(to, 'V')} += {self._operand(source, 'V')};",
+        ]
+        reads = [value.array for value in (base, source) if isinstance(value, Ref)]
         return self._block((name,), (shape,), reads, lines)[0]
 
     # ---- matrices

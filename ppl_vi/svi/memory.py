@@ -111,7 +111,7 @@ def footprint(
     max_bytes = SHARE * free_bytes(theta.device) if max_memory is None else max_memory * 2**30
     numbers = sum(d.shape.numel() for d in program.draws) + sum(arg[0].numel() for arg in program.target.args)
     particles = theta.shape[0] * num_particles
-    if particles * theta.shape[1] * numbers <= SMALL and max_memory is None:
+    if program.one_by_one or (particles * theta.shape[1] * numbers <= SMALL and max_memory is None):
         return Footprint(0.0, max_bytes)
     one = theta[:, :1].contiguous()
     generator = torch.Generator(device=theta.device).manual_seed(0)

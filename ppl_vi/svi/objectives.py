@@ -48,6 +48,12 @@ def _renyi(alpha: float) -> Callable[[Particle], tuple[Tensor, Tensor]]:
     return reduce
 
 
+def _no_density(program: Program) -> str | None:
+    if program.local:
+        return f"site '{program.local}' is drawn for a part of a plate's data only"
+    return program.unsupported_density()
+
+
 def _nothing_random(program: Program) -> str | None:
     return None if program.draws else "the guide draws nothing, so all samples are one"
 
@@ -63,7 +69,7 @@ def _iwae(num_samples: int) -> Callable[[Particle], tuple[Tensor, Tensor]]:
 
 trace_elbo = Objective("trace_elbo", Program.sample, _mean)
 score_function = Objective("score_function", Program.sample_score_function, _mean)
-stl = Objective("stl", Program.sample_path_derivative, _mean, unsuitable=Program.unsupported_density)
+stl = Objective("stl", Program.sample_path_derivative, _mean, unsuitable=_no_density)
 trace_mean_field_elbo = Objective(
     "trace_mean_field_elbo", Program.sample_mean_field, _mean, unsuitable=analytic_divergence_missing
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from copy import copy
 from dataclasses import dataclass
 from functools import cache
@@ -11,14 +12,16 @@ from typing import Any, NamedTuple
 import pyro.poutine as poutine
 import torch
 from pyro.distributions import Delta
+from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
-from torch.func import functional_call, jacrev
+from torch.func import functional_call, jacrev, vmap
 
+from ppl_vi.mapping import one_by_one, whole_plates
 from ppl_vi.state import isolated
-from ppl_vi.svi.randomness import Draw, Recorder, Replay
+from ppl_vi.svi.randomness import Draw, Recorder, Replay, UnsupportedRandomnessError, seeded
 from ppl_vi.target import Latents, Target
 
 
@@ -150,20 +153,26 @@ class Program:
 
     Attributes:
         layout: the guide's parameters as one flat vector `theta`.
-        draws: what the guide draws for one particle.
+        draws: what guide and model draw for one particle, the latents apart: the guide's noise, then what its model
+            draws beside, the subsample of a plate. One seed where they draw by what can't be given from outside.
+        latent_draws: what the guide draws where plates take all of their data.
         initial: the guide's own initial `theta`, `(size,)`.
+        local: a latent that is drawn for a part of a plate's data only, or "".
+        one_by_one: why model and guide can't be run for many draws at once, or "".
+        over: `vmap`, or the same by a loop.
     """
 
     def __init__(self, target: Target, guide: nn.Module) -> None:
         self.target = target
         self._runner = _Runner(guide)
+        self.one_by_one, self.local = "", ""
+        self.over: Callable[..., Callable[..., Any]] = vmap
+        self.draws: tuple[Draw, ...] = ()
         with isolated(target.dtype, seed=0):
             poutine.trace(guide).get_trace(*target.row(0))  # autoguides make their parameters in a first call
-            with Recorder() as recorder:
-                trace = poutine.trace(guide).get_trace(*target.row(0))
+            trace = self._record(guide)
         parameters = {name: value for name, value in guide.named_parameters() if value.requires_grad}
         self.layout = Layout(tuple(parameters), tuple(value.shape for value in parameters.values()))
-        self.draws: tuple[Draw, ...] = tuple(recorder.draws)
         self.initial = self.layout.flatten({name: value.detach() for name, value in parameters.items()})
         self._indirect = any(is_delta(trace.nodes[site.name]["fn"]) for site in target.latents)
         sites = guide_sites(trace)
@@ -171,24 +180,64 @@ class Program:
             name: node["value"].shape for name, node in sites.items() if self._indirect and not is_delta(node["fn"])
         }
 
+    def _record(self, guide: nn.Module) -> Trace:
+        """Finds what is drawn; the guide's trace with all of its plates' data."""
+        row = self.target.row(0)
+        try:
+            with Recorder() as recorder:
+                trace = poutine.trace(guide).get_trace(*row)
+                self._num_guide_draws = len(recorder.draws)
+                model = poutine.trace(poutine.replay(self.target.model, trace=trace)).get_trace(*row)
+        except UnsupportedRandomnessError as error:
+            self.run_one_by_one(str(error), by_seeds=True)
+            with whole_plates():
+                return poutine.trace(guide).get_trace(*row)
+        self.draws = tuple(recorder.draws)
+        self.latent_draws = self.draws[: self._num_guide_draws]
+        if not any(_is_subsampled(node) for found in (trace, model) for node in found.nodes.values()):
+            return trace
+        with Recorder() as recorder, whole_plates():
+            whole = poutine.trace(guide).get_trace(*row)
+        self.latent_draws = tuple(recorder.draws)
+        for name in guide_sites(trace):
+            if trace.nodes[name]["value"].shape != whole.nodes[name]["value"].shape:
+                self.local = name
+        return whole
+
+    def run_one_by_one(self, reason: str, by_seeds: bool = False) -> None:
+        """From here on each draw is run on its own, by a loop; noise that can't be given comes from a seed."""
+        self.one_by_one, self.over = reason, one_by_one
+        if by_seeds:
+            self._num_guide_draws = 0
+            self.draws = self.latent_draws = (Draw("seed", torch.Size([]), torch.int64),)
+
+    @property
+    def replayable(self) -> bool:
+        """Whether the noise can be given from outside, beyond its seed."""
+        return not any(draw.kind == "seed" for draw in self.draws)
+
     def call(self, theta: Tensor, function: Callable[[nn.Module], Any]) -> Any:
         """`function(guide)` with the parameters `theta` in place."""
         parameters = self.layout.unflatten(theta)
         return functional_call(self._runner, {f"guide.{k}": v for k, v in parameters.items()}, (function,))
 
     def guide_trace(self, theta: Tensor, row: tuple[Tensor, ...], noise: tuple[Tensor, ...]) -> Trace:
-        """One run of the guide on given noise."""
-        with Replay(noise, anchor=(theta * 0).sum()):
+        """One run of the guide on given noise; what of it is the model's own stays."""
+        replay = Replay(noise, anchor=(theta * 0).sum()) if self.replayable else seeded(noise)
+        with replay:
             return self.call(theta, lambda guide: _scored(guide, row))
 
     def latents(self, theta: Tensor, row: tuple[Tensor, ...], noise: tuple[Tensor, ...]) -> Latents:
-        """One draw of the latents."""
-        trace = self.guide_trace(theta, row, noise)
+        """One draw of the latents from the noise of `latent_draws`."""
+        with whole_plates():
+            trace = self.guide_trace(theta, row, noise)
         return {site.name: trace.nodes[site.name]["value"] for site in self.target.latents}
 
-    def model_trace(self, guide_trace: Trace, row: tuple[Tensor, ...]) -> Trace:
+    def model_trace(self, guide_trace: Trace, row: tuple[Tensor, ...], noise: tuple[Tensor, ...]) -> Trace:
         """The model run on the guide's draw, log densities computed."""
-        trace = poutine.trace(poutine.replay(self.target.model, trace=guide_trace)).get_trace(*row)
+        own = noise[self._num_guide_draws :] if self.replayable else ()
+        with Replay(own) if own else nullcontext():
+            trace = poutine.trace(poutine.replay(self.target.model, trace=guide_trace)).get_trace(*row)
         trace.compute_log_prob()
         return trace
 
@@ -197,7 +246,7 @@ class Program:
     def sample(self, theta: Tensor, row: tuple[Tensor, ...], noise: tuple[Tensor, ...]) -> Particle:
         """Pyro's `Trace_ELBO`: reparameterised where a site can be, score function where it can't."""
         guide_trace = self.guide_trace(theta, row, noise)
-        return _particle(self.model_trace(guide_trace, row), guide_trace)
+        return _particle(self.model_trace(guide_trace, row, noise), guide_trace)
 
     def sample_score_function(self, theta: Tensor, row: tuple[Tensor, ...], noise: tuple[Tensor, ...]) -> Particle:
         """No site reparameterised (Ranganath et al. 2014, Black box variational inference)."""
@@ -207,21 +256,22 @@ class Program:
     def sample_path_derivative(self, theta: Tensor, row: tuple[Tensor, ...], noise: tuple[Tensor, ...]) -> Particle:
         """log q differentiated only through the draw (Roeder et al. 2017, Sticking the landing)."""
         guide_trace = self.guide_trace(theta, row, noise)
-        particle = _particle(self.model_trace(guide_trace, row), guide_trace)
+        particle = _particle(self.model_trace(guide_trace, row, noise), guide_trace)
         latents = {site.name: guide_trace.nodes[site.name]["value"] for site in self.target.latents}
         return particle._replace(entropy=self.log_guide(theta.detach(), row, latents))
 
     def sample_mean_field(self, theta: Tensor, row: tuple[Tensor, ...], noise: tuple[Tensor, ...]) -> Particle:
         """The KL to the prior in closed form, the likelihood by Monte Carlo: Pyro's `TraceMeanField_ELBO`."""
         guide_trace = self.guide_trace(theta, row, noise)
-        model_trace = self.model_trace(guide_trace, row)
+        model_trace = self.model_trace(guide_trace, row, noise)
         zero = theta.new_zeros(())
         likelihood, divergence = zero, zero
         for name, node in model_trace.nodes.items():
             if node["type"] == "sample" and node["is_observed"]:
                 likelihood = likelihood + node["log_prob_sum"]
             elif node["type"] == "sample":
-                divergence = divergence + kl_divergence(guide_trace.nodes[name]["fn"], node["fn"]).sum()
+                apart = kl_divergence(guide_trace.nodes[name]["fn"], node["fn"])
+                divergence = divergence + scale_and_mask(apart, node["scale"], node["mask"]).sum()
         return Particle(likelihood, divergence, zero, divergence)
 
     # ---- the density
@@ -242,7 +292,8 @@ class Program:
         def run(guide: nn.Module) -> Trace:
             return _scored(poutine.condition(guide, data=values), row)
 
-        with Replay((), anchor=(theta * 0).sum()):
+        anchored = Replay((), anchor=(theta * 0).sum()) if self.replayable else nullcontext()
+        with anchored, whole_plates():
             trace = self.call(theta, run)
         for name in values:  # a conditioned site of a guide counts as drawn, not as observed
             trace.nodes[name]["is_observed"] = False
@@ -285,6 +336,11 @@ class Program:
         if not torch.allclose(back, point, rtol=1e-6, atol=1e-6):
             return "the guide maps its auxiliary variables to the latents by a map that is not affine"
         return None
+
+
+def _is_subsampled(node: Any) -> bool:
+    """Whether a node of a trace is a plate that takes a part of its data."""
+    return poutine.util.site_is_subsample(node) and node["fn"].subsample_size not in (None, node["fn"].size)
 
 
 def _scored(guide: Callable[..., Any], row: tuple[Tensor, ...]) -> Trace:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ppl_vi.svi.adam import UnitAdam
 from ppl_vi.svi.objectives import Objective
 from ppl_vi.svi.pure import Program, _NoReparameterization
-from ppl_vi.svi.randomness import Replay
+from ppl_vi.svi.randomness import Replay, seeded
 
 ELBOS: dict[str, Callable[..., ELBO]] = {
     "trace_elbo": Trace_ELBO,
@@ -44,9 +44,14 @@ def pyro_elbo(objective: Objective, num_particles: int) -> tuple[ELBO, AbstractC
     return ELBOS[name](num_particles=num_particles, **extra), context
 
 
-def _particles(noise: tuple[Tensor, ...], num_particles: int) -> list[Tensor]:
-    """Noise of each draw `(P, *shape)` in the order in which Pyro asks for it, particle after particle."""
-    return [draws[p] for p in range(num_particles) for draws in noise]
+def _given(program: Program, noise: tuple[Tensor, ...], num_particles: int) -> AbstractContextManager[Any]:
+    """Hands out noise, each draw's `(P, *shape)`, in the order in which Pyro asks for it, particle after particle.
+
+    What can't be given is drawn by Pyro itself, from the first particle's seed.
+    """
+    if not program.replayable:
+        return seeded(noise[0])
+    return Replay([draws[p] for p in range(num_particles) for draws in noise])
 
 
 def loss_and_gradient(
@@ -60,7 +65,7 @@ def loss_and_gradient(
     """Pyro's loss for one fit on given noise and its gradient in the guide's unconstrained parameters, `(D,)`."""
     elbo, context = pyro_elbo(objective, num_particles)
     guide.zero_grad()
-    with context, Replay(_particles(noise, num_particles)):
+    with context, _given(program, noise, num_particles):
         loss = elbo.loss_and_grads(program.target.model, guide, *row)
     values = dict(guide.named_parameters())
     found: dict[str, Tensor] = {}
@@ -105,7 +110,7 @@ class PyroSVI:
         self._optim.pt_optim_args["lr"] = lr
         for optimiser in self._optim.optim_objs.values():
             optimiser.param_groups[0]["lr"] = lr
-        with self._context, Replay(_particles(noise, self._num_particles)):
+        with self._context, _given(self._program, noise, self._num_particles):
             return -float(self._svi.step(*self._row))
 
     @property

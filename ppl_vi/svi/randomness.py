@@ -7,33 +7,37 @@ draws, and a quasi-random point set can stand in for noise.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributions import dirichlet
 from torch.overrides import TorchFunctionMode
+from torch.quasirandom import SobolEngine
 
-Kind = Literal["normal", "uniform"]
+Kind = Literal["normal", "uniform", "seed"]
 NUM_CANDIDATES = 6  # a gamma draw fails all of them, and is then not exact, with probability below 0.049^6 = 1.4e-8
 
 FEW = 2048  # normals, for which numpy's generator is not worth its start
 
 UNSUPPORTED = {
-    "bernoulli", "bernoulli_", "binomial", "cauchy_", "geometric_", "log_normal_", "multinomial", "poisson",
-    "randint", "randint_like", "random_", "randperm", "_sample_dirichlet",
+    "bernoulli", "bernoulli_", "binomial", "geometric_", "multinomial", "poisson", "randint", "randint_like", "random_",
+    "_sample_dirichlet",
 }  # fmt: skip
 
 
 class UnsupportedRandomnessError(TypeError):
-    """The guide draws in a way that can't be given from outside."""
+    """The model or guide draws in a way that can't be given from outside."""
 
 
 @dataclass(frozen=True)
 class Draw:
-    """One tensor of base noise: standard normal, or uniform on [0, 1)."""
+    """One tensor of base noise: standard normal, uniform on [0, 1), or a seed of torch's own generators."""
 
     kind: Kind
     shape: torch.Size
@@ -119,6 +123,14 @@ def _exponential_(source: _Source, tensor: Tensor, lambd: float = 1.0, **_: Any)
     return -torch.log1p(-source.take("uniform", tensor.shape, tensor.dtype)) / lambd
 
 
+def _cauchy_(source: _Source, tensor: Tensor, median: float = 0.0, sigma: float = 1.0, **_: Any) -> Tensor:
+    return median + sigma * torch.tan(math.pi * (source.take("uniform", tensor.shape, tensor.dtype) - 0.5))
+
+
+def _log_normal_(source: _Source, tensor: Tensor, mean: float = 1.0, std: float = 2.0, **_: Any) -> Tensor:
+    return _normal_(source, tensor, mean, std).exp()
+
+
 def _factory(kind: Kind) -> Callable[..., Tensor]:
     def make(source: _Source, *args: Any, **kwargs: Any) -> Tensor:
         return source.take(kind, _shape_of(args, kwargs), kwargs.get("dtype") or torch.get_default_dtype())
@@ -133,6 +145,11 @@ def _like(kind: Kind) -> Callable[..., Tensor]:
     return make
 
 
+def _randperm(source: _Source, n: int, **kwargs: Any) -> Tensor:
+    """A random order, as Pyro's plates take it for a subsample: that of as many uniforms."""
+    return source.take("uniform", torch.Size([n]), torch.get_default_dtype()).argsort().to(kwargs.get("dtype") or torch.int64)
+
+
 def _standard_gamma(source: _Source, concentration: Tensor, *_: Any, **__: Any) -> Tensor:
     shape, dtype = concentration.shape, concentration.dtype
     normals = source.take("normal", torch.Size((NUM_CANDIDATES, *shape)), dtype)
@@ -141,21 +158,43 @@ def _standard_gamma(source: _Source, concentration: Tensor, *_: Any, **__: Any) 
     return _StandardGamma.apply(concentration, normals, uniforms, boost)
 
 
+class _NormalisedGammas:
+    """Stands in for torch's `_Dirichlet`: gamma draws over their sum, differentiated as they are."""
+
+    @staticmethod
+    def apply(concentration: Tensor) -> Tensor:
+        gammas = torch._standard_gamma(concentration)
+        return gammas / gammas.sum(-1, keepdim=True)
+
+
 GENERATORS: dict[str, Callable[..., Tensor]] = {
     "normal": _normal,
     "normal_": _normal_,
     "uniform_": _uniform_,
     "exponential_": _exponential_,
+    "cauchy_": _cauchy_,
+    "log_normal_": _log_normal_,
     "randn": _factory("normal"),
     "rand": _factory("uniform"),
     "randn_like": _like("normal"),
     "rand_like": _like("uniform"),
     "_standard_gamma": _standard_gamma,
+    "randperm": _randperm,
 }
 
 
 class _Source(TorchFunctionMode):
     """Answers torch's random generators from `take`, whatever library calls them."""
+
+    def __enter__(self) -> Any:
+        """Dirichlet and Beta draw by an `autograd.Function` of torch's own that no `vmap` knows."""
+        self._replaced = getattr(dirichlet, "_Dirichlet", None)
+        dirichlet._Dirichlet = _NormalisedGammas  # type: ignore[misc, assignment]
+        return super().__enter__()
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)
+        dirichlet._Dirichlet = self._replaced  # type: ignore[misc, assignment]
 
     def take(self, kind: Kind, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         raise NotImplementedError
@@ -164,9 +203,7 @@ class _Source(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         kwargs = kwargs or {}
         if name in UNSUPPORTED:
-            raise UnsupportedRandomnessError(
-                f"the guide draws by torch's '{name}', which can't be given from outside: fit it by Pyro's own SVI"
-            )
+            raise UnsupportedRandomnessError(f"draws by torch's '{name}', which can't be given from outside")
         if name in GENERATORS:
             return GENERATORS[name](self, *args, **kwargs)
         return self.other(name, func, args, kwargs)
@@ -205,9 +242,8 @@ class Replay(_Source):
 
     def take(self, kind: Kind, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         if self.position >= len(self.noise) or self.noise[self.position].shape != shape:
-            raise ValueError(
-                f"the guide's draw {self.position} is {kind} of shape {tuple(shape)}, unlike its first run: "
-                "a guide whose draws depend on values can't be fitted here, but by Pyro's own SVI"
+            raise UnsupportedRandomnessError(
+                f"draws {kind} noise of shape {tuple(shape)} where its first run did not: draw {self.position}"
             )
         self.position += 1
         return self.noise[self.position - 1]
@@ -238,7 +274,19 @@ def _normals(shape: torch.Size, dtype: torch.dtype, generator: torch.Generator) 
     return torch.from_numpy(np.random.Generator(np.random.SFC64(seed)).standard_normal(shape))
 
 
-_MAKERS = {"normal": _normals, "uniform": _uniforms}
+def _seeds(shape: torch.Size, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    return torch.randint(2**62, shape, dtype=dtype, device=generator.device, generator=generator)
+
+
+_MAKERS = {"normal": _normals, "uniform": _uniforms, "seed": _seeds}
+
+
+@contextmanager
+def seeded(noise: Iterable[Tensor]) -> Iterator[None]:
+    """Seeds torch's own generators by the first of some noise, a seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(int(next(iter(noise)).item()))
+        yield
 
 
 def quasi_random(draws: Iterable[Draw], num_points: int, num_scrambles: int, seed: int) -> tuple[Tensor, ...]:
@@ -250,11 +298,13 @@ def quasi_random(draws: Iterable[Draw], num_points: int, num_scrambles: int, see
     """
     draws = tuple(draws)
     sizes = [draw.shape.numel() for draw in draws]
+    if sum(sizes) > SobolEngine.MAXDIM or any(draw.kind == "seed" for draw in draws):  # no such point set
+        return pseudo_random(draws, (num_scrambles, num_points), torch.Generator().manual_seed(seed))
     if sum(sizes) == 0:
         return tuple(torch.zeros((num_scrambles, num_points, *draw.shape), dtype=draw.dtype) for draw in draws)
     sets = []
     for scramble in range(num_scrambles):
-        engine = torch.quasirandom.SobolEngine(sum(sizes), scramble=True, seed=seed * num_scrambles + scramble)
+        engine = SobolEngine(sum(sizes), scramble=True, seed=seed * num_scrambles + scramble)
         sets.append(engine.draw(num_points, dtype=torch.float64))
     # Sobol points lie on a grid of 2^-30; half a cell keeps both ends inside (0, 1)
     uniform = torch.stack(sets) + 2.0**-31

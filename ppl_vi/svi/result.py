@@ -18,10 +18,10 @@ import torch
 from pyro.nn.module import PyroModule, PyroParam
 from torch import Tensor, nn
 from torch.distributions import constraints
-from torch.func import vmap
 
 from ppl_vi import storage
 from ppl_vi.guides import Family, find_family
+from ppl_vi.mapping import Axes, each, one_by_one
 from ppl_vi.state import isolated
 from ppl_vi.svi.pure import Program, load_parameters
 from ppl_vi.svi.randomness import pseudo_random
@@ -142,13 +142,16 @@ class Fit:
     def draw_at(self, theta: Tensor, num: int, seed: int) -> Latents:
         """Draws from members `theta` `(B, R, D)` of the family: for each site `(B, R, num, *site.shape)`."""
         generator = torch.Generator(device=theta.device).manual_seed(seed)
-        noise = pseudo_random(self.program.draws, (*theta.shape[:2], num), generator)
+        noise = pseudo_random(self.program.latent_draws, (*theta.shape[:2], num), generator)
 
         def many(point: Tensor, row: tuple[Tensor, ...], draws: tuple[Tensor, ...]) -> Latents:
-            return vmap(lambda one: self.program.latents(point, row, one))(draws)
+            return self._over(lambda one: self.program.latents(point, row, one))(draws)
 
         with isolated(self.target.dtype, seed=seed), torch.no_grad():
-            return vmap(vmap(many, in_dims=(0, None, 0)))(theta, self.target.args, noise)
+            return self._over(self._over(many, in_dims=(0, None, 0)))(theta, self.target.args, noise)
+
+    def _over(self, function: Callable[..., Any], in_dims: Axes = 0) -> Callable[..., Any]:
+        return (one_by_one if self.program.one_by_one else each)(function, in_dims)
 
     def log_prob(self, latents: Latents) -> Tensor:
         """log q at latents `(B, R, S, *site.shape)`, `(B, R, S)`, nats."""
@@ -166,10 +169,10 @@ class Fit:
         rows = tuple(arg[problem] for arg in self.target.args)
 
         def many(point: Tensor, row: tuple[Tensor, ...], values: Latents) -> Tensor:
-            return vmap(lambda z: self.program.log_guide(point, row, z))(values)
+            return self._over(lambda z: self.program.log_guide(point, row, z))(values)
 
         with isolated(self.target.dtype, seed=0), torch.no_grad():
-            return vmap(many)(theta, rows, latents)
+            return self._over(many)(theta, rows, latents)
 
     def save(self, path: str | Path) -> None:
         """Writes the fit as a zip of plain arrays and JSON; an existing file is replaced only once all is written."""

@@ -5,20 +5,22 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import pyro
 import pyro.poutine as poutine
 import torch
 from pyro.distributions.transforms import AffineAutoregressive, ComposeTransform
-from pyro.infer.autoguide import AutoNormalizingFlow
-from pyro.infer.autoguide.initialization import init_to_value
+from pyro.infer.autoguide import AutoMessenger, AutoNormalizingFlow
 from pyro.nn.module import PyroModule, PyroParam
 from torch import Tensor, nn
 
 from ppl_vi.guides import Family
+from ppl_vi.mapping import whole_plates
 from ppl_vi.state import isolated
-from ppl_vi.target import Target
+from ppl_vi.target import Latents, Target
 
 SPREAD = 1.0  # replicas start this many posterior standard deviations around the mode, in unconstrained space
 SCALE = 0.5  # initial scales are about half the posterior's: a wide start has gradients of heavy tails
@@ -72,6 +74,14 @@ def start_points(target: Target, num_replicas: int, seed: int) -> tuple[Tensor, 
     return loc, scale
 
 
+def _initial(latents: Latents, site: Any) -> Tensor:
+    """The value of a site, of which a plate with a subsample takes the first."""
+    value, shape = latents[site["name"]], site["fn"].shape()
+    if value.dim() != len(shape):
+        return value
+    return value[tuple(slice(size) for size in shape)]
+
+
 def build_guide(
     family: Family,
     target: Target,
@@ -93,7 +103,7 @@ def build_guide(
     given: dict[str, Any] = {}
     if "init_loc_fn" in names:
         latents, _ = target.constrain(loc)
-        given["init_loc_fn"] = init_to_value(values=latents)
+        given["init_loc_fn"] = partial(_initial, latents)
     if "init_scale_fn" in names:
         sizes = [site.unconstrained_shape.numel() for site in target.latents]
         parts = dict(zip((site.name for site in target.latents), scale.split(sizes), strict=True))
@@ -110,7 +120,9 @@ def build_guide(
         row = target.row(problem)
         if not isinstance(guide, nn.Module):
             guide = FunctionGuide(guide, *row)
-        poutine.trace(guide).get_trace(*row)  # autoguides make their parameters in a first call
+        # autoguides make their parameters in a first call, those called messengers for the data that plates take in it
+        with whole_plates() if isinstance(guide, AutoMessenger) else nullcontext():
+            poutine.trace(guide).get_trace(*row)
         guide = guide.to(target.device)
         if isinstance(guide, AutoNormalizingFlow):
             _place_flow(guide, loc, scale)

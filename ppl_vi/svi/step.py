@@ -188,8 +188,10 @@ def trace_step(program: Program, objective: Objective, state: State, noise: tupl
     return traced(step_function(program, objective, sizes), example)
 
 
-def trace_one(program: Program, objective: Objective, num_particles: int) -> GraphModule:
+def trace_one(program: Program, objective: Objective, num_particles: int) -> tuple[GraphModule, Parts]:
     """The step of a single fit as a flat graph, without axes for problems and replicas, its parameters in one part.
+
+    With it comes what it was traced with.
 
     Raises:
         Exception: whatever a guide or model does that can't be traced.
@@ -198,4 +200,5 @@ def trace_one(program: Program, objective: Objective, num_particles: int) -> Gra
     state = State(torch.ones((), dtype=torch.bool, device=theta.device), *((torch.ones_like(theta),) for _ in range(5)))
     noise = pseudo_random(program.draws, (num_particles,), torch.Generator(device=theta.device).manual_seed(0))
     example = (*torch.ones(3, dtype=theta.dtype, device=theta.device), *state.tensors, *program.target.row(0), *noise)
-    return traced(step_function(program, objective, [len(theta)], gradient_of_one), example)
+    step = step_function(program, objective, [len(theta)], gradient_of_one)
+    return traced(step, example), example

@@ -20,7 +20,7 @@ from typing import Protocol
 import torch
 from scipy.stats import t as student_t
 from torch import Tensor
-from torch.func import grad, vmap
+from torch.func import grad
 
 from ppl_vi.newton import predicted_gain
 from ppl_vi.svi.objectives import Objective
@@ -32,6 +32,7 @@ UNIT_POINTS = 128  # Sobol points a scramble for the units, of which only the si
 HESSIAN_POINTS = 512  # of them for the Hessian, which takes 2 D gradients
 NUM_GROUPS = 16
 DIFFERENCE = 0.05  # of a unit, for the Hessian: wide, since draws by rejection jump
+ONE_BY_ONE = 1 / 32  # of all these points, where they have to be run one by one
 MAX_PARAMETERS = 200
 
 
@@ -63,11 +64,16 @@ def check_noise(
 ) -> tuple[Tensor, ...]:
     """Noise for a check: `(scrambles, groups, particles, *shape)`; quasi-random where the objective is a plain mean."""
     device = program.initial.device
+    num_points = _affordable(program, num_points)
     if objective.additive:
         noise = quasi_random(program.draws, num_points, NUM_SCRAMBLES, seed)
         return tuple(n[:, None].to(device) for n in noise)
     generator = torch.Generator(device=device).manual_seed(seed)
     return pseudo_random(program.draws, (NUM_SCRAMBLES, NUM_GROUPS, num_particles), generator)
+
+
+def _affordable(program: Program, num_points: int) -> int:
+    return max(4, round(num_points * ONE_BY_ONE)) if program.one_by_one else num_points
 
 
 def mean_gradients(
@@ -91,14 +97,14 @@ def mean_gradients(
     def scramble(point: Tensor, row: tuple[Tensor, ...], groups: tuple[Tensor, ...]) -> Tensor:
         if not groups:
             return grad(group_loss)(point, row, groups)
-        return vmap(lambda group: grad(group_loss)(point, row, group))(groups).mean(0)
+        return program.over(lambda group: grad(group_loss)(point, row, group))(groups).mean(0)
 
     def point(point: Tensor, row: tuple[Tensor, ...]) -> Tensor:
         if not noise:
             return scramble(point, row, noise)[None]
-        return vmap(lambda groups: scramble(point, row, groups))(noise)
+        return program.over(lambda groups: scramble(point, row, groups))(noise)
 
-    return vmap(vmap(point, in_dims=(0, None)))(theta, args)
+    return program.over(program.over(point, in_dims=(0, None)))(theta, args)
 
 
 def surrogate(
@@ -108,7 +114,7 @@ def surrogate(
     if not noise:  # nothing is random: one particle says it all
         one = objective.particle(program, theta, row, ())
         return objective.reduce(type(one)(*(part[None] for part in one)))
-    return objective.reduce(vmap(lambda draws: objective.particle(program, theta, row, draws))(noise))
+    return objective.reduce(program.over(lambda draws: objective.particle(program, theta, row, draws))(noise))
 
 
 def hessian_by_differences(
@@ -122,7 +128,7 @@ def hessian_by_differences(
 ) -> Tensor:
     """Central differences of mean gradients on the first scramble's first points: `(B, R, D)` to `(B, R, D, D)`."""
     batch, replicas, dim = theta.shape
-    noise = tuple(n[:1, :, :HESSIAN_POINTS] for n in noise)
+    noise = tuple(n[:1, :, : _affordable(program, HESSIAN_POINTS)] for n in noise)
     shift = torch.diag_embed(step)
     moved = torch.cat([theta[:, :, None] + shift, theta[:, :, None] - shift], 2).reshape(batch, -1, dim)
     gradients = mean_gradients(program, objective, moved, args, noise, probe).squeeze(2)

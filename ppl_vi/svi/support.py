@@ -12,8 +12,9 @@ from typing import Any
 import pyro.poutine as poutine
 from pyro.distributions.transforms import biject_to
 from torch import nn
-from torch.distributions import constraints
+from torch.distributions import Independent, constraints
 from torch.distributions.constraints import Constraint
+from torch.distributions.transforms import IndependentTransform
 
 from ppl_vi.guides import ANY, POSITIVE, REAL
 from ppl_vi.state import isolated
@@ -62,8 +63,17 @@ def families_for(support: Constraint) -> list[str]:
 
 def _ends_in_bijection(fn: Any, support: Constraint) -> bool:
     """Whether a distribution's last step is Pyro's own map to a support: its declared one may be wider."""
-    transforms = getattr(fn, "transforms", None)
-    return transforms is not None and len(transforms) > 0 and bool(transforms[-1] == biject_to(support))
+    while isinstance(fn, Independent):
+        fn = fn.base_dist
+    transforms = getattr(fn, "transforms", None) or [None]
+    return bool(_elementwise(transforms[-1]) == _elementwise(biject_to(support)))
+
+
+def _elementwise(transform: Any) -> Any:
+    """A transform without what only counts its dimensions."""
+    while isinstance(transform, IndependentTransform):
+        transform = transform.base_transform
+    return transform
 
 
 def mismatch(target: Target, guide: nn.Module) -> str | None:

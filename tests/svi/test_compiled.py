@@ -27,20 +27,21 @@ from ppl_vi.state import isolated
 from ppl_vi.svi import inductor
 from ppl_vi.svi.adam import pace
 from ppl_vi.svi.batched import BatchedEngine
-from ppl_vi.svi.compiled import compiled_engine, num_unrolled
+from ppl_vi.svi.compiled import LanesEngine, compiled_engine, inductor_engine, num_unrolled
 from ppl_vi.svi.engines import choose
 from ppl_vi.svi.fit import fit
 from ppl_vi.svi.objectives import find_objective
 from ppl_vi.svi.pure import Program
 from ppl_vi.svi.randomness import pseudo_random
 from ppl_vi.svi.start import build_guide
-from ppl_vi.svi.step import State
+from ppl_vi.svi.step import Engine, State
 from ppl_vi.target import Target
 
 pytestmark = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FEW = ["lognormal", "gamma", "AutoGaussian"]  # pointwise, by rejection, with linear algebra
+BY_INDUCTOR = {"lognormal_mixture", "spline_flow"}  # which look up by values
 NUM_STEPS = 4
 
 
@@ -67,6 +68,7 @@ def steps_by_both(
     num_steps: int = NUM_STEPS,
     num_particles: int = 4,
     long_run: int = NUM_STEPS,
+    make: Callable[..., Engine] = compiled_engine,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The state and bounds after the same steps from the same start on the same draws: batched, compiled."""
     target = toy([1.5, -3.0], dtype=dtype)
@@ -82,8 +84,10 @@ def steps_by_both(
         both = []
         for engine in (
             BatchedEngine(program, wanted),
-            compiled_engine(program, wanted, start, noise, num_steps=long_run),
+            make(program, wanted, start, noise, num_steps=long_run),
         ):
+            if make is compiled_engine and not isinstance(engine, BatchedEngine):
+                assert isinstance(engine, LanesEngine) == (name not in BY_INDUCTOR)
             state, bounds = engine.advance(State.start(start, unit, alive, engine.sizes), scalars, noise)
             joined = state.resized([program.layout.size])
             both.append([*joined.tensors, bounds])
@@ -163,9 +167,19 @@ def test_every_objective_compiles(objective: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", FEW)
+def test_inductors_steps_are_batched_steps(name: str) -> None:
+    batched, compiled = steps_by_both(name, torch.float64, make=inductor_engine)
+    for one, other in zip(batched, compiled, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.slow
 def test_unrolled_steps_are_steps_one_by_one() -> None:
     """Six steps by calls of eight: the last two are idle."""
-    batched, compiled = steps_by_both("lognormal", torch.float64, num_steps=6, num_particles=1, long_run=10**7)
+    batched, compiled = steps_by_both(
+        "lognormal", torch.float64, num_steps=6, num_particles=1, long_run=10**7, make=inductor_engine
+    )
     for one, other in zip(batched[-1:] + batched[:2], compiled[-1:] + compiled[:2], strict=True):
         torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
 
@@ -238,6 +252,7 @@ def test_an_unknown_torch_falls_back_with_one_line(monkeypatch: pytest.MonkeyPat
 
 def test_without_a_compiler_it_falls_back_with_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(inductor.CACHE, str(tmp_path))
+    monkeypatch.setenv("CXX", "no-such-compiler")
     with config.patch({"cpp.cxx": (None, "no-such-compiler")}):  # monkeypatch can't put such a setting back
         found = small_fit()
     assert found.engine == "batched"
@@ -260,11 +275,13 @@ def test_the_cache_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 PROGRAM = """
 import json
+import sys
 from torch._inductor import cpp_builder
 from models.exponential_normal import target
+from ppl_vi.svi import cpp
 from ppl_vi.svi.fit import fit
 
-builds, run = [], cpp_builder.run_compile_cmd
+builds, run, build = [], cpp_builder.run_compile_cmd, cpp.build
 
 
 def counted(command, cwd):
@@ -272,17 +289,22 @@ def counted(command, cwd):
     return run(command, cwd)
 
 
-cpp_builder.run_compile_cmd = counted
-found = fit(target([1.5]), "exponential", engine="compiled", num_steps=4, num_particles=4)
+def counted_too(*arguments):
+    builds.append(True)
+    return build(*arguments)
+
+
+cpp_builder.run_compile_cmd, cpp.build = counted, counted_too
+found = fit(target([1.5]), sys.argv[1], engine="compiled", num_steps=4, num_particles=4)
 print(json.dumps([sum(builds), found.engine, found.engine_reason, found.theta.flatten().tolist()]))
 """
 
 
-def in_a_process(cache: Path) -> list[Any]:
+def in_a_process(cache: Path, family: str) -> list[Any]:
     """Compiler runs, engine, reason and result of a fit in a process of its own, with warnings as errors."""
     environment = os.environ | {inductor.CACHE: str(cache), "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-c", PROGRAM, family], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -294,27 +316,32 @@ def damage(folder: Path, how: Callable[[bytes], bytes]) -> None:
             path.write_bytes(how(path.read_bytes()))
 
 
+CACHED = ["exponential", "lognormal_mixture"]  # by a translation, by inductor
+
+
 @pytest.mark.slow
-def test_nothing_is_compiled_twice_and_damage_is_mended(tmp_path: Path) -> None:
-    num_builds, *first = in_a_process(tmp_path)
+@pytest.mark.parametrize("family", CACHED)
+def test_nothing_is_compiled_twice_and_damage_is_mended(tmp_path: Path, family: str) -> None:
+    num_builds, *first = in_a_process(tmp_path, family)
     assert num_builds > 0
     assert first[:2] == ["compiled", ""]
-    assert in_a_process(tmp_path) == [0, *first]
+    assert in_a_process(tmp_path, family) == [0, *first]
     damage(tmp_path, lambda held: b"damaged")
-    assert in_a_process(tmp_path)[1:] == first
+    assert in_a_process(tmp_path, family)[1:] == first
     shutil.rmtree(tmp_path)
-    assert in_a_process(tmp_path)[1:] == first
+    assert in_a_process(tmp_path, family)[1:] == first
     damage(tmp_path, lambda held: held[: len(held) // 2])
-    assert in_a_process(tmp_path)[1:] == first
+    assert in_a_process(tmp_path, family)[1:] == first
 
 
 @pytest.mark.slow
-def test_two_processes_share_a_cache(tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", CACHED)
+def test_two_processes_share_a_cache(tmp_path: Path, family: str) -> None:
     with ThreadPoolExecutor(2) as pool:
-        one, other = pool.map(in_a_process, [tmp_path, tmp_path])
+        one, other = pool.map(in_a_process, [tmp_path, tmp_path], [family, family])
     assert one[1:] == other[1:]
     assert one[1:3] == ["compiled", ""]
-    assert in_a_process(tmp_path)[0] == 0
+    assert in_a_process(tmp_path, family)[0] == 0
 
 
 def test_an_unwritable_cache_is_no_obstacle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,0 +1,77 @@
+"""One function for many inputs: all at once, or one by one where the function can't be run for many.
+
+A function that decides by a value what to do (`if`, `while`, `bool()`, `item()`) takes one branch for each input, so
+that `torch.func.vmap` refuses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pyro.poutine.subsample_messenger import SubsampleMessenger
+from torch.func import vmap
+from torch.utils._pytree import tree_leaves, tree_map
+
+BRANCHES = ("data-dependent control flow", "calling .item() on a Tensor")  # what vmap says of them
+
+Axes = int | tuple[int | None, ...]
+
+
+def branches(error: BaseException) -> bool:
+    """Whether this is vmap's complaint about a function that decides by a value what to do."""
+    return isinstance(error, RuntimeError) and any(said in str(error) for said in BRANCHES)
+
+
+def one_by_one(function: Callable[..., Any], in_dims: Axes = 0) -> Callable[..., Any]:
+    """The same as `vmap`, for the leading axis alone, by a loop."""
+
+    def mapped(*args: Any) -> Any:
+        dims = (in_dims,) * len(args) if isinstance(in_dims, int) else in_dims
+        split = [arg for arg, dim in zip(args, dims, strict=True) if dim is not None]
+        found = []
+        for i in range(len(tree_leaves(split)[0])):
+            found.append(
+                function(
+                    *(
+                        arg if dim is None else tree_map(lambda leaf, i=i: leaf[i], arg)
+                        for arg, dim in zip(args, dims, strict=True)
+                    )
+                )
+            )
+        return tree_map(lambda *leaves: torch.stack(leaves), *found)
+
+    return mapped
+
+
+def each(function: Callable[..., Any], in_dims: Axes = 0) -> Callable[..., Any]:
+    """`vmap`, or `one_by_one` where the function decides by a value what to do."""
+
+    def mapped(*args: Any) -> Any:
+        try:
+            return vmap(function, in_dims=in_dims)(*args)
+        except RuntimeError as error:
+            if not branches(error):
+                raise
+        return one_by_one(function, in_dims)(*args)
+
+    return mapped
+
+
+@contextmanager
+def whole_plates() -> Iterator[None]:
+    """Lets every `pyro.plate` with a `subsample_size` take all of its data, in order, instead of a random part."""
+    original = SubsampleMessenger._subsample
+
+    def whole(name: str, size: int | None = None, subsample_size: Any = None, subsample: Any = None, *rest: Any) -> Any:
+        if size is not None and subsample is None:
+            subsample_size = None
+        return original(name, size, subsample_size, subsample, *rest)
+
+    SubsampleMessenger._subsample = staticmethod(whole)
+    try:
+        yield
+    finally:
+        SubsampleMessenger._subsample = staticmethod(original)

@@ -1,0 +1,216 @@
+"""The vectors' functions against SciPy, mpmath and torch; translated graphs against torch's own operations."""
+
+import ctypes
+import math
+import shutil
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import mpmath
+import numpy as np
+import pytest
+import scipy.special as sp
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from ppl_vi.svi import cpp
+from ppl_vi.svi.compiled import LanesEngine
+from ppl_vi.svi.lanes import Translation, UnsupportedError, decomposed, num_lanes, prelude
+from ppl_vi.svi.step import State
+
+pytestmark = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
+
+DTYPES = (torch.float32, torch.float64)
+LANES = {torch.float32: 16, torch.float64: 8}
+
+
+def grid(low: float, high: float) -> np.ndarray:
+    return np.linspace(low, high, 4001)
+
+
+def powers(low: float, high: float) -> np.ndarray:
+    return np.geomspace(low, high, 4001)
+
+
+def both(values: np.ndarray) -> np.ndarray:
+    return np.concatenate([-values, values])
+
+
+# arguments and the truth; errors are counted in units of the last place, on top of what rounding the argument does
+UNARY: dict[str, tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]] = {
+    "exponential": (grid(-103, 88.5), np.exp),
+    "logarithm": (np.concatenate([powers(1e-37, 1e37), grid(0.9, 1.1)]), np.log),
+    "log_of_1_plus": (np.concatenate([both(powers(1e-30, 0.99)), powers(1, 1e30)]), np.log1p),
+    "exp_minus_1": (both(powers(1e-30, 80)), np.expm1),
+    "sigmoid": (grid(-80, 80), sp.expit),
+    "hyperbolic_tangent": (both(powers(1e-30, 50)), np.tanh),
+    "square_root": (powers(1e-37, 1e37), np.sqrt),
+    "erf": (both(powers(1e-20, 8)), sp.erf),
+    "erfc": (grid(-8, 8), sp.erfc),
+    "erfcx": (np.concatenate([grid(-8, 8), powers(1, 1e10)]), sp.erfcx),
+    "log_ndtr": (grid(-1000, 5), sp.log_ndtr),
+    "erfinv": (np.concatenate([grid(-0.999, 0.999), both(powers(1e-20, 0.5))]), sp.erfinv),
+    "log_gamma": (powers(1e-20, 1e10), sp.gammaln),
+    "digamma": (np.concatenate([powers(1e-10, 1e10), grid(-3.9, -3.1)]), sp.digamma),
+    "trigamma": (powers(1e-10, 1e10), lambda x: sp.polygamma(1, x)),
+}
+PLACES = 40.0
+
+
+@cache
+def functions(dtype: torch.dtype) -> ctypes.CDLL:
+    lines = [prelude(dtype, LANES[dtype])]
+    for name in [*UNARY, "ndtri"]:
+        lines.append(
+            f'extern "C" void call_{name}(const Real* x, Real* out, int64_t num) {{ for (int64_t i = 0; i < num; i += LANES)'
+            " { const int valid = num - i < LANES ? num - i : LANES;"
+            f" store({name}(load(x + i, valid)), out + i, valid); }} }}"
+        )
+    lines.append(
+        'extern "C" void call_gamma(const Real* a, const Real* x, Real* out, int64_t num) { for (int64_t i = 0; i < num;'
+        " i += LANES) { const int valid = num - i < LANES ? num - i : LANES;"
+        " store(standard_gamma_grad(load(a + i, valid), load(x + i, valid)), out + i, valid); } }"
+    )
+    return cpp.library("\n".join(lines))
+
+
+def call(name: str, *arguments: Tensor) -> Tensor:
+    out = torch.empty_like(arguments[0])
+    pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in (*arguments, out)]
+    getattr(functions(out.dtype), f"call_{name}")(*pointers, ctypes.c_int64(len(out)))
+    return out
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> object:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("lanes")))
+        yield
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", list(UNARY))
+def test_functions_are_scipys(name: str, dtype: torch.dtype) -> None:
+    points, truth = UNARY[name]
+    x = torch.tensor(points, dtype=dtype)
+    exact = x.double().numpy()
+    want = truth(exact)
+    eps = torch.finfo(dtype).eps
+    moved = np.abs(truth(exact * (1 + eps)) - truth(exact * (1 - eps)))  # by one place of the argument
+    scale = 1.0 if name in ("log_gamma", "digamma") else 0.0  # near their zeros the error is absolute
+    tiny = torch.finfo(dtype).tiny
+    allowed = PLACES * (eps * (np.abs(want) + scale) + tiny) + 4 * moved
+    error = np.abs(call(name, x).double().numpy() - want)
+    worst = int(np.argmax(error / allowed))
+    assert error[worst] <= allowed[worst], (exact[worst], want[worst], error[worst])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_normal_quantiles_are_mpmaths(dtype: torch.dtype) -> None:
+    """Also far in the tail. Near the median the error is absolute."""
+    p = torch.tensor([1e-30, 1e-12, 1e-5, 0.01, 0.2, 0.4999, 0.5, 0.7, 0.97, 0.9999], dtype=dtype)
+    with mpmath.workdps(60):
+        want = [float(mpmath.sqrt(2) * mpmath.erfinv(2 * mpmath.mpf(q) - 1)) for q in p.double().tolist()]
+    torch.testing.assert_close(
+        call("ndtri", p), torch.tensor(want, dtype=dtype), rtol=10 * torch.finfo(dtype).eps,
+        atol=10 * torch.finfo(dtype).eps,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_derivatives_of_gamma_draws_are_torchs(dtype: torch.dtype) -> None:
+    """By each of its formulas, many of them in one vector, and the density's own where they are as good."""
+    generator = torch.Generator().manual_seed(2)
+    a = torch.exp(torch.rand(20_000, generator=generator, dtype=torch.float64) * 12 - 5)
+    x = a * torch.exp(2 * torch.randn(20_000, generator=generator, dtype=torch.float64))
+    a, x = (value.clamp(1e-3, 1e4).to(dtype) for value in (a, x))
+    tolerance = 1e-10 if dtype == torch.float64 else 1e-5
+    torch.testing.assert_close(call("gamma", a, x), torch._standard_gamma_grad(a, x), rtol=tolerance, atol=1e-30)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_limits_are_as_torchs(dtype: torch.dtype) -> None:
+    inf, nan = math.inf, math.nan
+    x = torch.tensor([0.0, -0.0, inf, -inf, nan, -1.0, 1e-45 if dtype == torch.float32 else 5e-324], dtype=dtype)
+    for name, function in (
+        ("exponential", torch.exp), ("logarithm", torch.log), ("log_of_1_plus", torch.log1p),
+        ("exp_minus_1", torch.expm1), ("sigmoid", torch.sigmoid), ("hyperbolic_tangent", torch.tanh),
+        ("square_root", torch.sqrt), ("erf", torch.erf), ("erfc", torch.erfc), ("erfcx", torch.special.erfcx),
+        ("ndtri", torch.special.ndtri),
+    ):  # fmt: skip
+        torch.testing.assert_close(call(name, x), function(x), equal_nan=True, rtol=1e-6, atol=1e-30, msg=name)
+
+
+# ---- translated graphs
+
+
+def run(function: Callable[[Tensor, Tensor], Tensor], size: int, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """`function` of parameters and noise as the loss' gradient of a "step": what torch and what the translation give.
+
+    The step puts the values where the parameters were.
+    """
+    dtype = noise.dtype
+
+    def step(*inputs: Any) -> Any:
+        rate, _, _, alive, theta, first, second, total, _, draws = inputs
+        value = function(theta, draws).reshape(-1) * rate
+        return alive, value, first, second, total, value.sum()
+
+    replicas = noise.shape[0]
+    theta = torch.randn((1, replicas, size), generator=torch.Generator().manual_seed(4), dtype=dtype)
+    example = (
+        *torch.ones(3, dtype=dtype), torch.ones((), dtype=torch.bool), *(torch.ones(size, dtype=dtype) for _ in range(5)),
+        noise[0],
+    )  # fmt: skip
+    graph = decomposed(make_fx(step)(*example), example)
+    translation = Translation(graph, dtype, 1)
+    engine = LanesEngine((), [size], cpp.library(translation.code(num_lanes(replicas, dtype))))
+    state = State.start(theta, torch.ones_like(theta), torch.ones((1, replicas), dtype=torch.bool), [size])
+    after, _ = engine.advance(state, torch.ones(3, 1, dtype=dtype), (noise[None, None],))
+    want = torch.stack([function(theta[0, r], noise[r]).reshape(-1) for r in range(replicas)])
+    return after.theta[0][0], want
+
+
+INDEX = torch.tensor([2, 0, 2, 1])
+GRAPHS: dict[str, tuple[int, Callable[[Tensor, Tensor], Tensor]]] = {  # 12 parameters, noise (1, 12)
+    "arithmetic": (12, lambda t, n: torch.where(t > n[0], t.exp(), -2 * n[0]) / (1 + t.square())),
+    "broadcast": (12, lambda t, n: t.reshape(3, 4) * n.reshape(4, 3)[:, 1] + t.reshape(3, 4)[:, :1]),
+    "matrices": (12, lambda t, n: (t.reshape(3, 4) @ n.reshape(4, 3) @ t.reshape(3, 4))),
+    "triangles": (12, lambda t, n: (torch.tril(t.reshape(3, 4), -1) + torch.triu(n.reshape(3, 4), 1))),
+    "joined": (12, lambda t, n: torch.cat([n[0, 3:9].flip(0), t[::2]])),
+    "sums": (12, lambda t, n: t.reshape(3, 4).sum(0).repeat(3) + n.mean() + t.reshape(3, 4).amax(1).repeat(4)),
+    "cumulative": (12, lambda t, n: torch.cumsum(t.reshape(3, 4), 0) - torch.cumsum(n.reshape(3, 4), 1)),
+    "softmax": (12, lambda t, n: torch.softmax(t.reshape(3, 4), -1) + torch.logsumexp(n.reshape(3, 4), 0)),
+    "gathered": (12, lambda t, n: t.reshape(4, 3)[:, INDEX[:3]] + n[0, INDEX].repeat(3).reshape(4, 3)),
+    "added at places": (12, lambda t, n: n[0].scatter_add(0, torch.tensor([1, 5, 5, 0]), t[:4]).index_put(
+        (INDEX,), t[4:8], accumulate=True)),
+    "cholesky": (4, lambda t, n: torch.linalg.cholesky_ex(
+        n.reshape(3, 4)[:2].mT @ n.reshape(3, 4)[:2] + torch.diag_embed(1 + t.square()))[0].sum(0)),
+    "solved": (12, lambda t, n: torch.linalg.solve_triangular(
+        torch.eye(3, dtype=t.dtype) * 2 + torch.tril(n[0, :9].reshape(3, 3)).square(), t.reshape(3, 4), upper=False)),
+    "solved from above": (12, lambda t, n: torch.linalg.solve_triangular(
+        torch.eye(3, dtype=t.dtype) * 2 + torch.triu(n[0, :9].reshape(3, 3)).square(), t.reshape(4, 3), upper=True,
+        left=False)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(GRAPHS))
+def test_translated_graphs_are_torchs(name: str) -> None:
+    """Of 21 fits: two full vectors and one that is not."""
+    size, function = GRAPHS[name]
+    noise = torch.randn((21, 1, 12), generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    got, want = run(function, size, noise)
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+
+def test_what_has_no_translation_is_named() -> None:
+    noise = torch.zeros(2, 1, 12)
+    for function, name in (
+        (lambda t, n: t.reshape(3, 4)[:, t[:2].argsort()], "sort"),
+        (lambda t, n: torch.linalg.eigh(t[:4].reshape(2, 2))[0].repeat(6), "linalg_eigh"),
+        (lambda t, n: t.double().float(), "gives torch.float64"),
+    ):
+        with pytest.raises(UnsupportedError, match=name):
+            run(function, 12, noise)
