@@ -6,14 +6,14 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from ppl_vi.guides import MULTIMODAL, RefusedFamilyError, find_family
-from ppl_vi.metrics.divergence import reverse_kl
+from ppl_vi.metrics.divergence import reverse_kl_of_many
 from ppl_vi.metrics.estimate import Estimate
 from ppl_vi.metrics.overlay import overlay
 from ppl_vi.metrics.scorecard import Scorecard, score
@@ -75,6 +75,7 @@ class Comparison:
         """One record a (problem, family), in plain JSON values; infinite ones are the strings "inf" and "-inf"."""
         return [entry.records[b] for b in range(self.target.num_problems) for entry in self.entries]
 
+    @cached_property
     def z(self) -> np.ndarray:
         """Where curves over a one-dimensional latent are taken, `(B, NUM_POINTS)`: its mass and a bit beyond."""
         ends = bounds(self.target.latents[0].support) or (-np.inf, np.inf)
@@ -149,6 +150,8 @@ def compare(
                 started(guide)
             yield guide
 
+    if with_curves:
+        _ = comparison.z  # found once, here, and sent along
     work = partial(compare_one, comparison, with_curves=with_curves)
     for entry in shared(work, tasks(), min(num_workers, len(guides))):
         done[entry.guide] = entry
@@ -221,7 +224,7 @@ def _scored(comparison: Comparison, guide: str, with_curves: bool) -> Entry:
         return _without_scores(comparison, guide, "skipped", lacking)
     card = score(fitted, comparison.truth, num_draws=settings.num_draws, upper_bound=guide in MULTIMODAL)
     records = tuple(record(comparison, guide, card, b) for b in range(comparison.target.num_problems))
-    return Entry(guide, records, curves_of(card, comparison.z()) if with_curves else None)
+    return Entry(guide, records, curves_of(card, comparison.z) if with_curves else None)
 
 
 def curves_of(card: Scorecard, z: np.ndarray) -> Curves:
@@ -252,7 +255,7 @@ def _way(card: Scorecard) -> np.ndarray:
     at = np.unique(np.linspace(0, fitted.num_replicas - 1, NUM_FOLLOWED).round().astype(int))
     followed = torch.from_numpy(order[:, at]).to(fitted.trajectory.device)
     theta = torch.take_along_dim(fitted.trajectory, followed[None, :, :, None], 2).permute(1, 2, 0, 3)
-    return reverse_kl(overlay(fitted, card.truth, theta.flatten(1, 2))).value.reshape(theta.shape[:3])
+    return reverse_kl_of_many(overlay(fitted, card.truth, theta.flatten(1, 2))).reshape(theta.shape[:3])
 
 
 @contextmanager

@@ -162,6 +162,17 @@ class Overlay:
         return self._grid(coarse), self._grid([_halved(*panels) for panels in coarse])
 
     @cached_property
+    def at_once(self) -> tuple[np.ndarray, np.ndarray]:
+        """Reverse KL by one rule on panels as they are, and by how much it misses a mass of 1, `(F,)` each."""
+        num = self.shape[0] * self.shape[1]
+        total = np.zeros((num, 4))
+        for piece in self.pieces:
+            pair, left, right = _panels(self._edges(piece))
+            np.add.at(total, pair, self._panel_integrals(piece, pair, left, right))
+        p, q, reverse, _ = total.T
+        return reverse - q + p, np.abs(p - 1) + np.abs(q - 1)
+
+    @cached_property
     def tails(self) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], ...]:
         """u, log p, log q and log |dz/du| on the way from the mode to either end of the floats, `(F, K)` each."""
         num = self.shape[0] * self.shape[1]
@@ -231,11 +242,7 @@ class Overlay:
 
     def _refined(self, piece: Piece) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Panels `(pair, left, right)`, halved where halving still changes their integrals."""
-        edges = self._edges(piece)
-        pair = np.repeat(np.arange(len(edges)), edges.shape[1] - 1)
-        left, right = edges[:, :-1].ravel(), edges[:, 1:].ravel()
-        wide = right > left
-        pair, left, right = pair[wide], left[wide], right[wide]
+        pair, left, right = _panels(self._edges(piece))
         integrals = self._panel_integrals(piece, pair, left, right)
         done: list[tuple[np.ndarray, ...]] = []
         before = np.full(len(integrals), np.inf)
@@ -278,6 +285,14 @@ class Overlay:
             padded[pair, column] = values
             out.append(padded)
         return tuple(out)
+
+
+def _panels(edges: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The panels between edges `(F, E)`, `(pair, left, right)`, those of no width left out."""
+    pair = np.repeat(np.arange(len(edges)), edges.shape[1] - 1)
+    left, right = edges[:, :-1].ravel(), edges[:, 1:].ravel()
+    wide = right > left
+    return pair[wide], left[wide], right[wide]
 
 
 def _halved(pair: np.ndarray, left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

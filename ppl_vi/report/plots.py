@@ -41,7 +41,7 @@ def plain(axes: Axes, *, label_size: float | None = None) -> None:
 def densities(comparison: Comparison, problem: int) -> Figure:
     """The exact posterior, grey, and the fitted density of each family's replica of median reverse KL."""
     entries = _sorted(comparison, problem, lambda entry: entry.curves is not None)
-    z = comparison.z()
+    z = comparison.z
     posterior = _posterior(comparison, z)[problem]
 
     def panel(axes: Axes, entry: Entry, record: dict[str, Any]) -> None:
