@@ -159,9 +159,7 @@ class Plan:
     seconds: float
 
 
-def plan(
-    program: Program, objective: Objective, theta: Tensor, noise: tuple[Tensor, ...], num_steps: int
-) -> Plan:
+def plan(program: Program, objective: Objective, theta: Tensor, noise: tuple[Tensor, ...], num_steps: int) -> Plan:
     """Traces the step for `num_steps` of fits like `theta` `(B, R, D)`, blocks of noise like `noise`.
 
     By a translation of our own where there is one, else by torch's inductor.

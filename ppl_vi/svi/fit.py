@@ -26,7 +26,15 @@ from ppl_vi.svi.randomness import UnsupportedRandomnessError, pseudo_random
 from ppl_vi.svi.result import Fit, Progress, finished, versions
 from ppl_vi.svi.start import build_guide, start_guides
 from ppl_vi.svi.step import Engine, State, block_length
-from ppl_vi.svi.stopping import HESSIAN_POINTS, MAX_PARAMETERS, NUM_SCRAMBLES, UNIT_POINTS, check, curvature_units, surrogate
+from ppl_vi.svi.stopping import (
+    HESSIAN_POINTS,
+    MAX_PARAMETERS,
+    NUM_SCRAMBLES,
+    UNIT_POINTS,
+    check,
+    curvature_units,
+    surrogate,
+)
 from ppl_vi.svi.support import SupportMismatchError, mismatch
 from ppl_vi.target import Target
 

@@ -150,8 +150,8 @@ def _same(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
 def _shortcuts(cpu_vec_isa: Any, common: Any) -> Iterator[None]:
     """Spares inductor what takes it seconds, to the same code.
 
-    These are the compiler runs by which it finds out what torch knows of the processor, and the table of its operations'
-    types, which it fills anew for every operation.
+    These are the compiler runs by which it finds out what torch knows of the processor, and the table of types, which
+    it fills anew for every operation.
     """
     known = {"AVX512": cpu_vec_isa.VecAVX512, "AVX2": cpu_vec_isa.VecAVX2}.get(torch.backends.cpu.get_cpu_capability())
     before = cpu_vec_isa.valid_vec_isa_list, common.DtypePropagationOpsHandler
