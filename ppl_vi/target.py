@@ -228,6 +228,14 @@ class Target:
         with whole_plates():
             return latent_sites(self.model, self.row(0), self.row(self.num_problems - 1), self.dtype, self.name)
 
+    @cached_property
+    def parts(self) -> dict[str, int]:
+        """How much the plates take that take a subsample of their data, by name."""
+        with isolated(self.dtype, seed=0):
+            trace = poutine.trace(self.model).get_trace(*self.row(0))
+        frames = [frame for node in trace.nodes.values() for frame in node.get("cond_indep_stack", ())]
+        return {frame.name: frame.size for frame in frames if frame.size < (frame.full_size or 0)}
+
     @property
     def dim(self) -> int:
         """`D`, the number of unconstrained coordinates of one problem."""

@@ -24,7 +24,7 @@ from ppl_vi.guides import Family, find_family
 from ppl_vi.mapping import Axes, each, one_by_one
 from ppl_vi.state import isolated
 from ppl_vi.svi.pure import Program, load_parameters
-from ppl_vi.svi.randomness import pseudo_random
+from ppl_vi.svi.randomness import UnsupportedRandomnessError, pseudo_random
 from ppl_vi.svi.start import build_guide
 from ppl_vi.target import Latents, Target
 
@@ -141,6 +141,13 @@ class Fit:
 
     def draw_at(self, theta: Tensor, num: int, seed: int) -> Latents:
         """Draws from members `theta` `(B, R, D)` of the family: for each site `(B, R, num, *site.shape)`."""
+        try:
+            return self._drawn(theta, num, seed)
+        except UnsupportedRandomnessError as error:  # of a guide that happened to draw as it did at first
+            self.program.run_one_by_one(str(error), by_seeds=True)
+        return self._drawn(theta, num, seed)
+
+    def _drawn(self, theta: Tensor, num: int, seed: int) -> Latents:
         generator = torch.Generator(device=theta.device).manual_seed(seed)
         noise = pseudo_random(self.program.latent_draws, (*theta.shape[:2], num), generator)
 

@@ -6,7 +6,7 @@ import inspect
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial, reduce
+from functools import reduce
 from typing import Any
 
 import pyro
@@ -17,18 +17,18 @@ from pyro.infer.autoguide import (
     AutoDiagonalNormal,
     AutoGuide,
     AutoLowRankMultivariateNormal,
-    AutoMessenger,
     AutoMultivariateNormal,
     AutoNormal,
     AutoNormalizingFlow,
 )
+from pyro.infer.autoguide.initialization import init_to_value
 from pyro.nn.module import PyroModule, PyroParam
 from torch import Tensor, nn
 
 from ppl_vi.guides import Family
 from ppl_vi.mapping import whole_plates
 from ppl_vi.state import isolated
-from ppl_vi.target import Bound, Latents, Target
+from ppl_vi.target import Bound, Target
 
 ONE_SCALE_EACH = (AutoDiagonalNormal, AutoMultivariateNormal, AutoLowRankMultivariateNormal)  # in `guide.scale`
 SPREAD = 1.0  # replicas start this many posterior standard deviations around the mode, in unconstrained space
@@ -96,12 +96,14 @@ def start_points(target: Target, num_replicas: int, seed: int) -> tuple[Tensor, 
     return loc, scale
 
 
-def _initial(latents: Latents, site: Any) -> Tensor:
-    """The value of a site, of which a plate with a subsample takes the first."""
-    value, shape = latents[site["name"]], site["fn"].shape()
-    if value.dim() != len(shape):
-        return value
-    return value[tuple(slice(size) for size in shape)]
+def _first_run(guide: nn.Module, target: Target, row: tuple[Tensor, ...]) -> None:
+    """Autoguides make their parameters in a first call, with all of each plate's data; later they take parts again."""
+    parts = target.parts
+    with whole_plates() if parts else nullcontext():
+        poutine.trace(guide).get_trace(*row)
+    for module in guide.modules():
+        frames = getattr(module, "_prototype_frames", {})
+        frames.update({name: frames[name]._replace(size=size) for name, size in parts.items() if name in frames})
 
 
 def build_guide(
@@ -125,7 +127,7 @@ def build_guide(
     given: dict[str, Any] = {}
     if "init_loc_fn" in names:
         latents, _ = target.constrain(loc)
-        given["init_loc_fn"] = partial(_initial, latents)
+        given["init_loc_fn"] = init_to_value(values=latents)
     if "init_scale_fn" in names:
         sizes = [site.unconstrained_shape.numel() for site in target.latents]
         parts = dict(zip((site.name for site in target.latents), scale.split(sizes), strict=True))
@@ -144,9 +146,7 @@ def build_guide(
             guide = FunctionGuide(target.bind(guide), *row)
         elif not isinstance(guide, AutoGuide) and isinstance(target.model, Bound):
             guide = ModuleGuide(guide, target.model.given)
-        # autoguides make their parameters in a first call, those called messengers for the data that plates take in it
-        with whole_plates() if isinstance(guide, AutoMessenger) else nullcontext():
-            poutine.trace(guide).get_trace(*row)
+        _first_run(guide, target, row)
         guide = guide.to(target.device)
         if isinstance(guide, AutoNormalizingFlow):
             _place_flow(guide, loc, scale)
