@@ -92,7 +92,9 @@ def is_kept(module: GraphModule, example: Sequence[Tensor]) -> bool:
 
 def with_constants_given(module: GraphModule) -> tuple[GraphModule, list[Tensor]]:
     """The same graph with its own tensors as its first inputs, and these."""
-    graph, constants, places = Graph(), [], {}
+    graph = Graph()
+    constants: list[Tensor] = []
+    places: dict[Any, Node] = {}
     for node in module.graph.find_nodes(op="get_attr"):
         if node.target not in places:
             places[node.target] = graph.placeholder(f"constant_{len(constants)}")
@@ -139,7 +141,7 @@ def _compiled(module: GraphModule, example: Sequence[Tensor], folder: Path, key:
                 again = kept.load(folder, key)
                 if again and _same(again(list(example)), expected):
                     return again
-    return lambda args: run(*args)  # type: ignore[no-any-return]
+    return lambda args: run(*args)
 
 
 def _same(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:

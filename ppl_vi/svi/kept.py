@@ -79,7 +79,7 @@ def _executed(record: Path) -> Run:
     }
     source = IMPORTED.sub("", (record / CODE).read_text())
     exec(compile(source, str(record / CODE), "exec"), namespace)
-    return namespace["call"]  # type: ignore[no-any-return]
+    return namespace["call"]
 
 
 @contextmanager
@@ -111,7 +111,7 @@ class _Libraries:
         with _address_given():
             module = importlib.util.module_from_spec(spec)
         loader.exec_module(module)
-        return module.kernel  # type: ignore[no-any-return]
+        return module.kernel
 
     def wait(self, _: Any) -> None:
         pass

@@ -372,9 +372,9 @@ def analytic_divergence_missing(program: Program) -> str | None:
     """Which latent has no registered KL from the guide's site to the prior, or None where all have."""
     row = program.target.row(0)
     with isolated(program.target.dtype, seed=0):
-        with Recorder():
+        with whole_plates():
             guide_trace = program.call(program.initial, lambda guide: _scored(guide, row))
-        model_trace = program.model_trace(guide_trace, row)
+            model_trace = program.model_trace(guide_trace, row, ())
         for site in program.target.latents:
             guide_fn, prior = guide_trace.nodes[site.name]["fn"], model_trace.nodes[site.name]["fn"]
             if is_delta(guide_fn):  # Pyro registers a KL from point masses that leaves out what they are images of
