@@ -27,7 +27,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 HEADER = Path(__file__).with_name("lanes.h")
-MOST_BYTES = 2**19  # of a group's values: more no longer fit into the processor's second cache
+MOST_BYTES = 2**23
 MOST_GROUPS, GROUPED = 4, 1000  # groups whose steps alternate, so that one's arithmetic fills the other's waits
 MOST_ELEMENTS = 2**14  # of one value, whose places are written out in the code
 ERFCX_TERMS = {torch.float32: 12, torch.float64: 23}  # whose last is below rounding
