@@ -24,7 +24,7 @@ from ppl_vi import storage
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ppl_vi.compare import Comparison, Settings
+    from ppl_vi.comparison import Comparison, Settings
     from ppl_vi.target import Target
 
 ENGINES = ("batched", "pyro")
@@ -159,7 +159,7 @@ def chosen_guides(names: Sequence[str] | None, default: Sequence[str] | None) ->
     Raises:
         UsageError: no such family.
     """
-    from ppl_vi.compare import refusal
+    from ppl_vi.comparison import refusal
     from ppl_vi.guides import FAMILIES
 
     everything = (*FAMILIES, POINT_MASS)
@@ -204,7 +204,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
     Raises:
         UsageError: the choices don't fit together.
     """
-    from ppl_vi.compare import Settings, check_settings
+    from ppl_vi.comparison import Settings, check_settings
 
     counts = {
         name: getattr(arguments, name, None) or value for name, value in (QUICK if arguments.quick else FULL).items()
@@ -292,12 +292,12 @@ def compare_command(
     settings = settings_of(arguments)
     check_device(arguments.device)
     check_outputs(arguments)
-    from ppl_vi.compare import Comparison
+    from ppl_vi.comparison import Comparison
     from ppl_vi.truth import UncertifiedTruthError, ground_truth
     from ppl_vi.workers import woken
 
     try:
-        with woken("ppl_vi.compare", num_workers(len(guides), arguments.device)):
+        with woken("ppl_vi.comparison", num_workers(len(guides), arguments.device)):
             target = make_target().to(arguments.device)
             comparison = Comparison(target, ground_truth(target), settings, tuple(labels))
     except UncertifiedTruthError as error:
@@ -323,11 +323,11 @@ def num_workers(num_jobs: int, device: str) -> int:
 
 
 def _compared(comparison: Comparison, guides: Sequence[str], arguments: argparse.Namespace) -> Iterator[Comparison]:
-    from ppl_vi.compare import compare
+    from ppl_vi.comparison import compare_each
 
     workers = num_workers(len(guides), arguments.device)
     with _progress(len(guides)) as (started, finished):
-        for step in compare(
+        for step in compare_each(
             comparison, guides, num_workers=workers, with_curves=not arguments.no_plots, started=started
         ):
             finished([entry.guide for entry in step.entries])

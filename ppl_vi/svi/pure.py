@@ -196,7 +196,10 @@ class Program:
 
     def sample(self, theta: Tensor, row: tuple[Tensor, ...], noise: tuple[Tensor, ...]) -> Particle:
         """Pyro's `Trace_ELBO`: reparameterised where a site can be, score function where it can't."""
-        guide_trace = self.guide_trace(theta, row, noise)
+        return self.particle(self.guide_trace(theta, row, noise), row)
+
+    def particle(self, guide_trace: Trace, row: tuple[Tensor, ...]) -> Particle:
+        """The particle of a run of the guide."""
         return _particle(self.model_trace(guide_trace, row), guide_trace)
 
     def sample_score_function(self, theta: Tensor, row: tuple[Tensor, ...], noise: tuple[Tensor, ...]) -> Particle:

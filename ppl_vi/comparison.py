@@ -115,7 +115,7 @@ class Entry:
     curves: Curves | None = None
 
 
-def compare(
+def compare_each(
     comparison: Comparison,
     guides: Sequence[str],
     *,
