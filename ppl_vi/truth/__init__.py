@@ -6,10 +6,10 @@ from ppl_vi.target import Target
 from ppl_vi.truth.annealing import Annealing, Bound, Sandwich, annealed_bound, annealed_sandwich
 from ppl_vi.truth.plane import RULES, decoded_truth
 from ppl_vi.truth.quadrature import quadrature_truth
-from ppl_vi.truth.result import Check, Truth, UncertifiedTruthError
+from ppl_vi.truth.result import Check, Expectation, Grade, Points, Truth, UncertifiedTruthError
 
 
-def ground_truth(target: Target) -> Truth:
+def ground_truth(target: Target, *, seed: int = 0) -> Truth:
     """The exact posterior of every problem of a target.
 
     A decoded target of up to three latent numbers gets its log evidence by `decoded_truth`, which reports a problem
@@ -28,6 +28,9 @@ __all__ = [
     "Annealing",
     "Bound",
     "Check",
+    "Expectation",
+    "Grade",
+    "Points",
     "Sandwich",
     "Truth",
     "UncertifiedTruthError",

@@ -258,3 +258,30 @@ def test_two_latents_are_refused_by_name_of_the_reason():
 
     with pytest.raises(ValueError, match="one latent number; the target has 2"):
         ground_truth(Target(model, (torch.tensor([0.3]),)))
+
+
+# ---- points
+
+
+def test_points_give_moments_and_probabilities(toy):
+    """Both rules, and `expectation` with their difference, against the exact moments in 60 digits."""
+    assert [points.kind for points in toy.points] == ["rule", "rule"]
+    for points in toy.points:
+        assert points.u.shape == (len(XS), points.group.shape[0], 1)
+        np.testing.assert_allclose(points.log_weight.logsumexp(1), 0.0, atol=1e-13)
+    mean = toy.expectation(lambda latents: latents["z"])
+    second = toy.expectation(lambda latents: (latents["z"] - mean.value[:, None]).square())
+    for row, x in enumerate(XS):
+        exact_mean, exact_sd = exact_moments(x)
+        # at x = -1e4 the log joint, of size 5e7, is rounded to 7e-9
+        assert abs(float(mean.value[row]) - exact_mean) <= (1e-11 + 10 * toy.log_evidence_error[row]) * exact_mean
+        assert abs(float(second.value[row]) - exact_sd**2) <= (1e-10 + 10 * toy.log_evidence_error[row]) * exact_sd**2
+    assert (mean.error <= 1e-9 * mean.value + 10 * torch.from_numpy(toy.log_evidence_error) * mean.value).all()
+    assert (mean.std_error == 0).all()
+
+
+def test_grades(toy):
+    assert toy.grade == "checked"
+    assert "narrow" in toy.assumptions[0]
+    certified = ground_truth(exponential_normal.target([1.5]))
+    assert (certified.grade, certified.assumptions) == ("certified", ())
