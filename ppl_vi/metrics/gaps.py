@@ -125,3 +125,9 @@ def optimization_gap(fitted: Estimate, best: BestMember) -> Estimate:
     with np.errstate(invalid="ignore"):
         value = fitted.value - best.divergence.value
     return Estimate(value, np.zeros_like(value), fitted.error + best.divergence.error, "nats")
+
+
+def never(num_problems: int, reason: str) -> Estimate:
+    """The gap of a family whose every member has infinite divergence, `(B, 1)`."""
+    nothing = np.zeros((num_problems, 1))
+    return Estimate(nothing + np.inf, nothing, nothing, "nats", reason)

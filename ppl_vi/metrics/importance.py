@@ -10,6 +10,8 @@ from scipy.special import logsumexp
 from ppl_vi.metrics.estimate import Estimate
 from ppl_vi.svi.result import Fit
 
+FEW = 1000  # draws for a second k-hat, which falls with their number
+IWAE_SAMPLES = 64  # K
 NOWHERE = "no draw fell where the posterior has mass"
 
 
@@ -40,6 +42,37 @@ def weights(fit: Fit, num_draws: int = 10_000, seed: int = 0) -> Weights:
         check = site.support.check(latents[site.name])
         inside &= check.reshape((batch, replicas, num, -1)).all(-1).cpu().numpy()
     return Weights(np.where(inside, (log_joint - log_q).cpu().numpy(), -np.inf))
+
+
+def scores(fit: Fit, num_draws: int, chi_square: np.ndarray | None = None) -> dict[str, Estimate]:
+    """What a user without the truth would see of each fit, all from the same draws; see `importance_log_evidence`."""
+    w = weights(fit, num_draws, fit.seed + 1)
+    found = {
+        "elbo_estimate": elbo_estimate(w),
+        "importance_log_evidence": importance_log_evidence(w, chi_square),
+        "importance_log_evidence_naive": importance_log_evidence(w),
+        "khat": khat(w),
+        "ess": effective_sample_size(w),
+    }
+    if num_draws > FEW:
+        found["khat_1000"] = khat(Weights(w.log[..., :FEW]))
+        found["iwae_bound"] = iwae_bound(w, IWAE_SAMPLES)
+    return found
+
+
+def iwae_bound(w: Weights, num_samples: int) -> Estimate:
+    """E[log mean of K weights], nats, from independent groups of K draws: between the ELBO and log p(x).
+
+    Source: Burda, Grosse and Salakhutdinov (2016), Importance weighted autoencoders.
+    """
+    num_groups = w.num_draws // num_samples
+    if num_groups < 2:
+        raise ValueError(f"two groups of {num_samples} draws are needed at least, got {w.num_draws} draws")
+    groups = w.log[..., : num_groups * num_samples].reshape((*w.log.shape[:-1], num_groups, num_samples))
+    each = logsumexp(groups, axis=-1) - np.log(num_samples)
+    with np.errstate(invalid="ignore"):
+        spread = each.std(-1, ddof=1) / num_groups**0.5
+    return Estimate(each.mean(-1), spread, np.zeros(each.shape[:-1]), "nats")
 
 
 def elbo_estimate(w: Weights) -> Estimate:

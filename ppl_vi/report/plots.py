@@ -42,7 +42,7 @@ def densities(comparison: Comparison, problem: int) -> Figure:
     """The exact posterior, grey, and the fitted density of each family's replica of median reverse KL."""
     entries = _sorted(comparison, problem, lambda entry: entry.curves is not None)
     z = comparison.z()
-    posterior = _posterior(comparison, z)[problem]
+    (posterior,) = comparison.posterior(problem)
 
     def panel(axes: Axes, entry: Entry, record: dict[str, Any]) -> None:
         assert entry.curves is not None
@@ -208,14 +208,6 @@ def _band(axes: Axes, steps: np.ndarray, values: np.ndarray, floor: float = -np.
     values = np.where(np.isnan(values), np.nan, np.maximum(values, floor))
     axes.fill_between(steps, values.min(0), values.max(0), color=BLUE, alpha=0.25, linewidth=0)
     axes.plot(steps, np.median(values, 0), color=BLUE, linewidth=1.5)
-
-
-def _posterior(comparison: Comparison, z: np.ndarray) -> np.ndarray:
-    """The exact density, 0 outside the support, `(B, Z)`."""
-    site = comparison.target.latents[0]
-    values = torch.from_numpy(z).to(comparison.target.device)
-    log_density = comparison.truth.log_prob({site.name: values.reshape((*z.shape, *site.shape))})
-    return torch.where(site.support.check(values), log_density.exp(), 0.0).cpu().numpy()
 
 
 def _multiples(entries: list[Entry], panel: Panel, heading: str, x: str, y: str, problem: int) -> Figure:
