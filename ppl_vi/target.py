@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pyro.poutine as poutine
 import torch
 from pyro.distributions.transforms import biject_to
@@ -69,6 +70,24 @@ class Laplace:
 
 
 @dataclass(frozen=True)
+class Conditional:
+    """What a target can tell whose other latents are known exactly given a few outer ones.
+
+    Attributes:
+        outer: names of the sites, in the order of `Target.latents`, given which the rest is known.
+        log_marginal: `(outer latents, *row)` to log p(x, outer) of one problem at one point, a scalar, nats.
+        sample: `(outer latents, noise, *row)` to the other latents, exact draws given the outer ones, from standard
+            normal noise `(num_noise,)`.
+        num_noise: how many numbers `sample` takes.
+    """
+
+    outer: tuple[str, ...]
+    log_marginal: Callable[..., Tensor]
+    sample: Callable[..., Latents]
+    num_noise: int
+
+
+@dataclass(frozen=True)
 class Decoded:
     """What a target with one latent z ~ Normal(0, I_D) and one decoder for all its problems can tell beside its model.
 
@@ -97,6 +116,53 @@ def log_prior(z: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
+class Bound:
+    """A function with arguments of its own: it ignores what it is called with.
+
+    So a guide may hand its arguments on to the model, whatever they are.
+
+    Attributes:
+        function: a Pyro model or guide.
+        given: its positional arguments.
+    """
+
+    function: Callable[..., Any]
+    given: tuple[Any, ...]
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        return self.function(*self.given)
+
+
+def converted(value: Any, dtype: torch.dtype) -> Any:
+    """Arrays as tensors and floating point ones in `dtype`, inside of dicts, lists and tuples too; all else as it is."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+        value = torch.from_numpy(value.copy())
+    if isinstance(value, Tensor):
+        return value.detach().to(dtype) if value.is_floating_point() else value
+    if isinstance(value, dict):
+        return {key: converted(part, dtype) for key, part in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(converted(part, dtype) for part in value)
+    return value
+
+
+def _moved(value: Any, device: torch.device | str) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: _moved(part, device) for key, part in value.items()}
+    return type(value)(_moved(part, device) for part in value) if type(value) in (list, tuple) else value
+
+
+def tensors_of(value: Any) -> list[Tensor]:
+    """The tensors in a value, inside of dicts, lists and tuples too."""
+    if isinstance(value, Tensor):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value if type(value) in (list, tuple) else ()
+    return [tensor for part in parts for tensor in tensors_of(part)]
+
+
+@dataclass(frozen=True, eq=False)
 class Target:
     """A Pyro model with its data: `B` inference problems that share the model and differ in their data.
 
@@ -107,6 +173,7 @@ class Target:
         name: shown in tables.
         dtype: of every computation with this target.
         decoded: for a model that decodes a standard normal latent.
+        conditional: for a model that is simple given a few of its latents.
     """
 
     model: Callable[..., Any]
@@ -115,6 +182,7 @@ class Target:
     name: str = "target"
     dtype: torch.dtype = torch.float64
     decoded: Decoded | None = None
+    conditional: Conditional | None = None
 
     def __post_init__(self) -> None:
         rows = {len(arg) for arg in self.args if arg.dim() > 0}
@@ -125,6 +193,44 @@ class Target:
             )
         cast = tuple(arg.to(self.dtype) if arg.is_floating_point() else arg for arg in self.args)
         object.__setattr__(self, "args", cast)
+
+    @staticmethod
+    def of(
+        model: Callable[..., Any],
+        args: tuple[Any, ...] = (),
+        *,
+        name: str | None = None,
+        dtype: torch.dtype = torch.float64,
+    ) -> Target:
+        """One problem: a user's own model with the arguments it takes.
+
+        The model keeps its arguments, so that it may branch on its data, index by them and take what is no tensor;
+        `args` of the target is one row that nobody reads.
+
+        Args:
+            model: a Pyro model.
+            args: its positional arguments; arrays become tensors, and floating point ones get the target's dtype.
+            name: shown in tables; the model's own by default.
+            dtype: of every computation.
+
+        Raises:
+            TypeError: the model can't be called, or args is no tuple.
+            ValueError: see `latents`.
+        """
+        if not callable(model):
+            raise TypeError(f"model must be a Pyro model, something callable; got {type(model).__name__}")
+        if not isinstance(args, tuple):
+            raise TypeError(f"args must be a tuple of the model's positional arguments, got {type(args).__name__}")
+        given = converted(args, dtype)
+        device = next((tensor.device for tensor in tensors_of(given)), torch.device("cpu"))
+        name = name or getattr(model, "__name__", type(model).__name__)
+        target = Target(Bound(model, given), (torch.zeros(1, dtype=dtype, device=device),), name=name, dtype=dtype)
+        _ = target.latents  # what is the matter with the model should come out here
+        return target
+
+    def bind(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A hand-written guide, to be called with a `row`: where the model keeps its arguments, so does the guide."""
+        return Bound(function, self.model.given) if isinstance(self.model, Bound) else function
 
     @property
     def num_problems(self) -> int:
@@ -142,7 +248,10 @@ class Target:
 
     def to(self, device: torch.device | str) -> Target:
         """The same target with its data on `device`."""
-        return replace(self, args=tuple(arg.to(device) for arg in self.args))
+        model = self.model
+        if isinstance(model, Bound):
+            model = replace(model, given=_moved(model.given, device))
+        return replace(self, model=model, args=tuple(arg.to(device) for arg in self.args))
 
     def rows(self, index: Tensor) -> Target:
         """The target of some of the problems."""
