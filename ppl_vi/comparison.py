@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ppl_vi.guides import MULTIMODAL, Family, RefusedFamilyError, find_family
+from ppl_vi.guides.given import family_of
 from ppl_vi.metrics.cloud import cloud, rules, sobol_rules
 from ppl_vi.metrics.divergence import reverse_kl
 from ppl_vi.metrics.estimate import Estimate
@@ -70,7 +71,7 @@ class Comparison:
         settings: of the fits.
         labels: what a table calls each problem, for the toy its x.
         entries: one a family.
-        families: those that are no names, by the name of their entry.
+        families: what is meant by the name of an entry, where the name alone does not say it.
         detailed: whether records also carry the model's name, the truth's grade and the scores of several latents, and
             entries the scored fits.
     """
@@ -80,7 +81,7 @@ class Comparison:
     settings: Settings
     labels: tuple[float | str, ...]
     entries: tuple[Entry, ...] = ()
-    families: dict[str, Family] = field(default_factory=dict)
+    families: dict[str, Any] = field(default_factory=dict)
     detailed: bool = False
 
     def records(self) -> list[dict[str, Any]]:
@@ -209,7 +210,7 @@ def compare_one(comparison: Comparison, guide: str, with_curves: bool = False) -
     try:
         with _one_thread():
             return _scored(comparison, guide, with_curves)
-    except UnsuitableObjectiveError as error:
+    except (RefusedFamilyError, UnsuitableObjectiveError) as error:
         return _without_scores(comparison, guide, "skipped", str(error))
     except Exception as error:  # a guide may do anything; the other families go on
         first, *_ = str(error).strip().splitlines() or [""]
@@ -247,7 +248,7 @@ def _scored(comparison: Comparison, guide: str, with_curves: bool) -> Entry:
     settings = comparison.settings
     fitted = fit(
         comparison.target,
-        comparison.families.get(guide) or (find_family(guide) if ":" in guide else guide),
+        _family(comparison, guide),
         objective=settings.objective,
         engine=settings.engine,
         max_memory=settings.max_memory,
@@ -265,6 +266,14 @@ def _scored(comparison: Comparison, guide: str, with_curves: bool) -> Entry:
     records = tuple(record(comparison, guide, card, b) for b in range(comparison.target.num_problems))
     curves = curves_of(card, comparison) if with_curves else None
     return Entry(guide, records, curves, card if comparison.detailed else None)
+
+
+def _family(comparison: Comparison, guide: str) -> Family | str:
+    given = comparison.families.get(guide, guide)
+    if isinstance(given, str) and ":" not in given:
+        find_family(given)
+        return given
+    return family_of(comparison.target, given)
 
 
 def curves_of(card: Scorecard, comparison: Comparison) -> Curves:
@@ -367,6 +376,7 @@ def _graded(truth: Truth, problem: int) -> dict[str, Any]:
         "grade": truth.grade,
         "grade_reason": truth.reasons[problem] if truth.reasons else "",
         "assumptions": list(truth.assumptions),
+        "log_evidence_std_error": _plain(np.broadcast_to(truth.log_evidence_std_error, truth.log_evidence.shape)[problem]),
     }
 
 

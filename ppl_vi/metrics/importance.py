@@ -9,6 +9,7 @@ from scipy.special import logsumexp
 
 from ppl_vi.metrics.estimate import Estimate
 from ppl_vi.svi.result import Fit
+from ppl_vi.target import Latents
 
 FEW = 1000  # draws for a second k-hat, which falls with their number
 IWAE_SAMPLES = 64  # K
@@ -32,7 +33,12 @@ def weights(fit: Fit, num_draws: int = 10_000, seed: int = 0) -> Weights:
 
     A draw outside the model's support has no weight: -inf.
     """
-    latents = fit.draw(num_draws, seed)
+    log_joint, log_guide = log_densities(fit, fit.draw(num_draws, seed))
+    return Weights(log_joint - log_guide)
+
+
+def log_densities(fit: Fit, latents: Latents) -> tuple[np.ndarray, np.ndarray]:
+    """log p(x, z), -inf outside the model's support, and log q(z) at latents `(B, R, N, *site.shape)`, `(B, R, N)`."""
     log_q = fit.log_prob(latents)
     batch, replicas, num = log_q.shape
     flat = {name: value.flatten(1, 2) for name, value in latents.items()}
@@ -41,7 +47,7 @@ def weights(fit: Fit, num_draws: int = 10_000, seed: int = 0) -> Weights:
     for site in fit.target.latents:
         check = site.support.check(latents[site.name])
         inside &= check.reshape((batch, replicas, num, -1)).all(-1).cpu().numpy()
-    return Weights(np.where(inside, (log_joint - log_q).cpu().numpy(), -np.inf))
+    return np.where(inside, log_joint.cpu().numpy(), -np.inf), log_q.cpu().numpy()
 
 
 def scores(fit: Fit, num_draws: int, chi_square: np.ndarray | None = None) -> dict[str, Estimate]:

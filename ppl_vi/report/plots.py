@@ -38,6 +38,12 @@ def plain(axes: Axes, *, label_size: float | None = None) -> None:
         axes.tick_params(labelsize=label_size)
 
 
+def label(comparison: Comparison, problem: int) -> str:
+    """What a figure calls a problem."""
+    name = comparison.labels[problem]
+    return name if isinstance(name, str) else f"x = {name:g}"
+
+
 def densities(comparison: Comparison, problem: int) -> Figure:
     """The exact posterior, grey, and the fitted density of each family's replica of median reverse KL."""
     entries = _sorted(comparison, problem, lambda entry: entry.curves is not None)
@@ -53,7 +59,7 @@ def densities(comparison: Comparison, problem: int) -> Figure:
         axes.set_xlim(z[problem, 0], z[problem, -1])
         axes.set_ylim(0, TOO_HIGH * posterior.max())
 
-    heading = f"x = {comparison.labels[problem]:g}: the posterior (grey) and the fitted guides, by reverse KL in nats"
+    heading = f"{label(comparison, problem)}: the posterior (grey) and the fitted guides, by reverse KL in nats"
     return _multiples(entries, panel, heading, "z", "density", problem)
 
 
@@ -76,7 +82,7 @@ def divergences_by_step(comparison: Comparison, problem: int) -> Figure:
         axes.set_title(f"{entry.guide}\n{three_digits(record['reverse_kl'], record['reverse_kl_error'])} nats")
 
     heading = (
-        f"x = {comparison.labels[problem]:g}: reverse KL, median (line) and range (band) of replicas; "
+        f"{label(comparison, problem)}: reverse KL, median (line) and range (band) of replicas; "
         "dashed: the best the family can do"
     )
     return _multiples(entries, panel, heading, "SVI steps", "reverse KL [nats]", problem)
@@ -97,7 +103,7 @@ def elbos_by_step(comparison: Comparison, problem: int) -> Figure:
         axes.set_title(f"{entry.guide}\n{nats(record['elbo'])} nats")
 
     heading = (
-        f"x = {comparison.labels[problem]:g}: ELBO, median (line) and range (band) of replicas; "
+        f"{label(comparison, problem)}: ELBO, median (line) and range (band) of replicas; "
         f"dashed: log p(x) = {ceiling:.4f}"
     )
     return _multiples(entries, panel, heading, "SVI steps", "ELBO [nats]", problem)
@@ -118,7 +124,7 @@ def gaps(comparison: Comparison, problem: int) -> Figure:
         _bars(axes, records, name, color, sign, high)
         axes.set_title(text, fontsize=10)
         axes.set_xlabel("nats")
-    figure.suptitle(f"x = {comparison.labels[problem]:g}: why each guide is away from the posterior", fontsize=12)
+    figure.suptitle(f"{label(comparison, problem)}: why each guide is away from the posterior", fontsize=12)
     return figure
 
 
