@@ -107,15 +107,25 @@ def compare(
         ValueError: the model can't be handled, with the reason; there are no guides, or two of one name; a setting.
         UncertifiedTruthError: there is no truth to measure by.
     """
-    named = labelled(guides)
     settings = Settings(objective, engine, num_steps, num_particles, num_replicas, lr, seed, num_draws)
+    found = begun(model, guides, args, settings)
+    for step in compare_each(found, list(found.families), with_curves=True, started=started):
+        found = step
+    return found
+
+
+def begun(
+    model: Callable[..., Any] | Target,
+    guides: Mapping[str, Any] | Sequence[Any],
+    args: tuple[Any, ...],
+    settings: Settings,
+) -> ModelComparison:
+    """The comparison with its truth and without entries; arguments and errors as of `compare`."""
+    named = labelled(guides)
     check_settings(settings)
     target = target_of(model, args)
-    truth = ground_truth(target, seed=seed)
-    start = ModelComparison(target, truth, settings, (target.name,), (), named, True)
-    for step in compare_each(start, list(named), with_curves=True, started=started):
-        start = step
-    return start
+    truth = ground_truth(target, seed=settings.seed)
+    return ModelComparison(target, truth, settings, labels=(), families=named, detailed=True)
 
 
 def target_of(model: Callable[..., Any] | Target, args: tuple[Any, ...]) -> Target:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -69,7 +69,7 @@ class Comparison:
         target: the problems.
         truth: what they are measured by.
         settings: of the fits.
-        labels: what a table calls each problem, for the toy its x.
+        labels: what a table calls each problem, for the toy its x; a detailed comparison goes by the target's name.
         entries: one a family.
         families: what is meant by the name of an entry, where the name alone does not say it.
         detailed: whether records also carry the model's name, the truth's grade and the scores of several latents, and
@@ -79,7 +79,7 @@ class Comparison:
     target: Target
     truth: Truth
     settings: Settings
-    labels: tuple[float | str, ...]
+    labels: tuple[float, ...]
     entries: tuple[Entry, ...] = ()
     families: dict[str, Any] = field(default_factory=dict)
     detailed: bool = False
@@ -123,6 +123,9 @@ class Comparison:
         return torch.where(site.support.check(values), log_density.exp(), 0.0).cpu().numpy()[problem][None]
 
 
+Some = TypeVar("Some", bound=Comparison)
+
+
 @dataclass(frozen=True, eq=False)
 class Curves:
     """What the figures show of a family: plain arrays.
@@ -158,13 +161,13 @@ class Entry:
 
 
 def compare_each(
-    comparison: Comparison,
+    comparison: Some,
     guides: Sequence[str],
     *,
     num_workers: int = 1,
     with_curves: bool = False,
     started: Callable[[str], None] | None = None,
-) -> Iterator[Comparison]:
+) -> Iterator[Some]:
     """Yields the comparison after each family, so that what is finished survives an interruption.
 
     The entries stand in the order of `guides`, whichever was finished first; their numbers do not depend on how many
@@ -341,8 +344,10 @@ def _one_thread() -> Iterator[None]:
 def _blank(comparison: Comparison, guide: str, problem: int) -> dict[str, Any]:
     """A record with all its keys and nothing measured."""
     truth, settings = comparison.truth, comparison.settings
-    label = comparison.labels[problem]
-    begin = {"model": label, **_graded(truth, problem)} if comparison.detailed else {"x": label}
+    graded = comparison.detailed
+    begin = (
+        {"model": comparison.target.name, **_graded(truth, problem)} if graded else {"x": comparison.labels[problem]}
+    )
     return {
         **begin,
         "guide": guide,
@@ -376,7 +381,9 @@ def _graded(truth: Truth, problem: int) -> dict[str, Any]:
         "grade": truth.grade,
         "grade_reason": truth.reasons[problem] if truth.reasons else "",
         "assumptions": list(truth.assumptions),
-        "log_evidence_std_error": _plain(np.broadcast_to(truth.log_evidence_std_error, truth.log_evidence.shape)[problem]),
+        "log_evidence_std_error": _plain(
+            np.broadcast_to(truth.log_evidence_std_error, truth.log_evidence.shape)[problem]
+        ),
     }
 
 

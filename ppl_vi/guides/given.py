@@ -61,6 +61,8 @@ def draws_sites(target: Target, function: Callable[..., Any]) -> bool:
     with isolated(target.dtype, seed=0):
         try:
             trace = poutine.trace(target.bind(function)).get_trace(*target.row(0))
-        except Exception:  # a family, given the data for a model, or a guide that will say what is wrong when it is built
+        except (
+            Exception
+        ):  # a family, given the data for a model, or a guide that will say what is wrong when it is built
             return False
     return any(node["type"] == "sample" for node in trace.nodes.values())

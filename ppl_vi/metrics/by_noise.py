@@ -28,7 +28,8 @@ def scores_by_noise(
     """Measures every replica of a fit, and the family's best member, on common nodes of noise.
 
     The ELBO, the reverse KL and the gaps carry the standard error over independently randomised rules; that of the
-    optimization gap is of the difference itself. The forward KL, moments and marginal scores are over the truth's points.
+    optimization gap is of the difference itself. The forward KL, moments and marginal scores are over the truth's
+    points.
 
     Args:
         fit: the fits.
@@ -43,11 +44,13 @@ def scores_by_noise(
     per_rule = _elbo(seen)
     replicas = fit.num_replicas
     evidence = torch.from_numpy(truth.log_evidence).to(per_rule)[:, None, None]
+    own = per_rule[:, :replicas]
+    divergence = _with_evidence(truth, estimate(evidence - own, "nats", LEAK))
     scores = {
-        "elbo": _infinite(fit, estimate(per_rule[:, :replicas], "nats", LEAK), -np.inf),
-        "reverse_kl": _infinite(fit, _with_evidence(truth, estimate(evidence - per_rule[:, :replicas], "nats", LEAK)), np.inf),
+        "elbo": _infinite(fit, estimate(own, "nats", LEAK), -np.inf),
+        "reverse_kl": _infinite(fit, divergence, np.inf),
         "leaked_mass": estimate(seen.rules.mean(1.0 - seen.inside[:, :replicas].to(per_rule)), "1"),
-    }  # fmt: skip
+    }
     scores["elbo_gap"] = scores["reverse_kl"]
     if fit.support_mismatch:
         continued = seen.rules.mean(seen.log_joint[:, :replicas] - seen.log_guide[:, :replicas])

@@ -1,7 +1,7 @@
 """Members of a family seen through weighted points of their own: what any number of latents is scored by.
 
-A guide turns base noise into latents. Noise on a rule of nodes with weights turns expectations under the guide into sums,
-and several independently randomised rules tell how far these can be trusted:
+A guide turns base noise into latents. Noise on a rule of nodes with weights turns expectations under the guide into
+sums, and several independently randomised rules tell how far these can be trusted:
 
 - up to three standard normal numbers: a lattice with a random shift, weighed by the normal density. Over the shift its
   sum is unbiased, and its error falls exponentially with the number of nodes for smooth integrands (Trefethen and
@@ -14,7 +14,6 @@ All members of one call see the same noise, so that what they differ by is known
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -120,11 +119,12 @@ def cloud(fit: Fit, theta: Tensor, rule: Rules) -> Cloud:
         flat = torch.cat([value.reshape(-1) for value in values])
         return particle.log_joint, particle.log_guide, torch.stack(checks).all(), flat
 
-    over_points: Callable[..., tuple[Tensor, ...]] = vmap(vmap(one, in_dims=(None, None, 0)), in_dims=(None, None, 0))
-    over_members = vmap(vmap(over_points, in_dims=(0, None, None)), in_dims=(0, 0, None))
-    if not rule.noise:
-        over_members = vmap(vmap(lambda point, row, _: tuple(part[None, None] for part in one(point, row, ())),
-                                 in_dims=(0, None, None)), in_dims=(0, 0, None))  # fmt: skip
+    def over_nodes(point: Tensor, row: tuple[Tensor, ...], noise: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if not noise:  # nothing is random
+            return tuple(part.expand(*rule.weight.shape, *part.shape) for part in one(point, row, ()))
+        return vmap(vmap(lambda draws: one(point, row, draws)))(noise)
+
+    over_members = vmap(vmap(over_nodes, in_dims=(0, None, None)), in_dims=(0, 0, None))
     size = max(1, AT_ONCE // (theta.shape[0] * theta.shape[1] * len(rule.weight)))
     found = []
     with isolated(target.dtype, seed=0), torch.no_grad():

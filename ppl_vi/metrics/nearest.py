@@ -83,7 +83,7 @@ Objective = Callable[..., tuple[Tensor, Tensor]]
 
 
 def _objective(program: Program, rule: Rules) -> Objective:
-    """`(theta, row, noise, weight)` to gradient and value of minus the ELBO, as a flat graph where that can be traced."""
+    """`(theta, row, noise, weight)` to gradient and value of minus the ELBO; a flat graph where it can be traced."""
     num_args = len(program.target.args)
 
     def loss(theta: Tensor, *given: Tensor) -> Tensor:
@@ -115,7 +115,13 @@ def _minimized(objective: Objective, start: Tensor, row: tuple[Tensor, ...], rul
             start.detach().double().numpy(),
             jac=True,
             method="L-BFGS-B",
-            options={"maxcor": MEMORY, "maxiter": MAX_ITERATIONS, "maxfun": 2 * MAX_ITERATIONS, "ftol": 0, "gtol": 1e-7},
+            options={
+                "maxcor": MEMORY,
+                "maxiter": MAX_ITERATIONS,
+                "maxfun": 2 * MAX_ITERATIONS,
+                "ftol": 0,
+                "gtol": 1e-7,
+            },
         )
 
 

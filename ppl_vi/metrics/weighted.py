@@ -228,7 +228,9 @@ def relative_covariance_error(truth: Truth, seen: Cloud) -> Estimate:
             guide = [Sample(points, w).covariance() for points, w in zip(u, weight, strict=True)]
             mean = np.mean(guide, 0)
             value[b, r] = _relative(mean, sets[0].covariance())
-            error[b, r] = share * abs(_relative(mean, answers[0].covariance()) - _relative(mean, answers[1].covariance()))
+            error[b, r] = share * abs(
+                _relative(mean, answers[0].covariance()) - _relative(mean, answers[1].covariance())
+            )
             odd, even = (_relative(np.mean(half, 0), sets[0].covariance()) for half in (guide[::2], guide[1::2]))
             std_error[b, r] = abs(odd - even) / 2
     return Estimate(value, std_error, error, "1")

@@ -43,7 +43,7 @@ def marginals(comparison: Comparison, problem: int) -> Figure:
             text = f"{entry.guide}\nKL {three_digits(record['reverse_kl'], record['reverse_kl_error'])}"
             grid[i, 0].set_ylabel(text, fontsize=8)
     figure.suptitle(
-        f"{comparison.labels[problem]}: the posterior's marginals (grey) and the fitted guides, by reverse KL in nats",
+        f"{comparison.target.name}: the posterior's marginals (grey) and the fitted guides, by reverse KL in nats",
         fontsize=10 if columns > 2 else 8,
     )
     return figure

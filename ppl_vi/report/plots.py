@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -40,8 +39,7 @@ def plain(axes: Axes, *, label_size: float | None = None) -> None:
 
 def label(comparison: Comparison, problem: int) -> str:
     """What a figure calls a problem."""
-    name = comparison.labels[problem]
-    return name if isinstance(name, str) else f"x = {name:g}"
+    return comparison.target.name if comparison.detailed else f"x = {comparison.labels[problem]:g}"
 
 
 def densities(comparison: Comparison, problem: int) -> Figure:
