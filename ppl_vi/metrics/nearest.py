@@ -20,11 +20,11 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from ppl_vi.metrics.cloud import Rules, rules
 from ppl_vi.state import isolated
 from ppl_vi.svi.graph import tidy
-from ppl_vi.svi.pure import Program
+from ppl_vi.svi.pure import Program, guide_sites
 from ppl_vi.svi.result import Fit
 
 NUM_STARTS = 3  # of each problem: the replicas that came nearest
-FIRST_POINTS, LAST_POINTS = 1024, 4096  # nodes of the search and of the polish
+NUM_POINTS = 4096  # nodes of a rule
 MAX_ITERATIONS = 400
 MEMORY = 40  # of L-BFGS, steps
 GAIN = 1e-5  # nats that a converged search may still promise
@@ -51,8 +51,8 @@ def no_gradient(program: Program) -> str:
     with isolated(program.target.dtype, seed=0), torch.no_grad():
         noise = tuple(torch.full(draw.shape, 0.5, dtype=draw.dtype) for draw in program.draws)
         trace = program.guide_trace(program.initial, program.target.row(0), noise)
-    for name, node in trace.nodes.items():
-        if node["type"] == "sample" and not getattr(node["fn"], "has_rsample", False):
+    for name, node in guide_sites(trace).items():
+        if not getattr(node["fn"], "has_rsample", False):
             return f"site '{name}' has no reparameterised draw, so its best member can't be found on fixed noise"
     return ""
 
@@ -60,19 +60,15 @@ def no_gradient(program: Program) -> str:
 def nearest_members(fit: Fit, elbo: np.ndarray, seed: int) -> Nearest:
     """Maximises each problem's ELBO over the family, from its replicas of highest `elbo` `(B, R)`."""
     program = fit.program
-    few, first, second = (
-        rules(program.draws, num, seed + i, num_rules=1)
-        for i, num in enumerate((FIRST_POINTS, LAST_POINTS, LAST_POINTS))
-    )
-    search, polish = (_objective(program, rule) for rule in (few, first))
+    first, second = (rules(program.draws, NUM_POINTS, seed + i, num_rules=1) for i in range(2))
+    objective = _objective(program, first)
     theta, converged = [], []
     order = np.argsort(-np.where(np.isfinite(elbo), elbo, -np.inf), 1, kind="stable")[:, :NUM_STARTS]
     for problem, replicas in enumerate(order):
         row = fit.target.row(problem)
-        found = [_minimized(search, fit.theta[problem, int(r)], row, few) for r in replicas]
-        best = min(found, key=lambda result: result.fun)
-        one = _minimized(polish, torch.from_numpy(best.x), row, first)
-        two = _minimized(polish, torch.from_numpy(one.x), row, second)
+        found = [_minimized(objective, fit.theta[problem, int(r)], row, first) for r in replicas]
+        one = min(found, key=lambda result: result.fun)
+        two = _minimized(objective, torch.from_numpy(one.x).to(fit.theta), row, second)
         optima = [torch.from_numpy(result.x) for result in (one, two)]
         theta.append(torch.stack([*optima, (optima[0] + optima[1]) / 2]))
         converged.append(_gain(one) <= GAIN and _gain(two) <= GAIN)
