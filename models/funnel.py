@@ -2,15 +2,18 @@
 
     v ~ Normal(0, 3),  x_i | v ~ Normal(0, exp(v / 2)),  i = 1 .. dim - 1
 
-There are no data: prior and posterior are the same, and the evidence is 1. The density has no largest value: it grows
-without end into the neck, v to minus infinity.
+There are no data: prior and posterior are the same, and the evidence is 1. The density is largest in the neck, at
+v = -9 (dim - 1) / 2 and x = 0, where there is no mass.
 
 The best Gaussian with independent latents has loc 0, Var q(v) = 9 / (1 + 9 (dim - 1) / 2), and
 
     min KL(q || p) = (1/2) log(1 + 9 (dim - 1) / 2).
 
-With m, s^2 for v and t^2 for each x, KL = -log(s / 3) - n log t + (s^2 + m^2) / 18 + n m / 2 + n t^2 exp(-m + s^2 / 2) / 2
-+ constants, n = dim - 1. In t it is least at t^2 = exp(m - s^2 / 2), which leaves -log s + (1 / 9 + n / 2) s^2 / 2 + m^2 / 18.
+With m, s^2 for v and t^2 for each of the n = dim - 1 others,
+
+    KL = -log(s / 3) - n log t + (s^2 + m^2) / 18 + n m / 2 + n t^2 exp(-m + s^2 / 2) / 2 - (n + 1) / 2.
+
+In t it is least at t^2 = exp(m - s^2 / 2), which leaves -log(s / 3) + (1 / 9 + n / 2) s^2 / 2 + m^2 / 18 - 1 / 2.
 
 Source: Neal (2003), Slice sampling.
 """

@@ -2,7 +2,7 @@
 
     sigma ~ HalfNormal(1),  y ~ Normal(0, sigma)
 
-The posterior's density is in proportion to exp(-(s^2 + y^2 / s^2) / 2) / s, so that with K the modified Bessel functions
+The posterior's density is in proportion to exp(-(s^2 + y^2 / s^2) / 2) / s, so that with Bessel's modified functions K
 
     p(y) = K_0(|y|) / pi,    E[sigma^n | y] = |y|^(n/2) K_(n/2)(|y|) / K_0(|y|).
 
