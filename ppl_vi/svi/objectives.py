@@ -72,8 +72,8 @@ def _iwae(num_samples: int) -> Callable[[Particle], tuple[Tensor, Tensor]]:
 trace_elbo = Objective("trace_elbo", Program.sample, _mean)
 score_function = Objective("score_function", Program.sample_score_function, _mean)
 stl = Objective("stl", Program.sample_path_derivative, _mean, unsuitable=Program.unsupported_density)
-# Wang, Liu and Liu (2018), Variational inference with tail-adaptive f-divergence, with beta = -1: the path derivative of
-# each particle's log weight, in proportion to the inverse of its rank. The bound reported is the ELBO. Pyro's
+# Wang, Liu and Liu (2018), Variational inference with tail-adaptive f-divergence, with beta = -1: the path derivative
+# of each particle's log weight, in proportion to the inverse of its rank. The bound reported is the ELBO. Pyro's
 # TraceTailAdaptive_ELBO has the order of the weights where their ranks should be (it sorts once), so it is not used.
 tail_adaptive = Objective(
     "tail_adaptive",
