@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from ppl_vi.metrics.blocks import points_at_once
 from ppl_vi.metrics.estimate import Estimate
 from ppl_vi.state import isolated
 from ppl_vi.svi.randomness import Draw, quasi_random
@@ -29,7 +30,6 @@ from ppl_vi.target import LOG_2PI
 
 NUM_RULES = 8  # independently randomised
 REACH = 8.5  # of a lattice, standard deviations: beyond lie 2e-17 of the mass
-AT_ONCE = 2**16  # points evaluated at once
 MOST_LATTICE = 3  # normal numbers that a lattice spans
 
 
@@ -125,7 +125,7 @@ def cloud(fit: Fit, theta: Tensor, rule: Rules) -> Cloud:
         return vmap(vmap(lambda draws: one(point, row, draws)))(noise)
 
     over_members = vmap(vmap(over_nodes, in_dims=(0, None, None)), in_dims=(0, 0, None))
-    size = max(1, AT_ONCE // (theta.shape[0] * theta.shape[1] * len(rule.weight)))
+    size = max(1, points_at_once(target) // (theta.shape[0] * theta.shape[1] * len(rule.weight)))
     found = []
     with isolated(target.dtype, seed=0), torch.no_grad():
         for first in range(0, rule.weight.shape[1], size):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import logsumexp
 
+from ppl_vi.metrics import blocks
 from ppl_vi.metrics.estimate import Estimate
 from ppl_vi.svi.result import Fit
 from ppl_vi.target import Latents
@@ -42,7 +43,7 @@ def log_densities(fit: Fit, latents: Latents) -> tuple[np.ndarray, np.ndarray]:
     log_q = fit.log_prob(latents)
     batch, replicas, num = log_q.shape
     flat = {name: value.flatten(1, 2) for name, value in latents.items()}
-    log_joint = fit.target.log_joint(flat).unflatten(1, (replicas, num))
+    log_joint = blocks.log_joint(fit.target, flat).unflatten(1, (replicas, num))
     inside = np.ones((batch, replicas, num), dtype=bool)
     for site in fit.target.latents:
         check = site.support.check(latents[site.name])

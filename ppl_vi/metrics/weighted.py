@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ppl_vi.metrics.cloud import AT_ONCE, Cloud
+from ppl_vi.metrics.blocks import blocks, log_joint, points_at_once
+from ppl_vi.metrics.cloud import Cloud
 from ppl_vi.metrics.estimate import Estimate
 from ppl_vi.svi.result import Fit
 from ppl_vi.target import Target
@@ -257,7 +258,7 @@ def forward_kl(fit: Fit, truth: Truth) -> Estimate:
     for points in truth.points:
         latents, _ = target.constrain(_tensor(points.u, fit))
         weight = np.exp(_numpy(points.log_weight))
-        log_p = truth.log_prob(latents)
+        log_p = log_joint(target, latents) - torch.from_numpy(truth.log_evidence).to(target.device)[:, None]
         answers.append((points, weight, log_p.cpu().numpy()[:, None] - _log_guide(fit, latents)))
     values = []
     for _, weight, excess in answers:
@@ -292,12 +293,9 @@ def _log_guide(fit: Fit, latents: dict[str, torch.Tensor]) -> np.ndarray:
     """log q of every member at each problem's points, `(B, R, S)`."""
     batch, replicas = fit.theta.shape[:2]
     num = next(iter(latents.values())).shape[1]
-    size = max(1, AT_ONCE // (batch * replicas))
+    size = max(1, points_at_once(fit.target) // (batch * replicas))
     parts = []
-    for first in range(0, num, size):
-        some = {
-            name: value[:, None, first : first + size].expand(-1, replicas, *value[:, first : first + size].shape[1:])
-            for name, value in latents.items()
-        }
-        parts.append(fit.log_prob(some))
+    for some in blocks(num, size):
+        each = {name: value[:, None, some] for name, value in latents.items()}
+        parts.append(fit.log_prob({name: value.expand(-1, replicas, *value.shape[2:]) for name, value in each.items()}))
     return torch.cat(parts, -1).cpu().numpy()
