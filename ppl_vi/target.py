@@ -8,64 +8,42 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pyro.poutine as poutine
 import torch
 from pyro.distributions.transforms import biject_to
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_feasible
 from torch import Tensor
-from torch.distributions import constraints
 from torch.func import vmap
 
-from ppl_vi.newton import Minimum, minimize
+from ppl_vi.enumeration import summed_out
+from ppl_vi.inspection import LatentSite, latent_sites, run
+from ppl_vi.laplace import Laplace, centred_on_mass, laplace_of
 from ppl_vi.state import isolated
 
 Latents = dict[str, Tensor]
 
+TOLERANCE = 1e-10  # nats that a mode may fall short of the highest point nearby
+NUM_PRIOR_DRAWS = 200
 LOG_2PI = math.log(2 * math.pi)
 
 
 @dataclass(frozen=True)
-class LatentSite:
-    """A latent sample site of the model.
+class Conditional:
+    """What a target can tell whose other latents are known exactly given a few outer ones.
 
     Attributes:
-        name: Pyro's name of the site.
-        support: the constraint its values satisfy.
-        shape: of one value, plates included.
+        outer: names of the sites, in the order of `Target.latents`, given which the rest is known.
+        log_marginal: `(outer latents, *row)` to log p(x, outer) of one problem at one point, a scalar, nats.
+        sample: `(outer latents, noise, *row)` to the other latents, exact draws given the outer ones, from standard
+            normal noise `(num_noise,)`.
+        num_noise: how many numbers `sample` takes.
     """
 
-    name: str
-    support: constraints.Constraint
-    shape: torch.Size
-
-    @property
-    def unconstrained_shape(self) -> torch.Size:
-        """Shape after `biject_to(support).inv`."""
-        return biject_to(self.support).inverse_shape(self.shape)
-
-
-@dataclass(frozen=True)
-class Laplace:
-    """The mode of each problem's posterior in unconstrained space and the curvature there.
-
-    Attributes:
-        loc: `(B, D)`.
-        precision: minus the second derivatives of the log density, `(B, D, D)`.
-        log_density: the unnormalised log density at `loc`, Jacobian included, `(B,)`, nats.
-        converged: `(B,)`.
-    """
-
-    loc: Tensor
-    precision: Tensor
-    log_density: Tensor
-    converged: Tensor
-
-    @cached_property
-    def scale(self) -> Tensor:
-        """Standard deviation of each coordinate given the others, `(B, D)`: `precision_dd^(-1/2)`, or 1 where flat."""
-        diagonal = torch.diagonal(self.precision, dim1=-2, dim2=-1)
-        curved = diagonal > 0
-        return torch.where(curved, torch.where(curved, diagonal, torch.ones_like(diagonal)).rsqrt(), 1.0)
+    outer: tuple[str, ...]
+    log_marginal: Callable[..., Tensor]
+    sample: Callable[..., Latents]
+    num_noise: int
 
 
 @dataclass(frozen=True)
@@ -97,6 +75,53 @@ def log_prior(z: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
+class Bound:
+    """A function with arguments of its own: it ignores what it is called with.
+
+    So a guide may hand its arguments on to the model, whatever they are.
+
+    Attributes:
+        function: a Pyro model or guide.
+        given: its positional arguments.
+    """
+
+    function: Callable[..., Any]
+    given: tuple[Any, ...]
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        return self.function(*self.given)
+
+
+def converted(value: Any, dtype: torch.dtype) -> Any:
+    """Arrays as tensors, floating point ones in `dtype`, inside of dicts, lists and tuples too; all else as it is."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+        value = torch.from_numpy(value.copy())
+    if isinstance(value, Tensor):
+        return value.detach().to(dtype) if value.is_floating_point() else value
+    if isinstance(value, dict):
+        return {key: converted(part, dtype) for key, part in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(converted(part, dtype) for part in value)
+    return value
+
+
+def _moved(value: Any, device: torch.device | str) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: _moved(part, device) for key, part in value.items()}
+    return type(value)(_moved(part, device) for part in value) if type(value) in (list, tuple) else value
+
+
+def tensors_of(value: Any) -> list[Tensor]:
+    """The tensors in a value, inside of dicts, lists and tuples too."""
+    if isinstance(value, Tensor):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value if type(value) in (list, tuple) else ()
+    return [tensor for part in parts for tensor in tensors_of(part)]
+
+
+@dataclass(frozen=True, eq=False)
 class Target:
     """A Pyro model with its data: `B` inference problems that share the model and differ in their data.
 
@@ -107,6 +132,7 @@ class Target:
         name: shown in tables.
         dtype: of every computation with this target.
         decoded: for a model that decodes a standard normal latent.
+        conditional: for a model that is simple given a few of its latents.
     """
 
     model: Callable[..., Any]
@@ -115,6 +141,7 @@ class Target:
     name: str = "target"
     dtype: torch.dtype = torch.float64
     decoded: Decoded | None = None
+    conditional: Conditional | None = None
 
     def __post_init__(self) -> None:
         rows = {len(arg) for arg in self.args if arg.dim() > 0}
@@ -125,6 +152,45 @@ class Target:
             )
         cast = tuple(arg.to(self.dtype) if arg.is_floating_point() else arg for arg in self.args)
         object.__setattr__(self, "args", cast)
+
+    @staticmethod
+    def of(
+        model: Callable[..., Any],
+        args: tuple[Any, ...] = (),
+        *,
+        name: str | None = None,
+        dtype: torch.dtype = torch.float64,
+    ) -> Target:
+        """One problem: a user's own model with the arguments it takes.
+
+        Discrete latents are summed out. The model keeps its arguments, so that it may branch on its data, index by them
+        and take what is no tensor; `args` of the target is one row that nobody reads.
+
+        Args:
+            model: a Pyro model.
+            args: its positional arguments; arrays become tensors, and floating point ones get the target's dtype.
+            name: shown in tables; the model's own by default.
+            dtype: of every computation.
+
+        Raises:
+            TypeError: the model can't be called, or args is no tuple.
+            ValueError: see `latents`.
+        """
+        if not callable(model):
+            raise TypeError(f"model must be a Pyro model, something callable; got {type(model).__name__}")
+        if not isinstance(args, tuple):
+            raise TypeError(f"args must be a tuple of the model's positional arguments, got {type(args).__name__}")
+        name = name or str(getattr(model, "__name__", type(model).__name__))
+        given = converted(args, dtype)
+        device = next((tensor.device for tensor in tensors_of(given)), torch.device("cpu"))
+        model = Bound(summed_out(model, run(model, given, dtype, name)), given)
+        target = Target(model, (torch.zeros(1, dtype=dtype, device=device),), name=name, dtype=dtype)
+        _ = target.latents  # what is the matter with the model should come out here
+        return target
+
+    def bind(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A hand-written guide, to be called with a `row`: where the model keeps its arguments, so does the guide."""
+        return Bound(function, self.model.given) if isinstance(self.model, Bound) else function
 
     @property
     def num_problems(self) -> int:
@@ -142,7 +208,10 @@ class Target:
 
     def to(self, device: torch.device | str) -> Target:
         """The same target with its data on `device`."""
-        return replace(self, args=tuple(arg.to(device) for arg in self.args))
+        model = self.model
+        if isinstance(model, Bound):
+            model = replace(model, given=_moved(model.given, device))
+        return replace(self, model=model, args=tuple(arg.to(device) for arg in self.args))
 
     def rows(self, index: Tensor) -> Target:
         """The target of some of the problems."""
@@ -150,23 +219,12 @@ class Target:
 
     @cached_property
     def latents(self) -> tuple[LatentSite, ...]:
-        """The latent sites, found by tracing the model once.
+        """The latent sites, found by running the model.
 
         Raises:
-            ValueError: the model has no latent site, or a discrete one.
+            ValueError: what is the matter with the model, see `ppl_vi.inspection.latent_sites`.
         """
-        with isolated(self.dtype, seed=0):
-            trace = poutine.trace(self.model).get_trace(*self.row(0))
-        sites = []
-        for name, node in trace.nodes.items():
-            if node["type"] != "sample" or node["is_observed"] or poutine.util.site_is_subsample(node):
-                continue
-            if node["fn"].support.is_discrete:
-                raise ValueError(f"site '{name}' is discrete; SVI needs continuous latents: sum it out of the model")
-            sites.append(LatentSite(name, node["fn"].support, node["value"].shape))
-        if not sites:
-            raise ValueError("the model has no latent sample site: there is nothing to infer")
-        return tuple(sites)
+        return latent_sites(self.model, self.row(0), self.row(self.num_problems - 1), self.dtype, self.name)
 
     @property
     def dim(self) -> int:
@@ -226,28 +284,43 @@ class Target:
 
     @cached_property
     def laplace(self) -> Laplace:
-        """Mode and curvature in unconstrained space, by Newton's method on all problems at once."""
-        return laplace_of(self)
+        """Mode and curvature in unconstrained space, by Newton's method on all problems at once.
 
+        The scale of a quadrature comes from it, so it matters that it is of the right width; it need not be the highest
+        mode.
 
-def laplace_of(target: Target, tolerance: float = 1e-10) -> Laplace:
-    """Finds the posterior's mode in unconstrained space, with the curvature there.
+        Raises:
+            ValueError: no point was found where the posterior has a density.
+        """
+        with isolated(self.dtype, seed=0):
+            return laplace_of(self.log_density_of_row, self._inside, self.args, TOLERANCE)
 
-    The mode is where the initial values of a fit and the scale of a quadrature come from, so it matters that it is
-    near and of the right width; it need not be global.
-    """
-    with isolated(target.dtype, seed=0):
-        start = target.unconstrain(_feasible(target)).expand(target.num_problems, -1).to(target.device)
+    @cached_property
+    def start(self) -> Laplace:
+        """Where fits begin: `laplace`, or near the mass where a mode is far from it."""
+        with isolated(self.dtype, seed=0):
+            return centred_on_mass(self.laplace, self.log_density_of_row, self._inside, self.args, TOLERANCE)
 
-        def loss(u: Tensor, *row: Tensor) -> Tensor:
-            return -target.log_density_of_row(u, *row)
+    @cached_property
+    def _inside(self) -> Tensor:
+        """Points `(B, D)` where the log density is finite: Pyro's own choice, else the best of some prior draws."""
+        with InitMessenger(init_to_feasible):
+            start = self._unconstrained_run().expand(self.num_problems, -1)
+        value = vmap(self.log_density_of_row)(start, *self.args)
+        for _ in range(NUM_PRIOR_DRAWS if not bool(value.isfinite().all()) else 0):
+            trial = self._unconstrained_run().expand(self.num_problems, -1)
+            found = vmap(self.log_density_of_row)(trial, *self.args)
+            better = found.isfinite() & (~value.isfinite() | (found > value))
+            start, value = torch.where(better[:, None], trial, start), torch.where(better, found, value)
+        if not bool(value.isfinite().all()):
+            lost = int((~value.isfinite()).nonzero()[0])
+            raise ValueError(
+                f"{self.name}: problem {lost} has log density {float(value[lost])} at each of {NUM_PRIOR_DRAWS} draws "
+                "from the prior: do the data lie where the model can put them?"
+            )
+        return start
 
-        found: Minimum = minimize(loss, start, args=target.args, tolerance=tolerance)
-    return Laplace(found.x, found.hessian, -found.value, found.converged)
-
-
-def _feasible(target: Target) -> Latents:
-    """A point inside the support, Pyro's own choice, `(1, *site.shape)` for each site."""
-    with InitMessenger(init_to_feasible):
-        trace = poutine.trace(target.model).get_trace(*target.row(0))
-    return {site.name: trace.nodes[site.name]["value"].detach()[None] for site in target.latents}
+    def _unconstrained_run(self) -> Tensor:
+        """The latents of one run of the model on the first problem, `(1, D)`."""
+        trace = poutine.trace(self.model).get_trace(*self.row(0))
+        return self.unconstrain({site.name: trace.nodes[site.name]["value"].detach()[None] for site in self.latents})

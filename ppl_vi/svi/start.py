@@ -5,21 +5,30 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 import pyro
 import pyro.poutine as poutine
 import torch
 from pyro.distributions.transforms import AffineAutoregressive, ComposeTransform
-from pyro.infer.autoguide import AutoNormalizingFlow
+from pyro.infer.autoguide import (
+    AutoDiagonalNormal,
+    AutoGuide,
+    AutoLowRankMultivariateNormal,
+    AutoMultivariateNormal,
+    AutoNormal,
+    AutoNormalizingFlow,
+)
 from pyro.infer.autoguide.initialization import init_to_value
 from pyro.nn.module import PyroModule, PyroParam
 from torch import Tensor, nn
 
 from ppl_vi.guides import Family
 from ppl_vi.state import isolated
-from ppl_vi.target import Target
+from ppl_vi.target import Bound, Target
 
+ONE_SCALE_EACH = (AutoDiagonalNormal, AutoMultivariateNormal, AutoLowRankMultivariateNormal)  # in `guide.scale`
 SPREAD = 1.0  # replicas start this many posterior standard deviations around the mode, in unconstrained space
 SCALE = 0.5  # initial scales are about half the posterior's: a wide start has gradients of heavy tails
 SCALE_SPREAD = 0.3  # standard deviation of the log of their initial scales
@@ -49,6 +58,19 @@ class FunctionGuide(PyroModule):
             return self.function(*args)
 
 
+class ModuleGuide(PyroModule):
+    """A hand-written module that is called with arguments of its own, whatever it is called with."""
+
+    def __init__(self, guide: nn.Module, given: tuple[Any, ...]) -> None:
+        super().__init__()
+        self.guide = guide
+        self.given = given
+
+    def forward(self, *_: Any) -> Any:
+        """The module, with its arguments."""
+        return self.guide(*self.given)
+
+
 class _Substitute(poutine.messenger.Messenger):
     def __init__(self, values: dict[str, Tensor]) -> None:
         super().__init__()
@@ -63,12 +85,12 @@ class _Substitute(poutine.messenger.Messenger):
 
 def start_points(target: Target, num_replicas: int, seed: int) -> tuple[Tensor, Tensor]:
     """Initial locations and scales in unconstrained space, each `(B, R, D)`."""
-    laplace = target.laplace
+    start = target.start
     generator = torch.Generator(device=target.device).manual_seed(seed)
     shape = (target.num_problems, num_replicas, target.dim)
     noise = torch.randn((2, *shape), dtype=target.dtype, device=target.device, generator=generator)
-    loc = laplace.loc[:, None] + SPREAD * laplace.scale[:, None] * noise[0]
-    scale = SCALE * laplace.scale[:, None] * torch.exp(SCALE_SPREAD * noise[1])
+    loc = start.loc[:, None] + SPREAD * start.scale[:, None] * noise[0]
+    scale = SCALE * start.scale[:, None] * torch.exp(SCALE_SPREAD * noise[1])
     return loc, scale
 
 
@@ -87,8 +109,8 @@ def build_guide(
     Raises:
         TypeError: the family doesn't return something callable.
     """
-    loc = target.laplace.loc[problem] if loc is None else loc
-    scale = target.laplace.scale[problem] if scale is None else scale
+    loc = target.start.loc[problem] if loc is None else loc
+    scale = target.start.scale[problem] if scale is None else scale
     names = set(inspect.signature(family.__init__ if inspect.isclass(family) else family).parameters)
     given: dict[str, Any] = {}
     if "init_loc_fn" in names:
@@ -109,12 +131,29 @@ def build_guide(
             raise TypeError(f"a guide family must return a guide, something callable; got {type(guide).__name__}")
         row = target.row(problem)
         if not isinstance(guide, nn.Module):
-            guide = FunctionGuide(guide, *row)
+            guide = FunctionGuide(target.bind(guide), *row)
+        elif not isinstance(guide, AutoGuide) and isinstance(target.model, Bound):
+            guide = ModuleGuide(guide, target.model.given)
         poutine.trace(guide).get_trace(*row)  # autoguides make their parameters in a first call
         guide = guide.to(target.device)
         if isinstance(guide, AutoNormalizingFlow):
             _place_flow(guide, loc, scale)
+        elif isinstance(guide, (AutoNormal, *ONE_SCALE_EACH)):
+            _widen(guide, target, scale)
     return guide
+
+
+@torch.no_grad()
+def _widen(guide: Any, target: Target, scale: Tensor) -> None:
+    """Gives each coordinate its own initial scale: Pyro's Gaussian guides take one number for all."""
+    if not isinstance(guide, AutoNormal):
+        guide.scale = scale * guide.scale / guide._init_scale
+        return
+    sizes = [site.unconstrained_shape.numel() for site in target.latents]
+    for site, part in zip(target.latents, scale.split(sizes), strict=True):
+        *path, last = site.name.split(".")
+        module = reduce(getattr, path, guide.scales)
+        setattr(module, last, part.reshape(site.unconstrained_shape))
 
 
 @torch.no_grad()

@@ -1,0 +1,165 @@
+"""Discrete latents summed out of a model, exactly, by Pyro's enumeration and tensor variable elimination."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import pyro.poutine as poutine
+import torch
+from opt_einsum import shared_intermediates
+from pyro.infer import config_enumerate
+from pyro.ops.contract import contract_to_tensor
+from pyro.ops.einsum.util import Tensordot
+from pyro.ops.rings import LogRing
+from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+
+SITE = "_summed_out"  # that holds the log density of all that is not a continuous latent
+
+
+def einsum(equation: str, *operands: Tensor) -> Tensor:
+    """Sums of products of numbers given by their logarithms, whose terms may differ by any factor.
+
+    Pyro's own takes each operand's largest value out first: where operands disagree by a factor of e^745, it finds 0.
+    """
+    inputs, output = equation.split("->")
+    symbols = output + "".join(sorted(set(inputs) - set(output) - {","}))
+    total, *others = (
+        _aligned(operand, dims, symbols) for operand, dims in zip(operands, inputs.split(","), strict=True)
+    )
+    for other in others:
+        total = total + other
+    summed = tuple(range(len(output), len(symbols)))
+    return torch.logsumexp(total, summed) if summed else total.clone()
+
+
+def _aligned(operand: Tensor, dims: str, symbols: str) -> Tensor:
+    """An operand with axes `dims` with an axis for each of `symbols`, of length 1 where it has none."""
+    present = [dims.index(symbol) for symbol in symbols if symbol in dims]
+    permuted = operand.permute(present)
+    index = tuple(slice(None) if symbol in dims else None for symbol in symbols)
+    return permuted[index]
+
+
+def transpose(operand: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Axes in another order."""
+    return operand.permute(axes)
+
+
+tensordot = Tensordot(einsum)
+
+
+class UnsuitableSiteError(ValueError):
+    """A site that can't be summed out, or stands in the way; the message says why."""
+
+
+class _Enumerate(EnumMessenger):
+    """Pyro's, which reads the shape of a value from its `data`: under `vmap` there is none."""
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["value"] is None or not hasattr(msg["fn"], "event_dim"):
+            return
+        dims = msg["infer"].setdefault("_dim_to_id", {})
+        dims.update(self._param_dims.get(msg["name"], {}))
+        shape = msg["value"].shape[: msg["value"].dim() - msg["fn"].event_dim]
+        self._value_dims[msg["name"]] = {
+            dim: number for dim, number in dims.items() if len(shape) >= -dim and shape[dim] > 1
+        }
+
+
+class _Ring(LogRing):
+    _backend = __name__  # whose `einsum`, `tensordot` and `transpose` opt_einsum calls
+
+
+@dataclass(frozen=True, eq=False)
+class SummedOut:
+    """A Pyro model whose discrete latents are summed out: called like the model, it has the continuous ones alone.
+
+    Attributes:
+        model: a Pyro model that can be enumerated, see Pyro's `config_enumerate`.
+        max_plate_nesting: how many dimensions its plates take.
+    """
+
+    model: Callable[..., Any]
+    max_plate_nesting: int
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        """Draws the continuous latents; all the rest is one `pyro.factor`.
+
+        Raises:
+            UnsuitableSiteError: a continuous latent depends on a discrete one.
+        """
+        continuous: list[str] = []
+
+        def hide(message: Any) -> bool:
+            shown = message["type"] == "sample" and is_continuous_latent(message)
+            if shown:
+                continuous.append(message["name"])
+            return message["type"] == "sample" and not shown
+
+        enumerated = _Enumerate(first_available_dim=-1 - self.max_plate_nesting)(config_enumerate(self.model))
+        with poutine.block(hide_fn=hide):
+            trace = poutine.trace(enumerated).get_trace(*args, **kwargs)
+        for name in continuous:
+            self._refuse_mixed(name, trace)
+            trace.remove_node(name)
+        pyro.factor(SITE, _log_density(trace))
+
+    def _refuse_mixed(self, name: str, trace: Trace) -> None:
+        shape = trace.nodes[name]["fn"].batch_shape
+        if any(size > 1 for size in shape[: len(shape) - self.max_plate_nesting]):
+            raise UnsuitableSiteError(
+                f"site '{name}' depends on a discrete latent, which can't be summed out then: draw one such site for "
+                "each value of the discrete one and choose among them in the likelihood"
+            )
+
+
+def is_continuous_latent(node: Any) -> bool:
+    """Whether a sample site is neither observed nor discrete nor a plate's subsample."""
+    if node["is_observed"] or poutine.util.site_is_subsample(node):
+        return False
+    return not node["fn"].support.is_discrete
+
+
+def _log_density(trace: Trace) -> Tensor:
+    """The log density of a trace, summed over its enumerated dimensions, a scalar."""
+    trace.compute_log_prob()
+    trace.pack_tensors()
+    factors: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
+    for node in trace.nodes.values():
+        if node["type"] == "sample" and not poutine.util.site_is_subsample(node):
+            plates = frozenset(trace.plate_to_symbol[f.name] for f in node["cond_indep_stack"] if f.vectorized)
+            factors.setdefault(plates, []).append(node["packed"]["log_prob"])
+    summed = set(trace.symbol_to_dim) - set(trace.plate_to_symbol.values())
+    with shared_intermediates() as cache:
+        return contract_to_tensor(factors, summed, ring=_Ring(cache))
+
+
+def summed_out(model: Callable[..., Any], trace: Trace) -> Callable[..., Any]:
+    """A model without its discrete latents: the same one where there are none.
+
+    Args:
+        model: a Pyro model.
+        trace: of one run of it.
+
+    Raises:
+        UnsuitableSiteError: a discrete latent has no finite number of values.
+    """
+    nodes = [node for node in trace.nodes.values() if node["type"] == "sample"]
+    latent = [node for node in nodes if not node["is_observed"] and not poutine.util.site_is_subsample(node)]
+    discrete = [node for node in latent if node["fn"].support.is_discrete]
+    if not discrete:
+        return model
+    for node in discrete:
+        if not node["fn"].has_enumerate_support:
+            raise UnsuitableSiteError(
+                f"site '{node['name']}' is discrete and {type(node['fn']).__name__} has no finite list of values, so "
+                "it can't be summed out: cut it off to a Categorical, or write the sum into the likelihood"
+            )
+    depth = max((-frame.dim for node in nodes for frame in node["cond_indep_stack"] if frame.vectorized), default=0)
+    return SummedOut(model, depth)

@@ -1,0 +1,186 @@
+"""What a model draws, found by running it; and what is the matter with it, by name, before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyro.poutine as poutine
+import torch
+from pyro.distributions import ImproperUniform
+from pyro.distributions.transforms import biject_to
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+from torch.distributions import constraints
+
+from ppl_vi.enumeration import UnsuitableSiteError
+from ppl_vi.state import isolated
+
+Row = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class LatentSite:
+    """A latent sample site of the model.
+
+    Attributes:
+        name: Pyro's name of the site.
+        support: the constraint its values satisfy.
+        shape: of one value, plates included.
+    """
+
+    name: str
+    support: constraints.Constraint
+    shape: torch.Size
+
+    @property
+    def unconstrained_shape(self) -> torch.Size:
+        """Shape after `biject_to(support).inv`."""
+        return biject_to(self.support).inverse_shape(self.shape)
+
+
+class _Reached(Messenger):
+    """Remembers the site that is being run."""
+
+    site = ""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        self.site = msg["name"]
+
+
+def run(model: Callable[..., Any], row: Row, dtype: torch.dtype, name: str, seed: int = 0) -> Trace:
+    """One run of a model with the log density of every site.
+
+    Raises:
+        ValueError: it raised something.
+    """
+    with isolated(dtype, seed=seed), _Reached() as reached:
+        try:
+            trace = poutine.trace(model).get_trace(*row)
+            trace.compute_log_prob()
+        except UnsuitableSiteError as error:
+            raise ValueError(f"{name}: {error}") from error
+        except Exception as error:
+            raise ValueError(f"{name}: {_complaint(error, reached.site, dtype)}") from error
+    return trace
+
+
+def _complaint(error: Exception, site: str, dtype: torch.dtype) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()] or [""]
+    said = " ".join(line.strip() for line in lines[:2])
+    where = f"at or after site '{site}'" if site else "before its first sample site"
+    hint = ""
+    if "same dtype" in said or "expected scalar type" in said:
+        hint = f"; the data come as {dtype}: make the model's own tensors with torch.tensor(..., dtype=x.dtype)"
+    return f"the model raised {type(error).__name__} {where}: {said}{hint}"
+
+
+def latent_sites(
+    model: Callable[..., Any], first: Row, last: Row, dtype: torch.dtype, name: str
+) -> tuple[LatentSite, ...]:
+    """The latent sites of a model, found by running it on two rows of data with two seeds.
+
+    Args:
+        model: a Pyro model.
+        first, last: two rows of arguments, or the same one twice.
+        dtype: of the computation.
+        name: the target's, for messages.
+
+    Raises:
+        ValueError: the model has no latent site, a discrete one, an improper prior, parameters, a log density that is
+            nan, data outside their distribution's support, sites or supports that depend on drawn values, or raises.
+    """
+    traces = run(model, first, dtype, name, seed=0), run(model, last, dtype, name, seed=1)
+    one, other = ({n: node for n, node in trace.nodes.items() if _is_site(node)} for trace in traces)
+    if list(one) != list(other):
+        odd = next(iter(set(one) ^ set(other)), next(iter(one), ""))
+        raise ValueError(f"{name}: site '{odd}' is drawn in some runs only, or in another order: draw all in every run")
+    for trace in traces:
+        for node in trace.nodes.values():
+            _refuse_parameter(node, name)
+            if _is_site(node):
+                _refuse_nan(node, name)
+    sites = []
+    for site, node in one.items():
+        if node["is_observed"]:
+            _refuse_outside(node, other[site], name)
+        else:
+            _refuse_latent(node, other[site], name)
+            sites.append(LatentSite(site, node["fn"].support, node["value"].shape))
+    if not sites:
+        raise ValueError(f"{name}: the model has no latent sample site: there is nothing to infer")
+    return tuple(sites)
+
+
+def _is_site(node: Any) -> bool:
+    return node["type"] == "sample" and not poutine.util.site_is_subsample(node)
+
+
+def _refuse_parameter(node: Any, name: str) -> None:
+    if node["type"] == "param" and node["value"].requires_grad:
+        raise ValueError(
+            f"{name}: the model has a parameter '{node['name']}', which nothing here learns: give it a prior, or its "
+            "value without gradient"
+        )
+
+
+def _refuse_nan(node: Any, name: str) -> None:
+    if not bool(node["log_prob"].isnan().any()):
+        return
+    value = node["value"]
+    if node["is_observed"] and isinstance(value, Tensor) and bool(value.isnan().any()):
+        raise ValueError(f"{name}: site '{node['name']}': the data hold nan: leave such points out, or mask them")
+    raise ValueError(
+        f"{name}: site '{node['name']}' has log density nan at a draw from the prior: look at the parameters of its "
+        f"{type(node['fn']).__name__}"
+    )
+
+
+def _refuse_outside(node: Any, other: Any, name: str) -> None:
+    """Data where no parameters could put them: without validation Pyro carries most densities on beyond their ends."""
+    try:
+        support, again = node["fn"].support, other["fn"].support
+    except NotImplementedError:
+        return
+    if not same_support(support, again):
+        return
+    inside = support.check(node["value"])
+    if not bool(torch.as_tensor(inside).all()):
+        raise ValueError(
+            f"{name}: site '{node['name']}': data outside of the support {support} of its {type(node['fn']).__name__}"
+        )
+
+
+def _refuse_latent(node: Any, other: Any, name: str) -> None:
+    site, support = node["name"], node["fn"].support
+    if support.is_discrete:
+        raise ValueError(
+            f"{name}: site '{site}' is discrete; SVI needs continuous latents: sum it out of the model, as "
+            "Target.of does"
+        )
+    base = node["fn"]
+    while hasattr(base, "base_dist"):
+        base = base.base_dist
+    if isinstance(base, ImproperUniform):
+        raise ValueError(f"{name}: site '{site}' has an improper prior, so there is no evidence: give it a proper one")
+    if node["value"].shape != other["value"].shape:
+        shapes = tuple(node["value"].shape), tuple(other["value"].shape)
+        raise ValueError(f"{name}: site '{site}' has shape {shapes[0]} in one run and {shapes[1]} in another")
+    if not same_support(support, other["fn"].support):
+        raise ValueError(
+            f"{name}: the support of site '{site}' moves with other latents or with the problem: draw it on a "
+            "fixed one and map it, Uniform(a, b) as a + (b - a) * Uniform(0, 1)"
+        )
+
+
+def same_support(one: Any, other: Any) -> bool:
+    """Whether two constraints are the same, numbers within them included."""
+    if isinstance(one, Tensor) or isinstance(other, Tensor):
+        return torch.equal(torch.as_tensor(one), torch.as_tensor(other))
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(same_support, one, other))
+    if isinstance(one, constraints.Constraint):
+        return type(one) is type(other) and same_support(list(vars(one).values()), list(vars(other).values()))
+    return bool(one == other)
