@@ -46,7 +46,8 @@ def non_centred(y: Tensor, sigma: Tensor) -> None:
 def log_marginal(outer: Latents, y: Tensor, sigma: Tensor) -> Tensor:
     """log p(y, mu, tau), the schools' effects integrated out, nats."""
     mu, tau = outer["mu"], outer["tau"]
-    prior = dist.Normal(0.0, 5.0).log_prob(mu) + dist.HalfCauchy(5.0).log_prob(tau)
+    five = mu.new_full((), 5.0)
+    prior = dist.Normal(0 * five, five).log_prob(mu) + dist.HalfCauchy(five).log_prob(tau)
     return prior + dist.Normal(mu, (tau**2 + sigma**2).sqrt()).log_prob(y).sum(-1)
 
 

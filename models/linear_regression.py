@@ -76,9 +76,8 @@ def mean_field_kl(features: Tensor, y: Tensor) -> Tensor:
 
 def longley() -> tuple[Tensor, Tensor]:
     """Features `(16, 6)` and employment `(16,)`, each of mean 0 and standard deviation 1."""
-    return _standardised(torch.tensor(list(SERIES.values())).double().mT), _standardised(
-        torch.tensor(EMPLOYED).double()
-    )
+    features = torch.tensor(list(SERIES.values()), dtype=torch.float64).mT
+    return _standardised(features), _standardised(torch.tensor(EMPLOYED, dtype=torch.float64))
 
 
 def _standardised(x: Tensor) -> Tensor:

@@ -10,11 +10,12 @@ import numpy as np
 import scipy.optimize
 import torch
 from torch import Tensor
-from torch.func import grad_and_value, vmap
+from torch.func import grad, grad_and_value, vmap
 
 from ppl_vi.newton import minimize
 
 NUDGE = 0.1  # unconstrained: off a point where the density is level by symmetry alone
+LEVEL = 1e-6  # slope for each nat of the log density, below which a point that is no mode is a saddle
 NUM_NODES = 64  # antithetic points at least, and four for each coordinate
 START_SCALE = 0.1
 ALLOWED = 3.0  # nats that the mean log density around a mode may differ from what its curvature promises
@@ -68,9 +69,9 @@ def laplace_of(
 
     found = minimize(loss, start, args=args, tolerance=tolerance)
     laplace = Laplace(found.x, found.hessian, -found.value, found.converged)
-    for retry in (_nudged, _independent):
-        laplace = _retried(laplace, ~laplace.converged, retry, loss, start, args, tolerance)
-    return laplace
+    level = vmap(grad(loss))(found.x, *args).abs().amax(-1) <= LEVEL * (1 + found.value.abs())
+    laplace = _retried(laplace, ~found.converged & level, _nudged, loss, start, args, tolerance)
+    return _retried(laplace, ~laplace.converged, _independent, loss, start, args, tolerance)
 
 
 def centred_on_mass(

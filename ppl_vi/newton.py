@@ -126,6 +126,8 @@ def minimize(
         if bool(done.all()):
             break
         step = descent_step(gradient, hessian, radius)
+        if not bool((~done & (step.abs() > eps * (1 + x.abs())).any(-1)).any()):
+            break  # level by symmetry: no step leads down
         promised = -(step * gradient).sum(-1) - (step * (hessian @ step[..., None]).squeeze(-1)).sum(-1) / 2
         trial = all_at(x + step)
         usable = trial[0].isfinite() & trial[1].isfinite().all(-1) & trial[2].isfinite().all(-1).all(-1)

@@ -5,13 +5,21 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 import pyro
 import pyro.poutine as poutine
 import torch
 from pyro.distributions.transforms import AffineAutoregressive, ComposeTransform
-from pyro.infer.autoguide import AutoGuide, AutoNormalizingFlow
+from pyro.infer.autoguide import (
+    AutoDiagonalNormal,
+    AutoGuide,
+    AutoLowRankMultivariateNormal,
+    AutoMultivariateNormal,
+    AutoNormal,
+    AutoNormalizingFlow,
+)
 from pyro.infer.autoguide.initialization import init_to_value
 from pyro.nn.module import PyroModule, PyroParam
 from torch import Tensor, nn
@@ -20,6 +28,7 @@ from ppl_vi.guides import Family
 from ppl_vi.state import isolated
 from ppl_vi.target import Bound, Target
 
+ONE_SCALE_EACH = (AutoDiagonalNormal, AutoMultivariateNormal, AutoLowRankMultivariateNormal)  # in `guide.scale`
 SPREAD = 1.0  # replicas start this many posterior standard deviations around the mode, in unconstrained space
 SCALE = 0.5  # initial scales are about half the posterior's: a wide start has gradients of heavy tails
 SCALE_SPREAD = 0.3  # standard deviation of the log of their initial scales
@@ -129,7 +138,22 @@ def build_guide(
         guide = guide.to(target.device)
         if isinstance(guide, AutoNormalizingFlow):
             _place_flow(guide, loc, scale)
+        elif isinstance(guide, (AutoNormal, *ONE_SCALE_EACH)):
+            _widen(guide, target, scale)
     return guide
+
+
+@torch.no_grad()
+def _widen(guide: Any, target: Target, scale: Tensor) -> None:
+    """Gives each coordinate its own initial scale: Pyro's Gaussian guides take one number for all."""
+    if not isinstance(guide, AutoNormal):
+        guide.scale = scale * guide.scale / guide._init_scale
+        return
+    sizes = [site.unconstrained_shape.numel() for site in target.latents]
+    for site, part in zip(target.latents, scale.split(sizes), strict=True):
+        *path, last = site.name.split(".")
+        module = reduce(getattr, path, guide.scales)
+        setattr(module, last, part.reshape(site.unconstrained_shape))
 
 
 @torch.no_grad()

@@ -173,7 +173,7 @@ class Posterior:
         return self._rule(u, log_weight, 1), self._rule(u, log_weight, 2)
 
     def _rule(self, u: torch.Tensor, log_weight: np.ndarray, every: int) -> Points:
-        matters = (log_weight > -NEGLIGIBLE).any(0)
+        matters: np.ndarray = np.any(log_weight > -NEGLIGIBLE, axis=0)
         matters[np.arange(len(matters)) % every > 0] = False
         kept = torch.from_numpy(log_weight[:, matters])
         group = torch.zeros(kept.shape[1], dtype=torch.int64)
