@@ -89,7 +89,8 @@ def program(arguments: argparse.Namespace) -> int:
 
     models = list(dict.fromkeys(arguments.models or (QUICK_MODELS if arguments.quick else ZOO)))
     guides = cli.chosen_guides(arguments.guides, QUICK_GUIDES if arguments.quick else GUIDES)
-    settings = Settings(seed=arguments.seed, **(cli.QUICK if arguments.quick else FULL))
+    counts: dict[str, Any] = cli.QUICK if arguments.quick else FULL
+    settings = Settings(seed=arguments.seed, **counts)
     cli.check_outputs(arguments)
     workers = cli.num_workers(len(models), "cpu")
     found: list[Measured] = []

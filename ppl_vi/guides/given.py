@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
@@ -57,7 +58,11 @@ def family_of(target: Target, given: Any) -> Family:
 
 
 def draws_sites(target: Target, function: Callable[..., Any]) -> bool:
-    """Whether a function is a guide: called as the model is, it draws."""
+    """Whether a function is a guide: called as the model is, it draws; or it takes more than a model."""
+    try:
+        inspect.signature(function).bind(target.model)
+    except TypeError:
+        return True
     with isolated(target.dtype, seed=0):
         try:
             trace = poutine.trace(target.bind(function)).get_trace(*target.row(0))

@@ -21,8 +21,9 @@ def points_at_once(target: Target) -> int:
 
 
 def blocks(num: int, size: int) -> Iterator[slice]:
-    """`range(num)` in slices."""
-    return (slice(first, first + size) for first in range(0, num, max(1, size)))
+    """`range(num)` in slices of that size, 1 at least."""
+    size = max(1, size)
+    return (slice(first, first + size) for first in range(0, num, size))
 
 
 def log_joint(target: Target, latents: Latents, index: Tensor | None = None) -> Tensor:

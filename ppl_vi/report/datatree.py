@@ -59,12 +59,15 @@ def _loss_history(fit: Fit) -> Any:
 
 
 def of_truth(comparison: Comparison, num_draws: int, seed: int) -> DataTree:
-    """Draws from the truth's points, by their weights: four chains of them."""
+    """Draws from the truth's points, by their weights: as many chains as replicas, so that ArviZ can lay them side by
+    side."""
     from arviz_base import from_dict
 
     points, target = comparison.truth.points[0], comparison.target
     weight = points.log_weight[0].exp().cpu().numpy()
-    chosen = np.random.default_rng(seed).choice(len(weight), (4, num_draws), p=weight / weight.sum())
+    chosen = np.random.default_rng(seed).choice(
+        len(weight), (comparison.settings.num_replicas, num_draws), p=weight / weight.sum()
+    )
     u = points.u[0].cpu()[torch.from_numpy(chosen)]
     latents, _ = target.constrain(u.to(target.device))
     tree = from_dict({"posterior": {name: value.cpu().numpy() for name, value in latents.items()}})

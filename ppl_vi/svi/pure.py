@@ -241,6 +241,16 @@ class Program:
         auxiliary = self._auxiliary_of(theta, row, self.target.unconstrain(latents))
         return _log_guide(self._conditioned(theta, row, self._split(auxiliary)))
 
+    def log_density(self, theta: Tensor, row: tuple[Tensor, ...], latents: Latents) -> Tensor:
+        """`log_guide`, but -inf outside the guide's own support, where formulas may give anything."""
+        if self._indirect:
+            return self.log_guide(theta, row, latents)
+        trace = self._conditioned(theta, row, latents)
+        inside = torch.ones((), dtype=torch.bool, device=theta.device)
+        for node in guide_sites(trace).values():
+            inside = inside & node["fn"].support.check(node["value"]).all()
+        return torch.where(inside, _log_guide(trace), -torch.inf)
+
     def _conditioned(self, theta: Tensor, row: tuple[Tensor, ...], values: Latents) -> Trace:
         def run(guide: nn.Module) -> Trace:
             return _scored(poutine.condition(guide, data=values), row)

@@ -192,7 +192,7 @@ class Fit:
         rows = tuple(arg[problem] for arg in self.target.args)
 
         def many(point: Tensor, row: tuple[Tensor, ...], values: Latents) -> Tensor:
-            return vmap(lambda z: self.program.log_guide(point, row, z))(values)
+            return vmap(lambda z: self.program.log_density(point, row, z))(values)
 
         with isolated(self.target.dtype, seed=0), torch.no_grad():
             return vmap(many)(theta, rows, latents)

@@ -84,9 +84,7 @@ def fitted(u: Tensor, degrees: float, seed: int) -> Fitted:
     return Fitted(log_share, torch.from_numpy(mixture.means_).to(u), torch.linalg.cholesky(covariance), degrees)
 
 
-def bridge(
-    log_p: np.ndarray, log_q: np.ndarray, log_p_proposed: np.ndarray, log_q_proposed: np.ndarray
-) -> Evidence:
+def bridge(log_p: np.ndarray, log_q: np.ndarray, log_p_proposed: np.ndarray, log_q_proposed: np.ndarray) -> Evidence:
     """The bridge sampling estimate with the optimal bridge function, and its relative error.
 
     Args:
