@@ -114,9 +114,14 @@ def test_dirichlet_and_beta_draws_follow_their_laws(concentration: tuple[float, 
 
 def test_torchs_own_dirichlet_is_put_back() -> None:
     before = torch.distributions.dirichlet._Dirichlet
-    with pytest.raises(ZeroDivisionError), Recorder():
-        assert torch.distributions.dirichlet._Dirichlet is not before
-        raise ZeroDivisionError
+
+    def failing() -> None:
+        with Recorder():
+            assert torch.distributions.dirichlet._Dirichlet is not before
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        failing()
     assert torch.distributions.dirichlet._Dirichlet is before
 
 
