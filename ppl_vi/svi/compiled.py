@@ -73,7 +73,7 @@ def _filled_up(scalars: Tensor, num_steps: int) -> Tensor:
 
 @dataclass(frozen=True)
 class LanesEngine:
-    """Runs blocks of steps as one call of a C++ function; made by `lanes_engine`.
+    """Runs blocks of steps as one call of a C++ function; made by `plan`.
 
     The fits lie side by side in memory, so a part of the state that this engine returns is the transpose of a
     contiguous `(B, D, R)`; noise in that order is not copied either.
@@ -81,27 +81,43 @@ class LanesEngine:
     Attributes:
         args: the target's data.
         sizes: all parameters in one part.
-        library: which holds the function.
+        num_replicas: that it was made for; a full vector of them goes for all larger numbers.
+        advance_all: the function.
     """
 
     args: tuple[Tensor, ...]
     sizes: list[int]
-    library: ctypes.CDLL
+    num_replicas: int
+    advance_all: Callable[..., None]
+
+    @staticmethod
+    def of(args: tuple[Tensor, ...], size: int, num_replicas: int, source: str) -> LanesEngine:
+        """The engine of a translation.
+
+        Args:
+            args: the target's data.
+            size: parameters of a fit.
+            num_replicas: that it is for.
+            source: its C++.
+        """
+        function = cpp.library(source).advance
+        function.argtypes, function.restype = [ctypes.c_int64] * 3 + [ctypes.c_void_p] * 12, None
+        return LanesEngine(tuple(arg.contiguous() for arg in args), [size], num_replicas, function)
 
     def advance(self, state: State, scalars: Tensor, noise: tuple[Tensor, ...]) -> tuple[State, Tensor]:
         """See `ppl_vi.svi.step.Engine`."""
         (batch, replicas), num, (size,) = state.alive.shape, scalars.shape[-1], self.sizes
+        least = num_lanes(self.num_replicas, scalars.dtype)
+        if replicas != self.num_replicas and min(replicas, self.num_replicas) < least:
+            raise ValueError(f"expected {self.num_replicas} replicas, got {replicas}: make an engine for so many")
         parts = [_fits_last(part) for (part,) in (state.theta, state.first, state.second, state.total, state.unit)]
         draws = [_fits_last(n.flatten(3)) for n in noise]
         alive, scalars = state.alive.contiguous(), scalars.contiguous()
         after = torch.empty_like(alive)
         out, bounds = scalars.new_empty((4, batch, size, replicas)), scalars.new_empty((num, batch, replicas))
-        self.library.advance(
-            *map(ctypes.c_int64, (num, batch, replicas)),
-            *map(_pointer, (scalars, alive, *parts, after, out, bounds)),
-            _pointers(self.args),
-            _pointers(draws),
-        )
+        tensors = (scalars, alive, *parts, after, out, bounds)
+        pointers = [tensor.data_ptr() for tensor in tensors]
+        self.advance_all(num, batch, replicas, *pointers, _pointers(self.args), _pointers(draws))
         theta, first, second, total = out.mT.unbind()
         return State(after, (theta,), (first,), (second,), (total,), (parts[-1].mT,)), bounds
 
@@ -109,10 +125,6 @@ class LanesEngine:
 def _fits_last(tensor: Tensor) -> Tensor:
     """`(..., R, n)` as a contiguous `(..., n, R)`."""
     return tensor.mT.contiguous()
-
-
-def _pointer(tensor: Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(tensor.data_ptr())
 
 
 def _pointers(tensors: Sequence[Tensor]) -> Any:
@@ -131,17 +143,7 @@ def translated(program: Program, objective: Objective, theta: Tensor, num_partic
         raise UnsupportedError(f"fits on {theta.device.type}")
     graph = decomposed(*trace_one(program, objective, num_particles))
     translation = Translation(graph, theta.dtype, len(program.draws))
-    return translation.code(num_lanes(theta.shape[1], theta.dtype))
-
-
-def lanes_engine(program: Program, source: str) -> LanesEngine:
-    """Compiles a step that has been `translated`.
-
-    Raises:
-        Exception: whatever the compiler meets.
-    """
-    args = tuple(arg.contiguous() for arg in program.target.args)
-    return LanesEngine(args, [program.layout.size], cpp.library(source))
+    return translation.code(theta.shape[1])
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,8 @@ def plan(program: Program, objective: Objective, theta: Tensor, noise: tuple[Ten
     except Exception as error:
         _log.info("compiling by inductor: %s", error)
         return _inductor_plan(program, objective, theta, noise, num_steps)
-    return Plan(partial(lanes_engine, program, source), cpp.is_kept(source), BUILD + CHARACTER * len(source))
+    make = partial(LanesEngine.of, program.target.args, program.layout.size, theta.shape[1], source)
+    return Plan(make, cpp.is_kept(source), BUILD + CHARACTER * len(source))
 
 
 def compiled_engine(

@@ -1,7 +1,7 @@
 // Arithmetic on LANES fits at once, in the compiler's own vectors (GCC's and Clang's `vector_size`): no loop is left to be
 // vectorised, and no function calls the C library for a number at a time unless an argument is out of the usual range.
 //
-// Before this file stand LANES, Real, and the coefficients of two polynomials: see `special_functions` in lanes.py. A condition is a vector of integers, all bits set or none, which `condition ? a : b` takes.
+// Before this file stand LANES, VALID, Real, and the coefficients of two polynomials: see `special_functions` in lanes.py. A condition is a vector of integers, all bits set or none, which `condition ? a : b` takes.
 
 #include <cmath>
 #include <cstdint>
@@ -433,25 +433,25 @@ inline void solve_triangular(const V* a, const V* b, V* x) {
         }
 }
 
-// ---- memory: fits lie side by side, `valid` of them in a group; the rest repeat the last
+// ---- memory: fits lie side by side, VALID of them in a vector; where there are fewer than LANES the last is repeated
 
-inline V load(const Real* from, int valid) {
+inline V load(const Real* from) {
     V to;
-    if (valid == LANES) {
+    if (VALID == LANES) {
         std::memcpy(&to, from, sizeof to);
     } else {
-        for (int i = 0; i < LANES; ++i) to[i] = from[i < valid ? i : valid - 1];
+        for (int i = 0; i < LANES; ++i) to[i] = from[i < VALID ? i : VALID - 1];
     }
     return to;
 }
-inline void store(V from, Real* to, int valid) { std::memcpy(to, &from, valid * sizeof(Real)); }
-inline M load(const bool* from, int valid) {
+inline void store(V from, Real* to) { std::memcpy(to, &from, VALID * sizeof(Real)); }
+inline M load(const bool* from) {
     M to;
-    for (int i = 0; i < LANES; ++i) to[i] = -int(from[i < valid ? i : valid - 1]);
+    for (int i = 0; i < LANES; ++i) to[i] = -int(from[i < VALID ? i : VALID - 1]);
     return to;
 }
-inline void store(M from, bool* to, int valid) {
-    for (int i = 0; i < valid; ++i) to[i] = from[i] != 0;
+inline void store(M from, bool* to) {
+    for (int i = 0; i < VALID; ++i) to[i] = from[i] != 0;
 }
 
 }  // namespace

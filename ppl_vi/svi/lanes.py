@@ -29,6 +29,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 HEADER = Path(__file__).with_name("lanes.h")
 MOST_BYTES = 2**23
 MOST_GROUPS, GROUPED = 4, 1000  # groups whose steps alternate, so that one's arithmetic fills the other's waits
+WRITTEN_OUT = 4  # passes of a loop
 MOST_ELEMENTS = 2**14  # of one value, whose places are written out in the code
 ERFCX_TERMS = {torch.float32: 12, torch.float64: 23}  # whose last is below rounding
 ERF_TERMS = {torch.float32: 7, torch.float64: 12}
@@ -77,13 +78,14 @@ def special_functions() -> str:
     return "\n".join(lines)
 
 
-def prelude(dtype: torch.dtype, lanes: int) -> str:
-    """All that a translation stands on."""
+def prelude(dtype: torch.dtype, num_replicas: int) -> str:
+    """All that a translation stands on, for so many fits side by side; for a full vector of them all larger numbers."""
+    lanes = num_lanes(num_replicas, dtype)
     return "\n".join(
         [
             "#include <cstddef>",
             "using std::size_t;",
-            f"constexpr int LANES = {lanes};",
+            f"constexpr int LANES = {lanes}, VALID = {min(lanes, num_replicas)};",
             f"using Real = {C_TYPES[dtype]};",
             special_functions(),
             HEADER.read_text(),
@@ -389,14 +391,19 @@ class Translation:
         for _, mask, _ in used:
             covered |= mask
         if not bool(covered.all()):
-            lines.append(f"for (int i = 0; i < {shape.numel()}; ++i) {name}[i] = V{{}};")
+            lines += _passes(shape.numel(), lambda i: [f"{name}[{i}] = V{{}};"])
         for source, mask, at in used:
             where, places = mask.reshape(-1).nonzero()[:, 0].tolist(), at.reshape(-1)
             if isinstance(source, Ref):
                 reads.append(source.array)
             for first, num in _runs(where):
                 there = _at(source, places[first : first + num])
-                lines.append(f"for (int i = 0; i < {num}; ++i) {name}[{first} + i] = {self._operand(there, 'V')};")
+                lines += _passes(
+                    num,
+                    lambda i, first=first, there=there: [  # type: ignore[misc]
+                        f"{name}[{first} + {i}] = {self._operand(there, 'V', (i,))};"
+                    ],
+                )
         return self._block((name,), (shape,), reads, lines)[0]
 
     # ---- arithmetic
@@ -683,9 +690,13 @@ class Translation:
 
     # ---- code
 
-    def _operand(self, value: Value, want: str, axes: Sequence[str] = ("i",), local: dict[str, str] | None = None) -> str:
+    def _operand(
+        self, value: Value, want: str, axes: Sequence[str] = ("i",), local: dict[str, str] | None = None
+    ) -> str:
         """C++ for an element of a value, `V` or `M` by `want`; the axes are the loops' variables."""
         if isinstance(value, Tensor):
+            if len(axes) == 1 and axes[0].isdigit():
+                return _literal(value.reshape(-1)[int(axes[0])].item(), want)
             if value.numel() and bool((value == value.reshape(-1)[0]).all()):
                 return _literal(value.reshape(-1)[0].item(), want)
             value = self._constant_array(value)
@@ -701,6 +712,8 @@ class Translation:
 
     def _place(self, value: Ref, axes: Sequence[str]) -> str:
         index = value.index if len(axes) > 1 else value.index.reshape(-1)
+        if len(axes) == 1 and axes[0].isdigit():
+            return str(int(index[int(axes[0])]))
         strides = _affine(index)
         if strides is not None:
             offset, steps = strides
@@ -727,8 +740,9 @@ class Translation:
             self.constants.append(f"static constexpr {kind} {self.tables[key]}[] = {{{listed}}};")
         return self.tables[key]
 
-    def code(self, lanes: int) -> str:
-        """The C++ of the whole: `advance` takes steps of all fits."""
+    def code(self, num_replicas: int) -> str:
+        """The C++ of the whole for so many replicas: `advance` takes steps of all fits."""
+        lanes = num_lanes(num_replicas, self.dtype)
         wanted = {out.array for out in self.outputs if isinstance(out, Ref)}
         items = _needed(self.items, wanted)
         total = sum(num for item in items for _, _, num in _writes(item))
@@ -742,7 +756,7 @@ class Translation:
         prologue = self._scheduled(before, later)
         memory = self._memory(kept)
         return _FRAME.format(
-            prelude=prelude(self.dtype, lanes),
+            prelude=prelude(self.dtype, num_replicas),
             tables="\n".join(self.constants),
             groups=max(1, min(MOST_GROUPS, GROUPED // max(total, 1))),
             prologue="\n".join(prologue),
@@ -759,30 +773,42 @@ class Translation:
         """The parts of the frame that move numbers; `kept` is what is computed once for all steps."""
         dim, carried = self.size, ("theta", "first", "second", "total")
         whole = [(name, "V", dim) for name in (*carried, "unit")] + [("alive", "M", 1)]
-        loads = [f"{name}[i] = load({name}_in + (b * {dim} + i) * num_fits + r, valid);" for name in (*carried, "unit")]
-        stores = [
-            f"store({name}[i], out + (({k} * num_problems + b) * {dim} + i) * num_fits + r, valid);"
-            for k, name in enumerate(carried)
-        ]
-        noise = [
-            f"V {name}[{num}]; for (int i = 0; i < {num}; ++i) "
-            f"{name}[i] = load(noise[{k}] + ((t * num_problems + b) * {num} + i) * num_fits + r, valid);"
-            for k, (name, num) in enumerate(self.noise)
-        ]
+
+        def loads(i: str) -> list[str]:
+            names = (*carried, "unit")
+            return [f"{name}[{i}] = load({name}_in + (b * {dim} + {i}) * num_fits + r);" for name in names]
+
+        def stores(i: str) -> list[str]:
+            at = f"* num_problems + b) * {dim} + {i}) * num_fits + r);"
+            return [f"store({name}[{i}], out + (({k} {at}" for k, name in enumerate(carried)]
+
+        noise: list[str] = []
+        for k, (name, num) in enumerate(self.noise):
+
+            def drawn(i: str, k: int = k, name: str = name, num: int = num) -> list[str]:
+                return [f"{name}[{i}] = load(noise[{k}] + ((t * num_problems + b) * {num} + {i}) * num_fits + r);"]
+
+            noise += [f"V {name}[{num}];", *_passes(num, drawn)]
         alive, *new, bound = self.outputs
-        renewed = [f"{name}[i] = {self._operand(value, 'V')};" for name, value in zip(carried, new, strict=True)]
+
+        def renewed(i: str) -> list[str]:
+            values = zip(carried, new, strict=True)
+            return [f"{name}[{i}] = {self._operand(value, 'V', (i,))};" for name, value in values]
+
         return {
             "fields": " ".join(f"{kind} {name}[{num}];" for name, kind, num in (*whole, *kept)),
             "state": "\n".join(f"{kind}* const {name} = group[g].{name};" for name, kind, _ in whole),
             "kept": "\n".join(f"const {kind}* const {name} = group[g].{name};" for name, kind, _ in kept),
             "keep": "\n".join(f"std::memcpy(group[g].{name}, {name}, sizeof {name});" for name, _, _ in kept),
-            "loads": f"for (int i = 0; i < {dim}; ++i) {{ {' '.join(loads)} }}",
-            "stores": f"for (int i = 0; i < {dim}; ++i) {{ {' '.join(stores)} }}",
-            "data": "\n".join(f"const Real* {name} = data[{k}] + b * {num};" for k, (name, num) in enumerate(self.data)),
+            "loads": "\n".join(_passes(dim, loads)),
+            "stores": "\n".join(_passes(dim, stores)),
+            "data": "\n".join(
+                f"const Real* {name} = data[{k}] + b * {num};" for k, (name, num) in enumerate(self.data)
+            ),
             "noise": "\n".join(noise),
-            "renewed": f"for (int i = 0; i < {dim}; ++i) {{ {' '.join(renewed)} }}",
-            "alive": self._operand(alive, "M"),
-            "bound": self._operand(bound, "V"),
+            "renewed": "\n".join(_passes(dim, renewed)),
+            "alive": self._operand(alive, "M", ("0",)),
+            "bound": self._operand(bound, "V", ("0",)),
         }
 
     def _scheduled(self, items: Sequence[Item], later: set[str]) -> list[str]:
@@ -813,24 +839,38 @@ class Translation:
         return lines
 
     def _fused(self, loops: Sequence[Loop], outside: set[str]) -> list[str]:
-        num, local = loops[0].num, {}
-        declared, lines = [], []
+        """One loop for all of them, or, where it is short, each pass written out."""
+        num, declared, kept = loops[0].num, [], {loop.out for loop in loops} & outside
         for loop in loops:
-            texts = [self._operand(o, w, local=local) for o, w in zip(loop.operands, loop.wants, strict=True)]
+            size = num if loop.into is None else int(loop.into.max()) + 1
+            if loop.into is not None or loop.out in kept:
+                declared.append(f"{loop.kind} {loop.out}[{size}];")
             if loop.into is not None:
-                size = int(loop.into.max()) + 1
-                declared.append(
-                    f"V {loop.out}[{size}]; for (int i = 0; i < {size}; ++i) {loop.out}[i] = {loop.start};"
-                )
-                to = f"{loop.out}[{self._place(Ref(loop.out, 'V', loop.into), ('i',))}]"
+                declared += _passes(size, lambda i, loop=loop: [f"{loop.out}[{i}] = {loop.start};"])  # type: ignore[misc]
+        return [*declared, *_passes(num, lambda i: self._pass(loops, kept, i))]
+
+    def _pass(self, loops: Sequence[Loop], kept: set[str], at: str) -> list[str]:
+        """The statements for one element each, the loop's variable or a number `at`."""
+        local: dict[str, str] = {}
+        lines = []
+        for loop in loops:
+            texts = [self._operand(o, w, (at,), local) for o, w in zip(loop.operands, loop.wants, strict=True)]
+            if loop.into is not None:
+                to = f"{loop.out}[{self._place(Ref(loop.out, 'V', loop.into), (at,))}]"
                 lines.append(f"{to} = {loop.text.format(*texts, to=to)};")
                 continue
             local[loop.out] = f"v_{loop.out}"
             lines.append(f"const {loop.kind} v_{loop.out} = {loop.text.format(*texts)};")
-            if loop.out in outside:
-                declared.append(f"{loop.kind} {loop.out}[{num}];")
-                lines.append(f"{loop.out}[i] = v_{loop.out};")
-        return [*declared, f"for (int i = 0; i < {num}; ++i) {{", *lines, "}"]
+            if loop.out in kept:
+                lines.append(f"{loop.out}[{at}] = v_{loop.out};")
+        return lines
+
+
+def _passes(num: int, statements: Callable[[str], list[str]]) -> list[str]:
+    """Statements for each of `num` elements: written out where they are few, which lets arrays live in registers."""
+    if num > WRITTEN_OUT:
+        return [f"for (int i = 0; i < {num}; ++i) {{", *statements("i"), "}"]
+    return [line for i in range(num) for line in ("{", *statements(str(i)), "}")]
 
 
 def _group(left: Sequence[Item], num: int, ready: Callable[[str], bool]) -> list[Loop]:
@@ -934,6 +974,12 @@ _FRAME = """{prelude}
 {tables}
 struct Group {{ {fields} }};
 
+// The last vector of fits is full, too: it begins among those of the last but one, which gives the same numbers twice.
+inline int64_t place(int64_t begin, int g, int64_t num_fits) {{
+    const int64_t next = begin + g * LANES, last = num_fits - VALID;
+    return next < last ? next : last;
+}}
+
 extern "C" void advance(int64_t num_steps, int64_t num_problems, int64_t num_fits, const Real* scalars,
                         const bool* alive_in, const Real* theta_in, const Real* first_in, const Real* second_in,
                         const Real* total_in, const Real* unit_in, bool* alive_out, Real* out, Real* bounds,
@@ -946,33 +992,30 @@ const int64_t left = (num_fits - begin + LANES - 1) / LANES;
 const int num_groups = left < most ? left : most;
 {data}
 for (int g = 0; g < num_groups; ++g) {{
-const int64_t r = begin + g * LANES;
-const int valid = num_fits - r < LANES ? num_fits - r : LANES;
+const int64_t r = place(begin, g, num_fits);
 {state}
 {loads}
-alive[0] = load(alive_in + b * num_fits + r, valid);
+alive[0] = load(alive_in + b * num_fits + r);
 {prologue}
 {keep}
 }}
 for (int64_t t = 0; t < num_steps; ++t) {{
 const Real scalar_0[] = {{scalars[t]}}, scalar_1[] = {{scalars[num_steps + t]}}, scalar_2[] = {{scalars[2 * num_steps + t]}};
 for (int g = 0; g < num_groups; ++g) {{
-const int64_t r = begin + g * LANES;
-const int valid = num_fits - r < LANES ? num_fits - r : LANES;
+const int64_t r = place(begin, g, num_fits);
 {state}
 {kept}
 {noise}
 {body}
-store({bound}, bounds + (t * num_problems + b) * num_fits + r, valid);
+store({bound}, bounds + (t * num_problems + b) * num_fits + r);
 {renewed}
 alive[0] = {alive};
 }}
 }}
 for (int g = 0; g < num_groups; ++g) {{
-const int64_t r = begin + g * LANES;
-const int valid = num_fits - r < LANES ? num_fits - r : LANES;
+const int64_t r = place(begin, g, num_fits);
 {state}
-store(alive[0], alive_out + b * num_fits + r, valid);
+store(alive[0], alive_out + b * num_fits + r);
 {stores}
 }}
 }}

@@ -22,7 +22,7 @@ from ppl_vi.svi.randomness import pseudo_random
 from ppl_vi.svi.stopping import surrogate
 
 BLOCK = 8  # steps whose noise is drawn at once
-MOST_NUMBERS = 2**24  # of noise drawn at once, where a single step's are no more
+MOST_NUMBERS = 2**20  # of noise drawn at once, where a single step's are no more: they stay in the processor's cache
 
 Parts = tuple[Tensor, ...]
 StepFunction = Callable[..., tuple[Tensor, ...]]
@@ -110,9 +110,12 @@ class Engine(Protocol):
 
 
 def block_length(program: Program, prefix: tuple[int, ...]) -> int:
-    """How many steps' noise is drawn at once, for fits and particles `prefix`: one where they are very many."""
+    """How many steps' noise is drawn at once, for fits and particles `prefix`: fewer where they are very many."""
     numbers = sum(draw.shape.numel() for draw in program.draws) * torch.Size(prefix).numel()
-    return BLOCK if numbers * BLOCK <= MOST_NUMBERS else 1
+    block = BLOCK
+    while block > 1 and numbers * block > MOST_NUMBERS:
+        block //= 2
+    return block
 
 
 def gradients(

@@ -17,13 +17,12 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppl_vi.svi import cpp
 from ppl_vi.svi.compiled import LanesEngine
-from ppl_vi.svi.lanes import Translation, UnsupportedError, decomposed, num_lanes, prelude
+from ppl_vi.svi.lanes import Translation, UnsupportedError, decomposed, prelude
 from ppl_vi.svi.step import State
 
 pytestmark = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
 
 DTYPES = (torch.float32, torch.float64)
-LANES = {torch.float32: 16, torch.float64: 8}
 
 
 def grid(low: float, high: float) -> np.ndarray:
@@ -61,26 +60,28 @@ PLACES = 40.0
 
 @cache
 def functions(dtype: torch.dtype) -> ctypes.CDLL:
-    lines = [prelude(dtype, LANES[dtype])]
+    lines = [prelude(dtype, 100)]
     for name in [*UNARY, "ndtri"]:
         lines.append(
-            f'extern "C" void call_{name}(const Real* x, Real* out, int64_t num) {{ for (int64_t i = 0; i < num; i += LANES)'
-            " { const int valid = num - i < LANES ? num - i : LANES;"
-            f" store({name}(load(x + i, valid)), out + i, valid); }} }}"
+            f'extern "C" void call_{name}(const Real* x, Real* out, int64_t num)'
+            f" {{ for (int64_t i = 0; i < num; i += LANES) store({name}(load(x + i)), out + i); }}"
         )
     lines.append(
-        'extern "C" void call_gamma(const Real* a, const Real* x, Real* out, int64_t num) { for (int64_t i = 0; i < num;'
-        " i += LANES) { const int valid = num - i < LANES ? num - i : LANES;"
-        " store(standard_gamma_grad(load(a + i, valid), load(x + i, valid)), out + i, valid); } }"
+        'extern "C" void call_gamma(const Real* a, const Real* x, Real* out, int64_t num)'
+        " { for (int64_t i = 0; i < num; i += LANES)"
+        " store(standard_gamma_grad(load(a + i), load(x + i)), out + i); }"
     )
     return cpp.library("\n".join(lines))
 
 
 def call(name: str, *arguments: Tensor) -> Tensor:
+    """The function of whole vectors, the last filled up."""
+    num = len(arguments[0])
+    arguments = tuple(torch.nn.functional.pad(a, (0, -num % 16), value=0.5) for a in arguments)
     out = torch.empty_like(arguments[0])
     pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in (*arguments, out)]
     getattr(functions(out.dtype), f"call_{name}")(*pointers, ctypes.c_int64(len(out)))
-    return out
+    return out[:num]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -166,7 +167,7 @@ def run(function: Callable[[Tensor, Tensor], Tensor], size: int, noise: Tensor) 
     )  # fmt: skip
     graph = decomposed(make_fx(step)(*example), example)
     translation = Translation(graph, dtype, 1)
-    engine = LanesEngine((), [size], cpp.library(translation.code(num_lanes(replicas, dtype))))
+    engine = LanesEngine.of((), size, replicas, translation.code(replicas))
     state = State.start(theta, torch.ones_like(theta), torch.ones((1, replicas), dtype=torch.bool), [size])
     after, _ = engine.advance(state, torch.ones(3, 1, dtype=dtype), (noise[None, None],))
     want = torch.stack([function(theta[0, r], noise[r]).reshape(-1) for r in range(replicas)])
