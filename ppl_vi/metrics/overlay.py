@@ -169,7 +169,7 @@ class Overlay:
         total = np.zeros((num, 4))
         for piece in self.pieces:
             pair, left, right = _panels(self._edges(piece))
-            np.add.at(total, pair, self._panel_integrals(piece, pair, left, right))
+            np.add.at(total, pair, self._panel_integrals(piece, pair, left, right, lost=np.inf))
         p, q, reverse, _ = total.T
         return reverse - q + p, np.abs(p - 1) + np.abs(q - 1)
 
@@ -232,14 +232,20 @@ class Overlay:
         log_p = log_joint - evidence if piece.kind == "inside" else np.full_like(log_joint, -np.inf)
         return z.reshape(v.shape).cpu().numpy(), log_slope.cpu().numpy(), log_p, log_q.cpu().numpy(), log_joint
 
-    def _panel_integrals(self, piece: Piece, pair: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """Over each panel: both masses, both divergences' integrands, `(N, 4)`."""
+    def _panel_integrals(
+        self, piece: Piece, pair: np.ndarray, left: np.ndarray, right: np.ndarray, lost: float = 0.0
+    ) -> np.ndarray:
+        """Over each panel: both masses, both divergences' integrands, `(N, 4)`.
+
+        `lost` is log q - log p where the guide has mass and the posterior none.
+        """
         half = (right - left) / 2
         _, slope, log_p, log_q, _ = self._at(piece, pair, (left + right)[:, None] / 2 + half[:, None] * NODES)
         weight = np.exp(slope) * half[:, None] * WEIGHTS
         p, q = np.exp(log_p), np.exp(log_q)
-        ratio = np.where(np.isfinite(log_p) & np.isfinite(log_q), log_q - log_p, 0.0)
-        return np.stack([(weight * f).sum(1) for f in (p, q, q * ratio, p * ratio)], 1)
+        known = np.isfinite(log_p) & np.isfinite(log_q)
+        ratio = np.where(known, log_q - np.where(known, log_p, 0.0), np.where(q > 0, lost, 0.0))
+        return np.stack([(weight * f).sum(1) for f in (p, q, q * ratio, p * np.where(known, ratio, 0.0))], 1)
 
     def _refined(self, piece: Piece) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Panels `(pair, left, right)`, halved where halving still changes their integrals."""
