@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy import stats
 
 from ppl_vi.metrics.blocks import blocks, log_joint, points_at_once
 from ppl_vi.metrics.cloud import Cloud
@@ -107,6 +108,9 @@ def marginal_scores(q: Sample, p: Posterior, thin: bool = False) -> np.ndarray:
 
 NAMES = ("mean_error", "sd_ratio", "wasserstein", "coverage_90", "coverage_50", *(f"quantile_error_{100 * p:.0f}"
                                                                                 for p in PROBABILITIES))  # fmt: skip
+NUM_EVEN = 2**15  # evenly spread points, of two scramblings in turn
+DEGREES = 5.0  # of freedom of the density that they are drawn from: heavier tails than most posteriors have
+FEWEST = 1000  # effectively, for probabilities
 MOMENTS = ("mean_error", "sd_ratio")
 UNITS = dict.fromkeys(NAMES, "sd") | {"sd_ratio": "1", "coverage_90": "1", "coverage_50": "1"}
 IDEAL = dict.fromkeys(NAMES, 0.0) | {"sd_ratio": 1.0, "coverage_90": 0.9, "coverage_50": 0.5}
@@ -162,9 +166,39 @@ def _numpy(values: object) -> np.ndarray:
 
 
 def posterior_of(truth: Truth, problem: int) -> Posterior:
-    """The truth's points for one problem: the best set, and the one with the most points of weight."""
-    samples = posterior_samples(truth, problem)
-    return Posterior(samples[0], max(samples, key=lambda sample: 1 / float(sample.weight @ sample.weight)))
+    """The truth's points for one problem, and points that are spread evenly."""
+    best = posterior_samples(truth, problem)[0]
+    if truth.points[0].kind == "draws":
+        return Posterior(best, best)
+    return Posterior(best, evenly_spread(truth, problem) or best)
+
+
+def evenly_spread(truth: Truth, problem: int) -> Sample | None:
+    """Importance sampling on scrambled Sobol points from a Student density with a rule's own mean and covariance.
+
+    A rule's nodes lie in clusters, which is fine for integrals of smooth functions and poor for probabilities. None
+    where too few points have weight.
+    """
+    target, points = truth.target, truth.points[0]
+    dim, rule = target.dim, Sample(_numpy(points.u[problem]), np.exp(_numpy(points.log_weight[problem])))
+    factor, info = torch.linalg.cholesky_ex(torch.from_numpy(rule.covariance()))
+    if int(info) or not bool(factor.isfinite().all()):
+        return None
+    engines = [torch.quasirandom.SobolEngine(dim + 1, scramble=True, seed=seed) for seed in range(2)]
+    uniform = torch.stack([engine.draw(NUM_EVEN // 2, dtype=torch.float64) for engine in engines], 1).flatten(0, 1)
+    uniform = uniform + 2.0**-31
+    chi_square = torch.from_numpy(stats.chi2.ppf(uniform[:, -1].numpy(), DEGREES))
+    t = torch.special.ndtri(uniform[:, :-1]) * (DEGREES / chi_square).sqrt()[:, None]
+    u = torch.from_numpy(rule.mean()) + t @ factor.mT
+    log_proposal = -(DEGREES + dim) / 2 * (1 + t.square().sum(-1) / DEGREES).log()  # up to a constant
+    latents, log_slope = target.constrain(u.to(target.device)[None])
+    log_density = log_joint(target, latents, torch.tensor([problem], device=target.device)) + log_slope
+    log_weight = log_density[0].cpu().double() - log_proposal
+    usable = ~log_weight.isnan()  # where a latent overflows there is no density
+    weight = torch.softmax(torch.where(usable, log_weight, -torch.inf), 0).numpy()
+    if not 1 / float(weight @ weight) > FEWEST:
+        return None
+    return Sample(flattened(target, u.to(target.device)), weight)
 
 
 def halves(truth: Truth, problem: int) -> list[Posterior]:
