@@ -32,7 +32,7 @@ UNSEEN = 14.0  # nats that a point of the scan may lie above the mean density of
 BOXES = (6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0)  # half-widths: from 20 to 7e20 standard deviations
 SHELL = 2.0  # thickness of the shells at the rim
 RULES = {1: (16, 1e-12), 2: (10, 1e-10), 3: (7, 1e-10)}  # order and tolerance, by the number of latents
-FOR_POINTS = {1: (12, 1e-9), 2: (7, 1e-8), 3: (5, 1e-7)}  # the same, of the points handed out: no more than needed
+FOR_POINTS = {1: (12, 1e-9), 2: (7, 1e-8), 3: (5, 1e-6)}  # the same, of the points handed out: no more than needed
 COARSEST = 0.5  # spacing of a lattice
 OFFSET = 0.2360679775  # of it, in spacings: no node on a plane of symmetry
 LATTICE_NODES = {1: 2**16, 2: 2**18, 3: 2**19}
@@ -171,7 +171,7 @@ def integrate(density: Density, prior: Tensor, start: Tensor, seed: int) -> Inte
 
 
 def _given_up(surface: Standardized, tree: Tree) -> Integral:
-    """What an unsettled tree has: its bricks as points, weighed by what the rule saw and by the density at the middle."""
+    """What an unsettled tree has: bricks as points, weighed by what the rule saw and by the density at the middle."""
     leaves = tree.leaves[tree.leaves.log_mass.topk(min(len(tree.leaves), 4096)).indices]
     center = leaves.center
     seen = _handed_out(surface, center, leaves.log_mass)

@@ -23,7 +23,7 @@ from ppl_vi.target import Target
 from ppl_vi.truth.bridge import DEGREES, Evidence, bridge, fitted, importance
 from ppl_vi.truth.cache import kept
 from ppl_vi.truth.density import Density
-from ppl_vi.truth.result import Check, Grade, Points, Truth
+from ppl_vi.truth.result import Check, Points, Truth
 from ppl_vi.truth.sampler import Kernel, State, adapted, placed, settled
 from ppl_vi.truth.search import prior_draws
 
@@ -122,19 +122,38 @@ def reference_truth(target: Target, *, settings: Settings | None = None, seed: i
     u = torch.stack([one.u for one in found])
     group = torch.arange(chosen.num_chains).repeat_interleave(chosen.num_draws)
     points = Points(u, torch.full(u.shape[:2], -math.log(u.shape[1]), dtype=u.dtype), group, "draws")
-    std_error = np.array([one.std_error for one in found])
-    grade: Grade = "uncertified" if any(reasons) else "checked"
-    return Truth(
+    truth = Truth(
         target,
         "reference draws",
         np.array([one.log_evidence for one in found]),
         np.zeros(len(found)),
         tuple(max((one.checks[i] for one in found), key=_size) for i in range(len(found[0].checks))),
         reasons=reasons if any(reasons) else (),
-        grade=grade,
+        grade="uncertified" if any(reasons) else "checked",
         assumptions=ASSUMED,
-        log_evidence_std_error=std_error,
+        log_evidence_std_error=np.array([one.std_error for one in found]),
         make_points=lambda: (points,),
+    )
+    return truth if target.closed_form is None else _with_closed_form(truth, target.closed_form(*target.args))
+
+
+def _with_closed_form(truth: Truth, closed_form: Tensor) -> Truth:
+    """With log p(x) in closed form, once bridge sampling has found the same."""
+    exact = closed_form.detach().cpu().numpy()
+    away = np.abs(exact - truth.log_evidence) / truth.log_evidence_std_error
+    reasons = [
+        reason or ("" if off <= AGREEMENT else f"bridge sampling is {off:.1f} standard errors from the closed form")
+        for reason, off in zip(truth.reasons or [""] * len(exact), away, strict=True)
+    ]
+    check = Check("bridge sampling against the closed form, standard errors", float(away.max()), AGREEMENT)
+    return replace(
+        truth,
+        log_evidence=exact,
+        log_evidence_error=8 * np.finfo(np.float64).eps * (1 + np.abs(exact)),
+        log_evidence_std_error=np.zeros_like(exact),
+        checks=(*truth.checks, check),
+        reasons=tuple(reasons) if any(reasons) else (),
+        grade="uncertified" if any(reasons) else "certified",
     )
 
 
