@@ -25,7 +25,7 @@ from pyro.nn.module import PyroModule, PyroParam
 from torch import Tensor, nn
 
 from ppl_vi.guides import Family
-from ppl_vi.state import isolated
+from ppl_vi.state import isolated, private
 from ppl_vi.target import Bound, Target
 
 ONE_SCALE_EACH = (AutoDiagonalNormal, AutoMultivariateNormal, AutoLowRankMultivariateNormal)  # in `guide.scale`
@@ -132,8 +132,9 @@ def build_guide(
         row = target.row(problem)
         if not isinstance(guide, nn.Module):
             guide = FunctionGuide(target.bind(guide), *row)
-        elif not isinstance(guide, AutoGuide) and isinstance(target.model, Bound):
-            guide = ModuleGuide(guide, target.model.given)
+        elif not isinstance(guide, AutoGuide):
+            guide = private(guide, target.dtype)
+            guide = ModuleGuide(guide, target.model.given) if isinstance(target.model, Bound) else guide
         poutine.trace(guide).get_trace(*row)  # autoguides make their parameters in a first call
         guide = guide.to(target.device)
         if isinstance(guide, AutoNormalizingFlow):
