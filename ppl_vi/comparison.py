@@ -20,7 +20,7 @@ from ppl_vi.metrics.divergence import reverse_kl_of_many
 from ppl_vi.metrics.estimate import Estimate
 from ppl_vi.metrics.overlay import overlay
 from ppl_vi.metrics.scorecard import Scorecard, score
-from ppl_vi.metrics.weighted import Line, Sample, guide_samples, number_names, pooled, posterior_samples
+from ppl_vi.metrics.weighted import Line, Sample, guide_samples, number_names, pooled, posterior_of
 from ppl_vi.svi.fit import UnsuitableObjectiveError, check_objective, fit
 from ppl_vi.svi.objectives import find_objective
 from ppl_vi.svi.result import versions
@@ -40,7 +40,7 @@ PER_REPLICA = ("elbo", "reverse_kl", "optimization_gap")
 NUM_POINTS = 481  # of a curve over the latent
 TAIL = 5e-4  # of the posterior's mass, beyond either end of the curves
 BEYOND = 0.2  # of that length, shown further out
-NUM_BINS = 60  # of the density of each of several numbers
+NUM_BINS = 50  # of the density of each of several numbers
 WAY_POINTS, WAY_RULES = 1024, 2  # on which the way of several numbers is measured
 DENSITY_POINTS = 2**13  # of each of 8 rules
 NUM_FOLLOWED = 3  # replicas whose way is measured: the best, the middle and the worst one
@@ -105,19 +105,26 @@ class Comparison:
         """Of the bins of several numbers, `(B, K, NUM_BINS + 1)`; none where the truth has no points."""
         if not self.truth.points:
             return np.empty((self.target.num_problems, 0, NUM_BINS + 1))
-        grid = np.linspace(-BEYOND, 1 + BEYOND, NUM_BINS + 1)
+        grid = np.linspace(0, 1, NUM_BINS + 1)
         rows = []
         for b in range(self.target.num_problems):
-            sample = posterior_samples(self.truth, b)[0]
+            sample = posterior_of(self.truth, b).lines
             lines = [Line.of(sample, k) for k in range(sample.z.shape[1])]
             tails = np.array([line.quantile(np.array([TAIL, 1 - TAIL])) for line in lines])
-            rows.append(tails[:, :1] + (tails[:, 1:] - tails[:, :1]) * grid)
+            edges = tails[:, :1] + (tails[:, 1:] - tails[:, :1]) * np.array([-BEYOND, 1 + BEYOND])
+            ends = [
+                bounds(site.support) or (-np.inf, np.inf)
+                for site in self.target.latents
+                for _ in range(site.shape.numel())
+            ]
+            low, high = np.clip(edges, *np.array(ends).T[..., None]).T[..., None]
+            rows.append(low + (high - low) * grid)
         return np.array(rows)
 
     def posterior(self, problem: int) -> np.ndarray:
         """The exact density at `z()` of one problem, 0 outside the support, `(K, Z)`."""
         if self.truth.line is None:
-            return binned(Line.of, posterior_samples(self.truth, problem)[0], self.edges[problem])
+            return binned(posterior_of(self.truth, problem).lines, self.edges[problem])
         site, z = self.target.latents[0], self.z
         values = torch.from_numpy(z).to(self.target.device)
         log_density = self.truth.log_prob({site.name: values.reshape((*z.shape, *site.shape))})
@@ -294,9 +301,9 @@ def curves_of(card: Scorecard, comparison: Comparison) -> Curves:
     return Curves(z, _density(card, theta, z) if exact else _densities(card, theta, comparison.edges), steps, way)
 
 
-def binned(line_of: Callable[[Sample, int], Line], sample: Sample, edges: np.ndarray) -> np.ndarray:
+def binned(sample: Sample, edges: np.ndarray) -> np.ndarray:
     """The mean density of each number over bins `(K, N + 1)`, `(K, N)`."""
-    lines = [line_of(sample, k) for k in range(len(edges))]
+    lines = [Line.of(sample, k) for k in range(len(edges))]
     return np.array([np.diff(line.cdf(edge)) / np.diff(edge) for line, edge in zip(lines, edges, strict=True)])
 
 
@@ -306,7 +313,7 @@ def _densities(card: Scorecard, theta: Tensor, edges: np.ndarray) -> np.ndarray:
         return np.empty((len(edges), 0, NUM_BINS))
     fitted = card.fit
     seen = cloud(fitted, theta, sobol_rules(fitted.program.latent_draws, DENSITY_POINTS, fitted.seed + 50))
-    return np.array([binned(Line.of, pooled(guide_samples(seen, b, 0)), edge) for b, edge in enumerate(edges)])
+    return np.array([binned(pooled(guide_samples(seen, b, 0)), edge) for b, edge in enumerate(edges)])
 
 
 def _density(card: Scorecard, theta: Tensor, z: np.ndarray) -> np.ndarray:

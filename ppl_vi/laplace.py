@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +20,7 @@ NUDGE = 0.1  # unconstrained: off a point where the density is level by symmetry
 LEVEL = 1e-6  # slope for each nat of the log density, below which a point that is no mode is a saddle
 NUM_NODES = 64  # antithetic points at least, and four for each coordinate
 START_SCALE = 0.1
+MAX_HALVINGS = 40
 ALLOWED = 3.0  # nats that the mean log density around a mode may differ from what its curvature promises
 MAX_NEWTON = 40  # coordinates; with more, second derivatives cost too much
 
@@ -155,6 +157,11 @@ def _independent(loss: Callable[..., Tensor], start: Tensor, args: tuple[Tensor,
         return each(lambda u: loss(u, *row))(points).mean() - log_scale.sum()
 
     theta = torch.cat([start, torch.full_like(start, START_SCALE).log()], -1)
+    for _ in range(MAX_HALVINGS):  # where the support ends nearby
+        beyond = ~each(divergence)(theta, *args).isfinite()
+        if not bool(beyond.any()):
+            break
+        theta[:, dim:] -= torch.where(beyond, math.log(2), 0.0)[:, None]
     smooth = minimize if dim <= MAX_NEWTON else _descended
     loc, log_scale = smooth(divergence, theta, args=args, tolerance=tolerance).x.split(dim, -1)
     no_mode = torch.zeros(len(start), dtype=torch.bool, device=start.device)

@@ -13,14 +13,14 @@ import pyro.poutine as poutine
 import torch
 from pyro.distributions.transforms import biject_to
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_feasible
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import vmap
 
 from ppl_vi.enumeration import summed_out
 from ppl_vi.inspection import LatentSite, latent_sites, run
 from ppl_vi.laplace import Laplace, centred_on_mass, laplace_of
 from ppl_vi.mapping import each, whole_plates
-from ppl_vi.state import isolated
+from ppl_vi.state import isolated, private
 
 Latents = dict[str, Tensor]
 
@@ -165,7 +165,8 @@ class Target:
         """One problem: a user's own model with the arguments it takes.
 
         Discrete latents are summed out. The model keeps its arguments, so that it may branch on its data, index by them
-        and take what is no tensor; `args` of the target is one row that nobody reads.
+        and take what is no tensor; `args` of the target is one row that nobody reads. A model that is a module is
+        copied, in the target's dtype.
 
         Args:
             model: a Pyro model.
@@ -183,8 +184,9 @@ class Target:
             raise TypeError(f"args must be a tuple of the model's positional arguments, got {type(args).__name__}")
         name = name or str(getattr(model, "__name__", type(model).__name__))
         given = converted(args, dtype)
+        model = private(model, dtype) if isinstance(model, nn.Module) else model
         device = next((tensor.device for tensor in tensors_of(given)), torch.device("cpu"))
-        model = Bound(summed_out(model, run(model, given, dtype, name)), given)
+        model = Bound(summed_out(model, run(model, given, dtype, name), name), given)
         target = Target(model, (torch.zeros(1, dtype=dtype, device=device),), name=name, dtype=dtype)
         _ = target.latents  # what is the matter with the model should come out here
         return target
@@ -192,6 +194,11 @@ class Target:
     def bind(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """A hand-written guide, to be called with a `row`: where the model keeps its arguments, so does the guide."""
         return Bound(function, self.model.given) if isinstance(self.model, Bound) else function
+
+    @property
+    def data(self) -> tuple[Tensor, ...]:
+        """All tensors that the model is called with, those it keeps included."""
+        return (*self.args, *(tensors_of(self.model.given) if isinstance(self.model, Bound) else ()))
 
     @property
     def num_problems(self) -> int:
@@ -337,4 +344,5 @@ class Target:
         """The latents of one run of the model on the first problem, `(1, D)`."""
         with whole_plates():
             trace = poutine.trace(self.model).get_trace(*self.row(0))
-        return self.unconstrain({site.name: trace.nodes[site.name]["value"].detach()[None] for site in self.latents})
+        values = {site.name: trace.nodes[site.name]["value"].detach()[None] for site in self.latents}
+        return self.unconstrain(values).to(self.dtype)

@@ -155,4 +155,5 @@ def surrogate_elbo(pair: Overlay) -> Estimate:
 
 def _continued(grid: Grid) -> np.ndarray:
     present = grid.q > 0
-    return grid.integral(np.where(present, grid.q * (grid.log_joint - np.where(present, grid.log_q, 0.0)), 0.0))
+    log_weight = grid.log_joint - np.where(present, grid.log_q, 0.0)
+    return grid.integral(np.multiply(grid.q, log_weight, out=np.zeros_like(grid.q), where=present))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy import stats
 
 from ppl_vi.metrics.blocks import blocks, log_joint, points_at_once
 from ppl_vi.metrics.cloud import Cloud
@@ -16,7 +16,6 @@ from ppl_vi.target import Target
 from ppl_vi.truth import Truth
 
 PROBABILITIES = (0.05, 0.25, 0.5, 0.75, 0.95)
-FEWEST = 400  # points of a group: finer groups would bias quantiles
 
 
 @dataclass(frozen=True)
@@ -50,10 +49,14 @@ class Line:
     @staticmethod
     def of(sample: Sample, k: int) -> Line:
         """The marginal of number `k`."""
-        order = np.argsort(sample.z[:, k], kind="stable")
-        weight = sample.weight[order]
-        kept = weight > 0
-        return Line(sample.z[order, k][kept], (np.cumsum(weight) - weight / 2)[kept])
+        present = sample.weight > 0
+        z, place = np.unique(sample.z[present, k], return_inverse=True)  # nodes of a lattice coincide
+        weight = np.bincount(place.ravel(), sample.weight[present])
+        return Line(z, np.cumsum(weight) - weight / 2)
+
+    def thinned(self) -> Line:
+        """Every other point of it: interpolated between them, the line tells what interpolation may be off by."""
+        return Line(self.z[::2], self.up_to[::2])
 
     def cdf(self, z: np.ndarray) -> np.ndarray:
         """P(Z <= z)."""
@@ -71,15 +74,29 @@ def wasserstein(one: Line, other: Line) -> float:
     return float(((gap[1:] + gap[:-1]) / 2) @ np.diff(z))
 
 
-def marginal_scores(q: Sample, p: Sample) -> np.ndarray:
+@dataclass(frozen=True)
+class Posterior:
+    """The truth's points for one problem.
+
+    Attributes:
+        moments: those that integrate smooth functions best.
+        lines: those that are spread most evenly, for probabilities and quantiles: a rule of few nodes has none between.
+    """
+
+    moments: Sample
+    lines: Sample
+
+
+def marginal_scores(q: Sample, p: Posterior, thin: bool = False) -> np.ndarray:
     """For each number: mean error, sd ratio, Wasserstein, coverage of 90% and 50%, five quantile errors, `(K, 10)`.
 
-    Errors and distances are in standard deviations of the posterior's marginal.
+    Errors and distances are in standard deviations of the posterior's marginal. If `thin`, its lines are.
     """
-    mean, sd = p.mean(), p.sd()
+    mean, sd = p.moments.mean(), p.moments.sd()
     rows = []
-    for k in range(p.z.shape[1]):
-        guide, posterior = Line.of(q, k), Line.of(p, k)
+    for k in range(q.z.shape[1]):
+        guide, posterior = Line.of(q, k), Line.of(p.lines, k)
+        posterior = posterior.thinned() if thin else posterior
         quantiles = guide.quantile(np.array(PROBABILITIES))
         covered = posterior.cdf(quantiles)
         errors = (quantiles - posterior.quantile(np.array(PROBABILITIES))) / sd[k]
@@ -91,6 +108,10 @@ def marginal_scores(q: Sample, p: Sample) -> np.ndarray:
 
 NAMES = ("mean_error", "sd_ratio", "wasserstein", "coverage_90", "coverage_50", *(f"quantile_error_{100 * p:.0f}"
                                                                                 for p in PROBABILITIES))  # fmt: skip
+NUM_EVEN = 2**15  # evenly spread points, of two scramblings in turn
+DEGREES = 5.0  # of freedom of the density that they are drawn from: heavier tails than most posteriors have
+FEWEST = 1000  # effectively, for probabilities
+MOMENTS = ("mean_error", "sd_ratio")
 UNITS = dict.fromkeys(NAMES, "sd") | {"sd_ratio": "1", "coverage_90": "1", "coverage_50": "1"}
 IDEAL = dict.fromkeys(NAMES, 0.0) | {"sd_ratio": 1.0, "coverage_90": 0.9, "coverage_50": 0.5}
 
@@ -144,27 +165,65 @@ def _numpy(values: object) -> np.ndarray:
     return values.cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
 
 
-def halves(truth: Truth, problem: int) -> list[Sample]:
-    """Two independent answers of the truth to any question: the two rules, or two halves of the draws' groups."""
+def posterior_of(truth: Truth, problem: int) -> Posterior:
+    """The truth's points for one problem, and points that are spread evenly."""
+    best = posterior_samples(truth, problem)[0]
+    if truth.points[0].kind == "draws":
+        return Posterior(best, best)
+    return Posterior(best, evenly_spread(truth, problem) or best)
+
+
+def evenly_spread(truth: Truth, problem: int) -> Sample | None:
+    """Importance sampling on scrambled Sobol points from a Student density with a rule's own mean and covariance.
+
+    A rule's nodes lie in clusters, which is fine for integrals of smooth functions and poor for probabilities. None
+    where too few points have weight.
+    """
+    target, points = truth.target, truth.points[0]
+    dim, rule = target.dim, Sample(_numpy(points.u[problem]), np.exp(_numpy(points.log_weight[problem])))
+    factor, info = torch.linalg.cholesky_ex(torch.from_numpy(rule.covariance()))
+    if int(info) or not bool(factor.isfinite().all()):
+        return None
+    engines = [torch.quasirandom.SobolEngine(dim + 1, scramble=True, seed=seed) for seed in range(2)]
+    uniform = torch.stack([engine.draw(NUM_EVEN // 2, dtype=torch.float64) for engine in engines], 1).flatten(0, 1)
+    uniform = uniform + 2.0**-31
+    chi_square = torch.from_numpy(stats.chi2.ppf(uniform[:, -1].numpy(), DEGREES))
+    t = torch.special.ndtri(uniform[:, :-1]) * (DEGREES / chi_square).sqrt()[:, None]
+    u = torch.from_numpy(rule.mean()) + t @ factor.mT
+    log_proposal = -(DEGREES + dim) / 2 * (1 + t.square().sum(-1) / DEGREES).log()  # up to a constant
+    latents, log_slope = target.constrain(u.to(target.device)[None])
+    log_density = log_joint(target, latents, torch.tensor([problem], device=target.device)) + log_slope
+    log_weight = log_density[0].cpu().double() - log_proposal
+    usable = ~log_weight.isnan()  # where a latent overflows there is no density
+    weight = torch.softmax(torch.where(usable, log_weight, -torch.inf), 0).numpy()
+    if not 1 / float(weight @ weight) > FEWEST:
+        return None
+    return Sample(flattened(target, u.to(target.device)), weight)
+
+
+def halves(truth: Truth, problem: int) -> list[Posterior]:
+    """Two independent answers of the truth to any question: two rules, or two halves of the points."""
     samples = posterior_samples(truth, problem)
-    if len(samples) > 1:
-        return samples[:2]
-    (sample,), (points,) = samples, truth.points
-    group = _numpy(points.group)
-    first = np.isin(group, np.unique(group)[::2])
+    lines = split(posterior_of(truth, problem).lines, truth.points[0].group)
+    moments = samples[:2] if len(samples) > 1 else lines
+    return [Posterior(*pair) for pair in zip(moments, lines, strict=True)]
+
+
+def split(sample: Sample, group: object) -> list[Sample]:
+    """Half of the groups of points and the other half; every other point where there is one group."""
+    of = _numpy(group)
+    if len(of) != len(sample.weight) or len(np.unique(of)) < 2:
+        of = np.arange(len(sample.weight))
+    first = np.isin(of, np.unique(of)[::2])
     return [Sample(sample.z[part], sample.weight[part] / sample.weight[part].sum()) for part in (first, ~first)]
 
 
-def _noise_of_truth(truth: Truth, problem: int, score: Callable[[Sample], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """The score by the best points, and what two independent answers suggest for its error.
+def shares(truth: Truth) -> np.ndarray:
+    """What of the difference of two answers stands for each score's error, `(10,)`.
 
-    Two rules differ by the error of the worse one. Two halves of the draws differ by twice the whole's standard error,
-    so half of their difference stands for it.
+    Two rules differ by the error of the worse one. Two halves of the points differ by twice the whole's standard error.
     """
-    one, two = (score(sample) for sample in halves(truth, problem))
-    if len(truth.points) > 1:
-        return one, np.abs(one - two)
-    return score(posterior_samples(truth, problem)[0]), np.abs(one - two) / 2
+    return np.where([name in MOMENTS and len(truth.points) > 1 for name in NAMES], 1.0, 0.5)
 
 
 def guide_samples(seen: Cloud, problem: int, replica: int) -> list[Sample]:
@@ -179,21 +238,23 @@ def pooled(samples: list[Sample]) -> Sample:
 
 
 def marginals(truth: Truth, seen: Cloud) -> Marginals:
-    """Marginal scores of every member of a cloud; the standard error is the guide's rules', the error the truth's."""
+    """Marginal scores of every member of a cloud; the standard error is the guide's rules', the error the truth's.
+
+    The error has two parts: what two independent answers of the truth differ by, and what interpolation between its
+    points may be off by.
+    """
     batch, replicas = seen.log_joint.shape[:2]
     names = number_names(truth.target)
     shape = (batch, replicas, len(names), len(NAMES))
     value, std_error, error = np.empty(shape), np.empty(shape), np.empty(shape)
     for b in range(batch):
-        answers = halves(truth, b)
-        whole = posterior_samples(truth, b)[0]
-        share = 1.0 if len(truth.points) > 1 else 0.5
+        answers, whole, share = halves(truth, b), posterior_of(truth, b), shares(truth)
         for r in range(replicas):
             parts = guide_samples(seen, b, r)
             guide = pooled(parts)
             value[b, r] = marginal_scores(guide, whole)
             one, two = (marginal_scores(guide, answer) for answer in answers)
-            error[b, r] = share * np.abs(one - two)
+            error[b, r] = share * np.abs(one - two) + np.abs(value[b, r] - marginal_scores(guide, whole, thin=True))
             spread = np.stack([marginal_scores(pooled(half), whole) for half in (parts[::2], parts[1::2])])
             std_error[b, r] = np.abs(spread[0] - spread[1]) / 2
     scores = {
@@ -217,13 +278,9 @@ def relative_covariance_error(truth: Truth, seen: Cloud) -> Estimate:
     weight = seen.rules.weight.cpu().numpy()
     for b in range(batch):
         sets = [Sample(_numpy(points.u[b]), np.exp(_numpy(points.log_weight[b]))) for points in truth.points]
-        if len(sets) > 1:
-            answers, share = sets[:2], 1.0
-        else:
-            group = _numpy(truth.points[0].group)
-            first = np.isin(group, np.unique(group)[::2])
-            answers = [Sample(sets[0].z[f], sets[0].weight[f] / sets[0].weight[f].sum()) for f in (first, ~first)]
-            share = 0.5
+        several = len(sets) > 1
+        answers = sets[:2] if several else split(sets[0], truth.points[0].group)
+        share = 1.0 if several else 0.5
         for r in range(replicas):
             u = _unconstrained(target, seen.z[b, r])
             guide = [Sample(points, w).covariance() for points, w in zip(u, weight, strict=True)]

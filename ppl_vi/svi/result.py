@@ -290,7 +290,7 @@ _ARRAYS = ("steps", "elbo_history", "status", "stop_reason", "num_steps", "predi
 def fingerprint(target: Target) -> str:
     """Tells one target's data, sites and dtype from another's."""
     digest = hashlib.sha256()
-    for arg in target.args:
+    for arg in target.data:
         digest.update(str((tuple(arg.shape), str(arg.dtype))).encode())
         digest.update(arg.detach().cpu().contiguous().numpy().tobytes())
     sites = ", ".join(f"{site.name}{tuple(site.shape)}" for site in target.latents)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from ppl_vi.guides import Family
 from ppl_vi.mapping import whole_plates
-from ppl_vi.state import isolated
+from ppl_vi.state import isolated, private
 from ppl_vi.target import Bound, Target
 
 ONE_SCALE_EACH = (AutoDiagonalNormal, AutoMultivariateNormal, AutoLowRankMultivariateNormal)  # in `guide.scale`
@@ -144,8 +144,9 @@ def build_guide(
         row = target.row(problem)
         if not isinstance(guide, nn.Module):
             guide = FunctionGuide(target.bind(guide), *row)
-        elif not isinstance(guide, AutoGuide) and isinstance(target.model, Bound):
-            guide = ModuleGuide(guide, target.model.given)
+        elif not isinstance(guide, AutoGuide):
+            guide = private(guide, target.dtype)
+            guide = ModuleGuide(guide, target.model.given) if isinstance(target.model, Bound) else guide
         _first_run(guide, target, row)
         guide = guide.to(target.device)
         if isinstance(guide, AutoNormalizingFlow):

@@ -9,8 +9,11 @@ import numpy as np
 from ppl_vi.target import Target
 from ppl_vi.truth.annealing import Annealing, Bound, Sandwich, annealed_bound, annealed_sandwich
 from ppl_vi.truth.black_box import AGREEMENT, black_box_truth
+from ppl_vi.truth.black_box import RULES as BLACK_BOX
+from ppl_vi.truth.partial import partial_truth, reaches
 from ppl_vi.truth.plane import RULES, decoded_truth
 from ppl_vi.truth.quadrature import quadrature_truth
+from ppl_vi.truth.reference import reference_truth
 from ppl_vi.truth.result import Check, Expectation, Grade, Points, Truth, UncertifiedTruthError
 
 MOST_SEARCHED = 8  # problems of one number that are searched for what both quadrature rules step over
@@ -23,6 +26,8 @@ def ground_truth(target: Target, *, seed: int = 0) -> Truth:
     - One unconstrained number: `quadrature_truth`, certified by a closed form, else checked for up to eight problems by
       `black_box_truth`, which also takes over where it fails.
     - Two or three: `black_box_truth`.
+    - More, with a conditional on up to three of them: `partial_truth`.
+    - Any other: `reference_truth`, draws with a standard error.
 
     `Truth.grade` says how far it can be trusted, `Truth.assumptions` what for, `Truth.reasons` why not.
 
@@ -38,7 +43,11 @@ def ground_truth(target: Target, *, seed: int = 0) -> Truth:
         return decoded_truth(target)
     if target.dim == 1:
         return _of_one_number(target, seed)
-    return black_box_truth(target, seed=seed)
+    if target.dim in BLACK_BOX:
+        return black_box_truth(target, seed=seed)
+    if reaches(target):
+        return partial_truth(target, seed=seed)
+    return reference_truth(target, seed=seed)
 
 
 def _of_one_number(target: Target, seed: int) -> Truth:
@@ -74,4 +83,6 @@ __all__ = [
     "black_box_truth",
     "decoded_truth",
     "ground_truth",
+    "partial_truth",
+    "reference_truth",
 ]

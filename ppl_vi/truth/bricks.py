@@ -21,7 +21,7 @@ SMOOTH = 25.0  # nats: a brick within which the density varies more is not accep
 SAFETY = 2.0  # of the rise above the best node: as many times, and as many nats
 UNKNOWN = 25.0  # nats of rise where a density of 0 is a neighbour
 STEEPEST = 1000.0  # nats of rise along an axis at most: no node is farther than 45 standard deviations from any ridge
-MOST_POINTS = 2**23  # evaluated in all
+MOST_POINTS = 2**22  # evaluated in all
 SMALLEST = 1e-12  # half-width of a brick, relative to 1 + |center|, at which halving ends
 
 

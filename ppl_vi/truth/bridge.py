@@ -14,6 +14,7 @@ from torch import Tensor
 MOST_COMPONENTS = 6
 DRAWS_PER_NUMBER = 10  # of a component, at least
 DEGREES = 5.0  # of freedom of the heavy-tailed proposal
+WIDENED = 1.2  # its factors: what the draws did not reach counts too
 ITERATIONS = 1000
 
 
@@ -81,7 +82,9 @@ def fitted(u: Tensor, degrees: float, seed: int) -> Fitted:
         mixture = GaussianMixture(size, random_state=seed, max_iter=100, reg_covar=1e-9).fit(u.cpu().numpy())
     covariance = torch.from_numpy(mixture.covariances_).to(u)
     log_share = torch.from_numpy(np.log(mixture.weights_)).to(u)
-    return Fitted(log_share, torch.from_numpy(mixture.means_).to(u), torch.linalg.cholesky(covariance), degrees)
+    widened = 1.0 if math.isinf(degrees) else WIDENED
+    factor = widened * torch.linalg.cholesky(covariance)
+    return Fitted(log_share, torch.from_numpy(mixture.means_).to(u), factor, degrees)
 
 
 def bridge(log_p: np.ndarray, log_q: np.ndarray, log_p_proposed: np.ndarray, log_q_proposed: np.ndarray) -> Evidence:

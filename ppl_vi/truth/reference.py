@@ -23,8 +23,8 @@ from ppl_vi.target import Target
 from ppl_vi.truth.bridge import DEGREES, Evidence, bridge, fitted, importance
 from ppl_vi.truth.cache import kept
 from ppl_vi.truth.density import Density
-from ppl_vi.truth.result import Check, Grade, Points, Truth
-from ppl_vi.truth.sampler import Kernel, State, adapted, placed
+from ppl_vi.truth.result import Check, Points, Truth
+from ppl_vi.truth.sampler import Kernel, State, adapted, placed, settled
 from ppl_vi.truth.search import prior_draws
 
 R_HAT = 1.01
@@ -34,6 +34,7 @@ MISSING = 0.2  # E-FMI
 AGREEMENT = 4.0  # standard errors between bridge and importance sampling
 PRECISE = 0.05  # nats: the largest standard error of log p(x)
 HEAVY = 0.7  # Pareto k-hat of the importance weights
+ATTEMPTS = 4  # runs at half the step where trajectories diverged, or at twice the thinning where draws are correlated
 LONGEST_THINNING = 40
 REACH = 2.0  # of the uniform starts in unconstrained space, as in Stan
 ASSUMED = (
@@ -79,6 +80,11 @@ class Draws:
     energy: Tensor
     num_diverged: int
 
+    @property
+    def numbers(self) -> Tensor:
+        """Every coordinate and the log density, `(N, C, D + 1)`."""
+        return torch.cat([self.u, self.value[..., None]], -1)
+
 
 @dataclass(frozen=True, eq=False)
 class Reference:
@@ -111,30 +117,43 @@ def reference_truth(target: Target, *, settings: Settings | None = None, seed: i
     """
     chosen = settings or Settings()
     with isolated(target.dtype, seed=seed):
-        densities = [Density.of(target, problem) for problem in range(target.num_problems)]
-        found = [
-            kept(target, density, problem, asdict(chosen) | {"seed": seed}, lambda d=density, p=problem: _of(  # type: ignore[misc]
-                target, d, p, chosen, seed
-            ))
-            for problem, density in enumerate(densities)
-        ]  # fmt: skip
+        found = [_found(target, problem, chosen, seed) for problem in range(target.num_problems)]
     reasons = tuple(one.reason for one in found)
     u = torch.stack([one.u for one in found])
     group = torch.arange(chosen.num_chains).repeat_interleave(chosen.num_draws)
     points = Points(u, torch.full(u.shape[:2], -math.log(u.shape[1]), dtype=u.dtype), group, "draws")
-    std_error = np.array([one.std_error for one in found])
-    grade: Grade = "uncertified" if any(reasons) else "checked"
-    return Truth(
+    truth = Truth(
         target,
         "reference draws",
         np.array([one.log_evidence for one in found]),
         np.zeros(len(found)),
         tuple(max((one.checks[i] for one in found), key=_size) for i in range(len(found[0].checks))),
         reasons=reasons if any(reasons) else (),
-        grade=grade,
+        grade="uncertified" if any(reasons) else "checked",
         assumptions=ASSUMED,
-        log_evidence_std_error=std_error,
+        log_evidence_std_error=np.array([one.std_error for one in found]),
         make_points=lambda: (points,),
+    )
+    return truth if target.closed_form is None else _with_closed_form(truth, target.closed_form(*target.args))
+
+
+def _with_closed_form(truth: Truth, closed_form: Tensor) -> Truth:
+    """With log p(x) in closed form, once bridge sampling has found the same."""
+    exact = closed_form.detach().cpu().numpy()
+    away = np.abs(exact - truth.log_evidence) / truth.log_evidence_std_error
+    reasons = [
+        reason or ("" if off <= AGREEMENT else f"bridge sampling is {off:.1f} standard errors from the closed form")
+        for reason, off in zip(truth.reasons or [""] * len(exact), away, strict=True)
+    ]
+    check = Check("bridge sampling against the closed form, standard errors", float(away.max()), AGREEMENT)
+    return replace(
+        truth,
+        log_evidence=exact,
+        log_evidence_error=8 * np.finfo(np.float64).eps * (1 + np.abs(exact)),
+        log_evidence_std_error=np.zeros_like(exact),
+        checks=(*truth.checks, check),
+        reasons=tuple(reasons) if any(reasons) else (),
+        grade="uncertified" if any(reasons) else "certified",
     )
 
 
@@ -142,10 +161,15 @@ def _size(check: Check) -> float:
     return math.inf if math.isnan(check.error) else check.error
 
 
-def _of(target: Target, density: Density, problem: int, settings: Settings, seed: int) -> Reference:
-    prior = prior_draws(target, problem, settings.num_chains, seed)
-    with torch.no_grad():
-        return reference(density, prior, settings, seed)
+def _found(target: Target, problem: int, settings: Settings, seed: int) -> Reference:
+    density = Density.of(target, problem)
+
+    def compute() -> Reference:
+        prior = prior_draws(target, problem, settings.num_chains, seed)
+        with torch.no_grad():
+            return reference(density, prior, settings, seed)
+
+    return kept(target, density, problem, asdict(settings) | {"seed": seed}, compute)
 
 
 def reference(density: Density, prior: Tensor, settings: Settings, seed: int) -> Reference:
@@ -158,7 +182,8 @@ def reference(density: Density, prior: Tensor, settings: Settings, seed: int) ->
         seed: of everything.
     """
     generator = torch.Generator().manual_seed(seed)
-    draws = _sampled(density, _dispersed(density, prior, settings.num_chains, generator), settings, generator)
+    start = _dispersed(density, prior, settings.num_chains, generator)
+    draws = _sampled(density, start, settings, generator)
     by_bridge, by_importance, heavy = _evidence(density, draws, settings.num_proposed, seed)
     joint_error = math.hypot(by_bridge.std_error, by_importance.std_error)
     checks = (
@@ -179,9 +204,8 @@ def _ratio(one: Evidence, other: Evidence) -> float:
 def _dispersed(density: Density, prior: Tensor, num: int, generator: torch.Generator) -> Tensor:
     """Half of the chains anywhere within 2 of 0, as Stan's start, and half where the prior's draws are, `(C, D)`."""
     anywhere = REACH * (2 * torch.rand(20 * num, density.dim, generator=generator, dtype=prior.dtype) - 1)
-    usable = [points[density.slope(points)[1].isfinite().all(1) & density(points).isfinite()] for points in (anywhere,)]
     drawn = prior[density(prior).isfinite()][: num // 2]
-    start = torch.cat([drawn, usable[0]])[:num]
+    start = torch.cat([drawn, anywhere[density(anywhere).isfinite()]])[:num]
     if len(start) < num:
         raise ValueError(f"the log joint of '{density.name}' is finite at only {len(start)} of {21 * num} starts")
     return start
@@ -189,15 +213,21 @@ def _dispersed(density: Density, prior: Tensor, num: int, generator: torch.Gener
 
 def _sampled(density: Density, start: Tensor, settings: Settings, generator: torch.Generator) -> Draws:
     state = placed(density, start)
-    kernel = Kernel(0.1, math.pi / 2, torch.eye(density.dim, dtype=start.dtype))
-    state, kernel = adapted(density, state, kernel, settings.num_warmup, settings.acceptance, generator)
+    kernel = Kernel(torch.tensor(0.1), math.pi / 2, torch.eye(density.dim, dtype=start.dtype))
+    state, kernel = settled(density, state, kernel, 2 * settings.num_warmup, settings.acceptance, generator)
     for _ in range(settings.num_windows - 1):
-        _, window, state = _run(density, state, kernel, settings.num_warmup // 4, 1, generator)
-        kernel = replace(kernel, factor=_factor(window.u.flatten(0, 1)), step=min(kernel.step, 0.3))
+        window, state = _run(density, state, kernel, settings.num_warmup // 4, 1, generator)
+        kernel = replace(kernel, factor=_factor(window.u.flatten(0, 1)), step=kernel.step.clamp(max=0.3))
         state, kernel = adapted(density, state, kernel, settings.num_warmup, settings.acceptance, generator)
-    _, pilot, state = _run(density, state, kernel, settings.num_draws, 1, generator)
+    pilot, state = _run(density, state, kernel, settings.num_draws, 1, generator)
     thinning = _thinning(torch.cat([pilot.u, pilot.u.square(), pilot.value[..., None]], -1))
-    _, draws, _ = _run(density, state, kernel, settings.num_draws, thinning, generator)
+    for _ in range(ATTEMPTS):
+        draws, state = _run(density, state, kernel, settings.num_draws, thinning, generator)
+        correlated = float(autocorrelation(draws.numbers, 1).abs().max()) > CORRELATION
+        if not draws.num_diverged and not correlated:
+            break
+        kernel = replace(kernel, step=kernel.step / 2) if draws.num_diverged else kernel
+        thinning = min(2 * thinning, LONGEST_THINNING) if correlated else thinning
     return draws
 
 
@@ -211,7 +241,7 @@ def _factor(u: Tensor) -> Tensor:
 
 def _run(
     density: Density, state: State, kernel: Kernel, num: int, thinning: int, generator: torch.Generator
-) -> tuple[int, Draws, State]:
+) -> tuple[Draws, State]:
     """`num` draws of each chain, `thinning` transitions apart."""
     u, value, energy, diverged = [], [], [], 0
     for step in range(num * thinning):
@@ -222,7 +252,7 @@ def _run(
         if (step + 1) % thinning == 0:
             u.append(state.u)
             value.append(state.value)
-    return thinning, Draws(torch.stack(u), torch.stack(value), torch.stack(energy), diverged), state
+    return Draws(torch.stack(u), torch.stack(value), torch.stack(energy), diverged), state
 
 
 def autocorrelation(values: Tensor, lag: int) -> Tensor:
@@ -243,8 +273,7 @@ def _diagnosed(draws: Draws) -> tuple[Check, ...]:
     """The criteria that the chains themselves can fail."""
     from arviz_stats.base import array_stats  # takes two seconds, with xarray and pandas
 
-    numbers = torch.cat([draws.u, draws.value[..., None]], -1)
-    chains = numbers.permute(2, 1, 0).cpu().numpy()  # number, chain, draw
+    chains = draws.numbers.permute(2, 1, 0).cpu().numpy()  # number, chain, draw
     r_hat = max(float(array_stats.rhat(one)) for one in chains)
     bulk = min(float(array_stats.ess(one, method="bulk")) for one in chains)
     tail = min(float(array_stats.ess(one, method="tail", prob=(0.05, 0.95))) for one in chains)
@@ -253,7 +282,7 @@ def _diagnosed(draws: Draws) -> tuple[Check, ...]:
         Check("split R-hat", r_hat, R_HAT),
         Check(f"{LEAST_SIZE} over the effective size in bulk", LEAST_SIZE / bulk, 1.0),
         Check(f"{LEAST_SIZE} over the effective size in the tails", LEAST_SIZE / tail, 1.0),
-        Check("correlation of a draw with the next", float(autocorrelation(numbers, 1).abs().max()), CORRELATION),
+        Check("correlation of a draw with the next", float(autocorrelation(draws.numbers, 1).abs().max()), CORRELATION),
         Check("diverged trajectories", float(draws.num_diverged), 0.0),
         Check(f"{MISSING} over the least E-FMI of any chain", MISSING / float(missing), 1.0),
     )

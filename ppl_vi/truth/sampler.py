@@ -15,6 +15,7 @@ from torch import Tensor
 from ppl_vi.truth.density import Density
 
 QUARTER = math.pi / 2  # of the period of a standard normal density: trajectories up to here
+FIRST_STEPS = 10  # leapfrog steps of a trajectory while chains look for their way
 DIVERGED = 1000.0  # nats of energy that a trajectory may be off, as in Stan
 
 
@@ -68,13 +69,13 @@ class Kernel:
     """How trajectories run: a step, the longest time, and a factor L of the metric's inverse L L'.
 
     Attributes:
-        step: of the leapfrog rule in whitened coordinates.
+        step: of the leapfrog rule in whitened coordinates, a scalar or `(C, 1)`.
         time: the longest of a trajectory; each has a random share of it.
         factor: `(D, D)`.
         most: leapfrog steps of a trajectory at most.
     """
 
-    step: float
+    step: Tensor
     time: float
     factor: Tensor
     most: int = 64
@@ -86,10 +87,10 @@ class Kernel:
         """
         like, num = state.u, len(state.u)
         share = float(torch.rand((), generator=generator, dtype=like.dtype))
-        num_steps = max(1, min(self.most, math.ceil(share * self.time / self.step)))
+        num_steps = max(1, min(self.most, math.ceil(share * self.time / float(self.step.median()))))
         momentum = torch.randn(like.shape, generator=generator, dtype=like.dtype)
         jitter, threshold = torch.rand((2, num), generator=generator, dtype=like.dtype)
-        h = (self.step * (0.9 + 0.2 * jitter))[:, None]
+        h = self.step * (0.9 + 0.2 * jitter[:, None])
         before = momentum.square().sum(-1) / 2 - state.value
         end, p = state, momentum
         for _ in range(num_steps):
@@ -104,13 +105,13 @@ class Kernel:
 
 
 class DualAveraging:
-    """Finds the log step at which the acceptance is `goal` (Hoffman and Gelman 2014, section 3.2)."""
+    """Finds the log step at which the acceptance is `goal` (Hoffman and Gelman 2014, section 3.2), one or many."""
 
-    def __init__(self, step: float, goal: float) -> None:
-        self.goal, self.center = goal, math.log(10 * step)
-        self.log_step, self.mean, self.off, self.count = math.log(step), 0.0, 0.0, 0
+    def __init__(self, step: Tensor, goal: float) -> None:
+        self.goal, self.center = goal, (10 * step).log()
+        self.log_step, self.mean, self.off, self.count = step.log(), step.log(), torch.zeros_like(step), 0
 
-    def update(self, acceptance: float) -> None:
+    def update(self, acceptance: Tensor) -> None:
         """After a transition."""
         self.count += 1
         weight = 1 / (self.count + 10)
@@ -123,11 +124,23 @@ class DualAveraging:
 def adapted(
     density: Density, state: State, kernel: Kernel, num: int, goal: float, generator: torch.Generator
 ) -> tuple[State, Kernel]:
-    """Runs `num` transitions that settle the step."""
-    tuner = DualAveraging(kernel.step, goal)
+    """Runs `num` transitions that settle the step of all chains."""
+    tuner = DualAveraging(torch.as_tensor(kernel.step, dtype=state.u.dtype), goal)
     for _ in range(num):
-        moved = replace(kernel, step=math.exp(tuner.log_step)).transition(density, state, generator)
+        moved = replace(kernel, step=tuner.log_step.exp()).transition(density, state, generator)
         state = moved.state
-        # the mean over chains alone would let a few chains in a narrow place be refused for ever
-        tuner.update(float(moved.acceptance.mean()))
-    return state, replace(kernel, step=math.exp(tuner.mean))
+        tuner.update(moved.acceptance.mean())
+    return state, replace(kernel, step=tuner.mean.exp())
+
+
+def settled(
+    density: Density, state: State, kernel: Kernel, num: int, goal: float, generator: torch.Generator
+) -> tuple[State, Kernel]:
+    """Runs `num` transitions of ten leapfrog steps, each chain with a step of its own: a few start in steep places."""
+    tuner = DualAveraging(torch.full_like(state.value, float(kernel.step)), goal)
+    for _ in range(num):
+        step = tuner.log_step.exp()[:, None]
+        moved = replace(kernel, step=step, most=FIRST_STEPS).transition(density, state, generator)
+        state = moved.state
+        tuner.update(moved.acceptance)
+    return state, replace(kernel, step=tuner.mean.exp().median())

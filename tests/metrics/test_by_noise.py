@@ -109,7 +109,9 @@ def test_divergences_and_moments_of_gaussians_are_those_of_closed_forms():
             assert found["coverage_90"] == pytest.approx(covered, abs=2e-3)
             for p in (0.05, 0.5, 0.95):
                 z = stats.norm.ppf(p)
-                assert found[f"quantile_error_{100 * p:.0f}"] == pytest.approx(shift + (ratio - 1) * z, abs=5e-3)
+                exact = shift + (ratio - 1) * z
+                # independent draws, as many as these, would have a standard error of 0.02 in the tails
+                assert found[f"quantile_error_{100 * p:.0f}"] == pytest.approx(exact, abs=1e-2)
         factor = torch.linalg.inv(torch.linalg.cholesky(covariance))
         worst = float((torch.linalg.eigvalsh(factor @ own @ factor.mT) - 1).abs().max())
         assert card.scores["relative_covariance_error"].value[0, r] == pytest.approx(worst, abs=3e-3)
