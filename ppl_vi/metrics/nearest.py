@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from ppl_vi.mapping import whole_plates
 from ppl_vi.metrics.cloud import Rules, rules
 from ppl_vi.state import isolated
 from ppl_vi.svi.graph import tidy
@@ -48,7 +49,7 @@ def no_gradient(program: Program) -> str:
     """Why a family's members can't be improved along gradients on fixed noise, or ""."""
     if not program.latent_draws:
         return "the guide draws nothing"
-    with isolated(program.target.dtype, seed=0), torch.no_grad():
+    with isolated(program.target.dtype, seed=0), torch.no_grad(), whole_plates():
         noise = tuple(torch.full(draw.shape, 0.5, dtype=draw.dtype) for draw in program.latent_draws)
         trace = program.guide_trace(program.initial, program.target.row(0), noise)
     for name, node in guide_sites(trace).items():
