@@ -14,7 +14,7 @@ export PIP_BUILD_CONSTRAINT := constraints.txt
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help env toy vae speed test lint types tests format clean
+.PHONY: help env toy vae zoo speed test lint types tests format clean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
@@ -27,6 +27,9 @@ toy: $(STAMP)  ## run the toy posterior benchmark (ARGS="..." goes to it)
 
 vae: $(STAMP)  ## run the VAE benchmark (ARGS="..." goes to it)
 	$(RUN) benchmarks.vae $(ARGS)
+
+zoo: $(STAMP)  ## measure guides on a zoo of models (ARGS="..." goes to it)
+	$(RUN) benchmarks.zoo $(ARGS)
 
 speed: $(STAMP)  ## measure the engines beside NumPyro, PyMC and C++ (ARGS="..." goes to it; pip install -e '.[peers]')
 	$(RUN) benchmarks.speed $(ARGS)

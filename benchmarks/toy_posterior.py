@@ -20,7 +20,7 @@ from ppl_vi import cli
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ppl_vi.compare import Comparison
+    from ppl_vi.comparison import Comparison
     from ppl_vi.target import Target
 
 OUT = Path("results/toy_posterior")

@@ -5,6 +5,9 @@
 `centred` is as written; `non_centred` has theta_j = mu + tau eta_j with eta_j ~ Normal(0, 1), which takes the funnel
 between tau and theta out of the posterior. Both have the same evidence.
 
+Given mu and tau the schools are independent, y_j ~ Normal(mu, sqrt(tau^2 + sigma_j^2)), and their effects Gaussian: the
+target says so in `conditional`.
+
 Source: the data are of Rubin (1981), Estimation in parallel randomized experiments; the priors and both
 parametrisations as in Stan's and posteriordb's `eight_schools`.
 """
@@ -16,7 +19,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ppl_vi.target import Target
+from ppl_vi.target import Conditional, Latents, Target
 
 EFFECTS = (28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0)  # points
 ERRORS = (15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0)  # their standard errors
@@ -40,7 +43,27 @@ def non_centred(y: Tensor, sigma: Tensor) -> None:
         pyro.sample("y", dist.Normal(mu + tau * eta, sigma), obs=y)
 
 
-MODELS = {"centred": centred, "non_centred": non_centred}
+def log_marginal(outer: Latents, y: Tensor, sigma: Tensor) -> Tensor:
+    """log p(y, mu, tau), the schools' effects integrated out, nats."""
+    mu, tau = outer["mu"], outer["tau"]
+    five = mu.new_full((), 5.0)
+    prior = dist.Normal(0 * five, five).log_prob(mu) + dist.HalfCauchy(five).log_prob(tau)
+    return prior + dist.Normal(mu, (tau**2 + sigma**2).sqrt()).log_prob(y).sum(-1)
+
+
+def sample_effects(outer: Latents, noise: Tensor, y: Tensor, sigma: Tensor) -> Latents:
+    """theta given mu, tau and y, from noise `(J,)`."""
+    return {"theta": outer["mu"] + outer["tau"] * sample_distances(outer, noise, y, sigma)["eta"]}
+
+
+def sample_distances(outer: Latents, noise: Tensor, y: Tensor, sigma: Tensor) -> Latents:
+    """eta = (theta - mu) / tau given mu, tau and y, from noise `(J,)`."""
+    mu, tau = outer["mu"], outer["tau"]
+    variance = tau**2 + sigma**2
+    return {"eta": tau * (y - mu) / variance + sigma / variance.sqrt() * noise}
+
+
+MODELS = {"centred": (centred, sample_effects), "non_centred": (non_centred, sample_distances)}
 
 
 def target(parametrisation: str = "centred", dtype: torch.dtype = torch.float64) -> Target:
@@ -57,4 +80,6 @@ def target(parametrisation: str = "centred", dtype: torch.dtype = torch.float64)
         raise ValueError(f"unknown parametrisation '{parametrisation}'; there are {', '.join(MODELS)}")
     data = torch.tensor([EFFECTS, ERRORS], dtype=dtype)
     args = (data[:1], data[1:])
-    return Target(MODELS[parametrisation], args, name=f"eight_schools_{parametrisation}", dtype=dtype)
+    model, sample = MODELS[parametrisation]
+    conditional = Conditional(("mu", "tau"), log_marginal, sample, len(EFFECTS))
+    return Target(model, args, name=f"eight_schools_{parametrisation}", dtype=dtype, conditional=conditional)

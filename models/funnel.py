@@ -2,8 +2,8 @@
 
     v ~ Normal(0, 3),  x_i | v ~ Normal(0, exp(v / 2)),  i = 1 .. dim - 1
 
-There are no data: prior and posterior are the same, and the evidence is 1. The density has no largest value: it grows
-without end into the neck, v to minus infinity.
+There are no data: prior and posterior are the same, and the evidence is 1. The density is largest in the neck, at
+v = -9 (dim - 1) / 2 and x = 0, where there is no mass.
 
 The best Gaussian with independent latents has loc 0, Var q(v) = 9 / (1 + 9 (dim - 1) / 2), and
 

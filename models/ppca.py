@@ -6,7 +6,8 @@ The posterior is a Gaussian whose precision no data point changes,
 
 so all that is measured on a variational autoencoder has a closed form here.
 
-Source: Tipping and Bishop (1999), Probabilistic principal component analysis.
+Source: Tipping and Bishop (1999), Probabilistic principal component analysis. `iris` takes its parameters from the mean
+and the covariance of the 150 flowers of Fisher (1936), The use of multiple measurements in taxonomic problems.
 """
 
 from __future__ import annotations
@@ -20,6 +21,15 @@ import torch
 from torch import Tensor
 
 from ppl_vi.target import Decoded, Target
+
+IRIS_MEAN = (5.843333, 3.057333, 3.758, 1.199333)  # cm: length and width of sepals, then of petals
+IRIS_COVARIANCE = (
+    (0.685694, -0.042434, 1.274315, 0.516271),
+    (-0.042434, 0.189979, -0.329656, -0.121639),
+    (1.274315, -0.329656, 3.116278, 1.295609),
+    (0.516271, -0.121639, 1.295609, 0.581006),
+)
+FLOWER = (5.1, 3.5, 1.4, 0.2)  # the first
 
 
 def model(weight: Tensor, bias: Tensor, sigma: Tensor, x: Tensor) -> None:
@@ -119,6 +129,27 @@ def target(weight: Tensor, bias: Tensor, sigma: float, x: Tensor, name: str = "p
         closed_form=partial(log_evidence, *fixed),
         name=name,
         decoded=Decoded(partial(log_likelihood, *fixed), partial(ceiling, *fixed)),
+    )
+
+
+def maximum_likelihood(covariance: Tensor, num_latents: int) -> tuple[Tensor, float]:
+    """Weight `(P, D)` and sigma of the best fit to data of a covariance `(P, P)`.
+
+    W = U (L - sigma^2)^(1/2) with the D largest eigenvalues L and their vectors U, sigma^2 the mean of the others; each
+    column's largest element is positive.
+    """
+    eigenvalues, vectors = torch.linalg.eigh(covariance)
+    variance = eigenvalues[:-num_latents].mean()
+    weight = (vectors * (eigenvalues - variance).clamp(min=0).sqrt())[:, -num_latents:].flip(-1)
+    largest = weight.gather(0, weight.abs().argmax(0, keepdim=True))
+    return weight * largest.sign(), float(variance.sqrt())
+
+
+def iris() -> Target:
+    """Two latents of the first of Fisher's flowers, as one problem."""
+    weight, sigma = maximum_likelihood(torch.tensor(IRIS_COVARIANCE, dtype=torch.float64), 2)
+    return target(
+        weight, torch.tensor(IRIS_MEAN, dtype=torch.float64), sigma, torch.tensor([FLOWER], dtype=torch.float64)
     )
 
 

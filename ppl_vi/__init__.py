@@ -1,5 +1,6 @@
 """The ruler for variational inference in Pyro."""
 
+from ppl_vi.any_model import ModelComparison, compare
 from ppl_vi.metrics import Estimate, Scorecard, score
 from ppl_vi.svi.fit import UnsuitableObjectiveError, fit
 from ppl_vi.svi.result import Fit
@@ -12,12 +13,14 @@ __version__ = "0.1.0"
 __all__ = [
     "Estimate",
     "Fit",
+    "ModelComparison",
     "Scorecard",
     "SupportMismatchError",
     "Target",
     "Truth",
     "UncertifiedTruthError",
     "UnsuitableObjectiveError",
+    "compare",
     "fit",
     "ground_truth",
     "score",

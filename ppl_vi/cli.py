@@ -24,7 +24,7 @@ from ppl_vi import storage
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ppl_vi.compare import Comparison, Settings
+    from ppl_vi.comparison import Comparison, Settings
     from ppl_vi.target import Target
 
 ENGINES = ("auto", "compiled", "batched", "pyro")
@@ -37,6 +37,7 @@ SMOOTH = 0.8  # of the ELBO shown while training, what stays of it from one epoc
 USAGE, INTERRUPTED = 2, 130  # exit codes
 
 T = TypeVar("T")
+Some = TypeVar("Some", bound="Comparison")
 
 
 class UsageError(Exception):
@@ -89,15 +90,24 @@ def whole(least: int) -> Callable[[str], int]:
     return parse
 
 
-def add_comparison_options(parser: argparse.ArgumentParser, out: Path, quick_guides: Sequence[str]) -> None:
-    """The options of a program that compares guide families on one target."""
+def add_comparison_options(
+    parser: argparse.ArgumentParser,
+    out: Path,
+    quick_guides: Sequence[str],
+    guides: Sequence[str] = ("all",),
+    full: dict[str, int] = FULL,
+) -> None:
+    """The options of a program that compares guide families on one target; `guides` and `full` are the defaults."""
+    parser.set_defaults(full=full)
 
     def count(name: str, text: str) -> None:
-        text = f"{text} ({FULL[name]}, with --quick {QUICK[name]})"
+        text = f"{text} ({full[name]}, with --quick {QUICK[name]})"
         parser.add_argument(f"--{name.replace('_', '-')}", type=whole(1), metavar="N", help=text)
 
     few = ", ".join(quick_guides)
-    parser.add_argument("--guides", nargs="+", metavar="NAME", help=f"families, or all (all, with --quick {few})")
+    parser.add_argument(
+        "--guides", nargs="+", metavar="NAME", help=f"families, or all ({', '.join(guides)}, with --quick {few})"
+    )
     parser.add_argument("--list-guides", action="store_true", help="list the families and exit")
     parser.add_argument(
         "--objective", default="trace_elbo", metavar="NAME", help="trace_elbo, stl, renyi:0.5, iwae:8 …"
@@ -163,7 +173,7 @@ def chosen_guides(names: Sequence[str] | None, default: Sequence[str] | None) ->
     Raises:
         UsageError: no such family.
     """
-    from ppl_vi.compare import refusal
+    from ppl_vi.comparison import refusal
     from ppl_vi.guides import FAMILIES
 
     everything = (*FAMILIES, POINT_MASS)
@@ -208,10 +218,11 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
     Raises:
         UsageError: the choices don't fit together.
     """
-    from ppl_vi.compare import Settings, check_settings
+    from ppl_vi.comparison import Settings, check_settings
 
     counts = {
-        name: getattr(arguments, name, None) or value for name, value in (QUICK if arguments.quick else FULL).items()
+        name: getattr(arguments, name, None) or value
+        for name, value in (QUICK if arguments.quick else arguments.full).items()
     }
     settings = Settings(
         objective=arguments.objective,
@@ -296,27 +307,38 @@ def compare_command(
     settings = settings_of(arguments)
     check_device(arguments.device)
     check_outputs(arguments)
-    from ppl_vi.compare import Comparison
+    from ppl_vi.comparison import Comparison
     from ppl_vi.truth import UncertifiedTruthError, ground_truth
     from ppl_vi.workers import woken
 
+    workers = num_workers(len(guides), arguments.device)
     try:
-        with woken("ppl_vi.compare", num_workers(len(guides), arguments.device)):
+        with woken("ppl_vi.comparison", workers):
             target = make_target().to(arguments.device)
             comparison = Comparison(target, ground_truth(target), settings, tuple(labels))
     except UncertifiedTruthError as error:
         raise UsageError(f"there is no truth to measure by: {error}") from error
+    code, _ = run_comparison(
+        comparison, guides, workers, arguments, lambda done: write_figures(done, arguments, more_figures)
+    )
+    return code
+
+
+def run_comparison(
+    comparison: Some, guides: Sequence[str], workers: int, arguments: argparse.Namespace, draw: Callable[[Some], None]
+) -> tuple[int, Some]:
+    """Compares the guides, writes after each, shows the tables and draws; the exit code and what is finished."""
     try:
-        for comparison in _compared(comparison, guides, arguments):  # noqa: B020, each holds one family more
+        for comparison in _compared(comparison, guides, workers, arguments):  # noqa: B020, each holds one family more
             write_comparison(comparison, arguments)
     except KeyboardInterrupt:
         done = len(comparison.entries)
         if done:
             write_comparison(comparison, arguments)  # the last time may have been cut short
             show_comparison(comparison, arguments)
-        return interrupted(done, len(guides), "families were finished", arguments)
+        return interrupted(done, len(guides), "families were finished", arguments), comparison
     show_comparison(comparison, arguments)
-    return drawn(lambda: write_figures(comparison, arguments, more_figures), arguments)
+    return drawn(lambda: draw(comparison), arguments), comparison
 
 
 def num_workers(num_jobs: int, device: str) -> int:
@@ -326,12 +348,11 @@ def num_workers(num_jobs: int, device: str) -> int:
     return min(num_cores(), MAX_WORKERS, num_jobs) if device == "cpu" else 1
 
 
-def _compared(comparison: Comparison, guides: Sequence[str], arguments: argparse.Namespace) -> Iterator[Comparison]:
-    from ppl_vi.compare import compare
+def _compared(comparison: Some, guides: Sequence[str], workers: int, arguments: argparse.Namespace) -> Iterator[Some]:
+    from ppl_vi.comparison import compare_each
 
-    workers = num_workers(len(guides), arguments.device)
     with _progress(len(guides)) as (started, finished):
-        for step in compare(
+        for step in compare_each(
             comparison, guides, num_workers=workers, with_curves=not arguments.no_plots, started=started
         ):
             finished([entry.guide for entry in step.entries])

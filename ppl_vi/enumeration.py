@@ -140,12 +140,13 @@ def _log_density(trace: Trace) -> Tensor:
         return contract_to_tensor(factors, summed, ring=_Ring(cache))
 
 
-def summed_out(model: Callable[..., Any], trace: Trace) -> Callable[..., Any]:
+def summed_out(model: Callable[..., Any], trace: Trace, name: str) -> Callable[..., Any]:
     """A model without its discrete latents: the same one where there are none.
 
     Args:
         model: a Pyro model.
         trace: of one run of it.
+        name: the target's, for messages.
 
     Raises:
         UnsuitableSiteError: a discrete latent has no finite number of values.
@@ -157,9 +158,10 @@ def summed_out(model: Callable[..., Any], trace: Trace) -> Callable[..., Any]:
         return model
     for node in discrete:
         if not node["fn"].has_enumerate_support:
+            kind = type(node["fn"]).__name__
             raise UnsuitableSiteError(
-                f"site '{node['name']}' is discrete and {type(node['fn']).__name__} has no finite list of values, so "
-                "it can't be summed out: cut it off to a Categorical, or write the sum into the likelihood"
+                f"{name}: site '{node['name']}' is discrete and {kind} has no finite list of values, so it can't be "
+                "summed out: cut it off to a Categorical, or write the sum into the likelihood"
             )
     depth = max((-frame.dim for node in nodes for frame in node["cond_indep_stack"] if frame.vectorized), default=0)
     return SummedOut(model, depth)

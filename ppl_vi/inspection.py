@@ -19,6 +19,8 @@ from ppl_vi.enumeration import UnsuitableSiteError
 from ppl_vi.state import isolated
 
 Row = tuple[Any, ...]
+SEEDS = (0, 4, 6, 1)  # their first draws fall on both sides of a median
+IMPROPER = "{name}: site '{site}' has an improper prior, so there is no evidence: give it a proper one"
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,10 @@ class _Reached(Messenger):
     """Remembers the site that is being run."""
 
     site = ""
+    fn: Any = None
 
     def _pyro_sample(self, msg: Any) -> None:
-        self.site = msg["name"]
+        self.site, self.fn = msg["name"], msg["fn"]
 
 
 def run(model: Callable[..., Any], row: Row, dtype: torch.dtype, name: str, seed: int = 0) -> Trace:
@@ -61,8 +64,11 @@ def run(model: Callable[..., Any], row: Row, dtype: torch.dtype, name: str, seed
             trace = poutine.trace(model).get_trace(*row)
             trace.compute_log_prob()
         except UnsuitableSiteError as error:
-            raise ValueError(f"{name}: {error}") from error
+            said = str(error).splitlines()[0]  # Pyro adds a table
+            raise ValueError(f"{name}: {said}") from error
         except Exception as error:
+            if _is_improper(reached.fn):
+                raise ValueError(IMPROPER.format(name=name, site=reached.site)) from error
             raise ValueError(f"{name}: {_complaint(error, reached.site, dtype)}") from error
     return trace
 
@@ -80,7 +86,7 @@ def _complaint(error: Exception, site: str, dtype: torch.dtype) -> str:
 def latent_sites(
     model: Callable[..., Any], first: Row, last: Row, dtype: torch.dtype, name: str
 ) -> tuple[LatentSite, ...]:
-    """The latent sites of a model, found by running it on two rows of data with two seeds.
+    """The latent sites of a model, found by running it on two rows of data and with several seeds.
 
     Args:
         model: a Pyro model.
@@ -92,11 +98,15 @@ def latent_sites(
         ValueError: the model has no latent site, a discrete one, an improper prior, parameters, a log density that is
             nan, data outside their distribution's support, sites or supports that depend on drawn values, or raises.
     """
-    traces = run(model, first, dtype, name, seed=0), run(model, last, dtype, name, seed=1)
-    one, other = ({n: node for n, node in trace.nodes.items() if _is_site(node)} for trace in traces)
-    if list(one) != list(other):
-        odd = next(iter(set(one) ^ set(other)), next(iter(one), ""))
-        raise ValueError(f"{name}: site '{odd}' is drawn in some runs only, or in another order: draw all in every run")
+    traces = [run(model, last if seed else first, dtype, name, seed=seed) for seed in SEEDS]
+    one, *others = ({n: node for n, node in trace.nodes.items() if _is_site(node)} for trace in traces)
+    for other in others:
+        if list(one) != list(other):
+            odd = next(iter(set(one) ^ set(other)), next(iter(one), ""))
+            raise ValueError(
+                f"{name}: site '{odd}' is drawn in some runs only, or in another order: draw all in every run"
+            )
+    other = others[0]
     for trace in traces:
         for node in trace.nodes.values():
             _refuse_parameter(node, name)
@@ -112,6 +122,12 @@ def latent_sites(
     if not sites:
         raise ValueError(f"{name}: the model has no latent sample site: there is nothing to infer")
     return tuple(sites)
+
+
+def _is_improper(fn: Any) -> bool:
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return isinstance(fn, ImproperUniform)
 
 
 def _is_site(node: Any) -> bool:
@@ -160,11 +176,8 @@ def _refuse_latent(node: Any, other: Any, name: str) -> None:
             f"{name}: site '{site}' is discrete; SVI needs continuous latents: sum it out of the model, as "
             "Target.of does"
         )
-    base = node["fn"]
-    while hasattr(base, "base_dist"):
-        base = base.base_dist
-    if isinstance(base, ImproperUniform):
-        raise ValueError(f"{name}: site '{site}' has an improper prior, so there is no evidence: give it a proper one")
+    if _is_improper(node["fn"]):
+        raise ValueError(IMPROPER.format(name=name, site=site))
     if node["value"].shape != other["value"].shape:
         shapes = tuple(node["value"].shape), tuple(other["value"].shape)
         raise ValueError(f"{name}: site '{site}' has shape {shapes[0]} in one run and {shapes[1]} in another")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import grad, jacrev
+from torch.func import grad_and_value, jacrev
 
 from ppl_vi.mapping import each
 
@@ -107,10 +107,12 @@ def minimize(
     Source: Nocedal and Wright (2006), Numerical Optimization, chapter 4.
     """
 
+    def slope(point: Tensor, *row: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        gradient, value = grad_and_value(objective)(point, *row)
+        return gradient, (value, gradient)
+
     def all_at(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        value = each(objective)(x, *args)
-        gradient = each(grad(objective))(x, *args)
-        hessian = each(jacrev(grad(objective)))(x, *args)
+        hessian, (value, gradient) = each(jacrev(slope, has_aux=True))(x, *args)
         return value, gradient, (hessian + hessian.mT) / 2
 
     x = start.detach().clone()
@@ -128,6 +130,8 @@ def minimize(
         if bool(done.all()):
             break
         step = descent_step(gradient, hessian, radius)
+        if not bool((~done & (step.abs() > eps * (1 + x.abs())).any(-1)).any()):
+            break  # level by symmetry: no step leads down
         promised = -(step * gradient).sum(-1) - (step * (hessian @ step[..., None]).squeeze(-1)).sum(-1) / 2
         trial = all_at(x + step)
         usable = trial[0].isfinite() & trial[1].isfinite().all(-1) & trial[2].isfinite().all(-1).all(-1)

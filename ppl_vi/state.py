@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import pyro
 import torch
+from pyro.nn.module import PyroModule
+from torch import nn
 
 
 @contextmanager
@@ -33,3 +36,15 @@ def isolated(dtype: torch.dtype = torch.float64, seed: int | None = None) -> Ite
         if seed is not None:
             torch.manual_seed(seed)
         yield
+
+
+def private(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy of a module, in `dtype`, that can be run inside `isolated`, wherever it was made.
+
+    A `PyroModule` made while its parameters were global has no place for local ones.
+    """
+    copied = copy.deepcopy(module).to(dtype)
+    for part in copied.modules():
+        if isinstance(part, PyroModule) and not hasattr(part._pyro_context, "param_state"):
+            part._pyro_context.param_state = {"params": {}, "constraints": {}}
+    return copied

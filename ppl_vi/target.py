@@ -13,42 +13,20 @@ import pyro.poutine as poutine
 import torch
 from pyro.distributions.transforms import biject_to
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_feasible
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import vmap
 
 from ppl_vi.enumeration import summed_out
 from ppl_vi.inspection import LatentSite, latent_sites, run
+from ppl_vi.laplace import Laplace, centred_on_mass, laplace_of
 from ppl_vi.mapping import each, whole_plates
-from ppl_vi.newton import Minimum, minimize
-from ppl_vi.state import isolated
+from ppl_vi.state import isolated, private
 
 Latents = dict[str, Tensor]
 
+TOLERANCE = 1e-10  # nats that a mode may fall short of the highest point nearby
+NUM_PRIOR_DRAWS = 200
 LOG_2PI = math.log(2 * math.pi)
-
-
-@dataclass(frozen=True)
-class Laplace:
-    """The mode of each problem's posterior in unconstrained space and the curvature there.
-
-    Attributes:
-        loc: `(B, D)`.
-        precision: minus the second derivatives of the log density, `(B, D, D)`.
-        log_density: the unnormalised log density at `loc`, Jacobian included, `(B,)`, nats.
-        converged: `(B,)`.
-    """
-
-    loc: Tensor
-    precision: Tensor
-    log_density: Tensor
-    converged: Tensor
-
-    @cached_property
-    def scale(self) -> Tensor:
-        """Standard deviation of each coordinate given the others, `(B, D)`: `precision_dd^(-1/2)`, or 1 where flat."""
-        diagonal = torch.diagonal(self.precision, dim1=-2, dim2=-1)
-        curved = diagonal > 0
-        return torch.where(curved, torch.where(curved, diagonal, torch.ones_like(diagonal)).rsqrt(), 1.0)
 
 
 @dataclass(frozen=True)
@@ -187,7 +165,8 @@ class Target:
         """One problem: a user's own model with the arguments it takes.
 
         Discrete latents are summed out. The model keeps its arguments, so that it may branch on its data, index by them
-        and take what is no tensor; `args` of the target is one row that nobody reads.
+        and take what is no tensor; `args` of the target is one row that nobody reads. A model that is a module is
+        copied, in the target's dtype.
 
         Args:
             model: a Pyro model.
@@ -205,8 +184,9 @@ class Target:
             raise TypeError(f"args must be a tuple of the model's positional arguments, got {type(args).__name__}")
         name = name or str(getattr(model, "__name__", type(model).__name__))
         given = converted(args, dtype)
+        model = private(model, dtype) if isinstance(model, nn.Module) else model
         device = next((tensor.device for tensor in tensors_of(given)), torch.device("cpu"))
-        model = Bound(summed_out(model, run(model, given, dtype, name)), given)
+        model = Bound(summed_out(model, run(model, given, dtype, name), name), given)
         target = Target(model, (torch.zeros(1, dtype=dtype, device=device),), name=name, dtype=dtype)
         _ = target.latents  # what is the matter with the model should come out here
         return target
@@ -214,6 +194,11 @@ class Target:
     def bind(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """A hand-written guide, to be called with a `row`: where the model keeps its arguments, so does the guide."""
         return Bound(function, self.model.given) if isinstance(self.model, Bound) else function
+
+    @property
+    def data(self) -> tuple[Tensor, ...]:
+        """All tensors that the model is called with, those it keeps included."""
+        return (*self.args, *(tensors_of(self.model.given) if isinstance(self.model, Bound) else ()))
 
     @property
     def num_problems(self) -> int:
@@ -249,6 +234,14 @@ class Target:
         """
         with whole_plates():
             return latent_sites(self.model, self.row(0), self.row(self.num_problems - 1), self.dtype, self.name)
+
+    @cached_property
+    def parts(self) -> dict[str, int]:
+        """How much the plates take that take a subsample of their data, by name."""
+        with isolated(self.dtype, seed=0):
+            trace = poutine.trace(self.model).get_trace(*self.row(0))
+        frames = [frame for node in trace.nodes.values() for frame in node.get("cond_indep_stack", ())]
+        return {frame.name: frame.size for frame in frames if frame.size < (frame.full_size or 0)}
 
     @property
     def dim(self) -> int:
@@ -311,28 +304,45 @@ class Target:
 
     @cached_property
     def laplace(self) -> Laplace:
-        """Mode and curvature in unconstrained space, by Newton's method on all problems at once."""
-        return laplace_of(self)
+        """Mode and curvature in unconstrained space, by Newton's method on all problems at once.
 
+        The scale of a quadrature comes from it, so it matters that it is of the right width; it need not be the highest
+        mode.
 
-def laplace_of(target: Target, tolerance: float = 1e-10) -> Laplace:
-    """Finds the posterior's mode in unconstrained space, with the curvature there.
+        Raises:
+            ValueError: no point was found where the posterior has a density.
+        """
+        with isolated(self.dtype, seed=0):
+            return laplace_of(self.log_density_of_row, self._inside, self.args, TOLERANCE)
 
-    The mode is where the initial values of a fit and the scale of a quadrature come from, so it matters that it is
-    near and of the right width; it need not be global.
-    """
-    with isolated(target.dtype, seed=0):
-        start = target.unconstrain(_feasible(target)).expand(target.num_problems, -1).to(target.device)
+    @cached_property
+    def start(self) -> Laplace:
+        """Where fits begin: `laplace`, or near the mass where a mode is far from it."""
+        with isolated(self.dtype, seed=0):
+            return centred_on_mass(self.laplace, self.log_density_of_row, self._inside, self.args, TOLERANCE)
 
-        def loss(u: Tensor, *row: Tensor) -> Tensor:
-            return -target.log_density_of_row(u, *row)
+    @cached_property
+    def _inside(self) -> Tensor:
+        """Points `(B, D)` where the log density is finite: Pyro's own choice, else the best of some prior draws."""
+        with InitMessenger(init_to_feasible):
+            start = self._unconstrained_run().expand(self.num_problems, -1)
+        value = each(self.log_density_of_row)(start, *self.args)
+        for _ in range(NUM_PRIOR_DRAWS if not bool(value.isfinite().all()) else 0):
+            trial = self._unconstrained_run().expand(self.num_problems, -1)
+            found = each(self.log_density_of_row)(trial, *self.args)
+            better = found.isfinite() & (~value.isfinite() | (found > value))
+            start, value = torch.where(better[:, None], trial, start), torch.where(better, found, value)
+        if not bool(value.isfinite().all()):
+            lost = int((~value.isfinite()).nonzero()[0])
+            raise ValueError(
+                f"{self.name}: problem {lost} has log density {float(value[lost])} at each of {NUM_PRIOR_DRAWS} draws "
+                "from the prior: do the data lie where the model can put them?"
+            )
+        return start
 
-        found: Minimum = minimize(loss, start, args=target.args, tolerance=tolerance)
-    return Laplace(found.x, found.hessian, -found.value, found.converged)
-
-
-def _feasible(target: Target) -> Latents:
-    """A point inside the support, Pyro's own choice, `(1, *site.shape)` for each site."""
-    with InitMessenger(init_to_feasible), whole_plates():
-        trace = poutine.trace(target.model).get_trace(*target.row(0))
-    return {site.name: trace.nodes[site.name]["value"].detach()[None] for site in target.latents}
+    def _unconstrained_run(self) -> Tensor:
+        """The latents of one run of the model on the first problem, `(1, D)`."""
+        with whole_plates():
+            trace = poutine.trace(self.model).get_trace(*self.row(0))
+        values = {site.name: trace.nodes[site.name]["value"].detach()[None] for site in self.latents}
+        return self.unconstrain(values).to(self.dtype)

@@ -78,7 +78,7 @@ def _import(path: str) -> Family:
         found = importlib.import_module(module_name)
         for part in attribute.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # whatever a module does when it is imported
         raise ValueError(f"guide '{path}' can't be imported: {error}") from error
     if not callable(found):
         raise ValueError(f"guide '{path}' must be callable with a model, got {type(found).__name__}")

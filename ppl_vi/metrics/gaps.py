@@ -11,6 +11,7 @@ from torch.func import vmap
 
 from ppl_vi.metrics.divergence import reverse_kl
 from ppl_vi.metrics.estimate import Estimate
+from ppl_vi.metrics.nearest import nearest_members
 from ppl_vi.metrics.overlay import NODES, WEIGHTS, geometric_edges, overlay
 from ppl_vi.newton import minimize
 from ppl_vi.state import isolated
@@ -59,7 +60,12 @@ def best_member(fit: Fit, truth: Truth, fitted: Estimate, upper_bound: bool = Fa
     finite = np.where(np.isfinite(fitted.value), fitted.value, np.inf)
     nearest = torch.from_numpy(np.argsort(finite, 1)[:, :num].copy()).to(fit.theta.device)
     starts = torch.take_along_dim(fit.theta, nearest[..., None], 1)
-    found, converged = _polish(fit, truth, starts, MAX_STEPS_UPPER_BOUND if upper_bound else MAX_STEPS)
+    polished = _polish(fit, truth, starts, MAX_STEPS_UPPER_BOUND if upper_bound else MAX_STEPS)
+    if polished is None:
+        by_noise = nearest_members(fit, -fitted.value, fit.seed + 20)
+        found, converged = by_noise.theta, np.repeat(by_noise.converged[:, None], by_noise.theta.shape[1], 1)
+    else:
+        found, converged = polished
     candidates = torch.cat([found, starts], 1)
     divergence = reverse_kl(overlay(fit, truth, candidates))
     order = np.where(np.isnan(divergence.value), np.inf, divergence.value)
@@ -73,11 +79,14 @@ def best_member(fit: Fit, truth: Truth, fitted: Estimate, upper_bound: bool = Fa
         "an upper bound: the best of several local searches" if upper_bound else "",
     )
     theta = candidates[torch.arange(batch), torch.from_numpy(best)]
-    return BestMember(theta, chosen, upper_bound, converged[rows, np.minimum(best, num - 1)])
+    return BestMember(theta, chosen, upper_bound, converged[rows, np.minimum(best, converged.shape[1] - 1)])
 
 
-def _polish(fit: Fit, truth: Truth, starts: Tensor, max_steps: int) -> tuple[Tensor, np.ndarray]:
-    """Newton's method on `int q log(q/p) - q + p` over fixed panels, from `starts` `(B, S, D)`."""
+def _polish(fit: Fit, truth: Truth, starts: Tensor, max_steps: int) -> tuple[Tensor, np.ndarray] | None:
+    """Newton's method on `int q log(q/p) - q + p` over fixed panels, from `starts` `(B, S, D)`.
+
+    None for a guide whose support is smaller than the posterior's: at the nodes outside it has no derivatives.
+    """
     target, (batch, num, dim) = truth.target, starts.shape
     site = target.latents[0].name
     u, log_weight = _nodes(truth)
@@ -86,6 +95,8 @@ def _polish(fit: Fit, truth: Truth, starts: Tensor, max_steps: int) -> tuple[Ten
     # a node where neither density has mass by far is moved to the mode, with weight 0: derivatives overflow out there
     log_q = fit.log_prob_at(starts, {site: values[site][:, None].expand(-1, num, *values[site].shape[1:])})
     empty = (torch.maximum(log_q.amax(1) + log_slope, log_p) < NOTHING)[:, :, None]
+    if bool((torch.isneginf(log_q.amax(1)) & ~empty[..., 0]).any()):
+        return None
     at_mode, slope_at_mode = target.constrain(target.laplace.loc[:, None])
     z = torch.where(empty.reshape(empty.shape[:2] + (1,) * (values[site].dim() - 2)), at_mode[site], values[site])
     log_slope = torch.where(empty[..., 0], slope_at_mode, log_slope)
@@ -125,3 +136,9 @@ def optimization_gap(fitted: Estimate, best: BestMember) -> Estimate:
     with np.errstate(invalid="ignore"):
         value = fitted.value - best.divergence.value
     return Estimate(value, np.zeros_like(value), fitted.error + best.divergence.error, "nats")
+
+
+def never(num_problems: int, reason: str) -> Estimate:
+    """The gap of a family whose every member has infinite divergence, `(B, 1)`."""
+    nothing = np.zeros((num_problems, 1))
+    return Estimate(nothing + np.inf, nothing, nothing, "nats", reason)

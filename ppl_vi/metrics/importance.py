@@ -7,9 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import logsumexp
 
+from ppl_vi.metrics import blocks
 from ppl_vi.metrics.estimate import Estimate
 from ppl_vi.svi.result import Fit
+from ppl_vi.target import Latents
 
+FEW = 1000  # draws for a second k-hat, which falls with their number
+IWAE_SAMPLES = 64  # K
 NOWHERE = "no draw fell where the posterior has mass"
 
 
@@ -30,16 +34,52 @@ def weights(fit: Fit, num_draws: int = 10_000, seed: int = 0) -> Weights:
 
     A draw outside the model's support has no weight: -inf.
     """
-    latents = fit.draw(num_draws, seed)
+    log_joint, log_guide = log_densities(fit, fit.draw(num_draws, seed))
+    return Weights(log_joint - log_guide)
+
+
+def log_densities(fit: Fit, latents: Latents) -> tuple[np.ndarray, np.ndarray]:
+    """log p(x, z), -inf outside the model's support, and log q(z) at latents `(B, R, N, *site.shape)`, `(B, R, N)`."""
     log_q = fit.log_prob(latents)
     batch, replicas, num = log_q.shape
     flat = {name: value.flatten(1, 2) for name, value in latents.items()}
-    log_joint = fit.target.log_joint(flat).unflatten(1, (replicas, num))
+    log_joint = blocks.log_joint(fit.target, flat).unflatten(1, (replicas, num))
     inside = np.ones((batch, replicas, num), dtype=bool)
     for site in fit.target.latents:
         check = site.support.check(latents[site.name])
         inside &= check.reshape((batch, replicas, num, -1)).all(-1).cpu().numpy()
-    return Weights(np.where(inside, (log_joint - log_q).cpu().numpy(), -np.inf))
+    return np.where(inside, log_joint.cpu().numpy(), -np.inf), log_q.cpu().numpy()
+
+
+def scores(fit: Fit, num_draws: int, chi_square: np.ndarray | None = None) -> dict[str, Estimate]:
+    """What a user without the truth would see of each fit, all from the same draws; see `importance_log_evidence`."""
+    w = weights(fit, num_draws, fit.seed + 1)
+    found = {
+        "elbo_estimate": elbo_estimate(w),
+        "importance_log_evidence": importance_log_evidence(w, chi_square),
+        "importance_log_evidence_naive": importance_log_evidence(w),
+        "khat": khat(w),
+        "ess": effective_sample_size(w),
+    }
+    if num_draws > FEW:
+        found["khat_1000"] = khat(Weights(w.log[..., :FEW]))
+        found["iwae_bound"] = iwae_bound(w, IWAE_SAMPLES)
+    return found
+
+
+def iwae_bound(w: Weights, num_samples: int) -> Estimate:
+    """E[log mean of K weights], nats, from independent groups of K draws: between the ELBO and log p(x).
+
+    Source: Burda, Grosse and Salakhutdinov (2016), Importance weighted autoencoders.
+    """
+    num_groups = w.num_draws // num_samples
+    if num_groups < 2:
+        raise ValueError(f"two groups of {num_samples} draws are needed at least, got {w.num_draws} draws")
+    groups = w.log[..., : num_groups * num_samples].reshape((*w.log.shape[:-1], num_groups, num_samples))
+    each = logsumexp(groups, axis=-1) - np.log(num_samples)
+    with np.errstate(invalid="ignore"):
+        spread = each.std(-1, ddof=1) / num_groups**0.5
+    return Estimate(each.mean(-1), spread, np.zeros(each.shape[:-1]), "nats")
 
 
 def elbo_estimate(w: Weights) -> Estimate:

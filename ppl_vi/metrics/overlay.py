@@ -10,6 +10,7 @@ import torch
 from numpy.polynomial import legendre
 from torch import Tensor
 
+from ppl_vi.metrics import blocks
 from ppl_vi.svi.result import Fit
 from ppl_vi.svi.support import bounds
 from ppl_vi.truth import Truth
@@ -162,6 +163,17 @@ class Overlay:
         return self._grid(coarse), self._grid([_halved(*panels) for panels in coarse])
 
     @cached_property
+    def at_once(self) -> tuple[np.ndarray, np.ndarray]:
+        """Reverse KL by one rule on panels as they are, and by how much it misses a mass of 1, `(F,)` each."""
+        num = self.shape[0] * self.shape[1]
+        total = np.zeros((num, 4))
+        for piece in self.pieces:
+            pair, left, right = _panels(self._edges(piece))
+            np.add.at(total, pair, self._panel_integrals(piece, pair, left, right, lost=np.inf))
+        p, q, reverse, _ = total.T
+        return reverse - q + p, np.abs(p - 1) + np.abs(q - 1)
+
+    @cached_property
     def tails(self) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], ...]:
         """u, log p, log q and log |dz/du| on the way from the mode to either end of the floats, `(F, K)` each."""
         num = self.shape[0] * self.shape[1]
@@ -215,27 +227,29 @@ class Overlay:
             log_slope = sign * v_tensor
         problem = torch.from_numpy(pair // replicas).to(target.device)
         log_q = self.fit.log_prob_rows(self.theta.flatten(0, 1)[pair], problem, {site.name: z})
-        log_joint = target.log_joint({site.name: z}, problem).cpu().numpy()
+        log_joint = blocks.log_joint(target, {site.name: z}, problem).cpu().numpy()
         evidence = self.truth.log_evidence[pair // replicas][:, None]
         log_p = log_joint - evidence if piece.kind == "inside" else np.full_like(log_joint, -np.inf)
         return z.reshape(v.shape).cpu().numpy(), log_slope.cpu().numpy(), log_p, log_q.cpu().numpy(), log_joint
 
-    def _panel_integrals(self, piece: Piece, pair: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """Over each panel: both masses, both divergences' integrands, `(N, 4)`."""
+    def _panel_integrals(
+        self, piece: Piece, pair: np.ndarray, left: np.ndarray, right: np.ndarray, lost: float = 0.0
+    ) -> np.ndarray:
+        """Over each panel: both masses, both divergences' integrands, `(N, 4)`.
+
+        `lost` is log q - log p where the guide has mass and the posterior none.
+        """
         half = (right - left) / 2
         _, slope, log_p, log_q, _ = self._at(piece, pair, (left + right)[:, None] / 2 + half[:, None] * NODES)
         weight = np.exp(slope) * half[:, None] * WEIGHTS
         p, q = np.exp(log_p), np.exp(log_q)
-        ratio = np.where(np.isfinite(log_p) & np.isfinite(log_q), log_q - log_p, 0.0)
-        return np.stack([(weight * f).sum(1) for f in (p, q, q * ratio, p * ratio)], 1)
+        known = np.isfinite(log_p) & np.isfinite(log_q)
+        ratio = np.where(known, log_q - np.where(known, log_p, 0.0), np.where(q > 0, lost, 0.0))
+        return np.stack([(weight * f).sum(1) for f in (p, q, q * ratio, p * np.where(known, ratio, 0.0))], 1)
 
     def _refined(self, piece: Piece) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Panels `(pair, left, right)`, halved where halving still changes their integrals."""
-        edges = self._edges(piece)
-        pair = np.repeat(np.arange(len(edges)), edges.shape[1] - 1)
-        left, right = edges[:, :-1].ravel(), edges[:, 1:].ravel()
-        wide = right > left
-        pair, left, right = pair[wide], left[wide], right[wide]
+        pair, left, right = _panels(self._edges(piece))
         integrals = self._panel_integrals(piece, pair, left, right)
         done: list[tuple[np.ndarray, ...]] = []
         before = np.full(len(integrals), np.inf)
@@ -278,6 +292,14 @@ class Overlay:
             padded[pair, column] = values
             out.append(padded)
         return tuple(out)
+
+
+def _panels(edges: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The panels between edges `(F, E)`, `(pair, left, right)`, those of no width left out."""
+    pair = np.repeat(np.arange(len(edges)), edges.shape[1] - 1)
+    left, right = edges[:, :-1].ravel(), edges[:, 1:].ravel()
+    wide = right > left
+    return pair[wide], left[wide], right[wide]
 
 
 def _halved(pair: np.ndarray, left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

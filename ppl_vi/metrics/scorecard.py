@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from ppl_vi.metrics import divergence, importance, moments
+from ppl_vi.metrics.by_noise import scores_by_noise
 from ppl_vi.metrics.estimate import Estimate
-from ppl_vi.metrics.gaps import BestMember, best_member, optimization_gap
+from ppl_vi.metrics.gaps import BestMember, best_member, never, optimization_gap
 from ppl_vi.metrics.overlay import Overlay, overlay
+from ppl_vi.metrics.weighted import Marginals
 from ppl_vi.svi.result import Fit
 from ppl_vi.truth import Truth
 
@@ -38,20 +40,23 @@ class Scorecard:
         fit: the fits.
         truth: what they are measured by.
         scores: every metric by name, `(B, R)` each; a missing one is null with its reason.
-        best: the family's best member, None where its divergence is infinite for every member.
+        best: the family's best member, None where its divergence is infinite for every member or it can't be found.
+        marginals: of each latent number, where the truth has points and there are several numbers.
     """
 
     fit: Fit
     truth: Truth
     scores: dict[str, Estimate]
     best: BestMember | None
+    marginals: Marginals | None = None
 
 
 def score(fit: Fit, truth: Truth, *, num_draws: int = 10_000, upper_bound: bool = False) -> Scorecard:
     """Measures every replica of a fit against the truth.
 
-    Exact by quadrature: the metrics of `METRICS`, the ELBO gap, the family and the optimization gap. By Monte Carlo,
-    as a user without the truth would see them: the ELBO, importance-sampled log p(x), k-hat and ESS.
+    With one latent number, exact by quadrature: the metrics of `METRICS`, the ELBO gap, the family and the optimization
+    gap. With more, by weighted points of the guide and of the truth (`scores_by_noise`). In any case by Monte Carlo, as
+    a user without the truth would see them: the ELBO, importance-sampled log p(x), k-hat and ESS.
 
     Args:
         fit: the fits.
@@ -64,27 +69,28 @@ def score(fit: Fit, truth: Truth, *, num_draws: int = 10_000, upper_bound: bool 
     """
     if truth.target is not fit.target:
         raise ValueError("the fit and the truth must be of the same target")
+    if truth.line is None:
+        scores, best, marginals = scores_by_noise(fit, truth, upper_bound=upper_bound)
+    else:
+        scores, best = _exact_scores(fit, truth, upper_bound)
+        marginals = None
+    chi_square = scores["chi_square"].value if "chi_square" in scores else None
+    scores |= importance.scores(fit, num_draws, chi_square)
+    return Scorecard(fit, truth, scores, best, marginals)
+
+
+def _exact_scores(fit: Fit, truth: Truth, upper_bound: bool) -> tuple[dict[str, Estimate], BestMember | None]:
     pair = overlay(fit, truth)
     scores = {name: metric(pair) for name, metric in METRICS.items()}
     scores["elbo_gap"] = _elbo_gap(truth, scores["elbo"])
     if fit.support_mismatch:
         scores["surrogate_elbo"] = divergence.surrogate_elbo(pair)
-    best = None if fit.support_mismatch else best_member(fit, truth, scores["reverse_kl"], upper_bound)
-    if best is not None:
-        scores["family_gap"] = best.divergence
-        scores["optimization_gap"] = optimization_gap(scores["reverse_kl"], best)
-    else:
-        infinite = np.full((pair.shape[0], 1), np.inf)
-        nothing = np.zeros_like(infinite)
-        scores["family_gap"] = Estimate(infinite, nothing, nothing, "nats", fit.support_mismatch)
-    weights = importance.weights(fit, num_draws, fit.seed + 1)
-    scores["elbo_estimate"] = importance.elbo_estimate(weights)
-    scores["importance_log_evidence"] = importance.importance_log_evidence(weights, scores["chi_square"].value)
-    naive = importance.importance_log_evidence(weights)
-    scores["importance_log_evidence_naive"] = naive
-    scores["khat"] = importance.khat(weights)
-    scores["ess"] = importance.effective_sample_size(weights)
-    return Scorecard(fit, truth, scores, best)
+        scores["family_gap"] = never(len(pair.truth.log_evidence), fit.support_mismatch)
+        return scores, None
+    best = best_member(fit, truth, scores["reverse_kl"], upper_bound)
+    scores["family_gap"] = best.divergence
+    scores["optimization_gap"] = optimization_gap(scores["reverse_kl"], best)
+    return scores, best
 
 
 def _elbo_gap(truth: Truth, elbo: Estimate) -> Estimate:

@@ -7,11 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ppl_vi.compare import Comparison, Entry
+from ppl_vi.comparison import Comparison, Entry
 from ppl_vi.report.numbers import nats, number, three_digits
 from ppl_vi.report.table import sort_key
 from ppl_vi.truth import Truth
@@ -38,11 +37,16 @@ def plain(axes: Axes, *, label_size: float | None = None) -> None:
         axes.tick_params(labelsize=label_size)
 
 
+def label(comparison: Comparison, problem: int) -> str:
+    """What a figure calls a problem."""
+    return comparison.target.name if comparison.detailed else f"x = {comparison.labels[problem]:g}"
+
+
 def densities(comparison: Comparison, problem: int) -> Figure:
     """The exact posterior, grey, and the fitted density of each family's replica of median reverse KL."""
     entries = _sorted(comparison, problem, lambda entry: entry.curves is not None)
-    z = comparison.z()
-    posterior = _posterior(comparison, z)[problem]
+    z = comparison.z
+    (posterior,) = comparison.posterior(problem)
 
     def panel(axes: Axes, entry: Entry, record: dict[str, Any]) -> None:
         assert entry.curves is not None
@@ -53,7 +57,7 @@ def densities(comparison: Comparison, problem: int) -> Figure:
         axes.set_xlim(z[problem, 0], z[problem, -1])
         axes.set_ylim(0, TOO_HIGH * posterior.max())
 
-    heading = f"x = {comparison.labels[problem]:g}: the posterior (grey) and the fitted guides, by reverse KL in nats"
+    heading = f"{label(comparison, problem)}: the posterior (grey) and the fitted guides, by reverse KL in nats"
     return _multiples(entries, panel, heading, "z", "density", problem)
 
 
@@ -76,7 +80,7 @@ def divergences_by_step(comparison: Comparison, problem: int) -> Figure:
         axes.set_title(f"{entry.guide}\n{three_digits(record['reverse_kl'], record['reverse_kl_error'])} nats")
 
     heading = (
-        f"x = {comparison.labels[problem]:g}: reverse KL, median (line) and range (band) of replicas; "
+        f"{label(comparison, problem)}: reverse KL, median (line) and range (band) of replicas; "
         "dashed: the best the family can do"
     )
     return _multiples(entries, panel, heading, "SVI steps", "reverse KL [nats]", problem)
@@ -97,7 +101,7 @@ def elbos_by_step(comparison: Comparison, problem: int) -> Figure:
         axes.set_title(f"{entry.guide}\n{nats(record['elbo'])} nats")
 
     heading = (
-        f"x = {comparison.labels[problem]:g}: ELBO, median (line) and range (band) of replicas; "
+        f"{label(comparison, problem)}: ELBO, median (line) and range (band) of replicas; "
         f"dashed: log p(x) = {ceiling:.4f}"
     )
     return _multiples(entries, panel, heading, "SVI steps", "ELBO [nats]", problem)
@@ -118,7 +122,7 @@ def gaps(comparison: Comparison, problem: int) -> Figure:
         _bars(axes, records, name, color, sign, high)
         axes.set_title(text, fontsize=10)
         axes.set_xlabel("nats")
-    figure.suptitle(f"x = {comparison.labels[problem]:g}: why each guide is away from the posterior", fontsize=12)
+    figure.suptitle(f"{label(comparison, problem)}: why each guide is away from the posterior", fontsize=12)
     return figure
 
 
@@ -208,14 +212,6 @@ def _band(axes: Axes, steps: np.ndarray, values: np.ndarray, floor: float = -np.
     values = np.where(np.isnan(values), np.nan, np.maximum(values, floor))
     axes.fill_between(steps, values.min(0), values.max(0), color=BLUE, alpha=0.25, linewidth=0)
     axes.plot(steps, np.median(values, 0), color=BLUE, linewidth=1.5)
-
-
-def _posterior(comparison: Comparison, z: np.ndarray) -> np.ndarray:
-    """The exact density, 0 outside the support, `(B, Z)`."""
-    site = comparison.target.latents[0]
-    values = torch.from_numpy(z).to(comparison.target.device)
-    log_density = comparison.truth.log_prob({site.name: values.reshape((*z.shape, *site.shape))})
-    return torch.where(site.support.check(values), log_density.exp(), 0.0).cpu().numpy()
 
 
 def _multiples(entries: list[Entry], panel: Panel, heading: str, x: str, y: str, problem: int) -> Figure:

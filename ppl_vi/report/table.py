@@ -71,9 +71,15 @@ def spread(record: Record, name: str) -> float:
     return max(values) - min(values)
 
 
+def uncertainty(record: Record, name: str) -> float:
+    """What a score may be off by: its numerical error and two standard errors; nan where neither is known."""
+    error, spread = number(record.get(f"{name}_error")), number(record.get(f"{name}_std_error"))
+    return error if math.isnan(spread) else 2 * spread + (0.0 if math.isnan(error) else error)
+
+
 def _metric(name: str, show: Callable[[Record], str] | None = None) -> Callable[[Record, Footnotes], str]:
     def cell(record: Record, notes: Footnotes) -> str:
-        text = show(record) if show else three_digits(record[name], record.get(f"{name}_error"))
+        text = show(record) if show else three_digits(record[name], uncertainty(record, name))
         reason = _reason(record, name)
         return text + notes.mark(reason) if "inf" in text and reason else text
 
@@ -118,13 +124,13 @@ def _status(record: Record, notes: Footnotes) -> str:
 
 def _spread(record: Record) -> str:
     value = spread(record, "reverse_kl")
-    noise = 2 * number(record.get("reverse_kl_error"))
+    noise = 2 * uncertainty(record, "reverse_kl")
     return MISSING if math.isnan(value) else "0" if value == 0 else three_digits(value, noise)
 
 
 def _bounded(name: str, sign: str) -> Callable[[Record], str]:
     def bounded(record: Record) -> str:
-        text = three_digits(record[name], record.get(f"{name}_error"))
+        text = three_digits(record[name], uncertainty(record, name))
         return f"{sign}{text}" if record["family_gap_is_upper_bound"] and text not in (MISSING, "inf") else text
 
     return bounded
@@ -158,6 +164,11 @@ def _fixed(name: str, decimals: int) -> Callable[[Record], str]:
     return fixed
 
 
+def _khats(record: Record) -> str:
+    few, many = number(record["khat_1000"]), number(record["khat"])
+    return MISSING if math.isnan(many) else f"{few:.2f}, {many:.2f}"
+
+
 GUIDE = Column(("", "guide"), _guide, left=True)
 COLUMNS = (
     Column(("", "status"), _status, left=True),
@@ -178,38 +189,66 @@ COLUMNS = (
     Column(("log p(x) by importance", "sampling ± std. error"), _metric("importance_log_evidence", _importance)),
 )
 
+# of a model of any number of latents: the worst of its numbers, errors in standard deviations of the posterior
+MODEL_COLUMNS = (
+    *COLUMNS[:7],
+    Column(("mean", "error"), _metric("mean_error")),
+    Column(("sd", "ratio"), _metric("sd_ratio")),
+    Column(("covariance", "error"), _metric("relative_covariance_error")),
+    Column(("", "W1"), _metric("wasserstein")),
+    Column(("coverage", "of 90%"), _metric("coverage_90", _percent("coverage_90"))),
+    Column(("leaked", "mass"), _metric("leaked_mass")),
+    Column(("k-hat of 1,000", "and all draws"), _metric("khat", _khats)),
+    Column(("", "ESS"), _metric("ess", _fixed("ess", 0))),
+    Column(("", "IWAE-64"), _metric("iwae_bound", lambda record: nats(record["iwae_bound"]))),
+    Column(("log p(x) by importance", "sampling ± std. error"), _metric("importance_log_evidence", _importance)),
+)
+
 
 def title(record: Record) -> str:
-    """What is known of the problem: its log evidence with its error."""
-    evidence, error = number(record["log_evidence"]), number(record["log_evidence_error"])
-    return f"x = {record['x']:g}    log p(x) = {evidence:.6f} ± {short(error, 1) if error else '0'} nats"
+    """What is known of the problem: its log evidence with its error, and how far that can be trusted."""
+    evidence, error = number(record["log_evidence"]), uncertainty(record, "log_evidence")
+    text = f"log p(x) = {evidence:.6f} ± {short(error, 1) if error else '0'} nats"
+    if "x" in record:
+        return f"x = {record['x']:g}    {text}"
+    why = f": {record['grade_reason']}" if record["grade_reason"] else ""
+    return f"{record['model']}    {text}, by {record['method']}, {record['grade']}{why}"
+
+
+def _problem_of(record: Record) -> Any:
+    return record["x"] if "x" in record else record["model"]
 
 
 def tables(records: Sequence[Record], width: int) -> Iterator[RenderableType]:
     """The problems one after another, each in as many tables as `width` asks for, and its footnotes."""
-    for x in dict.fromkeys(record["x"] for record in records):
-        yield _problem(sorted((record for record in records if record["x"] == x), key=sort_key), width)
+    for x in dict.fromkeys(map(_problem_of, records)):
+        yield _problem(sorted((record for record in records if _problem_of(record) == x), key=sort_key), width)
 
 
 def _problem(rows: list[Record], width: int) -> Group:
     notes = Footnotes()
     guides = [GUIDE.cell(row, notes) for row in rows]
-    cells = [[column.cell(row, notes) for row in rows] for column in COLUMNS]
+    columns = COLUMNS if "x" in rows[0] else MODEL_COLUMNS
+    cells = [[column.cell(row, notes) for row in rows] for column in columns]
     parts: list[RenderableType] = [Text(title(rows[0]), style="bold"), Text("")]
-    for chosen in packed(guides, cells, width):
-        parts.append(Padding(_table(guides, [(COLUMNS[i], cells[i]) for i in chosen]), (0, 0, 1, 0)))
+    for chosen in packed(guides, columns, cells, width):
+        parts.append(Padding(_table(guides, [(columns[i], cells[i]) for i in chosen]), (0, 0, 1, 0)))
     texts = [(f"{i + 1} ".translate(SUPERSCRIPTS), text) for i, text in enumerate(notes.texts)]
     if any(row["family_gap_is_upper_bound"] for row in rows):
         texts.append(("", UPPER_BOUND))
+    if rows[0].get("assumptions"):
+        texts.append(("", f"The truth assumes: {'; '.join(rows[0]['assumptions'])}."))
     parts.extend(Text(mark + text) for mark, text in texts)
     return Group(*parts, Text(""))
 
 
-def packed(guides: Sequence[str], cells: Sequence[Sequence[str]], width: int) -> list[list[int]]:
+def packed(
+    guides: Sequence[str], columns: Sequence[Column], cells: Sequence[Sequence[str]], width: int
+) -> list[list[int]]:
     """The columns of each table, in order, as many as fit beside the guides."""
     used = first = _width(GUIDE, guides)
     groups: list[list[int]] = [[]]
-    for i, (column, texts) in enumerate(zip(COLUMNS, cells, strict=True)):
+    for i, (column, texts) in enumerate(zip(columns, cells, strict=True)):
         wide = GAP + _width(column, texts)
         if groups[-1] and used + wide > width:
             groups.append([])

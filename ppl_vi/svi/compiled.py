@@ -10,6 +10,7 @@ import ctypes
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from ppl_vi.svi import cpp, inductor
-from ppl_vi.svi.lanes import Translation, UnsupportedError, decomposed, has_translation, num_lanes
+from ppl_vi.svi.lanes import Translation, UnsupportedError, decomposed, num_lanes
 from ppl_vi.svi.objectives import Objective
 from ppl_vi.svi.pure import Program
 from ppl_vi.svi.step import BLOCK, Engine, State, trace_one, trace_step
@@ -26,8 +27,8 @@ aten = torch.ops.aten
 _log = logging.getLogger(__name__)
 CALL = 25e-6  # seconds that calling the machine code takes, whatever it does
 UNROLLED_NODES = 1500  # of a graph; more take minutes to compile
-NODE = 30e-3  # seconds that inductor takes for each of a graph's operations
-TRANSLATE, INDUCTOR = (0.8, 4e-3), (2.5, NODE)  # seconds to compile any graph, and for each of its operations
+BUILD, CHARACTER = 0.3, 3e-6  # seconds to compile any translation, and for each of its characters
+COMPILE, NODE = 2.5, 30e-3  # seconds to compile any graph, and for each of its operations
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def _filled_up(scalars: Tensor, num_steps: int) -> Tensor:
 
 @dataclass(frozen=True)
 class LanesEngine:
-    """Runs blocks of steps as one call of a C++ function; made by `lanes_engine`.
+    """Runs blocks of steps as one call of a C++ function; made by `plan`.
 
     The fits lie side by side in memory, so a part of the state that this engine returns is the transpose of a
     contiguous `(B, D, R)`; noise in that order is not copied either.
@@ -130,47 +131,74 @@ def _pointers(tensors: Sequence[Tensor]) -> Any:
     return (ctypes.c_void_p * max(len(tensors), 1))(*(tensor.data_ptr() for tensor in tensors))
 
 
-def lanes_engine(program: Program, objective: Objective, theta: Tensor, num_particles: int) -> LanesEngine:
-    """Translates and compiles the step of one fit for many like `theta` `(B, R, D)`, on the CPU.
+def translated(program: Program, objective: Objective, theta: Tensor, num_particles: int) -> str:
+    """The step of one fit as C++ for many like `theta` `(B, R, D)`, on the CPU.
 
     Raises:
         UnsupportedError: the step does something that has no translation, or is too large for the cache.
-        Exception: whatever a guide or model does that can't be traced, whatever the compiler meets.
+        Exception: whatever a guide or model does that can't be traced.
     """
     inductor.check_version()
     if theta.device.type != "cpu":
         raise UnsupportedError(f"fits on {theta.device.type}")
     graph = decomposed(*trace_one(program, objective, num_particles))
     translation = Translation(graph, theta.dtype, len(program.draws))
-    num_replicas = theta.shape[1]
-    return LanesEngine.of(program.target.args, program.layout.size, num_replicas, translation.code(num_replicas))
+    return translation.code(theta.shape[1])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a step is to be compiled.
+
+    Attributes:
+        make: compiles it, or loads what is kept.
+        kept: whether its machine code is there already.
+        seconds: about what compiling takes where it is not.
+    """
+
+    make: Callable[[], Engine]
+    kept: bool
+    seconds: float
+
+
+def plan(program: Program, objective: Objective, theta: Tensor, noise: tuple[Tensor, ...], num_steps: int) -> Plan:
+    """Traces the step for `num_steps` of fits like `theta` `(B, R, D)`, blocks of noise like `noise`.
+
+    By a translation of our own where there is one, else by torch's inductor.
+
+    Raises:
+        Exception: whatever a guide or model does that can't be traced.
+    """
+    try:
+        source = translated(program, objective, theta, noise[0].shape[3] if noise else 1)
+    except Exception as error:
+        _log.info("compiling by inductor: %s", error)
+        return _inductor_plan(program, objective, theta, noise, num_steps)
+    make = partial(LanesEngine.of, program.target.args, program.layout.size, theta.shape[1], source)
+    return Plan(make, cpp.is_kept(source), BUILD + CHARACTER * len(source))
 
 
 def compiled_engine(
     program: Program, objective: Objective, theta: Tensor, noise: tuple[Tensor, ...], num_steps: int
 ) -> Engine:
-    """Traces and compiles the step for `num_steps` of fits like `theta` `(B, R, D)`, blocks of noise like `noise`.
-
-    By a translation of our own where there is one, else by torch's inductor.
+    """Traces and compiles the step, see `plan`.
 
     Raises:
         Exception: whatever a guide or model does that can't be traced, whatever the compiler meets.
     """
-    try:
-        return lanes_engine(program, objective, theta, noise[0].shape[3] if noise else 1)
-    except Exception as error:
-        _log.info("compiling by inductor: %s", error)
-    return inductor_engine(program, objective, theta, noise, num_steps)
+    return plan(program, objective, theta, noise, num_steps).make()
 
 
 def inductor_engine(
     program: Program, objective: Objective, theta: Tensor, noise: tuple[Tensor, ...], num_steps: int
-) -> CompiledEngine:
-    """The same by inductor.
+) -> Engine:
+    """The same by inductor alone."""
+    return _inductor_plan(program, objective, theta, noise, num_steps).make()
 
-    Raises:
-        Exception: whatever a guide or model does that can't be traced, whatever the compiler meets.
-    """
+
+def _inductor_plan(
+    program: Program, objective: Objective, theta: Tensor, noise: tuple[Tensor, ...], num_steps: int
+) -> Plan:
     sizes = program.layout.sizes
     state = State.start(theta, torch.ones_like(theta), torch.ones_like(theta[..., 0], dtype=torch.bool), sizes)
     graph = trace_step(program, objective, state, tuple(n[0] for n in noise))
@@ -178,7 +206,11 @@ def inductor_engine(
     unrolled = unroll(graph, num, len(state.tensors), len(noise))
     scalars = torch.ones((3, num), dtype=theta.dtype, device=theta.device)
     example = [scalars, *state.tensors, *program.target.args, *(n[:num] for n in noise)]
-    return CompiledEngine(program.target.args, sizes, num, inductor.compiled(unrolled, example))
+
+    def make() -> Engine:
+        return CompiledEngine(program.target.args, sizes, num, inductor.compiled(unrolled, example))
+
+    return Plan(make, inductor.is_kept(unrolled, example), compile_seconds(num * len(graph.graph.nodes)))
 
 
 def num_unrolled(num_nodes: int, block: int, num_steps: int) -> int:
@@ -201,10 +233,9 @@ def num_unrolled(num_nodes: int, block: int, num_steps: int) -> int:
     return found
 
 
-def compile_seconds(graph: GraphModule) -> float:
-    """About what compiling a step takes where nothing is cached, without unrolling."""
-    base, each = TRANSLATE if has_translation(graph) else INDUCTOR
-    return base + each * len(graph.graph.nodes)
+def compile_seconds(num_nodes: int) -> float:
+    """About what inductor takes where nothing is kept."""
+    return COMPILE + NODE * num_nodes
 
 
 def unroll(step: GraphModule, num_steps: int, num_state: int, num_noise: int) -> GraphModule:

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 import shutil
 import subprocess
 import tempfile
-from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
 from ppl_vi.svi import inductor
+from ppl_vi.svi.kept import processor
 
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-w",
          "-fPIC", "-shared")  # fmt: skip
@@ -42,13 +41,6 @@ def compiler() -> str:
     return found
 
 
-@cache
-def _processor() -> str:
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text().splitlines() if file.exists() else []
-    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
-
-
 def library(source: str) -> ctypes.CDLL:
     """The shared library of some C++.
 
@@ -57,11 +49,23 @@ def library(source: str) -> ctypes.CDLL:
         RuntimeError: it does not compile.
     """
     with_what = compiler()
-    key = sha256("\n".join([source, with_what, *FLAGS, _processor()]).encode()).hexdigest()
-    path = inductor.writable_folder() / "lanes" / f"{key[:32]}.so"
+    path = _place(with_what, source)
     if not _intact(path):
         build(with_what, source, path)
     return ctypes.CDLL(str(path))
+
+
+def is_kept(source: str) -> bool:
+    """Whether the library of some C++ is there already."""
+    try:
+        return _intact(_place(compiler(), source))
+    except NoCompilerError:
+        return False
+
+
+def _place(with_what: str, source: str) -> Path:
+    key = sha256("\n".join([source, with_what, *FLAGS, processor()]).encode()).hexdigest()
+    return inductor.writable_folder() / "lanes" / f"{key[:32]}.so"
 
 
 def _intact(path: Path) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from ppl_vi.svi.batched import BatchedEngine
-from ppl_vi.svi.compiled import compile_seconds, compiled_engine
+from ppl_vi.svi.compiled import plan
 from ppl_vi.svi.objectives import Objective
 from ppl_vi.svi.pure import Program
 from ppl_vi.svi.randomness import pseudo_random
@@ -18,6 +18,7 @@ from ppl_vi.svi.step import Engine, block_length
 ENGINES = ("auto", "compiled", "batched", "pyro")
 CALL, NUMBER = 3e-6, 2e-9  # seconds that an operation of the batched engine takes, and each number in it
 SAVED = 0.85  # of a batched step's time
+LOAD = 0.7  # seconds to trace a step once more and load machine code that is kept
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,10 @@ def choose(
 ) -> Chosen:
     """The vectorised engine for fits `theta` `(B, R, D)`.
 
-    "auto" compiles where the time that `num_steps` compiled steps save, by a rough model, exceeds what compiling takes;
-    it does not look at the clock, so that the same call gives the same numbers. What can't be compiled runs batched.
+    "auto" compiles where the time that `num_steps` compiled steps save, by a rough model, exceeds what compiling takes,
+    which is next to nothing where the machine code is kept from before. It does not look at the clock: the same call
+    gives the same numbers, to rounding, and to the last bit once the machine code is kept. What can't be compiled runs
+    batched.
     """
     batched = BatchedEngine(program, objective)
     if name == "batched":
@@ -43,18 +46,25 @@ def choose(
     prefix = (*theta.shape[:2], num_particles)
     generator = torch.Generator(device=theta.device).manual_seed(0)
     noise = pseudo_random(program.draws, (block_length(program, prefix), *prefix), generator)
-    if name == "auto":
-        graph = batched.trace(theta, tuple(n[0] for n in noise))
-        if graph is None:
-            return Chosen("batched", batched, "the step can't be traced")
-        saved, taken = SAVED * num_steps * _batched_seconds(graph), compile_seconds(graph)
-        if saved <= taken:
-            return Chosen("batched", batched, f"compiling would take about {taken:.0f} s and save {saved:.1g} s")
-        why = f"saves about {saved:.0f} s of {num_steps} steps, compiling takes about {taken:.0f} s where not cached"
-    else:
-        why = ""
+    why = ""
     try:
-        return Chosen("compiled", compiled_engine(program, objective, theta, noise, num_steps), why)
+        if name == "auto":
+            graph = batched.trace(theta, tuple(n[0] for n in noise))
+            if graph is None:
+                return Chosen("batched", batched, "the step can't be traced")
+            saved = SAVED * num_steps * _batched_seconds(graph)
+            if saved <= LOAD:
+                return Chosen("batched", batched, f"compiled steps would save {saved:.1g} s")
+            found = plan(program, objective, theta, noise, num_steps)
+            if saved <= found.seconds and not found.kept:
+                return Chosen(
+                    "batched", batched, f"compiling would take about {found.seconds:.2g} s and save {saved:.1g} s"
+                )
+            spent = "its code is kept" if found.kept else f"compiling takes about {found.seconds:.2g} s"
+            why = f"saves about {saved:.2g} s of {num_steps} steps, {spent}"
+        else:
+            found = plan(program, objective, theta, noise, num_steps)
+        return Chosen("compiled", found.make(), why)
     except Exception as error:  # tracing meets whatever a guide does, compiling whatever the system lacks
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
         return Chosen("batched", batched, f"can't be compiled here: {line}")

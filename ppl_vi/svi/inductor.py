@@ -16,13 +16,16 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule, Node
+
+from ppl_vi.svi import kept
 
 KNOWN = ("2.13",)  # versions of torch whose internals have been tried
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
@@ -55,7 +58,7 @@ def cache_folder() -> Path:
 def writable_folder() -> Path:
     """Where machine code is kept, or, where nothing can be written there, a folder that passes with the process."""
     folder = cache_folder()
-    return folder if _usable(folder) else _passing_folder()
+    return folder if usable(folder) else _passing_folder()
 
 
 def compiled(module: GraphModule, example: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
@@ -68,35 +71,107 @@ def compiled(module: GraphModule, example: Sequence[Tensor]) -> Callable[..., Se
         Exception: whatever the compiler meets, an absent one among it.
     """
     check_version()
-    folder = cache_folder()
-    if _usable(folder):
+    module, constants = with_constants_given(module)
+    example = [*constants, *example]
+    folder, key = cache_folder(), kept.key_of(module, example)
+    found = kept.load(folder, key)
+    if found is None and usable(folder):
         try:
-            return _compiled(module, example, folder)
+            found = _compiled(module, example, folder, key)
         except Exception as error:
             _log.info("compiling again, without the cache in %s: %s", folder, error)
-    return _compiled(module, example, _passing_folder())
+    run = found or _compiled(module, example, _passing_folder(), key)
+    return lambda *args: run([*constants, *args])
 
 
-def _compiled(module: GraphModule, example: Sequence[Tensor], folder: Path) -> Callable[..., Sequence[Tensor]]:
-    with _cache(folder):
+def is_kept(module: GraphModule, example: Sequence[Tensor]) -> bool:
+    """Whether the machine code is there already."""
+    module, constants = with_constants_given(module)
+    return kept.is_kept(cache_folder(), kept.key_of(module, [*constants, *example]))
+
+
+def with_constants_given(module: GraphModule) -> tuple[GraphModule, list[Tensor]]:
+    """The same graph with its own tensors as its first inputs, and these."""
+    graph = Graph()
+    constants: list[Tensor] = []
+    places: dict[Any, Node] = {}
+    for node in module.graph.find_nodes(op="get_attr"):
+        if node.target not in places:
+            places[node.target] = graph.placeholder(f"constant_{len(constants)}")
+            constants.append(attrgetter(str(node.target))(module).detach())
+    copied: dict[Node, Node] = {}
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            copied[node] = places[node.target]
+        else:
+            copied[node] = graph.node_copy(node, lambda n: copied[n])
+    return GraphModule(module, graph), constants
+
+
+def _compiled(module: GraphModule, example: Sequence[Tensor], folder: Path, key: str) -> kept.Run:
+    """Compiles, and keeps what can be run without inductor."""
+    with _cache(folder), _quiet():
         from torch._guards import TracingContext, tracing
-        from torch._inductor import config
-        from torch._inductor.compile_fx import compile_fx
+        from torch._inductor import codecache, config, cpu_vec_isa
+        from torch._inductor.codegen import common
+        from torch._inductor.compile_fx import compile_fx, compile_fx_inner
         from torch._subclasses import FakeTensorMode
         from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+        made: list[Any] = []
+
+        def inner(*args: Any, **kwargs: Any) -> Any:
+            made.append(compile_fx_inner(*args, **kwargs))
+            return made[-1]
 
         settings: dict[str, Any] = {
             "compile_threads": 1,  # processes of its own would take longer to start than these graphs to compile
             "size_asserts": False,  # the shapes are the engine's
             "cpp.threads": torch.get_num_threads(),
+            "cpp_cache_precompile_headers": False,  # which would take longer than the headers of five graphs
         }
         shapes = ShapeEnv(assume_static_by_default=True)  # without one inductor keeps nothing
         context = TracingContext(FakeTensorMode(shape_env=shapes, allow_non_fake_inputs=True))
-        with config.patch(settings), tracing(context), torch.no_grad(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="`torch._prims_common.check` is deprecated")  # torch's own
-            run: Any = compile_fx(module, list(example))
-        run(*example)  # the first call loads what was compiled
-    return run
+        with config.patch(settings), tracing(context), torch.no_grad(), _shortcuts(cpu_vec_isa, common):
+            run: Any = compile_fx(module, list(example), inner_compile=inner)
+            expected = run(*example)  # the first call loads what was compiled
+        if len(made) == 1:
+            loaded = next((m for m in codecache.PyCodeCache.modules if m.key == made[0].cache_key), None)
+            if loaded and kept.save(folder, key, made[0].source_code, vars(loaded)):
+                again = kept.load(folder, key)
+                if again and _same(again(list(example)), expected):
+                    return again
+    return lambda args: run(*args)
+
+
+def _same(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
+    return len(one) == len(other) and all(map(partial(torch.allclose, rtol=0, atol=0, equal_nan=True), one, other))
+
+
+@contextmanager
+def _shortcuts(cpu_vec_isa: Any, common: Any) -> Iterator[None]:
+    """Spares inductor what takes it seconds, to the same code.
+
+    These are the compiler runs by which it finds out what torch knows of the processor, and the table of types, which
+    it fills anew for every operation.
+    """
+    known = {"AVX512": cpu_vec_isa.VecAVX512, "AVX2": cpu_vec_isa.VecAVX2}.get(torch.backends.cpu.get_cpu_capability())
+    before = cpu_vec_isa.valid_vec_isa_list, common.DtypePropagationOpsHandler
+    if known:
+        cpu_vec_isa.valid_vec_isa_list = lambda: [known()]
+    common.DtypePropagationOpsHandler = cache(before[1])
+    try:
+        yield
+    finally:
+        cpu_vec_isa.valid_vec_isa_list, common.DtypePropagationOpsHandler = before
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No warnings of torch's about its own code, whatever the user makes of warnings."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 @contextmanager
@@ -113,7 +188,7 @@ def _cache(folder: Path) -> Iterator[None]:
             os.environ[CACHE] = before
 
 
-def _usable(folder: Path) -> bool:
+def usable(folder: Path) -> bool:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:

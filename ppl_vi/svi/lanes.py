@@ -27,7 +27,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 HEADER = Path(__file__).with_name("lanes.h")
-MOST_BYTES = 2**19  # of a group's values: more no longer fit into the processor's second cache
+MOST_BYTES = 2**23
 MOST_GROUPS, GROUPED = 4, 1000  # groups whose steps alternate, so that one's arithmetic fills the other's waits
 WRITTEN_OUT = 4  # passes of a loop
 MOST_ELEMENTS = 2**14  # of one value, whose places are written out in the code
@@ -215,16 +215,6 @@ def decomposed(graph: GraphModule, example: Sequence[Tensor]) -> GraphModule:
             break
         graph = make_fx(graph, decomposition_table=table)(*example)
     return graph
-
-
-def has_translation(graph: GraphModule) -> bool:
-    """Whether every operation of a step looks translatable; what they do in detail may still be in the way."""
-    nodes = [node for node in graph.graph.nodes if node.op == "call_function" and node.target is not operator.getitem]
-    return all(
-        (_known_here(node) or node.target in torch._decomp.decomposition_table)
-        and getattr(node.meta.get("val"), "dtype", torch.bool) != torch.int64
-        for node in nodes
-    )
 
 
 def _known_here(node: Node) -> bool:

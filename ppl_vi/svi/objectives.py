@@ -54,6 +54,14 @@ def _no_density(program: Program) -> str | None:
     return program.unsupported_density()
 
 
+def _tail_adaptive(p: Particle) -> tuple[Tensor, Tensor]:
+    log_weight = (p.log_joint - p.log_guide).detach()
+    rank = 1 + torch.argsort(torch.argsort(log_weight, descending=True))  # 1 is the largest weight
+    share = 1 / rank.to(log_weight.dtype)
+    surrogate = share / share.sum() * (p.log_joint - p.entropy)
+    return -surrogate.sum(), log_weight.mean()
+
+
 def _nothing_random(program: Program) -> str | None:
     return None if program.draws else "the guide draws nothing, so all samples are one"
 
@@ -70,6 +78,16 @@ def _iwae(num_samples: int) -> Callable[[Particle], tuple[Tensor, Tensor]]:
 trace_elbo = Objective("trace_elbo", Program.sample, _mean)
 score_function = Objective("score_function", Program.sample_score_function, _mean)
 stl = Objective("stl", Program.sample_path_derivative, _mean, unsuitable=_no_density)
+# Wang, Liu and Liu (2018), Variational inference with tail-adaptive f-divergence, with beta = -1: the path derivative
+# of each particle's log weight, in proportion to the inverse of its rank. The bound reported is the ELBO. Pyro's
+# TraceTailAdaptive_ELBO has the order of the weights where their ranks should be (it sorts once), so it is not used.
+tail_adaptive = Objective(
+    "tail_adaptive",
+    Program.sample_path_derivative,
+    _tail_adaptive,
+    additive=False,
+    unsuitable=lambda program: _nothing_random(program) or _no_density(program),
+)
 trace_mean_field_elbo = Objective(
     "trace_mean_field_elbo", Program.sample_mean_field, _mean, unsuitable=analytic_divergence_missing
 )
@@ -104,6 +122,7 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "score_function": lambda: score_function,
     "stl": lambda: stl,
     "trace_mean_field_elbo": lambda: trace_mean_field_elbo,
+    "tail_adaptive": lambda: tail_adaptive,
     "renyi": lambda alpha="0.5": renyi(float(alpha)),
     "iwae": lambda num_samples="8": iwae(int(num_samples)),
 }

@@ -248,6 +248,11 @@ class Program:
         guide_trace = self.guide_trace(theta, row, noise)
         return _particle(self.model_trace(guide_trace, row, noise), guide_trace)
 
+    def particle(self, guide_trace: Trace, row: tuple[Tensor, ...]) -> Particle:
+        """The particle of a run of the guide with all of the plates' data."""
+        with whole_plates():
+            return _particle(self.model_trace(guide_trace, row, ()), guide_trace)
+
     def sample_score_function(self, theta: Tensor, row: tuple[Tensor, ...], noise: tuple[Tensor, ...]) -> Particle:
         """No site reparameterised (Ranganath et al. 2014, Black box variational inference)."""
         with _NoReparameterization():
@@ -287,6 +292,16 @@ class Program:
             return _log_guide(self._conditioned(theta, row, latents))
         auxiliary = self._auxiliary_of(theta, row, self.target.unconstrain(latents))
         return _log_guide(self._conditioned(theta, row, self._split(auxiliary)))
+
+    def log_density(self, theta: Tensor, row: tuple[Tensor, ...], latents: Latents) -> Tensor:
+        """`log_guide`, but -inf outside the guide's own support, where formulas may give anything."""
+        if self._indirect:
+            return self.log_guide(theta, row, latents)
+        trace = self._conditioned(theta, row, latents)
+        inside = torch.ones((), dtype=torch.bool, device=theta.device)
+        for node in guide_sites(trace).values():
+            inside = inside & node["fn"].support.check(node["value"]).all()
+        return torch.where(inside, _log_guide(trace), -torch.inf)
 
     def _conditioned(self, theta: Tensor, row: tuple[Tensor, ...], values: Latents) -> Trace:
         def run(guide: nn.Module) -> Trace:
@@ -372,9 +387,9 @@ def analytic_divergence_missing(program: Program) -> str | None:
     """Which latent has no registered KL from the guide's site to the prior, or None where all have."""
     row = program.target.row(0)
     with isolated(program.target.dtype, seed=0):
-        with Recorder():
+        with whole_plates():
             guide_trace = program.call(program.initial, lambda guide: _scored(guide, row))
-        model_trace = program.model_trace(guide_trace, row)
+            model_trace = program.model_trace(guide_trace, row, ())
         for site in program.target.latents:
             guide_fn, prior = guide_trace.nodes[site.name]["fn"], model_trace.nodes[site.name]["fn"]
             if is_delta(guide_fn):  # Pyro registers a KL from point masses that leaves out what they are images of

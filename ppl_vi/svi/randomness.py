@@ -147,7 +147,11 @@ def _like(kind: Kind) -> Callable[..., Tensor]:
 
 def _randperm(source: _Source, n: int, **kwargs: Any) -> Tensor:
     """A random order, as Pyro's plates take it for a subsample: that of as many uniforms."""
-    return source.take("uniform", torch.Size([n]), torch.get_default_dtype()).argsort().to(kwargs.get("dtype") or torch.int64)
+    return (
+        source.take("uniform", torch.Size([n]), torch.get_default_dtype())
+        .argsort()
+        .to(kwargs.get("dtype") or torch.int64)
+    )
 
 
 def _standard_gamma(source: _Source, concentration: Tensor, *_: Any, **__: Any) -> Tensor:

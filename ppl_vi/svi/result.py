@@ -7,7 +7,7 @@ import itertools
 import json
 import platform
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -24,7 +24,7 @@ from ppl_vi.guides import Family, find_family
 from ppl_vi.mapping import Axes, each, one_by_one
 from ppl_vi.state import isolated
 from ppl_vi.svi.pure import Program, load_parameters
-from ppl_vi.svi.randomness import pseudo_random
+from ppl_vi.svi.randomness import UnsupportedRandomnessError, pseudo_random, quasi_random
 from ppl_vi.svi.start import build_guide
 from ppl_vi.target import Latents, Target
 
@@ -141,14 +141,47 @@ class Fit:
 
     def draw_at(self, theta: Tensor, num: int, seed: int) -> Latents:
         """Draws from members `theta` `(B, R, D)` of the family: for each site `(B, R, num, *site.shape)`."""
+        try:
+            return self._drawn(theta, num, seed)
+        except UnsupportedRandomnessError as error:  # of a guide that happened to draw as it did at first
+            self.program.run_one_by_one(str(error), by_seeds=True)
+        return self._drawn(theta, num, seed)
+
+    def _drawn(self, theta: Tensor, num: int, seed: int) -> Latents:
         generator = torch.Generator(device=theta.device).manual_seed(seed)
         noise = pseudo_random(self.program.latent_draws, (*theta.shape[:2], num), generator)
+        return self._latents(theta, noise, 0)
+
+    def quantiles(self, probabilities: Sequence[float], *, num_points: int = 2**14, seed: int = 0) -> Latents:
+        """Quantiles of each latent number's marginal under the fitted guides: `(B, R, Q, *site.shape)` for each site.
+
+        From scrambled Sobol points, for any guide: a probability is met to about `1 / num_points^(1/2)` at worst.
+
+        Args:
+            probabilities: `Q` of them, between 0 and 1.
+            num_points: draws of each guide.
+            seed: of the scrambling.
+
+        Raises:
+            ValueError: a probability is not between 0 and 1.
+        """
+        bad = [p for p in probabilities if not 0 < p < 1]
+        if bad or not len(probabilities):
+            raise ValueError(f"probabilities must lie between 0 and 1, got {bad[0] if bad else 'none'}")
+        noise = quasi_random(self.program.latent_draws, num_points, 1, seed)
+        latents = self._latents(self.theta, tuple(part[0].to(self.theta.device) for part in noise), None)
+        at = torch.as_tensor(probabilities, dtype=self.target.dtype, device=self.theta.device)
+        return {name: values.quantile(at, dim=2).movedim(0, 2) for name, values in latents.items()}
+
+    def _latents(self, theta: Tensor, noise: tuple[Tensor, ...], axis: int | None) -> Latents:
+        """Latents `(B, R, N, *site.shape)` from noise that each member has of its own, or all in common."""
 
         def many(point: Tensor, row: tuple[Tensor, ...], draws: tuple[Tensor, ...]) -> Latents:
             return self._over(lambda one: self.program.latents(point, row, one))(draws)
 
-        with isolated(self.target.dtype, seed=seed), torch.no_grad():
-            return self._over(self._over(many, in_dims=(0, None, 0)))(theta, self.target.args, noise)
+        over_replicas = self._over(many, in_dims=(0, None, axis))
+        with isolated(self.target.dtype, seed=0), torch.no_grad():
+            return self._over(over_replicas, in_dims=(0, 0, axis))(theta, self.target.args, noise)
 
     def _over(self, function: Callable[..., Any], in_dims: Axes = 0) -> Callable[..., Any]:
         return (one_by_one if self.program.one_by_one else each)(function, in_dims)
@@ -169,7 +202,7 @@ class Fit:
         rows = tuple(arg[problem] for arg in self.target.args)
 
         def many(point: Tensor, row: tuple[Tensor, ...], values: Latents) -> Tensor:
-            return self._over(lambda z: self.program.log_guide(point, row, z))(values)
+            return self._over(lambda z: self.program.log_density(point, row, z))(values)
 
         with isolated(self.target.dtype, seed=0), torch.no_grad():
             return self._over(many)(theta, rows, latents)
@@ -257,7 +290,7 @@ _ARRAYS = ("steps", "elbo_history", "status", "stop_reason", "num_steps", "predi
 def fingerprint(target: Target) -> str:
     """Tells one target's data, sites and dtype from another's."""
     digest = hashlib.sha256()
-    for arg in target.args:
+    for arg in target.data:
         digest.update(str((tuple(arg.shape), str(arg.dtype))).encode())
         digest.update(arg.detach().cpu().contiguous().numpy().tobytes())
     sites = ", ".join(f"{site.name}{tuple(site.shape)}" for site in target.latents)

@@ -6,22 +6,31 @@ import inspect
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial
+from functools import reduce
 from typing import Any
 
 import pyro
 import pyro.poutine as poutine
 import torch
 from pyro.distributions.transforms import AffineAutoregressive, ComposeTransform
-from pyro.infer.autoguide import AutoMessenger, AutoNormalizingFlow
+from pyro.infer.autoguide import (
+    AutoDiagonalNormal,
+    AutoGuide,
+    AutoLowRankMultivariateNormal,
+    AutoMultivariateNormal,
+    AutoNormal,
+    AutoNormalizingFlow,
+)
+from pyro.infer.autoguide.initialization import init_to_value
 from pyro.nn.module import PyroModule, PyroParam
 from torch import Tensor, nn
 
 from ppl_vi.guides import Family
 from ppl_vi.mapping import whole_plates
-from ppl_vi.state import isolated
-from ppl_vi.target import Latents, Target
+from ppl_vi.state import isolated, private
+from ppl_vi.target import Bound, Target
 
+ONE_SCALE_EACH = (AutoDiagonalNormal, AutoMultivariateNormal, AutoLowRankMultivariateNormal)  # in `guide.scale`
 SPREAD = 1.0  # replicas start this many posterior standard deviations around the mode, in unconstrained space
 SCALE = 0.5  # initial scales are about half the posterior's: a wide start has gradients of heavy tails
 SCALE_SPREAD = 0.3  # standard deviation of the log of their initial scales
@@ -51,6 +60,19 @@ class FunctionGuide(PyroModule):
             return self.function(*args)
 
 
+class ModuleGuide(PyroModule):
+    """A hand-written module that is called with arguments of its own, whatever it is called with."""
+
+    def __init__(self, guide: nn.Module, given: tuple[Any, ...]) -> None:
+        super().__init__()
+        self.guide = guide
+        self.given = given
+
+    def forward(self, *_: Any) -> Any:
+        """The module, with its arguments."""
+        return self.guide(*self.given)
+
+
 class _Substitute(poutine.messenger.Messenger):
     def __init__(self, values: dict[str, Tensor]) -> None:
         super().__init__()
@@ -65,21 +87,23 @@ class _Substitute(poutine.messenger.Messenger):
 
 def start_points(target: Target, num_replicas: int, seed: int) -> tuple[Tensor, Tensor]:
     """Initial locations and scales in unconstrained space, each `(B, R, D)`."""
-    laplace = target.laplace
+    start = target.start
     generator = torch.Generator(device=target.device).manual_seed(seed)
     shape = (target.num_problems, num_replicas, target.dim)
     noise = torch.randn((2, *shape), dtype=target.dtype, device=target.device, generator=generator)
-    loc = laplace.loc[:, None] + SPREAD * laplace.scale[:, None] * noise[0]
-    scale = SCALE * laplace.scale[:, None] * torch.exp(SCALE_SPREAD * noise[1])
+    loc = start.loc[:, None] + SPREAD * start.scale[:, None] * noise[0]
+    scale = SCALE * start.scale[:, None] * torch.exp(SCALE_SPREAD * noise[1])
     return loc, scale
 
 
-def _initial(latents: Latents, site: Any) -> Tensor:
-    """The value of a site, of which a plate with a subsample takes the first."""
-    value, shape = latents[site["name"]], site["fn"].shape()
-    if value.dim() != len(shape):
-        return value
-    return value[tuple(slice(size) for size in shape)]
+def _first_run(guide: nn.Module, target: Target, row: tuple[Tensor, ...]) -> None:
+    """Autoguides make their parameters in a first call, with all of each plate's data; later they take parts again."""
+    parts = target.parts
+    with whole_plates() if parts else nullcontext():
+        poutine.trace(guide).get_trace(*row)
+    for module in guide.modules():
+        frames = getattr(module, "_prototype_frames", {})
+        frames.update({name: frames[name]._replace(size=size) for name, size in parts.items() if name in frames})
 
 
 def build_guide(
@@ -97,13 +121,13 @@ def build_guide(
     Raises:
         TypeError: the family doesn't return something callable.
     """
-    loc = target.laplace.loc[problem] if loc is None else loc
-    scale = target.laplace.scale[problem] if scale is None else scale
+    loc = target.start.loc[problem] if loc is None else loc
+    scale = target.start.scale[problem] if scale is None else scale
     names = set(inspect.signature(family.__init__ if inspect.isclass(family) else family).parameters)
     given: dict[str, Any] = {}
     if "init_loc_fn" in names:
         latents, _ = target.constrain(loc)
-        given["init_loc_fn"] = partial(_initial, latents)
+        given["init_loc_fn"] = init_to_value(values=latents)
     if "init_scale_fn" in names:
         sizes = [site.unconstrained_shape.numel() for site in target.latents]
         parts = dict(zip((site.name for site in target.latents), scale.split(sizes), strict=True))
@@ -119,14 +143,30 @@ def build_guide(
             raise TypeError(f"a guide family must return a guide, something callable; got {type(guide).__name__}")
         row = target.row(problem)
         if not isinstance(guide, nn.Module):
-            guide = FunctionGuide(guide, *row)
-        # autoguides make their parameters in a first call, those called messengers for the data that plates take in it
-        with whole_plates() if isinstance(guide, AutoMessenger) else nullcontext():
-            poutine.trace(guide).get_trace(*row)
+            guide = FunctionGuide(target.bind(guide), *row)
+        elif not isinstance(guide, AutoGuide):
+            guide = private(guide, target.dtype)
+            guide = ModuleGuide(guide, target.model.given) if isinstance(target.model, Bound) else guide
+        _first_run(guide, target, row)
         guide = guide.to(target.device)
         if isinstance(guide, AutoNormalizingFlow):
             _place_flow(guide, loc, scale)
+        elif isinstance(guide, (AutoNormal, *ONE_SCALE_EACH)):
+            _widen(guide, target, scale)
     return guide
+
+
+@torch.no_grad()
+def _widen(guide: Any, target: Target, scale: Tensor) -> None:
+    """Gives each coordinate its own initial scale: Pyro's Gaussian guides take one number for all."""
+    if not isinstance(guide, AutoNormal):
+        guide.scale = scale * guide.scale / guide._init_scale
+        return
+    sizes = [site.unconstrained_shape.numel() for site in target.latents]
+    for site, part in zip(target.latents, scale.split(sizes), strict=True):
+        *path, last = site.name.split(".")
+        module = reduce(getattr, path, guide.scales)
+        setattr(module, last, part.reshape(site.unconstrained_shape))
 
 
 @torch.no_grad()

@@ -32,7 +32,7 @@ UNIT_POINTS = 128  # Sobol points a scramble for the units, of which only the si
 HESSIAN_POINTS = 512  # of them for the Hessian, which takes 2 D gradients
 NUM_GROUPS = 16
 DIFFERENCE = 0.05  # of a unit, for the Hessian: wide, since draws by rejection jump
-ONE_BY_ONE = 1 / 32  # of all these points, where they have to be run one by one
+ONE_BY_ONE = 1 / 64  # of all these points, where they have to be run one by one
 MAX_PARAMETERS = 200
 
 

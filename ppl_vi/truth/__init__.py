@@ -2,37 +2,87 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
+
 from ppl_vi.target import Target
 from ppl_vi.truth.annealing import Annealing, Bound, Sandwich, annealed_bound, annealed_sandwich
+from ppl_vi.truth.black_box import AGREEMENT, black_box_truth
+from ppl_vi.truth.black_box import RULES as BLACK_BOX
+from ppl_vi.truth.partial import partial_truth, reaches
 from ppl_vi.truth.plane import RULES, decoded_truth
 from ppl_vi.truth.quadrature import quadrature_truth
-from ppl_vi.truth.result import Check, Truth, UncertifiedTruthError
+from ppl_vi.truth.reference import reference_truth
+from ppl_vi.truth.result import Check, Expectation, Grade, Points, Truth, UncertifiedTruthError
+
+MOST_SEARCHED = 8  # problems of one number that are searched for what both quadrature rules step over
 
 
-def ground_truth(target: Target) -> Truth:
-    """The exact posterior of every problem of a target.
+def ground_truth(target: Target, *, seed: int = 0) -> Truth:
+    """The posterior of every problem of a target, by the method that reaches farthest into certainty.
 
-    A decoded target of up to three latent numbers gets its log evidence by `decoded_truth`, which reports a problem
-    that can't be certified in `Truth.reasons`; any other by `quadrature_truth`.
+    - A decoded target of up to three latent numbers: `decoded_truth`.
+    - One unconstrained number: `quadrature_truth`, certified by a closed form, else checked for up to eight problems by
+      `black_box_truth`, which also takes over where it fails.
+    - Two or three: `black_box_truth`.
+    - More, with a conditional on up to three of them: `partial_truth`.
+    - Any other: `reference_truth`, draws with a standard error.
+
+    `Truth.grade` says how far it can be trusted, `Truth.assumptions` what for, `Truth.reasons` why not.
+
+    Args:
+        target: whose posterior.
+        seed: of searches and draws.
 
     Raises:
-        UncertifiedTruthError: it can't be certified; the message says which check failed and for which problem.
+        UncertifiedTruthError: the target's closed form contradicts quadrature.
         ValueError: no method here reaches the target.
     """
     if target.decoded is not None and target.dim in RULES:
         return decoded_truth(target)
-    return quadrature_truth(target)
+    if target.dim == 1:
+        return _of_one_number(target, seed)
+    if target.dim in BLACK_BOX:
+        return black_box_truth(target, seed=seed)
+    if reaches(target):
+        return partial_truth(target, seed=seed)
+    return reference_truth(target, seed=seed)
+
+
+def _of_one_number(target: Target, seed: int) -> Truth:
+    try:
+        line = quadrature_truth(target)
+    except UncertifiedTruthError:
+        if target.closed_form is not None:
+            raise
+        return black_box_truth(target, seed=seed)
+    if line.grade == "certified" or target.num_problems > MOST_SEARCHED:
+        return line
+    searched = black_box_truth(target, seed=seed)
+    away = np.abs(searched.log_evidence - line.log_evidence)
+    agree = bool((away <= AGREEMENT + line.log_evidence_error + searched.log_evidence_error).all())
+    if not agree or searched.grade == "uncertified":
+        return searched
+    checks = (*line.checks, *searched.checks, Check("tanh-sinh against tree of bricks", float(away.max()), AGREEMENT))
+    return replace(line, checks=checks, assumptions=searched.assumptions)
 
 
 __all__ = [
     "Annealing",
     "Bound",
     "Check",
+    "Expectation",
+    "Grade",
+    "Points",
     "Sandwich",
     "Truth",
     "UncertifiedTruthError",
     "annealed_bound",
     "annealed_sandwich",
+    "black_box_truth",
     "decoded_truth",
     "ground_truth",
+    "partial_truth",
+    "reference_truth",
 ]

@@ -15,7 +15,7 @@ from ppl_vi.target import Target
 from ppl_vi.truth.cells import Cells, Joint, Seen, graded, joined, look, merged
 from ppl_vi.truth.lattice import lattice_sum
 from ppl_vi.truth.modes import Ascents, ascend, separate_tops
-from ppl_vi.truth.result import Check, Truth
+from ppl_vi.truth.result import Check, Grade, Truth
 from ppl_vi.truth.tree import NEGLIGIBLE, Branch, Rule, grow
 
 AGREEMENT = 1e-6  # nats: what the tree and the lattice must agree to, and what the stated error must stay below
@@ -24,6 +24,7 @@ OUTSIDE = 1e-7  # of the evidence: the most that may lie outside the box
 SPARE = 10.0  # nats by which the first look may overestimate the evidence without making the box too small
 SMALLEST_BOX, LARGEST_BOX = 8.0, 4096.0  # half-widths; powers of two, so that cells are shared
 FIRST_SPACING = 0.5  # of the lattice, in widths of the cells that the tree accepted
+ASSUMED = ("inside the box no part of the posterior is so narrow that cells, lattice and ascents all step over it",)
 ATTEMPTS = 6  # at a spacing that makes the sub-lattices agree
 RULES = {  # by the number of latents
     1: Rule(order=12, widest=0.5, steepness=8.0, tolerance=1e-11, limit=1000),
@@ -147,7 +148,17 @@ class Evidence:
             for name, value, tolerance in passed
         )
         why = () if certified.all() else reasons
-        return Truth(target, "tree of cells", self.log_evidence, self.error, checks, reasons=why)
+        grade: Grade = "uncertified" if why else "checked" if target.closed_form is None else "certified"
+        return Truth(
+            target,
+            "tree of cells",
+            self.log_evidence,
+            self.error,
+            checks,
+            reasons=why,
+            grade=grade,
+            assumptions=() if grade == "certified" else ASSUMED,
+        )
 
 
 def certify(target: Target, problems: Tensor, rule: Rule) -> Evidence:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ppl_vi.target import Latents, Target
+
+Grade = Literal["certified", "checked", "uncertified"]
 
 
 class UncertifiedTruthError(RuntimeError):
@@ -19,17 +22,83 @@ class UncertifiedTruthError(RuntimeError):
 
 @dataclass(frozen=True)
 class Check:
-    """One check that a truth passed.
+    """One check of a truth: one that it passed, unless the truth is uncertified.
 
     Attributes:
-        name: what was compared.
-        error: the largest difference in log p(x) over the problems, relative to max(1, |log p(x)|).
+        name: what was compared, or which figure had to stay below its tolerance.
+        error: the largest figure over the problems; a difference of log evidences in quadrature over one number is
+            relative to max(1, |log p(x)|).
         tolerance: what it had to stay below.
     """
 
     name: str
     error: float
     tolerance: float
+
+
+@dataclass(frozen=True, eq=False)
+class Points:
+    """Weighted points that stand for each problem's posterior in unconstrained space.
+
+    E[f] is about `(log_weight.exp() * f).sum(1)`. Where the weight of a point is 0 it says nothing, and f may be nan.
+
+    Attributes:
+        u: `(B, S, D)`, in the coordinates of `Target.constrain`.
+        log_weight: `(B, S)`, of logsumexp 0.
+        group: which of several independent chains a point belongs to, `(S,)`: their spread gives the standard error.
+        kind: "rule", of a quadrature, or "draws".
+    """
+
+    u: Tensor
+    log_weight: Tensor
+    group: Tensor
+    kind: Literal["rule", "draws"]
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The weighted mean of values `(B, S, ...)`, `(B, ...)`."""
+        return weighted_mean(self.log_weight, values)
+
+    def std_error(self, values: Tensor) -> Tensor:
+        """The standard error of `mean` from the spread of the groups, `(B, ...)`; 0 for a rule.
+
+        With mean m, weight w_g and mean m_g of each group, the square root of G / (G - 1) sum_g (w_g (m_g - m))^2.
+        """
+        mean = self.mean(values)
+        if self.kind == "rule":
+            return torch.zeros_like(mean)
+        groups = self.group.unique()
+        if len(groups) < 2:
+            return torch.full_like(mean, torch.inf)
+        away = torch.zeros_like(mean)
+        for one in groups:
+            mine = self.group == one
+            log_weight = self.log_weight[:, mine]
+            total = log_weight.logsumexp(1)
+            part = weighted_mean(log_weight - total[:, None], values[:, mine]) - mean
+            share = total.exp().reshape((-1,) + (1,) * (mean.dim() - 1))
+            away += (share * part).square()
+        return (away * len(groups) / (len(groups) - 1)).sqrt()
+
+
+def weighted_mean(log_weight: Tensor, values: Tensor) -> Tensor:
+    """The sum of `exp(log_weight)` `(B, S)` times values `(B, S, ...)`; nan counts where there is weight only."""
+    weight = log_weight.exp().reshape(log_weight.shape + (1,) * (values.dim() - 2))
+    return torch.where(weight > 0, weight * values, 0.0).sum(1)
+
+
+@dataclass(frozen=True, eq=False)
+class Expectation:
+    """A posterior expectation.
+
+    Attributes:
+        value: `(B, ...)`.
+        std_error: its Monte Carlo standard error; 0 by quadrature.
+        error: what a second, independent rule differs by; 0 for draws.
+    """
+
+    value: Tensor
+    std_error: Tensor
+    error: Tensor
 
 
 class Line(Protocol):
@@ -57,6 +126,11 @@ class Truth:
         checks: what certifies it.
         line: cdf, quantiles and moments, where the latent is one number; else None.
         reasons: why a problem's log evidence is not certified, "" where it is, `(B,)`; () where all are.
+        grade: "certified" by a closed form or a proved bound; "checked" by independent routes that agree, under
+            `assumptions`; "uncertified", with the reason in `reasons`. Of several problems, the lowest.
+        assumptions: what the checks take for granted.
+        log_evidence_std_error: of a log evidence by Monte Carlo, `(B,)`, nats; 0 by quadrature.
+        make_points: what `points` are computed by, when asked for.
     """
 
     target: Target
@@ -66,6 +140,34 @@ class Truth:
     checks: tuple[Check, ...]
     line: Line | None = None
     reasons: tuple[str, ...] = ()
+    grade: Grade = "checked"
+    assumptions: tuple[str, ...] = ()
+    log_evidence_std_error: np.ndarray | float = 0.0
+    make_points: Callable[[], tuple[Points, ...]] | None = None
+
+    @cached_property
+    def points(self) -> tuple[Points, ...]:
+        """Weighted points that stand for the posterior: two independent rules, the better one first, or draws.
+
+        () where there are none: for a decoded target.
+        """
+        return self.make_points() if self.make_points is not None else ()
+
+    def expectation(self, function: Callable[[Latents], Tensor]) -> Expectation:
+        """E[f(z) | x] of every problem.
+
+        Args:
+            function: latents `(B, S, *site.shape)` to `(B, S, ...)`.
+
+        Raises:
+            ValueError: there are no points to compute it from.
+        """
+        if not self.points:
+            raise ValueError(f"the truth of '{self.target.name}' by {self.method} has no points to average over")
+        values = [function(self.target.constrain(points.u)[0]) for points in self.points]
+        means = [points.mean(value) for points, value in zip(self.points, values, strict=True)]
+        error = (means[0] - means[-1]).abs()
+        return Expectation(means[0], self.points[0].std_error(values[0]), error)
 
     @property
     def certified(self) -> np.ndarray:

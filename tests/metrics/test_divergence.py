@@ -261,3 +261,26 @@ def test_more_than_one_latent_number_is_refused(fits):
     two = SimpleNamespace(target=SimpleNamespace(dim=2))
     with pytest.raises(ValueError, match="one latent number; the target has 2"):
         overlay(fits("lognormal", (1.5,)), two)
+
+
+@pytest.mark.parametrize(
+    ("family", "parameters"),
+    [
+        ("gamma", {"concentration": np.array([2.3, 0.4, 700.0]), "rate": np.array([1.7, 2.0, 900.0])}),
+        ("truncated_normal", {"mode": [0.5, 0.501, 30.0], "curvature": [0.25, 0.25, 90.0]}),
+        ("spline_flow", {}),
+    ],
+)
+def test_one_rule_shows_what_the_exact_one_does(place, family, parameters):
+    """To a thousandth, whether the rule alone was enough (smooth densities) or not (a spline's kinks)."""
+    pair = place(family, 1.5, **parameters)
+    exact = d.reverse_kl(pair).value
+    np.testing.assert_allclose(d.reverse_kl_of_many(pair), exact, rtol=2e-3)
+    assert (exact > 0).all()
+    alone = pair.at_once[0].reshape(exact.shape)
+    assert family == "spline_flow" or np.allclose(alone, exact, rtol=1e-8)
+
+
+def test_one_rule_does_not_overlook_leaked_mass(place):
+    pair = place("normal", 0.0, loc=1.0, scale=0.5)
+    assert np.isinf(d.reverse_kl_of_many(pair)).all()

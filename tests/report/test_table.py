@@ -7,7 +7,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from ppl_vi.compare import SCORES
+from ppl_vi.comparison import SCORES
 from ppl_vi.report import table
 from ppl_vi.report.numbers import three_digits
 

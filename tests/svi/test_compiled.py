@@ -27,10 +27,10 @@ from ppl_vi.state import isolated
 from ppl_vi.svi import inductor
 from ppl_vi.svi.adam import pace
 from ppl_vi.svi.batched import BatchedEngine
-from ppl_vi.svi.compiled import LanesEngine, compiled_engine, inductor_engine, num_unrolled
+from ppl_vi.svi.compiled import LanesEngine, Plan, compiled_engine, inductor_engine, num_unrolled
 from ppl_vi.svi.engines import choose
 from ppl_vi.svi.fit import fit
-from ppl_vi.svi.objectives import find_objective
+from ppl_vi.svi.objectives import find_objective, trace_elbo
 from ppl_vi.svi.pure import Program
 from ppl_vi.svi.randomness import pseudo_random
 from ppl_vi.svi.start import build_guide
@@ -218,21 +218,35 @@ def test_a_compiled_fit_that_diverges_says_where() -> None:
     assert bool(found.theta.isfinite().all())
 
 
-def test_auto_compiles_where_the_steps_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without looking at the clock: the same call makes the same choice."""
-
-    def reached(*_: object) -> None:
-        raise RuntimeError("reached\nand more")
-
-    monkeypatch.setattr("ppl_vi.svi.engines.compiled_engine", reached)
+def test_auto_compiles_where_it_saves_more_than_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without looking at the clock; machine code that is kept costs next to nothing."""
     target = toy([1.5])
     with isolated(seed=0):
         program = Program(target, build_guide(FAMILIES["lognormal"], target))
         theta = program.initial.expand(1, 4, -1).contiguous()
-        few, many = (choose("auto", program, find_objective("trace_elbo"), theta, 16, n) for n in (100, 10**6))
-    assert (few.name, many.name) == ("batched", "batched")
-    assert re.fullmatch(r"compiling would take about \d+ s and save [\d.e-]+ s", few.reason)
-    assert many.reason == "can't be compiled here: reached"
+
+        def chosen(num_steps: int, kept: bool = False) -> tuple[str, str]:
+            def planned(*_: object) -> Plan:
+                return Plan(lambda: BatchedEngine(program, trace_elbo), kept, 5.0)
+
+            monkeypatch.setattr("ppl_vi.svi.engines.plan", planned)
+            found = choose("auto", program, trace_elbo, theta, 16, num_steps)
+            return found.name, found.reason
+
+        assert chosen(100)[0] == chosen(100, kept=True)[0] == "batched"
+        assert re.fullmatch(r"compiled steps would save [\d.e-]+ s", chosen(100)[1])
+        assert chosen(5000)[0] == "batched"
+        assert re.fullmatch(r"compiling would take about 5 s and save [\d.]+ s", chosen(5000)[1])
+        assert chosen(5000, kept=True)[0] == "compiled"
+        assert re.fullmatch(r"saves about [\d.]+ s of 5000 steps, its code is kept", chosen(5000, kept=True)[1])
+        assert chosen(10**6)[0] == "compiled"
+
+        def reached(*_: object) -> Plan:
+            raise RuntimeError("reached\nand more")
+
+        monkeypatch.setattr("ppl_vi.svi.engines.plan", reached)
+        found = choose("auto", program, trace_elbo, theta, 16, 10**6)
+    assert (found.name, found.reason) == ("batched", "can't be compiled here: reached")
 
 
 # ---- where it can't compile

@@ -217,8 +217,9 @@ def test_a_jump_is_refused():
         z = pyro.sample("z", dist.Normal(y, 1.0))
         pyro.factor("jump", torch.where(z > y + 0.7381, 3.0, 0.0))
 
-    with pytest.raises(UncertifiedTruthError):
-        ground_truth(Target(jump, (torch.tensor([0.3, 2.0]),)))
+    truth = ground_truth(Target(jump, (torch.tensor([0.3, 2.0]),)))
+    assert truth.grade == "uncertified"
+    assert all("jump" in reason for reason in truth.reasons)
 
 
 def spiky(width):
@@ -230,14 +231,12 @@ def spiky(width):
     return model
 
 
-@pytest.mark.parametrize("width", [1e-2, 3e-3])
-def test_a_spike_that_one_rule_sees_is_refused_or_integrated(width):
+@pytest.mark.parametrize("width", [1e-2, 1e-3])
+def test_a_spike_that_one_rule_sees_is_found_by_the_search(width):
     y = torch.tensor([0.3], dtype=torch.float64)
     exact = np.log1p(np.exp(-0.5 * 2.1**2 / (1 + width**2)) / np.sqrt(1 + width**2))
-    try:
-        truth = ground_truth(Target(spiky(width), (y,)))
-    except UncertifiedTruthError:
-        return
+    truth = ground_truth(Target(spiky(width), (y,)))
+    assert truth.grade == "checked", truth.reasons
     assert abs(truth.log_evidence[0] - exact) <= truth.log_evidence_error[0]
 
 
@@ -250,11 +249,28 @@ def test_a_spike_that_all_rules_miss_is_refused_where_a_closed_form_is_known():
         ground_truth(Target(spiky(1e-7), (y,), closed_form=closed_form))
 
 
-def test_two_latents_are_refused_by_name_of_the_reason():
-    def model(y):
-        a = pyro.sample("a", dist.Normal(0.0, 1.0))
-        b = pyro.sample("b", dist.Exponential(1.0))
-        pyro.sample("y", dist.Normal(a, b), obs=y)
+# ---- points
 
-    with pytest.raises(ValueError, match="one latent number; the target has 2"):
-        ground_truth(Target(model, (torch.tensor([0.3]),)))
+
+def test_points_give_moments_and_probabilities(toy):
+    """Both rules, and `expectation` with their difference, against the exact moments in 60 digits."""
+    assert [points.kind for points in toy.points] == ["rule", "rule"]
+    for points in toy.points:
+        assert points.u.shape == (len(XS), points.group.shape[0], 1)
+        np.testing.assert_allclose(points.log_weight.logsumexp(1), 0.0, atol=1e-13)
+    mean = toy.expectation(lambda latents: latents["z"])
+    second = toy.expectation(lambda latents: (latents["z"] - mean.value[:, None]).square())
+    for row, x in enumerate(XS):
+        exact_mean, exact_sd = exact_moments(x)
+        # at x = -1e4 the log joint, of size 5e7, is rounded to 7e-9
+        assert abs(float(mean.value[row]) - exact_mean) <= (1e-11 + 10 * toy.log_evidence_error[row]) * exact_mean
+        assert abs(float(second.value[row]) - exact_sd**2) <= (1e-10 + 10 * toy.log_evidence_error[row]) * exact_sd**2
+    assert (mean.error <= 1e-9 * mean.value + 10 * torch.from_numpy(toy.log_evidence_error) * mean.value).all()
+    assert (mean.std_error == 0).all()
+
+
+def test_grades(toy):
+    assert toy.grade == "checked"
+    assert "narrow" in toy.assumptions[0]
+    certified = ground_truth(exponential_normal.target([1.5]))
+    assert (certified.grade, certified.assumptions) == ("certified", ())

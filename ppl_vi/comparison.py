@@ -5,18 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from ppl_vi.guides import MULTIMODAL, RefusedFamilyError, find_family
-from ppl_vi.metrics.divergence import reverse_kl
+from ppl_vi.guides import MULTIMODAL, Family, RefusedFamilyError, find_family
+from ppl_vi.guides.given import family_of
+from ppl_vi.metrics.cloud import cloud, rules, sobol_rules
+from ppl_vi.metrics.divergence import reverse_kl_of_many
 from ppl_vi.metrics.estimate import Estimate
 from ppl_vi.metrics.overlay import overlay
 from ppl_vi.metrics.scorecard import Scorecard, score
+from ppl_vi.metrics.weighted import Line, Sample, guide_samples, number_names, pooled, posterior_of
 from ppl_vi.svi.fit import UnsuitableObjectiveError, check_objective, fit
 from ppl_vi.svi.objectives import find_objective
 from ppl_vi.svi.result import versions
@@ -31,10 +35,14 @@ SCORES = (
     "sd_ratio", "coverage_90", "leaked_mass", "chi_square", "family_gap", "optimization_gap", "surrogate_elbo", "khat",
     "ess", "elbo_estimate", "importance_log_evidence", "importance_log_evidence_naive",
 )  # fmt: skip
+MORE_SCORES = ("relative_covariance_error", "khat_1000", "iwae_bound")  # of detailed comparisons
 PER_REPLICA = ("elbo", "reverse_kl", "optimization_gap")
 NUM_POINTS = 481  # of a curve over the latent
 TAIL = 5e-4  # of the posterior's mass, beyond either end of the curves
 BEYOND = 0.2  # of that length, shown further out
+NUM_BINS = 50  # of the density of each of several numbers
+WAY_POINTS, WAY_RULES = 1024, 2  # on which the way of several numbers is measured
+DENSITY_POINTS = 2**13  # of each of 8 rules
 NUM_FOLLOWED = 3  # replicas whose way is measured: the best, the middle and the worst one
 
 
@@ -61,8 +69,11 @@ class Comparison:
         target: the problems.
         truth: what they are measured by.
         settings: of the fits.
-        labels: what a table calls each problem, for the toy its x.
+        labels: what a table calls each problem, for the toy its x; a detailed comparison goes by the target's name.
         entries: one a family.
+        families: what is meant by the name of an entry, where the name alone does not say it.
+        detailed: whether records also carry the model's name, the truth's grade and the scores of several latents, and
+            entries the scored fits.
     """
 
     target: Target
@@ -70,17 +81,57 @@ class Comparison:
     settings: Settings
     labels: tuple[float, ...]
     entries: tuple[Entry, ...] = ()
+    families: dict[str, Any] = field(default_factory=dict)
+    detailed: bool = False
 
     def records(self) -> list[dict[str, Any]]:
         """One record a (problem, family), in plain JSON values; infinite ones are the strings "inf" and "-inf"."""
         return [entry.records[b] for b in range(self.target.num_problems) for entry in self.entries]
 
+    @cached_property
     def z(self) -> np.ndarray:
-        """Where curves over a one-dimensional latent are taken, `(B, NUM_POINTS)`: its mass and a bit beyond."""
+        """Where curves are taken: a one-dimensional latent's mass and a bit beyond, `(B, NUM_POINTS)`; the middles of
+        bins, `(B, K, NUM_BINS)`, where there are several numbers."""
+        if self.truth.line is None:
+            edges = self.edges
+            return (edges[..., 1:] + edges[..., :-1]) / 2
         ends = bounds(self.target.latents[0].support) or (-np.inf, np.inf)
         tails = self.truth.quantile(np.tile([TAIL, 1 - TAIL], (self.target.num_problems, 1)))
         low, high = np.maximum(tails[:, :1], ends[0]), np.minimum(tails[:, 1:], ends[1])
         return low + (high - low) * np.linspace(-BEYOND, 1 + BEYOND, NUM_POINTS)
+
+    @cached_property
+    def edges(self) -> np.ndarray:
+        """Of the bins of several numbers, `(B, K, NUM_BINS + 1)`; none where the truth has no points."""
+        if not self.truth.points:
+            return np.empty((self.target.num_problems, 0, NUM_BINS + 1))
+        grid = np.linspace(0, 1, NUM_BINS + 1)
+        rows = []
+        for b in range(self.target.num_problems):
+            sample = posterior_of(self.truth, b).lines
+            lines = [Line.of(sample, k) for k in range(sample.z.shape[1])]
+            tails = np.array([line.quantile(np.array([TAIL, 1 - TAIL])) for line in lines])
+            edges = tails[:, :1] + (tails[:, 1:] - tails[:, :1]) * np.array([-BEYOND, 1 + BEYOND])
+            ends = [
+                bounds(site.support) or (-np.inf, np.inf)
+                for site in self.target.latents
+                for _ in range(site.shape.numel())
+            ]
+            low, high = np.clip(edges, *np.array(ends).T[..., None]).T[..., None]
+            rows.append(low + (high - low) * grid)
+        return np.array(rows)
+
+    def posterior(self, problem: int) -> np.ndarray:
+        """The exact density at `z()` of one problem, 0 outside the support, `(K, Z)`."""
+        if self.truth.line is None:
+            return binned(posterior_of(self.truth, problem).lines, self.edges[problem])
+        site, z = self.target.latents[0], self.z
+        values = torch.from_numpy(z).to(self.target.device)
+        log_density = self.truth.log_prob({site.name: values.reshape((*z.shape, *site.shape))})
+        return torch.where(site.support.check(values), log_density.exp(), 0.0).cpu().numpy()[problem][None]
+
+
+Some = TypeVar("Some", bound=Comparison)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,8 +139,8 @@ class Curves:
     """What the figures show of a family: plain arrays.
 
     Attributes:
-        z: latents, `(B, Z)`.
-        density: of the replica of median reverse KL at `z`, `(B, Z)`.
+        z: latents, `(B, Z)`, or where there are several numbers `(B, K, Z)`.
+        density: of the replica of median reverse KL at `z`, likewise.
         steps: SVI steps taken, `(T,)`; empty where a fit has no trajectory.
         reverse_kl: on the way there, exact, nats, `(B, F, T)`; the `F` replicas go from the best to the worst.
     """
@@ -108,21 +159,23 @@ class Entry:
         guide: its name.
         records: one a problem.
         curves: for the figures; None where the family was skipped or failed, or where they weren't asked for.
+        card: the scored fits, of a detailed comparison, which stays in one process.
     """
 
     guide: str
     records: tuple[dict[str, Any], ...]
     curves: Curves | None = None
+    card: Scorecard | None = None
 
 
-def compare(
-    comparison: Comparison,
+def compare_each(
+    comparison: Some,
     guides: Sequence[str],
     *,
     num_workers: int = 1,
     with_curves: bool = False,
     started: Callable[[str], None] | None = None,
-) -> Iterator[Comparison]:
+) -> Iterator[Some]:
     """Yields the comparison after each family, so that what is finished survives an interruption.
 
     The entries stand in the order of `guides`, whichever was finished first; their numbers do not depend on how many
@@ -140,7 +193,8 @@ def compare(
     """
     check_settings(comparison.settings)
     for guide in guides:
-        refusal(guide)
+        if guide not in comparison.families:
+            refusal(guide)
     done: dict[str, Entry] = {}
 
     def tasks() -> Iterator[str]:
@@ -149,6 +203,8 @@ def compare(
                 started(guide)
             yield guide
 
+    if with_curves:
+        _ = comparison.z  # found once, here, and sent along
     work = partial(compare_one, comparison, with_curves=with_curves)
     for entry in shared(work, tasks(), min(num_workers, len(guides))):
         done[entry.guide] = entry
@@ -161,13 +217,13 @@ def compare_one(comparison: Comparison, guide: str, with_curves: bool = False) -
     Raises:
         ValueError: no such family.
     """
-    refused = refusal(guide)
+    refused = "" if guide in comparison.families else refusal(guide)
     if refused:
         return _without_scores(comparison, guide, "skipped", refused)
     try:
         with _one_thread():
             return _scored(comparison, guide, with_curves)
-    except UnsuitableObjectiveError as error:
+    except (RefusedFamilyError, UnsuitableObjectiveError) as error:
         return _without_scores(comparison, guide, "skipped", str(error))
     except Exception as error:  # a guide may do anything; the other families go on
         first, *_ = str(error).strip().splitlines() or [""]
@@ -205,7 +261,7 @@ def _scored(comparison: Comparison, guide: str, with_curves: bool) -> Entry:
     settings = comparison.settings
     fitted = fit(
         comparison.target,
-        find_family(guide) if ":" in guide else guide,
+        _family(comparison, guide),
         objective=settings.objective,
         engine=settings.engine,
         max_memory=settings.max_memory,
@@ -219,24 +275,49 @@ def _scored(comparison: Comparison, guide: str, with_curves: bool) -> Entry:
     lacking = fitted.program.unsupported_density()
     if lacking:
         return _without_scores(comparison, guide, "skipped", lacking)
-    card = score(fitted, comparison.truth, num_draws=settings.num_draws, upper_bound=guide in MULTIMODAL)
+    card = score(fitted, comparison.truth, num_draws=settings.num_draws, upper_bound=fitted.family_name in MULTIMODAL)
     records = tuple(record(comparison, guide, card, b) for b in range(comparison.target.num_problems))
-    return Entry(guide, records, curves_of(card, comparison.z()) if with_curves else None)
+    curves = curves_of(card, comparison) if with_curves else None
+    return Entry(guide, records, curves, card if comparison.detailed else None)
 
 
-def curves_of(card: Scorecard, z: np.ndarray) -> Curves:
-    """The curves of a scored fit at latents `z`, `(B, Z)`."""
-    fitted = card.fit
+def _family(comparison: Comparison, guide: str) -> Family | str:
+    given = comparison.families.get(guide, guide)
+    if isinstance(given, str) and ":" not in given:
+        find_family(given)
+        return given
+    return family_of(comparison.target, given)
+
+
+def curves_of(card: Scorecard, comparison: Comparison) -> Curves:
+    """The curves of a scored fit where the comparison takes them."""
+    fitted, z = card.fit, comparison.z
     steps, way = (np.empty(0, np.int64), np.empty((len(z), 0, 0)))
     if len(fitted.steps) and not fitted.support_mismatch:
         steps, way = fitted.steps, _way(card)
-    return Curves(z, _density(card, z), steps, way)
-
-
-def _density(card: Scorecard, z: np.ndarray) -> np.ndarray:
-    fitted, site = card.fit, card.fit.target.latents[0]
     middle = torch.tensor([middle_replica(card, b) for b in range(len(z))], device=fitted.theta.device)
     theta = torch.take_along_dim(fitted.theta, middle[:, None, None], 1)
+    exact = card.truth.line is not None
+    return Curves(z, _density(card, theta, z) if exact else _densities(card, theta, comparison.edges), steps, way)
+
+
+def binned(sample: Sample, edges: np.ndarray) -> np.ndarray:
+    """The mean density of each number over bins `(K, N + 1)`, `(K, N)`."""
+    lines = [Line.of(sample, k) for k in range(len(edges))]
+    return np.array([np.diff(line.cdf(edge)) / np.diff(edge) for line, edge in zip(lines, edges, strict=True)])
+
+
+def _densities(card: Scorecard, theta: Tensor, edges: np.ndarray) -> np.ndarray:
+    """Of several numbers, from draws on Sobol points, `(B, K, NUM_BINS)`."""
+    if not edges.shape[1]:
+        return np.empty((len(edges), 0, NUM_BINS))
+    fitted = card.fit
+    seen = cloud(fitted, theta, sobol_rules(fitted.program.latent_draws, DENSITY_POINTS, fitted.seed + 50))
+    return np.array([binned(pooled(guide_samples(seen, b, 0)), edge) for b, edge in enumerate(edges)])
+
+
+def _density(card: Scorecard, theta: Tensor, z: np.ndarray) -> np.ndarray:
+    fitted, site = card.fit, card.fit.target.latents[0]
     values = torch.from_numpy(z).to(theta)
     at = values.reshape((len(z), 1, -1, *site.shape))
     density = fitted.log_prob_at(theta, {site.name: at})[:, 0].exp()
@@ -252,7 +333,13 @@ def _way(card: Scorecard) -> np.ndarray:
     at = np.unique(np.linspace(0, fitted.num_replicas - 1, NUM_FOLLOWED).round().astype(int))
     followed = torch.from_numpy(order[:, at]).to(fitted.trajectory.device)
     theta = torch.take_along_dim(fitted.trajectory, followed[None, :, :, None], 2).permute(1, 2, 0, 3)
-    return reverse_kl(overlay(fitted, card.truth, theta.flatten(1, 2))).value.reshape(theta.shape[:3])
+    if card.truth.line is not None:
+        return reverse_kl_of_many(overlay(fitted, card.truth, theta.flatten(1, 2))).reshape(theta.shape[:3])
+    seen = cloud(
+        fitted, theta.flatten(1, 2), rules(fitted.program.latent_draws, WAY_POINTS, fitted.seed + 60, WAY_RULES)
+    )
+    elbo = seen.rules.mean(seen.log_weight).mean(-1).cpu().numpy()
+    return (card.truth.log_evidence[:, None] - elbo).reshape(theta.shape[:3])
 
 
 @contextmanager
@@ -269,14 +356,18 @@ def _one_thread() -> Iterator[None]:
 def _blank(comparison: Comparison, guide: str, problem: int) -> dict[str, Any]:
     """A record with all its keys and nothing measured."""
     truth, settings = comparison.truth, comparison.settings
+    graded = comparison.detailed
+    begin = (
+        {"model": comparison.target.name, **_graded(truth, problem)} if graded else {"x": comparison.labels[problem]}
+    )
     return {
-        "x": comparison.labels[problem],
+        **begin,
         "guide": guide,
         "status": "",
         "stop_reason": "",
         "log_evidence": _plain(truth.log_evidence[problem]),
         "log_evidence_error": _plain(truth.log_evidence_error[problem]),
-        **dict.fromkeys(SCORES),
+        **dict.fromkeys((*SCORES, *MORE_SCORES) if comparison.detailed else SCORES),
         "num_steps": None,
         "seconds": None,
         "seed": settings.seed,
@@ -291,6 +382,20 @@ def _blank(comparison: Comparison, guide: str, problem: int) -> dict[str, Any]:
         "family_gap_is_upper_bound": None,
         "statuses": {},
         "replicas": [],
+        **({"units": {}, "marginals": []} if comparison.detailed else {}),
+    }
+
+
+def _graded(truth: Truth, problem: int) -> dict[str, Any]:
+    """How far the truth can be trusted."""
+    return {
+        "method": truth.method,
+        "grade": truth.grade,
+        "grade_reason": truth.reasons[problem] if truth.reasons else "",
+        "assumptions": list(truth.assumptions),
+        "log_evidence_std_error": _plain(
+            np.broadcast_to(truth.log_evidence_std_error, truth.log_evidence.shape)[problem]
+        ),
     }
 
 
@@ -310,9 +415,30 @@ def record(comparison: Comparison, guide: str, card: Scorecard, problem: int) ->
         statuses={str(s): int(n) for s, n in zip(*np.unique(fitted.status[problem], return_counts=True), strict=True)},
         replicas=[_replica(card, problem, r) for r in range(fitted.num_replicas)],
     )
-    for name in SCORES:
-        if name in card.scores:
+    for name in (*SCORES, *MORE_SCORES):
+        if name in card.scores and name in out:
             out.update(_score(name, card.scores[name], problem, out["reasons"]))
+    if comparison.detailed:
+        out["units"] = {name: estimate.unit for name, estimate in card.scores.items() if name in out}
+        out["marginals"] = _marginals(card, problem)
+    return out
+
+
+def _marginals(card: Scorecard, problem: int) -> list[dict[str, Any]]:
+    """What each latent number's marginal scores are, medians over replicas."""
+    if card.marginals is not None:
+        names, scores = card.marginals.names, card.marginals.scores
+    elif card.truth.line is not None:
+        names = number_names(card.fit.target)
+        scores = {name: (card.scores[name],) for name in ("mean_error", "sd_ratio", "wasserstein", "coverage_90")}
+    else:
+        return []
+    out = []
+    for k, number in enumerate(names):
+        each: dict[str, Any] = {"name": number}
+        for name, estimates in scores.items():
+            each.update(_score(name, estimates[k], problem, {}))
+        out.append(each)
     return out
 
 

@@ -1,0 +1,126 @@
+"""Guides on a zoo of models whose posteriors are known: what each family can do, and what SVI makes of it.
+
+    python -m benchmarks.zoo [--models NAME ...] [--guides NAME ...] [--quick]
+
+Every guide is fitted to every model of `models.ZOO`, several independent replicas of it, and measured against the
+truth. The table goes to standard output; table, records and a heat map are written to results/zoo/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ppl_vi import cli, storage
+
+if TYPE_CHECKING:
+    from ppl_vi.comparison import Settings
+
+OUT = Path("results/zoo")
+GUIDES = (
+    "AutoNormal", "AutoMultivariateNormal", "AutoLowRankMultivariateNormal", "AutoIAFNormal", "AutoStructured",
+    "laplace",
+)  # fmt: skip
+QUICK_MODELS = ("normal_normal", "half_normal", "linear_regression")
+QUICK_GUIDES = ("AutoNormal", "AutoMultivariateNormal")
+FULL = {"num_steps": 1000, "num_particles": 256, "num_replicas": 4, "num_draws": 10_000}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model's records, or why there are none."""
+
+    model: str
+    records: tuple[dict[str, Any], ...]
+    reason: str = ""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    from models import ZOO
+
+    found = cli.Parser(prog="zoo", description=(__doc__ or "").splitlines()[0])
+    few = ", ".join(QUICK_MODELS)
+    found.add_argument(
+        "--models", nargs="+", metavar="NAME", choices=list(ZOO), help=f"models (all, with --quick {few})"
+    )
+    found.add_argument("--guides", nargs="+", metavar="NAME", help=f"families ({', '.join(GUIDES)})")
+    cli.add_run_options(found, OUT, "few models, guides and steps")
+    return found
+
+
+def measure(guides: Sequence[str], settings: Settings, model: str) -> Measured:
+    """All guides on one model; what is the matter with a model becomes its reason."""
+    from models import ZOO
+    from ppl_vi.any_model import begun
+    from ppl_vi.comparison import compare_each
+    from ppl_vi.truth import UncertifiedTruthError
+
+    try:
+        found = begun(ZOO[model](), list(guides), (), settings)
+    except (UncertifiedTruthError, ValueError) as error:
+        return Measured(model, (), str(error))
+    for step in compare_each(found, list(guides)):
+        found = step
+    return Measured(model, tuple(record | {"model": model} for record in found.records()))
+
+
+def measured(models: Sequence[str], work: partial[Measured], workers: int) -> Iterator[list[Measured]]:
+    """What is finished, in the order of the models, after each."""
+    from ppl_vi.workers import shared
+
+    done: dict[str, Measured] = {}
+    for one in cli.followed(shared(work, models, workers), len(models), "models"):
+        done[one.model] = one
+        yield [done[model] for model in models if model in done]
+
+
+def program(arguments: argparse.Namespace) -> int:
+    """Measures as asked."""
+    from models import ZOO
+    from ppl_vi.comparison import Settings
+    from ppl_vi.report import files, matrix, table
+    from ppl_vi.workers import woken
+
+    models = list(dict.fromkeys(arguments.models or (QUICK_MODELS if arguments.quick else ZOO)))
+    guides = cli.chosen_guides(arguments.guides, QUICK_GUIDES if arguments.quick else GUIDES)
+    counts: dict[str, Any] = cli.QUICK if arguments.quick else FULL
+    settings = Settings(seed=arguments.seed, **counts)
+    cli.check_outputs(arguments)
+    workers = cli.num_workers(len(models), "cpu")
+    found: list[Measured] = []
+    try:
+        with woken("ppl_vi.any_model", workers):
+            pass
+        for found in measured(models, partial(measure, guides, settings), workers):
+            cli.write_records(_records(found), arguments)
+    except KeyboardInterrupt:
+        return cli.interrupted(len(found), len(models), "models were finished", arguments)
+    records = _records(found)
+    for one in found:
+        if one.reason:
+            print(f"{one.model} has no truth to measure by: {one.reason}", file=sys.stderr)
+    if not records:
+        raise cli.UsageError("none of the models has a truth to measure by")
+    storage.write_text(arguments.out / "records.csv", files.to_csv(records))
+    storage.write_text(arguments.out / "table.txt", table.as_text(records, matrix.show))
+    cli.show_records(records, arguments, matrix.show)
+    return cli.drawn(lambda: files.write_figure(arguments.out / "heat_map.png", matrix.heat_map(records)), arguments)
+
+
+def _records(found: Sequence[Measured]) -> list[dict[str, Any]]:
+    return [record for one in found for record in one.records]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program; returns the exit code."""
+    return cli.run(program, parser(), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

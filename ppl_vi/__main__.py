@@ -1,0 +1,110 @@
+"""Compares guides on your own Pyro model against its exact posterior.
+
+    ppl-vi compare my_package.my_model:model --args my_package.my_model:data --guides AutoNormal my_package.guides:mine
+
+Modules are found from the current folder. `--args` names one value or a tuple of the model's positional arguments; a
+guide is a family by name, or a family or guide of your own. Tables go to standard output; tables, records and figures
+to the folder of `--out`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from ppl_vi import cli
+
+if TYPE_CHECKING:
+    from ppl_vi.any_model import ModelComparison
+
+OUT = Path("results")
+GUIDES = ("AutoNormal", "AutoMultivariateNormal")
+NUM_REPLICAS = 4
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    found = cli.Parser(prog="ppl-vi", description=(__doc__ or "").splitlines()[0])
+    commands = found.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    compare = commands.add_parser("compare", help="guides on one model", description=found.description)
+    compare.add_argument("model", metavar="MODULE:MODEL", nargs="?", help="a Pyro model, or a Target made of one")
+    compare.add_argument("--args", metavar="MODULE:DATA", help="its positional arguments: one value, or a tuple")
+    cli.add_comparison_options(compare, OUT, GUIDES, GUIDES, cli.FULL | {"num_replicas": NUM_REPLICAS})
+    return found
+
+
+def imported(what: str, path: str) -> Any:
+    """The object at `module:attribute`.
+
+    Raises:
+        UsageError: it can't be imported.
+    """
+    module, colon, attribute = path.partition(":")
+    if not (module and colon and attribute):
+        raise cli.UsageError(f"{what}: expected package.module:attribute, got '{path}'")
+    try:
+        found = importlib.import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except Exception as error:  # whatever a module does when it is imported
+        raise cli.UsageError(f"{what}: '{path}' can't be imported: {type(error).__name__}: {error}") from error
+    return found
+
+
+def program(arguments: argparse.Namespace) -> int:
+    """Compares the guides as asked."""
+    if arguments.list_guides:
+        cli.list_guides(Console())
+        return 0
+    if arguments.model is None:
+        raise cli.UsageError("name the model as package.module:attribute")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        return _compare(arguments)
+    finally:
+        sys.path.remove(str(Path.cwd()))
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    model = imported("model", arguments.model)
+    given = imported("--args", arguments.args) if arguments.args else ()
+    guides = cli.chosen_guides(arguments.guides, GUIDES)
+    settings = cli.settings_of(arguments)
+    cli.check_device(arguments.device)
+    cli.check_outputs(arguments)
+    from ppl_vi.any_model import begun, target_of
+
+    try:
+        target = target_of(model, given if isinstance(given, tuple) else (given,)).to(arguments.device)
+        comparison = begun(target, guides, (), settings)
+    except Exception as error:  # a model may do anything
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise cli.UsageError(f"{arguments.model}: {kind}{error}") from error
+    code, done = cli.run_comparison(comparison, guides, 1, arguments, lambda done: write_figures(done, arguments))
+    if code == 0 and all(entry.card is None for entry in done.entries):
+        reasons = "; ".join(f"{entry.guide}: {entry.records[0]['reason']}" for entry in done.entries)
+        raise cli.UsageError(f"no guide could be compared: {reasons}")
+    return code
+
+
+def write_figures(comparison: ModelComparison, arguments: argparse.Namespace) -> None:
+    """Writes all figures as PNG."""
+    from ppl_vi.report import files
+
+    for name, figure in comparison.plot().items():
+        files.write_figure(arguments.out / f"{name}.png", figure)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program; returns the exit code."""
+    return cli.run(program, parser(), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

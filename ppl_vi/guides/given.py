@@ -1,0 +1,73 @@
+"""What users may give as a guide: a family, a family's name, or a guide of their own, written as function or module."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
+
+import pyro.poutine as poutine
+from pyro.nn.module import PyroModule
+from torch import nn
+
+from ppl_vi.guides import REFUSED, Family, RefusedFamilyError, find_family
+from ppl_vi.state import isolated
+from ppl_vi.target import Target
+
+
+class HeldGuide(PyroModule):
+    """A module guide with the arguments that its target's model keeps."""
+
+    def __init__(self, guide: nn.Module, target: Target) -> None:
+        super().__init__()
+        self.held = guide
+        self.call = target.bind(guide)
+
+    def forward(self, *args: Any) -> Any:
+        """The guide."""
+        return self.call(*args)
+
+
+def family_of(target: Target, given: Any) -> Family:
+    """The family that a user means.
+
+    A name is looked up and a class is a family. A module is a guide, of which every replica gets a copy, and so is a
+    function that draws sample sites when it is called as the model is. Any other function is a family.
+
+    Args:
+        target: whose model the guide is for.
+        given: what the user gave.
+
+    Raises:
+        RefusedFamilyError: an autoguide of Pyro's that can't be compared, with the reason.
+        ValueError: no such name.
+        TypeError: it can't be called.
+    """
+    if isinstance(given, str):
+        found = find_family(given)
+        return family_of(target, found) if ":" in given else found
+    name = getattr(given, "__name__", "")
+    if getattr(given, "__module__", "").startswith("pyro.infer.autoguide") and name in REFUSED:
+        raise RefusedFamilyError(f"{name}: {REFUSED[name]}")
+    if isinstance(given, nn.Module):
+        return lambda model: HeldGuide(deepcopy(given), target)
+    if not callable(given):
+        raise TypeError(f"a guide must be a family, its name, a function or a module; got {type(given).__name__}")
+    return (lambda model: target.bind(given)) if not isinstance(given, type) and draws_sites(target, given) else given
+
+
+def draws_sites(target: Target, function: Callable[..., Any]) -> bool:
+    """Whether a function is a guide: called as the model is, it draws; or it takes more than a model."""
+    try:
+        inspect.signature(function).bind(target.model)
+    except TypeError:
+        return True
+    with isolated(target.dtype, seed=0):
+        try:
+            trace = poutine.trace(target.bind(function)).get_trace(*target.row(0))
+        except (
+            Exception
+        ):  # a family, given the data for a model, or a guide that will say what is wrong when it is built
+            return False
+    return any(node["type"] == "sample" for node in trace.nodes.values())

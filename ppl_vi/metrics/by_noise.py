@@ -1,0 +1,127 @@
+"""The scores of guides over any number of latents, by weighted points of the guides and of the truth."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppl_vi.metrics.cloud import Cloud, cloud, estimate, rules, sobol_rules
+from ppl_vi.metrics.divergence import LEAK, ROUNDING
+from ppl_vi.metrics.estimate import Estimate
+from ppl_vi.metrics.gaps import BestMember, never
+from ppl_vi.metrics.nearest import Nearest, nearest_members, no_gradient
+from ppl_vi.metrics.weighted import Marginals, forward_kl, marginals, relative_covariance_error
+from ppl_vi.svi.result import Fit
+from ppl_vi.truth import Truth
+
+TOLERANCE = 1e-4  # nats, the standard error of an ELBO that is sought
+FEWEST, MOST = 2**11, 2**14  # nodes of a rule: doubled twice at most, where the error asks for it
+MARGINAL_POINTS = 2**12  # of each rule for the marginals
+
+
+def scores_by_noise(
+    fit: Fit, truth: Truth, *, upper_bound: bool = False
+) -> tuple[dict[str, Estimate], BestMember | None, Marginals | None]:
+    """Measures every replica of a fit, and the family's best member, on common nodes of noise.
+
+    The ELBO, the reverse KL and the gaps carry the standard error over independently randomised rules; that of the
+    optimization gap is of the difference itself. The forward KL, moments and marginal scores are over the truth's
+    points.
+
+    Args:
+        fit: the fits.
+        truth: of the same target.
+        upper_bound: whether the family has many local optima.
+    """
+    lacking = fit.support_mismatch or no_gradient(fit.program)
+    rough = None if lacking else cloud(fit, fit.theta, rules(fit.program.latent_draws, FEWEST, fit.seed + 10))
+    found = None if rough is None else nearest_members(fit, _elbo(rough).mean(-1).cpu().numpy(), fit.seed + 20)
+    theta = fit.theta if found is None else torch.cat([fit.theta, found.theta], 1)
+    seen = _seen(fit, theta)
+    per_rule = _elbo(seen)
+    replicas = fit.num_replicas
+    evidence = torch.from_numpy(truth.log_evidence).to(per_rule)[:, None, None]
+    own = per_rule[:, :replicas]
+    divergence = _with_evidence(truth, estimate(evidence - own, "nats", LEAK))
+    scores = {
+        "elbo": _infinite(fit, estimate(own, "nats", LEAK), -np.inf),
+        "reverse_kl": _infinite(fit, divergence, np.inf),
+        "leaked_mass": estimate(seen.rules.mean(1.0 - seen.inside[:, :replicas].to(per_rule)), "1"),
+    }
+    scores["elbo_gap"] = scores["reverse_kl"]
+    if fit.support_mismatch:
+        continued = seen.rules.mean(seen.log_joint[:, :replicas] - seen.log_guide[:, :replicas])
+        scores["surrogate_elbo"] = estimate(continued, "nats")
+        scores["family_gap"] = never(len(truth.log_evidence), fit.support_mismatch)
+    best = None
+    if found is not None:
+        best, gap = _best(truth, found, theta, per_rule, replicas, upper_bound)
+        scores["family_gap"], scores["optimization_gap"] = best.divergence, gap
+    over = None
+    if truth.points:
+        marginal = cloud(fit, fit.theta, sobol_rules(fit.program.latent_draws, MARGINAL_POINTS, fit.seed + 30))
+        over = marginals(truth, marginal)
+        scores |= {name: over.worst(name) for name in ("mean_error", "sd_ratio", "wasserstein", "coverage_90")}
+        if not fit.support_mismatch:
+            scores["relative_covariance_error"] = relative_covariance_error(truth, marginal)
+        if not fit.program.unsupported_density():
+            scores["forward_kl"] = forward_kl(fit, truth)
+    return scores, best, over
+
+
+def _elbo(seen: Cloud) -> Tensor:
+    """E_q[log p(x, z) - log q(z)] by each rule, `(B, R, S)`."""
+    return seen.rules.mean(seen.log_weight)
+
+
+def _seen(fit: Fit, theta: Tensor) -> Cloud:
+    """The members on rules that grow until the ELBOs are known to `TOLERANCE`, or as far as they may grow."""
+    num = FEWEST
+    while True:
+        seen = cloud(fit, theta, rules(fit.program.latent_draws, num, fit.seed + 40 + num))
+        error = estimate(_elbo(seen), "nats").std_error
+        if num >= MOST or not np.any(error > TOLERANCE):  # an ELBO that is infinite has no error
+            return seen
+        num *= 4
+
+
+def _with_evidence(truth: Truth, divergence: Estimate) -> Estimate:
+    """The log evidence's own errors on top."""
+    spread = np.broadcast_to(np.asarray(truth.log_evidence_std_error), truth.log_evidence.shape)[:, None]
+    return replace(
+        divergence,
+        std_error=np.hypot(divergence.std_error, spread),
+        error=divergence.error + truth.log_evidence_error[:, None],
+    )
+
+
+def _infinite(fit: Fit, score: Estimate, value: float) -> Estimate:
+    """A guide with mass outside the support has an infinite divergence, whether a node fell there or not."""
+    if not fit.support_mismatch:
+        return score
+    nothing = np.zeros_like(score.value)
+    return Estimate(nothing + value, nothing, nothing, "nats", LEAK)
+
+
+def _best(
+    truth: Truth, found: Nearest, theta: Tensor, per_rule: Tensor, replicas: int, upper_bound: bool
+) -> tuple[BestMember, Estimate]:
+    """The best of all members seen, and how far each replica falls short of it."""
+    mean = per_rule.mean(-1).cpu().numpy()
+    order = np.where(np.isnan(mean), -np.inf, mean)
+    chosen = torch.from_numpy(order.argmax(1)).to(per_rule.device)
+    rows = torch.arange(len(chosen), device=per_rule.device)
+    top = per_rule[rows, chosen][:, None]
+    evidence = torch.from_numpy(truth.log_evidence).to(per_rule)[:, None, None]
+    # the optima on two rules against the best: how far one of them falls short
+    short = np.abs(mean.max(1) - mean[:, replicas : replicas + 2].mean(1))[:, None]
+    short = short + ROUNDING * np.maximum(1.0, np.abs(mean.max(1)))[:, None]
+    divergence = _with_evidence(truth, estimate(evidence - top, "nats"))
+    reason = "an upper bound: the best of several local searches" if upper_bound else ""
+    divergence = replace(divergence, error=divergence.error + short, reason=reason)
+    gap = estimate(top - per_rule[:, :replicas], "nats")
+    gap = replace(gap, error=gap.error + short)
+    return BestMember(theta[rows, chosen], divergence, upper_bound, found.converged), gap

@@ -1,0 +1,127 @@
+"""The member of a family nearest to the posterior, for any number of latents: L-BFGS on fixed nodes of noise.
+
+On fixed nodes the ELBO is an ordinary function of the guide's parameters, without noise, and its gradient is exact. The
+optimum on one set of nodes is not quite the family's best member; found on two independent sets, it tells by how much:
+if both lie at random around the best one, their midpoint falls short of it by as much as it exceeds their mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import optimize
+from torch import Tensor
+from torch.func import grad_and_value, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from ppl_vi.mapping import whole_plates
+from ppl_vi.metrics.cloud import Rules, rules
+from ppl_vi.state import isolated
+from ppl_vi.svi.graph import tidy
+from ppl_vi.svi.pure import Program, guide_sites
+from ppl_vi.svi.result import Fit
+
+NUM_STARTS = 3  # of each problem: the replicas that came nearest
+NUM_POINTS = 4096  # nodes of a rule
+MAX_ITERATIONS = 400
+MEMORY = 40  # of L-BFGS, steps
+GAIN = 1e-5  # nats that a converged search may still promise
+OUT = 1e100  # what the line search is told where the ELBO is not finite, so that it turns back
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """Candidates for each problem's best member.
+
+    Attributes:
+        theta: the optima on two independent rules and their midpoint, `(B, 3, D)`.
+        converged: whether both searches arrived, `(B,)`.
+    """
+
+    theta: Tensor
+    converged: np.ndarray
+
+
+def no_gradient(program: Program) -> str:
+    """Why a family's members can't be improved along gradients on fixed noise, or ""."""
+    if not program.latent_draws:
+        return "the guide draws nothing"
+    with isolated(program.target.dtype, seed=0), torch.no_grad(), whole_plates():
+        noise = tuple(torch.full(draw.shape, 0.5, dtype=draw.dtype) for draw in program.latent_draws)
+        trace = program.guide_trace(program.initial, program.target.row(0), noise)
+    for name, node in guide_sites(trace).items():
+        if not getattr(node["fn"], "has_rsample", False):
+            return f"site '{name}' has no reparameterised draw, so its best member can't be found on fixed noise"
+    return ""
+
+
+def nearest_members(fit: Fit, elbo: np.ndarray, seed: int) -> Nearest:
+    """Maximises each problem's ELBO over the family, from its replicas of highest `elbo` `(B, R)`."""
+    program = fit.program
+    first, second = (rules(program.latent_draws, NUM_POINTS, seed + i, num_rules=1) for i in range(2))
+    objective = _objective(program, first)
+    theta, converged = [], []
+    order = np.argsort(-np.where(np.isfinite(elbo), elbo, -np.inf), 1, kind="stable")[:, :NUM_STARTS]
+    for problem, replicas in enumerate(order):
+        row = fit.target.row(problem)
+        found = [_minimized(objective, fit.theta[problem, int(r)], row, first) for r in replicas]
+        one = min(found, key=lambda result: result.fun)
+        two = _minimized(objective, torch.from_numpy(one.x).to(fit.theta), row, second)
+        optima = [torch.from_numpy(result.x) for result in (one, two)]
+        theta.append(torch.stack([*optima, (optima[0] + optima[1]) / 2]))
+        converged.append(_gain(one) <= GAIN and _gain(two) <= GAIN)
+    return Nearest(torch.stack(theta).to(fit.theta), np.array(converged))
+
+
+Objective = Callable[..., tuple[Tensor, Tensor]]
+
+
+def _objective(program: Program, rule: Rules) -> Objective:
+    """`(theta, row, noise, weight)` to gradient and value of minus the ELBO; a flat graph where it can be traced."""
+    num_args = len(program.target.args)
+
+    def loss(theta: Tensor, *given: Tensor) -> Tensor:
+        row, noise, weight = given[:num_args], given[num_args:-1], given[-1]
+        particle = vmap(lambda draws: program.sample(theta, row, draws))(noise)
+        return -(weight * (particle.log_joint - particle.log_guide)).sum()
+
+    plain: Objective = grad_and_value(loss)
+    example = (program.initial, *program.target.row(0), *(part[0] for part in rule.noise), rule.weight[0])
+    with isolated(program.target.dtype, seed=0):
+        try:
+            return tidy(make_fx(plain)(*example), example)
+        except Exception:  # what can't be traced is only slower
+            return plain
+
+
+def _minimized(objective: Objective, start: Tensor, row: tuple[Tensor, ...], rule: Rules) -> optimize.OptimizeResult:
+    noise, weight = tuple(part[0] for part in rule.noise), rule.weight[0]
+
+    def function(x: np.ndarray) -> tuple[float, np.ndarray]:
+        gradient, value = objective(torch.from_numpy(x).to(start), *row, *noise, weight)
+        if not (bool(value.isfinite()) and bool(gradient.isfinite().all())):
+            return OUT, np.zeros_like(x)
+        return float(value), gradient.double().numpy()
+
+    with isolated(start.dtype, seed=0), torch.no_grad():
+        return optimize.minimize(
+            function,
+            start.detach().double().numpy(),
+            jac=True,
+            method="L-BFGS-B",
+            options={
+                "maxcor": MEMORY,
+                "maxiter": MAX_ITERATIONS,
+                "maxfun": 2 * MAX_ITERATIONS,
+                "ftol": 0,
+                "gtol": 1e-7,
+            },
+        )
+
+
+def _gain(result: optimize.OptimizeResult) -> float:
+    """What a quasi-Newton step still promises, nats."""
+    return float(result.jac @ result.hess_inv.matvec(result.jac)) / 2

@@ -1,0 +1,125 @@
+"""Many models and many guides at a glance: a table and a heat map of reverse KL with its two causes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ppl_vi.report.numbers import MISSING, number, short, three_digits
+from ppl_vi.report.plots import DARK, DPI, LIGHT, plain
+from ppl_vi.report.table import Footnotes, Record, uncertainty
+
+RANGE = (1e-4, 10.0)  # nats, of the colours
+MIDDLE = 0.55  # of the colours' scale: beyond it the text is white
+GRADES = {"certified": "", "checked": " ✓", "uncertified": " ?"}
+LEGEND = (
+    "Each cell: reverse KL = family gap + optimization gap, nats, medians over replicas. The truth is in closed form "
+    "or by a proved bound, checked (✓) by independent routes that agree, or uncertified (?)."
+)
+
+
+def show(records: Sequence[Record], console: Console) -> None:
+    """Prints the table: a row a model, a column a guide, as many side by side as fit."""
+    guides = list(dict.fromkeys(record["guide"] for record in records))
+    notes = Footnotes()
+    cells = {(r["model"], r["guide"]): cell(r, notes) for r in records}
+    names = {r["model"]: _name(r, notes) for r in records}
+    first = max(map(len, names.values()))
+    for some in _fitting(guides, cells, console.width - first):
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="")
+        for i, heading in enumerate(("model", *some)):
+            table.add_column(heading, justify="right" if i else "left", no_wrap=True)
+        for model, name in names.items():
+            table.add_row(Text(name), *(Text(cells.get((model, guide), MISSING)) for guide in some))
+        console.print(table)
+        console.print()
+    for text in tuple(notes.texts):
+        console.print(Text(f"{notes.mark(text)} {text}"), highlight=False)
+    console.print(Text(LEGEND), highlight=False)
+
+
+def _fitting(guides: Sequence[str], cells: dict[tuple[str, str], str], room: int) -> list[list[str]]:
+    """The guides of each table, in order."""
+    groups: list[list[str]] = [[]]
+    used = 0
+    for guide in guides:
+        wide = 2 + max(len(text) for text in (guide, *(text for (_, g), text in cells.items() if g == guide)))
+        if groups[-1] and used + wide > room:
+            groups.append([])
+            used = 0
+        groups[-1].append(guide)
+        used += wide
+    return groups
+
+
+def _name(record: Record, notes: Footnotes) -> str:
+    name = record["model"] + GRADES.get(record["grade"], "")
+    reason = record["grade_reason"]
+    return name + (notes.mark(f"{record['model']}: {reason}") if reason else "")
+
+
+def cell(record: Record, notes: Footnotes) -> str:
+    """`KL = family + optimization`, or why there is none."""
+    if record["reverse_kl"] is None:
+        return record["status"] + notes.mark(f"{record['model']}, {record['guide']}: {record['reason']}")
+    values = [three_digits(record[name], uncertainty(record, name)) for name in ("reverse_kl", *GAPS)]
+    if record["family_gap_is_upper_bound"]:
+        values[1:] = [f"≤{values[1]}", f"≥{values[2]}"]
+    return f"{values[0]} = {values[1]} + {values[2]}"
+
+
+GAPS = ("family_gap", "optimization_gap")
+
+
+def heat_map(records: Sequence[Record]) -> Figure:
+    """Reverse KL by colour, in numbers with the family's gap below it; models down, guides across."""
+    models = list(dict.fromkeys(record["model"] for record in records))
+    guides = list(dict.fromkeys(record["guide"] for record in records))
+    at = {(record["model"], record["guide"]): record for record in records}
+    values = np.array([[_drawn(at.get((model, guide))) for guide in guides] for model in models])
+    figure = Figure(figsize=(3.0 + 1.35 * len(guides), 1.7 + 0.42 * len(models)), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    norm = LogNorm(*RANGE, clip=True)
+    image = axes.imshow(np.ma.masked_invalid(values), cmap="YlOrRd", norm=norm, aspect="auto")
+    image.cmap.set_bad(LIGHT)
+    for i, model in enumerate(models):
+        for j, guide in enumerate(guides):
+            dark = math.isfinite(values[i, j]) and float(norm(values[i, j])) > MIDDLE
+            axes.text(j, i, _text(at.get((model, guide))), ha="center", va="center", fontsize=7,
+                      color="white" if dark else DARK)  # fmt: skip
+    axes.set_xticks(range(len(guides)), guides, fontsize=8, rotation=20, ha="right")
+    axes.set_yticks(range(len(models)), models, fontsize=8)
+    axes.tick_params(length=0)
+    plain(axes)
+    figure.colorbar(image, ax=axes, label="reverse KL [nats]", shrink=0.8)
+    axes.set_title("Reverse KL to the posterior (below: the best its family can do), nats", fontsize=10)
+    return figure
+
+
+def _drawn(record: Record | None) -> float:
+    value = number(record["reverse_kl"]) if record else math.nan
+    return max(value, RANGE[0]) if math.isfinite(value) else math.nan
+
+
+def _text(record: Record | None) -> str:
+    if record is None:
+        return MISSING
+    if record["reverse_kl"] is None:
+        return str(record["status"])
+    return "\n".join(_two_digits(record, name) for name in ("reverse_kl", "family_gap"))
+
+
+def _two_digits(record: dict[str, Any], name: str) -> str:
+    value, error = number(record[name]), uncertainty(record, name)
+    if not math.isfinite(value) or abs(value) <= (0.0 if math.isnan(error) else error):
+        return three_digits(record[name], error)
+    return short(value, 2)

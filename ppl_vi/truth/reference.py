@@ -1,0 +1,313 @@
+"""Reference draws: the truth where quadrature does not reach, by many chains that must meet written criteria.
+
+The criteria are posteriordb's, and stricter: 10,000 draws of chains from dispersed starts; split R-hat, effective sizes
+in bulk and tails, and autocorrelation of every coordinate and of the log density; no divergence; the energy's fraction
+of missing information; two estimates of log p(x), by bridge and by importance sampling, that agree.
+
+Sources: Magnusson et al. (2024), posteriordb; Vehtari et al. (2021), Rank-normalization, folding, and localization: an
+improved R-hat; Betancourt (2016), Diagnosing suboptimal cotangent disintegrations in Hamiltonian Monte Carlo; Gronau et
+al. (2017), A tutorial on bridge sampling.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppl_vi.state import isolated
+from ppl_vi.target import Target
+from ppl_vi.truth.bridge import DEGREES, Evidence, bridge, fitted, importance
+from ppl_vi.truth.cache import kept
+from ppl_vi.truth.density import Density
+from ppl_vi.truth.result import Check, Points, Truth
+from ppl_vi.truth.sampler import Kernel, State, adapted, placed, settled
+from ppl_vi.truth.search import prior_draws
+
+R_HAT = 1.01
+LEAST_SIZE = 5000  # effective draws
+CORRELATION = 0.05  # of a draw with the next one of its chain
+MISSING = 0.2  # E-FMI
+AGREEMENT = 4.0  # standard errors between bridge and importance sampling
+PRECISE = 0.05  # nats: the largest standard error of log p(x)
+HEAVY = 0.7  # Pareto k-hat of the importance weights
+ATTEMPTS = 4  # runs at half the step where trajectories diverged, or at twice the thinning where draws are correlated
+LONGEST_THINNING = 40
+REACH = 2.0  # of the uniform starts in unconstrained space, as in Stan
+ASSUMED = (
+    "the chains have found every part of the posterior: nothing else proves that no separate mode was missed",
+    "the posterior's density is smooth enough for Hamiltonian trajectories (none diverged)",
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How many chains and draws.
+
+    Attributes:
+        num_chains: each from its own start.
+        num_draws: kept of each.
+        num_warmup: transitions of each of the warm-up's windows.
+        num_windows: after each of which the metric is set anew.
+        acceptance: that the step aims at.
+        num_proposed: draws of the proposals for log p(x).
+    """
+
+    num_chains: int = 100
+    num_draws: int = 100
+    num_warmup: int = 80
+    num_windows: int = 4
+    acceptance: float = 0.9
+    num_proposed: int = 20_000
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """What the chains of one problem gave.
+
+    Attributes:
+        u: `(N, C, D)`, draws by chains.
+        value: log density, `(N, C)`, nats.
+        energy: of every transition, thinned ones too, `(T, C)`.
+        num_diverged: of them.
+    """
+
+    u: Tensor
+    value: Tensor
+    energy: Tensor
+    num_diverged: int
+
+    @property
+    def numbers(self) -> Tensor:
+        """Every coordinate and the log density, `(N, C, D + 1)`."""
+        return torch.cat([self.u, self.value[..., None]], -1)
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """One problem's draws and log evidence.
+
+    Attributes:
+        u: `(S, D)`, chain after chain.
+        log_evidence, std_error: nats.
+        checks: all of them, failed ones too.
+        reason: why they can't be trusted, or "".
+    """
+
+    u: Tensor
+    log_evidence: float
+    std_error: float
+    checks: tuple[Check, ...]
+    reason: str
+
+
+def reference_truth(target: Target, *, settings: Settings | None = None, seed: int = 0) -> Truth:
+    """Posterior draws of every problem, of any number of latents, with log p(x) and its standard error.
+
+    They are kept in the user's cache folder, `ppl_vi/truths`: the same target, settings, seed and versions find them
+    again.
+
+    Args:
+        target: any model.
+        settings: how many.
+        seed: of starts, chains and proposals.
+    """
+    chosen = settings or Settings()
+    with isolated(target.dtype, seed=seed):
+        found = [_found(target, problem, chosen, seed) for problem in range(target.num_problems)]
+    reasons = tuple(one.reason for one in found)
+    u = torch.stack([one.u for one in found])
+    group = torch.arange(chosen.num_chains).repeat_interleave(chosen.num_draws)
+    points = Points(u, torch.full(u.shape[:2], -math.log(u.shape[1]), dtype=u.dtype), group, "draws")
+    truth = Truth(
+        target,
+        "reference draws",
+        np.array([one.log_evidence for one in found]),
+        np.zeros(len(found)),
+        tuple(max((one.checks[i] for one in found), key=_size) for i in range(len(found[0].checks))),
+        reasons=reasons if any(reasons) else (),
+        grade="uncertified" if any(reasons) else "checked",
+        assumptions=ASSUMED,
+        log_evidence_std_error=np.array([one.std_error for one in found]),
+        make_points=lambda: (points,),
+    )
+    return truth if target.closed_form is None else _with_closed_form(truth, target.closed_form(*target.args))
+
+
+def _with_closed_form(truth: Truth, closed_form: Tensor) -> Truth:
+    """With log p(x) in closed form, once bridge sampling has found the same."""
+    exact = closed_form.detach().cpu().numpy()
+    away = np.abs(exact - truth.log_evidence) / truth.log_evidence_std_error
+    reasons = [
+        reason or ("" if off <= AGREEMENT else f"bridge sampling is {off:.1f} standard errors from the closed form")
+        for reason, off in zip(truth.reasons or [""] * len(exact), away, strict=True)
+    ]
+    check = Check("bridge sampling against the closed form, standard errors", float(away.max()), AGREEMENT)
+    return replace(
+        truth,
+        log_evidence=exact,
+        log_evidence_error=8 * np.finfo(np.float64).eps * (1 + np.abs(exact)),
+        log_evidence_std_error=np.zeros_like(exact),
+        checks=(*truth.checks, check),
+        reasons=tuple(reasons) if any(reasons) else (),
+        grade="uncertified" if any(reasons) else "certified",
+    )
+
+
+def _size(check: Check) -> float:
+    return math.inf if math.isnan(check.error) else check.error
+
+
+def _found(target: Target, problem: int, settings: Settings, seed: int) -> Reference:
+    density = Density.of(target, problem)
+
+    def compute() -> Reference:
+        prior = prior_draws(target, problem, settings.num_chains, seed)
+        with torch.no_grad():
+            return reference(density, prior, settings, seed)
+
+    return kept(target, density, problem, asdict(settings) | {"seed": seed}, compute)
+
+
+def reference(density: Density, prior: Tensor, settings: Settings, seed: int) -> Reference:
+    """Draws from one density, with all that checks them.
+
+    Args:
+        density: of one problem.
+        prior: draws of the prior, where half of the chains start.
+        settings: how many.
+        seed: of everything.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    start = _dispersed(density, prior, settings.num_chains, generator)
+    draws = _sampled(density, start, settings, generator)
+    by_bridge, by_importance, heavy = _evidence(density, draws, settings.num_proposed, seed)
+    joint_error = math.hypot(by_bridge.std_error, by_importance.std_error)
+    checks = (
+        *_diagnosed(draws),
+        Check("bridge against importance sampling, standard errors", _ratio(by_bridge, by_importance), AGREEMENT),
+        Check("standard error of the two log evidences together, nats", joint_error, PRECISE),
+        Check("Pareto k-hat of the importance weights", heavy, HEAVY),
+    )
+    failed = [f"{c.name}: {c.error:.3g}, allowed {c.tolerance:g}" for c in checks if not c.error <= c.tolerance]
+    u = draws.u.transpose(0, 1).reshape(-1, density.dim)
+    return Reference(u, by_bridge.value, by_bridge.std_error, checks, "; ".join(failed))
+
+
+def _ratio(one: Evidence, other: Evidence) -> float:
+    return abs(one.value - other.value) / math.hypot(one.std_error, other.std_error)
+
+
+def _dispersed(density: Density, prior: Tensor, num: int, generator: torch.Generator) -> Tensor:
+    """Half of the chains anywhere within 2 of 0, as Stan's start, and half where the prior's draws are, `(C, D)`."""
+    anywhere = REACH * (2 * torch.rand(20 * num, density.dim, generator=generator, dtype=prior.dtype) - 1)
+    drawn = prior[density(prior).isfinite()][: num // 2]
+    start = torch.cat([drawn, anywhere[density(anywhere).isfinite()]])[:num]
+    if len(start) < num:
+        raise ValueError(f"the log joint of '{density.name}' is finite at only {len(start)} of {21 * num} starts")
+    return start
+
+
+def _sampled(density: Density, start: Tensor, settings: Settings, generator: torch.Generator) -> Draws:
+    state = placed(density, start)
+    kernel = Kernel(torch.tensor(0.1), math.pi / 2, torch.eye(density.dim, dtype=start.dtype))
+    state, kernel = settled(density, state, kernel, 2 * settings.num_warmup, settings.acceptance, generator)
+    for _ in range(settings.num_windows - 1):
+        window, state = _run(density, state, kernel, settings.num_warmup // 4, 1, generator)
+        kernel = replace(kernel, factor=_factor(window.u.flatten(0, 1)), step=kernel.step.clamp(max=0.3))
+        state, kernel = adapted(density, state, kernel, settings.num_warmup, settings.acceptance, generator)
+    pilot, state = _run(density, state, kernel, settings.num_draws, 1, generator)
+    thinning = _thinning(torch.cat([pilot.u, pilot.u.square(), pilot.value[..., None]], -1))
+    for _ in range(ATTEMPTS):
+        draws, state = _run(density, state, kernel, settings.num_draws, thinning, generator)
+        correlated = float(autocorrelation(draws.numbers, 1).abs().max()) > CORRELATION
+        if not draws.num_diverged and not correlated:
+            break
+        kernel = replace(kernel, step=kernel.step / 2) if draws.num_diverged else kernel
+        thinning = min(2 * thinning, LONGEST_THINNING) if correlated else thinning
+    return draws
+
+
+def _factor(u: Tensor) -> Tensor:
+    """The Cholesky factor of draws' covariance, drawn a little towards its diagonal."""
+    covariance = torch.cov(u.T).reshape(u.shape[1], u.shape[1])
+    shrunk = 0.95 * covariance + 0.05 * torch.diag(torch.diagonal(covariance))
+    factor, failed = torch.linalg.cholesky_ex(shrunk)
+    return torch.diag(torch.diagonal(covariance).clamp(min=1e-12).sqrt()) if bool(failed) else factor
+
+
+def _run(
+    density: Density, state: State, kernel: Kernel, num: int, thinning: int, generator: torch.Generator
+) -> tuple[Draws, State]:
+    """`num` draws of each chain, `thinning` transitions apart."""
+    u, value, energy, diverged = [], [], [], 0
+    for step in range(num * thinning):
+        moved = kernel.transition(density, state, generator)
+        state = moved.state
+        energy.append(moved.energy)
+        diverged += int(moved.diverged.sum())
+        if (step + 1) % thinning == 0:
+            u.append(state.u)
+            value.append(state.value)
+    return Draws(torch.stack(u), torch.stack(value), torch.stack(energy), diverged), state
+
+
+def autocorrelation(values: Tensor, lag: int) -> Tensor:
+    """Of draws `(N, C, K)` with those `lag` later, all chains about their common mean, `(K,)`."""
+    away = values - values.mean((0, 1))
+    return (away[lag:] * away[:-lag]).mean((0, 1)) / away.square().mean((0, 1))
+
+
+def _thinning(values: Tensor) -> int:
+    """The least lag at which no number is correlated with itself."""
+    for lag in range(1, LONGEST_THINNING):
+        if float(autocorrelation(values, lag).max()) < 0.6 * CORRELATION:
+            return lag
+    return LONGEST_THINNING
+
+
+def _diagnosed(draws: Draws) -> tuple[Check, ...]:
+    """The criteria that the chains themselves can fail."""
+    from arviz_stats.base import array_stats  # takes two seconds, with xarray and pandas
+
+    chains = draws.numbers.permute(2, 1, 0).cpu().numpy()  # number, chain, draw
+    r_hat = max(float(array_stats.rhat(one)) for one in chains)
+    bulk = min(float(array_stats.ess(one, method="bulk")) for one in chains)
+    tail = min(float(array_stats.ess(one, method="tail", prob=(0.05, 0.95))) for one in chains)
+    missing = np.asarray(array_stats.bfmi(draws.energy.T.cpu().numpy())).min()
+    return (
+        Check("split R-hat", r_hat, R_HAT),
+        Check(f"{LEAST_SIZE} over the effective size in bulk", LEAST_SIZE / bulk, 1.0),
+        Check(f"{LEAST_SIZE} over the effective size in the tails", LEAST_SIZE / tail, 1.0),
+        Check("correlation of a draw with the next", float(autocorrelation(draws.numbers, 1).abs().max()), CORRELATION),
+        Check("diverged trajectories", float(draws.num_diverged), 0.0),
+        Check(f"{MISSING} over the least E-FMI of any chain", MISSING / float(missing), 1.0),
+    )
+
+
+def _evidence(density: Density, draws: Draws, num: int, seed: int) -> tuple[Evidence, Evidence, float]:
+    """By bridge and by importance sampling, each with a density fitted to the other half of the chains, and k-hat."""
+    from arviz_stats.base import array_stats
+
+    half = draws.u.shape[1] // 2
+    first, second = draws.u[:, :half], draws.u[:, half:]
+    generator = torch.Generator().manual_seed(seed + 1)
+    normal = fitted(first.flatten(0, 1), math.inf, seed)
+    proposed = normal.draw(num, generator)
+    log_q = normal.log_prob(second.flatten(0, 1)).reshape(second.shape[:2])
+    by_bridge = bridge(
+        draws.value[:, half:].T.numpy(),
+        log_q.T.numpy(),
+        density(proposed).numpy(),
+        normal.log_prob(proposed).numpy(),
+    )
+    student = fitted(second.flatten(0, 1), DEGREES, seed)
+    proposed = student.draw(num, generator)
+    log_weight = (density(proposed) - student.log_prob(proposed)).numpy()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # ArviZ's function takes the log likelihood of leave-one-out, so it negates what it is given
+        heavy = float(array_stats.psislw(-log_weight)[1])
+    return by_bridge, importance(log_weight), heavy

@@ -1,0 +1,146 @@
+"""Hamiltonian Monte Carlo of many chains at once on one problem's log density, as traced by `Density`.
+
+Sources: Duane et al. (1987), Hybrid Monte Carlo; Neal (2011), MCMC using Hamiltonian dynamics; Hoffman and Gelman
+(2014), The No-U-Turn sampler (dual averaging).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ppl_vi.truth.density import Density
+
+QUARTER = math.pi / 2  # of the period of a standard normal density: trajectories up to here
+FIRST_STEPS = 10  # leapfrog steps of a trajectory while chains look for their way
+DIVERGED = 1000.0  # nats of energy that a trajectory may be off, as in Stan
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """Where `C` chains stand.
+
+    Attributes:
+        u: `(C, D)`.
+        value: the log density there, `(C,)`, nats.
+        slope: its derivative, `(C, D)`.
+    """
+
+    u: Tensor
+    value: Tensor
+    slope: Tensor
+
+    def moved(self, to: State, where: Tensor) -> State:
+        """These chains, those marked in `where` `(C,)` in their new place."""
+        return State(
+            torch.where(where[:, None], to.u, self.u),
+            torch.where(where, to.value, self.value),
+            torch.where(where[:, None], to.slope, self.slope),
+        )
+
+
+def placed(density: Density, u: Tensor) -> State:
+    """Chains at `u` `(C, D)`."""
+    return State(u, *density.slope(u))
+
+
+@dataclass(frozen=True, eq=False)
+class Moved:
+    """One transition.
+
+    Attributes:
+        state: after it.
+        acceptance: its probability, `(C,)`.
+        energy: of the state after it with the momentum it began with, `(C,)`, nats.
+        diverged: trajectories that went astray, `(C,)`.
+    """
+
+    state: State
+    acceptance: Tensor
+    energy: Tensor
+    diverged: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """How trajectories run: a step, the longest time, and a factor L of the metric's inverse L L'.
+
+    Attributes:
+        step: of the leapfrog rule in whitened coordinates, a scalar or `(C, 1)`.
+        time: the longest of a trajectory; each has a random share of it.
+        factor: `(D, D)`.
+        most: leapfrog steps of a trajectory at most.
+    """
+
+    step: Tensor
+    time: float
+    factor: Tensor
+    most: int = 64
+
+    def transition(self, density: Density, state: State, generator: torch.Generator) -> Moved:
+        """One trajectory of each chain, accepted or refused by Metropolis' rule.
+
+        The time is uniform up to `time`, the same for all chains, each of which varies its step by up to a tenth.
+        """
+        like, num = state.u, len(state.u)
+        share = float(torch.rand((), generator=generator, dtype=like.dtype))
+        num_steps = max(1, min(self.most, math.ceil(share * self.time / float(self.step.median()))))
+        momentum = torch.randn(like.shape, generator=generator, dtype=like.dtype)
+        jitter, threshold = torch.rand((2, num), generator=generator, dtype=like.dtype)
+        h = self.step * (0.9 + 0.2 * jitter[:, None])
+        before = momentum.square().sum(-1) / 2 - state.value
+        end, p = state, momentum
+        for _ in range(num_steps):
+            p = p + h / 2 * (end.slope @ self.factor)
+            end = placed(density, end.u + (h * p) @ self.factor.mT)
+            p = p + h / 2 * (end.slope @ self.factor)
+        change = p.square().sum(-1) / 2 - end.value - before
+        # a trajectory that ends where the density is 0 or no number is refused
+        acceptance = torch.where(change.isnan(), 0.0, (-change).clamp(max=0.0).exp())
+        accepted = threshold < acceptance
+        return Moved(state.moved(end, accepted), acceptance, before, ~(change < DIVERGED))
+
+
+class DualAveraging:
+    """Finds the log step at which the acceptance is `goal` (Hoffman and Gelman 2014, section 3.2), one or many."""
+
+    def __init__(self, step: Tensor, goal: float) -> None:
+        self.goal, self.center = goal, (10 * step).log()
+        self.log_step, self.mean, self.off, self.count = step.log(), step.log(), torch.zeros_like(step), 0
+
+    def update(self, acceptance: Tensor) -> None:
+        """After a transition."""
+        self.count += 1
+        weight = 1 / (self.count + 10)
+        self.off = (1 - weight) * self.off + weight * (self.goal - acceptance)
+        self.log_step = self.center - math.sqrt(self.count) / 0.05 * self.off
+        decay = self.count**-0.75
+        self.mean = decay * self.log_step + (1 - decay) * self.mean
+
+
+def adapted(
+    density: Density, state: State, kernel: Kernel, num: int, goal: float, generator: torch.Generator
+) -> tuple[State, Kernel]:
+    """Runs `num` transitions that settle the step of all chains."""
+    tuner = DualAveraging(torch.as_tensor(kernel.step, dtype=state.u.dtype), goal)
+    for _ in range(num):
+        moved = replace(kernel, step=tuner.log_step.exp()).transition(density, state, generator)
+        state = moved.state
+        tuner.update(moved.acceptance.mean())
+    return state, replace(kernel, step=tuner.mean.exp())
+
+
+def settled(
+    density: Density, state: State, kernel: Kernel, num: int, goal: float, generator: torch.Generator
+) -> tuple[State, Kernel]:
+    """Runs `num` transitions of ten leapfrog steps, each chain with a step of its own: a few start in steep places."""
+    tuner = DualAveraging(torch.full_like(state.value, float(kernel.step)), goal)
+    for _ in range(num):
+        step = tuner.log_step.exp()[:, None]
+        moved = replace(kernel, step=step, most=FIRST_STEPS).transition(density, state, generator)
+        state = moved.state
+        tuner.update(moved.acceptance)
+    return state, replace(kernel, step=tuner.mean.exp().median())

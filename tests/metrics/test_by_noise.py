@@ -1,0 +1,163 @@
+"""Scores of guides over several latents, against closed forms."""
+
+import math
+from functools import cache
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from scipy import stats
+
+from models import funnel
+from models.gaussian import posterior
+from models.gaussian import target as gaussian
+from ppl_vi.metrics.cloud import REACH, rules
+from ppl_vi.metrics.gaussian import gaussian_kl
+from ppl_vi.metrics.scorecard import score
+from ppl_vi.metrics.weighted import Line, Sample, wasserstein
+from ppl_vi.svi.fit import fit
+from ppl_vi.svi.randomness import Draw
+from ppl_vi.target import Target
+from ppl_vi.truth import Points, Truth
+
+SHORT = {"num_steps": 60, "num_particles": 32, "num_replicas": 2, "seed": 3}
+NUM_POINTS = 2**14
+
+
+def gaussian_points(loc, covariance, seed):
+    """Sobol points of a Gaussian, all of one weight."""
+    uniform = torch.quasirandom.SobolEngine(len(loc), scramble=True, seed=seed).draw(NUM_POINTS, dtype=torch.float64)
+    u = loc + torch.special.ndtri(uniform + 2.0**-31) @ torch.linalg.cholesky(covariance).mT
+    log_weight = torch.full((1, NUM_POINTS), -math.log(NUM_POINTS), dtype=torch.float64)
+    return Points(u[None], log_weight, torch.zeros(NUM_POINTS), "rule")
+
+
+def truth_of(target, loc, covariance):
+    """A Gaussian truth with two rules."""
+    evidence = target.closed_form(*target.args).numpy()
+    points = tuple(gaussian_points(loc, covariance, seed) for seed in (1, 2))
+    return Truth(target, "closed form", evidence, np.zeros(1), (), grade="certified", make_points=lambda: points)
+
+
+@cache
+def scored(dim, family):
+    target = gaussian(dim)
+    loc, precision = posterior(target.args[0])
+    return score(fit(target, family, **SHORT), truth_of(target, loc[0], torch.linalg.inv(precision)), num_draws=200)
+
+
+def moments_of(found, replica):
+    """Mean and covariance of a Gaussian autoguide."""
+    draws = found.guide(0, replica).get_posterior()
+    covariance = getattr(draws, "covariance_matrix", None)
+    return draws.mean.detach(), torch.diag(draws.variance).detach() if covariance is None else covariance.detach()
+
+
+# on the lattice of up to three numbers to rounding, on Sobol points beyond to their stated error
+@pytest.mark.parametrize(("dim", "least"), [(2, 1e-9), (5, 5e-4)])
+def test_the_best_mean_field_member_of_a_correlated_gaussian_is_in_closed_form(dim, least):
+    card = scored(dim, "AutoDiagonalNormal")
+    _, precision = posterior(card.fit.target.args[0])
+    exact = float(torch.diagonal(precision).log().sum() - torch.logdet(precision)) / 2
+    gap = card.scores["family_gap"]
+    assert abs(gap.value[0, 0] - exact) <= 4 * gap.std_error[0, 0] + gap.error[0, 0] + 1e-9
+    assert 4 * gap.std_error[0, 0] + gap.error[0, 0] < least
+    assert (card.scores["optimization_gap"].value >= 0).all()
+    assert card.best.converged.all()
+
+
+def test_a_full_covariance_has_no_family_gap():
+    for dim in (2, 5):
+        gap = scored(dim, "AutoMultivariateNormal").scores["family_gap"]
+        # the integrand is constant at the optimum, so Sobol points have no error but that the search stops near it
+        assert abs(gap.value[0, 0]) <= gap.error[0, 0] + 4 * gap.std_error[0, 0]
+        assert gap.error[0, 0] + gap.std_error[0, 0] < 1e-5
+
+
+@pytest.mark.parametrize("dim", [3, 6])
+def test_the_best_mean_field_member_of_the_funnel_is_in_closed_form(dim):
+    target = funnel.target(dim)
+    truth = Truth(target, "closed form", np.zeros(1), np.zeros(1), (), grade="certified")
+    gap = score(fit(target, "AutoNormal", **SHORT), truth, num_draws=200).scores["family_gap"]
+    # log p is exp(-v) x^2 in the mean field's own numbers: heavy for Sobol points, not for the lattice
+    assert abs(gap.value[0, 0] - funnel.mean_field_kl(dim)) <= 5 * gap.std_error[0, 0] + gap.error[0, 0]
+    assert gap.std_error[0, 0] + gap.error[0, 0] < 5e-3
+
+
+def test_divergences_and_moments_of_gaussians_are_those_of_closed_forms():
+    card = scored(2, "AutoMultivariateNormal")
+    loc, precision = posterior(card.fit.target.args[0])
+    covariance = torch.linalg.inv(precision)
+    for r in range(2):
+        mean, own = moments_of(card.fit, r)
+        reverse = float(gaussian_kl(mean, own, loc[0], covariance))
+        assert card.scores["reverse_kl"].value[0, r] == pytest.approx(reverse, abs=1e-9)
+        forward = float(gaussian_kl(loc[0], covariance, mean, own))
+        stated = card.scores["forward_kl"].error[0, r]
+        assert abs(card.scores["forward_kl"].value[0, r] - forward) <= 4 * stated + 1e-6
+        assert stated < 1e-3
+        sd, true_sd = own.diagonal().sqrt(), covariance.diagonal().sqrt()
+        for k in range(2):
+            found = {name: each[k].value[0, r] for name, each in card.marginals.scores.items()}
+            shift, ratio = float((mean[k] - loc[0, k]) / true_sd[k]), float(sd[k] / true_sd[k])
+            assert found["mean_error"] == pytest.approx(shift, abs=5e-4)  # of the Sobol points on either side
+            assert found["sd_ratio"] == pytest.approx(ratio, abs=2e-3)
+            end = stats.norm.ppf(0.95)
+            covered = stats.norm.cdf(shift + ratio * end) - stats.norm.cdf(shift - ratio * end)
+            assert found["coverage_90"] == pytest.approx(covered, abs=2e-3)
+            for p in (0.05, 0.5, 0.95):
+                z = stats.norm.ppf(p)
+                exact = shift + (ratio - 1) * z
+                # independent draws, as many as these, would have a standard error of 0.02 in the tails
+                assert found[f"quantile_error_{100 * p:.0f}"] == pytest.approx(exact, abs=1e-2)
+        factor = torch.linalg.inv(torch.linalg.cholesky(covariance))
+        worst = float((torch.linalg.eigvalsh(factor @ own @ factor.mT) - 1).abs().max())
+        assert card.scores["relative_covariance_error"].value[0, r] == pytest.approx(worst, abs=3e-3)
+
+
+def test_a_lattice_of_noise_is_unbiased_and_exact_for_smooth_integrands():
+    draws = (Draw("normal", torch.Size((2,)), torch.float64),)
+    rule = rules(draws, 2**9, seed=1)
+    z = rule.noise[0]
+    assert float(z.abs().max()) <= REACH + 1
+    # E exp(a z1 + b z2) = exp((a^2 + b^2) / 2)
+    found = rule.mean((0.7 * z[..., 0] - 1.1 * z[..., 1]).exp())
+    assert found.numpy() == pytest.approx(np.full(8, math.exp((0.49 + 1.21) / 2)), rel=1e-9)
+
+
+def test_wasserstein_of_shifted_and_stretched_normals():
+    probability = (np.arange(20_000) + 0.5) / 20_000
+    z = stats.norm.ppf(probability)
+    lines = [Line.of(Sample(points[:, None], np.full(len(z), 1 / len(z))), 0) for points in (z, 0.3 + z, 1.5 * z)]
+    assert wasserstein(lines[0], lines[1]) == pytest.approx(0.3, abs=1e-3)
+    assert wasserstein(lines[0], lines[2]) == pytest.approx(0.5 * math.sqrt(2 / math.pi), abs=1e-3)  # E |z| / 2
+
+
+def leaking(model):
+    """A normal on a positive latent, and one on a free one."""
+
+    def guide(x):
+        pyro.sample("a", dist.Normal(pyro.param("loc", torch.tensor(0.5)), torch.tensor(1.0)))
+        pyro.sample("b", dist.Normal(0.0, 1.0))
+
+    return guide
+
+
+def test_a_guide_outside_the_support_is_infinitely_far():
+    def model(x):
+        pyro.sample("a", dist.Exponential(1.0))
+        pyro.sample("b", dist.Normal(0.0, 1.0))
+
+    target = Target(model, (torch.zeros(1),), closed_form=lambda x: torch.zeros(1))
+    truth = Truth(target, "closed form", np.zeros(1), np.zeros(1), ())
+    found = fit(target, leaking, num_steps=2, num_particles=4, allow_support_mismatch=True)
+    scores = score(found, truth, num_draws=200).scores
+    assert np.isposinf(scores["reverse_kl"].value).all()
+    assert np.isneginf(scores["elbo"].value).all()
+    assert np.isposinf(scores["family_gap"].value).all()
+    outside = stats.norm.cdf(-float(found.theta))
+    leaked = scores["leaked_mass"]
+    assert abs(leaked.value[0, 0] - outside) <= 5 * leaked.std_error[0, 0] + 1e-3
+    assert np.isfinite(scores["surrogate_elbo"].value).all()

@@ -1,0 +1,55 @@
+"""Where guides begin: each coordinate at its own location and scale."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer.autoguide import (
+    AutoDiagonalNormal,
+    AutoLowRankMultivariateNormal,
+    AutoMultivariateNormal,
+    AutoNormal,
+)
+from torch import Tensor
+
+from ppl_vi import Target
+from ppl_vi.svi.start import build_guide
+
+LOC = torch.tensor([0.5, -1.0, 2.0, 0.1], dtype=torch.float64)
+SCALE = torch.tensor([0.01, 3.0, 0.2, 40.0], dtype=torch.float64)
+
+
+def model(y: Tensor) -> None:
+    """Three sites of four latent numbers, one with a dotted name, one on positive numbers in a plate."""
+    centre = pyro.sample("part.centre", dist.Normal(0.0, 1.0))
+    with pyro.plate("pair", 2):
+        rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+    last = pyro.sample("last", dist.Normal(0.0, 5.0))
+    pyro.sample("y", dist.Normal(centre + rate.sum() + last, 1.0), obs=y)
+
+
+TARGET = Target.of(model, (np.array(1.5),))
+
+
+def test_auto_normal() -> None:
+    guide: Any = build_guide(AutoNormal, TARGET, 0, LOC, SCALE)
+    found = [guide._get_loc_and_scale(site.name) for site in TARGET.latents]
+    torch.testing.assert_close(torch.cat([loc.reshape(-1) for loc, _ in found]), LOC, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(torch.cat([scale.reshape(-1) for _, scale in found]), SCALE, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("family", [AutoDiagonalNormal, AutoMultivariateNormal])
+def test_gaussians_over_all_coordinates(family: Any) -> None:
+    posterior = build_guide(family, TARGET, 0, LOC, SCALE).get_posterior()  # type: ignore[operator]
+    torch.testing.assert_close(posterior.mean.detach(), LOC, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(posterior.stddev.detach(), SCALE, rtol=1e-9, atol=0)
+
+
+def test_low_rank_keeps_pyros_share_between_factor_and_diagonal() -> None:
+    guide: Any = build_guide(AutoLowRankMultivariateNormal, TARGET, 0, LOC, SCALE)
+    torch.testing.assert_close(guide.scale.detach(), SCALE * 0.5**0.5, rtol=1e-9, atol=0)

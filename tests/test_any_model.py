@@ -1,0 +1,302 @@
+"""Guides of all kinds on models that the project has not seen, from Python and from a shell."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
+from pyro.nn import PyroModule, PyroParam
+
+import ppl_vi
+from ppl_vi import __main__ as command
+from ppl_vi.any_model import labelled
+from tests.strict_json import strict
+
+DATA = torch.tensor([1.2, 3.4, 2.2, 0.7, 1.9])
+TINY = {"num_steps": 40, "num_particles": 16, "num_replicas": 2, "num_draws": 2000}
+TINY_OPTIONS = ["--num-steps", "40", "--num-particles", "16", "--num-replicas", "2"]
+
+
+def line(x, y, names):
+    """Two latents with correlation, a list of str among the arguments: conjugate."""
+    assert names == ["a", "b"]
+    a = pyro.sample("a", dist.Normal(0.0, 2.0))
+    b = pyro.sample("b", dist.Normal(0.0, 2.0))
+    with pyro.plate("n", len(x)):
+        pyro.sample("y", dist.Normal(a + b * x, 1.0), obs=y)
+
+
+X = torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0])
+
+
+def function_guide(x, y, names):
+    """Hand-written, with the model's own arguments."""
+    for name in names:
+        loc = pyro.param(f"loc_{name}", torch.tensor(0.1))
+        pyro.sample(
+            name, dist.Normal(loc, pyro.param(f"sd_{name}", torch.tensor(0.5), constraint=dist.constraints.positive))
+        )
+
+
+class ModuleGuide(PyroModule):
+    """The same as a module."""
+
+    def __init__(self):
+        super().__init__()
+        self.loc = PyroParam(torch.tensor([0.1, 0.1]))
+        self.scale = PyroParam(torch.tensor([0.5, 0.5]), dist.constraints.positive)
+
+    def forward(self, x, y, names):
+        for i, name in enumerate(names):
+            pyro.sample(name, dist.Normal(self.loc[i], self.scale[i]))
+
+
+def family(model):
+    """A family as a function of the model."""
+    return AutoNormal(model)
+
+
+def adds_a_site(x, y, names):
+    function_guide(x, y, names)
+    pyro.sample("c", dist.Normal(0.0, 1.0))
+
+
+def raises(x, y, names):
+    raise RuntimeError("no such luck\nand more")
+
+
+GUIDES = {
+    "full": AutoMultivariateNormal,
+    "by name": "AutoNormal",
+    "family": family,
+    "function": function_guide,
+    "module": ModuleGuide(),
+    "adds": adds_a_site,
+    "raises": raises,
+    "point": AutoDelta,
+    "leaks": "AutoStructuredd",
+}
+
+
+def exact():
+    """log p(y), the posterior's covariance and the best mean-field reverse KL: closed forms of linear regression."""
+    design = torch.stack([torch.ones(5), X], 1).double()
+    marginal = dist.MultivariateNormal(torch.zeros(5).double(), torch.eye(5).double() + 4 * design @ design.mT)
+    precision = torch.eye(2).double() / 4 + design.mT @ design
+    kl = (torch.diagonal(precision).log().sum() - torch.logdet(precision)) / 2
+    return float(marginal.log_prob(DATA.double())), torch.linalg.inv(precision), float(kl)
+
+
+@pytest.fixture(scope="module")
+def result():
+    return ppl_vi.compare(line, GUIDES, args=(X, DATA, ["a", "b"]), seed=1, **TINY)
+
+
+def test_every_kind_of_guide_is_measured_against_the_exact_posterior(result):
+    evidence, _, best = exact()
+    records = {record["guide"]: record for record in strict(json.dumps(result.records(), allow_nan=False))}
+    assert list(records) == list(GUIDES)
+    for name in ("full", "by name", "family", "function", "module"):
+        record = records[name]
+        assert record["log_evidence"] == pytest.approx(evidence, abs=1e-7)
+        assert record["elbo"] + record["reverse_kl"] == pytest.approx(evidence, abs=1e-7)
+        gap = 0.0 if name == "full" else best
+        assert record["family_gap"] == pytest.approx(gap, abs=1e-6)
+        assert record["reverse_kl"] >= gap
+        assert len(record["replicas"]) == 2
+        assert [part["name"] for part in record["marginals"]] == ["a", "b"]
+    assert (records["adds"]["status"], records["raises"]["status"]) == ("failed", "failed")
+    assert "draws site 'c', which the model has not" in records["adds"]["reason"]
+    assert records["raises"]["reason"] == "RuntimeError: no such luck"
+    assert records["point"]["status"] == "skipped"
+    assert "point mass" in records["point"]["reason"]
+    assert "unknown guide 'AutoStructuredd'" in records["leaks"]["reason"]
+
+
+def test_the_table_says_what_is_known_and_why_a_row_is_missing(result):
+    text = str(result)
+    assert "log p(x) = " in text
+    assert result.truth.grade in text
+    assert "RuntimeError: no such luck" in text
+    assert "<ModelComparison of line: full, by name" in repr(result)
+
+
+def test_fits_are_at_hand_and_give_draws_densities_and_quantiles(result):
+    found = result["function"]
+    loc, sd = (float(found.parameters[name].flatten()[0]) for name in list(found.parameters)[:2])
+    quantiles = found.quantiles([0.025, 0.5])["a"]
+    assert quantiles.shape == (1, 2, 2)
+    # 16,384 Sobol points: the standard error of as many independent draws is 0.02 sd in the tail
+    assert quantiles[0, 0].tolist() == pytest.approx([loc - 1.95996 * math.exp(sd), loc], abs=0.02 * math.exp(sd))
+    with pytest.raises(KeyError, match="'raises' has no fit: failed, RuntimeError: no such luck"):
+        result["raises"]
+    with pytest.raises(ValueError, match=r"between 0 and 1, got 1\.5"):
+        found.quantiles([1.5])
+
+
+def test_figures_show_marginals_gaps_and_the_way_there(result, tmp_path):
+    figures = result.plot()
+    assert set(figures) == {"marginals", "gaps", "reverse_kl", "elbo"}
+    for name, figure in figures.items():
+        figure.savefig(tmp_path / f"{name}.png")
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+    axes = figures["marginals"].axes
+    assert len(axes) == 2 * 5  # two numbers, five guides that were fitted
+    for panel in axes:
+        z, density = panel.lines[0].get_data()
+        assert np.trapezoid(density, z) == pytest.approx(1, abs=0.1)  # what lies beyond the ends is missing
+
+
+def test_arviz_takes_each_guide_and_draws_it(result):
+    import arviz_plots
+    import arviz_stats  # noqa: F401, the accessor that plots use
+
+    tree = result.to_datatree(num_draws=300, seed=2)
+    assert set(tree.children) == {"full", "by name", "family", "function", "module", "truth"}
+    full = tree["full"]
+    assert full["posterior"]["a"].dims == ("chain", "draw")
+    assert full["posterior"]["a"].shape == (2, 300)
+    found = result["full"]
+    log_q = found.log_prob({name: torch.tensor(full["posterior"][name].values)[None] for name in ("a", "b")})
+    assert full["sample_stats"]["log_q"].values == pytest.approx(log_q[0].numpy())
+    a, b = (torch.tensor(full["posterior"][name].values) for name in ("a", "b"))
+    log_joint = dist.Normal(0, 2.0).log_prob(a) + dist.Normal(0, 2.0).log_prob(b)
+    log_joint = log_joint + dist.Normal(a[..., None] + b[..., None] * X, 1.0).log_prob(DATA).sum(-1)
+    assert full["sample_stats"]["lp"].values == pytest.approx(log_joint.numpy())
+    assert full["loss_history"]["loss"].shape == (2, found.elbo_history.shape[0])
+    assert full["loss_history"]["loss"].values[0, 0] == -found.elbo_history[0, 0, 0]
+    assert (tree.attrs["seed"], full.attrs["family"]) == (1, "pyro.infer.autoguide.guides:AutoMultivariateNormal")
+    assert "torch" in json.loads(tree.attrs["versions"])
+    sd = tree["truth"]["posterior"]["a"].std().item()
+    assert sd == pytest.approx(float(exact()[1][0, 0]) ** 0.5, rel=0.15)  # of 600 draws, 5 standard errors
+    drawn = arviz_plots.plot_forest({"full": full, "truth": tree["truth"]}, backend="none")
+    assert drawn is not None
+
+
+def test_one_latent_is_measured_by_quadrature():
+    def model(y):
+        rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+        with pyro.plate("n", len(y)):
+            pyro.sample("y", dist.Poisson(rate), obs=y)
+
+    counts = torch.tensor([2.0, 3.0, 1.0])
+    found = ppl_vi.compare(model, ["gamma"], args=(counts,), **TINY)
+    (record,) = found.records()
+    # conjugate: Gamma(2 + 6, 1 + 3)
+    evidence = math.lgamma(8) - math.lgamma(2) - 8 * math.log(4) - sum(math.lgamma(1 + n) for n in (2, 3, 1))
+    assert record["log_evidence"] == pytest.approx(evidence, abs=1e-10)
+    assert record["family_gap"] == pytest.approx(0, abs=1e-9)
+    assert [part["name"] for part in record["marginals"]] == ["rate"]
+    assert len(found.plot()["marginals"].axes) == 1
+
+
+@pytest.mark.parametrize(
+    ("guides", "error", "message"),
+    [
+        ({}, ValueError, "at least one guide"),
+        ([AutoNormal, AutoNormal], ValueError, "two guides are called 'AutoNormal'"),
+        (AutoNormal, TypeError, "must be a dict of label to guide, or a list"),
+    ],
+)
+def test_guides_are_a_dict_or_a_list(guides, error, message):
+    with pytest.raises(error, match=message):
+        labelled(guides)
+
+
+MODULE = """
+import torch, pyro, pyro.distributions as dist
+data = torch.tensor([1.0, 2.5])
+pair = (torch.tensor([1.0, 2.5]), 0.5)
+def model(y, sd=1.0):
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    with pyro.plate("n", len(y)):
+        pyro.sample("y", dist.Normal(z, sd), obs=y)
+def mine(y, sd=1.0):
+    pyro.sample("z", dist.Normal(pyro.param("m", torch.tensor(0.0)), 0.5))
+def wrong(y, sd=1.0):
+    pyro.sample("other", dist.Normal(0.0, 1.0))
+def raises(y):
+    raise RuntimeError("no such luck")
+def empty(y):
+    pass
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with a user's module, the current one."""
+    (tmp_path / "seen_by_nobody.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    sys.modules.pop("seen_by_nobody", None)
+
+
+def test_the_shell_compares_what_lies_in_the_current_folder(folder, capsys):
+    path = list(sys.path)
+    guides = ["--guides", "AutoNormal", "seen_by_nobody:mine", "seen_by_nobody:wrong"]
+    arguments = ["compare", "seen_by_nobody:model", "--args", "seen_by_nobody:pair", *guides, *TINY_OPTIONS]
+    assert command.main([*arguments, "--out", "out", "--json", "-"]) == 0
+    shown = capsys.readouterr()
+    records = strict(shown.out)
+    assert [record["guide"] for record in records] == guides[1:]
+    assert [record["status"] for record in records][2] == "failed"
+    # precision 1 + 2 / 0.25 = 9, so the sd of 0.5 is wrong: KL = log(2/3) ... of the best mean
+    best = math.log((1 / 3) / 0.5) + 0.25 * 9 / 2 - 0.5
+    assert records[1]["family_gap"] == pytest.approx(best, abs=1e-9)
+    assert "the guide has no site 'z'" in shown.err
+    written = {file.name for file in Path("out").iterdir()}
+    assert {"records.json", "records.csv", "table.txt", "marginals.png", "gaps.png"} <= written
+    assert sys.path == path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name the model as package.module:attribute"),
+        (["seen_by_nobody"], "expected package.module:attribute, got 'seen_by_nobody'"),
+        (["no_such_module:model"], "can't be imported: ModuleNotFoundError"),
+        (["seen_by_nobody:nothing"], "can't be imported: AttributeError"),
+        (["seen_by_nobody:model", "--args", "seen_by_nobody:nothing"], "--args: 'seen_by_nobody:nothing' can't be"),
+        (["seen_by_nobody:model", "--args", "seen_by_nobody:data", "--guides", "x:y"], "guide 'x:y' can't be imported"),
+        (["seen_by_nobody:model", "--args", "seen_by_nobody:data", "--guides", "AutoNorml"], "did you mean AutoNormal"),
+        (["seen_by_nobody:raises", "--args", "seen_by_nobody:data"], "no such luck"),
+        (["seen_by_nobody:empty", "--args", "seen_by_nobody:data"], "no latent sample site"),
+        (["seen_by_nobody:data"], "must be a Pyro model, something callable; got Tensor"),
+        (["seen_by_nobody:model"], "missing 1 required positional argument"),
+        (
+            [
+                "seen_by_nobody:model",
+                "--args",
+                "seen_by_nobody:data",
+                "--guides",
+                "seen_by_nobody:wrong",
+                *TINY_OPTIONS,
+            ],
+            None,
+        ),
+    ],
+)
+def test_what_can_t_be_done_is_one_line_and_exit_code_2(arguments, message, folder, refused, capsys):
+    if message is None:  # the table comes first, then the line
+        assert command.main(["compare", *arguments, "--no-plots"]) == 2
+        assert "no guide could be compared: seen_by_nobody:wrong: ValueError" in capsys.readouterr().err
+        return
+    assert message in refused(command.main, ["compare", *arguments])
+
+
+def test_a_guide_without_mass_where_the_posterior_has_some_is_said_to_be_infinitely_far_forwards():
+    def model(y):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    (record,) = ppl_vi.compare(model, ["lognormal"], args=(torch.tensor(0.7),), **TINY).records()
+    assert record["forward_kl"] == "inf"
+    assert "no mass where the posterior has some" in record["reasons"]["forward_kl"]
+    # the mass that the posterior, Normal(0.35, 1/2), has above 0 bounds what any such guide can do
+    assert record["reverse_kl"] > -math.log(0.5 * math.erfc(-0.35))

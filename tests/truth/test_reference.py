@@ -1,0 +1,227 @@
+"""Reference draws and reductions to a few latents, against closed forms, other rules and published figures."""
+
+import math
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from scipy import stats
+
+from models import correlated_gaussian, eight_schools, funnel
+from ppl_vi.target import Conditional, Target
+from ppl_vi.truth import cache, ground_truth, reference_truth
+from ppl_vi.truth.bridge import bridge, fitted, importance
+from ppl_vi.truth.density import Density
+from ppl_vi.truth.reference import Settings, autocorrelation
+from ppl_vi.truth.sampler import Kernel, placed
+
+REAL = torch.float64
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+def as_one(latents):
+    return torch.cat([value.reshape((*value.shape[:2], -1)) for value in latents.values()], -1)
+
+
+# ---- the parts
+
+
+def test_bridge_and_importance_sampling_of_a_known_constant():
+    """exp(-|x|) / 2 times e^1.7 in two dimensions, with a normal proposal and a heavy one."""
+    rng = np.random.default_rng(3)
+    draws = torch.from_numpy(rng.laplace(size=(100, 50, 2)))
+
+    def log_p(u):
+        return (1.7 - u.abs().sum(-1) - 2 * math.log(2)).numpy()
+
+    generator = torch.Generator().manual_seed(1)
+    normal = fitted(draws[:50].flatten(0, 1), math.inf, 0)
+    proposed = normal.draw(4000, generator)
+    log_q = normal.log_prob(draws[50:].flatten(0, 1)).reshape(50, 50).numpy()
+    found = bridge(log_p(draws[50:]), log_q, log_p(proposed), normal.log_prob(proposed).numpy())
+    assert 0.003 < found.std_error < 0.02
+    assert abs(found.value - 1.7) < 4 * found.std_error
+    student = fitted(draws[50:].flatten(0, 1), 5.0, 0)
+    proposed = student.draw(4000, generator)
+    other = importance(log_p(proposed) - student.log_prob(proposed).numpy())
+    assert 0.003 < other.std_error < 0.03
+    assert abs(other.value - 1.7) < 4 * other.std_error
+
+
+def test_a_fitted_mixture_is_a_density():
+    u = torch.from_numpy(np.random.default_rng(0).normal(size=(2000, 1)) * [2.0] + [1.0])
+    line = torch.linspace(-400, 400, 160_001, dtype=REAL)[:, None]
+    for degrees in (math.inf, 5.0):
+        total = fitted(u, degrees, 0).log_prob(line).exp().sum() * 0.005
+        assert float(total) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_autocorrelation_of_an_autoregressive_chain():
+    rng = np.random.default_rng(1)
+    noise, chain = rng.normal(size=(400, 200, 1)), [rng.normal(size=(200, 1)) / math.sqrt(1 - 0.49)]
+    for step in noise:
+        chain.append(0.7 * chain[-1] + step)
+    values = torch.from_numpy(np.stack(chain))
+    for lag in (1, 3):
+        assert float(autocorrelation(values, lag)) == pytest.approx(0.7**lag, abs=0.02)  # 80,000 values
+
+
+def test_a_transition_keeps_the_density():
+    """Exact draws of a skewed density stay exact: the means and variances of log Gamma(3)."""
+    density = Density(lambda u: 3 * u[0] - u[0].exp(), 1, REAL, lambda u: torch.ones(len(u), dtype=torch.bool))
+    u = torch.from_numpy(np.log(np.random.default_rng(2).gamma(3.0, size=(20_000, 1))))
+    generator = torch.Generator().manual_seed(0)
+    kernel = Kernel(torch.tensor(0.9), math.pi / 2, torch.tensor([[0.7]], dtype=REAL))
+    state = placed(density, u)
+    for _ in range(10):
+        moved = kernel.transition(density, state, generator)
+        state = moved.state
+    assert 0.6 < float(moved.acceptance.mean()) < 0.99
+    assert not moved.diverged.any()
+    result = stats.kstest(np.exp(state.u[:, 0].numpy()), stats.gamma(3.0).cdf)
+    assert result.pvalue > 1e-4
+    assert float((state.u - u).abs().mean()) > 0.3  # and they have moved
+
+
+# ---- reference draws
+
+
+@pytest.mark.slow
+def test_draws_of_a_gaussian_against_its_closed_form():
+    target = correlated_gaussian.target()
+    exact = target.closed_form(*target.args)
+    alone = reference_truth(Target(target.model, target.args))
+    assert alone.grade == "checked", alone.reasons
+    assert alone.assumptions
+    assert 0 < float(alone.log_evidence_std_error[0]) < 0.01
+    assert abs(float(alone.log_evidence[0] - exact[0])) < 4 * float(alone.log_evidence_std_error[0])
+    (points,) = alone.points
+    assert points.kind == "draws"
+    assert points.u.shape == (1, 10_000, target.dim)
+    certified = ground_truth(target)
+    assert certified.grade == "certified"
+    assert certified.log_evidence[0] == float(exact[0])
+
+
+@pytest.mark.slow
+def test_draws_of_eight_schools_agree_with_the_reduction_to_two_numbers():
+    """posteriordb's reference draws have mean 4.41 of mu and 3.60 of tau (standard errors 0.03)."""
+    target = eight_schools.target("non_centred")
+    exact = ground_truth(target)
+    assert exact.grade == "checked", exact.reasons
+    assert exact.method == "quadrature over mu, tau"
+    drawn = reference_truth(target, settings=Settings(num_warmup=60))
+    assert drawn.grade == "checked", drawn.reasons
+    off = drawn.log_evidence - exact.log_evidence
+    assert abs(float(off[0])) < 4 * float(drawn.log_evidence_std_error[0])
+    one, other = exact.expectation(as_one), drawn.expectation(as_one)
+    std_error = (one.std_error.square() + other.std_error.square()).sqrt()
+    assert ((one.value - other.value).abs() < 4.5 * std_error).all()
+    for name, published in (("mu", 4.41), ("tau", 3.60)):
+        value = float(exact.expectation(lambda latents, name=name: latents[name]).value)
+        assert value == pytest.approx(published, abs=0.1)
+
+
+def two_hills(y):
+    z = pyro.sample("z", dist.Normal(0.0, 5.0).expand([4]).to_event(1))
+    far = torch.stack([dist.Normal(side, 0.1).log_prob(z).sum() for side in (-5.0, 5.0)])
+    pyro.factor("hills", far.logsumexp(0))
+
+
+def test_separate_modes_are_refused():
+    target = Target(two_hills, (torch.zeros(1, 1, dtype=REAL),))
+    truth = reference_truth(target, settings=Settings(num_chains=20, num_draws=25, num_warmup=20, num_proposed=1000))
+    assert truth.grade == "uncertified"
+    assert "R-hat" in truth.reasons[0]
+
+
+# ---- the cache
+
+
+def plain(y):
+    z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([4]).to_event(1))
+    pyro.sample("y", dist.Normal(z.sum(), 1.0), obs=y[0])
+
+
+def test_draws_are_found_again_unless_anything_differs_or_is_damaged(monkeypatch):
+    few = Settings(num_chains=10, num_draws=20, num_warmup=20, num_proposed=500)
+    target = Target(plain, (torch.ones(1, 1, dtype=REAL),))
+    first = reference_truth(target, settings=few)
+    (path,) = cache.folder().iterdir()
+    computed = []
+    real = cache._arrays
+    monkeypatch.setattr(cache, "_arrays", lambda found: computed.append(1) or real(found))
+    again = reference_truth(target, settings=few)
+    assert not computed
+    assert torch.equal(first.points[0].u, again.points[0].u)
+    assert (again.checks, again.reasons) == (first.checks, first.reasons)
+    for content in (b"", path.read_bytes()[:-40], b"x" + path.read_bytes()):
+        path.write_bytes(content)
+        computed.clear()
+        mended = reference_truth(target, settings=few)
+        assert computed, "a damaged file was believed"
+        assert torch.equal(first.points[0].u, mended.points[0].u)
+
+    def plain_too(y):
+        z = pyro.sample("z", dist.Normal(0.0, 1.1).expand([4]).to_event(1))
+        pyro.sample("y", dist.Normal(z.sum(), 1.0), obs=y[0])
+
+    computed.clear()
+    reference_truth(Target(plain_too, target.args), settings=few)
+    reference_truth(target, settings=few, seed=1)
+    assert len(computed) == 2
+
+
+# ---- reductions
+
+
+def test_a_funnel_is_reduced_to_its_scale():
+    truth = ground_truth(funnel.target())
+    assert (truth.grade, truth.method) == ("certified", "quadrature over v")
+    assert truth.log_evidence[0] == pytest.approx(0.0, abs=1e-9)
+    found = truth.expectation(as_one)
+    assert (found.value.abs() < 5 * found.std_error + 1e-9).all()
+    square = truth.expectation(lambda latents: latents["v"].square())
+    assert float(square.value) == pytest.approx(9.0, abs=5 * float(square.std_error) + 1e-6)
+
+
+def pair(y):
+    a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    b = pyro.sample("b", dist.Normal(a, 1.0).expand([4]).to_event(1))
+    pyro.sample("y", dist.Normal(b, 1.0).to_event(1), obs=y)
+
+
+def conditional(shift=0.0, constant=0.0):
+    def log_marginal(outer, y):
+        a = outer["a"]
+        return constant + dist.Normal(0.0, 1.0).log_prob(a) + dist.Normal(a, math.sqrt(2.0)).log_prob(y).sum()
+
+    def sample(outer, noise, y):
+        return {"b": (outer["a"] + y) / 2 + shift + noise / math.sqrt(2)}
+
+    return Conditional(("a",), log_marginal, sample, 4)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"), [({}, ""), ({"shift": 0.1}, "Stein"), ({"constant": 0.1}, "importance sampling")]
+)
+def test_a_wrong_conditional_is_told(wrong, reason):
+    y = torch.tensor([[0.3, -1.0, 2.0, 0.5]], dtype=REAL)
+    truth = ground_truth(Target(pair, (y,), conditional=conditional(**wrong)))
+    if reason:
+        assert truth.grade == "uncertified"
+        assert reason in truth.reasons[0]
+        return
+    assert truth.grade == "checked", truth.reasons
+    exact = stats.multivariate_normal(np.zeros(4), 2 * np.eye(4) + 1).logpdf(y[0].numpy())
+    assert truth.log_evidence[0] == pytest.approx(exact, abs=1e-10)
+    b = truth.expectation(lambda latents: latents["b"])
+    a = float(y.sum()) / 2 / 3  # precision 1 + 4 / 2
+    assert ((b.value - (a + y) / 2).abs() < 5 * b.std_error + 1e-9).all()
+    assert (b.std_error < 5e-3).all()
