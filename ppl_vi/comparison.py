@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vi.guides import MULTIMODAL, Family, RefusedFamilyError, find_family
+from ppl_vi.guides import FLOWS, MULTIMODAL, Family, RefusedFamilyError, find_family
 from ppl_vi.guides.given import family_of
 from ppl_vi.metrics.cloud import cloud, rules, sobol_rules
 from ppl_vi.metrics.divergence import reverse_kl_of_many
@@ -23,7 +23,7 @@ from ppl_vi.metrics.scorecard import Scorecard, score
 from ppl_vi.metrics.weighted import Line, Sample, guide_samples, number_names, pooled, posterior_of
 from ppl_vi.svi.fit import UnsuitableObjectiveError, check_objective, fit
 from ppl_vi.svi.objectives import find_objective
-from ppl_vi.svi.result import versions
+from ppl_vi.svi.result import Fit, versions
 from ppl_vi.svi.support import bounds
 from ppl_vi.target import Target
 from ppl_vi.truth import Truth
@@ -275,10 +275,16 @@ def _scored(comparison: Comparison, guide: str, with_curves: bool) -> Entry:
     lacking = fitted.program.unsupported_density()
     if lacking:
         return _without_scores(comparison, guide, "skipped", lacking)
-    card = score(fitted, comparison.truth, num_draws=settings.num_draws, upper_bound=fitted.family_name in MULTIMODAL)
+    card = score(fitted, comparison.truth, num_draws=settings.num_draws, upper_bound=many_optima(fitted))
     records = tuple(record(comparison, guide, card, b) for b in range(comparison.target.num_problems))
     curves = curves_of(card, comparison) if with_curves else None
     return Entry(guide, records, curves, card if comparison.detailed else None)
+
+
+def many_optima(fitted: Fit) -> bool:
+    """Whether the family is known to have many local optima: its best member is then only the best of those found."""
+    name = fitted.family_name.rpartition(":")[2]
+    return name in MULTIMODAL or (name in FLOWS and fitted.target.dim > 1)
 
 
 def _family(comparison: Comparison, guide: str) -> Family | str:

@@ -98,6 +98,7 @@ def result():
     return ppl_vi.compare(line, GUIDES, args=(X, DATA, ["a", "b"]), seed=1, **TINY)
 
 
+@pytest.mark.slow
 def test_every_kind_of_guide_is_measured_against_the_exact_posterior(result):
     evidence, _, best = exact()
     records = {record["guide"]: record for record in strict(json.dumps(result.records(), allow_nan=False))}
@@ -119,6 +120,7 @@ def test_every_kind_of_guide_is_measured_against_the_exact_posterior(result):
     assert "unknown guide 'AutoStructuredd'" in records["leaks"]["reason"]
 
 
+@pytest.mark.slow
 def test_the_table_says_what_is_known_and_why_a_row_is_missing(result):
     text = str(result)
     assert "log p(x) = " in text
@@ -127,6 +129,7 @@ def test_the_table_says_what_is_known_and_why_a_row_is_missing(result):
     assert "<ModelComparison of line: full, by name" in repr(result)
 
 
+@pytest.mark.slow
 def test_fits_are_at_hand_and_give_draws_densities_and_quantiles(result):
     found = result["function"]
     loc, sd = (float(found.parameters[name].flatten()[0]) for name in list(found.parameters)[:2])
@@ -140,6 +143,7 @@ def test_fits_are_at_hand_and_give_draws_densities_and_quantiles(result):
         found.quantiles([1.5])
 
 
+@pytest.mark.slow
 def test_figures_show_marginals_gaps_and_the_way_there(result, tmp_path):
     figures = result.plot()
     assert set(figures) == {"marginals", "gaps", "reverse_kl", "elbo"}
@@ -153,6 +157,7 @@ def test_figures_show_marginals_gaps_and_the_way_there(result, tmp_path):
         assert np.trapezoid(density, z) == pytest.approx(1, abs=0.1)  # what lies beyond the ends is missing
 
 
+@pytest.mark.slow
 def test_arviz_takes_each_guide_and_draws_it(result):
     import arviz_plots
     import arviz_stats  # noqa: F401, the accessor that plots use
@@ -179,6 +184,7 @@ def test_arviz_takes_each_guide_and_draws_it(result):
     assert drawn is not None
 
 
+@pytest.mark.slow
 def test_one_latent_is_measured_by_quadrature():
     def model(y):
         rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
@@ -237,6 +243,7 @@ def folder(tmp_path, monkeypatch):
     sys.modules.pop("seen_by_nobody", None)
 
 
+@pytest.mark.slow
 def test_the_shell_compares_what_lies_in_the_current_folder(folder, capsys):
     path = list(sys.path)
     guides = ["--guides", "AutoNormal", "seen_by_nobody:mine", "seen_by_nobody:wrong"]

@@ -63,15 +63,16 @@ def test_wheel_has_the_command_and_no_models(built: Path, tmp_path: Path) -> Non
         (points,) = [name for name in archive.namelist() if name.endswith("entry_points.txt")]
         assert "ppl-vi = ppl_vi.__main__:main" in archive.read(points).decode()
         archive.extractall(tmp_path)
-    # as installed: the wheel's own files and what it depends on, from a folder that is not this tree
-    script = (
-        "import importlib.util, pathlib, ppl_vi.__main__ as command; "
-        f"assert pathlib.Path(ppl_vi.__file__).is_relative_to({str(tmp_path)!r}); "
-        "assert importlib.util.find_spec('models') is None; command.main(['compare', '--help'])"
-    )
-    paths = f"import sys; sys.path[:] = [p for p in sys.path if p not in ('', {str(ROOT)!r})]; "
-    command = [sys.executable, "-c", f"{paths}sys.path.insert(0, {str(tmp_path)!r}); sys.meta_path[:] = "
-               "[f for f in sys.meta_path if 'editable' not in str(f).lower()]; import ppl_vi; " + script]  # fmt: skip
+    # as installed: the wheel's own files and what it depends on, without the trees that development installs point to
+    script = f"""
+import importlib.util, pathlib, sys
+sys.path[:] = [{str(tmp_path)!r}, *(p for p in sys.path if not (pathlib.Path(p) / "benchmarks").is_dir())]
+import ppl_vi.__main__ as command
+assert pathlib.Path(command.__file__).is_relative_to({str(tmp_path)!r})
+assert importlib.util.find_spec("models") is None
+command.main(["compare", "--help"])
+"""
+    command = [sys.executable, "-c", script]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "MODULE:MODEL" in done.stdout

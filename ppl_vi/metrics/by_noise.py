@@ -56,6 +56,9 @@ def scores_by_noise(
         continued = seen.rules.mean(seen.log_joint[:, :replicas] - seen.log_guide[:, :replicas])
         scores["surrogate_elbo"] = estimate(continued, "nats")
         scores["family_gap"] = never(len(truth.log_evidence), fit.support_mismatch)
+    elif lacking:
+        unknown = np.full((len(truth.log_evidence), 1), np.nan)
+        scores["family_gap"] = Estimate(unknown, unknown, unknown, "nats", lacking)
     best = None
     if found is not None:
         best, gap = _best(truth, found, theta, per_rule, replicas, upper_bound)

@@ -68,6 +68,7 @@ def test_the_best_mean_field_member_of_a_correlated_gaussian_is_in_closed_form(d
     assert card.best.converged.all()
 
 
+@pytest.mark.slow
 def test_a_full_covariance_has_no_family_gap():
     for dim in (2, 5):
         gap = scored(dim, "AutoMultivariateNormal").scores["family_gap"]
@@ -76,6 +77,7 @@ def test_a_full_covariance_has_no_family_gap():
         assert gap.error[0, 0] + gap.std_error[0, 0] < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dim", [3, 6])
 def test_the_best_mean_field_member_of_the_funnel_is_in_closed_form(dim):
     target = funnel.target(dim)
