@@ -110,7 +110,7 @@ def with_constants_given(module: GraphModule) -> tuple[GraphModule, list[Tensor]
 
 def _compiled(module: GraphModule, example: Sequence[Tensor], folder: Path, key: str) -> kept.Run:
     """Compiles, and keeps what can be run without inductor."""
-    with _cache(folder), _quiet():
+    with kept.environment(CACHE, str(folder)), _quiet():
         from torch._guards import TracingContext, tracing
         from torch._inductor import codecache, config, cpu_vec_isa
         from torch._inductor.codegen import common
@@ -172,20 +172,6 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-@contextmanager
-def _cache(folder: Path) -> Iterator[None]:
-    """Lets inductor keep its files in a folder."""
-    before = os.environ.get(CACHE)
-    os.environ[CACHE] = str(folder)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[CACHE]
-        else:
-            os.environ[CACHE] = before
 
 
 def usable(folder: Path) -> bool:

@@ -83,17 +83,17 @@ def _executed(record: Path) -> Run:
 
 
 @contextmanager
-def _address_given() -> Iterator[None]:
-    """Inductor's libraries read from the environment where torch's function is that finds a tensor's memory."""
-    before = os.environ.get(ADDRESS)
-    os.environ[ADDRESS] = str(torch._C._dynamo.guards._torchinductor_pyobject_tensor_data_ptr)  # type: ignore[attr-defined]
+def environment(name: str, value: str) -> Iterator[None]:
+    """Sets a variable of the environment for a while."""
+    before = os.environ.get(name)
+    os.environ[name] = value
     try:
         yield
     finally:
         if before is None:
-            del os.environ[ADDRESS]
+            del os.environ[name]
         else:
-            os.environ[ADDRESS] = before
+            os.environ[name] = before
 
 
 class _Libraries:
@@ -108,7 +108,9 @@ class _Libraries:
         loader = ExtensionFileLoader("kernel", str(path))  # the name that inductor gives each
         spec = importlib.util.spec_from_file_location("kernel", path, loader=loader)
         assert spec is not None
-        with _address_given():
+        guards: Any = torch._C._dynamo.guards
+        # where torch's function is that finds a tensor's memory
+        with environment(ADDRESS, str(guards._torchinductor_pyobject_tensor_data_ptr)):
             module = importlib.util.module_from_spec(spec)
         loader.exec_module(module)
         return module.kernel
