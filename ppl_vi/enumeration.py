@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+MAX_VALUES = 64  # combinations of discrete values that are also summed one by one
 SITE = "_summed_out"  # that holds the log density of all that is not a continuous latent
 
 
@@ -152,10 +155,7 @@ def summed_out(model: Callable[..., Any], trace: Trace, name: str) -> Callable[.
         UnsuitableSiteError: a discrete latent has no finite number of values.
     """
     nodes = [node for node in trace.nodes.values() if node["type"] == "sample"]
-    latent = [node for node in nodes if not node["is_observed"] and not poutine.util.site_is_subsample(node)]
-    discrete = [node for node in latent if node["fn"].support.is_discrete]
-    if not discrete:
-        return model
+    discrete = _discrete_latents(trace)
     for node in discrete:
         if not node["fn"].has_enumerate_support:
             kind = type(node["fn"]).__name__
@@ -164,4 +164,52 @@ def summed_out(model: Callable[..., Any], trace: Trace, name: str) -> Callable[.
                 "summed out: cut it off to a Categorical, or write the sum into the likelihood"
             )
     depth = max((-frame.dim for node in nodes for frame in node["cond_indep_stack"] if frame.vectorized), default=0)
-    return SummedOut(model, depth)
+    return SummedOut(model, depth) if discrete else model
+
+
+def _discrete_latents(trace: Trace) -> list[Any]:
+    nodes = [node for node in trace.nodes.values() if node["type"] == "sample"]
+    latent = [node for node in nodes if not node["is_observed"] and not poutine.util.site_is_subsample(node)]
+    return [node for node in latent if node["fn"].support.is_discrete]
+
+
+def disagreement(summed: SummedOut, trace: Trace, args: tuple[Any, ...]) -> tuple[float, float] | None:
+    """Both log densities where the sum in parallel is not the sum over all values one by one, else None.
+
+    Pyro's enumeration gives a site all its values at once along a new dimension, and trusts the model to keep it apart
+    from its own. A model that doesn't may run all the same, to another density.
+
+    Args:
+        summed: the model without its discrete latents.
+        trace: of one run of the model with them.
+        args: of that run.
+
+    Returns:
+        None, too, where there are more than `MAX_VALUES` combinations of values.
+    """
+    discrete = _discrete_latents(trace)
+    sizes = [len(node["fn"].enumerate_support(expand=False)) ** node["fn"].batch_shape.numel() for node in discrete]
+    if math.prod(sizes) > MAX_VALUES:
+        return None
+    nodes = [node for node in trace.nodes.values() if node["type"] == "sample" and is_continuous_latent(node)]
+    fixed = {node["name"]: node["value"] for node in nodes}
+    terms = [
+        _log_joint(summed.model, fixed | dict(zip((n["name"] for n in discrete), values, strict=True)), args)
+        for values in itertools.product(*map(_values, discrete))
+    ]
+    one_by_one = torch.logsumexp(torch.stack(terms), 0)
+    at_once = _log_joint(summed, fixed, args)
+    same = torch.isclose(at_once, one_by_one, rtol=1e-6, atol=1e-6) | (at_once == one_by_one)
+    return None if bool(same) else (float(at_once), float(one_by_one))
+
+
+def _values(node: Any) -> list[Tensor]:
+    """Everything a discrete site can be."""
+    fn = node["fn"]
+    one = fn.enumerate_support(expand=False).reshape(-1, *fn.event_shape)
+    indices = itertools.product(range(len(one)), repeat=fn.batch_shape.numel())
+    return [one[list(index)].reshape(fn.batch_shape + fn.event_shape) for index in indices]
+
+
+def _log_joint(model: Callable[..., Any], values: dict[str, Tensor], args: tuple[Any, ...]) -> Tensor:
+    return torch.as_tensor(poutine.trace(poutine.condition(model, data=values)).get_trace(*args).log_prob_sum())
