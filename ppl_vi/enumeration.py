@@ -143,28 +143,35 @@ def _log_density(trace: Trace) -> Tensor:
         return contract_to_tensor(factors, summed, ring=_Ring(cache))
 
 
-def summed_out(model: Callable[..., Any], trace: Trace, name: str) -> Callable[..., Any]:
+def summed_out(model: Callable[..., Any], trace: Trace, args: tuple[Any, ...], name: str) -> Callable[..., Any]:
     """A model without its discrete latents: the same one where there are none.
 
     Args:
         model: a Pyro model.
         trace: of one run of it.
+        args: of that run.
         name: the target's, for messages.
 
     Raises:
-        UnsuitableSiteError: a discrete latent has no finite number of values.
+        ValueError: a discrete latent has no finite number of values, or the sum in parallel is not the one over all
+            values one by one.
     """
     nodes = [node for node in trace.nodes.values() if node["type"] == "sample"]
     discrete = _discrete_latents(trace)
     for node in discrete:
         if not node["fn"].has_enumerate_support:
             kind = type(node["fn"]).__name__
-            raise UnsuitableSiteError(
+            raise ValueError(
                 f"{name}: site '{node['name']}' is discrete and {kind} has no finite list of values, so it can't be "
                 "summed out: cut it off to a Categorical, or write the sum into the likelihood"
             )
     depth = max((-frame.dim for node in nodes for frame in node["cond_indep_stack"] if frame.vectorized), default=0)
-    return SummedOut(model, depth) if discrete else model
+    if not discrete:
+        return model
+    summed = SummedOut(model, depth)
+    if math.prod(map(_num_values, discrete)) <= MAX_VALUES:
+        _verify(summed, trace, args, name)
+    return summed
 
 
 def _discrete_latents(trace: Trace) -> list[Any]:
@@ -173,34 +180,35 @@ def _discrete_latents(trace: Trace) -> list[Any]:
     return [node for node in latent if node["fn"].support.is_discrete]
 
 
-def disagreement(summed: SummedOut, trace: Trace, args: tuple[Any, ...]) -> tuple[float, float] | None:
-    """Both log densities where the sum in parallel is not the sum over all values one by one, else None.
+def _num_values(node: Any) -> int:
+    return int(len(node["fn"].enumerate_support(expand=False)) ** node["fn"].batch_shape.numel())
+
+
+def _verify(summed: SummedOut, trace: Trace, args: tuple[Any, ...], name: str) -> None:
+    """Compares the sum in parallel with the one over all values one by one.
 
     Pyro's enumeration gives a site all its values at once along a new dimension, and trusts the model to keep it apart
     from its own. A model that doesn't may run all the same, to another density.
-
-    Args:
-        summed: the model without its discrete latents.
-        trace: of one run of the model with them.
-        args: of that run.
-
-    Returns:
-        None, too, where there are more than `MAX_VALUES` combinations of values.
     """
     discrete = _discrete_latents(trace)
-    sizes = [len(node["fn"].enumerate_support(expand=False)) ** node["fn"].batch_shape.numel() for node in discrete]
-    if math.prod(sizes) > MAX_VALUES:
-        return None
     nodes = [node for node in trace.nodes.values() if node["type"] == "sample" and is_continuous_latent(node)]
     fixed = {node["name"]: node["value"] for node in nodes}
+    try:
+        at_once = _log_joint(summed, fixed, args)
+    except Exception:
+        return  # is told when the sites are looked for, with the place
     terms = [
         _log_joint(summed.model, fixed | dict(zip((n["name"] for n in discrete), values, strict=True)), args)
         for values in itertools.product(*map(_values, discrete))
     ]
     one_by_one = torch.logsumexp(torch.stack(terms), 0)
-    at_once = _log_joint(summed, fixed, args)
-    same = torch.isclose(at_once, one_by_one, rtol=1e-6, atol=1e-6) | (at_once == one_by_one)
-    return None if bool(same) else (float(at_once), float(one_by_one))
+    tolerance = torch.finfo(at_once.dtype).eps ** 0.5
+    if not bool(torch.isclose(at_once, one_by_one, rtol=tolerance, atol=tolerance, equal_nan=True)):
+        raise ValueError(
+            f"{name}: summed out at once the log density is {float(at_once):.9g}, value by value "
+            f"{float(one_by_one):.9g}: the model mixes the dimension that enumeration adds on the left with its own; "
+            "index by Vindex, and see Pyro's tutorial on discrete latent variables"
+        )
 
 
 def _values(node: Any) -> list[Tensor]:

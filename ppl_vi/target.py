@@ -13,10 +13,10 @@ import pyro.poutine as poutine
 import torch
 from pyro.distributions.transforms import biject_to
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_feasible
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import vmap
 
-from ppl_vi.enumeration import SummedOut, disagreement, summed_out
+from ppl_vi.enumeration import summed_out
 from ppl_vi.inspection import LatentSite, latent_sites, run
 from ppl_vi.laplace import Laplace, centred_on_mass, laplace_of
 from ppl_vi.state import isolated, private
@@ -183,22 +183,13 @@ class Target:
             raise TypeError(f"args must be a tuple of the model's positional arguments, got {type(args).__name__}")
         name = name or str(getattr(model, "__name__", type(model).__name__))
         given = converted(args, dtype)
-        model = private(model, dtype) if isinstance(model, nn.Module) else model
+        model = private(model, dtype)
         device = next((tensor.device for tensor in tensors_of(given)), torch.device("cpu"))
         trace = run(model, given, dtype, name)
-        summed = summed_out(model, trace, name)
-        model = Bound(summed, given)
+        with isolated(dtype, seed=0):
+            model = Bound(summed_out(model, trace, given, name), given)
         target = Target(model, (torch.zeros(1, dtype=dtype, device=device),), name=name, dtype=dtype)
         _ = target.latents  # what is the matter with the model should come out here
-        if isinstance(summed, SummedOut):
-            with isolated(dtype, seed=0):
-                both = disagreement(summed, trace, given)
-            if both:
-                raise ValueError(
-                    f"{name}: summed out at once the log density is {both[0]:.9g}, value by value {both[1]:.9g}: the "
-                    "model mixes the dimension that enumeration adds on the left with its own; index by Vindex, and see "
-                    "Pyro's tutorial on discrete latent variables"
-                )
         return target
 
     def bind(self, function: Callable[..., Any]) -> Callable[..., Any]:
