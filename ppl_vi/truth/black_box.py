@@ -39,7 +39,7 @@ LATTICE_NODES = {1: 2**16, 2: 2**18, 3: 2**19}
 NEGLIGIBLE = 28.0  # nats below the largest: points of such weights are not handed out, 7e-13
 TRUSTED = 0.002  # efficiency of importance sampling above which its covariance sets the coordinates
 CORRELATED = 0.3
-NUM_CHAINS, NUM_WARMUP, NUM_KEPT = 256, 40, 80
+NUM_CHAINS, NUM_WARMUP, NUM_KEPT = 256, 30, 40
 ASSUMED = (
     "beyond the box the posterior's mass goes on falling from shell to shell as it does at the rim",
     "a density that is no number where a latent overflows, or 60 standard deviations out, is 0",
@@ -303,7 +303,7 @@ def region_surprise(density: Density, surface: Standardized, sample: Tensor, tre
     masses = mass.new_zeros(9).index_add(0, region[:-1], mass)
     generator = torch.Generator(sample.device).manual_seed(seed)
     state = placed(density, sample[torch.randperm(len(sample), generator=generator)[:NUM_CHAINS]])
-    kernel = Kernel(torch.tensor(0.3), math.pi / 2, surface.factor, most=32)
+    kernel = Kernel(torch.tensor(0.3), math.pi / 2, surface.factor, most=16)
     state, kernel = adapted(density, state, kernel, NUM_WARMUP, 0.8, generator)
     visited = []
     for _ in range(NUM_KEPT):
