@@ -16,14 +16,14 @@ from ppl_vi.truth.quadrature import quadrature_truth
 from ppl_vi.truth.reference import reference_truth
 from ppl_vi.truth.result import Check, Expectation, Grade, Points, Truth, UncertifiedTruthError
 
-MOST_SEARCHED = 8  # problems of one number that are searched for what both quadrature rules step over
+MOST_SEARCHED = 2  # problems of one number that are searched for what both quadrature rules step over
 
 
 def ground_truth(target: Target, *, seed: int = 0) -> Truth:
     """The posterior of every problem of a target, by the method that reaches farthest into certainty.
 
     - A decoded target of up to three latent numbers: `decoded_truth`.
-    - One unconstrained number: `quadrature_truth`, certified by a closed form, else checked for up to eight problems by
+    - One unconstrained number: `quadrature_truth`, certified by a closed form, else checked for up to two problems by
       `black_box_truth`, which also takes over where it fails.
     - Two or three: `black_box_truth`.
     - More, with a conditional on up to three of them: `partial_truth`.

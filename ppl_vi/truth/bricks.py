@@ -223,10 +223,11 @@ def grow(function: Function, start: Bricks, rule: Rule, tolerance: float) -> Tre
         tail = (parts.tail - log_total).exp().amax(1)
         # a Gauss rule integrates twice the degree that it resolves: its error goes with the square of the tail
         other = tail * (10 * tail / (parts.log_mass - log_total).exp().clamp(min=1e-300)).clamp(max=1.0)
-        good = (difference < tolerance) & ((parts.spread < SMOOTH) & (other < tolerance)).reshape(-1, 2).all(1)
+        good = (difference < tolerance) & ((parts.spread < SMOOTH) & (other < tolerance / 4)).reshape(-1, 2).all(1)
         accepted = good.repeat_interleave(2)
         nothing = (parts.bound < log_total - NEGLIGIBLE) & ~accepted
-        error += float(difference[good].sum()) + float((parts.bound[nothing] - log_total).exp().sum())
+        error += float(difference[good].sum()) + float(other[accepted].sum())
+        error += float((parts.bound[nothing] - log_total).exp().sum())
         done = accepted | nothing
         settled.append(parts[done])
         bricks = parts[~done]

@@ -35,7 +35,7 @@ AGREEMENT = 4.0  # standard errors between bridge and importance sampling
 PRECISE = 0.05  # nats: the largest standard error of log p(x)
 HEAVY = 0.7  # Pareto k-hat of the importance weights
 ATTEMPTS = 4  # runs at half the step where trajectories diverged, or at twice the thinning where draws are correlated
-LONGEST_THINNING = 40
+LONGEST_THINNING = 30
 REACH = 2.0  # of the uniform starts in unconstrained space, as in Stan
 ASSUMED = (
     "the chains have found every part of the posterior: nothing else proves that no separate mode was missed",
@@ -221,6 +221,8 @@ def _sampled(density: Density, start: Tensor, settings: Settings, generator: tor
         state, kernel = adapted(density, state, kernel, settings.num_warmup, settings.acceptance, generator)
     pilot, state = _run(density, state, kernel, settings.num_draws, 1, generator)
     thinning = _thinning(torch.cat([pilot.u, pilot.u.square(), pilot.value[..., None]], -1))
+    if thinning == LONGEST_THINNING:
+        return pilot  # and its checks will say why: no run of bearable length would do
     for _ in range(ATTEMPTS):
         draws, state = _run(density, state, kernel, settings.num_draws, thinning, generator)
         correlated = float(autocorrelation(draws.numbers, 1).abs().max()) > CORRELATION

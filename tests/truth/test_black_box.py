@@ -43,6 +43,7 @@ def spike(y):
     pyro.factor("density", log_mixture(broad, narrow) + math.log(0.5) + math.log(40.0))
 
 
+@pytest.mark.slow
 def test_a_narrow_spike_beside_a_broad_hill():
     truth = truth_of(spike)
     assert_right(truth, math.log((1 + math.erf(20 / math.sqrt(2))) / 2))
@@ -220,6 +221,7 @@ def test_a_jump_is_refused_with_the_reason():
     assert not truth.certified.any()
 
 
+@pytest.mark.slow
 def test_a_wrong_closed_form_is_told():
     def closed_form(y):
         return torch.full_like(y[:, 0], 1e-6)
