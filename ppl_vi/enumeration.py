@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+MAX_VALUES = 64  # combinations of discrete values that are also summed one by one
 SITE = "_summed_out"  # that holds the log density of all that is not a continuous latent
 
 
@@ -140,28 +143,81 @@ def _log_density(trace: Trace) -> Tensor:
         return contract_to_tensor(factors, summed, ring=_Ring(cache))
 
 
-def summed_out(model: Callable[..., Any], trace: Trace, name: str) -> Callable[..., Any]:
+def summed_out(model: Callable[..., Any], trace: Trace, args: tuple[Any, ...], name: str) -> Callable[..., Any]:
     """A model without its discrete latents: the same one where there are none.
 
     Args:
         model: a Pyro model.
         trace: of one run of it.
+        args: of that run.
         name: the target's, for messages.
 
     Raises:
-        UnsuitableSiteError: a discrete latent has no finite number of values.
+        ValueError: a discrete latent has no finite number of values, or the sum in parallel is not the one over all
+            values one by one.
     """
     nodes = [node for node in trace.nodes.values() if node["type"] == "sample"]
-    latent = [node for node in nodes if not node["is_observed"] and not poutine.util.site_is_subsample(node)]
-    discrete = [node for node in latent if node["fn"].support.is_discrete]
-    if not discrete:
-        return model
+    discrete = _discrete_latents(trace)
     for node in discrete:
         if not node["fn"].has_enumerate_support:
             kind = type(node["fn"]).__name__
-            raise UnsuitableSiteError(
+            raise ValueError(
                 f"{name}: site '{node['name']}' is discrete and {kind} has no finite list of values, so it can't be "
                 "summed out: cut it off to a Categorical, or write the sum into the likelihood"
             )
     depth = max((-frame.dim for node in nodes for frame in node["cond_indep_stack"] if frame.vectorized), default=0)
-    return SummedOut(model, depth)
+    if not discrete:
+        return model
+    summed = SummedOut(model, depth)
+    if math.prod(map(_num_values, discrete)) <= MAX_VALUES:
+        _verify(summed, trace, args, name)
+    return summed
+
+
+def _discrete_latents(trace: Trace) -> list[Any]:
+    nodes = [node for node in trace.nodes.values() if node["type"] == "sample"]
+    latent = [node for node in nodes if not node["is_observed"] and not poutine.util.site_is_subsample(node)]
+    return [node for node in latent if node["fn"].support.is_discrete]
+
+
+def _num_values(node: Any) -> int:
+    return int(len(node["fn"].enumerate_support(expand=False)) ** node["fn"].batch_shape.numel())
+
+
+def _verify(summed: SummedOut, trace: Trace, args: tuple[Any, ...], name: str) -> None:
+    """Compares the sum in parallel with the one over all values one by one.
+
+    Pyro's enumeration gives a site all its values at once along a new dimension, and trusts the model to keep it apart
+    from its own. A model that doesn't may run all the same, to another density.
+    """
+    discrete = _discrete_latents(trace)
+    nodes = [node for node in trace.nodes.values() if node["type"] == "sample" and is_continuous_latent(node)]
+    fixed = {node["name"]: node["value"] for node in nodes}
+    try:
+        at_once = _log_joint(summed, fixed, args)
+    except Exception:
+        return  # is told when the sites are looked for, with the place
+    terms = [
+        _log_joint(summed.model, fixed | dict(zip((n["name"] for n in discrete), values, strict=True)), args)
+        for values in itertools.product(*map(_values, discrete))
+    ]
+    one_by_one = torch.logsumexp(torch.stack(terms), 0)
+    tolerance = torch.finfo(at_once.dtype).eps ** 0.5
+    if not bool(torch.isclose(at_once, one_by_one, rtol=tolerance, atol=tolerance, equal_nan=True)):
+        raise ValueError(
+            f"{name}: summed out at once the log density is {float(at_once):.9g}, value by value "
+            f"{float(one_by_one):.9g}: the model mixes the dimension that enumeration adds on the left with its own; "
+            "index by Vindex, and see Pyro's tutorial on discrete latent variables"
+        )
+
+
+def _values(node: Any) -> list[Tensor]:
+    """Everything a discrete site can be."""
+    fn = node["fn"]
+    one = fn.enumerate_support(expand=False).reshape(-1, *fn.event_shape)
+    indices = itertools.product(range(len(one)), repeat=fn.batch_shape.numel())
+    return [one[list(index)].reshape(fn.batch_shape + fn.event_shape) for index in indices]
+
+
+def _log_joint(model: Callable[..., Any], values: dict[str, Tensor], args: tuple[Any, ...]) -> Tensor:
+    return torch.as_tensor(poutine.trace(poutine.condition(model, data=values)).get_trace(*args).log_prob_sum())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import pyro
 import torch
@@ -38,13 +39,16 @@ def isolated(dtype: torch.dtype = torch.float64, seed: int | None = None) -> Ite
         yield
 
 
-def private(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy of a module, in `dtype`, that can be run inside `isolated`, wherever it was made.
+def private(function: Any, dtype: torch.dtype) -> Any:
+    """A module, or a method of one, as a copy in `dtype` that can be run inside `isolated`; anything else as it is.
 
     A `PyroModule` made while its parameters were global has no place for local ones.
     """
-    copied = copy.deepcopy(module).to(dtype)
+    owner = getattr(function, "__self__", function)
+    if not isinstance(owner, nn.Module):
+        return function
+    copied = copy.deepcopy(owner).to(dtype)
     for part in copied.modules():
         if isinstance(part, PyroModule) and not hasattr(part._pyro_context, "param_state"):
             part._pyro_context.param_state = {"params": {}, "constraints": {}}
-    return copied
+    return copied if owner is function else getattr(copied, function.__name__)

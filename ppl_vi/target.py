@@ -13,7 +13,7 @@ import pyro.poutine as poutine
 import torch
 from pyro.distributions.transforms import biject_to
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_feasible
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import vmap
 
 from ppl_vi.enumeration import summed_out
@@ -183,9 +183,11 @@ class Target:
             raise TypeError(f"args must be a tuple of the model's positional arguments, got {type(args).__name__}")
         name = name or str(getattr(model, "__name__", type(model).__name__))
         given = converted(args, dtype)
-        model = private(model, dtype) if isinstance(model, nn.Module) else model
+        model = private(model, dtype)
         device = next((tensor.device for tensor in tensors_of(given)), torch.device("cpu"))
-        model = Bound(summed_out(model, run(model, given, dtype, name), name), given)
+        trace = run(model, given, dtype, name)
+        with isolated(dtype, seed=0):
+            model = Bound(summed_out(model, trace, given, name), given)
         target = Target(model, (torch.zeros(1, dtype=dtype, device=device),), name=name, dtype=dtype)
         _ = target.latents  # what is the matter with the model should come out here
         return target

@@ -176,3 +176,28 @@ def test_what_cannot_be_summed_out_is_refused_by_name(model: object, message: st
     with pytest.raises(ValueError, match=message) as error:
         Target.of(model, (np.array(1.5),))  # type: ignore[arg-type]
     assert "\n" not in str(error.value)
+
+
+def test_a_model_that_mixes_dimensions_up_is_found_out() -> None:
+    """Three values of one switch, and three data points that take them for their own dimension."""
+
+    def mixed_up(y: Tensor) -> None:
+        level = pyro.sample("level", dist.Normal(y.new_zeros(3), 1.0).to_event(1))
+        switch = pyro.sample("switch", dist.Categorical(y.new_tensor([0.2, 0.3, 0.5])))
+        pyro.sample("y", dist.Normal(level[switch].expand(3), 1.0).to_event(1), obs=y)
+
+    def apart(y: Tensor) -> None:
+        level = pyro.sample("level", dist.Normal(y.new_zeros(3), 1.0).to_event(1))
+        switch = pyro.sample("switch", dist.Categorical(y.new_tensor([0.2, 0.3, 0.5])))
+        pyro.sample("y", dist.Normal(level[switch][..., None], 1.0).to_event(1), obs=y)
+
+    y = np.array([1.0, -0.5, 2.0])
+    with pytest.raises(
+        ValueError, match=r"mixed_up: summed out at once the log density is .*, value by value .*Vindex"
+    ):
+        Target.of(mixed_up, (y,))
+    target = Target.of(apart, (y[:1],))
+    level = np.array([0.5, 1.5, -1.0])
+    terms = np.log([0.2, 0.3, 0.5]) + stats.norm.logpdf(y[0], level)
+    expected = special.logsumexp(terms) + stats.norm.logpdf(level).sum()
+    assert float(target.log_joint({"level": torch.tensor(level)[None, None]})) == pytest.approx(expected, rel=1e-12)

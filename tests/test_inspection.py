@@ -100,6 +100,10 @@ def test_a_module_with_pyro_samples_is_a_model() -> None:
             with pyro.plate("data", len(y)):
                 pyro.sample("y", dist.Normal(slope * x, 1.0), obs=y)
 
+        def straight(self, x: Tensor, y: Tensor) -> None:
+            self(x, y)
+
+    assert Target.of(Line().straight, (X[:, 0], Y)).name == "straight"
     target = Target.of(Line(), (X[:, 0], Y))
     found = float(target.log_joint({"slope": torch.full((1, 1), 0.5, dtype=torch.float64)}))
     expected = stats.norm.logpdf(0.5, 0, 2) + stats.norm.logpdf(Y, 0.5 * X[:, 0], 1).sum()
