@@ -280,7 +280,8 @@ def test_an_optimum_that_four_components_share_is_certified() -> None:
     linear, head = Linear(1), AMORTIZED["mixture"](1)
     best = best_members(linear.target, head, linear.perturbed(head))
     assert best.converged.all()
-    torch.testing.assert_close(best.elbo, linear.log_evidence, rtol=0, atol=1e-7)
+    # along a floor as flat as this the search ends where 3e-8 |ELBO| is promised, and |ELBO| is 8 to 20
+    torch.testing.assert_close(best.elbo, linear.log_evidence, rtol=0, atol=6e-7)
 
 
 def test_a_light_component_takes_no_long_steps() -> None:
