@@ -26,7 +26,8 @@ ALIKE = 0.01  # nats that two densities of one optimum differ by at most
 RIDGE = 1e-8  # of Fisher's metric, relative to each parameter's own
 MAX_STEPS = 100
 ROUNDS = ((6, 3.0), (6, 1.0), (12, RIVAL), (MAX_STEPS, RIVAL))  # first search: steps, nats its rivals are within
-MIXED_ROUNDS = ((0, 0.1), (6, 0.03), (12, 0.01), (MAX_STEPS, 0.01))  # of mixtures, whose starts lie near optima
+# of mixtures, which have many optima of nearly one height and starts near them
+MIXED_ROUNDS = ((0, 0.03), (6, 0.01), (12, 0.003), (MAX_STEPS, 0.001))
 LIGHTEST = 0.01  # a component's odds count as if it weighed no less
 SMALL = 128  # tiles of a mixture's component on the coarsest lattice: only one thin or far too long has more
 WASTED = 1  # levels that a rule may be finer than is due
@@ -159,6 +160,7 @@ def _polish(tiles: Tiles, head: Head, theta: Tensor, index: Tensor) -> tuple[Ten
         The optima that are left, the problem of each, and what a further step promises by the last rule or the
         next, `(M,)`, nats.
     """
+    behind = RIVAL / 10 if head.num_components == 1 else MIXED_ROUNDS[-1][1]
     value, promise = torch.zeros_like(theta[:, 0]), torch.full_like(theta[:, 0], torch.inf)
     settled = torch.zeros_like(index, dtype=torch.bool)
     for level in range(2, num_levels(tiles.dim) - 1):
@@ -169,7 +171,7 @@ def _polish(tiles: Tiles, head: Head, theta: Tensor, index: Tensor) -> tuple[Ten
         gains = [predicted_gain(gradient, climb.hessian) for gradient in (climb.gradient, finer.gradient)]
         promise = promise.index_copy(0, pending, torch.maximum(*gains))
         settled = promise <= SETTLED * value.abs().clamp(min=1)
-        kept = _rivals(head, theta, index, value, RIVAL * 0.1 ** (level - 1))
+        kept = _rivals(head, theta, index, value, behind * 0.1 ** (level - 2))
         theta, index, value, promise, settled = (part[kept] for part in (theta, index, value, promise, settled))
         if bool(settled.all()):
             break

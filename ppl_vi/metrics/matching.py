@@ -20,6 +20,7 @@ from ppl_vi.target import Target, log_prior
 
 LEVEL = {1: 4, 2: 3, 3: 2}  # of the rule around each hill
 REACH = 4.0  # of its nodes, standard deviations
+MOST = 384  # points that a posterior is reduced to
 WIDENED = 1.25  # a hill's Gaussian, the best of which is narrower than the posterior
 APART = 0.6  # of the halves of a component, standard deviations from its middle
 NUM_STEPS = 15  # of EM after each splitting
@@ -75,7 +76,9 @@ def _weighed(target: Target, hills: Mixture) -> Weighed:
     log_joint = log_likelihood_at(target, flat, everyone) + log_prior(flat)
     weight = (each + log_joint - wide.log_prob(flat)).softmax(-1)
     mass = weight.unflatten(-1, z.shape[1:3]).sum(-1)
-    return Weighed(flat, weight, torch.einsum("bh,bhde->bde", mass, hills.trils @ hills.trils.mT))
+    scale = torch.einsum("bh,bhde->bde", mass, hills.trils @ hills.trils.mT)
+    weight, kept = weight.topk(min(MOST, weight.shape[1]), -1)
+    return Weighed(flat.take_along_dim(kept[..., None], 1), weight / weight.sum(-1, keepdim=True), scale)
 
 
 def _moments(posterior: Weighed, share: Tensor) -> Parts:

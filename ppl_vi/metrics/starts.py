@@ -61,7 +61,8 @@ def mixed(tiles: Tiles, head: Head, given: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         tiles: of the target.
         head: a family of mixtures.
-        given: members near hills, `(B, M, num_outputs)`; `candidates` adds further hills.
+        given: the encoder's members and, last, the nearest that is known, `(B, M, num_outputs)`; `candidates` adds the
+            hills that these don't see.
 
     Returns:
         Starts `(B, num_outputs)` and the problem of each, `(B,)`.
@@ -70,7 +71,7 @@ def mixed(tiles: Tiles, head: Head, given: Tensor) -> tuple[Tensor, Tensor]:
     everyone = torch.arange(num, device=given.device)
     one = simple.packed(*_spread(Mixture(*head.components(given))))
     found, index = candidates(tiles, simple, one[:, 0])
-    found, index = torch.cat([one.flatten(0, 1), found]), torch.cat([everyone.repeat_interleave(one.shape[1]), index])
+    found, index = torch.cat([one[:, -1], found]), torch.cat([everyone, index])
     gaussians = Mixture(*simple.components(found))
     hills = padded(torch.zeros_like(found[:, 0]), gaussians.locs[:, 0], gaussians.trils[:, 0], index, num)
     return head.holding(*matched(tiles.target, hills, head.num_components)), everyone
