@@ -334,20 +334,20 @@ def tiled_elbo(tiles: Tiles, head: Head, local: Tensor, index: Tensor, tolerance
         tolerance: relative to max(1, |E[log p(x | z)]|).
     """
     mixture = Mixture(*head.components(local))
-    shape = mixture.log_weights.shape
-    value, spread = local.new_full(shape, torch.nan), local.new_full(shape, torch.inf)
-    pending = torch.arange(len(local), device=local.device)
+    share, each = mixture.log_weights.exp(), Gaussians.of(mixture, index)
+    value, spread = local.new_full((share.numel(),), torch.nan), local.new_full((share.numel(),), torch.inf)
+    pending = torch.arange(share.numel(), device=local.device)
     for finer in range(1, MOST_FINER + 1):
-        gaussians = Gaussians.of(mixture.rows(pending), index[pending])
-        found = tiles.expect(gaussians, tiles.levels(gaussians, finer))
-        value[pending], spread[pending] = (part.reshape(-1, shape[1]) for part in found)
-        known = (spread <= tolerance * value.abs().clamp(min=1)).all(-1)
-        pending = pending[~known[pending] & spread[pending].isfinite().all(-1)]
+        gaussians = each.rows(pending)
+        value[pending], spread[pending] = tiles.expect(gaussians, tiles.levels(gaussians, finer))
+        known = share.flatten() * spread <= tolerance * value.abs().clamp(min=1)
+        pending = pending[~known[pending] & spread[pending].isfinite()]
         if not len(pending):
             break
-    share, kl = mixture.log_weights.exp(), settled_prior_kl(mixture, tolerance)
+    value, spread, known = (part.reshape(share.shape) for part in (value, spread, known))
+    kl = settled_prior_kl(mixture, tolerance)
     out = Elbo((share * value).sum(-1) - kl.value, (share * spread).sum(-1) + kl.error)
-    left = (~known).nonzero()[:, 0]
+    left = (~known.all(-1)).nonzero()[:, 0]
     if len(left):
         ruled = elbo(tiles.target, head, local[left], index=index[left], tolerance=tolerance)
         better = ~(out.error[left] <= ruled.error)
