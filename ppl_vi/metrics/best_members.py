@@ -195,7 +195,7 @@ class Rules(NamedTuple):
         return Rules(self.lattice[index], self.entropy[index])
 
     def fitted(self, due: Rules) -> Rules:
-        """Those that are `due` where these are coarser, or too fine to be worth it; a rule kept is a sum that goes on."""
+        """Those that are `due` where these are coarser, or too fine to be worth it."""
         parts = (
             torch.where((part < other) | (part > other + WASTED), other, part)
             for part, other in zip(self, due, strict=True)
@@ -236,8 +236,8 @@ class Climb:
 
     def rows(self, index: Tensor) -> Climb:
         """Some of them."""
-        parts = (getattr(self, name)[index] for name in ("value", "gradient", "hessian", "metric", "converged"))
-        return Climb(*parts, self.rules.rows(index))
+        value, gradient, hessian = self.value[index], self.gradient[index], self.hessian[index]
+        return Climb(value, gradient, hessian, self.metric[index], self.converged[index], self.rules.rows(index))
 
 
 def ascend(
@@ -290,9 +290,7 @@ def ascend(
     return theta, climb
 
 
-def _refit(
-    tiles: Tiles, head: Head, theta: Tensor, index: Tensor, level: int, climb: Climb, moved: Tensor
-) -> None:
+def _refit(tiles: Tiles, head: Head, theta: Tensor, index: Tensor, level: int, climb: Climb, moved: Tensor) -> None:
     """Looks again, by the rules that are due, from where components have become too narrow or wide for theirs."""
     rules = climb.rules.rows(moved).fitted(Rules.of(Mixture(*head.components(theta[moved])), level))
     wrong = rules.differs(climb.rules.rows(moved)).nonzero()[:, 0]

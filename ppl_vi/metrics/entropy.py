@@ -65,9 +65,7 @@ def coordinates(mixture: Mixture) -> Tensor:
     return torch.cat([mixture.log_weights, affine(mixture).flatten(-3)], -1)
 
 
-def negative_entropy(
-    mixture: Mixture, level: int, curved: bool = True, *, levels: Tensor | None = None
-) -> Expansion:
+def negative_entropy(mixture: Mixture, level: int, curved: bool = True, *, levels: Tensor | None = None) -> Expansion:
     """E_q[log q], nats, by rules, and the derivatives of that very sum.
 
     Where a component sees narrower ones its rule is as much finer: else a search for the best mixture would hide

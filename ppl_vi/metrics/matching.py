@@ -1,10 +1,11 @@
 """Mixtures of Gaussians matched to posteriors by expectation maximisation: where a mixture's search starts.
 
 The posterior is weighed at nodes spread over all of its hills, and Gaussians are fitted to the weighted nodes. That
-minimises the forward KL, which covers every hill that has mass; the search for the least reverse KL sets out from there.
+minimises the forward KL, which covers every hill that has mass; the search for the least reverse KL starts there.
 
-Sources: Dempster, Laird and Rubin (1977), Maximum likelihood from incomplete data via the EM algorithm; Veach and Guibas
-(1995), Optimally combining sampling techniques for Monte Carlo rendering, for nodes of several Gaussians as one rule.
+Sources: Dempster, Laird and Rubin (1977), Maximum likelihood from incomplete data via the EM algorithm; Veach and
+Guibas (1995), Optimally combining sampling techniques for Monte Carlo rendering, for several Gaussians' nodes as one
+rule.
 """
 
 from __future__ import annotations

@@ -238,7 +238,9 @@ def pathless(model: Any) -> Any:
         has_rsample = False
 
     def guide(x: torch.Tensor) -> None:
-        pyro.sample("z", Pathless(pyro.param("rate", torch.tensor(1.0).double(), torch.distributions.constraints.positive)))
+        pyro.sample(
+            "z", Pathless(pyro.param("rate", torch.tensor(1.0).double(), torch.distributions.constraints.positive))
+        )
 
     return guide
 
