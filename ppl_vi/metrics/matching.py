@@ -84,11 +84,13 @@ def _weighed(target: Target, hills: Mixture) -> Weighed:
 
 def _moments(posterior: Weighed, share: Tensor) -> Parts:
     """The mass, mean and covariance of the points that belong to each component by `share`, `(B, K, S)`."""
-    mass = share.sum(-1).clamp(min=LIGHTEST)
-    loc = share @ posterior.z / mass[..., None]
+    mass = share.sum(-1)
+    within = share / mass.clamp(min=torch.finfo(mass.dtype).tiny)[..., None]
+    loc = within @ posterior.z
     away = posterior.z[:, None] - loc[:, :, None]
-    cov = (share[..., None] * away).mT @ away / mass[..., None, None]
-    return Parts(mass / mass.sum(-1, keepdim=True), loc, cov + NARROWEST * posterior.scale[:, None])
+    cov = (within[..., None] * away).mT @ away + NARROWEST * posterior.scale[:, None]
+    mass = mass.clamp(min=LIGHTEST)
+    return Parts(mass / mass.sum(-1, keepdim=True), loc, cov)
 
 
 def _responsibilities(posterior: Weighed, parts: Parts) -> Tensor:
