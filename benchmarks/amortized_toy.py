@@ -2,9 +2,10 @@
 
     python -m benchmarks.amortized_toy [--quick] [--guides NAME ...] [--range LOW HIGH]
 
-The model is `models.exponential_normal`. For each family an encoder x -> guide parameters is trained by SVI on
-observations from a range; log p(x) - ELBO is then split, exactly, into the family gap and the amortization gap at each
-of a row of x. Tables go to standard output; tables, records and a figure are written to results/amortized_toy/.
+The model is `models.exponential_normal`. For each family, Pyro's autoguides and your own among them, an encoder x ->
+guide parameters is trained by SVI on observations from a range; log p(x) - ELBO is then split, exactly, into the family
+gap and the amortization gap at each of a row of x. Tables go to standard output; tables, records and a figure are
+written to results/amortized_toy/.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from ppl_vi import cli
 
@@ -22,14 +23,21 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.console import Console
 
+    from models.amortized_toy import AmortizedToy
+
+MOST_ACROSS = 4  # panels
+FLOOR = 1e-6  # nats: smaller gaps are drawn as this
 OUT = Path("results/amortized_toy")
 GUIDES = ("truncated_normal", "lognormal", "gamma")
 RANGE = (-3.0, 6.0)
 FULL = {"num_epochs": 150, "num_x": 37}
 QUICK = {"num_epochs": 20, "num_x": 10}
-NUM_DATA = 1024  # observations an epoch
-BATCH_SIZE = 64
-NUM_PARTICLES = 8
+NUM_DATA = 8192  # observations an epoch, new ones each time
+BATCH_SIZE = 512  # one draw of the guide each
+FIGURES = (
+    "x", "log_evidence", "total", "total_error", "family_gap", "family_gap_error", "family_gap_is_upper_bound",
+    "amortization",
+)  # fmt: skip
 NUM_STEPS = 400  # of the fits that the search for each x's best member starts from
 
 
@@ -37,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     found = cli.Parser(prog="amortized_toy", description=(__doc__ or "").splitlines()[0])
     found.add_argument("--guides", nargs="+", default=GUIDES, metavar="NAME", help=f"families ({', '.join(GUIDES)})")
+    found.add_argument("--list-guides", action="store_true", help="list the families and exit")
     found.add_argument("--range", type=cli.finite, nargs=2, default=RANGE, metavar="X", help="of observations (-3 6)")
     text = f"{FULL['num_epochs']}, with --quick {QUICK['num_epochs']}"
     found.add_argument(
@@ -49,23 +58,36 @@ def parser() -> argparse.ArgumentParser:
 
 def program(arguments: argparse.Namespace) -> int:
     """Trains, scores, shows."""
-    from ppl_vi.guides import POSITIVE
+    from rich.console import Console
+
     from ppl_vi.report import files
 
-    guides = cli.guides_among(arguments.guides, POSITIVE)
+    if arguments.list_guides:
+        cli.list_guides(Console())
+        return 0
+    guides = cli.chosen_guides(arguments.guides, GUIDES)
     if not arguments.range[0] < arguments.range[1]:
         raise cli.UsageError(
             f"--range: expected two numbers in order, got {arguments.range[0]:g} {arguments.range[1]:g}"
         )
     cli.check_outputs(arguments)
-    records = [one for guide in guides for one in gaps(arguments, guide)]
+    modules = {guide: _module(arguments, guide) for guide in guides}
+    records = [one for guide, module in modules.items() for one in gaps(arguments, guide, module)]
     cli.write_records(records, arguments)
     cli.show_records(records, arguments, _show)
+    if not any(record["reason"] is None for record in records):
+        return 1
     return cli.drawn(lambda: files.write_figure(arguments.out / "gaps_over_x.png", figure(records)), arguments)
 
 
-def gaps(arguments: argparse.Namespace, guide: str) -> list[dict[str, Any]]:
-    """One record an x: the gap of the encoder's guide, of the family's best, and their difference."""
+def gaps(arguments: argparse.Namespace, guide: str, module: AmortizedToy | str) -> list[dict[str, Any]]:
+    """One record an x: the gap of the encoder's guide, of the family's best, and their difference.
+
+    Args:
+        arguments: of the command line.
+        guide: the family's name.
+        module: with an untrained encoder; or why there is none, which is then the one record.
+    """
     import numpy as np
     import torch
 
@@ -77,28 +99,29 @@ def gaps(arguments: argparse.Namespace, guide: str) -> list[dict[str, Any]]:
     from ppl_vi.svi.fit import fit
     from ppl_vi.truth import ground_truth
 
+    if isinstance(module, str):
+        return [{"guide": guide, "reason": module, **dict.fromkeys(FIGURES), "seed": arguments.seed}]
     size = QUICK if arguments.quick else FULL
-    module = _trained(arguments, guide, arguments.num_epochs or size["num_epochs"])
+    module = _trained(arguments, guide, module, arguments.num_epochs or size["num_epochs"])
     x = np.linspace(arguments.range[0], arguments.range[1], size["num_x"])
     problems = target(x.tolist())
     truth = ground_truth(problems)
     fitted = fit(problems, guide, num_steps=NUM_STEPS, num_replicas=2, seed=arguments.seed)
     with torch.no_grad():
-        values = module.unconstrained(problems.args[0])
-    theta = fitted.program.layout.flatten({_stored(fitted.program.layout.names, name): v for name, v in values.items()})
+        theta = module.theta(problems.args[0])
     total = reverse_kl(overlay(fitted, truth, theta[:, None]))
-    own = reverse_kl(overlay(fitted, truth))
-    best = best_member(fitted, truth, own, upper_bound=guide in MULTIMODAL)
+    best = best_member(fitted, truth, reverse_kl(overlay(fitted, truth)), upper_bound=guide in MULTIMODAL)
     return [
         {
             "guide": guide,
+            "reason": None,
             "x": float(x[b]),
             "log_evidence": float(truth.log_evidence[b]),
             "total": float(total.value[b, 0]),
             "total_error": float(total.error[b, 0]),
             "family_gap": float(best.divergence.value[b, 0]),
             "family_gap_error": float(best.divergence.error[b, 0]),
-            "family_gap_is_upper_bound": best.upper_bound,
+            "family_gap_is_upper_bound": best.upper_bound or not bool(best.converged[b]),
             "amortization": float(total.value[b, 0] - best.divergence.value[b, 0]),
             "seed": arguments.seed,
         }
@@ -106,26 +129,35 @@ def gaps(arguments: argparse.Namespace, guide: str) -> list[dict[str, Any]]:
     ]
 
 
-def _stored(names: Sequence[str], parameter: str) -> str:
-    """How a guide's parameter is called in a fit: `loc` is `loc.z` or, where constrained, `loc.z_unconstrained`."""
-    return next(name for name in names if name.split(".")[0] == parameter)
-
-
-def _trained(arguments: argparse.Namespace, guide: str, num_epochs: int) -> Any:
+def _module(arguments: argparse.Namespace, guide: str) -> AmortizedToy | str:
+    """An untrained encoder of a family's parameters, or why there can be none."""
     import torch
 
     from models.amortized_toy import AmortizedToy
-    from ppl_vi.guides import POSITIVE
-    from ppl_vi.guides.mean_field import Form
+    from models.exponential_normal import target
+    from ppl_vi.compare import refusal
+    from ppl_vi.guides import find_family
     from ppl_vi.state import isolated
+
+    refused = refusal(guide)
+    if refused:
+        return refused
+    middle = target([sum(arguments.range) / 2])
+    try:
+        with isolated(torch.float64, seed=arguments.seed):
+            return AmortizedToy(middle, find_family(guide))
+    except ValueError as error:
+        return str(error)
+
+
+def _trained(arguments: argparse.Namespace, guide: str, module: AmortizedToy, num_epochs: int) -> AmortizedToy:
+    import torch
+
     from ppl_vi.svi.amortized import Settings, train
 
     settings = Settings(
-        num_epochs=num_epochs, batch_size=BATCH_SIZE, lr=arguments.lr, num_particles=NUM_PARTICLES,
-        patience=num_epochs, seed=arguments.seed,
-    )  # fmt: skip
-    with isolated(torch.float64, seed=arguments.seed):
-        module = AmortizedToy(cast(Form, POSITIVE[guide]))
+        num_epochs=num_epochs, batch_size=BATCH_SIZE, lr=arguments.lr, patience=num_epochs, seed=arguments.seed
+    )
     low, high = arguments.range
 
     def observations(epoch: int) -> torch.Tensor:
@@ -134,7 +166,8 @@ def _trained(arguments: argparse.Namespace, guide: str, num_epochs: int) -> Any:
 
     held_out = torch.linspace(low, high, 256, dtype=torch.float64)
     with cli.training_bar(guide, num_epochs) as told:
-        return train(module, observations, held_out, settings, progress=told).module
+        trained: AmortizedToy = train(module, observations, held_out, settings, progress=told).module
+    return trained
 
 
 def _show(records: Sequence[dict[str, Any]], console: Console) -> None:
@@ -147,8 +180,12 @@ def _show(records: Sequence[dict[str, Any]], console: Console) -> None:
     shown.add_column("guide, nats")
     for heading in ("x", "total gap", "family gap", "amortization gap"):
         shown.add_column(heading, justify="right")
+    refused: list[str] = []
     for guide in dict.fromkeys(record["guide"] for record in records):
         rows = [record for record in records if record["guide"] == guide]
+        if rows[0]["reason"] is not None:
+            refused.append(f"{guide}: {rows[0]['reason']}")
+            continue
         for record in rows[:: max(1, len(rows) // 6)]:
             bound = "≤" if record["family_gap_is_upper_bound"] else ""
             shown.add_row(
@@ -158,27 +195,35 @@ def _show(records: Sequence[dict[str, Any]], console: Console) -> None:
                 bound + three_digits(record["family_gap"], record["family_gap_error"]),
                 three_digits(record["amortization"], record["total_error"] + record["family_gap_error"]),
             )
-    console.print(shown)
+    if shown.row_count:
+        console.print(shown)
+    for line in refused:
+        console.print(line, style="dim", highlight=False)
 
 
 def figure(records: Sequence[dict[str, Any]]) -> Figure:
     """Family gap and amortization gap over x, one panel a guide."""
     from matplotlib.figure import Figure
 
-    from ppl_vi.report.plots import BLUE, DPI, ORANGE, SMALLEST, plain
+    from ppl_vi.report.plots import BLUE, DPI, ORANGE, plain
 
-    guides = list(dict.fromkeys(record["guide"] for record in records))
-    drawn = Figure(figsize=(max(4.0, 3.4 * len(guides)), 3.6), dpi=DPI, layout="constrained")
-    for axes, guide in zip(drawn.subplots(1, len(guides), sharey=True, squeeze=False)[0], guides, strict=True):
+    guides = list(dict.fromkeys(record["guide"] for record in records if record["reason"] is None))
+    across = min(len(guides), MOST_ACROSS)
+    down = -(-len(guides) // across)
+    drawn = Figure(figsize=(max(4.0, 3.4 * across), 0.6 + 3.0 * down), dpi=DPI, layout="constrained")
+    panels = drawn.subplots(down, across, sharey=True, squeeze=False).flatten()
+    for axes in panels[len(guides) :]:
+        axes.set_axis_off()
+    for axes, guide in zip(panels, guides, strict=False):
         rows = [record for record in records if record["guide"] == guide]
         x = [record["x"] for record in rows]
         for name, text, color in (("family_gap", "family", BLUE), ("amortization", "amortization", ORANGE)):
-            axes.plot(x, [max(record[name], SMALLEST) for record in rows], color=color, label=text)
+            axes.plot(x, [max(record[name], FLOOR) for record in rows], color=color, label=text)
         axes.set_yscale("log")
         axes.set_title(guide, fontsize=10)
         axes.set_xlabel("x")
         plain(axes)
-    drawn.axes[0].set_ylabel("gap [nats]")
+    drawn.supylabel(f"gap [nats] (below {FLOOR:g}: drawn there)", fontsize=10)
     drawn.axes[0].legend(frameon=False, fontsize=9)
     drawn.suptitle("What the family can't do, and what one encoder for all x adds", fontsize=11)
     return drawn

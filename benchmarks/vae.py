@@ -57,6 +57,7 @@ BOUNDS = {  # and their standard errors
     "prior_kl": "prior_kl_std_error",
 }
 LEVELS = {"digits": 17, "mnist": 256}  # of grey, for dequantisation
+OTHER_LEVELS = 256
 BINARISE_SEED = 7
 
 
@@ -202,7 +203,7 @@ def _checked(arguments: argparse.Namespace) -> list[str]:
 def _data(arguments: argparse.Namespace) -> tuple[Images, torch.Tensor, torch.Tensor]:
     from models.images import binarise, dequantise, load
 
-    levels = LEVELS.get(arguments.data, 256)
+    levels = LEVELS.get(arguments.data, OTHER_LEVELS)
     try:
         images = load(arguments.data, data_dir=arguments.data_dir)
         if arguments.likelihood == "bernoulli":
@@ -432,11 +433,19 @@ def _heading(guide: str, split: str, trained: Trained, arguments: argparse.Names
         "split": split,
         "guide": guide,
         "likelihood": arguments.likelihood,
+        "preparation": _preparation(arguments),
         "sigma": _sigma(trained.module),
         "latent_dim": arguments.latent_dim,
         "alpha": arguments.alpha,
         "alpha_warmup": arguments.alpha_warmup,
     }
+
+
+def _preparation(arguments: argparse.Namespace) -> str:
+    """What was done to the pixels."""
+    if arguments.likelihood == "gaussian":
+        return f"{LEVELS.get(arguments.data, OTHER_LEVELS)} grey levels dequantised to [0, 1]"
+    return "binarised once" if arguments.binarise == "fixed" else "binarised, those of training anew each epoch"
 
 
 def _training(trained: Trained, arguments: argparse.Namespace) -> dict[str, Any]:

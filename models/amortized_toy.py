@@ -1,12 +1,13 @@
 """The toy model with an encoder: x -> the parameters of a guide for z, one network for all x.
 
-The model is that of `models.exponential_normal`. The guide is any mean-field form of `ppl_vi.guides.POSITIVE`; its
-parameters come out of the network in unconstrained space, each added to what the form would start from.
+The model is that of `models.exponential_normal`. The guide is of any family that can be fitted to it, ours, Pyro's
+autoguides or the user's: as a pure function of its flat unconstrained parameters it needs no change to take them, for
+each x its own, from a network.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pyro
 import pyro.distributions as dist
@@ -14,38 +15,49 @@ import pyro.poutine as poutine
 import torch
 from pyro.nn import PyroModule
 from torch import Tensor
-from torch.distributions import transform_to
+from torch.func import vmap
 
 from models.vae import perceptron
-from ppl_vi.guides.mean_field import Form
+from ppl_vi.guides import Family
+from ppl_vi.svi.pure import Program
+from ppl_vi.svi.randomness import pseudo_random
+from ppl_vi.svi.result import finished
+from ppl_vi.svi.start import build_guide
+from ppl_vi.svi.support import mismatch
+from ppl_vi.target import Target
 
 UNIT = 3.0  # of x, for the network's input
+
+Law = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class AmortizedToy(PyroModule):
     """Model and guide of a batch of observations, for `ppl_vi.svi.amortized.train`.
 
     Args:
-        form: the guide's family.
+        target: one problem, whose mode and curvature the guides of all x start from.
+        family: the guide's.
         hidden: widths of the encoder's layers.
+
+    Raises:
+        ValueError: the family's members can't be amortized: they have no density, or one with mass where the model has
+            none, or their draws have no path for gradients.
     """
 
-    def __init__(self, form: Form, hidden: Sequence[int] = (64, 64)) -> None:
+    def __init__(self, target: Target, family: Family, hidden: Sequence[int] = (64, 64)) -> None:
         super().__init__()
-        self.form = form
-        start = form.initial(torch.tensor(0.0), torch.tensor(0.5))
-        self.shapes = {name: value.shape for name, value in start.items()}
-        unconstrained = [transform_to(form.constraints[name]).inv(start[name]).reshape(-1) for name in self.shapes]
-        self.register_buffer("start", torch.cat(unconstrained))
-        self.encoder = perceptron([1, *hidden, len(self.start)])
+        guide = finished(build_guide(family, target), target, 0)
+        program = Program(target, guide)
+        complaint = mismatch(target, guide) or program.unsupported_density() or program.missing_path()
+        if complaint:
+            raise ValueError(complaint)
+        self._law = _law(program)
+        self.register_buffer("start", program.initial.clone())
+        self.encoder = perceptron([1, *hidden, program.layout.size])
 
-    def unconstrained(self, x: Tensor) -> dict[str, Tensor]:
-        """The guide's parameters in unconstrained space: `(B,)` to `(B, *shape)` each."""
-        flat = self.start + self.encoder(x[:, None] / UNIT)
-        parts = flat.split([shape.numel() for shape in self.shapes.values()], -1)
-        return {
-            name: part.reshape(len(x), *shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
-        }
+    def theta(self, x: Tensor) -> Tensor:
+        """The guide's parameters as one vector: `(B,)` to `(B, P)`."""
+        return self.start + self.encoder(x[:, None] / UNIT)
 
     def model(self, x: Tensor, num_data: int | None = None, alpha: float = 1.0) -> None:
         """Observations `(M,)` out of `num_data`."""
@@ -55,9 +67,24 @@ class AmortizedToy(PyroModule):
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
     def guide(self, x: Tensor, num_data: int | None = None, alpha: float = 1.0) -> None:
-        """q(z | x)."""
+        """q(z | x): a draw that carries its log density, along which gradients flow."""
         pyro.module("encoder", self.encoder)
-        values = self.unconstrained(x)
-        constrained = {name: transform_to(self.form.constraints[name])(value) for name, value in values.items()}
+        with poutine.block():  # the one problem's own sites are no one else's
+            z, log_guide = self._law(self.theta(x), x)
         with pyro.plate("data", num_data or len(x), subsample_size=len(x)), poutine.scale(scale=alpha):
-            pyro.sample("z", self.form.distribution(**constrained))
+            pyro.sample("z", dist.Delta(z, log_density=log_guide))
+
+
+def _law(program: Program) -> Law:
+    """Draws z of members theta `(M, P)` for observations `(M,)`, and log q there, `(M,)` each.
+
+    A function, for a module that holds it is copied for training, and a program is not.
+    """
+    name = program.target.latents[0].name
+
+    def law(theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        noise = pseudo_random(program.latent_draws, (len(x),), torch.default_generator)
+        latents, log_guide = vmap(lambda one, row, drawn: program.drawn(one, (row,), drawn))(theta, x, noise)
+        return latents[name], log_guide
+
+    return law

@@ -72,6 +72,7 @@ def test_json_alone_goes_to_standard_output(tmp_path: Path, capsys: pytest.Captu
     assert shown.out == (tmp_path / "records.json").read_text()
     assert len(strict(shown.out)) == 2
     assert "active units" in shown.err  # the table
+    assert "of digits, 17 grey levels dequantised to [0, 1], sigma 0.100" in shown.err
     assert not list(tmp_path.glob("*.png"))
 
 

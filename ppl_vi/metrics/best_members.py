@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.func import grad, jacrev, vmap
 
 from ppl_vi.guides.amortized import Head
-from ppl_vi.metrics.entropy import Expansion, affine, coordinates, negative_entropy
+from ppl_vi.metrics.entropy import Expansion, affine, coordinates, negative_entropy, rule_levels
 from ppl_vi.metrics.expectation import Mixture, blocks, log_likelihood_at, num_levels, rule
-from ppl_vi.metrics.starts import candidates
+from ppl_vi.metrics.starts import candidates, mixed
 from ppl_vi.metrics.tiles import MOST_TILES, Gaussians, Tiles, inverted, stein, tiled_elbo
 from ppl_vi.newton import descent_step, predicted_gain
 from ppl_vi.target import LOG_2PI, Target
@@ -25,8 +26,11 @@ ALIKE = 0.01  # nats that two densities of one optimum differ by at most
 RIDGE = 1e-8  # of Fisher's metric, relative to each parameter's own
 MAX_STEPS = 100
 ROUNDS = ((6, 3.0), (6, 1.0), (12, RIVAL), (MAX_STEPS, RIVAL))  # first search: steps, nats its rivals are within
+# of mixtures, which have many optima of nearly one height and starts near them
+MIXED_ROUNDS = ((0, 0.03), (6, 0.01), (12, 0.003), (MAX_STEPS, 0.001))
 LIGHTEST = 0.01  # a component's odds count as if it weighed no less
 SMALL = 128  # tiles of a mixture's component on the coarsest lattice: only one thin or far too long has more
+WASTED = 1  # levels that a rule may be finer than is due
 COARSE = 2  # the last level for which the coarsest lattice will do
 
 
@@ -76,7 +80,7 @@ def best_members(
     tiles = Tiles(target) if tiles is None else tiles
     if tiles.target is not target:
         raise ValueError(f"the tiles are of target '{tiles.target.name}', not of '{target.name}'")
-    found, index = candidates(tiles, head, local.detach())
+    found, index = candidates(tiles, head, given[:, 0]) if head.num_components == 1 else mixed(tiles, head, given)
     everyone = torch.arange(len(local), device=local.device)
     theta = torch.cat([given.flatten(0, 1), found])
     index = torch.cat([everyone.repeat_interleave(given.shape[1]), index])
@@ -114,7 +118,7 @@ def _rough(tiles: Tiles, head: Head, theta: Tensor, index: Tensor) -> tuple[Tens
 
     Climbs that have met, and those that fell far behind, are dropped between the rounds.
     """
-    for steps, within in ROUNDS:
+    for steps, within in ROUNDS if head.num_components == 1 else MIXED_ROUNDS:
         theta, climb = ascend(tiles, head, theta, index, 0, ROUGH, steps)
         kept = _rivals(head, theta, index, climb.value, within)
         theta, index = theta[kept], index[kept]
@@ -156,6 +160,7 @@ def _polish(tiles: Tiles, head: Head, theta: Tensor, index: Tensor) -> tuple[Ten
         The optima that are left, the problem of each, and what a further step promises by the last rule or the
         next, `(M,)`, nats.
     """
+    behind = RIVAL / 10 if head.num_components == 1 else MIXED_ROUNDS[-1][1]
     value, promise = torch.zeros_like(theta[:, 0]), torch.full_like(theta[:, 0], torch.inf)
     settled = torch.zeros_like(index, dtype=torch.bool)
     for level in range(2, num_levels(tiles.dim) - 1):
@@ -166,11 +171,40 @@ def _polish(tiles: Tiles, head: Head, theta: Tensor, index: Tensor) -> tuple[Ten
         gains = [predicted_gain(gradient, climb.hessian) for gradient in (climb.gradient, finer.gradient)]
         promise = promise.index_copy(0, pending, torch.maximum(*gains))
         settled = promise <= SETTLED * value.abs().clamp(min=1)
-        kept = _rivals(head, theta, index, value, RIVAL * 0.1 ** (level - 1))
+        kept = _rivals(head, theta, index, value, behind * 0.1 ** (level - 2))
         theta, index, value, promise, settled = (part[kept] for part in (theta, index, value, promise, settled))
         if bool(settled.all()):
             break
     return theta, index, promise
+
+
+class Rules(NamedTuple):
+    """By which rules the ELBO of each of `N` mixtures is summed: as fine as its components are narrow."""
+
+    lattice: Tensor  # (N, K), of log p(x | z) under each component
+    entropy: Tensor  # (N, K), of log q
+
+    @classmethod
+    def of(cls, mixture: Mixture, level: int) -> Rules:
+        """Those of a level."""
+        lattice = Tiles.levels(Gaussians.of(mixture, mixture.locs[:, 0, 0]), max(level - COARSE, 0))
+        return cls(lattice.reshape(mixture.locs.shape[:2]), rule_levels(mixture, max(level, 1)))
+
+    def rows(self, index: Tensor) -> Rules:
+        """Some of them."""
+        return Rules(self.lattice[index], self.entropy[index])
+
+    def fitted(self, due: Rules) -> Rules:
+        """Those that are `due` where these are coarser, or too fine to be worth it."""
+        parts = (
+            torch.where((part < other) | (part > other + WASTED), other, part)
+            for part, other in zip(self, due, strict=True)
+        )
+        return Rules(*parts)
+
+    def differs(self, other: Rules) -> Tensor:
+        """`(N,)`."""
+        return (self.lattice != other.lattice).any(-1) | (self.entropy != other.entropy).any(-1)
 
 
 @dataclass
@@ -183,6 +217,7 @@ class Climb:
         hessian: likewise, `(N, P, P)`.
         metric: Cholesky factor of the Fisher information, `(N, P, P)`.
         converged: whether a further step promises less than the tolerance, `(N,)`.
+        rules: by which they were computed.
     """
 
     value: Tensor
@@ -190,11 +225,19 @@ class Climb:
     hessian: Tensor
     metric: Tensor
     converged: Tensor
+    rules: Rules
 
-    def put(self, rows: Tensor, other: Climb, taken: Tensor) -> None:
-        """Overwrites the rows of which `taken` is true."""
+    def put(self, rows: Tensor, other: Climb) -> None:
+        """Overwrites some rows."""
         for name in ("value", "gradient", "hessian", "metric"):
-            getattr(self, name)[rows[taken]] = getattr(other, name)[taken]
+            getattr(self, name)[rows] = getattr(other, name)
+        for part, new in zip(self.rules, other.rules, strict=True):
+            part[rows] = new
+
+    def rows(self, index: Tensor) -> Climb:
+        """Some of them."""
+        value, gradient, hessian = self.value[index], self.gradient[index], self.hessian[index]
+        return Climb(value, gradient, hessian, self.metric[index], self.converged[index], self.rules.rows(index))
 
 
 def ascend(
@@ -226,7 +269,6 @@ def ascend(
     for _ in range(max_steps):
         gain = predicted_gain(climb.gradient, climb.hessian)
         climb.converged = gain <= tolerance + noise * climb.value.abs()
-        # a radius so small means that the rule itself jumps there, as where a Gaussian's lattice becomes the next finer
         active = (~climb.converged & gain.isfinite() & (radius.square() > tolerance)).nonzero()[:, 0]
         if not len(active):
             break
@@ -234,22 +276,45 @@ def ascend(
         step = descent_step(gradient, curvature, radius[active])
         promised = -(step * gradient).sum(-1) - (step * (curvature @ step[..., None]).squeeze(-1)).sum(-1) / 2
         own = torch.linalg.solve_triangular(climb.metric[active].mT, step[..., None], upper=True).squeeze(-1)
-        trial = _look(tiles, head, theta[active] + own, index[active], level)
+        # by the same rule as the point it leaves: the two sums differ by the step alone
+        trial = _look(tiles, head, theta[active] + own, index[active], level, rules=climb.rules.rows(active))
         rise = trial.value - climb.value[active] + noise * climb.value[active].abs()
         usable = trial.gradient.isfinite().all(-1) & trial.hessian.isfinite().all(-1).all(-1)
         better = usable & (rise >= 0.1 * promised.clamp(min=0))
         length = torch.linalg.vector_norm(step, dim=-1)
         radius[active] = torch.where(better, torch.maximum(radius[active], 2 * length), length / 4)
         theta[active[better]] += own[better]
-        climb.put(active, trial, better)
+        climb.put(active[better], trial.rows(better.nonzero()[:, 0]))
+        if bool(better.any()):
+            _refit(tiles, head, theta, index, level, climb, active[better])
     return theta, climb
 
 
+def _refit(tiles: Tiles, head: Head, theta: Tensor, index: Tensor, level: int, climb: Climb, moved: Tensor) -> None:
+    """Looks again, by the rules that are due, from where components have become too narrow or wide for theirs."""
+    rules = climb.rules.rows(moved).fitted(Rules.of(Mixture(*head.components(theta[moved])), level))
+    wrong = rules.differs(climb.rules.rows(moved)).nonzero()[:, 0]
+    if len(wrong):
+        rows = moved[wrong]
+        climb.put(rows, _look(tiles, head, theta[rows], index[rows], level, rules=rules.rows(wrong)))
+
+
 @torch.no_grad()
-def _look(tiles: Tiles, head: Head, theta: Tensor, index: Tensor, level: int, curved: bool = True) -> Climb:
+def _look(
+    tiles: Tiles,
+    head: Head,
+    theta: Tensor,
+    index: Tensor,
+    level: int,
+    curved: bool = True,
+    *,
+    rules: Rules | None = None,
+) -> Climb:
     """Value, and gradient and Hessian of minus the ELBO in Fisher's units; the Hessian is 0 if not `curved`."""
     base = Mixture(*head.components(theta))
-    entropy, energy = negative_entropy(base, max(level, 1), curved), _energy(tiles, base, index, level, curved)
+    rules = Rules.of(base, level) if rules is None else rules
+    entropy = negative_entropy(base, max(level, 1), curved, levels=rules.entropy)
+    energy = _energy(tiles, base, index, level, rules.lattice, curved)
     value, slope, curvature = (part - other for part, other in zip(entropy, energy, strict=True))
 
     def point(theta: Tensor) -> Tensor:
@@ -275,7 +340,7 @@ def _look(tiles: Tiles, head: Head, theta: Tensor, index: Tensor, level: int, cu
     second = torch.linalg.solve_triangular(root, half.mT, upper=False)
     nan = torch.full_like(gradient, torch.nan)
     gradient = torch.where(usable[:, None], gradient, nan)
-    return Climb(-value, gradient, (second + second.mT) / 2, root, torch.zeros_like(usable))
+    return Climb(-value, gradient, (second + second.mT) / 2, root, torch.zeros_like(usable), rules)
 
 
 def _fisher(base: Mixture, chart: Tensor) -> Tensor:
@@ -302,9 +367,9 @@ def _fisher(base: Mixture, chart: Tensor) -> Tensor:
     )
 
 
-def _energy(tiles: Tiles, base: Mixture, index: Tensor, level: int, curved: bool) -> Expansion:
+def _energy(tiles: Tiles, base: Mixture, index: Tensor, level: int, lattice: Tensor, curved: bool) -> Expansion:
     """E_q[log p(x, z)]."""
-    value, slope, curvature = _moments(tiles, base, index, level, curved)
+    value, slope, curvature = _moments(tiles, base, index, level, lattice, curved)
     at, num = affine(base).flatten(2), base.locs.shape[1]
     size = at.shape[-1]
     each = at.new_zeros(*at.shape[:2], 1 + size, 1 + size)
@@ -321,7 +386,9 @@ def _energy(tiles: Tiles, base: Mixture, index: Tensor, level: int, curved: bool
     return Expansion(each[..., 0, 0].sum(-1), slopes, whole)
 
 
-def _moments(tiles: Tiles, base: Mixture, index: Tensor, level: int, curved: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _moments(
+    tiles: Tiles, base: Mixture, index: Tensor, level: int, lattice: Tensor, curved: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """E[f], E[grad f (1, e)'] and E[Hess f x (1, e) (1, e)'] of f = log p(x | z) under each component.
 
     Shapes `(N, K)`, `(N, K, D, 1 + D)` and `(N, K, D, 1 + D, D, 1 + D)`; the last is 0 if not `curved`.
@@ -330,7 +397,7 @@ def _moments(tiles: Tiles, base: Mixture, index: Tensor, level: int, curved: boo
     gaussians = Gaussians.of(base, index)
     finer = max(level - COARSE, 0)
     most = MOST_TILES if base.locs.shape[1] == 1 else min(SMALL << tiles.dim * finer, MOST_TILES)
-    value, sums = tiles.moments(gaussians, finer, degree, most)
+    value, sums = tiles.moments(gaussians, lattice.flatten(), degree, most)
     inverse = inverted(gaussians.tril)
     first, second = (part.to(base.locs) for part in stein(tiles.dim, degree))
     slope = torch.einsum("mia,mk,kic->mac", inverse, sums, first)

@@ -65,7 +65,7 @@ def coordinates(mixture: Mixture) -> Tensor:
     return torch.cat([mixture.log_weights, affine(mixture).flatten(-3)], -1)
 
 
-def negative_entropy(mixture: Mixture, level: int, curved: bool = True) -> Expansion:
+def negative_entropy(mixture: Mixture, level: int, curved: bool = True, *, levels: Tensor | None = None) -> Expansion:
     """E_q[log q], nats, by rules, and the derivatives of that very sum.
 
     Where a component sees narrower ones its rule is as much finer: else a search for the best mixture would hide
@@ -75,9 +75,11 @@ def negative_entropy(mixture: Mixture, level: int, curved: bool = True) -> Expan
         mixture: `N` of them.
         level: of the rule of components that are all of one width.
         curved: whether the second derivatives are wanted; they are 0 otherwise.
+        levels: of each component's rule, `(N, K)`; those of `rule_levels` by default.
     """
     moves = _moves(mixture)
-    sums = _sums(mixture, moves.white, level, curved)
+    levels = rule_levels(mixture, level) if levels is None else levels
+    sums = _sums(mixture, moves.white, level, levels, curved)
     first, second = _products(mixture.locs.shape[-1])
     share, twice = mixture.log_weights.exp(), sums.second[..., first, second]
     each = torch.einsum("nk,nkju,nkjup->nkp", share, twice, moves.log_density)
@@ -103,21 +105,27 @@ def _rule(level: int, finer: int, dim: int) -> tuple[Tensor, Tensor]:
     return nodes[kept], weights[kept] / weights[kept].sum()
 
 
-def _levels(white: Tensor, level: int) -> Tensor:
+def rule_levels(mixture: Mixture, level: int) -> Tensor:
     """The level of each component's rule, `(N, K)`: the spacing shrinks as the narrowest component does, by powers of
-    `1 / sqrt(2)`."""
-    dim = white.shape[-2]
-    if white.shape[1] == 1:
-        return torch.zeros(white.shape[:2], dtype=torch.long, device=white.device)  # log q is quadratic
-    matrix = torch.where(white.isfinite(), white, 1.0)[..., 1:]
+    `1 / sqrt(2)`.
+
+    Args:
+        mixture: `N` of them.
+        level: of the rule of components that are all of one width.
+    """
+    dim, trils = mixture.locs.shape[-1], mixture.trils
+    if trils.shape[1] == 1:
+        return torch.zeros(trils.shape[:2], dtype=torch.long, device=trils.device)  # log q is quadratic
+    matrix = inverted(trils)[:, None] @ trils[:, :, None]
+    matrix = torch.where(matrix.isfinite(), matrix, 1.0)
     # Schatten's 4-norm: the largest singular value, and no more than D^(1/4) times it
     stretch = (matrix.mT @ matrix).square().sum((-2, -1)).amax(-1).log2() / 4
     return (level + (2 * stretch - math.log2(dim) / 2).ceil().clamp(min=0)).clamp(max=num_levels(dim) - 1).long()
 
 
-def _sums(mixture: Mixture, white: Tensor, level: int, curved: bool) -> Sums:
+def _sums(mixture: Mixture, white: Tensor, level: int, levels: Tensor, curved: bool) -> Sums:
     """Over the nodes of each component; those of four coordinates are 0 if not `curved`."""
-    dim, levels = mixture.locs.shape[-1], _levels(white, level)
+    dim = mixture.locs.shape[-1]
     log_scale = torch.diagonal(mixture.trils, dim1=-2, dim2=-1).log().sum(-1)
     constant = (mixture.log_weights - log_scale - dim * LOG_2PI / 2)[:, None].expand(white.shape[:3])
     white, constant, flat = white.flatten(0, 1), constant.flatten(0, 1), levels.flatten()

@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from ppl_vi.guides.amortized import Head
+from ppl_vi.guides.amortized.full import Full
 from ppl_vi.metrics.expectation import Mixture, decoded_of, log_likelihood_at
+from ppl_vi.metrics.matching import matched, padded
 from ppl_vi.metrics.tiles import Tiles, rough_elbo
 from ppl_vi.newton import minimize
 from ppl_vi.target import LOG_2PI, Target
@@ -51,6 +53,36 @@ def candidates(tiles: Tiles, head: Head, local: Tensor) -> tuple[Tensor, Tensor]
     gain = rough_elbo(tiles, head, laplace, index) - rough_elbo(tiles, head, simple, index)
     better = usable & (gain > 0)  # comparison with nan is false
     return torch.where(better[:, None], laplace, simple), index
+
+
+def mixed(tiles: Tiles, head: Head, given: Tensor) -> tuple[Tensor, Tensor]:
+    """Local parameters of mixtures matched to each posterior, from which to maximise the ELBO.
+
+    Args:
+        tiles: of the target.
+        head: a family of mixtures.
+        given: the encoder's members and, last, the nearest that is known, `(B, M, num_outputs)`; `candidates` adds the
+            hills that these don't see.
+
+    Returns:
+        Starts `(B, num_outputs)` and the problem of each, `(B,)`.
+    """
+    num, simple = len(given), Full(tiles.dim)
+    everyone = torch.arange(num, device=given.device)
+    one = simple.packed(*_spread(Mixture(*head.components(given))))
+    found, index = candidates(tiles, simple, one[:, 0])
+    found, index = torch.cat([one[:, -1], found]), torch.cat([everyone, index])
+    gaussians = Mixture(*simple.components(found))
+    hills = padded(torch.zeros_like(found[:, 0]), gaussians.locs[:, 0], gaussians.trils[:, 0], index, num)
+    return head.holding(*matched(tiles.target, hills, head.num_components)), everyone
+
+
+def _spread(mixture: Mixture) -> tuple[Tensor, Tensor]:
+    """Mean `(..., D)` and the covariance's Cholesky factor `(..., D, D)`."""
+    share, loc = mixture.log_weights.exp()[..., None], mixture.mean()
+    away = mixture.locs - loc[..., None, :]
+    each = mixture.trils @ mixture.trils.mT + away[..., :, None] * away[..., None, :]
+    return loc, torch.linalg.cholesky((share[..., None] * each).sum(-3))
 
 
 def _laplace(target: Target, head: Head, loc: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:

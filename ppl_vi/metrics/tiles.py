@@ -111,12 +111,25 @@ class Tiles:
         self._place = torch.empty_like(self._keys)  # of each key's tile in `_values`
         self._values = self._inner.new_empty(0, len(self._inner))
 
-    def moments(self, gaussians: Gaussians, finer: int, degree: int, most: int = MOST_TILES) -> tuple[Tensor, Tensor]:
+    @staticmethod
+    def levels(gaussians: Gaussians, finer: int) -> Tensor:
+        """The lattice of each: its spacing is 2^-level, `(M,)`; nan where the covariance is no such matrix."""
+        covariance = gaussians.tril @ gaussians.tril.mT
+        finite = covariance.isfinite().all(-1).all(-1)
+        eye = torch.eye(covariance.shape[-1]).to(covariance)
+        smallest = torch.linalg.eigvalsh(torch.where(finite[:, None, None], covariance, eye))[:, 0]
+        known = finite & (smallest > 0)
+        level = (-(WIDEST * torch.where(known, smallest, 1.0).sqrt()).log2()).ceil() + finer
+        return torch.where(known, level, torch.nan)
+
+    def moments(
+        self, gaussians: Gaussians, level: Tensor, degree: int, most: int = MOST_TILES
+    ) -> tuple[Tensor, Tensor]:
         """E[f] and E[(f - E[f]) e^a] for every monomial e^a of `monomials(D, degree)`.
 
         Args:
             gaussians: `M` of them.
-            finer: how often the coarsest lattice is halved.
+            level: of each one's lattice, `levels`.
             degree: of the monomials.
             most: tiles in the box around a Gaussian.
 
@@ -124,15 +137,15 @@ class Tiles:
             `(M,)` and `(M, A)`; nan where a Gaussian is too thin or too far out for the lattices.
         """
         size = 1 + len(monomials(self.dim, degree))
-        found = self._over(gaussians, finer, size, lambda f, noise, total: _moments(f, noise, total, degree), most)
+        found = self._over(gaussians, level, size, lambda f, noise, total: _moments(f, noise, total, degree), most)
         return found[:, 0], found[:, 1:]
 
-    def expect(self, gaussians: Gaussians, finer: int) -> tuple[Tensor, Tensor]:
+    def expect(self, gaussians: Gaussians, level: Tensor) -> tuple[Tensor, Tensor]:
         """E[f] and how far the lattice's 2^D sub-lattices, of twice the spacing, lie from it, `(M,)` each.
 
         Args:
             gaussians: `M` of them.
-            finer: how often the coarsest lattice is halved.
+            level: of each one's lattice, `levels`.
         """
 
         def means(f: Tensor, noise: Tensor, total: Total) -> Tensor:
@@ -141,15 +154,15 @@ class Tiles:
             mean = sums.sum(-1) / masses.sum(-1)
             return torch.stack([mean, (sums / masses - mean[:, None]).abs().amax(-1)], -1)
 
-        found = self._over(gaussians, finer, 2, means)
+        found = self._over(gaussians, level, 2, means)
         return found[:, 0], found[:, 1]
 
     @torch.no_grad()
     def _over(
-        self, gaussians: Gaussians, finer: int, size: int, integrate: Integrate, most: int = MOST_TILES
+        self, gaussians: Gaussians, level: Tensor, size: int, integrate: Integrate, most: int = MOST_TILES
     ) -> Tensor:
         """What `integrate` makes of each Gaussian, `(M, size)`; nan where there are no tiles."""
-        spacing, first, count, usable = self._boxes(gaussians, finer, most)
+        spacing, first, count, usable = self._boxes(gaussians, level, most)
         out = gaussians.loc.new_full((len(usable), size), torch.nan)
         for rows in _groups(usable.nonzero()[:, 0], count.prod(-1), PAIRS):
             few, width = gaussians.rows(rows), spacing[rows]
@@ -167,20 +180,16 @@ class Tiles:
                 out[rows[part]] = integrate(self._values[place[pairs]], noise, total)
         return out
 
-    def _boxes(self, gaussians: Gaussians, finer: int, most: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _boxes(self, gaussians: Gaussians, level: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Each Gaussian's spacing `(M,)`, the first tile and the number of tiles of its box `(M, D)`, and whether they
         can be had `(M,)`."""
-        covariance = gaussians.tril @ gaussians.tril.mT
-        usable = covariance.isfinite().all(-1).all(-1) & gaussians.loc.isfinite().all(-1)
-        covariance = torch.where(usable[:, None, None], covariance, torch.eye(self.dim).to(covariance))
-        smallest = torch.linalg.eigvalsh(covariance)[:, 0]
-        usable &= smallest > 0
-        level = (-(WIDEST * torch.where(usable, smallest, 1.0).sqrt()).log2()).ceil() + finer
-        usable &= (level >= -LEVELS // 2) & (level < LEVELS // 2)
-        spacing = torch.exp2(-level.clamp(-LEVELS // 2, LEVELS // 2))
+        scale = torch.linalg.vector_norm(gaussians.tril, dim=-1)
+        usable = (level >= -LEVELS // 2) & (level < LEVELS // 2)  # false of nan
+        usable &= scale.isfinite().all(-1) & gaussians.loc.isfinite().all(-1)
+        loc, scale = (torch.where(usable[:, None], part, 1.0) for part in (gaussians.loc, scale))
+        spacing = torch.exp2(-torch.where(usable, level, 0.0))
         width = self.side * spacing[:, None]
-        reach = REACH * torch.diagonal(covariance, dim1=-2, dim2=-1).sqrt()
-        first, last = ((gaussians.loc - reach) / width).floor(), ((gaussians.loc + reach) / width).floor()
+        first, last = ((loc - REACH * scale) / width).floor(), ((loc + REACH * scale) / width).floor()
         count = last - first + 1
         usable &= count.prod(-1) <= most
         usable &= (torch.maximum(first.abs(), last.abs()) < 2.0 ** (BITS[self.dim] - 1)).all(-1)
@@ -300,7 +309,8 @@ def _powers(part: Tensor, e: Tensor, degree: int) -> list[Tensor]:
 def rough_elbo(tiles: Tiles, head: Head, local: Tensor, index: Tensor) -> Tensor:
     """The ELBO of each row by the coarsest lattice, `(N,)`, nats, to compare rows by; see `tiled_elbo`."""
     mixture = Mixture(*head.components(local))
-    value, _ = tiles.moments(Gaussians.of(mixture, index), 0, 0)
+    gaussians = Gaussians.of(mixture, index)
+    value, _ = tiles.moments(gaussians, tiles.levels(gaussians, 0), 0)
     value = (mixture.log_weights.exp() * value.reshape(mixture.log_weights.shape)).sum(-1) - mixture.prior_kl(0)
     lost = value.isnan().nonzero()[:, 0]
     if len(lost):
@@ -324,19 +334,20 @@ def tiled_elbo(tiles: Tiles, head: Head, local: Tensor, index: Tensor, tolerance
         tolerance: relative to max(1, |E[log p(x | z)]|).
     """
     mixture = Mixture(*head.components(local))
-    shape = mixture.log_weights.shape
-    value, spread = local.new_full(shape, torch.nan), local.new_full(shape, torch.inf)
-    pending = torch.arange(len(local), device=local.device)
+    share, each = mixture.log_weights.exp(), Gaussians.of(mixture, index)
+    value, spread = local.new_full((share.numel(),), torch.nan), local.new_full((share.numel(),), torch.inf)
+    pending = torch.arange(share.numel(), device=local.device)
     for finer in range(1, MOST_FINER + 1):
-        gaussians = Gaussians.of(mixture.rows(pending), index[pending])
-        value[pending], spread[pending] = (part.reshape(-1, shape[1]) for part in tiles.expect(gaussians, finer))
-        known = (spread <= tolerance * value.abs().clamp(min=1)).all(-1)
-        pending = pending[~known[pending] & spread[pending].isfinite().all(-1)]
+        gaussians = each.rows(pending)
+        value[pending], spread[pending] = tiles.expect(gaussians, tiles.levels(gaussians, finer))
+        known = share.flatten() * spread <= tolerance * value.abs().clamp(min=1)
+        pending = pending[~known[pending] & spread[pending].isfinite()]
         if not len(pending):
             break
-    share, kl = mixture.log_weights.exp(), settled_prior_kl(mixture, tolerance)
+    value, spread, known = (part.reshape(share.shape) for part in (value, spread, known))
+    kl = settled_prior_kl(mixture, tolerance)
     out = Elbo((share * value).sum(-1) - kl.value, (share * spread).sum(-1) + kl.error)
-    left = (~known).nonzero()[:, 0]
+    left = (~known.all(-1)).nonzero()[:, 0]
     if len(left):
         ruled = elbo(tiles.target, head, local[left], index=index[left], tolerance=tolerance)
         better = ~(out.error[left] <= ruled.error)

@@ -25,6 +25,7 @@ NUM_ROWS = 10  # of reconstructions, samples and traversals
 NUM_WORST = 6
 SMALLEST = 1e-4  # nats: smaller gaps are drawn as this
 CIRCLE = np.linspace(0, 2 * np.pi, 100)
+PALE = 0.05  # weight of a component, of the heaviest's, that the frame need not hold
 RADII = (1.0, 2.0)  # of a Gaussian's ellipses, in standard deviations
 
 
@@ -101,7 +102,8 @@ def manifold(portrait: Portrait) -> Figure:
     tiles = portrait.decoded(z).reshape(NUM_TILES, NUM_TILES, *portrait.shape)
     figure = Figure(figsize=(6, 6.3), dpi=DPI, layout="constrained")
     axes = figure.subplots()
-    _picture(axes, tiles.transpose(0, 2, 1, 3).reshape(NUM_TILES * portrait.shape[0], -1))
+    apart = np.pad(tiles, [(0, 0), (0, 0), (1, 0), (1, 0)])  # a line between the images
+    _picture(axes, apart.transpose(0, 2, 1, 3).reshape(NUM_TILES * (portrait.shape[0] + 1), -1))
     axes.set_title(f"{portrait.guide}: the decoder over the prior's quantiles", fontsize=11)
     return figure
 
@@ -180,7 +182,8 @@ def worst_points(portrait: Portrait) -> Figure:
         _posterior(axes, portrait, int(index))
     figure.suptitle(
         f"{portrait.guide}, {portrait.split}: the largest gaps. Grey: the true posterior; "
-        "dashed red: the encoder's q; blue: the family's best",
+        "dashed red: the encoder's q; blue: the family's best"
+        + ("; the paler, the lighter a component" if portrait.head.num_components > 1 else ""),
         fontsize=10,
     )
     return figure
@@ -188,7 +191,7 @@ def worst_points(portrait: Portrait) -> Figure:
 
 def _posterior(axes: Axes, portrait: Portrait, index: int) -> None:
     encoder, best = (_gaussians(portrait.head, local[index]) for local in (portrait.local, portrait.best))
-    corners = np.concatenate([curve.reshape(-1, 2) for curve in (*encoder, *best)])
+    corners = np.concatenate([curve for curve, weight in (*encoder, *best) if weight > PALE])
     low, high = corners.min(0), corners.max(0)
     middle, half = (low + high) / 2, 0.75 * float((high - low).max()) + 0.1
     sides = [np.linspace(m - half, m + half, 161) for m in middle]
@@ -197,10 +200,10 @@ def _posterior(axes: Axes, portrait: Portrait, index: int) -> None:
     point = {portrait.target.latents[0].name: torch.from_numpy(z.reshape(1, -1, 2))}
     log_density = rows.log_joint(point).cpu().numpy().reshape(161, 161)
     axes.contourf(*sides, np.exp(log_density - log_density.max()), levels=12, cmap="Greys")
-    for curve in encoder:
-        axes.plot(*curve.T, color=VERMILION, linestyle="--", linewidth=1.2)
-    for curve in best:
-        axes.plot(*curve.T, color=BLUE, linewidth=1.2)
+    for curve, weight in encoder:
+        axes.plot(*curve.T, color=VERMILION, linestyle="--", linewidth=1.2, alpha=weight)
+    for curve, weight in best:
+        axes.plot(*curve.T, color=BLUE, linewidth=1.2, alpha=weight)
     card = portrait.card
     best_gap = three_digits(card.approximation[index], card.approximation_error[index])
     encoder_gap = three_digits(card.amortization[index], card.amortization_error[index])
@@ -210,11 +213,14 @@ def _posterior(axes: Axes, portrait: Portrait, index: int) -> None:
     axes.tick_params(labelsize=8)
 
 
-def _gaussians(head: Head, local: Tensor) -> list[np.ndarray]:
-    """Ellipses of a two-dimensional head's components, `(100, 2)` each."""
-    _, locs, trils = (part.cpu().numpy() for part in head.components(local))
+def _gaussians(head: Head, local: Tensor) -> list[tuple[np.ndarray, float]]:
+    """Ellipses of a two-dimensional head's components, `(100, 2)` each, and their weights, of the heaviest's."""
+    log_weights, locs, trils = (part.cpu().numpy() for part in head.components(local))
+    weights = np.exp(log_weights - log_weights.max())
     circle = np.stack([np.cos(CIRCLE), np.sin(CIRCLE)], -1)
-    return [loc + radius * circle @ tril.T for loc, tril in zip(locs, trils, strict=True) for radius in RADII]
+    radii = RADII if len(weights) == 1 else RADII[:1]  # of many components the outer ones hide each other
+    each = zip(locs, trils, weights, strict=True)
+    return [(loc + radius * circle @ tril.T, float(weight)) for loc, tril, weight in each for radius in radii]
 
 
 def training_curves(trained: dict[str, Trained]) -> Figure:

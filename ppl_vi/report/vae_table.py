@@ -63,15 +63,21 @@ def as_text(records: Sequence[Record]) -> str:
 
 
 def _table(record: Record) -> Table:
-    title = f"{record['guide']}, {record['split']}: {record['num_certified']} data points of {record['data']}"
+    title = f"{record['guide']}, {record['split']}: {record['num_certified']} data points of {_data(record)}"
     shown = _empty(title, HEADINGS)
     for text, name in ROWS:
         shown.add_row(text, *_cells(record, name))
     return shown
 
 
+def _data(record: Record) -> str:
+    """What was modelled: a density is one in the scale that is stated."""
+    noise = "" if record["sigma"] is None else f", sigma {three_digits(record['sigma'])}"
+    return f"{record['data']}, {record['preparation']}{noise}"
+
+
 def _bounds_table(record: Record) -> Table:
-    title = f"{record['guide']}, {record['split']}: {_averaged(record)} data points of {record['data']}, bounds"
+    title = f"{record['guide']}, {record['split']}: {_averaged(record)} data points of {_data(record)}, bounds"
     shown = _empty(title, (HEADINGS[0], "± error", *HEADINGS[1:]))
     for text, name in BOUNDS:
         if record[name] is None:

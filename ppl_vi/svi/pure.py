@@ -233,6 +233,22 @@ class Program:
             trace = self.guide_trace(theta, row, noise)
         return {site.name: trace.nodes[site.name]["value"] for site in self.target.latents}
 
+    def drawn(self, theta: Tensor, row: tuple[Tensor, ...], noise: tuple[Tensor, ...]) -> tuple[Latents, Tensor]:
+        """One draw of the latents from the noise of `latent_draws` and log q there, with the path of both, nats."""
+        with whole_plates():
+            trace = self.guide_trace(theta, row, noise)
+        return {site.name: trace.nodes[site.name]["value"] for site in self.target.latents}, _log_guide(trace)
+
+    def missing_path(self) -> str | None:
+        """Which site is drawn without a path for gradients, or None where each has one."""
+        row = self.target.row(0)
+        with isolated(self.target.dtype, seed=0), Recorder():
+            trace = self.call(self.initial, lambda guide: _scored(guide, row))
+        for name, node in guide_sites(trace).items():
+            if not node["fn"].has_rsample:
+                return f"site '{name}' is drawn from a {type(node['fn']).__name__}, without a path for gradients"
+        return None
+
     def model_trace(self, guide_trace: Trace, row: tuple[Tensor, ...], noise: tuple[Tensor, ...]) -> Trace:
         """The model run on the guide's draw, log densities computed."""
         own = noise[self._num_guide_draws :] if self.replayable else ()

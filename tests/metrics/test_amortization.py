@@ -276,11 +276,66 @@ def test_a_mixtures_best_is_no_worse_than_one_gaussians() -> None:
     assert (card.best_elbo - card.best_elbo_by_family["full"]).max() > 0.5
 
 
+def bent_ring(x: Tensor) -> Target:
+    """x = (|z|^2 + z_1 z_2 / 2, z_1 - z_2 / 5) + noise: two bent hills in the plane, one on each side of a line."""
+
+    def mean(z: Tensor) -> Tensor:
+        return torch.stack([z.square().sum(-1) + 0.5 * z[..., 0] * z[..., 1], z[..., 0] - 0.2 * z[..., 1]], -1)
+
+    scales = torch.tensor([0.5, 0.25]).double()
+
+    def model(x: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(torch.zeros(2).double(), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(mean(z), scales).to_event(1), obs=x)
+
+    def log_likelihood(z: Tensor, x: Tensor) -> Tensor:
+        return dist.Normal(mean(z), scales).log_prob(x[:, None]).sum(-1)
+
+    def ceiling(x: Tensor) -> Tensor:
+        return torch.full_like(x[:, 0], float(-scales.log().sum()) - np.log(2 * np.pi))
+
+    return Target(model, (x,), decoded=Decoded(log_likelihood, ceiling))
+
+
+def side_by_side(x: list[float]) -> tuple[Target, Tensor, Tensor]:
+    """`two_hills` at x or, for two numbers, `bent_ring`; its log evidence and the mass beyond 0 by a fine lattice."""
+    of = (two_hills if len(x) == 1 else bent_ring)(torch.tensor([x]).double())
+    axis = torch.linspace(-7, 7, 20001 if len(x) == 1 else 1401, dtype=torch.float64)
+    z = torch.cartesian_prod(*[axis] * len(x)).reshape(-1, len(x))
+    assert of.decoded is not None
+    log_joint = of.decoded.log_likelihood(z, *of.args) + log_prior(z)
+    beyond = log_joint.softmax(-1)[:, z[:, -1] > 0].sum(-1)
+    return of, log_joint.logsumexp(-1) + len(x) * (axis[1] - axis[0]).log(), beyond
+
+
+@pytest.mark.parametrize("x", [[2.0], [3.0], [2.0, 0.3], [2.5, 0.4]])
+def test_components_that_all_start_on_one_hill_find_the_other(x: list[float]) -> None:
+    dim = len(x)
+    of, log_evidence, beyond = side_by_side(x)
+    families = {name: AMORTIZED[name](dim) for name in ("diagonal", "full", "mixture")}
+    head = families.pop("mixture")
+    top = torch.tensor([-1.5] if dim == 1 else [-0.2, -1.3]).double()  # the hill below 0
+    local = head.initial(top[None], 30 * torch.eye(dim)[None].double())
+    card = amortized_gaps(of, truth_of(of, log_evidence), head, local, others=families, num_repeats=2)
+    assert card.converged.all()
+    gaps = card.approximation_by_family
+    assert float(card.approximation[0]) <= float(gaps["full"][0]) + 1e-6
+    assert float(gaps["full"][0]) <= float(gaps["diagonal"][0]) + 1e-6
+    # one hill alone leaves at least minus the log of its mass
+    assert float(gaps["full"][0]) > 0.3
+    assert 0 < float(card.approximation[0]) < 0.1
+    weights, locs, _ = head.components(torch.from_numpy(card.best))
+    share = (weights.exp() * (locs[..., -1] > 0)).sum(-1)
+    assert 0.05 < float(beyond) < 0.95
+    assert float((share - beyond).abs()) < 0.05
+
+
 def test_an_optimum_that_four_components_share_is_certified() -> None:
     linear, head = Linear(1), AMORTIZED["mixture"](1)
     best = best_members(linear.target, head, linear.perturbed(head))
     assert best.converged.all()
-    torch.testing.assert_close(best.elbo, linear.log_evidence, rtol=0, atol=1e-7)
+    # along a floor as flat as this the search ends where 3e-8 |ELBO| is promised, and |ELBO| is 8 to 20
+    torch.testing.assert_close(best.elbo, linear.log_evidence, rtol=0, atol=6e-7)
 
 
 def test_a_light_component_takes_no_long_steps() -> None:

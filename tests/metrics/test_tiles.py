@@ -52,7 +52,7 @@ def gaussians(dim: int, num: int = 12, num_problems: int = 3, scale: float = 1.0
 def test_moments_of_a_quadratic_are_its_closed_forms(dim: int, scale: float) -> None:
     of, x = quadratic(dim)
     at = gaussians(dim, scale=scale)
-    value, sums = Tiles(of).moments(at, 1, 4)
+    value, sums = Tiles(of).moments(at, Tiles.levels(at, 1), 4)
     away = at.loc - x[at.problem]
     trace = at.tril.square().sum((-1, -2))
     torch.testing.assert_close(value, -CURVATURE / 2 * (away.square().sum(-1) + trace), rtol=1e-11, atol=1e-11)
@@ -100,17 +100,18 @@ def test_the_spread_of_sub_lattices_bounds_the_error_of_a_function_too_rough_for
     )
     exact = torch.cos(0.3 * x[:, 0]) * torch.exp(-((0.8 * x[:, 0]) ** 2) / 2)
     for finer in (0, 1, 2):
-        value, spread = Tiles(of).expect(at, finer)
+        value, spread = Tiles(of).expect(at, Tiles.levels(at, finer))
         assert bool(((value - exact).abs() <= spread + 1e-13).all())
     assert float((value - exact).abs().max()) < 1e-10
-    assert float((Tiles(of).expect(at, 0)[0] - exact).abs().max()) > 0.01
+    assert float((Tiles(of).expect(at, Tiles.levels(at, 0))[0] - exact).abs().max()) > 0.01
 
 
 def test_what_no_lattice_reaches_is_nan_and_goes_to_the_other_rule() -> None:
     of, _ = quadratic(2, 1)
     thin = torch.diag_embed(torch.tensor([[1e-6, 1.0], [1.0, 1.0], [1.0, 1.0]]).double())
     loc = torch.tensor([[0.0, 0.0], [1e12, 0.0], [math.inf, 0.0]]).double()
-    value, sums = Tiles(of).moments(Gaussians(loc, thin, torch.zeros(3, dtype=torch.long)), 0, 2)
+    at = Gaussians(loc, thin, torch.zeros(3, dtype=torch.long))
+    value, sums = Tiles(of).moments(at, Tiles.levels(at, 0), 2)
     assert value.isnan().all()
     assert sums.isnan().all()
     head = Full(2)
@@ -129,16 +130,16 @@ def test_each_tile_is_decoded_once_and_forgetting_changes_nothing(monkeypatch: p
     counted = Decoded(lambda z, x: (calls.append(len(z)), decode(z, x))[1], of.decoded.ceiling)
     tiles = Tiles(Target(of.model, of.args, decoded=counted))
     at = gaussians(2)
-    value, sums = tiles.moments(at, 1, 4)
+    value, sums = tiles.moments(at, Tiles.levels(at, 1), 4)
     num = len(calls)
     assert num > 0
-    again, _ = tiles.moments(at, 1, 4)
+    again, _ = tiles.moments(at, Tiles.levels(at, 1), 4)
     assert len(calls) == num
     torch.testing.assert_close(again, value, rtol=0, atol=0)
     monkeypatch.setattr(module, "MOST_KEPT", 1)
     monkeypatch.setattr(module, "PAIRS", 50)
     monkeypatch.setattr(module, "BLOCK", 640)
-    few, few_sums = Tiles(of).moments(at, 1, 4)
+    few, few_sums = Tiles(of).moments(at, Tiles.levels(at, 1), 4)
     torch.testing.assert_close(few, value, rtol=1e-13, atol=1e-13)
     torch.testing.assert_close(few_sums, sums, rtol=1e-11, atol=1e-11)
 
@@ -166,7 +167,7 @@ def test_more_problems_than_keys_can_number_are_refused() -> None:
         Tiles(Target(standard_normal(2), (x,), decoded=decoded))
     last = Tiles(Target(standard_normal(2), (x[:-1],), decoded=decoded))
     at = Gaussians(torch.zeros(1, 2).double(), torch.eye(2).double()[None], torch.tensor([2**17 - 1]))
-    assert float(last.expect(at, 1)[0]) == 0.0
+    assert float(last.expect(at, Tiles.levels(at, 1))[0]) == 0.0
 
 
 def test_tiles_of_another_target_are_refused() -> None:

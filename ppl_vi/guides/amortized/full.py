@@ -39,7 +39,10 @@ class Full(Head):
 
     def initial(self, loc: Tensor, precision: Tensor) -> Tensor:
         """The Cholesky factor of the inverse."""
-        scale_tril = torch.linalg.cholesky(torch.linalg.inv(precision))
+        return self.packed(loc, torch.linalg.cholesky(torch.linalg.inv(precision)))
+
+    def packed(self, loc: Tensor, scale_tril: Tensor) -> Tensor:
+        """`split` the other way round."""
         rows, columns = torch.tril_indices(self.num_latents, self.num_latents, -1, device=loc.device)
         diagonal = torch.diagonal(scale_tril, dim1=-2, dim2=-1)
         return torch.cat([loc, diagonal.log(), scale_tril[..., rows, columns]], -1)

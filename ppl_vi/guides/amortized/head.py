@@ -17,9 +17,11 @@ class Head(nn.Module):
         summary: one line for a list.
         num_latents: `D`.
         num_outputs: numbers a data point.
+        num_components: of a mixture that `holding` can be asked for.
     """
 
     summary: str = ""
+    num_components: int = 1
 
     def __init__(self, num_latents: int, num_outputs: int) -> None:
         super().__init__()
@@ -52,6 +54,13 @@ class Head(nn.Module):
         `NotImplementedError`, and has no family gap.
         """
         raise NotImplementedError(f"{type(self).__name__} is no mixture of Gaussians: its best member is not computed")
+
+    def holding(self, log_weights: Tensor, locs: Tensor, scale_trils: Tensor) -> Tensor:
+        """Local parameters of the mixture with these components: `components` the other way round.
+
+        Shapes `(..., K)`, `(..., K, D)` and `(..., K, D, D)` to `(..., num_outputs)`; K is `num_components`.
+        """
+        raise NotImplementedError
 
     def initial(self, loc: Tensor, precision: Tensor) -> Tensor:
         """Local parameters near Normal(loc, precision^-1), where the search for the best member may start.

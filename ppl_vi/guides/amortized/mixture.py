@@ -125,6 +125,7 @@ class Mixture(Head):
     """Four Gaussians with any covariances: multimodal, skewed or bent posteriors."""
 
     summary = f"mixture of {NUM_COMPONENTS} Gaussians with full covariance"
+    num_components = NUM_COMPONENTS
 
     def __init__(self, num_latents: int) -> None:
         component = Full(num_latents)
@@ -144,6 +145,10 @@ class Mixture(Head):
         """All of them."""
         logits, locs, scale_trils = self.split(local)
         return logits.log_softmax(-1), locs, scale_trils
+
+    def holding(self, log_weights: Tensor, locs: Tensor, scale_trils: Tensor) -> Tensor:
+        """Any."""
+        return torch.cat([log_weights, self.component.packed(locs, scale_trils).flatten(-2)], -1)
 
     def initial(self, loc: Tensor, precision: Tensor) -> Tensor:
         """Equal weights, locs in pairs to both sides of the middle, an axis a pair; mean and covariance as asked."""
