@@ -54,7 +54,7 @@ def test_wheel_holds_the_package_alone(built: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert {name.split("/")[0] for name in names} == {"ppl_vi"}
-    assert source_files("ppl_vi") | {"ppl_vi/py.typed"} <= names
+    assert source_files("ppl_vi") | {"ppl_vi/py.typed", "ppl_vi/svi/lanes.h"} <= names
 
 
 def test_wheel_has_the_command_and_no_models(built: Path, tmp_path: Path) -> None:
