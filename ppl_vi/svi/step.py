@@ -21,7 +21,8 @@ from ppl_vi.svi.pure import Program
 from ppl_vi.svi.randomness import pseudo_random
 from ppl_vi.svi.stopping import surrogate
 
-BLOCK = 8  # steps whose noise is drawn at once
+BLOCK, LONG_BLOCK = 8, 64  # steps whose noise is drawn at once
+FEW_NUMBERS = 2**16  # of noise in a long block
 MOST_NUMBERS = 2**20  # of noise drawn at once, where a single step's are no more: they stay in the processor's cache
 
 Parts = tuple[Tensor, ...]
@@ -110,9 +111,10 @@ class Engine(Protocol):
 
 
 def block_length(program: Program, prefix: tuple[int, ...]) -> int:
-    """How many steps' noise is drawn at once, for fits and particles `prefix`: fewer where they are very many."""
+    """How many steps' noise is drawn at once, for fits and particles `prefix`: more where they are few, so that calls
+    cost little, and one where they are very many."""
     numbers = sum(draw.shape.numel() for draw in program.draws) * torch.Size(prefix).numel()
-    block = BLOCK
+    block = LONG_BLOCK if numbers * LONG_BLOCK <= FEW_NUMBERS else BLOCK
     while block > 1 and numbers * block > MOST_NUMBERS:
         block //= 2
     return block
