@@ -309,9 +309,9 @@ class Translation:
             return torch.full(node.meta["val"].shape, node.args[1], dtype=node.meta["val"].dtype)  # type: ignore[arg-type]
         if all(isinstance(value, Tensor) for value in inputs):
             return self._evaluated(node)
-        if isinstance(like, Tensor) and like.dtype not in (self.dtype, torch.bool):
-            if like.dtype != torch.int64 or name not in (*COUNTING, *MOVES):
-                raise UnsupportedError(f"{node.target} gives {like.dtype}")
+        counted = isinstance(like, Tensor) and like.dtype == torch.int64 and name in (*COUNTING, *MOVES)
+        if isinstance(like, Tensor) and like.dtype not in (self.dtype, torch.bool) and not counted:
+            raise UnsupportedError(f"{node.target} gives {like.dtype}")
         if name in MOVES and not self._converts(node):
             return self._moved(node)
         special = getattr(self, f"_op_{name}", None)
