@@ -658,7 +658,7 @@ class Translation:
         base, dim, index, source = node.args
         shape = _shape(self._value(base))
         if isinstance(self._value(index), Ref):
-            return self._added_where(node, shape, dim % max(len(shape), 1))  # type: ignore[operator]
+            return self._added_where(node, shape, dim % max(len(shape), 1))  # type: ignore[arg-type, operator]
         at = self._index(index)
         grid = torch.meshgrid(*(torch.arange(n) for n in at.shape), indexing="ij")
         places = [at if d == dim % at.dim() else along for d, along in enumerate(grid)]  # type: ignore[operator]
