@@ -19,6 +19,7 @@ from ppl_vi.svi.result import Fit
 from ppl_vi.truth import Truth
 
 TOLERANCE = 1e-10  # nats, of Newton's method
+ALIKE = 1e-9  # nats: a search that came no lower than that below one that converged has arrived, too
 MAX_STEPS = 100
 MAX_STEPS_UPPER_BOUND = 25  # for families of which only an upper bound is promised, and whose steps are dear
 REACH = (-100.0, 20.0)  # of the panels from the mode, in unconstrained space
@@ -32,9 +33,11 @@ class BestMember:
 
     Attributes:
         theta: its parameters, `(B, D)`.
-        divergence: its reverse KL, nats, `(B, 1)`: the family gap.
+        divergence: its reverse KL, nats, `(B, 1)`: the family gap. Where it converged its error counts what its
+            search still promised, unless it is an upper bound.
         upper_bound: whether a better member may exist, since the search is only local in a family of many modes.
-        converged: whether Newton's method arrived, `(B,)`.
+        converged: whether Newton's method arrived, `(B,)`: from the best's own start, or from another of the same
+            problem at a value no more than `ALIKE` above the best's.
     """
 
     theta: Tensor
@@ -64,26 +67,33 @@ def best_member(fit: Fit, truth: Truth, fitted: Estimate, upper_bound: bool = Fa
     if polished is None:
         by_noise = nearest_members(fit, -fitted.value, fit.seed + 20)
         found, converged = by_noise.theta, np.repeat(by_noise.converged[:, None], by_noise.theta.shape[1], 1)
+        promise = np.zeros(converged.shape)
     else:
-        found, converged = polished
+        found, converged, promise = polished
     candidates = torch.cat([found, starts], 1)
     divergence = reverse_kl(overlay(fit, truth, candidates))
     order = np.where(np.isnan(divergence.value), np.inf, divergence.value)
     best = order.argmin(1)
     rows = np.arange(batch)
+    num_found = converged.shape[1]
+    own = np.where(best < num_found, best, np.minimum(best - num_found, num_found - 1))  # its search, or that from it
+    arrived = (converged & (order[:, :num_found] <= order[rows, best][:, None] + ALIKE)).any(1) | converged[rows, own]
+    left = np.where(arrived & (not upper_bound), promise[rows, own], 0.0)  # others are told apart by `converged`
     chosen = Estimate(
         divergence.value[rows, best][:, None],
         np.zeros((batch, 1)),
-        divergence.error[rows, best][:, None],
+        (divergence.error[rows, best] + left)[:, None],
         "nats",
         "an upper bound: the best of several local searches" if upper_bound else "",
     )
     theta = candidates[torch.arange(batch), torch.from_numpy(best)]
-    return BestMember(theta, chosen, upper_bound, converged[rows, np.minimum(best, converged.shape[1] - 1)])
+    return BestMember(theta, chosen, upper_bound, arrived)
 
 
-def _polish(fit: Fit, truth: Truth, starts: Tensor, max_steps: int) -> tuple[Tensor, np.ndarray] | None:
+def _polish(fit: Fit, truth: Truth, starts: Tensor, max_steps: int) -> tuple[Tensor, np.ndarray, np.ndarray] | None:
     """Newton's method on `int q log(q/p) - q + p` over fixed panels, from `starts` `(B, S, D)`.
+
+    Gives the points, whether each search converged and what it still promised, nats, both `(B, S)`.
 
     None for a guide whose support is smaller than the posterior's: at the nodes outside it has no derivatives.
     """
@@ -112,7 +122,8 @@ def _polish(fit: Fit, truth: Truth, starts: Tensor, max_steps: int) -> tuple[Ten
     args = tuple(tensor[problem] for tensor in (z, log_slope, log_p, log_weight, *target.args))
     with isolated(target.dtype, seed=0):
         found = minimize(divergence, starts.reshape(-1, dim), args=args, tolerance=TOLERANCE, max_steps=max_steps)
-    return found.x.reshape(batch, num, dim), found.converged.reshape(batch, num).cpu().numpy()
+    converged, gain = (part.reshape(batch, num).cpu().numpy() for part in (found.converged, found.gain))
+    return found.x.reshape(batch, num, dim), converged, gain
 
 
 def _nodes(truth: Truth) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,9 @@ The graph is that of one fit, without axes for problems and replicas, traced by 
 its numbers becomes a vector of `LANES` fits. All steps of a block are taken with some fits before the next ones', so
 that nothing but noise and bounds goes through memory between steps. Operations that change order and shape alone
 (views, slices, transposes, concatenations) are worked out here and cost nothing at run time; what does not depend on
-parameters or noise is computed once a block; loops over the same number of elements are fused.
+parameters or noise is computed once a block; loops over the same number of elements are fused. Counts, which torch
+holds as integers, are numbers like all others here, and each fit has its own: what a count picks is chosen by comparing
+it with every number that it may be.
 
 The arithmetic is in lanes.h, whose functions are held to torch's and mpmath's by the tests.
 """
@@ -31,6 +33,7 @@ MOST_BYTES = 2**23
 MOST_GROUPS, GROUPED = 4, 1000  # groups whose steps alternate, so that one's arithmetic fills the other's waits
 WRITTEN_OUT = 4  # passes of a loop
 MOST_ELEMENTS = 2**14  # of one value, whose places are written out in the code
+MOST_CHOICES = 32  # that a count picks from
 ERFCX_TERMS = {torch.float32: 12, torch.float64: 23}  # whose last is below rounding
 ERF_TERMS = {torch.float32: 7, torch.float64: 12}
 C_TYPES = {torch.float32: "float", torch.float64: "double"}
@@ -193,8 +196,12 @@ MOVES = {
     "diagonal", "alias", "detach", "clone", "lift_fresh_copy", "tril", "triu", "cat", "stack", "slice_backward",
     "select_backward", "diagonal_backward", "slice_scatter", "select_scatter", "as_strided", "as_strided_scatter",
     "copy", "index", "constant_pad_nd", "flip", "repeat", "diag_embed", "unfold", "_to_copy", "movedim", "index_select",
-    "gather", "roll", "contiguous", "unbind", "split", "split_with_sizes", "diagonal_scatter", "_reshape_alias",
+    "roll", "contiguous", "unbind", "split", "split_with_sizes", "diagonal_scatter", "_reshape_alias",
     "view_as", "expand_as",
+}  # fmt: skip
+COUNTING = {  # what gives whole numbers of whole numbers or conditions
+    "sum", "add", "sub", "rsub", "mul", "neg", "abs", "clamp", "clamp_min", "clamp_max", "minimum", "maximum",
+    "remainder", "where", "gather", "cumsum",
 }  # fmt: skip
 SHAPED = {
     "zeros_like": 0.0, "ones_like": 1.0, "new_zeros": 0.0, "new_ones": 1.0, "empty_like": 0.0, "new_empty": 0.0,
@@ -302,7 +309,8 @@ class Translation:
             return torch.full(node.meta["val"].shape, node.args[1], dtype=node.meta["val"].dtype)  # type: ignore[arg-type]
         if all(isinstance(value, Tensor) for value in inputs):
             return self._evaluated(node)
-        if isinstance(like, Tensor) and like.dtype not in (self.dtype, torch.bool):
+        counted = isinstance(like, Tensor) and like.dtype == torch.int64 and name in (*COUNTING, *MOVES)
+        if isinstance(like, Tensor) and like.dtype not in (self.dtype, torch.bool) and not counted:
             raise UnsupportedError(f"{node.target} gives {like.dtype}")
         if name in MOVES and not self._converts(node):
             return self._moved(node)
@@ -331,6 +339,13 @@ class Translation:
         """The operation done to the elements' places instead of the elements, counted from 1; 0 is the number 0."""
         sources: list[Value] = []
         begin = [1]
+        name = _name(node)
+        indices = {n for n in node.all_input_nodes[1:] if name in ("index", "index_select", "index_put", "gather")}
+        wholes = [self._value(n) for n in node.all_input_nodes if n.meta["val"].dtype == torch.int64]
+        if any(isinstance(self._value(n), Ref) and n.meta["val"].dtype == torch.int64 for n in indices):
+            raise UnsupportedError(f"{node.target}: an index that depends on values")
+        if not indices and len({type(value) for value in wholes}) > 1:
+            raise UnsupportedError(f"{node.target} of counts and constants")
 
         def places(given: Any) -> Any:
             if not isinstance(given, Node):
@@ -349,7 +364,6 @@ class Translation:
 
         args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), places)
         kwargs = {key: value for key, value in kwargs.items() if key not in ("dtype", "memory_format", "device")}
-        name = _name(node)
         if name == "constant_pad_nd" and len(args) > 2 and args[2] != 0:
             raise UnsupportedError(f"{node.target} of {args[2]}")
         try:
@@ -386,7 +400,7 @@ class Translation:
         return self._joined(used, places.shape)
 
     def _joined(self, used: Sequence[tuple[Value, Tensor, Tensor]], shape: torch.Size) -> Ref:
-        """One array of elements of several, copied run by run."""
+        """One array of elements of several, copied run by run where these are few."""
         name, lines, reads = self._new(), [], []
         covered = torch.zeros(shape, dtype=torch.bool)
         for _, mask, _ in used:
@@ -397,7 +411,13 @@ class Translation:
             where, places = mask.reshape(-1).nonzero()[:, 0].tolist(), at.reshape(-1)
             if isinstance(source, Ref):
                 reads.append(source.array)
-            for first, num in _runs(where):
+            runs = _runs(where)
+            if len(runs) > WRITTEN_OUT:  # one loop for all of them
+                to, there = Ref(name, "V", torch.tensor(where)), _at(source, places[where])
+                lines.append(f"for (int i = 0; i < {len(where)}; ++i)")
+                lines.append(f"{self._operand(to, 'V')} = {self._operand(there, 'V')};")
+                continue
+            for first, num in runs:
                 there = _at(source, places[first : first + num])
                 lines += _passes(
                     num,
@@ -463,7 +483,8 @@ class Translation:
 
     def _op__to_copy(self, node: Node) -> Ref:
         kind = "M" if node.meta["val"].dtype == torch.bool else "V"
-        if node.meta["val"].dtype not in (torch.bool, self.dtype):
+        counted = node.meta["val"].dtype == torch.int64 and node.args[0].meta["val"].dtype == torch.bool  # type: ignore[union-attr]
+        if node.meta["val"].dtype not in (torch.bool, self.dtype) and not counted:
             raise UnsupportedError(f"{node.target} to {node.meta['val'].dtype}")
         text = "{0}" if kind == "V" else "({0} != 0)"
         return self._loop(text, kind, node.meta["val"].shape, [self._value(node.args[0])])
@@ -500,6 +521,12 @@ class Translation:
                 text = f"(1 / {text})" if number < 0 else text
         operands = [base, exponent] if "{1}" in text else [base]
         return self._loop(text, "V", node.meta["val"].shape, operands)
+
+    def _op_remainder(self, node: Node) -> Ref:
+        if node.meta["val"].dtype != torch.int64:
+            raise UnsupportedError(f"{node.target} of {node.meta['val'].dtype}")
+        operands = [self._value(a) for a in node.args]
+        return self._loop("({0} - {1} * floor({0} / {1}))", "V", node.meta["val"].shape, operands)
 
     def _op_polygamma(self, node: Node) -> Ref:
         if node.args[0] != 1:
@@ -615,15 +642,43 @@ class Translation:
         reads = [value.array] if isinstance(value, Ref) else []
         return self._block((name,), (shape,), reads, lines)[0]
 
+    def _op_gather(self, node: Node) -> Any:
+        given: Any = node.args
+        at, source = self._value(given[2]), self._value(given[0])
+        if isinstance(at, Tensor):
+            return self._moved(node)
+        shape = _shape(at)
+        dim = given[1] % max(len(shape), 1)
+        text, choices = "all(NAN)", _sections(source, dim, shape)
+        for k in range(len(choices)):
+            text = f"choose({{0}} == {k}, {{{k + 1}}}, {text})"
+        return self._loop(text, "V", shape, [at, *choices])
+
     def _op_scatter_add(self, node: Node) -> Ref:
         base, dim, index, source = node.args
-        at, shape = self._index(index), _shape(self._value(base))
+        shape = _shape(self._value(base))
+        if isinstance(self._value(index), Ref):
+            return self._added_where(node, shape, dim % max(len(shape), 1))  # type: ignore[arg-type, operator]
+        at = self._index(index)
         grid = torch.meshgrid(*(torch.arange(n) for n in at.shape), indexing="ij")
         places = [at if d == dim % at.dim() else along for d, along in enumerate(grid)]  # type: ignore[operator]
         where = torch.arange(shape.numel()).reshape(shape)[tuple(places)]
         value = self._value(source)
         corner = torch.arange(_shape(value).numel()).reshape(_shape(value))[tuple(slice(0, n) for n in at.shape)]
         return self._accumulated(self._value(base), where, _at(value, corner))
+
+    def _added_where(self, node: Node, shape: torch.Size, dim: int) -> Ref:
+        """`scatter_add` at places that counts tell: each place looks which of them are meant for it."""
+        base, at, source = (self._value(node.args[i]) for i in (0, 2, 3))
+        if any(n != m for d, (n, m) in enumerate(zip(_shape(at), shape, strict=True)) if d != dim):
+            raise UnsupportedError(f"{node.target} to a part")
+        if max(shape[dim], _shape(at)[dim]) > MOST_CHOICES:
+            raise UnsupportedError(f"{node.target} to one of {shape[dim]}")
+        place = torch.arange(shape[dim], dtype=self.dtype).reshape([-1 if d == dim else 1 for d in range(len(shape))])
+        pairs = zip(_sections(at, dim, shape), _sections(source, dim, shape), strict=False)  # a source may have more
+        operands: list[Value] = [base, place, *(value for pair in pairs for value in pair)]
+        text = " + ".join(f"choose({{{k}}} == {{1}}, {{{k + 1}}}, V{{{{}}}})" for k in range(2, len(operands), 2))
+        return self._loop(f"({{0}} + {text})", "V", shape, operands)
 
     def _op_index_put(self, node: Node) -> Any:
         if len(node.args) < 4 or not node.args[3]:
@@ -722,6 +777,9 @@ class Translation:
             offset, steps = strides
             terms = [f"{step} * {axis}" if step != 1 else axis for axis, step in zip(axes, steps, strict=True) if step]
             return " + ".join([*terms, str(offset)] if offset or not terms else terms)
+        strides = _affine(value.index) if len(axes) == 1 else None
+        if strides is not None:
+            return _counted_off(axes[0], value.index.shape, *strides)
         name = self._table("int", index.reshape(-1).tolist())
         flat = axes[0]
         for axis, num in zip(axes[1:], index.shape[1:], strict=True):
@@ -729,11 +787,15 @@ class Translation:
         return f"{name}[{flat}]"
 
     def _constant_array(self, value: Tensor) -> Ref:
-        kind = "B" if value.dtype == torch.bool else "T"
+        kind, shape = "B" if value.dtype == torch.bool else "T", value.shape
+        for dim in range(value.dim()):  # repetitions are not written out
+            first = value.narrow(dim, 0, 1)
+            if torch.equal(first.expand_as(value), value):
+                value = first
         numbers = value.reshape(-1).tolist()
         texts = [str(int(n)) if kind == "B" else _number(n) for n in numbers]
         name = self._table("bool" if kind == "B" else "Real", texts)
-        return Ref(name, kind, torch.arange(value.numel()).reshape(value.shape))
+        return Ref(name, kind, torch.arange(value.numel()).reshape(value.shape).expand(shape))
 
     def _table(self, kind: str, numbers: Sequence[Any]) -> str:
         key = (kind, *numbers)
@@ -927,6 +989,20 @@ def _at(value: Value, places: Tensor) -> Value:
     return value.moved(value.index.reshape(-1)[places])
 
 
+def _sections(value: Value, dim: int, shape: torch.Size) -> list[Value]:
+    """A value's sections across `dim`, one each of its places, cut and repeated to a shape."""
+    index = value.index if isinstance(value, Ref) else torch.arange(value.numel()).reshape(value.shape)
+    num = index.shape[dim]
+    if num > MOST_CHOICES:
+        raise UnsupportedError(f"one of {num} by a count")
+    corner = index[tuple(slice(None) if d == dim else slice(0, n) for d, n in enumerate(shape))]
+    found = []
+    for k in range(num):
+        places = corner.narrow(dim, k, 1).expand(shape)
+        found.append(value.moved(places) if isinstance(value, Ref) else value.reshape(-1)[places])
+    return found
+
+
 def _reshaped(value: Value, shape: Sequence[int]) -> Value:
     return value.reshape(shape) if isinstance(value, Tensor) else value.moved(value.index.reshape(shape))
 
@@ -946,6 +1022,17 @@ def _affine(index: Tensor) -> tuple[int, list[int]] | None:
         along = torch.arange(num) * step
         expected = expected + along.reshape([-1 if d == dim else 1 for d in range(index.dim())])
     return (offset, steps) if torch.equal(expected.expand(index.shape), index) else None
+
+
+def _counted_off(axis: str, shape: torch.Size, offset: int, steps: Sequence[int]) -> str:
+    """C++ for the place of element number `axis` of a shape, whose elements lie evenly along each of its axes."""
+    terms, inner = [str(offset)] if offset else [], shape.numel()
+    for dim, (num, step) in enumerate(zip(shape, steps, strict=True)):
+        inner //= num
+        if step:
+            along = f"{axis} / {inner}" if inner > 1 else axis
+            terms.append(f"{step} * ({along}{f' % {num}' if dim and inner * num < shape.numel() else ''})")
+    return " + ".join(terms) or "0"
 
 
 def _runs(where: Sequence[int]) -> list[tuple[int, int]]:

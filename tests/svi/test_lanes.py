@@ -187,6 +187,13 @@ GRAPHS: dict[str, tuple[int, Callable[[Tensor, Tensor], Tensor]]] = {  # 12 para
     "gathered": (12, lambda t, n: t.reshape(4, 3)[:, INDEX[:3]] + n[0, INDEX].repeat(3).reshape(4, 3)),
     "added at places": (12, lambda t, n: n[0].scatter_add(0, torch.tensor([1, 5, 5, 0]), t[:4]).index_put(
         (INDEX,), t[4:8], accumulate=True)),
+    "counted and gathered": (12, lambda t, n: t.reshape(3, 4).gather(1, (n[0, :9].reshape(3, 3) > t[:3]).sum(
+        1, keepdim=True).clamp(max=3).expand(3, 4)) + (n[0, :4] < 0).sum() % 3),
+    "counts wrapped round": (12, lambda t, n: t[:5].gather(0, ((n.reshape(12, 1) > t[:3]).sum(1) - 1) % 5)),
+    "added where counted": (12, lambda t, n: torch.zeros(3, 4, dtype=t.dtype).scatter_add(
+        1, torch.stack([(n.reshape(3, 4) > 0).sum(1) - 1, (n.reshape(3, 4) < t[:4]).sum(1) - 1], 1).clamp(min=0),
+        t.reshape(4, 3).mT[:, :2])),
+    "joined one by one": (12, lambda t, n: torch.stack([t.exp(), n[0]], 1)[:6].reshape(-1)),
     "cholesky": (4, lambda t, n: torch.linalg.cholesky_ex(
         n.reshape(3, 4)[:2].mT @ n.reshape(3, 4)[:2] + torch.diag_embed(1 + t.square()))[0].sum(0)),
     "solved": (12, lambda t, n: torch.linalg.solve_triangular(
@@ -212,6 +219,9 @@ def test_what_has_no_translation_is_named() -> None:
         (lambda t, n: t.reshape(3, 4)[:, t[:2].argsort()], "sort"),
         (lambda t, n: torch.linalg.eigh(t[:4].reshape(2, 2))[0].repeat(6), "linalg_eigh"),
         (lambda t, n: t.double().float(), "gives torch.float64"),
+        (lambda t, n: t[(n > 0).sum(0)], "an index that depends on values"),
+        (lambda t, n: t.gather(0, torch.stack([(n > 0).sum(), torch.tensor(1)]).repeat(6)), "counts and constants"),
+        (lambda t, n: t.repeat(3).gather(0, (n > 0).sum(0)), "one of 36 by a count"),
     ):
         with pytest.raises(UnsupportedError, match=name):
             run(function, 12, noise)
