@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from scipy.special import ndtri
 from torch import Tensor
 
@@ -147,9 +148,11 @@ def gap_histograms(portraits: list[Portrait]) -> Figure:
             axes.hist(np.maximum(values, SMALLEST), bins, color=color)
             axes.axvline(max(float(np.median(values)), SMALLEST), color=DARK, linewidth=1)
             axes.set_xscale("log")
+            axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
             text = f"{portrait.guide}, {portrait.split}: {name}, median {three_digits(np.median(values))} nats"
             axes.set_title(text, fontsize=9)
             plain(axes, label_size=8)
+    figure.supylabel("data points", fontsize=9)
     for axes in grid[-1]:
         axes.set_xlabel(f"nats a data point (below {SMALLEST:g}: drawn there)", fontsize=9)
     return figure
@@ -174,7 +177,7 @@ def gap_against_evidence(portraits: list[Portrait]) -> Figure:
 
 
 def worst_points(portrait: Portrait) -> Figure:
-    """The data points of the largest gap: the true posterior, the encoder's q (red) and the family's best (blue)."""
+    """The data points of the largest gap: the true posterior, the encoder's q (orange) and the family's best (blue)."""
     total = np.where(portrait.card.certified, portrait.card.total, -np.inf)
     worst = np.argsort(-total)[:NUM_WORST]
     figure = Figure(figsize=(10.5, 7.4), dpi=DPI, layout="constrained")
@@ -182,7 +185,7 @@ def worst_points(portrait: Portrait) -> Figure:
         _posterior(axes, portrait, int(index))
     figure.suptitle(
         f"{portrait.guide}, {portrait.split}: the largest gaps. Grey: the true posterior; "
-        "dashed red: the encoder's q; blue: the family's best"
+        "dashed orange: the encoder's q; blue: the family's best"
         + ("; the paler, the lighter a component" if portrait.head.num_components > 1 else ""),
         fontsize=10,
     )
@@ -208,6 +211,8 @@ def _posterior(axes: Axes, portrait: Portrait, index: int) -> None:
     best_gap = three_digits(card.approximation[index], card.approximation_error[index])
     encoder_gap = three_digits(card.amortization[index], card.amortization_error[index])
     axes.set_title(f"gap {three_digits(card.total[index])} = {best_gap} family + {encoder_gap} encoder", fontsize=9)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(5))
     inset = axes.inset_axes((0.79, 0.77, 0.2, 0.22))
     _picture(inset, portrait.images[index])
     axes.tick_params(labelsize=8)
