@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -44,6 +45,7 @@ class Portrait:
         card: the gaps.
         labels: of the data points, `(B,)`, or None.
         shape: height and width of an image.
+        preparation: what was done to the pixels.
     """
 
     guide: str
@@ -55,6 +57,7 @@ class Portrait:
     card: AmortizedScorecard
     labels: np.ndarray | None
     shape: tuple[int, int]
+    preparation: str = ""
 
     @property
     def best(self) -> Tensor:
@@ -88,8 +91,13 @@ def latent_space(portrait: Portrait) -> Figure:
     if portrait.labels is None:
         axes.scatter(loc[:, 0], loc[:, 1], s=8, color=BLUE)
     else:
-        colors = axes.scatter(loc[:, 0], loc[:, 1], s=10, c=portrait.labels, cmap="tab10", vmin=-0.5, vmax=9.5)
-        figure.colorbar(colors, ax=axes, ticks=range(10), label="digit")
+        digits, labels = np.arange(10), np.unique(portrait.labels)
+        labels = digits if np.isin(labels, digits).all() else labels
+        cmap = colormaps["tab10" if len(labels) <= len(digits) else "turbo"].resampled(len(labels))
+        c, span = np.searchsorted(labels, portrait.labels), {"vmin": -0.5, "vmax": len(labels) - 0.5}
+        colors = axes.scatter(loc[:, 0], loc[:, 1], s=10, c=c, cmap=cmap, **span)
+        bar = figure.colorbar(colors, ax=axes, label="digit" if labels is digits else "label")
+        bar.set_ticks(range(len(labels)), labels=map(str, labels), fontsize=8)
     axes.set_aspect("equal", "datalim")
     _titled(axes, f"{portrait.guide}: the encoder's means, {portrait.split}", "$z_1$", "$z_2$")
     return figure
