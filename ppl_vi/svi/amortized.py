@@ -91,7 +91,7 @@ class Trained:
         held_out_elbo: a data point, at each epoch's end, at alpha = 1, nats, `(E,)`.
         best_epoch: whose parameters these are, from 0.
         stop_reason: why there were no more epochs.
-        seconds: of training in this process.
+        seconds: of training, in all processes that it took.
         settings: as given.
         versions: of what computed it.
     """
@@ -116,6 +116,7 @@ class _Run:
     alpha: list[float] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
     stop_reason: str = ""
+    seconds: float = 0.0
 
     @property
     def best_epoch(self) -> int:
@@ -176,6 +177,7 @@ def train(
         if resume and checkpoint is not None and checkpoint.exists():
             run = _load(checkpoint, module, optimiser, settings, weight, sums)
             _check_model(checkpoint, run, _held_out(module, held_out))
+        began -= run.seconds  # of the processes before
         while not run.stop_reason:
             run.alpha.append(weight(run.epoch))
             _epoch(run, elbo, module, optimiser, batches(run.epoch), settings)
@@ -186,6 +188,7 @@ def train(
                 run.best = {name: value.detach().clone() for name, value in module.state_dict().items()}
             run.epoch += 1
             run.stop_reason = _finished(run, settings)
+            run.seconds = time.perf_counter() - began
             if checkpoint is not None:
                 _save(checkpoint, run, module, optimiser, settings, sums)
             if progress:
@@ -197,7 +200,7 @@ def train(
         held_out_elbo=np.array(run.held_out),
         best_epoch=run.best_epoch,
         stop_reason=run.stop_reason,
-        seconds=time.perf_counter() - began,
+        seconds=run.seconds,
         settings=settings,
         versions=versions(),
     )

@@ -106,6 +106,7 @@ def test_a_resumed_run_ends_at_the_same_bits(tmp_path: Path, stop_at: int, alpha
     assert np.array_equal(whole.held_out_elbo, resumed.held_out_elbo)
     again = train(small_vae(), data, data[:16], SHORT, alpha=alpha, checkpoint=file, resume=True)
     assert same(whole.module, again.module)
+    assert again.seconds == resumed.seconds > 0  # no epoch was left
     assert "all 6 epochs" in again.stop_reason
 
 
