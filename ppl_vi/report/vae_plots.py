@@ -94,10 +94,10 @@ def latent_space(portrait: Portrait) -> Figure:
         digits, labels = np.arange(10), np.unique(portrait.labels)
         labels = digits if np.isin(labels, digits).all() else labels
         cmap = colormaps["tab10" if len(labels) <= len(digits) else "turbo"].resampled(len(labels))
-        c, span = np.searchsorted(labels, portrait.labels), {"vmin": -0.5, "vmax": len(labels) - 0.5}
-        colors = axes.scatter(loc[:, 0], loc[:, 1], s=10, c=c, cmap=cmap, **span)
+        at = np.searchsorted(labels, portrait.labels)
+        colors = axes.scatter(loc[:, 0], loc[:, 1], s=10, c=at, cmap=cmap, vmin=-0.5, vmax=len(labels) - 0.5)
         bar = figure.colorbar(colors, ax=axes, label="digit" if labels is digits else "label")
-        bar.set_ticks(range(len(labels)), labels=map(str, labels), fontsize=8)
+        bar.set_ticks(range(len(labels)), labels=[str(label) for label in labels], fontsize=8)
     axes.set_aspect("equal", "datalim")
     _titled(axes, f"{portrait.guide}: the encoder's means, {portrait.split}", "$z_1$", "$z_2$")
     return figure

@@ -269,7 +269,7 @@ def _sums(batches: Callable[[int], Tensor], held_out: Tensor) -> list[str]:
     """By which the data are known again, those of the first epoch and those held out."""
     with torch.random.fork_rng(devices=[]):  # whoever draws them draws the same once more when it is their turn
         data = batches(0), held_out
-    return [hashlib.sha256(part.detach().cpu().contiguous().numpy()).hexdigest() for part in data]
+    return [hashlib.sha256(part.detach().cpu().numpy().tobytes()).hexdigest() for part in data]
 
 
 def _save(
