@@ -56,8 +56,6 @@ BOUNDS = {  # and their standard errors
     "total_lower": "total_lower_std_error",
     "prior_kl": "prior_kl_std_error",
 }
-LEVELS = {"digits": 17, "mnist": 256}  # of grey, for dequantisation
-OTHER_LEVELS = 256
 BINARISE_SEED = 7
 
 
@@ -116,6 +114,7 @@ class Job:
     shape: tuple[int, int]
     seed: int
     num_temperatures: int = NUM_TEMPERATURES["full"]
+    preparation: str = ""
 
 
 @dataclass(frozen=True)
@@ -172,6 +171,7 @@ def program(arguments: argparse.Namespace) -> int:
             images.shape,
             arguments.seed,
             num_temperatures,
+            _preparation(arguments, images),
         )
         for guide, run in trained.items()
         for split, x, labels, size in splits
@@ -203,15 +203,16 @@ def _checked(arguments: argparse.Namespace) -> list[str]:
 def _data(arguments: argparse.Namespace) -> tuple[Images, torch.Tensor, torch.Tensor]:
     from models.images import binarise, dequantise, load
 
-    levels = LEVELS.get(arguments.data, OTHER_LEVELS)
     try:
         images = load(arguments.data, data_dir=arguments.data_dir)
         if arguments.likelihood == "bernoulli":
             return images, binarise(images.train, BINARISE_SEED), binarise(images.test, BINARISE_SEED + 1)
+        if images.levels is None:
+            return images, images.train, images.test
         return (
             images,
-            dequantise(images.train, levels, BINARISE_SEED),
-            dequantise(images.test, levels, BINARISE_SEED + 1),
+            dequantise(images.train, images.levels, BINARISE_SEED),
+            dequantise(images.test, images.levels, BINARISE_SEED + 1),
         )
     except ValueError as error:
         raise cli.UsageError(f"--data: {error}") from error
@@ -308,7 +309,8 @@ def gaps(job: Job, problems: Target, local: torch.Tensor) -> Portrait:
     module = job.trained.module
     others = {name: AMORTIZED[name](problems.dim).double() for name in GUIDES if name != job.guide}
     card = amortized_gaps(problems, ground_truth(problems), module.head, local, others=others, seed=job.seed)
-    return Portrait(job.guide, job.split, job.trained, module.head, problems, local, card, job.labels, job.shape)
+    head, trained = module.head, job.trained
+    return Portrait(job.guide, job.split, trained, head, problems, local, card, job.labels, job.shape, job.preparation)
 
 
 def bounds(job: Job, problems: Target, local: torch.Tensor) -> Bounded:
@@ -334,7 +336,7 @@ def record(portrait: Portrait, arguments: argparse.Namespace) -> dict[str, Any]:
         name: (value, card.converged_by_family[name]) for name, value in card.approximation_by_family.items()
     }
     return {
-        **_heading(portrait.guide, portrait.split, portrait.trained, arguments),
+        **_heading(portrait.guide, portrait.split, portrait.trained, portrait.preparation, arguments),
         "num_points": len(card.log_evidence),
         "num_certified": int(card.certified.sum()),
         "num_converged": int(card.converged.sum()),
@@ -369,7 +371,7 @@ def bounds_record(bounded: Bounded, arguments: argparse.Namespace) -> dict[str, 
     }
     sandwiched = card.width[np.isfinite(card.width)]
     return {
-        **_heading(job.guide, job.split, job.trained, arguments),
+        **_heading(job.guide, job.split, job.trained, job.preparation, arguments),
         "num_points": len(kept),
         "num_finite": int(card.finite.sum()),
         **dict.fromkeys(FIGURES),
@@ -426,14 +428,16 @@ def _certified(bounded: Bounded, kept: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _heading(guide: str, split: str, trained: Trained, arguments: argparse.Namespace) -> dict[str, Any]:
+def _heading(
+    guide: str, split: str, trained: Trained, preparation: str, arguments: argparse.Namespace
+) -> dict[str, Any]:
     """What a record is of."""
     return {
         "data": arguments.data,
         "split": split,
         "guide": guide,
         "likelihood": arguments.likelihood,
-        "preparation": _preparation(arguments),
+        "preparation": preparation,
         "sigma": _sigma(trained.module),
         "latent_dim": arguments.latent_dim,
         "alpha": arguments.alpha,
@@ -441,10 +445,12 @@ def _heading(guide: str, split: str, trained: Trained, arguments: argparse.Names
     }
 
 
-def _preparation(arguments: argparse.Namespace) -> str:
+def _preparation(arguments: argparse.Namespace, images: Images) -> str:
     """What was done to the pixels."""
+    if arguments.likelihood == "gaussian" and images.levels is None:
+        return "continuous in [0, 1], as given"
     if arguments.likelihood == "gaussian":
-        return f"{LEVELS.get(arguments.data, OTHER_LEVELS)} grey levels dequantised to [0, 1]"
+        return f"{images.levels} grey levels dequantised to [0, 1]"
     return "binarised once" if arguments.binarise == "fixed" else "binarised, those of training anew each epoch"
 
 

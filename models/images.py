@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 
 NUM_DIGITS_TEST = 500
+GREYS = 256
+DIGITS_LEVELS = 17
 TEST_SHARE = 5  # one in five points of an array that comes without a split
 MNIST_SIDE = 28
 
@@ -31,7 +33,9 @@ MNIST_SHA256 = {
     "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
-HOW_TO_GET_MNIST = "run scripts/fetch_mnist.sh FOLDER, then pass data_dir=FOLDER or set PPL_VI_DATA=FOLDER"
+HOW_TO_GET_MNIST = (
+    "run scripts/fetch_mnist.sh FOLDER, then pass --data-dir FOLDER (load: data_dir=FOLDER) or set PPL_VI_DATA"
+)
 UNREADABLE = (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error)
 
 
@@ -47,6 +51,7 @@ class Images:
         width: pixels.
         train_labels: whole numbers `(N,)`, or None.
         test_labels: the same of the test data.
+        levels: of grey, x in whole multiples of 1 / (levels - 1); None where x is continuous.
     """
 
     name: str
@@ -56,6 +61,7 @@ class Images:
     width: int
     train_labels: Tensor | None = None
     test_labels: Tensor | None = None
+    levels: int | None = GREYS
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -124,12 +130,18 @@ def dequantise(x: Tensor, levels: int, seed: int) -> Tensor:
     _check_range(x)
     scaled = x.double() * (levels - 1)
     level = scaled.round()
-    between = (scaled - level).abs() > 1e-3  # single precision moves 255 x by 2e-5
+    between = _between(x, levels)
     if bool(between.any()):
         raise ValueError(
             f"x must be whole multiples of 1/{levels - 1} for {levels} grey levels, got {x[between][0]:.6g}"
         )
     return ((level + _uniform(scaled, seed)) / levels).to(x.dtype)
+
+
+def _between(x: Tensor, levels: int) -> Tensor:
+    """Where x lies between two grey levels."""
+    scaled = x.double() * (levels - 1)
+    return (scaled - scaled.round()).abs() > 1e-3  # single precision moves 255 x by 2e-5
 
 
 def _uniform(x: Tensor, seed: int) -> Tensor:
@@ -154,15 +166,23 @@ def _digits(seed: int) -> Images:
         raise ValueError("the digits are part of scikit-learn, which is missing: pip install scikit-learn") from error
     data, labels = load_digits(return_X_y=True)
     x = torch.as_tensor(data / 16).float()
-    return _split("digits", x, torch.as_tensor(labels), (8, 8), NUM_DIGITS_TEST, seed)
+    return _split("digits", x, torch.as_tensor(labels), (8, 8), NUM_DIGITS_TEST, seed, DIGITS_LEVELS)
 
 
-def _split(name: str, x: Tensor, labels: Tensor | None, shape: tuple[int, int], num_test: int, seed: int) -> Images:
+def _split(
+    name: str,
+    x: Tensor,
+    labels: Tensor | None,
+    shape: tuple[int, int],
+    num_test: int,
+    seed: int,
+    levels: int | None,
+) -> Images:
     """Shuffles, and takes the last `num_test` points to test."""
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
     train, test = order[:-num_test], order[-num_test:]
     train_labels, test_labels = (None, None) if labels is None else (labels[train], labels[test])
-    return Images(name, x[train], x[test], *shape, train_labels, test_labels)
+    return Images(name, x[train], x[test], *shape, train_labels, test_labels, levels)
 
 
 # ---- MNIST
@@ -217,11 +237,11 @@ def _from_file(path: Path, seed: int) -> Images:
         if len(x) < 2:
             raise ValueError(f"{path} holds {len(x)} image: at least 2 are needed, one of them to test")
         labels = _labels(path, arrays.get("labels"), len(x))
-        return _split(name, x, labels, shape, max(1, len(x) // TEST_SHARE), seed)
+        return _split(name, x, labels, shape, max(1, len(x) // TEST_SHARE), seed, _levels(x))
     (train, test), shape = _pixels(path, arrays["train"], arrays["test"])
     train_labels = _labels(path, arrays.get("train_labels"), len(train))
     test_labels = _labels(path, arrays.get("test_labels"), len(test))
-    return Images(name, train, test, *shape, train_labels, test_labels)
+    return Images(name, train, test, *shape, train_labels, test_labels, _levels(train, test))
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
@@ -257,6 +277,11 @@ def _pixels(path: Path, *arrays: np.ndarray) -> tuple[list[Tensor], tuple[int, i
     return pixels, _shape(sizes.pop())
 
 
+def _levels(*pixels: Tensor) -> int | None:
+    """Those of bytes, unless a value lies between two of them."""
+    return None if any(bool(_between(x, GREYS).any()) for x in pixels) else GREYS
+
+
 def _check_values(path: Path, array: np.ndarray, largest: float) -> None:
     """In [0, 1], or whole numbers from 0 to 255: a slip beyond 1 would otherwise darken every image."""
     if not np.isfinite(array).all():
@@ -265,7 +290,8 @@ def _check_values(path: Path, array: np.ndarray, largest: float) -> None:
     if largest > 1:
         allowed &= array == np.round(array)
     if not allowed.all():
-        raise ValueError(f"{path} must hold values in [0, 1] or whole numbers from 0 to 255, got {array[~allowed][0]}")
+        got = f"{array[~allowed][0]:g}" + (f" beside {largest:g}" if 1 < largest <= 255 else "")
+        raise ValueError(f"{path} must hold values in [0, 1] or whole numbers from 0 to 255, got {got}")
 
 
 def _shape(size: tuple[int, ...]) -> tuple[int, int]:

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from scipy.special import ndtri
 from torch import Tensor
 
@@ -43,6 +45,7 @@ class Portrait:
         card: the gaps.
         labels: of the data points, `(B,)`, or None.
         shape: height and width of an image.
+        preparation: what was done to the pixels.
     """
 
     guide: str
@@ -54,6 +57,7 @@ class Portrait:
     card: AmortizedScorecard
     labels: np.ndarray | None
     shape: tuple[int, int]
+    preparation: str = ""
 
     @property
     def best(self) -> Tensor:
@@ -87,8 +91,13 @@ def latent_space(portrait: Portrait) -> Figure:
     if portrait.labels is None:
         axes.scatter(loc[:, 0], loc[:, 1], s=8, color=BLUE)
     else:
-        colors = axes.scatter(loc[:, 0], loc[:, 1], s=10, c=portrait.labels, cmap="tab10", vmin=-0.5, vmax=9.5)
-        figure.colorbar(colors, ax=axes, ticks=range(10), label="digit")
+        digits, labels = np.arange(10), np.unique(portrait.labels)
+        labels = digits if np.isin(labels, digits).all() else labels
+        cmap = colormaps["tab10" if len(labels) <= len(digits) else "turbo"].resampled(len(labels))
+        at = np.searchsorted(labels, portrait.labels)
+        colors = axes.scatter(loc[:, 0], loc[:, 1], s=10, c=at, cmap=cmap, vmin=-0.5, vmax=len(labels) - 0.5)
+        bar = figure.colorbar(colors, ax=axes, label="digit" if labels is digits else "label")
+        bar.set_ticks(range(len(labels)), labels=[str(label) for label in labels], fontsize=8)
     axes.set_aspect("equal", "datalim")
     _titled(axes, f"{portrait.guide}: the encoder's means, {portrait.split}", "$z_1$", "$z_2$")
     return figure
@@ -147,9 +156,11 @@ def gap_histograms(portraits: list[Portrait]) -> Figure:
             axes.hist(np.maximum(values, SMALLEST), bins, color=color)
             axes.axvline(max(float(np.median(values)), SMALLEST), color=DARK, linewidth=1)
             axes.set_xscale("log")
+            axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
             text = f"{portrait.guide}, {portrait.split}: {name}, median {three_digits(np.median(values))} nats"
             axes.set_title(text, fontsize=9)
             plain(axes, label_size=8)
+    figure.supylabel("data points", fontsize=9)
     for axes in grid[-1]:
         axes.set_xlabel(f"nats a data point (below {SMALLEST:g}: drawn there)", fontsize=9)
     return figure
@@ -174,7 +185,7 @@ def gap_against_evidence(portraits: list[Portrait]) -> Figure:
 
 
 def worst_points(portrait: Portrait) -> Figure:
-    """The data points of the largest gap: the true posterior, the encoder's q (red) and the family's best (blue)."""
+    """The data points of the largest gap: the true posterior, the encoder's q (orange) and the family's best (blue)."""
     total = np.where(portrait.card.certified, portrait.card.total, -np.inf)
     worst = np.argsort(-total)[:NUM_WORST]
     figure = Figure(figsize=(10.5, 7.4), dpi=DPI, layout="constrained")
@@ -182,7 +193,7 @@ def worst_points(portrait: Portrait) -> Figure:
         _posterior(axes, portrait, int(index))
     figure.suptitle(
         f"{portrait.guide}, {portrait.split}: the largest gaps. Grey: the true posterior; "
-        "dashed red: the encoder's q; blue: the family's best"
+        "dashed orange: the encoder's q; blue: the family's best"
         + ("; the paler, the lighter a component" if portrait.head.num_components > 1 else ""),
         fontsize=10,
     )
@@ -208,6 +219,8 @@ def _posterior(axes: Axes, portrait: Portrait, index: int) -> None:
     best_gap = three_digits(card.approximation[index], card.approximation_error[index])
     encoder_gap = three_digits(card.amortization[index], card.amortization_error[index])
     axes.set_title(f"gap {three_digits(card.total[index])} = {best_gap} family + {encoder_gap} encoder", fontsize=9)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(5))
     inset = axes.inset_axes((0.79, 0.77, 0.2, 0.22))
     _picture(inset, portrait.images[index])
     axes.tick_params(labelsize=8)

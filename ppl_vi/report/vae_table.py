@@ -120,9 +120,10 @@ def _remarks(record: Record) -> str:
         MISSING if record[name] is None else three_digits(record[name])
         for name in ("log_evidence_error", "reverse_kl_difference", "forward_kl_error", "total_variation_error")
     )
+    noise = MISSING if record["iwae_std_error"] is None else short(record["iwae_std_error"], 2)
     lines = [
         f"active units {record['active_units']} of {record['latent_dim']}; KL per latent {divergences}; "
-        f"IWAE with {record['num_particles']} particles",
+        f"IWAE with {record['num_particles']} particles, its mean ± {noise}",
         f"largest errors: log p(x) {evidence}, gap (by KL(q || p) on another lattice) {gap}, forward KL {forward}, "
         f"TV {variation}",
     ]

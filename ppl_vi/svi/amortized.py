@@ -7,6 +7,7 @@ The loop is the one Pyro documents for a single optimiser over all parameters: `
 from __future__ import annotations
 
 import copy
+import hashlib
 import time
 import warnings
 from collections.abc import Callable
@@ -25,7 +26,8 @@ from ppl_vi import storage
 from ppl_vi.state import isolated
 from ppl_vi.svi.result import versions
 
-FORMAT = 2  # of a checkpoint
+FORMAT = 3  # of a checkpoint
+SAME = 1e-4  # relative: more than rounding in another order changes a held-out ELBO in single precision
 HELD_OUT_PARTICLES = 8
 HELD_OUT_SEED = 12_345  # the same noise every epoch, so that epochs are compared on equal terms
 
@@ -89,7 +91,7 @@ class Trained:
         held_out_elbo: a data point, at each epoch's end, at alpha = 1, nats, `(E,)`.
         best_epoch: whose parameters these are, from 0.
         stop_reason: why there were no more epochs.
-        seconds: of training in this process.
+        seconds: of training, in all processes that it took.
         settings: as given.
         versions: of what computed it.
     """
@@ -114,6 +116,7 @@ class _Run:
     alpha: list[float] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
     stop_reason: str = ""
+    seconds: float = 0.0
 
     @property
     def best_epoch(self) -> int:
@@ -157,7 +160,7 @@ def train(
         progress: called after each epoch with its number, the most there can be, and the two ELBOs.
 
     Raises:
-        CheckpointError: the checkpoint is damaged, foreign, or of other settings or another alpha.
+        CheckpointError: the checkpoint is damaged, foreign, or of other settings, data, model or alpha.
         FloatingPointError: the ELBO is no longer finite; the message says when.
     """
     began = time.perf_counter()
@@ -168,10 +171,13 @@ def train(
     run = _Run()
     with isolated(dtype, seed=settings.seed), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Encountered (NaN|\\+?-?inf)")  # told below, with the epoch
+        sums = None if checkpoint is None else _sums(batches, held_out)
         optimiser = Adam(module.parameters(), lr=settings.lr)
         elbo = Trace_ELBO(num_particles=settings.num_particles)
         if resume and checkpoint is not None and checkpoint.exists():
-            run = _load(checkpoint, module, optimiser, settings, weight)
+            run = _load(checkpoint, module, optimiser, settings, weight, sums)
+            _check_model(checkpoint, run, _held_out(module, held_out))
+        began -= run.seconds  # of the processes before
         while not run.stop_reason:
             run.alpha.append(weight(run.epoch))
             _epoch(run, elbo, module, optimiser, batches(run.epoch), settings)
@@ -182,8 +188,9 @@ def train(
                 run.best = {name: value.detach().clone() for name, value in module.state_dict().items()}
             run.epoch += 1
             run.stop_reason = _finished(run, settings)
+            run.seconds = time.perf_counter() - began
             if checkpoint is not None:
-                _save(checkpoint, run, module, optimiser, settings)
+                _save(checkpoint, run, module, optimiser, settings, sums)
             if progress:
                 progress(run.epoch, settings.num_epochs, run.train[-1], run.held_out[-1])
     module.load_state_dict(run.best)
@@ -193,7 +200,7 @@ def train(
         held_out_elbo=np.array(run.held_out),
         best_epoch=run.best_epoch,
         stop_reason=run.stop_reason,
-        seconds=time.perf_counter() - began,
+        seconds=run.seconds,
         settings=settings,
         versions=versions(),
     )
@@ -258,11 +265,21 @@ def _finished(run: _Run, settings: Settings) -> str:
     return f"all {settings.num_epochs} epochs taken" if run.epoch >= settings.num_epochs else ""
 
 
-def _save(path: Path, run: _Run, module: nn.Module, optimiser: Adam, settings: Settings) -> None:
+def _sums(batches: Callable[[int], Tensor], held_out: Tensor) -> list[str]:
+    """By which the data are known again, those of the first epoch and those held out."""
+    with torch.random.fork_rng(devices=[]):  # whoever draws them draws the same once more when it is their turn
+        data = batches(0), held_out
+    return [hashlib.sha256(part.detach().cpu().numpy().tobytes()).hexdigest() for part in data]
+
+
+def _save(
+    path: Path, run: _Run, module: nn.Module, optimiser: Adam, settings: Settings, sums: list[str] | None
+) -> None:
     """All or nothing: a process killed while it writes leaves the checkpoint before."""
     state = {
         "format": FORMAT,
         "settings": repr(settings),
+        "data": sums,
         "run": vars(run),
         "module": module.state_dict(),
         "optimiser": optimiser.state_dict(),
@@ -271,7 +288,9 @@ def _save(path: Path, run: _Run, module: nn.Module, optimiser: Adam, settings: S
     storage.replace(path, lambda file: torch.save(state, file), durable=True)
 
 
-def _load(path: Path, module: nn.Module, optimiser: Adam, settings: Settings, weight: Alpha) -> _Run:
+def _load(
+    path: Path, module: nn.Module, optimiser: Adam, settings: Settings, weight: Alpha, sums: list[str] | None
+) -> _Run:
     try:
         state = torch.load(path, weights_only=True)
         found = state["format"], state["settings"]
@@ -281,6 +300,8 @@ def _load(path: Path, module: nn.Module, optimiser: Adam, settings: Settings, we
         raise CheckpointError(f"'{path}' has checkpoint format {found[0]}; this version reads {FORMAT}")
     if found[1] != repr(settings):
         raise CheckpointError(f"'{path}' was made with {found[1]}, not {settings!r}: remove it or use its settings")
+    if state["data"] != sums:
+        raise CheckpointError(f"'{path}' was made with other data: remove it or use its data")
     run = _Run(**state["run"])
     for epoch, alpha in enumerate(run.alpha):
         if alpha != weight(epoch):
@@ -293,3 +314,10 @@ def _load(path: Path, module: nn.Module, optimiser: Adam, settings: Settings, we
     optimiser.load_state_dict(state["optimiser"])
     torch.set_rng_state(state["random"])
     return run
+
+
+def _check_model(path: Path, run: _Run, held_out: float) -> None:
+    """A model that differs in what is no parameter, such as its likelihood, has another held-out ELBO."""
+    if not abs(held_out - run.held_out[-1]) <= SAME * abs(held_out):
+        what = f"its held-out ELBO was {run.held_out[-1]:.6g} nats and is {held_out:.6g} here"
+        raise CheckpointError(f"'{path}' is of another model: {what}")

@@ -118,7 +118,7 @@ def test_mnist_itself() -> None:
 def test_mnist_that_is_nowhere_is_told_with_the_way_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PPL_VI_DATA", raising=False)
     with pytest.raises(
-        ValueError, match=r"run scripts/fetch_mnist\.sh FOLDER, then pass data_dir=FOLDER or set PPL_VI"
+        ValueError, match=r"run scripts/fetch_mnist\.sh FOLDER, then pass --data-dir FOLDER .*or set PPL_VI"
     ):
         load("mnist")
     with pytest.raises(ValueError, match=r"neither .*train-images-idx3-ubyte nor .*\.gz is there: run scripts/fetch"):
@@ -180,6 +180,17 @@ def test_an_array_of_ones_own(size: tuple[int, ...], shape: tuple[int, int], as_
     assert torch.equal(load(str(path), seed=1).test, found.test)
 
 
+def test_values_between_the_grey_levels_are_continuous(tmp_path: Path) -> None:
+    x = np.arange(12).reshape(6, 2) / 255
+    for name, array in (("whole", x * 255), ("grey", x), ("continuous", x + 0.4 / 255)):
+        np.save(tmp_path / f"{name}.npy", array.round(9))
+    levels = {name: load(str(tmp_path / f"{name}.npy")).levels for name in ("whole", "grey", "continuous")}
+    assert levels == {"whole": 256, "grey": 256, "continuous": None}
+    np.savez(tmp_path / "split.npz", train=x, test=x + 0.4 / 255)
+    assert load(str(tmp_path / "split.npz")).levels is None
+    assert load("digits").levels == 17
+
+
 def test_black_and_white_integers_are_not_divided(tmp_path: Path) -> None:
     np.save(tmp_path / "bw.npy", np.eye(4, dtype=np.uint8))
     assert float(load(str(tmp_path / "bw.npy")).train.max()) == 1.0
@@ -214,7 +225,7 @@ def test_an_archive_without_a_split_is_split_with_its_labels(tmp_path: Path) -> 
         (np.array([[0.5, math.nan], [0.0, 1.0]]), "holds a value that is not finite: nan"),
         (np.array([[0.5, math.inf], [0.0, 1.0]]), "holds a value that is not finite: inf"),
         (np.array([[0.5, -0.1], [0.0, 1.0]]), r"values in \[0, 1\] or whole numbers from 0 to 255, got -0.1"),
-        (np.array([[0.5, 1.0], [0.0, 1.001]]), "got 0.5"),
+        (np.array([[0.5, 1.0], [0.0, 1.001]]), r"got 0\.5 beside 1\.001"),
         (np.array([[5, 256], [0, 1]]), "got 256"),
         (np.zeros((2, 4), complex), "must hold real numbers, got complex128"),
         (np.array([["a", "b"]]), "must hold real numbers, got <U1"),

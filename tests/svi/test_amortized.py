@@ -106,6 +106,7 @@ def test_a_resumed_run_ends_at_the_same_bits(tmp_path: Path, stop_at: int, alpha
     assert np.array_equal(whole.held_out_elbo, resumed.held_out_elbo)
     again = train(small_vae(), data, data[:16], SHORT, alpha=alpha, checkpoint=file, resume=True)
     assert same(whole.module, again.module)
+    assert again.seconds == resumed.seconds > 0  # no epoch was left
     assert "all 6 epochs" in again.stop_reason
 
 
@@ -160,6 +161,32 @@ def test_a_checkpoint_of_other_settings_or_another_model_is_refused(tmp_path: Pa
         other = VAE(5, AMORTIZED["diagonal"](2), hidden=(8,))
     with pytest.raises(CheckpointError, match="another model"):
         train(other, some_data(), some_data(), SHORT, checkpoint=file, resume=True)
+
+
+def test_a_checkpoint_of_other_data_or_another_likelihood_is_refused(tmp_path: Path) -> None:
+    file, data = tmp_path / "one.checkpoint", some_data()
+    train(small_vae(), data, data[:16], SHORT, checkpoint=file)
+    flipped = data.clone()
+    flipped[3, 2] = 1 - flipped[3, 2]
+    for one, held_out in ((flipped, data[:16]), (data, flipped[:16]), (lambda epoch: flipped, data[:16])):
+        with pytest.raises(CheckpointError, match="other data"):
+            train(small_vae(), one, held_out, SHORT, checkpoint=file, resume=True)
+    for sigma in (0.1, 0.1003):  # neither likelihood nor a fixed sigma is among the parameters
+        with isolated(torch.float32, seed=1):
+            other = VAE(5, AMORTIZED["full"](2), hidden=(8,), likelihood="gaussian", sigma=sigma)
+        with pytest.raises(CheckpointError, match="another model: its held-out ELBO was"):
+            train(other, data, data[:16], SHORT, checkpoint=file, resume=True)
+        train(other, data, data[:16], SHORT, checkpoint=file)
+
+
+def test_data_drawn_from_the_global_generator_are_the_same_with_a_checkpoint(tmp_path: Path) -> None:
+    def anew(epoch: int) -> torch.Tensor:
+        return torch.bernoulli(torch.full((32, 5), 0.4))
+
+    file = tmp_path / "one.checkpoint"
+    whole = train(small_vae(), anew, some_data(), SHORT)
+    assert same(whole.module, train(small_vae(), anew, some_data(), SHORT, checkpoint=file).module)
+    assert same(whole.module, train(small_vae(), anew, some_data(), SHORT, checkpoint=file, resume=True).module)
 
 
 def test_a_checkpoint_of_another_alpha_is_refused(tmp_path: Path) -> None:
