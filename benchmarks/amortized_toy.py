@@ -135,7 +135,7 @@ def _module(arguments: argparse.Namespace, guide: str) -> AmortizedToy | str:
 
     from models.amortized_toy import AmortizedToy
     from models.exponential_normal import target
-    from ppl_vi.compare import refusal
+    from ppl_vi.comparison import refusal
     from ppl_vi.guides import find_family
     from ppl_vi.state import isolated
 
