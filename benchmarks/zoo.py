@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -70,14 +70,29 @@ def measure(guides: Sequence[str], settings: Settings, model: str) -> Measured:
     return Measured(model, tuple(record | {"model": model} for record in found.records()))
 
 
-def measured(models: Sequence[str], work: partial[Measured], workers: int) -> Iterator[list[Measured]]:
+def measured(models: Sequence[str], work: Callable[[str], Measured], workers: int) -> Iterator[list[Measured]]:
     """What is finished, in the order of the models, after each."""
-    from ppl_vi.workers import shared
-
     done: dict[str, Measured] = {}
-    for one in cli.followed(shared(work, models, workers), len(models), "models"):
+    for one in cli.followed(_each(models, work, workers), len(models), "models"):
         done[one.model] = one
         yield [done[model] for model in models if model in done]
+
+
+def _each(models: Sequence[str], work: Callable[[str], Measured], workers: int) -> Iterator[Measured]:
+    """Every model once; should a process be killed, those it takes along get one each, and the culprit its reason."""
+    from ppl_vi.workers import WorkerKilledError, alone, shared
+
+    left = list(models)
+    try:
+        for one in shared(work, models, workers):
+            left.remove(one.model)
+            yield one
+    except WorkerKilledError:
+        for model in left:
+            try:
+                yield alone(work, model)
+            except WorkerKilledError:
+                yield Measured(model, (), "the process that measured it was killed, perhaps for want of memory")
 
 
 def program(arguments: argparse.Namespace) -> int:
@@ -104,9 +119,9 @@ def program(arguments: argparse.Namespace) -> int:
     records = _records(found)
     for one in found:
         if one.reason:
-            print(f"{one.model} has no truth to measure by: {one.reason}", file=sys.stderr)
+            print(f"{one.model} is not measured: {one.reason}", file=sys.stderr)
     if not records:
-        raise cli.UsageError("none of the models has a truth to measure by")
+        raise cli.UsageError("none of the models could be measured")
     storage.write_text(arguments.out / "records.csv", files.to_csv(records))
     storage.write_text(arguments.out / "table.txt", table.as_text(records, matrix.show))
     cli.show_records(records, arguments, matrix.show)

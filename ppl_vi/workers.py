@@ -11,7 +11,9 @@ from typing import TypeVar
 
 import joblib
 from joblib.externals import loky
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 
+WorkerKilledError = TerminatedWorkerError
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
@@ -30,6 +32,9 @@ def shared(work: Callable[[Job], Result], jobs: Iterable[Job], num_workers: int)
         work: importable by name, or a `functools.partial` of such a function.
         jobs: each is taken when its turn comes.
         num_workers: processes; with one, the work is done in this one.
+
+    Raises:
+        WorkerKilledError: a process was killed from outside; what all of them were at is lost.
     """
     if num_workers <= 1:
         yield from map(work, jobs)
@@ -42,6 +47,16 @@ def shared(work: Callable[[Job], Result], jobs: Iterable[Job], num_workers: int)
     except BaseException:
         loky.get_reusable_executor().shutdown(wait=False, kill_workers=True)
         raise
+
+
+def alone(work: Callable[[Job], Result], job: Job) -> Result:
+    """One job in a process of its own.
+
+    Raises:
+        WorkerKilledError: it was killed from outside.
+    """
+    (result,) = shared(work, [job], 2)
+    return result
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyro
@@ -12,10 +13,12 @@ import pytest
 import torch
 from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
 from pyro.nn import PyroModule, PyroParam
+from scipy import special, stats
 
 import ppl_vi
 from ppl_vi import __main__ as command
 from ppl_vi.any_model import labelled
+from ppl_vi.svi.objectives import tail_adaptive
 from tests.strict_json import strict
 
 DATA = torch.tensor([1.2, 3.4, 2.2, 0.7, 1.9])
@@ -307,3 +310,70 @@ def test_a_guide_without_mass_where_the_posterior_has_some_is_said_to_be_infinit
     assert "no mass where the posterior has some" in record["reasons"]["forward_kl"]
     # the mass that the posterior, Normal(0.35, 1/2), has above 0 bounds what any such guide can do
     assert record["reverse_kl"] > -math.log(0.5 * math.erfc(-0.35))
+
+
+COUNTS = torch.tensor([3.0, 0.0, 7.0, 12.0, 1.0, 4.0, 4.0, 9.0])
+
+
+def overdispersed(y):
+    """Counts of a negative binomial distribution of unknown mean and shape."""
+    mean = pyro.sample("mean", dist.Gamma(2.0, 0.25))
+    shape = pyro.sample("shape", dist.LogNormal(0.5, 1.0))
+    with pyro.plate("n", len(y)):
+        pyro.sample("y", dist.GammaPoisson(shape, shape / mean), obs=y)
+
+
+def two_lognormals(y):
+    """Far from the posterior, so that neither divergence is small."""
+    for name in ("mean", "shape"):
+        loc = pyro.param(f"loc_{name}", torch.tensor(0.8))
+        scale = pyro.param(f"sd_{name}", torch.tensor(0.5), constraint=dist.constraints.positive)
+        pyro.sample(name, dist.LogNormal(loc, scale))
+
+
+@pytest.mark.slow
+def test_both_divergences_are_those_of_scipys_densities_on_a_grid():
+    found = ppl_vi.compare(overdispersed, {"mine": two_lognormals}, args=(COUNTS,), **TINY | {"num_replicas": 1})
+    loc_mean, log_sd_mean, loc_shape, log_sd_shape = (float(value) for value in found["mine"].parameters.values())
+    u, v = np.linspace(-3, 5, 1001)[:, None], np.linspace(-5, 7, 1001)[None]  # logs; beyond lies less than 1e-8
+    cell = (u[1, 0] - u[0, 0]) * (v[0, 1] - v[0, 0])
+    mean, shape = np.exp(u), np.exp(v)
+    log_joint = stats.gamma.logpdf(mean, 2, scale=4) + u + stats.norm.logpdf(v, 0.5, 1)
+    log_joint = log_joint + sum(stats.nbinom.logpmf(y, shape, shape / (shape + mean)) for y in COUNTS.numpy())
+    log_evidence = special.logsumexp(log_joint) + math.log(cell)
+    log_p = log_joint - log_evidence
+    log_q = stats.norm.logpdf(u, loc_mean, math.exp(log_sd_mean)) + stats.norm.logpdf(
+        v, loc_shape, math.exp(log_sd_shape)
+    )
+    (record,) = found.records()
+    assert record["log_evidence"] == pytest.approx(log_evidence, abs=1e-7)
+    assert record["reverse_kl"] == pytest.approx((np.exp(log_q) * (log_q - log_p)).sum() * cell, abs=1e-6)
+    assert record["forward_kl"] == pytest.approx((np.exp(log_p) * (log_p - log_q)).sum() * cell, abs=1e-6)
+    assert min(record["reverse_kl"], record["forward_kl"]) > 0.1
+
+
+@pytest.mark.slow
+def test_tail_adaptive_weights_find_a_posterior_that_is_in_the_family():
+    def model(y):
+        z = pyro.sample("z", dist.Normal(1.0, 2.0))
+        pyro.sample("y", dist.Normal(z, 0.5), obs=y)
+
+    def guide(y):
+        sd = pyro.param("sd", torch.tensor(1.5), constraint=dist.constraints.positive)
+        pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(2.5)), sd))
+
+    settings = {"num_steps": 400, "num_particles": 64, "num_replicas": 2, "num_draws": 2000, "lr": 1.0}
+    given = {"args": (torch.tensor(4.0),), "objective": "tail_adaptive", "engine": "batched", **settings}
+    (record,) = ppl_vi.compare(model, {"mine": guide}, **given).records()
+    # it starts 7 nats away; what the stopping rule calls converged is 1e-3 nats
+    assert record["reverse_kl"] < 1e-3
+    assert record["log_evidence"] == pytest.approx(float(stats.norm.logpdf(4, 1, 4.25**0.5)), abs=1e-9)
+
+
+def test_tail_adaptive_weights_are_the_inverse_ranks():
+    log_joint, log_guide, entropy = torch.randn(3, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rank = stats.rankdata(-(log_joint - log_guide).numpy())  # 1 is the largest
+    particle = SimpleNamespace(log_joint=log_joint, log_guide=log_guide, entropy=entropy)
+    loss, bound = tail_adaptive.reduce(particle)
+    assert float(loss) == pytest.approx(-np.average((log_joint - entropy).numpy(), weights=1 / rank), rel=1e-12)
+    assert float(bound) == pytest.approx(float((log_joint - log_guide).mean()), rel=1e-12)

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from ppl_vi.report.numbers import MISSING, number, short, three_digits
 from ppl_vi.report.plots import DARK, DPI, LIGHT, plain
-from ppl_vi.report.table import Footnotes, Record, uncertainty
+from ppl_vi.report.table import Footnotes, Record, bound, uncertainty
 
 RANGE = (1e-4, 10.0)  # nats, of the colours
 MIDDLE = 0.55  # of the colours' scale: beyond it the text is white
@@ -73,7 +73,7 @@ def cell(record: Record, notes: Footnotes) -> str:
         return record["status"] + notes.mark(f"{record['model']}, {record['guide']}: {record['reason']}")
     values = [three_digits(record[name], uncertainty(record, name)) for name in ("reverse_kl", *GAPS)]
     if record["family_gap_is_upper_bound"]:
-        values[1:] = [f"≤{values[1]}", f"≥{values[2]}"]
+        values[1:] = [bound(values[1], "≤"), bound(values[2], "≥")]
     return f"{values[0]} = {values[1]} + {values[2]}"
 
 

@@ -131,9 +131,18 @@ def _spread(record: Record) -> str:
 def _bounded(name: str, sign: str) -> Callable[[Record], str]:
     def bounded(record: Record) -> str:
         text = three_digits(record[name], uncertainty(record, name))
-        return f"{sign}{text}" if record["family_gap_is_upper_bound"] and text not in (MISSING, "inf") else text
+        return bound(text, sign) if record["family_gap_is_upper_bound"] else text
 
     return bounded
+
+
+def bound(text: str, sign: str) -> str:
+    """A value that is at most, or at least, this: one below its own error `<e` is at most that, and at least 0."""
+    if text in (MISSING, "inf"):
+        return text
+    if text.startswith("<"):
+        return f"≤{text[1:]}" if sign == "≤" else "≥0"
+    return sign + text
 
 
 def _importance(record: Record) -> str:

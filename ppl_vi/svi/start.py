@@ -14,6 +14,7 @@ import pyro.poutine as poutine
 import torch
 from pyro.distributions.transforms import AffineAutoregressive, ComposeTransform
 from pyro.infer.autoguide import (
+    AutoContinuous,
     AutoDiagonalNormal,
     AutoGuide,
     AutoLowRankMultivariateNormal,
@@ -120,6 +121,7 @@ def build_guide(
 
     Raises:
         TypeError: the family doesn't return something callable.
+        ValueError: the guide can't keep its parameters under the name of a site.
     """
     loc = target.start.loc[problem] if loc is None else loc
     scale = target.start.scale[problem] if scale is None else scale
@@ -141,6 +143,8 @@ def build_guide(
         guide = family(target.model, **given)
         if not callable(guide):
             raise TypeError(f"a guide family must return a guide, something callable; got {type(guide).__name__}")
+        if isinstance(guide, AutoGuide) and not isinstance(guide, AutoContinuous):
+            _refuse_clash(guide, target)
         row = target.row(problem)
         if not isinstance(guide, nn.Module):
             guide = FunctionGuide(target.bind(guide), *row)
@@ -154,6 +158,17 @@ def build_guide(
         elif isinstance(guide, (AutoNormal, *ONE_SCALE_EACH)):
             _widen(guide, target, scale)
     return guide
+
+
+def _refuse_clash(guide: AutoGuide, target: Target) -> None:
+    """An autoguide that keeps a parameter a site does so under the site's name, where a module may have a method."""
+    for site in target.latents:
+        taken = next((part for part in site.name.split(".") if hasattr(PyroModule, part)), None)
+        if taken is not None:
+            raise ValueError(
+                f"site '{site.name}': torch's modules have an attribute '{taken}', under which "
+                f"{type(guide).__name__} would keep its parameters: give the site another name"
+            )
 
 
 @torch.no_grad()

@@ -82,3 +82,11 @@ def test_numbers_have_three_digits(value: Any, error: Any, text: str) -> None:
 def test_the_spread_is_the_range_over_replicas() -> None:
     assert table.spread(ROWS[3], "reverse_kl") == pytest.approx(2e-7, rel=1e-12)
     assert math.isnan(table.spread(record("one", 1.0, replicas=[{"reverse_kl": 1.0}]), "reverse_kl"))
+
+
+@pytest.mark.parametrize(
+    ("text", "sign", "expected"),
+    [("0.62", "≤", "≤0.62"), ("<8e-9", "≤", "≤8e-9"), ("<8e-9", "≥", "≥0"), ("inf", "≥", "inf"), ("0.1", "≥", "≥0.1")],
+)
+def test_a_bound_is_shown_with_one_sign(text, sign, expected):
+    assert table.bound(text, sign) == expected

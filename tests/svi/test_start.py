@@ -53,3 +53,16 @@ def test_gaussians_over_all_coordinates(family: Any) -> None:
 def test_low_rank_keeps_pyros_share_between_factor_and_diagonal() -> None:
     guide: Any = build_guide(AutoLowRankMultivariateNormal, TARGET, 0, LOC, SCALE)
     torch.testing.assert_close(guide.scale.detach(), SCALE * 0.5**0.5, rtol=1e-9, atol=0)
+
+
+def test_a_site_with_the_name_of_a_modules_method_is_refused_where_it_would_break_the_guide() -> None:
+    def clashing(y: Tensor) -> None:
+        half = pyro.sample("half", dist.LogNormal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(half, 1.0), obs=y)
+
+    target = Target.of(clashing, (torch.tensor(1.5),))
+    with pytest.raises(
+        ValueError, match="site 'half': torch's modules have an attribute 'half', under which AutoNormal"
+    ):
+        build_guide(AutoNormal, target)
+    assert build_guide(AutoDiagonalNormal, target)  # keeps all sites in one vector
