@@ -1,7 +1,7 @@
-"""The compiled engine: several steps unrolled into one graph, which torch's inductor turns into machine code.
+"""The compiled engine: steps as machine code, by a translation of our own (`ppl_vi.svi.lanes`) or by torch's inductor.
 
-Every parameter is a tensor of its own here, so that a guide of single numbers becomes arithmetic between numbers: all
-steps of a block, of all fits, in one loop over the fits, without a value written to memory between.
+For inductor several steps are unrolled into one graph, and every parameter is a tensor of its own, so that a guide of
+single numbers becomes arithmetic between numbers: all steps of a block, of all fits, in one loop over the fits.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from ppl_vi.svi.step import BLOCK, Engine, State, trace_one, trace_step
 aten = torch.ops.aten
 _log = logging.getLogger(__name__)
 CALL = 25e-6  # seconds that calling the machine code takes, whatever it does
+OPERATION, NUMBER = 3e-6, 2e-9  # seconds that an operation of the batched engine takes, and each number in it
 UNROLLED_NODES = 1500  # of a graph; more take minutes to compile
 BUILD, CHARACTER = 0.3, 3e-6  # seconds to compile any translation, and for each of its characters
 COMPILE, NODE = 2.5, 30e-3  # seconds to compile any graph, and for each of its operations
@@ -131,8 +132,8 @@ def _pointers(tensors: Sequence[Tensor]) -> Any:
     return (ctypes.c_void_p * max(len(tensors), 1))(*(tensor.data_ptr() for tensor in tensors))
 
 
-def translated(program: Program, objective: Objective, theta: Tensor, num_particles: int) -> str:
-    """The step of one fit as C++ for many like `theta` `(B, R, D)`, on the CPU.
+def translated(program: Program, objective: Objective, theta: Tensor, num_particles: int) -> tuple[str, GraphModule]:
+    """The step of one fit as C++ for many like `theta` `(B, R, D)`, on the CPU, and the graph it comes from.
 
     Raises:
         UnsupportedError: the step does something that has no translation, or is too large for the cache.
@@ -141,9 +142,9 @@ def translated(program: Program, objective: Objective, theta: Tensor, num_partic
     inductor.check_version()
     if theta.device.type != "cpu":
         raise UnsupportedError(f"fits on {theta.device.type}")
-    graph = decomposed(*trace_one(program, objective, num_particles))
-    translation = Translation(graph, theta.dtype, len(program.draws))
-    return translation.code(theta.shape[1])
+    graph, example = trace_one(program, objective, num_particles)
+    translation = Translation(decomposed(graph, example), theta.dtype, len(program.draws))
+    return translation.code(theta.shape[1]), graph
 
 
 @dataclass(frozen=True)
@@ -154,11 +155,13 @@ class Plan:
         make: compiles it, or loads what is kept.
         kept: whether its machine code is there already.
         seconds: about what compiling takes where it is not.
+        batched_seconds: about what a step of the batched engine takes.
     """
 
     make: Callable[[], Engine]
     kept: bool
     seconds: float
+    batched_seconds: float
 
 
 def plan(program: Program, objective: Objective, theta: Tensor, noise: tuple[Tensor, ...], num_steps: int) -> Plan:
@@ -170,12 +173,19 @@ def plan(program: Program, objective: Objective, theta: Tensor, noise: tuple[Ten
         Exception: whatever a guide or model does that can't be traced.
     """
     try:
-        source = translated(program, objective, theta, noise[0].shape[3] if noise else 1)
+        source, graph = translated(program, objective, theta, noise[0].shape[3] if noise else 1)
     except Exception as error:
         _log.info("compiling by inductor: %s", error)
         return _inductor_plan(program, objective, theta, noise, num_steps)
     make = partial(LanesEngine.of, program.target.args, program.layout.size, theta.shape[1], source)
-    return Plan(make, cpp.is_kept(source), BUILD + CHARACTER * len(source))
+    batched = _batched_seconds(graph, theta[..., 0].numel())
+    return Plan(make, cpp.is_kept(source), BUILD + CHARACTER * len(source), batched)
+
+
+def _batched_seconds(graph: GraphModule, num_fits: int = 1) -> float:
+    """Of a step whose graph is that of one fit, or of all."""
+    values = (node.meta.get("val") for node in graph.graph.nodes if node.op == "call_function")
+    return sum(OPERATION + NUMBER * value.numel() * num_fits for value in values if isinstance(value, Tensor))
 
 
 def compiled_engine(
@@ -210,7 +220,8 @@ def _inductor_plan(
     def make() -> Engine:
         return CompiledEngine(program.target.args, sizes, num, inductor.compiled(unrolled, example))
 
-    return Plan(make, inductor.is_kept(unrolled, example), compile_seconds(num * len(graph.graph.nodes)))
+    seconds = compile_seconds(num * len(graph.graph.nodes))
+    return Plan(make, inductor.is_kept(unrolled, example), seconds, _batched_seconds(graph))
 
 
 def num_unrolled(num_nodes: int, block: int, num_steps: int) -> int:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
 
 from ppl_vi.svi.batched import BatchedEngine
 from ppl_vi.svi.compiled import plan
@@ -16,9 +15,9 @@ from ppl_vi.svi.randomness import pseudo_random
 from ppl_vi.svi.step import Engine, block_length
 
 ENGINES = ("auto", "compiled", "batched", "pyro")
-CALL, NUMBER = 3e-6, 2e-9  # seconds that an operation of the batched engine takes, and each number in it
 SAVED = 0.85  # of a batched step's time
-LOAD = 0.7  # seconds to trace a step once more and load machine code that is kept
+LOAD = 0.05  # seconds to load machine code that is kept, once the step has been traced
+FEW_STEPS, FEW_DRAWS = 100, 10**6  # of all fits: not worth tracing a step twice
 
 
 @dataclass(frozen=True)
@@ -43,33 +42,22 @@ def choose(
     batched = BatchedEngine(program, objective)
     if name == "batched":
         return Chosen("batched", batched, "")
+    fits = theta[..., 0].numel()
+    if name == "auto" and num_steps <= FEW_STEPS and num_steps * fits * num_particles <= FEW_DRAWS:
+        return Chosen("batched", batched, f"{num_steps} steps are too few to be compiled")
     prefix = (*theta.shape[:2], num_particles)
     generator = torch.Generator(device=theta.device).manual_seed(0)
     noise = pseudo_random(program.draws, (block_length(program, prefix), *prefix), generator)
-    why = ""
     try:
+        found = plan(program, objective, theta, noise, num_steps)
+        saved, why = SAVED * num_steps * found.batched_seconds, ""
         if name == "auto":
-            graph = batched.trace(theta, tuple(n[0] for n in noise))
-            if graph is None:
-                return Chosen("batched", batched, "the step can't be traced")
-            saved = SAVED * num_steps * _batched_seconds(graph)
-            if saved <= LOAD:
-                return Chosen("batched", batched, f"compiled steps would save {saved:.1g} s")
-            found = plan(program, objective, theta, noise, num_steps)
-            if saved <= found.seconds and not found.kept:
-                return Chosen(
-                    "batched", batched, f"compiling would take about {found.seconds:.2g} s and save {saved:.1g} s"
-                )
+            if saved <= (LOAD if found.kept else found.seconds):
+                takes = f"compiling would take about {found.seconds:.2g} s and save {saved:.1g} s"
+                return Chosen("batched", batched, f"compiled steps would save {saved:.1g} s" if found.kept else takes)
             spent = "its code is kept" if found.kept else f"compiling takes about {found.seconds:.2g} s"
             why = f"saves about {saved:.2g} s of {num_steps} steps, {spent}"
-        else:
-            found = plan(program, objective, theta, noise, num_steps)
         return Chosen("compiled", found.make(), why)
     except Exception as error:  # tracing meets whatever a guide does, compiling whatever the system lacks
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
         return Chosen("batched", batched, f"can't be compiled here: {line}")
-
-
-def _batched_seconds(graph: GraphModule) -> float:
-    values = (node.meta.get("val") for node in graph.graph.nodes if node.op == "call_function")
-    return sum(CALL + NUMBER * value.numel() for value in values if isinstance(value, Tensor))

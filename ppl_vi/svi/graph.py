@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -39,15 +39,20 @@ def traced(function: Callable[..., Any], example: tuple[Tensor, ...]) -> GraphMo
     Raises:
         Exception: whatever a function does that can't be traced.
     """
+    return tidy(retraced(function, example), example)
+
+
+def retraced(function: Callable[..., Any], example: Sequence[Tensor], table: Any = None) -> GraphModule:
+    """A function of tensors as a graph, the operations in `table` replaced by what it says they are made of."""
     # one fake mode for all operations: left to itself make_fx builds one for each, which takes half of its time
     with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
-        return tidy(make_fx(function)(*example), example)
+        return make_fx(function, decomposition_table=table)(*example)
 
 
 def tidy(module: GraphModule, example: tuple[Tensor, ...]) -> GraphModule:
     """The same graph with fewer operations, none of them in place; `example` is what it was traced with."""
     if any(_writes(node) for node in module.graph.nodes):  # only now: functionalize knows no autograd.Function
-        module = make_fx(functionalize(module))(*example)
+        module = retraced(functionalize(module), example)
     fold(module)
     for node in list(module.graph.nodes):
         _poison_failures(node)

@@ -26,7 +26,8 @@ import scipy.special
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
-from torch.fx.experimental.proxy_tensor import make_fx
+
+from ppl_vi.svi.graph import retraced
 
 HEADER = Path(__file__).with_name("lanes.h")
 MOST_BYTES = 2**23
@@ -220,7 +221,7 @@ def decomposed(graph: GraphModule, example: Sequence[Tensor]) -> GraphModule:
         table: Any = {op: how for op, how in torch._decomp.decomposition_table.items() if op in foreign}
         if not table:
             break
-        graph = make_fx(graph, decomposition_table=table)(*example)
+        graph = retraced(graph, example, table)
     return graph
 
 
