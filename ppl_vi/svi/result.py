@@ -48,7 +48,8 @@ def finished(guide: nn.Module, target: Target, problem: int) -> nn.Module:
     """The guide whose density a fit stands for: a Laplace approximation is made once the mode has been found.
 
     Pyro's `laplace_approximation` returns an `AutoMultivariateNormal` with its values frozen; here they are its
-    parameters again, so that the best member of that family can be found.
+    parameters again, so that the best member of that family can be found. Its `scale_tril` is a correlation's Cholesky
+    factor, the family's has ones on its diagonal, so rows are rescaled: as they stand, the variances would grow.
     """
     if not hasattr(guide, "laplace_approximation"):
         return guide
@@ -56,8 +57,13 @@ def finished(guide: nn.Module, target: Target, problem: int) -> nn.Module:
         approximate: Any = guide.laplace_approximation
         normal = approximate(*target.row(problem))
         constraint = {"scale": normal.scale_constraint, "scale_tril": normal.scale_tril_constraint}
-        for name in ("loc", "scale", "scale_tril"):
-            value = getattr(normal, name)
+        diagonal = torch.diagonal(normal.scale_tril)
+        values = {
+            "loc": normal.loc,
+            "scale": normal.scale * diagonal,
+            "scale_tril": normal.scale_tril / diagonal[:, None],
+        }
+        for name, value in values.items():
             delattr(normal, name)
             setattr(normal, name, PyroParam(value, constraint.get(name, constraints.real)))
         return normal

@@ -18,6 +18,7 @@ from pyro.infer.autoguide import (
 from torch import Tensor
 
 from ppl_vi import Target
+from ppl_vi.svi.fit import fit
 from ppl_vi.svi.start import build_guide
 
 LOC = torch.tensor([0.5, -1.0, 2.0, 0.1], dtype=torch.float64)
@@ -66,3 +67,17 @@ def test_a_site_with_the_name_of_a_modules_method_is_refused_where_it_would_brea
     ):
         build_guide(AutoNormal, target)
     assert build_guide(AutoDiagonalNormal, target)  # keeps all sites in one vector
+
+
+def test_a_laplace_approximation_is_exact_where_the_posterior_is_gaussian_and_correlated() -> None:
+    def pair(y: Tensor) -> None:
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        b = pyro.sample("b", dist.Normal(0.0, 2.0))
+        pyro.sample("y", dist.Normal(a + b, 0.3), obs=y)
+
+    target = Target.of(pair, (torch.tensor(1.5),))
+    found = fit(target, "laplace", num_steps=400, num_particles=1, num_replicas=1, engine="batched")
+    precision = torch.tensor([[1.0, 0.0], [0.0, 0.25]]) + torch.ones(2, 2) / 0.09
+    normal = found.guide().get_posterior()
+    # the data are float32, the mode is good to the optimiser's last step
+    torch.testing.assert_close(normal.covariance_matrix, torch.linalg.inv(precision.double()), rtol=1e-5, atol=1e-7)
