@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ppl_vi.truth.density import Density
 
-QUARTER = math.pi / 2  # of the period of a standard normal density: trajectories up to here
 FIRST_STEPS = 10  # leapfrog steps of a trajectory while chains look for their way
 DIVERGED = 1000.0  # nats of energy that a trajectory may be off, as in Stan
 

@@ -30,7 +30,7 @@ class Head(nn.Module):
 
     def forward(self, local: Tensor) -> Any:
         """Local parameters `(..., num_outputs)` to a distribution of batch shape `(...)` and event shape `(D,)`."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not tell the parameters of given components")
 
     def draw(self, local: Tensor, num: int) -> tuple[Tensor, Tensor]:
         """`num` draws of each distribution and their log densities: `(..., num, D)` and `(..., num)`, nats.
