@@ -15,12 +15,11 @@ import torch
 from scipy import optimize
 from torch import Tensor
 from torch.func import grad_and_value, vmap
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppl_vi.mapping import whole_plates
 from ppl_vi.metrics.cloud import Rules, rules
 from ppl_vi.state import isolated
-from ppl_vi.svi.graph import tidy
+from ppl_vi.svi.graph import traced
 from ppl_vi.svi.pure import Program, guide_sites
 from ppl_vi.svi.result import Fit
 
@@ -92,7 +91,7 @@ def _objective(program: Program, rule: Rules) -> Objective:
     example = (program.initial, *program.target.row(0), *(part[0] for part in rule.noise), rule.weight[0])
     with isolated(program.target.dtype, seed=0):
         try:
-            return tidy(make_fx(plain)(*example), example)
+            return traced(plain, example)
         except Exception:  # what can't be traced is only slower
             return plain
 
