@@ -465,8 +465,8 @@ def write_figures(
     from ppl_vi.report import plots
     from ppl_vi.truth import UncertifiedTruthError
 
-    parallel = joblib.Parallel(num_workers(len(comparison.entries), arguments.device))
-    parallel(
+    parallel = joblib.Parallel(num_workers(len(comparison.entries), arguments.device), return_as="generator_unordered")
+    written = parallel(
         joblib.delayed(_write_figure)(arguments.out, f"{name}_x_{label:g}", draw, comparison, problem)
         for problem, label in enumerate(comparison.labels)
         for name, draw in plots.FIGURES.items()
@@ -476,6 +476,7 @@ def write_figures(
             _write_figure(arguments.out, name, lambda figure=figure: figure)
     except UncertifiedTruthError as error:
         print(f"a figure is left out: {error}", file=sys.stderr)
+    list(written)  # by the workers, in the meantime
 
 
 def _write_figure(out: Path, name: str, draw: Callable[..., Figure], *given: Any) -> None:

@@ -39,6 +39,31 @@ def _roots(series: np.ndarray) -> np.ndarray:
     return np.sort(roots.real[(np.abs(roots.imag) < 1e-8) & (np.abs(roots.real) < 1)])
 
 
+def _roots_of_many(series: np.ndarray) -> np.ndarray:
+    """The zeros within (-1, 1) of Legendre series `(K, n)`, `(K, n - 1)`; 1 in the places of those that are missing."""
+    out = np.ones((len(series), series.shape[1] - 1))
+    whole = series[:, -1] != 0
+    if whole.any():
+        roots = np.linalg.eigvals(_companions(series[whole]))
+        inside = (np.abs(roots.imag) < 1e-8) & (np.abs(roots.real) < 1)
+        out[whole] = np.where(inside, roots.real, 1.0)
+    for k in np.nonzero(~whole)[0]:
+        roots = _roots(series[k])
+        out[k, : len(roots)] = roots
+    return out
+
+
+def _companions(series: np.ndarray) -> np.ndarray:
+    """Matrices whose eigenvalues are the roots of Legendre series: numpy's `legcompanion` for each."""
+    degree = series.shape[1] - 1
+    like = legendre.legcompanion([*[0.0] * degree, 1.0])
+    scale = 1.0 / np.sqrt(2 * np.arange(degree) + 1)
+    last = series[:, :-1] / series[:, -1:] * (scale / scale[-1]) * (degree / (2 * degree - 1))
+    out = np.repeat(like[None], len(series), 0)
+    out[:, :, -1] -= last
+    return out[:, ::-1, ::-1]  # as `legroots` turns it, for accuracy
+
+
 @dataclass(frozen=True)
 class Piece:
     """A stretch of the line and a map `v -> z` onto it that grows with `v`.
@@ -92,9 +117,12 @@ class Grid:
         total = np.abs((self.weight * values).sum(2))
         size = (self.weight * np.abs(values)).sum(2)
         counts = size > NOTHING * size.sum(1, keepdims=True)  # far out the sign changes with the rounding
-        for f, m in zip(*np.nonzero((signs.min(2) < 0) & (signs.max(2) > 0) & counts), strict=True):
-            points = np.concatenate([[-1.0], _roots(series[f, m]), [1.0]])
-            total[f, m] = np.abs(np.diff(legendre.legval(points, legendre.legint(series[f, m])))).sum()
+        split = np.nonzero((signs.min(2) < 0) & (signs.max(2) > 0) & counts)
+        points = np.concatenate([np.full((len(split[0]), 1), -1.0), _roots_of_many(series[split])], 1)
+        points = np.sort(np.concatenate([points, np.full((len(points), 1), 1.0)], 1), 1)
+        primitive = legendre.legint(series[split], axis=1)
+        values = (legendre.legvander(points, NUM_NODES) * primitive[:, None]).sum(2)
+        total[split] = np.abs(np.diff(values)).sum(1)
         return total.sum(1)
 
     def cumulative(self, difference: np.ndarray) -> np.ndarray:
