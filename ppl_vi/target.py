@@ -21,6 +21,7 @@ from ppl_vi.inspection import LatentSite, latent_sites, run
 from ppl_vi.laplace import Laplace, centred_on_mass, laplace_of
 from ppl_vi.mapping import each, whole_plates
 from ppl_vi.state import isolated, private
+from ppl_vi.writing import Writing, writes
 
 Latents = dict[str, Tensor]
 
@@ -191,7 +192,18 @@ class Target:
             model = Bound(summed_out(model, trace, given, name), given)
         target = Target(model, (torch.zeros(1, dtype=dtype, device=device),), name=name, dtype=dtype)
         _ = target.latents  # what is the matter with the model should come out here
+        if writes(target.many_at_once() or Exception()):
+            return replace(target, model=Bound(Writing(model.function), given))
         return target
+
+    def many_at_once(self) -> RuntimeError | None:
+        """What `vmap` says of a log density that can't be computed at many points at once, or None where it can."""
+        try:
+            with isolated(self.dtype, seed=0):
+                vmap(lambda u: self.log_density_of_row(u, *self.row(0)))(self._unconstrained_run())
+        except RuntimeError as error:
+            return error
+        return None
 
     def bind(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """A hand-written guide, to be called with a `row`: where the model keeps its arguments, so does the guide."""

@@ -10,11 +10,13 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from ppl_vi.mapping import branches
 from ppl_vi.state import isolated
 from ppl_vi.target import Target
 
 BLOCK = 4096  # points at once: their temporaries stay in the cache
 FAR = 60.0  # standard deviations
+BRANCHING = "the model decides by a drawn value what to do ('if', 'while', bool(), item()): compute both and choose by torch.where"
 SMALL = 64  # or so many, where fewer are asked for
 
 
@@ -48,7 +50,15 @@ class Density:
 
     @staticmethod
     def of(target: Target, problem: int) -> Density:
-        """That of one of a target's problems."""
+        """That of one of a target's problems.
+
+        Raises:
+            ValueError: it can't be computed at many points at once.
+        """
+        error = target.many_at_once()
+        if error is not None:
+            why = BRANCHING if branches(error) else str(error).strip().splitlines()[0]
+            raise ValueError(f"{target.name}: the density can't be computed at many points at once: {why}")
         row = target.row(problem)
 
         def of_one(u: Tensor) -> Tensor:
