@@ -308,9 +308,10 @@ def curves_of(card: Scorecard, comparison: Comparison) -> Curves:
 
 
 def binned(sample: Sample, edges: np.ndarray) -> np.ndarray:
-    """The mean density of each number over bins `(K, N + 1)`, `(K, N)`."""
+    """The mean density of each number over bins `(K, N + 1)`, `(K, N)`; nan of a number that is always the same."""
     lines = [Line.of(sample, k) for k in range(len(edges))]
-    return np.array([np.diff(line.cdf(edge)) / np.diff(edge) for line, edge in zip(lines, edges, strict=True)])
+    with np.errstate(invalid="ignore"):
+        return np.array([np.diff(line.cdf(edge)) / np.diff(edge) for line, edge in zip(lines, edges, strict=True)])
 
 
 def _densities(card: Scorecard, theta: Tensor, edges: np.ndarray) -> np.ndarray:

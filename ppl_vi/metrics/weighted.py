@@ -25,6 +25,10 @@ class Sample:
     z: np.ndarray
     weight: np.ndarray
 
+    def numbers(self, some: np.ndarray) -> Sample:
+        """Some of the `K` numbers."""
+        return Sample(self.z[:, some], self.weight)
+
     def mean(self) -> np.ndarray:
         """`(K,)`."""
         return self.weight @ self.z
@@ -86,6 +90,10 @@ class Posterior:
     moments: Sample
     lines: Sample
 
+    def numbers(self, some: np.ndarray) -> Posterior:
+        """Some of the `K` numbers."""
+        return Posterior(self.moments.numbers(some), self.lines.numbers(some))
+
 
 def marginal_scores(q: Sample, p: Posterior, thin: bool = False) -> np.ndarray:
     """For each number: mean error, sd ratio, Wasserstein, coverage of 90% and 50%, five quantile errors, `(K, 10)`.
@@ -118,10 +126,10 @@ IDEAL = dict.fromkeys(NAMES, 0.0) | {"sd_ratio": 1.0, "coverage_90": 0.9, "cover
 
 @dataclass(frozen=True, eq=False)
 class Marginals:
-    """The marginal scores of every latent number.
+    """The marginal scores of every latent number that varies.
 
     Attributes:
-        names: of the numbers, `site` or `site[i,j]`, `K` of them.
+        names: of the numbers, `site` or `site[i,j]`.
         scores: for each name of `NAMES` the estimates of each number, `(B, R)` each.
     """
 
@@ -237,6 +245,12 @@ def pooled(samples: list[Sample]) -> Sample:
     return Sample(np.concatenate([s.z for s in samples]), np.concatenate([s.weight for s in samples]) / len(samples))
 
 
+def varying(truth: Truth) -> np.ndarray:
+    """Which numbers differ from point to point: the first row of a correlation's Cholesky factor is 1, 0, 0 …"""
+    best = [posterior_samples(truth, problem)[0].z for problem in range(truth.target.num_problems)]
+    return np.flatnonzero(np.ptp(np.concatenate(best), 0) > 0)
+
+
 def marginals(truth: Truth, seen: Cloud) -> Marginals:
     """Marginal scores of every member of a cloud; the standard error is the guide's rules', the error the truth's.
 
@@ -244,13 +258,15 @@ def marginals(truth: Truth, seen: Cloud) -> Marginals:
     points may be off by.
     """
     batch, replicas = seen.log_joint.shape[:2]
-    names = number_names(truth.target)
+    some = varying(truth)
+    names = tuple(number_names(truth.target)[k] for k in some)
     shape = (batch, replicas, len(names), len(NAMES))
     value, std_error, error = np.empty(shape), np.empty(shape), np.empty(shape)
     for b in range(batch):
-        answers, whole, share = halves(truth, b), posterior_of(truth, b), shares(truth)
+        answers = [answer.numbers(some) for answer in halves(truth, b)]
+        whole, share = posterior_of(truth, b).numbers(some), shares(truth)
         for r in range(replicas):
-            parts = guide_samples(seen, b, r)
+            parts = [part.numbers(some) for part in guide_samples(seen, b, r)]
             guide = pooled(parts)
             value[b, r] = marginal_scores(guide, whole)
             one, two = (marginal_scores(guide, answer) for answer in answers)

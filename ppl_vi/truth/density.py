@@ -16,9 +16,7 @@ from ppl_vi.target import Target
 
 BLOCK = 4096  # points at once: their temporaries stay in the cache
 FAR = 60.0  # standard deviations
-BRANCHING = (
-    "the model decides by a drawn value what to do ('if', 'while', bool(), item()): compute all and choose by torch.where"
-)
+BRANCHING = "the model decides by a drawn value what to do ('if', 'while', bool(), item()): choose by torch.where"
 SMALL = 64  # or so many, where fewer are asked for
 
 

@@ -2,6 +2,7 @@
 
 import math
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import pyro
@@ -16,7 +17,7 @@ from models.gaussian import target as gaussian
 from ppl_vi.metrics.cloud import REACH, rules
 from ppl_vi.metrics.gaussian import gaussian_kl
 from ppl_vi.metrics.scorecard import score
-from ppl_vi.metrics.weighted import Line, Sample, wasserstein
+from ppl_vi.metrics.weighted import Line, Sample, flattened, marginals, wasserstein
 from ppl_vi.svi.fit import fit
 from ppl_vi.svi.randomness import Draw
 from ppl_vi.target import Target
@@ -163,3 +164,19 @@ def test_a_guide_outside_the_support_is_infinitely_far():
     leaked = scores["leaked_mass"]
     assert abs(leaked.value[0, 0] - outside) <= 5 * leaked.std_error[0, 0] + 1e-3
     assert np.isfinite(scores["surrogate_elbo"].value).all()
+
+
+def test_a_number_that_is_always_the_same_has_no_marginal_scores():
+    def correlated():
+        pyro.sample("L", dist.LKJCholesky(2, 1.5))
+
+    target = Target.of(correlated)
+    u = torch.linspace(-1.0, 1.0, 64, dtype=target.dtype)[None, :, None]
+    points = SimpleNamespace(u=u, log_weight=torch.full((1, 64), -math.log(64)), kind="draws", group=torch.arange(64))
+    truth = SimpleNamespace(target=target, points=(points,))
+    z = flattened(target, 0.9 * u)[:, None, None].repeat(2, 2)
+    weight = torch.full((2, 64), 1 / 64)
+    seen = SimpleNamespace(log_joint=np.empty((1, 1)), rules=SimpleNamespace(weight=weight), z=torch.from_numpy(z))
+    found = marginals(truth, seen)
+    assert found.names == ("L[1,0]", "L[1,1]")
+    assert 0.9 < found.worst("sd_ratio").value.item() < 0.95
