@@ -15,6 +15,7 @@ from pyro.distributions.transforms import biject_to
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_feasible
 from torch import Tensor
 from torch.func import vmap
+from torch.overrides import TorchFunctionMode
 
 from ppl_vi.enumeration import summed_out
 from ppl_vi.inspection import LatentSite, latent_sites, run
@@ -121,6 +122,18 @@ def tensors_of(value: Any) -> list[Tensor]:
         return [value]
     parts = value.values() if isinstance(value, dict) else value if type(value) in (list, tuple) else ()
     return [tensor for part in parts for tensor in tensors_of(part)]
+
+
+class _Largest(TorchFunctionMode):
+    """Remembers the size of the largest tensor of floating-point numbers that is computed."""
+
+    size = 1
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if isinstance(found, Tensor) and found.is_floating_point():
+            self.size = max(self.size, found.numel())
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -261,6 +274,14 @@ class Target:
     def dim(self) -> int:
         """`D`, the number of unconstrained coordinates of one problem."""
         return sum(site.unconstrained_shape.numel() for site in self.latents)
+
+    @cached_property
+    def width(self) -> int:
+        """Numbers in the largest tensor that the log density at one point takes, more than the data where a discrete
+        latent that is summed out meets them with each of its values."""
+        with isolated(self.dtype, seed=0), torch.no_grad(), _Largest() as largest:
+            self.log_density_of_row(self._unconstrained_run()[0], *self.row(0))
+        return largest.size
 
     def constrain(self, unconstrained: Tensor) -> tuple[Latents, Tensor]:
         """Maps `(..., D)` to the latents and the log absolute determinant of the Jacobian, `(...)`.

@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 
 from ppl_vi.metrics.blocks import blocks, log_joint, points_at_once
-from ppl_vi.metrics.cloud import Cloud
+from ppl_vi.metrics.cloud import Drawn
 from ppl_vi.metrics.estimate import Estimate
 from ppl_vi.svi.result import Fit
 from ppl_vi.target import Target
@@ -234,7 +234,7 @@ def shares(truth: Truth) -> np.ndarray:
     return np.where([name in MOMENTS and len(truth.points) > 1 for name in NAMES], 1.0, 0.5)
 
 
-def guide_samples(seen: Cloud, problem: int, replica: int) -> list[Sample]:
+def guide_samples(seen: Drawn, problem: int, replica: int) -> list[Sample]:
     """A member's points by each rule."""
     z, weight = seen.z[problem, replica].cpu().numpy(), seen.rules.weight.cpu().numpy()
     return [Sample(points, w) for points, w in zip(z, weight, strict=True)]
@@ -251,13 +251,13 @@ def varying(truth: Truth) -> np.ndarray:
     return np.flatnonzero(np.ptp(np.concatenate(best), 0) > 0)
 
 
-def marginals(truth: Truth, seen: Cloud) -> Marginals:
-    """Marginal scores of every member of a cloud; the standard error is the guide's rules', the error the truth's.
+def marginals(truth: Truth, seen: Drawn) -> Marginals:
+    """Marginal scores of every member; the standard error is the guide's rules', the error the truth's.
 
     The error has two parts: what two independent answers of the truth differ by, and what interpolation between its
     points may be off by.
     """
-    batch, replicas = seen.log_joint.shape[:2]
+    batch, replicas = seen.z.shape[:2]
     some = varying(truth)
     names = tuple(number_names(truth.target)[k] for k in some)
     shape = (batch, replicas, len(names), len(NAMES))
@@ -283,13 +283,13 @@ def marginals(truth: Truth, seen: Cloud) -> Marginals:
     return Marginals(names, scores)
 
 
-def relative_covariance_error(truth: Truth, seen: Cloud) -> Estimate:
+def relative_covariance_error(truth: Truth, seen: Drawn) -> Estimate:
     """The largest |eigenvalue| of `L^-1 C_q L^-T - I`, `C_p = L L'`, covariances in unconstrained space.
 
     By it the guide's variance along some direction is wrong, relative to the posterior's.
     """
     target = truth.target
-    batch, replicas = seen.log_joint.shape[:2]
+    batch, replicas = seen.z.shape[:2]
     value, std_error, error = (np.empty((batch, replicas)) for _ in range(3))
     weight = seen.rules.weight.cpu().numpy()
     for b in range(batch):
