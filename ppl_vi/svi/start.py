@@ -139,7 +139,7 @@ def build_guide(
         sizes = [site.unconstrained_shape.numel() for site in target.latents]
         parts = dict(zip((site.name for site in target.latents), scale.split(sizes), strict=True))
         given["init_scale_fn"] = lambda name, location: parts[name].reshape(location.shape)
-    elif "init_scale" in names:
+    elif "init_scale" in names and family is not AutoGaussian:  # whose random factors it would scale as well
         given["init_scale"] = float(scale.log().mean().exp())
     with isolated(target.dtype, seed=seed), warnings.catch_warnings():
         # a flow over one number is fine

@@ -63,8 +63,8 @@ def test_guides_that_keep_a_scale_for_each_site(family: Any) -> None:
     with isolated(TARGET.dtype, seed=0), torch.no_grad():
         latents = vmap(lambda draws: program.latents(program.initial, TARGET.row(0), draws))(noise)
     u = TARGET.unconstrain(latents)
-    # a standard deviation of 400 draws is good to 3.5%; AutoGaussian adds random factors of its own
-    torch.testing.assert_close(u.std(0), SCALE, rtol=0.2, atol=0)
+    # a standard deviation of 400 draws is good to 3.5%; AutoGaussian's own random factors change it by up to 5%
+    torch.testing.assert_close(u.std(0), SCALE, rtol=0.15, atol=0)
 
 
 def test_low_rank_keeps_pyros_share_between_factor_and_diagonal() -> None:
