@@ -119,8 +119,9 @@ def _best(
     rows = torch.arange(len(chosen), device=per_rule.device)
     top = per_rule[rows, chosen][:, None]
     evidence = torch.from_numpy(truth.log_evidence).to(per_rule)[:, None, None]
-    # the optima on two rules against the best: how far one of them falls short
-    short = np.abs(mean.max(1) - mean[:, replicas : replicas + 2].mean(1))[:, None]
+    # what an optimum is expected to fall short by, or does of the best: a search may have stopped far out
+    seen = np.abs(mean.max(1) - mean[:, replicas : replicas + 2].mean(1))
+    short = np.maximum(found.short, seen)[:, None]
     short = short + ROUNDING * np.maximum(1.0, np.abs(mean.max(1)))[:, None]
     divergence = _with_evidence(truth, estimate(evidence - top, "nats"))
     reason = "an upper bound: the best of several local searches" if upper_bound else ""

@@ -1,8 +1,10 @@
 """The member of a family nearest to the posterior, for any number of latents: L-BFGS on fixed nodes of noise.
 
 On fixed nodes the ELBO is an ordinary function of the guide's parameters, without noise, and its gradient is exact. The
-optimum on one set of nodes is not quite the family's best member; found on two independent sets, it tells by how much:
-if both lie at random around the best one, their midpoint falls short of it by as much as it exceeds their mean.
+optimum on one set of nodes is not quite the family's best member; found on two independent sets, it tells by how much.
+If both lie at random around the best one, they are, in mean square, twice as far from each other as from it: on either
+set, the other's optimum is lower than its own by twice what each falls short of the best. Their midpoint is nearer by
+half, unless one density has several parameters.
 """
 
 from __future__ import annotations
@@ -43,10 +45,12 @@ class Nearest:
     Attributes:
         theta: the optima on two independent rules and their midpoint, `(B, 3, D)`.
         converged: whether both searches arrived, `(B,)`.
+        short: what an optimum on one rule is expected to fall short of the family's best member by, `(B,)`, nats.
     """
 
     theta: Tensor
     converged: np.ndarray
+    short: np.ndarray
 
 
 def no_gradient(program: Program) -> str:
@@ -67,7 +71,7 @@ def nearest_members(fit: Fit, elbo: np.ndarray, seed: int) -> Nearest:
     program = fit.program
     first, second = (rules(program.latent_draws, NUM_POINTS, seed + i, num_rules=1) for i in range(2))
     objective = _objective(program, first)
-    theta, converged = [], []
+    theta, converged, short = [], [], []
     order = np.argsort(-np.where(np.isfinite(elbo), elbo, -np.inf), 1, kind="stable")[:, :NUM_STARTS]
     for problem, replicas in enumerate(order):
         row = fit.target.row(problem)
@@ -77,10 +81,14 @@ def nearest_members(fit: Fit, elbo: np.ndarray, seed: int) -> Nearest:
                 other = _minimized(objective, start, row, first)
                 one = other if other.fun < one.fun else one
         two = _minimized(objective, torch.from_numpy(one.x).to(fit.theta), row, second)
+        if not _gain(one) <= GAIN:  # lost far out, or short of steps
+            one = _minimized(objective, torch.from_numpy(two.x).to(fit.theta), row, first)
         optima = [torch.from_numpy(result.x) for result in (one, two)]
         theta.append(torch.stack([*optima, (optima[0] + optima[1]) / 2]))
         converged.append(_gain(one) <= GAIN and _gain(two) <= GAIN)
-    return Nearest(torch.stack(theta).to(fit.theta), np.array(converged))
+        on_first, on_second = (_function(objective, fit.theta, row, rule) for rule in (first, second))
+        short.append((on_first(two.x)[0] - one.fun + on_second(one.x)[0] - two.fun) / 4)
+    return Nearest(torch.stack(theta).to(fit.theta), np.array(converged), np.array(short))
 
 
 Objective = Callable[[Tensor, tuple[Tensor, ...], Rules], tuple[Tensor, Tensor]]
@@ -118,11 +126,12 @@ def _objective(program: Program, rule: Rules) -> Objective:
 Function = Callable[[np.ndarray], tuple[float, np.ndarray]]
 
 
-def _on_rule(objective: Objective, start: Tensor, row: tuple[Tensor, ...], rule: Rules) -> Function:
-    """Value and gradient on fixed nodes, as SciPy takes them."""
+def _function(objective: Objective, like: Tensor, row: tuple[Tensor, ...], rule: Rules) -> Function:
+    """Minus the ELBO on a rule and its gradient, as SciPy takes them."""
 
     def function(x: np.ndarray) -> tuple[float, np.ndarray]:
-        gradient, value = objective(torch.from_numpy(x).to(start), row, rule)
+        with isolated(like.dtype, seed=0), torch.no_grad():
+            gradient, value = objective(torch.from_numpy(x).to(like), row, rule)
         if not (bool(value.isfinite()) and bool(gradient.isfinite().all())):
             return OUT, np.zeros_like(x)
         return float(value), gradient.double().numpy()
@@ -134,27 +143,19 @@ def _leads_down(
     objective: Objective, start: Tensor, end: optimize.OptimizeResult, row: tuple[Tensor, ...], rule: Rules
 ) -> bool:
     """Whether the straight way from a start to an optimum never climbs: a search from there would end there too."""
-    function, begin = _on_rule(objective, start, row, rule), start.detach().double().numpy()
-    with isolated(start.dtype, seed=0), torch.no_grad():
-        heights = [function(begin + share * (end.x - begin))[0] for share in WAY]
+    function, begin = _function(objective, start, row, rule), start.detach().double().numpy()
+    heights = [function(begin + share * (end.x - begin))[0] for share in WAY]
     return bool((np.diff([*heights, end.fun]) < 0).all())
 
 
 def _minimized(objective: Objective, start: Tensor, row: tuple[Tensor, ...], rule: Rules) -> optimize.OptimizeResult:
-    with isolated(start.dtype, seed=0), torch.no_grad():
-        return optimize.minimize(
-            _on_rule(objective, start, row, rule),
-            start.detach().double().numpy(),
-            jac=True,
-            method="L-BFGS-B",
-            options={
-                "maxcor": MEMORY,
-                "maxiter": MAX_ITERATIONS,
-                "maxfun": 2 * MAX_ITERATIONS,
-                "ftol": FLAT,
-                "gtol": 1e-7,
-            },
-        )
+    return optimize.minimize(
+        _function(objective, start, row, rule),
+        start.detach().double().numpy(),
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxcor": MEMORY, "maxiter": MAX_ITERATIONS, "maxfun": 2 * MAX_ITERATIONS, "ftol": FLAT, "gtol": 1e-7},
+    )
 
 
 def _gain(result: optimize.OptimizeResult) -> float:
