@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ppl_vi.guides import FLOWS, MULTIMODAL, Family, RefusedFamilyError, find_family
 from ppl_vi.guides.given import family_of
-from ppl_vi.metrics.cloud import cloud, rules, sobol_rules
+from ppl_vi.metrics.cloud import cloud, drawn, rules, sobol_rules
 from ppl_vi.metrics.divergence import reverse_kl_of_many
 from ppl_vi.metrics.estimate import Estimate
 from ppl_vi.metrics.overlay import overlay
@@ -308,9 +308,10 @@ def curves_of(card: Scorecard, comparison: Comparison) -> Curves:
 
 
 def binned(sample: Sample, edges: np.ndarray) -> np.ndarray:
-    """The mean density of each number over bins `(K, N + 1)`, `(K, N)`."""
+    """The mean density of each number over bins `(K, N + 1)`, `(K, N)`; nan of a number that is always the same."""
     lines = [Line.of(sample, k) for k in range(len(edges))]
-    return np.array([np.diff(line.cdf(edge)) / np.diff(edge) for line, edge in zip(lines, edges, strict=True)])
+    with np.errstate(invalid="ignore"):
+        return np.array([np.diff(line.cdf(edge)) / np.diff(edge) for line, edge in zip(lines, edges, strict=True)])
 
 
 def _densities(card: Scorecard, theta: Tensor, edges: np.ndarray) -> np.ndarray:
@@ -318,7 +319,7 @@ def _densities(card: Scorecard, theta: Tensor, edges: np.ndarray) -> np.ndarray:
     if not edges.shape[1]:
         return np.empty((len(edges), 0, NUM_BINS))
     fitted = card.fit
-    seen = cloud(fitted, theta, sobol_rules(fitted.program.latent_draws, DENSITY_POINTS, fitted.seed + 50))
+    seen = drawn(fitted, theta, sobol_rules(fitted.program.latent_draws, DENSITY_POINTS, fitted.seed + 50))
     return np.array([binned(pooled(guide_samples(seen, b, 0)), edge) for b, edge in enumerate(edges)])
 
 

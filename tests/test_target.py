@@ -186,3 +186,13 @@ def test_the_mode_of_two_sites() -> None:
         # symmetric differences: the third order drops out, the fourth is about (3e-3)^4 times a curvature of 100
         np.testing.assert_allclose((density(mode + d) + density(mode - d)) / 2 - density(mode), quadratic, atol=1e-8)
         assert np.abs(density(mode + d) - density(mode - d)).max() < 4e-6  # 2 * 2e-3 * sqrt(2 * 1e-10 nats * 600)
+
+
+def test_the_width_counts_what_a_change_point_meets() -> None:
+    def change(y: Tensor) -> None:
+        rate = pyro.sample("rate", dist.Gamma(2.0, 1.0).expand([2]).to_event(1))
+        k = pyro.sample("k", dist.Categorical(torch.ones(5)))
+        early = torch.arange(7) <= k.unsqueeze(-1)
+        pyro.sample("y", dist.Poisson(torch.where(early, rate[0], rate[1])).to_event(1), obs=y)
+
+    assert Target.of(change, (torch.ones(7),)).width == 5 * 7

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vi.metrics.cloud import Cloud, cloud, estimate, rules, sobol_rules
+from ppl_vi.metrics.cloud import Cloud, cloud, drawn, estimate, rules, sobol_rules
 from ppl_vi.metrics.divergence import LEAK, ROUNDING
 from ppl_vi.metrics.estimate import Estimate
 from ppl_vi.metrics.gaps import BestMember, never
@@ -65,7 +65,7 @@ def scores_by_noise(
         scores["family_gap"], scores["optimization_gap"] = best.divergence, gap
     over = None
     if truth.points:
-        marginal = cloud(fit, fit.theta, sobol_rules(fit.program.latent_draws, MARGINAL_POINTS, fit.seed + 30))
+        marginal = drawn(fit, fit.theta, sobol_rules(fit.program.latent_draws, MARGINAL_POINTS, fit.seed + 30))
         over = marginals(truth, marginal)
         scores |= {name: over.worst(name) for name in ("mean_error", "sd_ratio", "wasserstein", "coverage_90")}
         if not fit.support_mismatch:

@@ -341,7 +341,8 @@ class Program:
         return self.target.unconstrain({site.name: trace.nodes[site.name]["value"] for site in self.target.latents})
 
     def _auxiliary_of(self, theta: Tensor, row: tuple[Tensor, ...], unconstrained: Tensor) -> Tensor:
-        zero = torch.zeros_like(unconstrained) + 0 * theta.sum()
+        # of the parameters alone: the slope is taken once for all points of a `vmap` over these
+        zero = theta.new_zeros(unconstrained.shape[-1:]) + 0 * theta.sum()
 
         def position(auxiliary: Tensor) -> Tensor:
             return self.unconstrained_of(theta, row, auxiliary)

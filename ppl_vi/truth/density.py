@@ -10,11 +10,14 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from ppl_vi.mapping import branches
 from ppl_vi.state import isolated
 from ppl_vi.target import Target
 
-BLOCK = 4096  # points at once: their temporaries stay in the cache
+BLOCK = 4096  # points at once
+NUMBERS = 2**18  # of their largest temporary, which stays in the cache
 FAR = 60.0  # standard deviations
+BRANCHING = "the model decides by a drawn value what to do ('if', 'while', bool(), item()): choose by torch.where"
 SMALL = 64  # or so many, where fewer are asked for
 
 
@@ -32,6 +35,7 @@ class Density:
         dtype: torch.dtype,
         inside: Callable[[Tensor], Tensor],
         name: str = "target",
+        width: int = 1,
     ) -> None:
         """A density given as a function.
 
@@ -41,14 +45,24 @@ class Density:
             dtype: of every computation.
             inside: whether the latents at points `(S, D)` are finite and inside their support, `(S,)`.
             name: shown in messages.
+            width: numbers of the largest temporary at one point.
         """
         self.of_one, self.dim, self.dtype, self.inside, self.name = of_one, dim, dtype, inside, name
+        self.block = min(BLOCK, max(SMALL, NUMBERS // width))
         self._values: dict[int, Callable[[Tensor], Tensor]] = {}
         self._slopes: dict[int, Callable[[Tensor], tuple[Tensor, Tensor]]] = {}
 
     @staticmethod
     def of(target: Target, problem: int) -> Density:
-        """That of one of a target's problems."""
+        """That of one of a target's problems.
+
+        Raises:
+            ValueError: it can't be computed at many points at once.
+        """
+        error = target.many_at_once()
+        if error is not None:
+            why = BRANCHING if branches(error) else str(error).strip().splitlines()[0]
+            raise ValueError(f"{target.name}: the density can't be computed at many points at once: {why}")
         row = target.row(problem)
 
         def of_one(u: Tensor) -> Tensor:
@@ -62,11 +76,11 @@ class Density:
                 good &= flat.isfinite().all(1) & site.support.check(values[site.name]).reshape(len(u), -1).all(1)
             return good
 
-        return Density(of_one, target.dim, target.dtype, inside, target.name)
+        return Density(of_one, target.dim, target.dtype, inside, target.name, target.width)
 
     def __call__(self, u: Tensor) -> Tensor:
         """At points `(S, D)`, `(S,)`."""
-        size = SMALL if len(u) <= SMALL else BLOCK
+        size = SMALL if len(u) <= SMALL else self.block
         return torch.cat([self._block(part, size) for part in u.split(size)]) if len(u) else u.new_zeros(0)
 
     def _block(self, u: Tensor, size: int) -> Tensor:

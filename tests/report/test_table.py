@@ -73,6 +73,7 @@ def test_nothing_is_cut_and_no_row_is_wider_than_the_terminal(width: int) -> Non
     [
         (None, None, "–"), ("inf", None, "inf"), ("-inf", 0.0, "-inf"), (0.0, None, "0"), (0.16009, 1e-15, "0.160"),
         (1.0e-16, 2e-15, "<2e-15"), (-0.5509, None, "-0.551"), (1983.2, None, "1.98e3"), (8.42e-4, None, "8.42e-4"),
+        (2.5, "inf", "?"),
     ],
 )  # fmt: skip
 def test_numbers_have_three_digits(value: Any, error: Any, text: str) -> None:

@@ -18,11 +18,13 @@ from pyro.infer.autoguide import (
 from torch import Tensor
 from torch.func import vmap
 
+from models.eight_schools import target as eight_schools
 from ppl_vi import Target
 from ppl_vi.state import isolated
 from ppl_vi.svi.fit import fit
 from ppl_vi.svi.pure import Program
 from ppl_vi.svi.randomness import pseudo_random
+from ppl_vi.svi.result import NoModeError
 from ppl_vi.svi.start import SCALE_BY_SITE, build_guide
 
 LOC = torch.tensor([0.5, -1.0, 2.0, 0.1], dtype=torch.float64)
@@ -97,3 +99,9 @@ def test_a_laplace_approximation_is_exact_where_the_posterior_is_gaussian_and_co
     normal = found.guide().get_posterior()
     # the data are float32, the mode is good to the optimiser's last step
     torch.testing.assert_close(normal.covariance_matrix, torch.linalg.inv(precision.double()), rtol=1e-5, atol=1e-7)
+
+
+def test_where_there_is_no_mode_a_laplace_approximation_is_refused_in_one_line() -> None:
+    with pytest.raises(NoModeError, match=r"^eight_schools_centred: there is no Laplace .* no mode") as e:
+        fit(eight_schools("centred"), "laplace", num_steps=8, num_particles=1, engine="batched")
+    assert "\n" not in str(e.value)
