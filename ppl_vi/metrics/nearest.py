@@ -18,12 +18,11 @@ import torch
 from scipy import optimize
 from torch import Tensor
 from torch.func import grad_and_value, vmap
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppl_vi.mapping import whole_plates
 from ppl_vi.metrics.cloud import Rules, rules
 from ppl_vi.state import isolated
-from ppl_vi.svi.graph import tidy
+from ppl_vi.svi.graph import traced
 from ppl_vi.svi.pure import Program, guide_sites
 from ppl_vi.svi.result import Fit
 
@@ -113,7 +112,7 @@ def _objective(program: Program, rule: Rules) -> Objective:
     example = (program.initial, *program.target.row(0), *piece)
     graph = grad_and_value(loss)
     with isolated(program.target.dtype, seed=0), suppress(Exception):  # what can't be traced is only slower
-        graph = tidy(make_fx(graph)(*example), example)
+        graph = traced(graph, example)
 
     def objective(theta: Tensor, row: tuple[Tensor, ...], rule: Rules) -> tuple[Tensor, Tensor]:
         pieces = zip(*(part[0].split(size) for part in (*rule.noise, rule.weight)), strict=True)

@@ -9,10 +9,10 @@ import pyro.poutine as poutine
 import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppl_vi.mapping import branches
 from ppl_vi.state import isolated
+from ppl_vi.svi.tracing import written_down
 from ppl_vi.target import Target
 
 BLOCK = 4096  # points at once
@@ -117,7 +117,7 @@ class Density:
         """The function as a flat graph; itself where it can't be traced, as when it branches on its values."""
         with isolated(self.dtype, seed=0):
             try:
-                return make_fx(function)(example)
+                return written_down(function, [example])
             except Exception:  # whatever a model does that tracing does not know
                 pass
 
