@@ -17,11 +17,11 @@ from benchmarks.speed_case import Case, MissingError
 from benchmarks.speed_problems import FORMS, PROBLEMS, START_SCALE, rates
 from ppl_vi.svi.adam import BETA1, BETA2, EPS, pace
 from ppl_vi.svi.engines import choose
+from ppl_vi.svi.memory import ChunkedEngine
 from ppl_vi.svi.objectives import trace_elbo
 from ppl_vi.svi.pure import Program
-from ppl_vi.svi.randomness import pseudo_random
 from ppl_vi.svi.start import build_guide
-from ppl_vi.svi.step import State, block_length
+from ppl_vi.svi.step import Portion, State
 from ppl_vi.target import Target
 
 MANY = 10**7  # steps, for which an engine gets ready
@@ -93,13 +93,15 @@ class ReplicaLoop:
         self._program = start_program(case, self._target)
         self._generator = torch.Generator().manual_seed(0)
         theta = self._program.initial.expand(1, case.replicas, -1).contiguous()
-        chosen = choose(engine, self._program, trace_elbo, theta, case.num_particles, MANY)
+        self._portion = Portion.of(self._program, 1, case.replicas, case.num_particles)
+        some = theta[:, : self._portion.num_replicas].contiguous()
+        chosen = choose(engine, self._program, trace_elbo, some, case.num_particles, MANY)
         if chosen.name != engine:
             raise MissingError(chosen.reason)
-        self._engine = chosen.engine
+        self._engine = ChunkedEngine(chosen.engine, self._portion.num_replicas)
         alive = torch.ones(theta.shape[:2], dtype=torch.bool)
-        self._state = State.start(theta, torch.ones_like(theta), alive, self._engine.sizes)
-        self._prefix = (*theta.shape[:2], case.num_particles)
+        state = State.start(theta, torch.ones_like(theta), alive, self._engine.sizes)
+        self._states = state.portions(self._portion.num_replicas)
         self._done = 0
 
     def advance(self, num_steps: int) -> None:
@@ -107,15 +109,19 @@ class ReplicaLoop:
         steps = np.arange(self._done + 1, self._done + num_steps + 1)
         numbers = np.stack([*pace(rates(self._done, num_steps), steps), np.zeros(num_steps)])
         scalars = torch.as_tensor(numbers, dtype=self._target.dtype)
-        block = block_length(self._program, self._prefix)
-        for begin in range(0, num_steps, block):
-            noise = pseudo_random(self._program.draws, (block, *self._prefix), self._generator)
-            self._state, _ = self._engine.advance(self._state, scalars[:, begin : begin + block], noise)
+        for begin in range(0, num_steps, self._portion.num_steps):
+            some = scalars[:, begin : begin + self._portion.num_steps]
+            self._states = [self._advanced(state, some) for state in self._states]
         self._done += num_steps
+
+    def _advanced(self, state: State, scalars: Tensor) -> State:
+        fits, particles = state.alive.shape, self._case.num_particles
+        noise = self._portion.noise(self._program, fits, particles, self._generator)
+        return self._engine.advance(state, scalars, noise)[0]
 
     def parameters(self) -> dict[str, Tensor]:
         """As in `Loop`."""
-        theta = torch.cat(self._state.theta, -1)[0]
+        theta = torch.cat(State.joined(self._states).theta, -1)[0]
         if self._case.guide in FORMS:
             constraints = FORMS[self._case.guide].constraints
             parts = self._program.layout.unflatten(theta).values()

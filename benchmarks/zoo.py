@@ -3,7 +3,7 @@
     python -m benchmarks.zoo [--models NAME ...] [--guides NAME ...] [--quick]
 
 Every guide is fitted to every model of `models.ZOO`, several independent replicas of it, and measured against the
-truth. The table goes to standard output; table, records and a heat map are written to results/zoo/.
+truth. The table goes to standard output; table (in Markdown, too), records and a heat map are written to results/zoo/.
 """
 
 from __future__ import annotations
@@ -124,6 +124,7 @@ def program(arguments: argparse.Namespace) -> int:
         raise cli.UsageError("none of the models could be measured")
     storage.write_text(arguments.out / "records.csv", files.to_csv(records))
     storage.write_text(arguments.out / "table.txt", table.as_text(records, matrix.show))
+    storage.write_text(arguments.out / "table.md", matrix.as_markdown(records))
     cli.show_records(records, arguments, matrix.show)
     return cli.drawn(lambda: files.write_figure(arguments.out / "heat_map.png", matrix.heat_map(records)), arguments)
 

@@ -15,12 +15,14 @@ from pyro.distributions.transforms import biject_to
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_feasible
 from torch import Tensor
 from torch.func import vmap
+from torch.overrides import TorchFunctionMode
 
 from ppl_vi.enumeration import summed_out
 from ppl_vi.inspection import LatentSite, latent_sites, run
 from ppl_vi.laplace import Laplace, centred_on_mass, laplace_of
 from ppl_vi.mapping import each, whole_plates
 from ppl_vi.state import isolated, private
+from ppl_vi.writing import Writing, writes
 
 Latents = dict[str, Tensor]
 
@@ -122,6 +124,18 @@ def tensors_of(value: Any) -> list[Tensor]:
     return [tensor for part in parts for tensor in tensors_of(part)]
 
 
+class _Largest(TorchFunctionMode):
+    """Remembers the size of the largest tensor of floating-point numbers that is computed."""
+
+    size = 1
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if isinstance(found, Tensor) and found.is_floating_point():
+            self.size = max(self.size, found.numel())
+        return found
+
+
 @dataclass(frozen=True, eq=False)
 class Target:
     """A Pyro model with its data: `B` inference problems that share the model and differ in their data.
@@ -170,7 +184,8 @@ class Target:
 
         Args:
             model: a Pyro model.
-            args: its positional arguments; arrays become tensors, and floating point ones get the target's dtype.
+            args: its positional arguments; arrays become tensors, and floating point ones get the target's dtype. They
+                are taken at their word: `torch.tensor([0.1])`, in single precision, holds 0.100000001.
             name: shown in tables; the model's own by default.
             dtype: of every computation.
 
@@ -191,7 +206,24 @@ class Target:
             model = Bound(summed_out(model, trace, given, name), given)
         target = Target(model, (torch.zeros(1, dtype=dtype, device=device),), name=name, dtype=dtype)
         _ = target.latents  # what is the matter with the model should come out here
+        error = target.many_at_once()
+        if error is not None and "randomness error mode" in str(error):
+            raise ValueError(
+                f"{name}: the model draws random numbers that belong to no sample site, so that its density is random: "
+                "draw them at a site, or before"
+            )
+        if error is not None and writes(error):
+            return replace(target, model=Bound(Writing(model.function), given))
         return target
+
+    def many_at_once(self) -> RuntimeError | None:
+        """What `vmap` says of a log density that can't be computed at many points at once, or None where it can."""
+        try:
+            with isolated(self.dtype, seed=0):
+                vmap(lambda u: self.log_density_of_row(u, *self.row(0)))(self._unconstrained_run())
+        except RuntimeError as error:
+            return error
+        return None
 
     def bind(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """A hand-written guide, to be called with a `row`: where the model keeps its arguments, so does the guide."""
@@ -249,6 +281,14 @@ class Target:
     def dim(self) -> int:
         """`D`, the number of unconstrained coordinates of one problem."""
         return sum(site.unconstrained_shape.numel() for site in self.latents)
+
+    @cached_property
+    def width(self) -> int:
+        """Numbers in the largest tensor that the log density at one point takes, more than the data where a discrete
+        latent that is summed out meets them with each of its values."""
+        with isolated(self.dtype, seed=0), torch.no_grad(), _Largest() as largest:
+            self.log_density_of_row(self._unconstrained_run()[0], *self.row(0))
+        return largest.size
 
     def constrain(self, unconstrained: Tensor) -> tuple[Latents, Tensor]:
         """Maps `(..., D)` to the latents and the log absolute determinant of the Jacobian, `(...)`.

@@ -35,7 +35,9 @@ def test_a_model_is_measured_by_its_certified_truth(tmp_path, capsys):
     # the best lognormal: see tests/models/test_zoo.py for the direct optimisation
     assert record["family_gap"] == pytest.approx(0.0228514, abs=1e-6)
     assert "half_normal" in shown.err
-    assert {file.name for file in tmp_path.iterdir()} == {"records.json", "records.csv", "table.txt", "heat_map.png"}
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "records.json", "records.csv", "table.txt", "table.md", "heat_map.png",
+    }  # fmt: skip
 
 
 def test_an_unknown_model_is_named_with_those_there_are(refused):

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ppl_vi.target import Bound, Latents, Target, tensors_of
 
-NUMBERS = 2**19  # of a temporary
+NUMBERS = 2**19  # of a temporary as large as the data
+MOST_NUMBERS = 2**21  # of any: from 2^22 on each is fetched from the system anew
 
 
 def points_at_once(target: Target) -> int:
@@ -17,7 +18,7 @@ def points_at_once(target: Target) -> int:
     given = tensors_of(target.model.given) if isinstance(target.model, Bound) else []
     data = sum(arg[0].numel() for arg in target.args) + sum(tensor.numel() for tensor in given)
     latents = sum(site.shape.numel() for site in target.latents)
-    return max(64, NUMBERS // max(1, data, latents))
+    return max(64, min(NUMBERS // max(1, data, latents), MOST_NUMBERS // target.width))
 
 
 def blocks(num: int, size: int) -> Iterator[slice]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vi.metrics.cloud import Cloud, cloud, estimate, rules, sobol_rules
+from ppl_vi.metrics.cloud import Cloud, cloud, drawn, estimate, rules, sobol_rules
 from ppl_vi.metrics.divergence import LEAK, ROUNDING
 from ppl_vi.metrics.estimate import Estimate
 from ppl_vi.metrics.gaps import BestMember, never
@@ -65,7 +65,7 @@ def scores_by_noise(
         scores["family_gap"], scores["optimization_gap"] = best.divergence, gap
     over = None
     if truth.points:
-        marginal = cloud(fit, fit.theta, sobol_rules(fit.program.latent_draws, MARGINAL_POINTS, fit.seed + 30))
+        marginal = drawn(fit, fit.theta, sobol_rules(fit.program.latent_draws, MARGINAL_POINTS, fit.seed + 30))
         over = marginals(truth, marginal)
         scores |= {name: over.worst(name) for name in ("mean_error", "sd_ratio", "wasserstein", "coverage_90")}
         if not fit.support_mismatch:
@@ -119,8 +119,9 @@ def _best(
     rows = torch.arange(len(chosen), device=per_rule.device)
     top = per_rule[rows, chosen][:, None]
     evidence = torch.from_numpy(truth.log_evidence).to(per_rule)[:, None, None]
-    # the optima on two rules against the best: how far one of them falls short
-    short = np.abs(mean.max(1) - mean[:, replicas : replicas + 2].mean(1))[:, None]
+    # what an optimum is expected to fall short by, or does of the best: a search may have stopped far out
+    seen = np.abs(mean.max(1) - mean[:, replicas : replicas + 2].mean(1))
+    short = np.maximum(found.short, seen)[:, None]
     short = short + ROUNDING * np.maximum(1.0, np.abs(mean.max(1)))[:, None]
     divergence = _with_evidence(truth, estimate(evidence - top, "nats"))
     reason = "an upper bound: the best of several local searches" if upper_bound else ""

@@ -14,6 +14,7 @@ All members of one call see the same noise, so that what they differ by is known
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +28,7 @@ from ppl_vi.metrics.estimate import Estimate
 from ppl_vi.state import isolated
 from ppl_vi.svi.randomness import Draw, quasi_random
 from ppl_vi.svi.result import Fit
-from ppl_vi.target import LOG_2PI
+from ppl_vi.target import LOG_2PI, Latents, Target
 
 NUM_RULES = 8  # independently randomised
 REACH = 8.5  # of a lattice, standard deviations: beyond lie 2e-17 of the mass
@@ -82,22 +83,31 @@ def sobol_rules(draws: tuple[Draw, ...], num_points: int, seed: int, num_rules: 
 
 
 @dataclass(frozen=True)
-class Cloud:
-    """Members of a family at the nodes of common rules.
+class Drawn:
+    """Where the nodes of common rules take the members of a family.
 
     Attributes:
         rules: the nodes.
-        log_joint: log p(x, z), the formula continued where z is outside the support, `(B, R, S, P)`, nats.
-        log_guide: log q(z), likewise.
-        inside: whether z is inside the model's support, likewise.
         z: the latents' own numbers, site after site, `(B, R, S, P, K)`.
     """
 
     rules: Rules
+    z: Tensor
+
+
+@dataclass(frozen=True)
+class Cloud(Drawn):
+    """Members of a family at the nodes of common rules.
+
+    Attributes:
+        log_joint: log p(x, z), the formula continued where z is outside the support, `(B, R, S, P)`, nats.
+        log_guide: log q(z), likewise.
+        inside: whether z is inside the model's support, likewise.
+    """
+
     log_joint: Tensor
     log_guide: Tensor
     inside: Tensor
-    z: Tensor
 
     @property
     def log_weight(self) -> Tensor:
@@ -113,13 +123,31 @@ def cloud(fit: Fit, theta: Tensor, rule: Rules) -> Cloud:
         with whole_plates():
             guide_trace = program.guide_trace(point, row, draws)
         particle = program.particle(guide_trace, row)
-        values = [guide_trace.nodes[site.name]["value"] for site in target.latents]
+        values = {site.name: guide_trace.nodes[site.name]["value"] for site in target.latents}
         checks = [
-            site.support.check(value).all() & value.isfinite().all()
-            for site, value in zip(target.latents, values, strict=True)
+            site.support.check(values[site.name]).all() & values[site.name].isfinite().all() for site in target.latents
         ]
-        flat = torch.cat([value.reshape(-1) for value in values])
-        return particle.log_joint, particle.log_guide, torch.stack(checks).all(), flat
+        return _flat(target, values), particle.log_joint, particle.log_guide, torch.stack(checks).all()
+
+    return Cloud(rule, *_over_nodes(fit, theta, rule, one))
+
+
+def drawn(fit: Fit, theta: Tensor, rule: Rules) -> Drawn:
+    """The same of the latents alone: the model is not run."""
+
+    def one(point: Tensor, row: tuple[Tensor, ...], draws: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (_flat(fit.target, fit.program.latents(point, row, draws)),)
+
+    return Drawn(rule, *_over_nodes(fit, theta, rule, one))
+
+
+def _flat(target: Target, values: Latents) -> Tensor:
+    return torch.cat([values[site.name].reshape(-1) for site in target.latents])
+
+
+def _over_nodes(fit: Fit, theta: Tensor, rule: Rules, one: Callable[..., tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """What `one` gives for each member and node, `(B, R, S, P, ...)`."""
+    target = fit.target
 
     def over_nodes(point: Tensor, row: tuple[Tensor, ...], noise: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if not noise:  # nothing is random
@@ -133,8 +161,7 @@ def cloud(fit: Fit, theta: Tensor, rule: Rules) -> Cloud:
         for first in range(0, rule.weight.shape[1], size):
             noise = tuple(part[:, first : first + size] for part in rule.noise)
             found.append(over_members(theta, target.args, noise))
-    log_joint, log_guide, inside, z = (torch.cat(parts, 3) for parts in zip(*found, strict=True))
-    return Cloud(rule, log_joint, log_guide, inside, z)
+    return tuple(torch.cat(parts, 3) for parts in zip(*found, strict=True))
 
 
 def estimate(per_rule: Tensor, unit: str, reason: str = "") -> Estimate:

@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 
 from ppl_vi.metrics.blocks import blocks, log_joint, points_at_once
-from ppl_vi.metrics.cloud import Cloud
+from ppl_vi.metrics.cloud import Drawn
 from ppl_vi.metrics.estimate import Estimate
 from ppl_vi.svi.result import Fit
 from ppl_vi.target import Target
@@ -24,6 +24,10 @@ class Sample:
 
     z: np.ndarray
     weight: np.ndarray
+
+    def numbers(self, some: np.ndarray) -> Sample:
+        """Some of the `K` numbers."""
+        return Sample(self.z[:, some], self.weight)
 
     def mean(self) -> np.ndarray:
         """`(K,)`."""
@@ -86,6 +90,10 @@ class Posterior:
     moments: Sample
     lines: Sample
 
+    def numbers(self, some: np.ndarray) -> Posterior:
+        """Some of the `K` numbers."""
+        return Posterior(self.moments.numbers(some), self.lines.numbers(some))
+
 
 def marginal_scores(q: Sample, p: Posterior, thin: bool = False) -> np.ndarray:
     """For each number: mean error, sd ratio, Wasserstein, coverage of 90% and 50%, five quantile errors, `(K, 10)`.
@@ -118,10 +126,10 @@ IDEAL = dict.fromkeys(NAMES, 0.0) | {"sd_ratio": 1.0, "coverage_90": 0.9, "cover
 
 @dataclass(frozen=True, eq=False)
 class Marginals:
-    """The marginal scores of every latent number.
+    """The marginal scores of every latent number that varies.
 
     Attributes:
-        names: of the numbers, `site` or `site[i,j]`, `K` of them.
+        names: of the numbers, `site` or `site[i,j]`.
         scores: for each name of `NAMES` the estimates of each number, `(B, R)` each.
     """
 
@@ -226,7 +234,7 @@ def shares(truth: Truth) -> np.ndarray:
     return np.where([name in MOMENTS and len(truth.points) > 1 for name in NAMES], 1.0, 0.5)
 
 
-def guide_samples(seen: Cloud, problem: int, replica: int) -> list[Sample]:
+def guide_samples(seen: Drawn, problem: int, replica: int) -> list[Sample]:
     """A member's points by each rule."""
     z, weight = seen.z[problem, replica].cpu().numpy(), seen.rules.weight.cpu().numpy()
     return [Sample(points, w) for points, w in zip(z, weight, strict=True)]
@@ -237,20 +245,28 @@ def pooled(samples: list[Sample]) -> Sample:
     return Sample(np.concatenate([s.z for s in samples]), np.concatenate([s.weight for s in samples]) / len(samples))
 
 
-def marginals(truth: Truth, seen: Cloud) -> Marginals:
-    """Marginal scores of every member of a cloud; the standard error is the guide's rules', the error the truth's.
+def varying(truth: Truth) -> np.ndarray:
+    """Which numbers differ from point to point: the first row of a correlation's Cholesky factor is 1, 0, 0 …"""
+    best = [posterior_samples(truth, problem)[0].z for problem in range(truth.target.num_problems)]
+    return np.flatnonzero(np.ptp(np.concatenate(best), 0) > 0)
+
+
+def marginals(truth: Truth, seen: Drawn) -> Marginals:
+    """Marginal scores of every member; the standard error is the guide's rules', the error the truth's.
 
     The error has two parts: what two independent answers of the truth differ by, and what interpolation between its
     points may be off by.
     """
-    batch, replicas = seen.log_joint.shape[:2]
-    names = number_names(truth.target)
+    batch, replicas = seen.z.shape[:2]
+    some = varying(truth)
+    names = tuple(number_names(truth.target)[k] for k in some)
     shape = (batch, replicas, len(names), len(NAMES))
     value, std_error, error = np.empty(shape), np.empty(shape), np.empty(shape)
     for b in range(batch):
-        answers, whole, share = halves(truth, b), posterior_of(truth, b), shares(truth)
+        answers = [answer.numbers(some) for answer in halves(truth, b)]
+        whole, share = posterior_of(truth, b).numbers(some), shares(truth)
         for r in range(replicas):
-            parts = guide_samples(seen, b, r)
+            parts = [part.numbers(some) for part in guide_samples(seen, b, r)]
             guide = pooled(parts)
             value[b, r] = marginal_scores(guide, whole)
             one, two = (marginal_scores(guide, answer) for answer in answers)
@@ -267,13 +283,13 @@ def marginals(truth: Truth, seen: Cloud) -> Marginals:
     return Marginals(names, scores)
 
 
-def relative_covariance_error(truth: Truth, seen: Cloud) -> Estimate:
+def relative_covariance_error(truth: Truth, seen: Drawn) -> Estimate:
     """The largest |eigenvalue| of `L^-1 C_q L^-T - I`, `C_p = L L'`, covariances in unconstrained space.
 
     By it the guide's variance along some direction is wrong, relative to the posterior's.
     """
     target = truth.target
-    batch, replicas = seen.log_joint.shape[:2]
+    batch, replicas = seen.z.shape[:2]
     value, std_error, error = (np.empty((batch, replicas)) for _ in range(3))
     weight = seen.rules.weight.cpu().numpy()
     for b in range(batch):

@@ -29,10 +29,7 @@ LEGEND = (
 
 def show(records: Sequence[Record], console: Console) -> None:
     """Prints the table: a row a model, a column a guide, as many side by side as fit."""
-    guides = list(dict.fromkeys(record["guide"] for record in records))
-    notes = Footnotes()
-    cells = {(r["model"], r["guide"]): cell(r, notes) for r in records}
-    names = {r["model"]: _name(r, notes) for r in records}
+    guides, names, cells, notes = _laid_out(records)
     first = max(map(len, names.values()))
     for some in _fitting(guides, cells, console.width - first):
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="")
@@ -45,6 +42,25 @@ def show(records: Sequence[Record], console: Console) -> None:
     for text in tuple(notes.texts):
         console.print(Text(f"{notes.mark(text)} {text}"), highlight=False)
     console.print(Text(LEGEND), highlight=False)
+
+
+def as_markdown(records: Sequence[Record]) -> str:
+    """The same as one Markdown table, for a page."""
+    guides, names, cells, notes = _laid_out(records)
+    rows = [("model", *guides), ("---",) * (1 + len(guides))]
+    rows += [(name, *(cells.get((model, guide), MISSING) for guide in guides)) for model, name in names.items()]
+    table = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([*table, *(f"\n{notes.mark(text)} {text}" for text in tuple(notes.texts))]) + "\n"
+
+
+def _laid_out(
+    records: Sequence[Record],
+) -> tuple[list[str], dict[str, str], dict[tuple[str, str], str], Footnotes]:
+    """The guides, what each model is called, the cells by model and guide, and their footnotes."""
+    notes = Footnotes()
+    cells = {(r["model"], r["guide"]): cell(r, notes) for r in records}
+    names = {r["model"]: _name(r, notes) for r in records}
+    return list(dict.fromkeys(r["guide"] for r in records)), names, cells, notes
 
 
 def _fitting(guides: Sequence[str], cells: dict[tuple[str, str], str], room: int) -> list[list[str]]:
@@ -100,7 +116,7 @@ def heat_map(records: Sequence[Record]) -> Figure:
     axes.set_yticks(range(len(models)), models, fontsize=8)
     axes.tick_params(length=0)
     plain(axes)
-    figure.colorbar(image, ax=axes, label="reverse KL [nats]", shrink=0.8)
+    figure.colorbar(image, ax=axes, label="reverse KL [nats]", shrink=0.8, extend="both")
     axes.set_title("Reverse KL to the posterior (below: the best its family can do), nats", fontsize=10)
     return figure
 
@@ -115,11 +131,12 @@ def _text(record: Record | None) -> str:
         return MISSING
     if record["reverse_kl"] is None:
         return str(record["status"])
-    return "\n".join(_two_digits(record, name) for name in ("reverse_kl", "family_gap"))
+    fitted, best = (_two_digits(record, name) for name in ("reverse_kl", "family_gap"))
+    return f"{fitted}\n{bound(best, '≤') if record['family_gap_is_upper_bound'] else best}"
 
 
 def _two_digits(record: dict[str, Any], name: str) -> str:
     value, error = number(record[name]), uncertainty(record, name)
     if not math.isfinite(value) or abs(value) <= (0.0 if math.isnan(error) else error):
         return three_digits(record[name], error)
-    return short(value, 2)
+    return short(value, 2 if abs(value) < 99.5 else 3)  # 480 is as long as 4.8e2

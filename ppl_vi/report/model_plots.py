@@ -16,6 +16,7 @@ from ppl_vi.report.plots import BLUE, DPI, LIGHT, TOO_HIGH, VERMILION, divergenc
 from ppl_vi.report.table import sort_key
 
 PANEL = (2.3, 1.5)  # inches
+LEAST = 0.5  # of a guide's mass; what shows less says so
 MOST_NUMBERS = 12  # latent numbers that are shown: the worst ones where there are more
 
 
@@ -27,7 +28,7 @@ def marginals(comparison: Comparison, problem: int) -> Figure:
     )
     names = number_names(comparison.target)
     z, posterior = comparison.z[problem].reshape(len(names), -1), comparison.posterior(problem)
-    shown = _shown(entries, problem, len(names)) if posterior.size else []
+    shown = _shown(entries, problem, names, np.flatnonzero(np.ptp(z, 1) > 0)) if posterior.size else []
     rows, columns = max(len(entries), 1), max(len(shown), 1)
     figure = Figure(figsize=(1.2 + PANEL[0] * columns, 0.9 + PANEL[1] * rows), dpi=DPI, layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharex="col", sharey="col")
@@ -49,15 +50,14 @@ def marginals(comparison: Comparison, problem: int) -> Figure:
     return figure
 
 
-def _shown(entries: list[Entry], problem: int, num: int) -> list[int]:
-    """The numbers to show: all, or those that some guide misses the farthest."""
-    if num <= MOST_NUMBERS:
-        return list(range(num))
-    worst = np.zeros(num)
+def _shown(entries: list[Entry], problem: int, names: tuple[str, ...], varying: np.ndarray) -> list[int]:
+    """The numbers to show: all that vary, or those that some guide misses the farthest."""
+    worst = dict.fromkeys(names, 0.0)
     for entry in entries:
-        found = [float(part.get("wasserstein") or 0.0) for part in entry.records[problem]["marginals"]]
-        worst = np.maximum(worst, found or 0.0)
-    return sorted(np.argsort(-worst, kind="stable")[:MOST_NUMBERS].tolist())
+        for part in entry.records[problem]["marginals"]:
+            worst[part["name"]] = max(worst[part["name"]], float(part.get("wasserstein") or 0.0))
+    first = sorted(varying.tolist(), key=lambda k: -worst[names[k]])
+    return sorted(first[:MOST_NUMBERS])
 
 
 def _marginal(axes: Axes, entry: Entry, problem: int, z: np.ndarray, posterior: np.ndarray, k: int) -> None:
@@ -67,6 +67,11 @@ def _marginal(axes: Axes, entry: Entry, problem: int, z: np.ndarray, posterior: 
     leaks = entry.records[problem]["support_mismatch"]
     axes.plot(z, density[k], color=VERMILION if leaks else BLUE, linewidth=1.3)
     axes.set_xlim(z[0], z[-1])
+    here = float(np.trapezoid(density[k], z))
+    if not here > LEAST:
+        axes.text(
+            0.98, 0.9, f"{100 * here:.2g}% of it here", transform=axes.transAxes, ha="right", va="top", fontsize=7
+        )
     top = float(posterior.max(initial=0.0))
     axes.set_ylim(0, TOO_HIGH * top if top > 0 and math.isfinite(top) else 1.0)
     axes.set_yticks([])

@@ -14,7 +14,8 @@ def number(value: Any) -> float:
 
 
 def three_digits(value: Any, error: Any = None) -> str:
-    """A value of a record in three significant digits; one lost in its own error is shown as below that."""
+    """A value of a record in three significant digits; one lost in its own error is shown as below that, or
+    as unknown where the error has no bound."""
     v, e = number(value), number(error)
     if math.isnan(v):
         return MISSING
@@ -22,6 +23,8 @@ def three_digits(value: Any, error: Any = None) -> str:
         return "inf" if v > 0 else "-inf"
     if v == 0:
         return "0"
+    if math.isinf(e):
+        return "?"
     if abs(v) <= e:
         return f"<{short(e, 1)}"
     return short(v, 3)
@@ -29,6 +32,8 @@ def three_digits(value: Any, error: Any = None) -> str:
 
 def short(value: float, digits: int) -> str:
     """Significant digits, in scientific notation without padding where that is shorter: 1.23e-7."""
+    if not math.isfinite(value):
+        return f"{value}"
     if 1e-3 <= abs(value) < 10**digits:
         decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
         return f"{value:.{decimals}f}"

@@ -21,7 +21,7 @@ from ppl_vi.svi import cpp, inductor
 from ppl_vi.svi.lanes import Translation, UnsupportedError, decomposed, num_lanes
 from ppl_vi.svi.objectives import Objective
 from ppl_vi.svi.pure import Program
-from ppl_vi.svi.step import BLOCK, Engine, State, trace_one, trace_step
+from ppl_vi.svi.step import TOGETHER, Engine, State, trace_one, trace_step
 
 aten = torch.ops.aten
 _log = logging.getLogger(__name__)
@@ -212,7 +212,7 @@ def _inductor_plan(
     sizes = program.layout.sizes
     state = State.start(theta, torch.ones_like(theta), torch.ones_like(theta[..., 0], dtype=torch.bool), sizes)
     graph = trace_step(program, objective, state, tuple(n[0] for n in noise))
-    num = num_unrolled(len(graph.graph.nodes), min(BLOCK, len(noise[0])) if noise else BLOCK, num_steps)
+    num = num_unrolled(len(graph.graph.nodes), min(TOGETHER, len(noise[0])) if noise else TOGETHER, num_steps)
     unrolled = unroll(graph, num, len(state.tensors), len(noise))
     scalars = torch.ones((3, num), dtype=theta.dtype, device=theta.device)
     example = [scalars, *state.tensors, *program.target.args, *(n[:num] for n in noise)]

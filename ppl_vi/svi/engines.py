@@ -11,8 +11,7 @@ from ppl_vi.svi.batched import BatchedEngine
 from ppl_vi.svi.compiled import plan
 from ppl_vi.svi.objectives import Objective
 from ppl_vi.svi.pure import Program
-from ppl_vi.svi.randomness import pseudo_random
-from ppl_vi.svi.step import Engine, block_length
+from ppl_vi.svi.step import Engine, Portion
 
 ENGINES = ("auto", "compiled", "batched", "pyro")
 SAVED = 0.85  # of a batched step's time
@@ -45,9 +44,10 @@ def choose(
     fits = theta[..., 0].numel()
     if name == "auto" and num_steps <= FEW_STEPS and num_steps * fits * num_particles <= FEW_DRAWS:
         return Chosen("batched", batched, f"{num_steps} steps are too few to be compiled")
-    prefix = (*theta.shape[:2], num_particles)
     generator = torch.Generator(device=theta.device).manual_seed(0)
-    noise = pseudo_random(program.draws, (block_length(program, prefix), *prefix), generator)
+    batch, replicas, _ = theta.shape
+    portion = Portion.of(program, batch, replicas, num_particles)
+    noise = portion.noise(program, (batch, replicas), num_particles, generator)
     try:
         found = plan(program, objective, theta, noise, num_steps)
         saved, why = SAVED * num_steps * found.batched_seconds, ""

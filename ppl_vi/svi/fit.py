@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from ppl_vi.state import isolated
 from ppl_vi.svi.adam import pace
 from ppl_vi.svi.batched import BatchedEngine
 from ppl_vi.svi.diagnosis import culprit
-from ppl_vi.svi.engines import ENGINES, choose
+from ppl_vi.svi.engines import ENGINES, Chosen, choose
 from ppl_vi.svi.memory import UNTRACED, ChunkedEngine, Footprint, footprint
 from ppl_vi.svi.objectives import Objective, find_objective
 from ppl_vi.svi.probe import Probe, probe_of
@@ -25,7 +27,7 @@ from ppl_vi.svi.pyro_engine import PyroSVI, pyro_elbo
 from ppl_vi.svi.randomness import UnsupportedRandomnessError, pseudo_random
 from ppl_vi.svi.result import Fit, Progress, finished, versions
 from ppl_vi.svi.start import build_guide, start_guides
-from ppl_vi.svi.step import Engine, State, block_length
+from ppl_vi.svi.step import LONG, TOGETHER, Engine, Portion, State
 from ppl_vi.svi.stopping import (
     HESSIAN_POINTS,
     MAX_PARAMETERS,
@@ -180,11 +182,11 @@ def _fit(
         if engine == "pyro":
             one_round = _pyro_round(program, settings, guides)
         else:
-            size = room.num_replicas(target.num_problems, num_replicas, num_particles)
-            some = initial[:, :size].contiguous()
-            chosen = choose(engine, program, settings.objective, some, num_particles, settings.num_steps)
+            portion = Portion.of(program, target.num_problems, num_replicas, num_particles)
+            size = room.num_replicas(target.num_problems, portion.num_replicas, num_particles)
+            chosen = _choose(engine, program, settings, initial, size)
             engine, reason = chosen.name, chosen.reason
-            one_round = _vectorised_round(program, settings, chosen.engine, size)
+            one_round = _vectorised_round(program, settings, ChunkedEngine(chosen.engine, size), portion)
             probe = probe_of(chosen.engine, size, num_particles)
         _run_rounds(program, settings, run, room, one_round, probe, progress)
     final, parameters = _finish(program, family, target, guides, run.theta)
@@ -286,6 +288,13 @@ def _possible(engine: str, program: Program, settings: Settings) -> tuple[str, s
         raise UnsuitableModelError(f"{program.target.name}: {why}; engine='pyro' can")
     pyro_elbo(settings.objective, settings.num_particles)
     return "pyro", why
+
+
+def _choose(engine: str, program: Program, settings: Settings, initial: Tensor, size: int) -> Chosen:
+    """The engine for `size` replicas at a time."""
+    calls = settings.num_steps * math.ceil(initial.shape[1] / size)
+    some = initial[:, :size].contiguous()
+    return choose(engine, program, settings.objective, some, settings.num_particles, calls)
 
 
 def _units(program: Program, settings: Settings, family: Family) -> Tensor:
@@ -419,63 +428,79 @@ def _schedule(length: int, lr: float) -> tuple[np.ndarray, np.ndarray]:
     return rates, weights
 
 
-def _snapshots(num_blocks: int) -> set[int]:
-    """After which blocks of a round its trajectory is noted."""
-    return set(np.unique(np.geomspace(1, num_blocks, SNAPSHOTS_PER_ROUND).astype(int) - 1)[:-1].tolist())
+def _snapshots(length: int) -> set[int]:
+    """After which steps of a round its trajectory is noted, besides the last."""
+    steps = TOGETHER * np.geomspace(1, length / TOGETHER, SNAPSHOTS_PER_ROUND).astype(int)
+    return set(steps[:-1].tolist()) - {length}
 
 
 def _mark_diverged(
     program: Program, settings: Settings, run: Run, at: tuple[int, int], step: int, theta: Tensor, noise: Draws
 ) -> None:
-    b, r = at
+    """Notes that fit `at` left the finite numbers at a step, from `theta` `(D,)` on with `noise` `(P, *shape)`."""
     run.status[at] = "diverged"
     run.num_steps[at] = step
-    where = culprit(program, settings.objective, theta[b, r], program.target.row(b), tuple(n[b, r] for n in noise))
+    where = culprit(program, settings.objective, theta, program.target.row(at[0]), noise)
     run.stop_reason[at] = f"diverged at step {step}: {where}"
-    run.theta = torch.where(_only(at, run.theta), theta, run.theta)
+    run.theta = run.theta.clone()
+    run.theta[at] = theta
 
 
-def _only(at: tuple[int, int], like: Tensor) -> Tensor:
-    mask = torch.zeros(like.shape[:2], dtype=torch.bool, device=like.device)
-    mask[at] = True
-    return mask[..., None]
-
-
-def _vectorised_round(program: Program, settings: Settings, engine: Engine, size: int) -> Round:
-    """Rounds of an engine made for `size` replicas."""
+def _vectorised_round(program: Program, settings: Settings, engine: ChunkedEngine, portion: Portion) -> Round:
+    """Rounds in which portions of the replicas take portions of the steps."""
     generator = torch.Generator(device=program.initial.device).manual_seed(settings.seed)
-    slow = ChunkedEngine(BatchedEngine(program, settings.objective), size)  # looks for what went wrong
-    engine = ChunkedEngine(engine, size)
+    slow = ChunkedEngine(BatchedEngine(program, settings.objective), engine.size)  # looks for what went wrong
+
+    def walk(run: Run, state: State, replica: int, scalars: Tensor, ends: list[int]) -> list[tuple[State, Tensor]]:
+        """The state of the replicas from `replica` on, and the bounds since the last, at each of `ends`."""
+        noise = portion.noise(program, state.alive.shape, settings.num_particles, generator)
+        found = []
+        for begin, end in itertools.pairwise([0, *ends]):
+            some, draws = scalars[:, begin:end], tuple(n[begin:] for n in noise)
+            after, bounds = engine.advance(state, some, draws)
+            if not torch.equal(after.alive, state.alive):
+                after, bounds = _watched(program, settings, run, slow, (state, replica, begin), some, draws)
+            state = after
+            found.append((state, bounds))
+        return found
 
     def one_round(run: Run, theta: Tensor, length: int, lr: float) -> Tensor:
         rates, weights = _schedule(length, lr)
         numbers = np.stack([*pace(rates, np.arange(1, length + 1)), weights])
         scalars = torch.as_tensor(numbers, dtype=theta.dtype).to(theta.device)
-        prefix = (*theta.shape[:2], settings.num_particles)
-        block = block_length(program, prefix)
-        snapshots = _snapshots(-(-length // block))
-        state = State.start(theta, run.unit, run.alive, engine.sizes)
-        for begin in range(0, length, block):
-            some = scalars[:, begin : begin + block]
-            noise = pseudo_random(program.draws, (block, *prefix), generator)
-            after, bounds = engine.advance(state, some, noise)
-            if not torch.equal(after.alive, state.alive):
-                after, bounds = _watched(program, settings, run, slow, state, some, noise)
-            state, run.alive = after, after.alive
-            run.step += some.shape[-1]
-            run.bounds.extend(bounds.cpu().numpy())
-            if begin // block in snapshots:
-                run.steps.append(run.step)
-                run.trajectory.append(torch.where(_still(run, theta), torch.cat(state.theta, -1), run.theta))
+        states = State.start(theta, run.unit, run.alive, engine.sizes).portions(portion.num_replicas)
+        places = range(0, theta.shape[1], portion.num_replicas)
+        still, held, snapshots = _still(run, theta), run.theta, _snapshots(length)
+        for begin in range(0, length, portion.num_steps):
+            end = min(begin + portion.num_steps, length)
+            ends = sorted({s - begin for s in snapshots if begin < s < end} | {end - begin})
+            walked = [walk(run, s, at, scalars[:, begin:end], ends) for s, at in zip(states, places, strict=True)]
+            for there, parts in zip(ends, zip(*walked, strict=True), strict=True):
+                passed, bounds = zip(*parts, strict=True)
+                run.bounds.extend(torch.cat(bounds, 2).cpu().numpy())
+                if begin + there in snapshots:
+                    run.steps.append(run.step + there)
+                    run.trajectory.append(torch.where(still, torch.cat(State.joined(passed).theta, -1), held))
+            states = [found[-1][0] for found in walked]
+            run.step += end - begin
+        state = State.joined(states)
+        run.alive = state.alive
         return torch.cat(state.total, -1)
 
     return one_round
 
 
 def _watched(
-    program: Program, settings: Settings, run: Run, slow: Engine, state: State, scalars: Tensor, noise: Draws
+    program: Program,
+    settings: Settings,
+    run: Run,
+    slow: Engine,
+    start: tuple[State, int, int],
+    scalars: Tensor,
+    noise: Draws,
 ) -> tuple[State, Tensor]:
-    """Takes the steps of a block one by one, and marks the fits that diverge."""
+    """Takes steps one by one, and marks the fits that diverge; `start` is a state, its first replica and its step."""
+    state, replica, step = start
     sizes = [part.shape[-1] for part in state.theta]
     found = []
     for i in range(scalars.shape[-1]):
@@ -484,9 +509,10 @@ def _watched(
         after, bounds = slow.advance(joined, scalars[:, i : i + 1], draws)
         state = after.resized(sizes)
         found.append(bounds)
-        for at in (before.alive & ~state.alive).nonzero().tolist():
-            where = run.step + i + 1
-            _mark_diverged(program, settings, run, (at[0], at[1]), where, joined.theta[0], tuple(n[0] for n in draws))
+        for b, r in (before.alive & ~state.alive).nonzero().tolist():
+            drawn = tuple(n[0, b, r] for n in draws)
+            at, where = (b, replica + r), run.step + step + i + 1
+            _mark_diverged(program, settings, run, at, where, joined.theta[0][b, r], drawn)
     return state, torch.cat(found)
 
 
@@ -503,20 +529,16 @@ def _pyro_round(program: Program, settings: Settings, guides: list[list[nn.Modul
         load_parameters(guide, program.layout.unflatten(theta[b, r]))
         svi = PyroSVI(program, guide, settings.objective, program.target.row(b), run.unit[b, r], settings.num_particles)
         total = torch.zeros_like(theta[b, r])
-        prefix = (1, 1, settings.num_particles)
-        block = block_length(program, prefix)
+        prefix = (LONG, settings.num_particles)
         for i, (lr, weight) in enumerate(zip(rates, weights, strict=True)):
-            if i % block == 0:
-                several = pseudo_random(program.draws, (block, *prefix), generator)
-            noise = tuple(n[i % block, 0, 0] for n in several)
+            if i % LONG == 0:
+                several = pseudo_random(program.draws, prefix, generator)
+            noise = tuple(n[i % LONG] for n in several)
             before = svi.theta.clone()
             run.bounds[run.step + i][at] = svi.step(lr, noise)
             after = svi.theta
             if not (np.isfinite(run.bounds[run.step + i][at]) and bool(after.isfinite().all())):
-                run.status[at], run.num_steps[at] = "diverged", run.step + i + 1
-                where = culprit(program, settings.objective, before, program.target.row(b), noise)
-                run.stop_reason[at] = f"diverged at step {run.step + i + 1}: {where}"
-                run.theta[b, r] = before
+                _mark_diverged(program, settings, run, at, run.step + i + 1, before, noise)
                 return before
             total = total + weight * after
         return total

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pyro.infer.autoguide import AutoMultivariateNormal
 from pyro.nn.module import PyroModule, PyroParam
 from torch import Tensor, nn
 from torch.distributions import constraints
@@ -29,6 +30,11 @@ from ppl_vi.svi.start import build_guide
 from ppl_vi.target import Latents, Target
 
 FORMAT, FORMAT_VERSION = "ppl_vi.Fit", 1
+NO_MODE = (
+    "{name}: there is no Laplace approximation: where the search for a mode ended, the second derivatives of the log "
+    "density in unconstrained space are not negative definite; take more steps, or another guide where the posterior "
+    "has no mode, as centred hierarchies have none"
+)
 _NUMBERS = itertools.count()  # of the guides given out
 
 
@@ -44,18 +50,32 @@ def versions(*more: str) -> dict[str, str]:
     return found
 
 
-def finished(guide: nn.Module, target: Target, problem: int) -> nn.Module:
+class NoModeError(ValueError):
+    """A Laplace approximation was asked for at a point that is no mode; the message says what to do."""
+
+
+def finished(guide: nn.Module, target: Target, problem: int, *, at_mode: bool = True) -> nn.Module:
     """The guide whose density a fit stands for: a Laplace approximation is made once the mode has been found.
 
     Pyro's `laplace_approximation` returns an `AutoMultivariateNormal` with its values frozen; here they are its
     parameters again, so that the best member of that family can be found. Its `scale_tril` is a correlation's Cholesky
     factor, the family's has ones on its diagonal, so rows are rescaled: as they stand, the variances would grow.
+
+    Args:
+        guide: any guide.
+        target: that it was built for.
+        problem: likewise.
+        at_mode: whether the guide is where a mode is; otherwise the parameters are to be filled in.
+
+    Raises:
+        NoModeError: the guide's point is no mode.
     """
     if not hasattr(guide, "laplace_approximation"):
         return guide
     with isolated(target.dtype, seed=0):
-        approximate: Any = guide.laplace_approximation
-        normal = approximate(*target.row(problem))
+        normal: Any = _approximation(guide, target, problem) if at_mode else AutoMultivariateNormal(target.model)
+        if not at_mode:
+            normal(*target.row(problem))
         constraint = {"scale": normal.scale_constraint, "scale_tril": normal.scale_tril_constraint}
         diagonal = torch.diagonal(normal.scale_tril)
         values = {
@@ -65,8 +85,15 @@ def finished(guide: nn.Module, target: Target, problem: int) -> nn.Module:
         }
         for name, value in values.items():
             delattr(normal, name)
-            setattr(normal, name, PyroParam(value, constraint.get(name, constraints.real)))
+            setattr(normal, name, PyroParam(value.detach(), constraint.get(name, constraints.real)))
         return normal
+
+
+def _approximation(guide: Any, target: Target, problem: int) -> nn.Module:
+    try:
+        return guide.laplace_approximation(*target.row(problem))
+    except torch.linalg.LinAlgError as error:
+        raise NoModeError(NO_MODE.format(name=target.name)) from error
 
 
 def _rename(guide: nn.Module, name: str) -> None:
@@ -136,7 +163,7 @@ class Fit:
 
     def guide(self, problem: int = 0, replica: int = 0) -> nn.Module:
         """One fitted guide, an ordinary Pyro guide: call it with the problem's data, or give it to `Predictive`."""
-        guide = finished(build_guide(self.family, self.target, problem), self.target, problem)
+        guide = finished(build_guide(self.family, self.target, problem), self.target, problem, at_mode=False)
         load_parameters(guide, {name: stacked[problem, replica] for name, stacked in self.parameters.items()})
         _rename(guide, f"{type(guide).__name__}_{next(_NUMBERS)}")
         return guide
@@ -261,7 +288,7 @@ class Fit:
         if header["target"] != fingerprint(target):
             raise ValueError(f"{path} was fitted to another target or other data: {header['target']}")
         family = family or find_family(header["family"])
-        program = Program(target, finished(build_guide(family, target), target, 0))
+        program = Program(target, finished(build_guide(family, target), target, 0, at_mode=False))
         names = header["parameters"]
         if tuple(names) != program.layout.names:
             raise ValueError(

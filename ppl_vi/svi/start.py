@@ -16,11 +16,15 @@ from pyro.distributions.transforms import AffineAutoregressive, ComposeTransform
 from pyro.infer.autoguide import (
     AutoContinuous,
     AutoDiagonalNormal,
+    AutoGaussian,
     AutoGuide,
+    AutoHierarchicalNormalMessenger,
     AutoLowRankMultivariateNormal,
     AutoMultivariateNormal,
     AutoNormal,
     AutoNormalizingFlow,
+    AutoNormalMessenger,
+    AutoStructured,
 )
 from pyro.infer.autoguide.initialization import init_to_value
 from pyro.nn.module import PyroModule, PyroParam
@@ -31,7 +35,8 @@ from ppl_vi.mapping import whole_plates
 from ppl_vi.state import isolated, private
 from ppl_vi.target import Bound, Target
 
-ONE_SCALE_EACH = (AutoDiagonalNormal, AutoMultivariateNormal, AutoLowRankMultivariateNormal)  # in `guide.scale`
+SCALE_VECTOR = (AutoDiagonalNormal, AutoMultivariateNormal, AutoLowRankMultivariateNormal)  # in `guide.scale`
+SCALE_BY_SITE = (AutoNormal, AutoStructured, AutoGaussian, AutoNormalMessenger, AutoHierarchicalNormalMessenger)
 SPREAD = 1.0  # replicas start this many posterior standard deviations around the mode, in unconstrained space
 SCALE = 0.5  # initial scales are about half the posterior's: a wide start has gradients of heavy tails
 SCALE_SPREAD = 0.3  # standard deviation of the log of their initial scales
@@ -134,7 +139,7 @@ def build_guide(
         sizes = [site.unconstrained_shape.numel() for site in target.latents]
         parts = dict(zip((site.name for site in target.latents), scale.split(sizes), strict=True))
         given["init_scale_fn"] = lambda name, location: parts[name].reshape(location.shape)
-    elif "init_scale" in names:
+    elif "init_scale" in names and family is not AutoGaussian:  # whose random factors it would scale as well
         given["init_scale"] = float(scale.log().mean().exp())
     with isolated(target.dtype, seed=seed), warnings.catch_warnings():
         # a flow over one number is fine
@@ -142,7 +147,10 @@ def build_guide(
         warnings.filterwarnings("ignore", message="The `init_loc_fn` argument to AutoIAFNormal is not used")
         guide = family(target.model, **given)
         if not callable(guide):
-            raise TypeError(f"a guide family must return a guide, something callable; got {type(guide).__name__}")
+            raise TypeError(
+                f"a guide family must return a guide, something callable; got {type(guide).__name__} (a guide written "
+                "as a function must draw each latent site by pyro.sample)"
+            )
         if isinstance(guide, AutoGuide) and not isinstance(guide, AutoContinuous):
             _refuse_clash(guide, target)
         row = target.row(problem)
@@ -153,10 +161,11 @@ def build_guide(
             guide = ModuleGuide(guide, target.model.given) if isinstance(target.model, Bound) else guide
         _first_run(guide, target, row)
         guide = guide.to(target.device)
-        if isinstance(guide, AutoNormalizingFlow):
-            _place_flow(guide, loc, scale)
-        elif isinstance(guide, (AutoNormal, *ONE_SCALE_EACH)):
-            _widen(guide, target, scale)
+        own = guide.guide if isinstance(guide, ModuleGuide) else guide
+        if isinstance(own, AutoNormalizingFlow):
+            _place_flow(own, loc, scale)
+        elif isinstance(own, SCALE_VECTOR + SCALE_BY_SITE):
+            _widen(own, target, scale)
     return guide
 
 
@@ -174,14 +183,14 @@ def _refuse_clash(guide: AutoGuide, target: Target) -> None:
 @torch.no_grad()
 def _widen(guide: Any, target: Target, scale: Tensor) -> None:
     """Gives each coordinate its own initial scale: Pyro's Gaussian guides take one number for all."""
-    if not isinstance(guide, AutoNormal):
+    if isinstance(guide, SCALE_VECTOR):
         guide.scale = scale * guide.scale / guide._init_scale
         return
     sizes = [site.unconstrained_shape.numel() for site in target.latents]
     for site, part in zip(target.latents, scale.split(sizes), strict=True):
         *path, last = site.name.split(".")
         module = reduce(getattr, path, guide.scales)
-        setattr(module, last, part.reshape(site.unconstrained_shape))
+        setattr(module, last, part.reshape(getattr(module, last).shape))
 
 
 @torch.no_grad()

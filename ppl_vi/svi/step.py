@@ -5,6 +5,7 @@ What the batched engine runs and the compiled engine compiles.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -21,9 +22,10 @@ from ppl_vi.svi.pure import Program
 from ppl_vi.svi.randomness import pseudo_random
 from ppl_vi.svi.stopping import surrogate
 
-BLOCK, LONG_BLOCK = 8, 64  # steps whose noise is drawn at once
-FEW_NUMBERS = 2**16  # of noise in a long block
-MOST_NUMBERS = 2**20  # of noise drawn at once, where a single step's are no more: they stay in the processor's cache
+TOGETHER = 8  # steps that an engine may take as one
+SHORT, LONG = 32, 64  # steps of a portion: fewer where one replica's noise is much, more where all of it is little
+MOST_NUMBERS = {"cpu": 2**18}  # of noise at once, unless one replica's step has more: they stay in the cache
+MANY_NUMBERS = 2**24  # on other devices, which want much to do at once
 
 Parts = tuple[Tensor, ...]
 StepFunction = Callable[..., tuple[Tensor, ...]]
@@ -66,11 +68,19 @@ class State:
         whole = (self.theta, self.first, self.second, self.total, self.unit)
         return State(change(self.alive), *(tuple(change(part) for part in parts) for parts in whole))
 
+    def portions(self, size: int) -> list[State]:
+        """The state of each `size` replicas, the last of fewer."""
+        parts = zip(*(tensor.split(size, 1) for tensor in self.tensors), strict=True)
+        return [self._of(tensors) for tensors in parts]
+
     @staticmethod
     def joined(states: Sequence[State]) -> State:
         """The replicas of several as one."""
-        tensors = [torch.cat(some, 1) for some in zip(*(state.tensors for state in states), strict=True)]
-        n = len(states[0].theta)
+        return states[0]._of([torch.cat(some, 1) for some in zip(*(state.tensors for state in states), strict=True)])
+
+    def _of(self, tensors: Sequence[Tensor]) -> State:
+        """A state of as many parts from its tensors."""
+        n = len(self.theta)
         return State(tensors[0], *(tuple(tensors[1 + i * n : 1 + (i + 1) * n]) for i in range(5)))
 
     @property
@@ -110,14 +120,35 @@ class Engine(Protocol):
         """
 
 
-def block_length(program: Program, prefix: tuple[int, ...]) -> int:
-    """How many steps' noise is drawn at once, for fits and particles `prefix`: more where they are few, so that calls
-    cost little, and one where they are very many."""
-    numbers = sum(draw.shape.numel() for draw in program.draws) * torch.Size(prefix).numel()
-    block = LONG_BLOCK if numbers * LONG_BLOCK <= FEW_NUMBERS else BLOCK
-    while block > 1 and numbers * block > MOST_NUMBERS:
-        block //= 2
-    return block
+@dataclass(frozen=True)
+class Portion:
+    """What noise is drawn for at once.
+
+    Attributes:
+        num_replicas: of all problems.
+        num_steps: one after another, a power of 2.
+    """
+
+    num_replicas: int
+    num_steps: int
+
+    @staticmethod
+    def of(program: Program, num_problems: int, num_replicas: int, num_particles: int) -> Portion:
+        """All replicas for many steps where they are few, so that calls cost little; some for some steps where they
+        are many, so that their noise stays in the cache."""
+        each = max(1, sum(draw.shape.numel() for draw in program.draws) * num_problems * num_particles)
+        most = max(1, MOST_NUMBERS.get(program.initial.device.type, MANY_NUMBERS) // each)  # a replica and step each
+        num_steps = _power_of_2(min(most, max(SHORT, min(LONG, most // num_replicas))))
+        num_portions = math.ceil(num_replicas / max(1, most // num_steps))
+        return Portion(math.ceil(num_replicas / num_portions), num_steps)
+
+    def noise(self, program: Program, fits: Sequence[int], num_particles: int, generator: torch.Generator) -> Parts:
+        """Independent noise of all its steps for so many problems' replicas."""
+        return pseudo_random(program.draws, (self.num_steps, *fits, num_particles), generator)
+
+
+def _power_of_2(most: int) -> int:
+    return 1 << (most.bit_length() - 1)
 
 
 def gradients(

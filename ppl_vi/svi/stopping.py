@@ -34,6 +34,7 @@ NUM_GROUPS = 16
 DIFFERENCE = 0.05  # of a unit, for the Hessian: wide, since draws by rejection jump
 ONE_BY_ONE = 1 / 64  # of all these points, where they have to be run one by one
 MAX_PARAMETERS = 200
+FAR = 5.0  # units: a longer Newton's step sets the unit itself; it promises more than FAR^2 / 2 nats
 
 
 class Probe(Protocol):
@@ -149,6 +150,9 @@ def curvature_units(
     """The size of a step along each parameter, `(B, R, D)`: the curvature at the start to the power -1/2.
 
     At most 1, or the parameter's own size where that is larger, so that a flat direction isn't run along.
+
+    A round goes no further than about six units. Where Newton's step along a parameter is many of them, the unit is two
+    of its steps: along the logarithm of a scale that is far too wide it is 1/2, however far it is.
     """
     num_points = max(UNIT_POINTS, num_particles) if probe is not None else UNIT_POINTS
     noise = check_noise(program, objective, num_particles, num_points, seed)
@@ -156,10 +160,14 @@ def curvature_units(
     if program.layout.size > MAX_PARAMETERS:
         return torch.ones_like(theta)
     hessian = hessian_by_differences(program, objective, theta, args, noise, small, probe)
-    curvature = torch.diagonal(hessian, dim1=-2, dim2=-1).abs()
+    bend = torch.diagonal(hessian, dim1=-2, dim2=-1)
     widest = theta.abs().clamp(min=1.0)
-    known = curvature.isfinite() & (curvature > widest**-2)
-    return torch.where(known, torch.where(known, curvature, 1.0).rsqrt(), widest.clamp(max=1.0))
+    known = bend.isfinite() & (bend.abs() > widest**-2)
+    curvature = torch.where(known, bend.abs(), 1.0)
+    unit = torch.where(known, curvature.rsqrt(), widest.clamp(max=1.0))
+    newton = mean_gradients(program, objective, theta, args, noise, probe).mean(2).abs() / curvature
+    far = known & (bend > 0) & newton.isfinite() & (newton > FAR * unit)
+    return torch.where(far, 2 * newton, unit)
 
 
 def check(

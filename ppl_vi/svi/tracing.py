@@ -21,6 +21,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 aten = torch.ops.aten
 PLAIN = (Tensor, nn.Parameter)
+VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}  # what such operations ask for
+MASKS = (torch.bool, torch.uint8)  # dtypes of indices whose values say how much is taken
 DECIDES = "data-dependent control flow: {} asks for the value of what is being traced"
 
 Decompositions = dict[Any, Callable[..., Any]]
@@ -94,7 +96,7 @@ class _Scribe(TorchDispatchMode):
         kwargs = kwargs or {}
         if not all(kind in PLAIN for kind in types):
             return NotImplemented
-        if torch.Tag.data_dependent_output in func.tags:
+        if _asks(func, args):
             return self._number(func, args, kwargs)
         how = self.decompositions.get(func) or (func.decompose if func._can_decompose() else None)
         if how is not None:
@@ -129,3 +131,10 @@ class _Scribe(TorchDispatchMode):
         if not {self.node_of(tensor) for tensor in tensors} <= self.fixed | self.held:
             raise RuntimeError(DECIDES.format(func))
         return func(*args, **kwargs)
+
+
+def _asks(func: Any, args: Any) -> bool:
+    """Whether an operation's result is a number of Python's, or as large as the values of its inputs say."""
+    if func is aten.index.Tensor:
+        return any(index is not None and index.dtype in MASKS for index in args[1])
+    return bool(VALUES & set(func.tags))

@@ -5,16 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import pyro.poutine as poutine
 import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
 
+from ppl_vi.mapping import branches
 from ppl_vi.state import isolated
 from ppl_vi.svi.tracing import written_down
 from ppl_vi.target import Target
 
-BLOCK = 4096  # points at once: their temporaries stay in the cache
+BLOCK = 4096  # points at once
+NUMBERS = 2**18  # of their largest temporary, which stays in the cache
 FAR = 60.0  # standard deviations
+BRANCHING = "the model decides by a drawn value what to do ('if', 'while', bool(), item()): choose by torch.where"
 SMALL = 64  # or so many, where fewer are asked for
 
 
@@ -32,6 +36,8 @@ class Density:
         dtype: torch.dtype,
         inside: Callable[[Tensor], Tensor],
         name: str = "target",
+        width: int = 1,
+        culprit: Callable[[Tensor], str] = str,
     ) -> None:
         """A density given as a function.
 
@@ -41,14 +47,26 @@ class Density:
             dtype: of every computation.
             inside: whether the latents at points `(S, D)` are finite and inside their support, `(S,)`.
             name: shown in messages.
+            width: numbers of the largest temporary at one point.
+            culprit: which site has no density at a point `(D,)`, in words.
         """
+        self.culprit = culprit
         self.of_one, self.dim, self.dtype, self.inside, self.name = of_one, dim, dtype, inside, name
+        self.block = min(BLOCK, max(SMALL, NUMBERS // width))
         self._values: dict[int, Callable[[Tensor], Tensor]] = {}
         self._slopes: dict[int, Callable[[Tensor], tuple[Tensor, Tensor]]] = {}
 
     @staticmethod
     def of(target: Target, problem: int) -> Density:
-        """That of one of a target's problems."""
+        """That of one of a target's problems.
+
+        Raises:
+            ValueError: it can't be computed at many points at once.
+        """
+        error = target.many_at_once()
+        if error is not None:
+            why = BRANCHING if branches(error) else str(error).strip().splitlines()[0]
+            raise ValueError(f"{target.name}: the density can't be computed at many points at once: {why}")
         row = target.row(problem)
 
         def of_one(u: Tensor) -> Tensor:
@@ -62,11 +80,20 @@ class Density:
                 good &= flat.isfinite().all(1) & site.support.check(values[site.name]).reshape(len(u), -1).all(1)
             return good
 
-        return Density(of_one, target.dim, target.dtype, inside, target.name)
+        def culprit(u: Tensor) -> str:
+            latents = {name: value[0] for name, value in target.constrain(u[None])[0].items()}
+            with isolated(target.dtype, seed=0):
+                trace = poutine.trace(poutine.condition(target.model, data=latents)).get_trace(*row)
+                trace.compute_log_prob()
+            sites = (n for n, node in trace.nodes.items() if "log_prob" in node and node["log_prob"].isnan().any())
+            values = ", ".join(f"{name} = {value.tolist()}" for name, value in latents.items())
+            return f"site '{next(sites, '')}' where {values}"
+
+        return Density(of_one, target.dim, target.dtype, inside, target.name, target.width, culprit)
 
     def __call__(self, u: Tensor) -> Tensor:
         """At points `(S, D)`, `(S,)`."""
-        size = SMALL if len(u) <= SMALL else BLOCK
+        size = SMALL if len(u) <= SMALL else self.block
         return torch.cat([self._block(part, size) for part in u.split(size)]) if len(u) else u.new_zeros(0)
 
     def _block(self, u: Tensor, size: int) -> Tensor:

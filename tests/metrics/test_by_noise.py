@@ -2,6 +2,7 @@
 
 import math
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import pyro
@@ -13,10 +14,11 @@ from scipy import stats
 from models import funnel
 from models.gaussian import posterior
 from models.gaussian import target as gaussian
-from ppl_vi.metrics.cloud import REACH, rules
+from ppl_vi.metrics.cloud import REACH, cloud, drawn, rules
 from ppl_vi.metrics.gaussian import gaussian_kl
+from ppl_vi.metrics.nearest import _leads_down
 from ppl_vi.metrics.scorecard import score
-from ppl_vi.metrics.weighted import Line, Sample, wasserstein
+from ppl_vi.metrics.weighted import Line, Sample, flattened, marginals, wasserstein
 from ppl_vi.svi.fit import fit
 from ppl_vi.svi.randomness import Draw
 from ppl_vi.target import Target
@@ -163,3 +165,39 @@ def test_a_guide_outside_the_support_is_infinitely_far():
     leaked = scores["leaked_mass"]
     assert abs(leaked.value[0, 0] - outside) <= 5 * leaked.std_error[0, 0] + 1e-3
     assert np.isfinite(scores["surrogate_elbo"].value).all()
+
+
+def test_a_number_that_is_always_the_same_has_no_marginal_scores():
+    def correlated():
+        pyro.sample("L", dist.LKJCholesky(2, 1.5))
+
+    target = Target.of(correlated)
+    u = torch.linspace(-1.0, 1.0, 64, dtype=target.dtype)[None, :, None]
+    points = SimpleNamespace(u=u, log_weight=torch.full((1, 64), -math.log(64)), kind="draws", group=torch.arange(64))
+    truth = SimpleNamespace(target=target, points=(points,))
+    z = flattened(target, 0.9 * u)[:, None, None].repeat(2, 2)
+    weight = torch.full((2, 64), 1 / 64)
+    seen = SimpleNamespace(rules=SimpleNamespace(weight=weight), z=torch.from_numpy(z))
+    found = marginals(truth, seen)
+    assert found.names == ("L[1,0]", "L[1,1]")
+    assert 0.8 < found.worst("sd_ratio").value.item() < 0.9  # of the square of what 0.9 shrinks
+
+
+def test_draws_alone_are_those_of_the_cloud():
+    found = fit(gaussian(2), "AutoNormal", num_steps=2, num_particles=2, engine="batched")
+    rule = rules(found.program.latent_draws, 64, seed=1)
+    assert torch.equal(drawn(found, found.theta, rule).z, cloud(found, found.theta, rule).z)
+
+
+def test_the_way_from_a_replica_to_another_optimum_climbs():
+    def height(theta, row, rule):  # optima at -1 and 1
+        value = (theta**2 - 1).square().sum()
+        return 4 * theta * (theta**2 - 1), value
+
+    def straight(begin):
+        end = SimpleNamespace(x=np.array([1.0]), fun=0.0)
+        return _leads_down(height, torch.tensor([begin], dtype=torch.float64), end, (), None)
+
+    assert straight(0.2)
+    assert straight(1.7)
+    assert not straight(-0.9)

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from ppl_vi.comparison import SCORES
 from ppl_vi.report import table
-from ppl_vi.report.numbers import three_digits
+from ppl_vi.report.numbers import short, three_digits
 
 
 def record(guide: str, reverse_kl: Any, **more: Any) -> dict[str, Any]:
@@ -73,6 +73,7 @@ def test_nothing_is_cut_and_no_row_is_wider_than_the_terminal(width: int) -> Non
     [
         (None, None, "–"), ("inf", None, "inf"), ("-inf", 0.0, "-inf"), (0.0, None, "0"), (0.16009, 1e-15, "0.160"),
         (1.0e-16, 2e-15, "<2e-15"), (-0.5509, None, "-0.551"), (1983.2, None, "1.98e3"), (8.42e-4, None, "8.42e-4"),
+        (2.5, "inf", "?"),
     ],
 )  # fmt: skip
 def test_numbers_have_three_digits(value: Any, error: Any, text: str) -> None:
@@ -90,3 +91,8 @@ def test_the_spread_is_the_range_over_replicas() -> None:
 )
 def test_a_bound_is_shown_with_one_sign(text, sign, expected):
     assert table.bound(text, sign) == expected
+
+
+def test_an_error_without_bound_is_shown_as_such() -> None:
+    assert short(math.inf, 1) == "inf"
+    assert three_digits(-2.5, math.inf) == "?"

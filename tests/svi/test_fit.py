@@ -18,7 +18,11 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from models.exponential_normal import target as toy
+from ppl_vi.guides import find_family
+from ppl_vi.state import isolated
+from ppl_vi.svi import step
 from ppl_vi.svi.fit import UnsuitableObjectiveError, fit
+from ppl_vi.svi.pure import Program
 from ppl_vi.svi.result import Fit
 from ppl_vi.svi.start import build_guide
 from ppl_vi.svi.support import SupportMismatchError
@@ -124,6 +128,43 @@ def test_the_same_seed_gives_the_same_numbers_and_another_others() -> None:
     assert torch.equal(first.trajectory[-1], first.theta)
 
 
+def test_when_the_way_is_noted_depends_on_no_portion(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounds of 38, 76 and 186 steps."""
+    options: dict[str, Any] = {"engine": "batched", "num_steps": 300, "num_replicas": 3, "tolerance": 1e-9}
+    few, many = (fit(TOY, "lognormal", num_particles=p, **options) for p in (1, 1024))
+    monkeypatch.setitem(step.MOST_NUMBERS, "cpu", 2 * 8)
+    portions = fit(TOY, "lognormal", num_particles=1, **options)
+    noted = few.steps.tolist()
+    assert noted == many.steps.tolist() == portions.steps.tolist()
+    assert [noted[0], noted[1], noted[-1]] == [0, 8, 300]
+    assert {38, 38 + 76} < set(noted)
+    assert portions.trajectory.shape == few.trajectory.shape == (len(noted), 1, 3, 2)
+    moved = (portions.trajectory[1:] - portions.trajectory[:-1]).abs().amin(-1)
+    assert bool((moved > 0).all())  # of every replica, in whichever portion it was
+    assert len(set(portions.theta[0, :, 0].tolist())) == 3
+
+
+@pytest.mark.parametrize(
+    ("replicas", "particles", "expected"),
+    [
+        (1, 1, (1, 64)),
+        (2048, 1, (2048, 64)),
+        (100_000, 1, (4000, 32)),  # 25 portions of 2^18 / (2 problems * 32 steps) at most
+        (16, 1024, (4, 32)),
+        (3, 2**17, (1, 1)),
+        (3, 2**20, (1, 1)),
+    ],
+)
+def test_noise_is_drawn_for_as_many_fits_and_steps_as_the_cache_holds(
+    replicas: int, particles: int, expected: tuple[int, int]
+) -> None:
+    target = toy([1.5, 0.0])
+    with isolated(target.dtype, seed=0):
+        program = Program(target, build_guide(find_family("lognormal"), target, 0))
+    found = step.Portion.of(program, 2, replicas, particles)
+    assert (found.num_replicas, found.num_steps) == expected
+
+
 # ---- divergence
 
 
@@ -137,8 +178,8 @@ def test_a_fit_that_diverges_says_where_and_the_others_go_on() -> None:
     target = Target(cliff, (torch.tensor([1.5, 1.5]), torch.tensor([1e9, 1.6])))
     found = fit(target, "lognormal", num_steps=40, num_particles=16, num_replicas=2)
     assert found.status[1].tolist() == ["diverged", "diverged"]
-    for reason, step, theta in zip(found.stop_reason[1], found.num_steps[1], found.theta[1], strict=True):
-        assert reason.startswith(f"diverged at step {step}: model site 'x' has log density nan at 1.5")
+    for reason, at, theta in zip(found.stop_reason[1], found.num_steps[1], found.theta[1], strict=True):
+        assert reason.startswith(f"diverged at step {at}: model site 'x' has log density nan at 1.5")
         assert bool(theta.isfinite().all())
     assert "diverged" not in found.status[0]
     assert (found.num_steps[0] == 40).all()
@@ -158,8 +199,10 @@ def test_steps_far_too_long_diverge_with_the_site_and_the_value(engine: str) -> 
     assert bool(found.theta.isfinite().all())
 
 
-def test_a_replica_that_diverges_leaves_the_others_running() -> None:
+@pytest.mark.parametrize("numbers", [2**18, 16 * 2 * 4], ids=["together", "in portions"])
+def test_a_replica_that_diverges_leaves_the_others_running(numbers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond 3.3 lies 4e-3 of the posterior: of six replicas with 320 draws each, some come there."""
+    monkeypatch.setitem(step.MOST_NUMBERS, "cpu", numbers)
     target = Target(cliff, (torch.tensor([1.5]), torch.tensor([3.3])))
     found = fit(target, "lognormal", num_steps=20, num_particles=16, num_replicas=6, seed=1)
     gone = found.status[0] == "diverged"

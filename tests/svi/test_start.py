@@ -16,10 +16,16 @@ from pyro.infer.autoguide import (
     AutoNormal,
 )
 from torch import Tensor
+from torch.func import vmap
 
+from models.eight_schools import target as eight_schools
 from ppl_vi import Target
+from ppl_vi.state import isolated
 from ppl_vi.svi.fit import fit
-from ppl_vi.svi.start import build_guide
+from ppl_vi.svi.pure import Program
+from ppl_vi.svi.randomness import pseudo_random
+from ppl_vi.svi.result import NoModeError
+from ppl_vi.svi.start import SCALE_BY_SITE, build_guide
 
 LOC = torch.tensor([0.5, -1.0, 2.0, 0.1], dtype=torch.float64)
 SCALE = torch.tensor([0.01, 3.0, 0.2, 40.0], dtype=torch.float64)
@@ -49,6 +55,18 @@ def test_gaussians_over_all_coordinates(family: Any) -> None:
     posterior = build_guide(family, TARGET, 0, LOC, SCALE).get_posterior()  # type: ignore[operator]
     torch.testing.assert_close(posterior.mean.detach(), LOC, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(posterior.stddev.detach(), SCALE, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("family", SCALE_BY_SITE)
+def test_guides_that_keep_a_scale_for_each_site(family: Any) -> None:
+    """By draws: some keep standard deviations, some factors of them."""
+    program = Program(TARGET, build_guide(family, TARGET, 0, LOC, SCALE))
+    noise = pseudo_random(program.draws, (400,), torch.Generator().manual_seed(1))
+    with isolated(TARGET.dtype, seed=0), torch.no_grad():
+        latents = vmap(lambda draws: program.latents(program.initial, TARGET.row(0), draws))(noise)
+    u = TARGET.unconstrain(latents)
+    # a standard deviation of 400 draws is good to 3.5%; AutoGaussian's own random factors change it by up to 5%
+    torch.testing.assert_close(u.std(0), SCALE, rtol=0.15, atol=0)
 
 
 def test_low_rank_keeps_pyros_share_between_factor_and_diagonal() -> None:
@@ -81,3 +99,9 @@ def test_a_laplace_approximation_is_exact_where_the_posterior_is_gaussian_and_co
     normal = found.guide().get_posterior()
     # the data are float32, the mode is good to the optimiser's last step
     torch.testing.assert_close(normal.covariance_matrix, torch.linalg.inv(precision.double()), rtol=1e-5, atol=1e-7)
+
+
+def test_where_there_is_no_mode_a_laplace_approximation_is_refused_in_one_line() -> None:
+    with pytest.raises(NoModeError, match=r"^eight_schools_centred: there is no Laplace .* no mode") as e:
+        fit(eight_schools("centred"), "laplace", num_steps=8, num_particles=1, engine="batched")
+    assert "\n" not in str(e.value)

@@ -1,8 +1,11 @@
 """The stopping rule's rate of false stops, against what is truly still to be gained, by quadrature."""
 
 import inspect
+import math
 from functools import cache
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import scipy.optimize
 import torch
@@ -10,6 +13,7 @@ from torch import Tensor
 from torch.func import grad, jacrev, vmap
 
 from models.exponential_normal import target as toy
+from ppl_vi import Target
 from ppl_vi.guides import FAMILIES
 from ppl_vi.state import isolated
 from ppl_vi.svi.fit import fit
@@ -110,6 +114,36 @@ def test_the_units_are_the_curvature_to_the_power_minus_a_half() -> None:
         # estimated from 128 points of one scramble, of which only the size matters; at most 1 or the parameter's size
         expected = one.curvature.diagonal().rsqrt().minimum(one.best.abs().clamp(min=1))
         assert bool(((unit / expected).log().abs() < 0.3).all())
+
+
+def test_far_from_the_optimum_a_unit_is_two_of_newtons_steps() -> None:
+    """z ~ Normal(0, 1e3) and 10 ~ Normal(z, 0.1) seen from Normal(0, e^u), u = 0.
+
+    By hand: minus the ELBO is (m^2 + s^2) P / 2 - 10 m / 0.01 - log s, P = 1e-6 + 100 the posterior's precision, so in
+    m the step is its mean; in u the slope is P - 1 and the curvature 2 P.
+    """
+
+    def model(y: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1e3))
+        pyro.sample("y", dist.Normal(z, 0.1), obs=y)
+
+    def guide(y: Tensor) -> None:
+        loc = pyro.param("loc", torch.tensor(0.0, dtype=torch.float64))
+        log_scale = pyro.param("log_scale", torch.tensor(0.0, dtype=torch.float64))
+        pyro.sample("z", dist.Normal(loc, log_scale.exp()))
+
+    target = Target(model, (torch.tensor([10.0]),))
+    with isolated(torch.float64, seed=0):
+        program = Program(target, build_guide(lambda _: guide, target))
+        unit = curvature_units(program, trace_elbo, program.initial[None, None], target.args, 256, seed=1)[0, 0]
+    # 1024 quasi-random points: the mean of 1000 e, e ~ Normal(0, 1), that is part of the slope 99 is good to a few
+    torch.testing.assert_close(unit, torch.tensor([20.0, 99 / 100], dtype=torch.float64), rtol=0.1, atol=0)
+    fitted = fit(target, lambda _: guide, num_steps=1000, num_particles=16, num_replicas=3, seed=2, engine="batched")
+    assert (fitted.status == "converged").all()
+    loc, log_scale = fitted.theta[0].T
+    precision = 1e-6 + 100
+    away = (log_scale - math.log(precision**-0.5), (loc - 10 * 100 / precision) * precision**0.5)
+    assert bool((((2 * away[0]).expm1() + away[1].square()) / 2 - away[0] < 1e-3).all())  # KL, nats
 
 
 def test_other_bounds_are_checked_with_pseudo_random_groups() -> None:
