@@ -39,7 +39,9 @@ MORE_SCORES = ("relative_covariance_error", "khat_1000", "iwae_bound")  # of det
 PER_REPLICA = ("elbo", "reverse_kl", "optimization_gap")
 NUM_POINTS = 481  # of a curve over the latent
 TAIL = 5e-4  # of the posterior's mass, beyond either end of the curves
+LONGEST = 4.0  # times as far from the median as the 5% and 95% quantiles: no further, however heavy the tails
 BEYOND = 0.2  # of that length, shown further out
+SHOWN = (TAIL, 0.05, 0.5, 0.95, 1 - TAIL)
 NUM_BINS = 50  # of the density of each of several numbers
 WAY_POINTS, WAY_RULES = 1024, 2  # on which the way of several numbers is measured
 DENSITY_POINTS = 2**13  # of each of 8 rules
@@ -96,7 +98,7 @@ class Comparison:
             edges = self.edges
             return (edges[..., 1:] + edges[..., :-1]) / 2
         ends = bounds(self.target.latents[0].support) or (-np.inf, np.inf)
-        tails = self.truth.quantile(np.tile([TAIL, 1 - TAIL], (self.target.num_problems, 1)))
+        tails = _tails(self.truth.quantile(np.tile(SHOWN, (self.target.num_problems, 1))))
         low, high = np.maximum(tails[:, :1], ends[0]), np.minimum(tails[:, 1:], ends[1])
         return low + (high - low) * np.linspace(-BEYOND, 1 + BEYOND, NUM_POINTS)
 
@@ -110,7 +112,7 @@ class Comparison:
         for b in range(self.target.num_problems):
             sample = posterior_of(self.truth, b).lines
             lines = [Line.of(sample, k) for k in range(sample.z.shape[1])]
-            tails = np.array([line.quantile(np.array([TAIL, 1 - TAIL])) for line in lines])
+            tails = _tails(np.array([line.quantile(np.array(SHOWN)) for line in lines]))
             edges = tails[:, :1] + (tails[:, 1:] - tails[:, :1]) * np.array([-BEYOND, 1 + BEYOND])
             ends = [
                 bounds(site.support) or (-np.inf, np.inf)
@@ -129,6 +131,14 @@ class Comparison:
         values = torch.from_numpy(z).to(self.target.device)
         log_density = self.truth.log_prob({site.name: values.reshape((*z.shape, *site.shape))})
         return torch.where(site.support.check(values), log_density.exp(), 0.0).cpu().numpy()[problem][None]
+
+
+def _tails(quantiles: np.ndarray) -> np.ndarray:
+    """Where curves begin and end, `(K, 2)`, from the quantiles of `SHOWN`, `(K, 5)`."""
+    lowest, low, median, high, highest = quantiles.T
+    begin = np.maximum(lowest, median - LONGEST * (median - low))
+    end = np.minimum(highest, median + LONGEST * (high - median))
+    return np.stack([begin, end], 1)
 
 
 Some = TypeVar("Some", bound=Comparison)

@@ -74,12 +74,17 @@ def run(model: Callable[..., Any], row: Row, dtype: torch.dtype, name: str, seed
 
 
 def _complaint(error: Exception, site: str, dtype: torch.dtype) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()] or [""]
+    said, *_ = str(error).split("Trace Shapes:")  # Pyro adds a table
+    lines = [line for line in said.splitlines() if line.strip()] or [""]
     said = " ".join(line.strip() for line in lines[:2])
     where = f"at or after site '{site}'" if site else "before its first sample site"
     hint = ""
     if "same dtype" in said or "expected scalar type" in said:
         hint = f"; the data come as {dtype}: make the model's own tensors with torch.tensor(..., dtype=x.dtype)"
+    elif "Multiple sample sites" in said:
+        hint = ": give each site and plate a name of its own"
+    elif any(words in said for words in ("must match", "Shape mismatch", "inconsistent tensor size")):
+        hint = ": do the data have the shape that the model takes?"
     return f"the model raised {type(error).__name__} {where}: {said}{hint}"
 
 
@@ -130,6 +135,12 @@ def _is_improper(fn: Any) -> bool:
     return isinstance(fn, ImproperUniform)
 
 
+def _is_masked(node: Any) -> bool:
+    """Whether some of a site's density is left out: Pyro's way to write a flat prior."""
+    masks = (node["mask"], getattr(node["fn"], "_mask", None))
+    return any(mask is not None and not bool(torch.as_tensor(mask).all()) for mask in masks)
+
+
 def _is_site(node: Any) -> bool:
     return node["type"] == "sample" and not poutine.util.site_is_subsample(node)
 
@@ -176,7 +187,7 @@ def _refuse_latent(node: Any, other: Any, name: str) -> None:
             f"{name}: site '{site}' is discrete; SVI needs continuous latents: sum it out of the model, as "
             "Target.of does"
         )
-    if _is_improper(node["fn"]):
+    if _is_improper(node["fn"]) or _is_masked(node):
         raise ValueError(IMPROPER.format(name=name, site=site))
     if node["value"].shape != other["value"].shape:
         shapes = tuple(node["value"].shape), tuple(other["value"].shape)

@@ -184,7 +184,8 @@ class Target:
 
         Args:
             model: a Pyro model.
-            args: its positional arguments; arrays become tensors, and floating point ones get the target's dtype.
+            args: its positional arguments; arrays become tensors, and floating point ones get the target's dtype. They
+                are taken at their word: `torch.tensor([0.1])`, in single precision, holds 0.100000001.
             name: shown in tables; the model's own by default.
             dtype: of every computation.
 
@@ -205,7 +206,13 @@ class Target:
             model = Bound(summed_out(model, trace, given, name), given)
         target = Target(model, (torch.zeros(1, dtype=dtype, device=device),), name=name, dtype=dtype)
         _ = target.latents  # what is the matter with the model should come out here
-        if writes(target.many_at_once() or Exception()):
+        error = target.many_at_once()
+        if error is not None and "randomness error mode" in str(error):
+            raise ValueError(
+                f"{name}: the model draws random numbers that belong to no sample site, so that its density is random: "
+                "draw them at a site, or before"
+            )
+        if error is not None and writes(error):
             return replace(target, model=Bound(Writing(model.function), given))
         return target
 

@@ -18,6 +18,8 @@ from scipy import special, stats
 import ppl_vi
 from ppl_vi import __main__ as command
 from ppl_vi.any_model import labelled
+from ppl_vi.comparison import SHOWN, Curves, Entry, _tails
+from ppl_vi.report.plots import elbos_by_step
 from ppl_vi.svi.objectives import tail_adaptive
 from tests.strict_json import strict
 
@@ -377,3 +379,27 @@ def test_tail_adaptive_weights_are_the_inverse_ranks():
     loss, bound = tail_adaptive.reduce(particle)
     assert float(loss) == pytest.approx(-np.average((log_joint - entropy).numpy(), weights=1 / rank), rel=1e-12)
     assert float(bound) == pytest.approx(float((log_joint - log_guide).mean()), rel=1e-12)
+
+
+def test_curves_end_where_heavy_tails_would_squeeze_the_rest():
+    normal, cauchy = (kind.ppf(SHOWN, 3.0, 2.0) for kind in (stats.norm, stats.cauchy))
+    begin, end = _tails(np.array([normal, cauchy])).T
+    assert (begin[0], end[0]) == (normal[0], normal[-1])
+    assert (begin[1], end[1]) == pytest.approx((3 - 4 * (3 - cauchy[1]), 3 + 4 * (cauchy[3] - 3)))
+    assert end[1] < cauchy[-1] / 20
+
+
+def test_a_guide_that_ends_far_below_says_so_in_its_panel():
+    def entry(name, gap):
+        way = np.array([[[9.0, 5.0, gap]]])
+        record = {"guide": name, "status": "converged", "elbo": -gap, "reverse_kl": gap, "support_mismatch": None}
+        return Entry(name, (record,), Curves(np.empty(0), np.empty(0), np.array([0, 10, 100]), way))
+
+    entries = tuple(entry(name, gap) for name, gap in (("near", 0.2), ("middle", 4.0), ("far", 812.0)))
+    truth = SimpleNamespace(log_evidence=np.zeros(1), grade="checked")
+    target = SimpleNamespace(name="m")
+    made = SimpleNamespace(target=target, truth=truth, entries=entries, detailed=True, labels=())
+    panels = elbos_by_step(made, 0).axes
+    assert [len(panel.texts) for panel in panels[:3]] == [0, 0, 1]
+    assert "812 nats below" in panels[2].texts[0].get_text()
+    assert panels[0].get_ylim()[0] == pytest.approx(-5.0)  # a quarter more than the middle one

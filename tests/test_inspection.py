@@ -16,7 +16,11 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ppl_vi import Target, fit
+from ppl_vi.guides.given import family_of
+from ppl_vi.svi.pure import Program
 from ppl_vi.svi.result import fingerprint
+from ppl_vi.svi.start import build_guide
+from ppl_vi.truth import black_box_truth
 
 X = np.array([[1.0, 2.0], [0.5, -1.0], [3.0, 0.25]], dtype=np.float32)
 Y = np.array([1.5, -2.0, 0.75])
@@ -211,18 +215,36 @@ def outside(y: Tensor) -> None:
     pyro.sample("y", dist.Exponential(rate), obs=-y)
 
 
+def masked(y: Tensor) -> None:
+    z = pyro.sample("z", dist.Normal(0.0, 1.0).mask(False))
+    pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def noisy(y: Tensor) -> None:
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    pyro.sample("y", dist.Normal(z + torch.randn(()), 1.0), obs=y)
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
+        (masked, "site 'z' has an improper prior"),
+        (noisy, "random numbers that belong to no sample site"),
         (nothing, "no latent sample site"),
         (raises, "the model raised KeyError at or after site 'z': 'weight'"),
         (lambda: None, "the model raised TypeError before its first sample site.*takes 0 positional arguments"),
-        (misshapen, "the model raised RuntimeError at or after site 'w'.*size"),
+        (
+            misshapen,
+            "the model raised RuntimeError at or after site 'w'.*size.*: do the data",
+        ),
         (single, r"the model raised RuntimeError.*the data come as torch.float64: make the model's own tensors"),
         (gives_nan, "site 'y' has log density nan at a draw from the prior: look at the parameters of its Normal"),
         (missing, "site 'y': the data hold nan: leave such points out"),
         (improper, "site 'z'.*improper"),
-        (twice, "the model raised RuntimeError.*Multiple sample sites named 'z'"),
+        (
+            twice,
+            "the model raised RuntimeError.*Multiple sample sites named 'z': give each site and plate a name",
+        ),
         (moving, r"the support of site 'z' moves with other latents.*a \+ \(b - a\) \* Uniform"),
         (sometimes, "site '(more|less)' is drawn in some runs only"),
         (learns, "has a parameter 'shift', which nothing here learns: give it a prior"),
@@ -268,3 +290,55 @@ def test_data_that_no_prior_draw_allows_are_told() -> None:
 def test_what_is_no_model_or_no_tuple(model: Any, args: Any, message: str) -> None:
     with pytest.raises(TypeError, match=message):
         Target.of(model, args)
+
+
+def test_a_density_that_is_nan_at_rare_points_is_told_with_the_site() -> None:
+    def model(y: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal((z + 5).sqrt(), 1.0), obs=y)
+
+    with pytest.raises(ValueError, match=r"^model: the log density is nan .*, at site 'y' where z = -.*: of what does"):
+        black_box_truth(Target.of(model, (np.array(1.5),)))
+
+
+def _guide(draw: Any) -> Any:
+    def guide(y: Tensor) -> None:
+        draw(pyro.param("m", torch.tensor(0.5)))
+
+    return guide
+
+
+@pytest.mark.parametrize(
+    ("guide", "message"),
+    [
+        (
+            _guide(lambda m: pyro.sample("z", dist.Normal(m, 1.0).expand([2]).to_event(1))),
+            r"draws shape \(2,\), the.*\(\)$",
+        ),
+        (_guide(lambda m: pyro.sample("z", dist.Poisson(m.exp()))), "draws from a Poisson, which is discrete"),
+        (_guide(lambda m: pyro.sample("z", dist.Normal(0.0, -m))), "nan before the first step.*of its Normal"),
+        (lambda y: pyro.sample("z", dist.Normal(0.0, 1.0)) * 0, "the guide has no parameters"),
+    ],
+)
+def test_a_guide_that_cannot_be_fitted_is_refused_by_the_site(guide: Any, message: str) -> None:
+    def model(y: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    target = Target.of(model, (np.array(1.5),))
+    with pytest.raises(ValueError, match=message):
+        fit(target, family_of(target, guide), num_steps=1)
+
+
+def test_a_guide_that_draws_beside_the_latents_has_no_density_over_them() -> None:
+    def model(y: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    def guide(y: Tensor) -> None:
+        other = pyro.sample("other", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
+        pyro.sample("z", dist.Normal(other + pyro.param("m", torch.tensor(0.5)), 1.0))
+
+    target = Target.of(model, (np.array(1.5),))
+    program = Program(target, build_guide(family_of(target, guide), target))
+    assert "draws site 'other' beside the latents" in str(program.unsupported_density())

@@ -1,6 +1,7 @@
 """What is shipped, what it needs, and that the needs are pinned."""
 
 import importlib.metadata
+import json
 import subprocess
 import sys
 import tarfile
@@ -8,9 +9,11 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from scipy import stats
 
 ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -49,6 +52,14 @@ def source_files(*folders: str) -> set[str]:
     return {path.relative_to(ROOT).as_posix() for folder in folders for path in (ROOT / folder).rglob("*.py")}
 
 
+def ran(script: str, folder: Path) -> str:
+    """What a script prints that is run by this interpreter in a folder."""
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_wheel_holds_the_package_alone(built: Path) -> None:
     (wheel,) = built.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
@@ -72,10 +83,39 @@ assert pathlib.Path(command.__file__).is_relative_to({str(tmp_path)!r})
 assert importlib.util.find_spec("models") is None
 command.main(["compare", "--help"])
 """
-    command = [sys.executable, "-c", script]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "MODULE:MODEL" in done.stdout
+    assert "MODULE:MODEL" in ran(script, tmp_path)
+
+
+USERS_MODEL = """
+import pyro, pyro.distributions as dist, torch
+data = torch.tensor([1.5, 0.5], dtype=torch.float64)
+def model(x):
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    pyro.sample("x", dist.Normal(z, 1.0).expand([2]).to_event(1), obs=x)
+"""
+
+
+@pytest.mark.slow
+def test_a_users_model_is_compared_by_the_wheel_alone(built: Path, tmp_path: Path) -> None:
+    """From a folder with nothing but that model; log p(x) of a conjugate normal is in closed form."""
+    (wheel,) = built.glob("*.whl")
+    installed, folder = tmp_path / "installed", tmp_path / "folder"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(installed)
+    folder.mkdir()
+    (folder / "mine.py").write_text(USERS_MODEL)
+    tiny = ["--num-steps", "20", "--num-particles", "8", "--num-replicas", "1", "--no-plots", "--json", "-"]
+    script = f"""
+import pathlib, sys
+sys.path[:] = [{str(installed)!r}, *(p for p in sys.path if p and not (pathlib.Path(p) / "benchmarks").is_dir())]
+import ppl_vi.__main__ as command
+sys.exit(command.main(["compare", "mine:model", "--args", "mine:data", "--guides", "AutoNormal", *{tiny!r}]))
+"""
+    (record,) = json.loads(ran(script, folder))
+    covariance = np.eye(2) + 1.0
+    assert record["log_evidence"] == pytest.approx(
+        stats.multivariate_normal(np.zeros(2), covariance).logpdf([1.5, 0.5])
+    )
 
 
 def test_wheel_carries_version_and_licence(built: Path) -> None:

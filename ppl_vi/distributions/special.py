@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 _NUM_NODES = 28  # 20 leave 1e-10 in the fourth moment, 24 leave 1e-13; more only add rounding
@@ -143,7 +143,8 @@ def _in_blocks(function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> 
     """
     inputs = torch.broadcast_tensors(*inputs)
     whole = inputs[0]
-    if torch.compiler.is_compiling() or get_proxy_mode() or whole.device.type != "cpu" or whole.numel() <= _BLOCK:
+    traced = torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
+    if traced or whole.device.type != "cpu" or whole.numel() <= _BLOCK:
         return function(*inputs)
     blocks = zip(*(x.reshape(-1).split(_BLOCK) for x in inputs), strict=True)
     pieces = zip(*(function(*block) for block in blocks), strict=True)

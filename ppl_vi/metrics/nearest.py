@@ -19,12 +19,11 @@ import torch
 from scipy import optimize
 from torch import Tensor
 from torch.func import grad_and_value, vmap
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppl_vi.mapping import whole_plates
 from ppl_vi.metrics.cloud import Rules, rules
 from ppl_vi.state import isolated
-from ppl_vi.svi.graph import tidy
+from ppl_vi.svi.graph import traced
 from ppl_vi.svi.pure import Program, guide_sites
 from ppl_vi.svi.result import Fit
 
@@ -93,9 +92,8 @@ def nearest_members(fit: Fit, elbo: np.ndarray, log_evidence: np.ndarray, seed: 
         optima = [torch.from_numpy(result.x) for result in (one, two)]
         theta.append(torch.stack([*optima, (optima[0] + optima[1]) / 2]))
         converged.append(_gain(one) <= GAIN and _gain(two) <= GAIN)
-        on_first, on_second = (_on_rule(objective, fit.theta, row, rule) for rule in (first, second))
-        with isolated(fit.theta.dtype, seed=0), torch.no_grad():
-            short.append((on_first(two.x)[0] - one.fun + on_second(one.x)[0] - two.fun) / 4)
+        on_first, on_second = (_function(objective, fit.theta, row, rule) for rule in (first, second))
+        short.append((on_first(two.x)[0] - one.fun + on_second(one.x)[0] - two.fun) / 4)
         if converged[-1]:
             short[-1] += max(_gain(one), _gain(two))
     return Nearest(torch.stack(theta).to(fit.theta), np.array(converged), np.array(short))
@@ -123,7 +121,7 @@ def _objective(program: Program, rule: Rules) -> Objective:
     example = (program.initial, *program.target.row(0), *piece)
     graph = grad_and_value(loss)
     with isolated(program.target.dtype, seed=0), suppress(Exception):  # what can't be traced is only slower
-        graph = tidy(make_fx(graph)(*example), example)
+        graph = traced(graph, example)
 
     def objective(theta: Tensor, row: tuple[Tensor, ...], rule: Rules) -> tuple[Tensor, Tensor]:
         pieces = zip(*(part[0].split(size) for part in (*rule.noise, rule.weight)), strict=True)
@@ -144,11 +142,12 @@ def _bounded(
 Function = Callable[[np.ndarray], tuple[float, np.ndarray]]
 
 
-def _on_rule(objective: Objective, start: Tensor, row: tuple[Tensor, ...], rule: Rules) -> Function:
-    """Value and gradient on fixed nodes, as SciPy takes them."""
+def _function(objective: Objective, like: Tensor, row: tuple[Tensor, ...], rule: Rules) -> Function:
+    """Minus the ELBO on a rule and its gradient, as SciPy takes them."""
 
     def function(x: np.ndarray) -> tuple[float, np.ndarray]:
-        gradient, value = objective(torch.from_numpy(x).to(start), row, rule)
+        with isolated(like.dtype, seed=0), torch.no_grad():
+            gradient, value = objective(torch.from_numpy(x).to(like), row, rule)
         if not (bool(value.isfinite()) and bool(gradient.isfinite().all())):
             return OUT, np.zeros_like(x)
         return float(value), gradient.double().numpy()
@@ -160,27 +159,19 @@ def _leads_down(
     objective: Objective, start: Tensor, end: optimize.OptimizeResult, row: tuple[Tensor, ...], rule: Rules
 ) -> bool:
     """Whether the straight way from a start to an optimum never climbs: a search from there would end there too."""
-    function, begin = _on_rule(objective, start, row, rule), start.detach().double().numpy()
-    with isolated(start.dtype, seed=0), torch.no_grad():
-        heights = [function(begin + share * (end.x - begin))[0] for share in WAY]
+    function, begin = _function(objective, start, row, rule), start.detach().double().numpy()
+    heights = [function(begin + share * (end.x - begin))[0] for share in WAY]
     return bool((np.diff([*heights, end.fun]) < 0).all())
 
 
 def _minimized(objective: Objective, start: Tensor, row: tuple[Tensor, ...], rule: Rules) -> optimize.OptimizeResult:
-    with isolated(start.dtype, seed=0), torch.no_grad():
-        return optimize.minimize(
-            _on_rule(objective, start, row, rule),
-            start.detach().double().numpy(),
-            jac=True,
-            method="L-BFGS-B",
-            options={
-                "maxcor": MEMORY,
-                "maxiter": MAX_ITERATIONS,
-                "maxfun": 2 * MAX_ITERATIONS,
-                "ftol": FLAT,
-                "gtol": 1e-7,
-            },
-        )
+    return optimize.minimize(
+        _function(objective, start, row, rule),
+        start.detach().double().numpy(),
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxcor": MEMORY, "maxiter": MAX_ITERATIONS, "maxfun": 2 * MAX_ITERATIONS, "ftol": FLAT, "gtol": 1e-7},
+    )
 
 
 def _gone_on(
@@ -194,8 +185,7 @@ def _gone_on(
     """A search that has not arrived, short of steps or lost far out, from the lower of the two points."""
     if _gain(own) <= GAIN:
         return own
-    with isolated(like.dtype, seed=0), torch.no_grad():
-        lower = _on_rule(objective, like, row, rule)(other.x)[0] < own.fun
+    lower = _function(objective, like, row, rule)(other.x)[0] < own.fun
     return _minimized(objective, torch.from_numpy((other if lower else own).x).to(like), row, rule)
 
 

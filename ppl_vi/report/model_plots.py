@@ -16,6 +16,7 @@ from ppl_vi.report.plots import BLUE, DPI, LIGHT, TOO_HIGH, VERMILION, divergenc
 from ppl_vi.report.table import sort_key
 
 PANEL = (2.3, 1.5)  # inches
+LEAST = 0.5  # of a guide's mass; what shows less says so
 MOST_NUMBERS = 12  # latent numbers that are shown: the worst ones where there are more
 
 
@@ -66,6 +67,11 @@ def _marginal(axes: Axes, entry: Entry, problem: int, z: np.ndarray, posterior: 
     leaks = entry.records[problem]["support_mismatch"]
     axes.plot(z, density[k], color=VERMILION if leaks else BLUE, linewidth=1.3)
     axes.set_xlim(z[0], z[-1])
+    here = float(np.trapezoid(density[k], z))
+    if not here > LEAST:
+        axes.text(
+            0.98, 0.9, f"{100 * here:.2g}% of it here", transform=axes.transAxes, ha="right", va="top", fontsize=7
+        )
     top = float(posterior.max(initial=0.0))
     axes.set_ylim(0, TOO_HIGH * top if top > 0 and math.isfinite(top) else 1.0)
     axes.set_yticks([])

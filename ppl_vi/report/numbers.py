@@ -32,6 +32,8 @@ def three_digits(value: Any, error: Any = None) -> str:
 
 def short(value: float, digits: int) -> str:
     """Significant digits, in scientific notation without padding where that is shorter: 1.23e-7."""
+    if not math.isfinite(value):
+        return f"{value}"
     if 1e-3 <= abs(value) < 10**digits:
         decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
         return f"{value:.{decimals}f}"

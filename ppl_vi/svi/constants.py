@@ -36,13 +36,13 @@ ARITHMETIC = {aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor
 SWAPPED = {aten.add.Tensor: aten.add.Tensor, aten.mul.Tensor: aten.mul.Tensor, aten.sub.Tensor: aten.rsub.Scalar}
 
 
-def fold(module: GraphModule) -> None:
-    """Replaces what is known, in place; unused operations are left to be taken away."""
+def fold(module: GraphModule, device: torch.device) -> None:
+    """Replaces what is known, in place; unused operations are left to be taken away. All is on one device."""
     known: dict[Node, Any] = {}
     for node in list(module.graph.nodes):
         value = _value(module, node, known)
         if value is not None:
-            known[node] = known[_filled(node, value)] = value
+            known[node] = known[_filled(node, value, device)] = value
         else:
             _with_numbers(node)
             _one_factor(node)
@@ -77,14 +77,14 @@ def _float(value: Tensor) -> bool:
     return value.is_floating_point()
 
 
-def _filled(node: Node, value: Tensor) -> Node:
+def _filled(node: Node, value: Tensor, device: torch.device) -> Node:
     """What the node's users take from now on: a tensor filled anew."""
     if node.target is aten.full.default:
         return node
     like = node.meta["val"]
     with node.graph.inserting_after(node):
         full = node.graph.call_function(
-            aten.full.default, (list(like.shape), value.item()), {"dtype": like.dtype, "device": like.device}
+            aten.full.default, (list(like.shape), value.item()), {"dtype": like.dtype, "device": device}
         )
     full.meta = dict(node.meta)
     node.replace_all_uses_with(full)

@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._guards import TracingContext, tracing
-from torch._subclasses import FakeTensorMode
 from torch.func import functionalize
-from torch.fx import GraphModule, Node
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx import Graph, GraphModule, Node
 from torch.fx.passes.dialect.common.cse_pass import CSEPass
 
 from ppl_vi.svi.constants import SUMS, alike, fold
+from ppl_vi.svi.tracing import writes, written_down
 
 aten = torch.ops.aten
 RESHAPES = (
@@ -39,21 +37,14 @@ def traced(function: Callable[..., Any], example: tuple[Tensor, ...]) -> GraphMo
     Raises:
         Exception: whatever a function does that can't be traced.
     """
-    return tidy(retraced(function, example), example)
-
-
-def retraced(function: Callable[..., Any], example: Sequence[Tensor], table: Any = None) -> GraphModule:
-    """A function of tensors as a graph, the operations in `table` replaced by what it says they are made of."""
-    # one fake mode for all operations: left to itself make_fx builds one for each, which takes half of its time
-    with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
-        return make_fx(function, decomposition_table=table)(*example)
+    return tidy(written_down(function, example), example)
 
 
 def tidy(module: GraphModule, example: tuple[Tensor, ...]) -> GraphModule:
     """The same graph with fewer operations, none of them in place; `example` is what it was traced with."""
-    if any(_writes(node) for node in module.graph.nodes):  # only now: functionalize knows no autograd.Function
-        module = retraced(functionalize(module), example)
-    fold(module)
+    if any(writes(node) for node in module.graph.nodes):  # only now: functionalize knows no autograd.Function
+        module = written_down(functionalize(module), example)
+    fold(module, example[0].device)
     for node in list(module.graph.nodes):
         _poison_failures(node)
         _inline_number(node)
@@ -69,11 +60,6 @@ def tidy(module: GraphModule, example: tuple[Tensor, ...]) -> GraphModule:
     return module
 
 
-def _writes(node: Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and schema.is_mutable
-
-
 def _poison_failures(node: Node) -> None:
     """A Cholesky factor that does not exist is nan, instead of an error that would end all fits of the batch."""
     if node.target is not aten._linalg_check_errors.default:
@@ -86,14 +72,19 @@ def _poison_failures(node: Node) -> None:
     for factor in [user for user in factorised.users if user.args[1] == 0]:
         users = list(factor.users)
         with graph.inserting_before(node):
-            failed = graph.call_function(aten.gt.Scalar, (info, 0))
+            failed = _added(graph, aten.gt.Scalar, info, 0)
             for _ in range(2):
-                failed = graph.call_function(aten.unsqueeze.default, (failed, -1))
-            poisoned = graph.call_function(aten.where.ScalarSelf, (failed, math.nan, factor))
-            poisoned.meta = dict(factor.meta)
+                failed = _added(graph, aten.unsqueeze.default, failed, -1)
+            poisoned = _added(graph, aten.where.ScalarSelf, failed, math.nan, factor)
         for user in users:
             user.replace_input_with(factor, poisoned)
     graph.erase_node(node)
+
+
+def _added(graph: Graph, target: Any, *args: Any) -> Node:
+    node = graph.call_function(target, args)
+    node.meta["val"] = target(*(arg.meta["val"] if isinstance(arg, Node) else arg for arg in args))
+    return node
 
 
 def _inline_number(node: Node) -> None:

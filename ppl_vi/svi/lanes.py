@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from ppl_vi.svi.graph import retraced
+from ppl_vi.svi.tracing import written_down
 
 HEADER = Path(__file__).with_name("lanes.h")
 MOST_BYTES = 2**23  # of a group's values: beyond the second cache they still run several times faster than batched
@@ -121,7 +121,7 @@ class Ref:
 Value = Ref | Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Loop:
     """`out[i] = text` for every `i`, or, with `into`, `out[into[i]] = text` of that element and the operand.
 
@@ -138,7 +138,7 @@ class Loop:
     start: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Block:
     """Code of its own, with the arrays that it makes and reads."""
 
@@ -217,11 +217,12 @@ def _name(node: Node) -> str:
 def decomposed(graph: GraphModule, example: Sequence[Tensor]) -> GraphModule:
     """The graph with what has no translation here replaced by what it is made of, where torch knows that."""
     for _ in range(3):
-        foreign = {node.target for node in graph.graph.nodes if node.op == "call_function" and not _known_here(node)}
+        computed = [node for node in graph.graph.nodes if node.op == "call_function" and node.all_input_nodes]
+        foreign = {node.target for node in computed if not _known_here(node)}
         table: Any = {op: how for op, how in torch._decomp.decomposition_table.items() if op in foreign}
         if not table:
             break
-        graph = retraced(graph, example, table)
+        graph = written_down(graph, example, table)
     return graph
 
 

@@ -176,6 +176,7 @@ class Program:
         self.initial = self.layout.flatten({name: value.detach() for name, value in parameters.items()})
         self._indirect = any(is_delta(trace.nodes[site.name]["fn"]) for site in target.latents)
         sites = guide_sites(trace)
+        self._beside = "" if self._indirect else next((n for n in sites if n not in _names(target)), "")
         self._auxiliary = {
             name: node["value"].shape for name, node in sites.items() if self._indirect and not is_delta(node["fn"])
         }
@@ -354,6 +355,8 @@ class Program:
 
     def unsupported_density(self) -> str | None:
         """Why log q can't be evaluated at given latents, or None where it can."""
+        if self._beside:
+            return f"the guide draws site '{self._beside}' beside the latents, so its density over these is an integral"
         if not self._indirect:
             return None
         num = sum(shape.numel() for shape in self._auxiliary.values())
@@ -368,6 +371,10 @@ class Program:
         if not torch.allclose(back, point, rtol=1e-6, atol=1e-6):
             return "the guide maps its auxiliary variables to the latents by a map that is not affine"
         return None
+
+
+def _names(target: Target) -> set[str]:
+    return {site.name for site in target.latents}
 
 
 def _is_subsampled(node: Any) -> bool:

@@ -147,7 +147,10 @@ def build_guide(
         warnings.filterwarnings("ignore", message="The `init_loc_fn` argument to AutoIAFNormal is not used")
         guide = family(target.model, **given)
         if not callable(guide):
-            raise TypeError(f"a guide family must return a guide, something callable; got {type(guide).__name__}")
+            raise TypeError(
+                f"a guide family must return a guide, something callable; got {type(guide).__name__} (a guide written "
+                "as a function must draw each latent site by pyro.sample)"
+            )
         if isinstance(guide, AutoGuide) and not isinstance(guide, AutoContinuous):
             _refuse_clash(guide, target)
         row = target.row(problem)

@@ -19,7 +19,7 @@ from torch.distributions.transforms import IndependentTransform
 from ppl_vi.guides import ANY, POSITIVE, REAL
 from ppl_vi.state import isolated
 from ppl_vi.svi.pure import guide_sites, is_delta
-from ppl_vi.target import Target
+from ppl_vi.target import LatentSite, Target
 
 
 class SupportMismatchError(ValueError):
@@ -76,14 +76,32 @@ def _elementwise(transform: Any) -> Any:
     return transform
 
 
+def _refuse_draw(node: Any, site: LatentSite, whole: bool) -> None:
+    value, fn = node["value"], node["fn"]
+    if fn.support.is_discrete:
+        raise ValueError(f"site '{site.name}': the guide draws from a {type(fn).__name__}, which is discrete")
+    if whole and value.numel() != site.shape.numel():
+        raise ValueError(
+            f"site '{site.name}': the guide draws shape {tuple(value.shape)}, the model {tuple(site.shape)}"
+        )
+    if bool(value.isnan().any()) or bool(node["log_prob"].isnan().any()):
+        raise ValueError(
+            f"site '{site.name}': the guide's draw or density is nan before the first step: look at the initial values "
+            f"of the parameters of its {type(fn).__name__}"
+        )
+
+
 def mismatch(target: Target, guide: nn.Module) -> str | None:
     """What is wrong with the guide's sites or supports for this target, or None.
 
     Raises:
-        ValueError: the guide misses a latent site of the model, or adds one.
+        ValueError: the guide misses a latent site of the model, adds one, draws one in another shape or where it has no
+            density; or has nothing to fit.
     """
     with isolated(target.dtype, seed=0):
-        sites = guide_sites(poutine.trace(guide).get_trace(*target.row(0)))
+        trace = poutine.trace(guide).get_trace(*target.row(0))
+        trace.compute_log_prob()
+    sites = guide_sites(trace)
     missing = [site.name for site in target.latents if site.name not in sites]
     if missing:
         raise ValueError(f"the guide has no site '{missing[0]}', which the model draws; it has {sorted(sites)}")
@@ -91,6 +109,10 @@ def mismatch(target: Target, guide: nn.Module) -> str | None:
     added = [name for name, node in sites.items() if name not in known and not node["infer"].get("is_auxiliary")]
     if added:
         raise ValueError(f"the guide draws site '{added[0]}', which the model has not; the model has {sorted(known)}")
+    for site in target.latents:
+        _refuse_draw(sites[site.name], site, whole=not target.parts)
+    if not any(value.requires_grad for value in guide.parameters()):
+        raise ValueError("the guide has no parameters, so there is nothing to fit: make some by pyro.param")
     for site in target.latents:
         fn = sites[site.name]["fn"]
         if is_delta(fn) or contains(site.support, fn.support) or _ends_in_bijection(fn, site.support):

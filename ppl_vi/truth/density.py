@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import pyro.poutine as poutine
 import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppl_vi.mapping import branches
 from ppl_vi.state import isolated
+from ppl_vi.svi.tracing import written_down
 from ppl_vi.target import Target
 
 BLOCK = 4096  # points at once
@@ -36,6 +37,7 @@ class Density:
         inside: Callable[[Tensor], Tensor],
         name: str = "target",
         width: int = 1,
+        culprit: Callable[[Tensor], str] = str,
     ) -> None:
         """A density given as a function.
 
@@ -46,7 +48,9 @@ class Density:
             inside: whether the latents at points `(S, D)` are finite and inside their support, `(S,)`.
             name: shown in messages.
             width: numbers of the largest temporary at one point.
+            culprit: which site has no density at a point `(D,)`, in words.
         """
+        self.culprit = culprit
         self.of_one, self.dim, self.dtype, self.inside, self.name = of_one, dim, dtype, inside, name
         self.block = min(BLOCK, max(SMALL, NUMBERS // width))
         self._values: dict[int, Callable[[Tensor], Tensor]] = {}
@@ -76,7 +80,16 @@ class Density:
                 good &= flat.isfinite().all(1) & site.support.check(values[site.name]).reshape(len(u), -1).all(1)
             return good
 
-        return Density(of_one, target.dim, target.dtype, inside, target.name, target.width)
+        def culprit(u: Tensor) -> str:
+            latents = {name: value[0] for name, value in target.constrain(u[None])[0].items()}
+            with isolated(target.dtype, seed=0):
+                trace = poutine.trace(poutine.condition(target.model, data=latents)).get_trace(*row)
+                trace.compute_log_prob()
+            sites = (n for n, node in trace.nodes.items() if "log_prob" in node and node["log_prob"].isnan().any())
+            values = ", ".join(f"{name} = {value.tolist()}" for name, value in latents.items())
+            return f"site '{next(sites, '')}' where {values}"
+
+        return Density(of_one, target.dim, target.dtype, inside, target.name, target.width, culprit)
 
     def __call__(self, u: Tensor) -> Tensor:
         """At points `(S, D)`, `(S,)`."""
@@ -104,7 +117,7 @@ class Density:
         """The function as a flat graph; itself where it can't be traced, as when it branches on its values."""
         with isolated(self.dtype, seed=0):
             try:
-                return make_fx(function)(example)
+                return written_down(function, [example])
             except Exception:  # whatever a model does that tracing does not know
                 pass
 

@@ -203,7 +203,11 @@ class Proposal:
         u[broad] = (self.low + (self.high - self.low) * uniform[:, :-1])[broad]
         log_weight = density(u) - self.log_prob(u)
         if bool(log_weight.isnan().any()):
-            raise ValueError(f"the log joint of '{density.name}' is nan inside the support")
+            where = density.culprit(u[log_weight.isnan()][0])
+            raise ValueError(
+                f"{density.name}: the log density is nan inside the support, at {where}: of what does the model take a "
+                "root or a logarithm?"
+            )
         return u, log_weight
 
     def log_prob(self, u: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from ppl_vi.comparison import SCORES
 from ppl_vi.report import table
-from ppl_vi.report.numbers import three_digits
+from ppl_vi.report.numbers import short, three_digits
 
 
 def record(guide: str, reverse_kl: Any, **more: Any) -> dict[str, Any]:
@@ -91,3 +91,8 @@ def test_the_spread_is_the_range_over_replicas() -> None:
 )
 def test_a_bound_is_shown_with_one_sign(text, sign, expected):
     assert table.bound(text, sign) == expected
+
+
+def test_an_error_without_bound_is_shown_as_such() -> None:
+    assert short(math.inf, 1) == "inf"
+    assert three_digits(-2.5, math.inf) == "?"

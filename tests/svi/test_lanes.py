@@ -13,12 +13,12 @@ import pytest
 import scipy.special as sp
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppl_vi.svi import cpp
 from ppl_vi.svi.compiled import LanesEngine
 from ppl_vi.svi.lanes import Translation, UnsupportedError, decomposed, prelude
 from ppl_vi.svi.step import State
+from ppl_vi.svi.tracing import written_down
 
 pytestmark = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
 
@@ -165,7 +165,7 @@ def run(function: Callable[[Tensor, Tensor], Tensor], size: int, noise: Tensor) 
         *torch.ones(3, dtype=dtype), torch.ones((), dtype=torch.bool),
         *(torch.ones(size, dtype=dtype) for _ in range(5)), noise[0],
     )  # fmt: skip
-    graph = decomposed(make_fx(step)(*example), example)
+    graph = decomposed(written_down(step, example), example)
     translation = Translation(graph, dtype, 1)
     engine = LanesEngine.of((), size, replicas, translation.code(replicas))
     state = State.start(theta, torch.ones_like(theta), torch.ones((1, replicas), dtype=torch.bool), [size])

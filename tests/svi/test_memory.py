@@ -3,7 +3,6 @@
 import pytest
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from models.exponential_normal import target as toy
 from ppl_vi.guides import FAMILIES
@@ -13,6 +12,7 @@ from ppl_vi.svi.memory import Footprint, footprint, free_bytes, peak_bytes
 from ppl_vi.svi.objectives import trace_elbo
 from ppl_vi.svi.pure import Program
 from ppl_vi.svi.start import build_guide
+from ppl_vi.svi.tracing import written_down
 
 
 def test_the_peak_is_what_is_alive_at_once() -> None:
@@ -23,7 +23,7 @@ def test_the_peak_is_what_is_alive_at_once() -> None:
         z = y.sin()  # while y is still there
         return z.sum() + x.sum()
 
-    graph = make_fx(function)(torch.ones(100, dtype=torch.float64))
+    graph = written_down(function, [torch.ones(100, dtype=torch.float64)])
     assert peak_bytes(graph) == pytest.approx(8 * (100 + 2 * 100 * 100), rel=1e-2)
 
 
