@@ -38,7 +38,9 @@ def scores_by_noise(
     """
     lacking = fit.support_mismatch or no_gradient(fit.program)
     rough = None if lacking else cloud(fit, fit.theta, rules(fit.program.latent_draws, FEWEST, fit.seed + 10))
-    found = None if rough is None else nearest_members(fit, _elbo(rough).mean(-1).cpu().numpy(), fit.seed + 20)
+    found = None
+    if rough is not None:
+        found = nearest_members(fit, _elbo(rough).mean(-1).cpu().numpy(), truth.log_evidence, fit.seed + 20)
     theta = fit.theta if found is None else torch.cat([fit.theta, found.theta], 1)
     seen = _seen(fit, theta)
     per_rule = _elbo(seen)

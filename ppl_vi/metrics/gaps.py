@@ -65,7 +65,7 @@ def best_member(fit: Fit, truth: Truth, fitted: Estimate, upper_bound: bool = Fa
     starts = torch.take_along_dim(fit.theta, nearest[..., None], 1)
     polished = _polish(fit, truth, starts, MAX_STEPS_UPPER_BOUND if upper_bound else MAX_STEPS)
     if polished is None:
-        by_noise = nearest_members(fit, -fitted.value, fit.seed + 20)
+        by_noise = nearest_members(fit, -fitted.value, truth.log_evidence, fit.seed + 20)
         found, converged = by_noise.theta, np.repeat(by_noise.converged[:, None], by_noise.theta.shape[1], 1)
         promise = np.zeros(converged.shape)
     else:

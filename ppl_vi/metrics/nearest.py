@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -30,11 +31,13 @@ NUM_STARTS = 3  # of each problem: the replicas that came nearest, those left ou
 NUM_POINTS = 4096  # nodes of a rule
 NUMBERS = 2**18  # of a temporary
 MAX_ITERATIONS = 200
+MORE = 2  # times that each search goes on if it has not arrived
 FLAT = 1e-11  # a step that gains less, relative to max(|ELBO|, 1), is the last: beyond, a rule's own error is climbed
 WAY = (0.0, 1 / 3, 2 / 3)  # where the straight way from a start to an optimum is looked at
 MEMORY = 40  # of L-BFGS, steps
 GAIN = 1e-5  # nats that a converged search may still promise
-OUT = 1e100  # what the line search is told where the ELBO is not finite, so that it turns back
+OUT = 1e100  # what the line search is told where the ELBO is not finite, or no ELBO, so that it turns back
+ABOVE = 100.0  # nats: an ELBO that much above log p(x) is rounding in a density that is nearly singular
 
 
 @dataclass(frozen=True)
@@ -65,28 +68,34 @@ def no_gradient(program: Program) -> str:
     return ""
 
 
-def nearest_members(fit: Fit, elbo: np.ndarray, seed: int) -> Nearest:
-    """Maximises each problem's ELBO over the family, from its replicas of highest `elbo` `(B, R)`."""
+def nearest_members(fit: Fit, elbo: np.ndarray, log_evidence: np.ndarray, seed: int) -> Nearest:
+    """Maximises each problem's ELBO over the family, from its replicas of highest `elbo` `(B, R)`.
+
+    Searches turn back where the ELBO lies far above `log_evidence` `(B,)`, which none can.
+    """
     program = fit.program
     first, second = (rules(program.latent_draws, NUM_POINTS, seed + i, num_rules=1) for i in range(2))
-    objective = _objective(program, first)
+    sum_over = _objective(program, first)
     theta, converged, short = [], [], []
     order = np.argsort(-np.where(np.isfinite(elbo), elbo, -np.inf), 1, kind="stable")[:, :NUM_STARTS]
     for problem, replicas in enumerate(order):
-        row = fit.target.row(problem)
+        row, objective = fit.target.row(problem), partial(_bounded, sum_over, -float(log_evidence[problem]) - ABOVE)
         one = _minimized(objective, fit.theta[problem, int(replicas[0])], row, first)
         for start in (fit.theta[problem, int(r)] for r in replicas[1:]):
             if not _leads_down(objective, start, one, row, first):
                 other = _minimized(objective, start, row, first)
                 one = other if other.fun < one.fun else one
         two = _minimized(objective, torch.from_numpy(one.x).to(fit.theta), row, second)
-        if not _gain(one) <= GAIN:  # lost far out, or short of steps
-            one = _minimized(objective, torch.from_numpy(two.x).to(fit.theta), row, first)
+        for _ in range(MORE):
+            one = _gone_on(objective, fit.theta, one, two, row, first)
+            two = _gone_on(objective, fit.theta, two, one, row, second)
         optima = [torch.from_numpy(result.x) for result in (one, two)]
         theta.append(torch.stack([*optima, (optima[0] + optima[1]) / 2]))
         converged.append(_gain(one) <= GAIN and _gain(two) <= GAIN)
         on_first, on_second = (_function(objective, fit.theta, row, rule) for rule in (first, second))
         short.append((on_first(two.x)[0] - one.fun + on_second(one.x)[0] - two.fun) / 4)
+        if converged[-1]:
+            short[-1] += max(_gain(one), _gain(two))
     return Nearest(torch.stack(theta).to(fit.theta), np.array(converged), np.array(short))
 
 
@@ -122,6 +131,14 @@ def _objective(program: Program, rule: Rules) -> Objective:
     return objective
 
 
+def _bounded(
+    objective: Objective, least: float, theta: Tensor, row: tuple[Tensor, ...], rule: Rules
+) -> tuple[Tensor, Tensor]:
+    """The same, minus the ELBO nan where it lies below the least it can be."""
+    gradient, value = objective(theta, row, rule)
+    return gradient, torch.where(value < least, torch.nan, value)
+
+
 Function = Callable[[np.ndarray], tuple[float, np.ndarray]]
 
 
@@ -155,6 +172,21 @@ def _minimized(objective: Objective, start: Tensor, row: tuple[Tensor, ...], rul
         method="L-BFGS-B",
         options={"maxcor": MEMORY, "maxiter": MAX_ITERATIONS, "maxfun": 2 * MAX_ITERATIONS, "ftol": FLAT, "gtol": 1e-7},
     )
+
+
+def _gone_on(
+    objective: Objective,
+    like: Tensor,
+    own: optimize.OptimizeResult,
+    other: optimize.OptimizeResult,
+    row: tuple[Tensor, ...],
+    rule: Rules,
+) -> optimize.OptimizeResult:
+    """A search that has not arrived, short of steps or lost far out, from the lower of the two points."""
+    if _gain(own) <= GAIN:
+        return own
+    lower = _function(objective, like, row, rule)(other.x)[0] < own.fun
+    return _minimized(objective, torch.from_numpy((other if lower else own).x).to(like), row, rule)
 
 
 def _gain(result: optimize.OptimizeResult) -> float:
