@@ -35,8 +35,15 @@ def isolated(dtype: torch.dtype = torch.float64, seed: int | None = None) -> Ite
         stack.callback(torch.set_default_dtype, outer_dtype)
         torch.set_default_dtype(dtype)
         if seed is not None:
-            torch.manual_seed(seed)
+            _seed(seed, cuda)
         yield
+
+
+def _seed(seed: int, cuda: list[int]) -> None:
+    """As `torch.manual_seed`, which writes down for every kind of accelerator that is not in use who called."""
+    torch.default_generator.manual_seed(seed)
+    if cuda:
+        torch.cuda.manual_seed_all(seed)
 
 
 def private(function: Any, dtype: torch.dtype) -> Any:

@@ -55,11 +55,13 @@ def densities(comparison: Comparison, problem: int) -> Figure:
         leaks = record["support_mismatch"]
         axes.plot(z[problem], entry.curves.density[problem], color=VERMILION if leaks else BLUE, linewidth=1.5)
         axes.set_title(f"{entry.guide}\nKL {three_digits(record['reverse_kl'], record['reverse_kl_error'])}")
+
+    def scales(axes: Axes) -> None:
         axes.set_xlim(z[problem, 0], z[problem, -1])
         axes.set_ylim(0, TOO_HIGH * posterior.max())
 
     heading = f"{label(comparison, problem)}: the posterior (grey) and the fitted guides, by reverse KL in nats"
-    return _multiples(entries, panel, heading, "z", "density", problem)
+    return _multiples(entries, panel, scales, heading, ("z", "density"), problem)
 
 
 def divergences_by_step(comparison: Comparison, problem: int) -> Figure:
@@ -74,17 +76,19 @@ def divergences_by_step(comparison: Comparison, problem: int) -> Figure:
         gap = number(record["family_gap"])
         if gap > floor:
             axes.axhline(gap, color=ORANGE, linewidth=1.2, linestyle="--")
+        axes.set_title(f"{entry.guide}\n{three_digits(record['reverse_kl'], record['reverse_kl_error'])} nats")
+
+    def scales(axes: Axes) -> None:
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.minorticks_off()
         axes.set_ylim(floor, 2 * values.max())
-        axes.set_title(f"{entry.guide}\n{three_digits(record['reverse_kl'], record['reverse_kl_error'])} nats")
 
     heading = (
         f"{label(comparison, problem)}: reverse KL, median (line) and range (band) of replicas; "
         "dashed: the best the family can do"
     )
-    return _multiples(entries, panel, heading, "SVI steps", "reverse KL [nats]", problem)
+    return _multiples(entries, panel, scales, heading, ("SVI steps", "reverse KL [nats]"), problem)
 
 
 def elbos_by_step(comparison: Comparison, problem: int) -> Figure:
@@ -100,20 +104,22 @@ def elbos_by_step(comparison: Comparison, problem: int) -> Figure:
         steps, way = _way(entry, problem)
         _band(axes, steps, ceiling - way)
         axes.axhline(ceiling, color=ORANGE, linewidth=1.2, linestyle="--")
-        axes.set_xscale("log")
-        axes.minorticks_off()
-        axes.set_ylim(ceiling - span, ceiling + 0.1 * span)
         below = float(np.median(way[:, -1]))
         if not below < span:
             text = f"off the scale: it ends\n{three_digits(below)} nats below log p(x)"
             axes.text(0.5, 0.08, text, transform=axes.transAxes, ha="center", va="bottom", fontsize=8)
         axes.set_title(f"{entry.guide}\n{nats(record['elbo'])} nats")
 
+    def scales(axes: Axes) -> None:
+        axes.set_xscale("log")
+        axes.minorticks_off()
+        axes.set_ylim(ceiling - span, ceiling + 0.1 * span)
+
     heading = (
         f"{label(comparison, problem)}: ELBO, median (line) and range (band) of replicas; "
         f"dashed: log p(x) = {ceiling:.4f}"
     )
-    return _multiples(entries, panel, heading, "SVI steps", "ELBO [nats]", problem)
+    return _multiples(entries, panel, scales, heading, ("SVI steps", "ELBO [nats]"), problem)
 
 
 def gaps(comparison: Comparison, problem: int) -> Figure:
@@ -223,8 +229,15 @@ def _band(axes: Axes, steps: np.ndarray, values: np.ndarray, floor: float = -np.
     axes.plot(steps, np.median(values, 0), color=BLUE, linewidth=1.5)
 
 
-def _multiples(entries: list[Entry], panel: Panel, heading: str, x: str, y: str, problem: int) -> Figure:
-    """One small panel an entry, on common axes."""
+def _multiples(
+    entries: list[Entry],
+    panel: Panel,
+    scales: Callable[[Axes], None],
+    heading: str,
+    names: tuple[str, str],
+    problem: int,
+) -> Figure:
+    """One small panel an entry, on common axes, whose `scales` are set once; `names` are x's and y's."""
     columns = min(COLUMNS, max(len(entries), 1))
     rows = max(1, math.ceil(len(entries) / columns))
     width, height = max(7.5, PANEL[0] * columns), MARGIN_TOP + MARGIN + PANEL[1] * rows
@@ -239,6 +252,7 @@ def _multiples(entries: list[Entry], panel: Panel, heading: str, x: str, y: str,
         wspace=0.12,
         hspace=0.5,
     )
+    scales(grid[0, 0])
     for axes, entry in zip(grid.flat, entries, strict=False):
         panel(axes, entry, entry.records[problem])
         axes.set_title(axes.get_title(), fontsize=9, y=1.0)  # looking for the title's place takes a third of the time
@@ -248,6 +262,6 @@ def _multiples(entries: list[Entry], panel: Panel, heading: str, x: str, y: str,
     for axes in grid.flat[max(0, len(entries) - columns) : len(entries)]:
         axes.tick_params(labelbottom=True)
     figure.suptitle(heading, fontsize=12 if columns > 2 else 9, y=1 - 0.12 / height, va="top")
-    figure.supxlabel(x, fontsize=10, y=0.08 / height, va="bottom")
-    figure.supylabel(y, fontsize=10, x=0.08 / width)
+    figure.supxlabel(names[0], fontsize=10, y=0.08 / height, va="bottom")
+    figure.supylabel(names[1], fontsize=10, x=0.08 / width)
     return figure

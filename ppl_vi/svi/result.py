@@ -9,6 +9,7 @@ import platform
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -42,12 +43,15 @@ def versions(*more: str) -> dict[str, str]:
     """The versions that a result depends on, those of more packages among them."""
     packages = ("ppl_vi", "pyro-ppl", "torch", "numpy", "scipy", *more)
     found = {"python": platform.python_version()}
-    for package in packages:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    return found | {package: _version(package) for package in packages}
+
+
+@cache
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 class NoModeError(ValueError):
