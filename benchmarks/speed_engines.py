@@ -20,6 +20,7 @@ from ppl_vi.svi.engines import choose
 from ppl_vi.svi.memory import ChunkedEngine
 from ppl_vi.svi.objectives import trace_elbo
 from ppl_vi.svi.pure import Program
+from ppl_vi.svi.randomness import pseudo_random
 from ppl_vi.svi.start import build_guide
 from ppl_vi.svi.step import Portion, State
 from ppl_vi.target import Target
@@ -115,8 +116,8 @@ class ReplicaLoop:
         self._done += num_steps
 
     def _advanced(self, state: State, scalars: Tensor) -> State:
-        fits, particles = state.alive.shape, self._case.num_particles
-        noise = self._portion.noise(self._program, fits, particles, self._generator)
+        prefix = (scalars.shape[-1], *state.alive.shape, self._case.num_particles)
+        noise = pseudo_random(self._program.draws, prefix, self._generator)
         return self._engine.advance(state, scalars, noise)[0]
 
     def parameters(self) -> dict[str, Tensor]:

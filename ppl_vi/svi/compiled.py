@@ -21,7 +21,7 @@ from ppl_vi.svi import cpp, inductor
 from ppl_vi.svi.lanes import Translation, UnsupportedError, decomposed, num_lanes
 from ppl_vi.svi.objectives import Objective
 from ppl_vi.svi.pure import Program
-from ppl_vi.svi.step import TOGETHER, Engine, State, trace_one, trace_step
+from ppl_vi.svi.step import STANDING, TOGETHER, Engine, State, trace_one, trace_step
 
 aten = torch.ops.aten
 _log = logging.getLogger(__name__)
@@ -55,21 +55,20 @@ class CompiledEngine:
         for begin in range(0, num, self.num_steps):
             end = begin + self.num_steps
             out = self.run(
-                _filled_up(scalars[:, begin:end], self.num_steps),
+                _filled_up(scalars.mT[begin:end], scalars.new_tensor([STANDING]), self.num_steps).mT.contiguous(),
                 *state.tensors,
                 *self.args,
-                *(n[begin:end] for n in noise),
+                *(_filled_up(n[begin:end], n[-1:], self.num_steps) for n in noise),
             )
             state = state.advanced(out)
             bounds.extend(out[-self.num_steps :])
         return state, torch.stack(bounds[:num])
 
 
-def _filled_up(scalars: Tensor, num_steps: int) -> Tensor:
-    if scalars.shape[-1] == num_steps:
-        return scalars.contiguous()
-    idle = scalars.new_tensor([0.0, 1.0, 0.0])[:, None]
-    return torch.cat([scalars, idle.expand(-1, num_steps - scalars.shape[-1])], -1)
+def _filled_up(some: Tensor, filling: Tensor, num: int) -> Tensor:
+    """`num` rows, those that lack all like `filling`."""
+    short = num - len(some)
+    return torch.cat([some, filling.expand(short, *some.shape[1:])]) if short else some
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from ppl_vi.svi.batched import BatchedEngine
 from ppl_vi.svi.compiled import plan
 from ppl_vi.svi.objectives import Objective
 from ppl_vi.svi.pure import Program
+from ppl_vi.svi.randomness import pseudo_random
 from ppl_vi.svi.step import Engine, Portion
 
 ENGINES = ("auto", "compiled", "batched", "pyro")
@@ -47,7 +48,7 @@ def choose(
     generator = torch.Generator(device=theta.device).manual_seed(0)
     batch, replicas, _ = theta.shape
     portion = Portion.of(program, batch, replicas, num_particles)
-    noise = portion.noise(program, (batch, replicas), num_particles, generator)
+    noise = pseudo_random(program.draws, (portion.num_steps, batch, replicas, num_particles), generator)
     try:
         found = plan(program, objective, theta, noise, num_steps)
         saved, why = SAVED * num_steps * found.batched_seconds, ""

@@ -453,10 +453,11 @@ def _vectorised_round(program: Program, settings: Settings, engine: ChunkedEngin
 
     def walk(run: Run, state: State, replica: int, scalars: Tensor, ends: list[int]) -> list[tuple[State, Tensor]]:
         """The state of the replicas from `replica` on, and the bounds since the last, at each of `ends`."""
-        noise = portion.noise(program, state.alive.shape, settings.num_particles, generator)
+        prefix = (scalars.shape[-1], *state.alive.shape, settings.num_particles)
+        noise = pseudo_random(program.draws, prefix, generator)
         found = []
         for begin, end in itertools.pairwise([0, *ends]):
-            some, draws = scalars[:, begin:end], tuple(n[begin:] for n in noise)
+            some, draws = scalars[:, begin:end], tuple(n[begin:end] for n in noise)
             after, bounds = engine.advance(state, some, draws)
             if not torch.equal(after.alive, state.alive):
                 after, bounds = _watched(program, settings, run, slow, (state, replica, begin), some, draws)
@@ -529,9 +530,9 @@ def _pyro_round(program: Program, settings: Settings, guides: list[list[nn.Modul
         load_parameters(guide, program.layout.unflatten(theta[b, r]))
         svi = PyroSVI(program, guide, settings.objective, program.target.row(b), run.unit[b, r], settings.num_particles)
         total = torch.zeros_like(theta[b, r])
-        prefix = (LONG, settings.num_particles)
         for i, (lr, weight) in enumerate(zip(rates, weights, strict=True)):
             if i % LONG == 0:
+                prefix = (min(LONG, len(rates) - i), settings.num_particles)
                 several = pseudo_random(program.draws, prefix, generator)
             noise = tuple(n[i % LONG] for n in several)
             before = svi.theta.clone()

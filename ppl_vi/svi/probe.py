@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from ppl_vi.svi.adam import BETA1
-from ppl_vi.svi.step import Engine, State
+from ppl_vi.svi.step import STANDING, Engine, State
 
 LEAST = 32  # particles of a step: with fewer, too many steps are called for
-STANDING = (0.0, 1.0, 0.0)  # Adam's rate and correction, and the weight of the iterate, of a step that goes nowhere
 
 
 def probe_of(engine: Engine, num_replicas: int, num_particles: int) -> Probe | None:

@@ -22,6 +22,7 @@ from ppl_vi.svi.pure import Program
 from ppl_vi.svi.randomness import pseudo_random
 from ppl_vi.svi.stopping import surrogate
 
+STANDING = (0.0, 1.0, 0.0)  # Adam's rate and correction, and the weight of the iterate, of a step that goes nowhere
 TOGETHER = 8  # steps that an engine may take as one
 SHORT, LONG = 32, 64  # steps of a portion: fewer where one replica's noise is much, more where all of it is little
 MOST_NUMBERS = {"cpu": 2**18}  # of noise at once, unless one replica's step has more: they stay in the cache
@@ -113,7 +114,7 @@ class Engine(Protocol):
         Args:
             state: where the fits stand.
             scalars: for each step `adam.pace`'s two numbers and the weight of its iterate, `(3, num)`.
-            noise: of `num` steps or more, each draw's `(steps, B, R, P, *shape)`.
+            noise: of the same steps, each draw's `(num, B, R, P, *shape)`.
 
         Returns:
             The state after them and every step's bounds, `(num, B, R)`.
@@ -141,10 +142,6 @@ class Portion:
         num_steps = _power_of_2(min(most, max(SHORT, min(LONG, most // num_replicas))))
         num_portions = math.ceil(num_replicas / max(1, most // num_steps))
         return Portion(math.ceil(num_replicas / num_portions), num_steps)
-
-    def noise(self, program: Program, fits: Sequence[int], num_particles: int, generator: torch.Generator) -> Parts:
-        """Independent noise of all its steps for so many problems' replicas."""
-        return pseudo_random(program.draws, (self.num_steps, *fits, num_particles), generator)
 
 
 def _power_of_2(most: int) -> int:
