@@ -140,7 +140,7 @@ def program(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from ppl_vi.guides.amortized import AMORTIZED
-    from ppl_vi.workers import woken
+    from ppl_vi.workers import wake
 
     if arguments.list_guides:
         Console().out(
@@ -150,8 +150,8 @@ def program(arguments: argparse.Namespace) -> int:
     guides = _checked(arguments)
     images, train_x, test_x = _data(arguments)
     try:
-        with woken("ppl_vi.report.vae_plots", cli.num_workers(2 * len(guides), arguments.device)):
-            trained = {guide: _train(arguments, guide, images, train_x, test_x) for guide in guides}
+        wake(cli.num_workers(2 * len(guides), arguments.device), "benchmarks.vae", "ppl_vi.report.vae_plots")
+        trained = {guide: _train(arguments, guide, images, train_x, test_x) for guide in guides}
     except KeyboardInterrupt:
         print(f"interrupted while training: --resume goes on from the checkpoints in {arguments.out}", file=sys.stderr)
         return cli.INTERRUPTED

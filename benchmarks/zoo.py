@@ -100,7 +100,7 @@ def program(arguments: argparse.Namespace) -> int:
     from models import ZOO
     from ppl_vi.comparison import Settings
     from ppl_vi.report import files, matrix, table
-    from ppl_vi.workers import woken
+    from ppl_vi.workers import wake
 
     models = list(dict.fromkeys(arguments.models or (QUICK_MODELS if arguments.quick else ZOO)))
     guides = cli.chosen_guides(arguments.guides, QUICK_GUIDES if arguments.quick else GUIDES)
@@ -110,8 +110,7 @@ def program(arguments: argparse.Namespace) -> int:
     workers = cli.num_workers(len(models), "cpu")
     found: list[Measured] = []
     try:
-        with woken("ppl_vi.any_model", workers):
-            pass
+        wake(workers, "ppl_vi.any_model")
         for found in measured(models, partial(measure, guides, settings), workers):
             cli.write_records(_records(found), arguments)
     except KeyboardInterrupt:

@@ -13,13 +13,14 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ppl_vi import storage
+from ppl_vi import storage, workers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -307,29 +308,28 @@ def compare_command(
     settings = settings_of(arguments)
     check_device(arguments.device)
     check_outputs(arguments)
+    processes = num_workers(len(guides), arguments.device)
+    workers.wake(processes, "ppl_vi.comparison", "ppl_vi.report.plots")
     from ppl_vi.comparison import Comparison
     from ppl_vi.truth import UncertifiedTruthError, ground_truth
-    from ppl_vi.workers import woken
 
-    workers = num_workers(len(guides), arguments.device)
     try:
-        with woken("ppl_vi.comparison", workers):
-            target = make_target().to(arguments.device)
-            comparison = Comparison(target, ground_truth(target), settings, tuple(labels))
+        target = make_target().to(arguments.device)
+        comparison = Comparison(target, ground_truth(target), settings, tuple(labels))
     except UncertifiedTruthError as error:
         raise UsageError(f"there is no truth to measure by: {error}") from error
     code, _ = run_comparison(
-        comparison, guides, workers, arguments, lambda done: write_figures(done, arguments, more_figures)
+        comparison, guides, processes, arguments, lambda done: write_figures(done, arguments, more_figures)
     )
     return code
 
 
 def run_comparison(
-    comparison: Some, guides: Sequence[str], workers: int, arguments: argparse.Namespace, draw: Callable[[Some], None]
+    comparison: Some, guides: Sequence[str], processes: int, arguments: argparse.Namespace, draw: Callable[[Some], None]
 ) -> tuple[int, Some]:
     """Compares the guides, writes after each, shows the tables and draws; the exit code and what is finished."""
     try:
-        for comparison in _compared(comparison, guides, workers, arguments):  # noqa: B020, each holds one family more
+        for comparison in _compared(comparison, guides, processes, arguments):  # noqa: B020, each holds one family more
             write_comparison(comparison, arguments)
     except KeyboardInterrupt:
         done = len(comparison.entries)
@@ -343,17 +343,15 @@ def run_comparison(
 
 def num_workers(num_jobs: int, device: str) -> int:
     """Processes to share jobs among: no more than there are cores, and one for the only accelerator."""
-    from ppl_vi.workers import num_cores
-
-    return min(num_cores(), MAX_WORKERS, num_jobs) if device == "cpu" else 1
+    return min(workers.num_cores(), MAX_WORKERS, num_jobs) if device == "cpu" else 1
 
 
-def _compared(comparison: Some, guides: Sequence[str], workers: int, arguments: argparse.Namespace) -> Iterator[Some]:
+def _compared(comparison: Some, guides: Sequence[str], processes: int, arguments: argparse.Namespace) -> Iterator[Some]:
     from ppl_vi.comparison import compare_each
 
     with _progress(len(guides)) as (started, finished):
         for step in compare_each(
-            comparison, guides, num_workers=workers, with_curves=not arguments.no_plots, started=started
+            comparison, guides, num_workers=processes, with_curves=not arguments.no_plots, started=started
         ):
             finished([entry.guide for entry in step.entries])
             yield step
@@ -460,29 +458,37 @@ def write_figures(
     comparison: Comparison, arguments: argparse.Namespace, more_figures: Callable[[Comparison], dict[str, Figure]]
 ) -> None:
     """Writes all figures as PNG; says on standard error which could not be drawn for want of a truth."""
-    import joblib
-
     from ppl_vi.report import plots
+
+    jobs: list[Callable[[], str]] = [partial(_write_more, arguments.out, comparison, more_figures)]
+    for problem, label in enumerate(comparison.labels):
+        for name, draw in plots.FIGURES.items():
+            jobs.append(partial(_write_figure, arguments.out, f"{name}_x_{label:g}", draw, comparison, problem))
+    for said in workers.shared(_call, jobs, num_workers(len(comparison.entries), arguments.device)):
+        if said:
+            print(said, file=sys.stderr)
+
+
+def _call(job: Callable[[], str]) -> str:
+    return job()
+
+
+def _write_more(out: Path, comparison: Comparison, more_figures: Callable[[Comparison], dict[str, Figure]]) -> str:
     from ppl_vi.truth import UncertifiedTruthError
 
-    parallel = joblib.Parallel(num_workers(len(comparison.entries), arguments.device), return_as="generator_unordered")
-    written = parallel(
-        joblib.delayed(_write_figure)(arguments.out, f"{name}_x_{label:g}", draw, comparison, problem)
-        for problem, label in enumerate(comparison.labels)
-        for name, draw in plots.FIGURES.items()
-    )
     try:
         for name, figure in more_figures(comparison).items():
-            _write_figure(arguments.out, name, lambda figure=figure: figure)
+            _write_figure(out, name, lambda figure=figure: figure)
     except UncertifiedTruthError as error:
-        print(f"a figure is left out: {error}", file=sys.stderr)
-    list(written)  # by the workers, in the meantime
+        return f"a figure is left out: {error}"
+    return ""
 
 
-def _write_figure(out: Path, name: str, draw: Callable[..., Figure], *given: Any) -> None:
+def _write_figure(out: Path, name: str, draw: Callable[..., Figure], *given: Any) -> str:
     from ppl_vi.report import files
 
     files.write_figure(out / f"{name}.png", draw(*given))
+    return ""
 
 
 def interrupted(done: int, total: int, what: str, arguments: argparse.Namespace) -> int:

@@ -1,21 +1,34 @@
-"""Work shared among processes, so that Ctrl-C keeps what is finished."""
+"""Work shared among processes, so that Ctrl-C keeps what is finished.
+
+The processes are copies of a server that has imported everything once, while the command was still getting ready, and
+so start with nothing to import. They get and give back pickles by value (cloudpickle), so that a user's functions and
+lambdas travel, too.
+"""
 
 from __future__ import annotations
 
-import importlib
+import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from itertools import islice
 from typing import TypeVar
 
-import joblib
-from joblib.externals import loky
-from joblib.externals.loky.process_executor import TerminatedWorkerError
+import cloudpickle
 
-WorkerKilledError = TerminatedWorkerError
+WorkerKilledError = BrokenProcessPool
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+
+METHOD = "forkserver" if sys.platform == "linux" else "spawn"  # elsewhere libraries don't bear to be forked
+COMMON = ("torch._dynamo", "arviz_stats.base")  # that every worker comes to import
+ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+_pools: dict[int, ProcessPoolExecutor] = {}  # by number of processes, kept for the next jobs
 
 
 def num_cores() -> int:
@@ -23,14 +36,25 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def wake(num_workers: int, *modules: str) -> None:
+    """Starts what `shared` makes its processes of, and returns; it imports modules in the meantime."""
+    if num_workers <= 1 or METHOD != "forkserver":
+        return
+    from multiprocessing import forkserver
+
+    with _one_thread(), interrupts_held():
+        multiprocessing.get_context(METHOD).set_forkserver_preload([*modules, *COMMON])
+        forkserver.ensure_running()
+
+
 def shared(work: Callable[[Job], Result], jobs: Iterable[Job], num_workers: int) -> Iterator[Result]:
     """Yields each job's result when it is finished, whichever comes first.
 
-    Whatever ends this early, such as Ctrl-C, ends the workers, too.
+    Whatever ends this early, such as Ctrl-C, ends the workers, too. Each has one thread.
 
     Args:
-        work: importable by name, or a `functools.partial` of such a function.
-        jobs: each is taken when its turn comes.
+        work: what is done with each job.
+        jobs: each is taken when its turn comes, one ahead of the processes.
         num_workers: processes; with one, the work is done in this one.
 
     Raises:
@@ -39,14 +63,49 @@ def shared(work: Callable[[Job], Result], jobs: Iterable[Job], num_workers: int)
     if num_workers <= 1:
         yield from map(work, jobs)
         return
-    parallel = joblib.Parallel(num_workers, return_as="generator_unordered", batch_size=1, pre_dispatch="n_jobs")
+    packed = cloudpickle.dumps(work)
+    left = iter(jobs)
+    pending: set[Future[bytes]] = set()
     try:
-        with interrupts_held():
-            results = parallel(joblib.delayed(work)(job) for job in jobs)
-        yield from results
+        pool = _pool(num_workers)
+        while True:
+            for job in islice(left, num_workers + 1 - len(pending)):
+                with _one_thread(), interrupts_held():  # a process may be started here
+                    pending.add(pool.submit(_done, packed, cloudpickle.dumps(job)))
+            if not pending:
+                return
+            finished, pending = wait(pending, return_when=FIRST_COMPLETED)
+            for future in finished:
+                yield cloudpickle.loads(future.result())
     except BaseException:
-        loky.get_reusable_executor().shutdown(wait=False, kill_workers=True)
+        _end(_pools.pop(num_workers, None))
         raise
+
+
+def _pool(num_workers: int) -> ProcessPoolExecutor:
+    if num_workers not in _pools:
+        context = multiprocessing.get_context(METHOD)
+        _pools[num_workers] = ProcessPoolExecutor(num_workers, context, initializer=_begin)
+    return _pools[num_workers]
+
+
+def _begin() -> None:
+    """A worker leaves Ctrl-C to the process that it works for."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _done(work: bytes, job: bytes) -> bytes:
+    packed: bytes = cloudpickle.dumps(cloudpickle.loads(work)(cloudpickle.loads(job)))
+    return packed
+
+
+def _end(pool: ProcessPoolExecutor | None) -> None:
+    """Ends a pool's processes at once, whatever they are at."""
+    if pool is None:
+        return
+    for process in list((pool._processes or {}).values()):  # a method from Python 3.14 on
+        process.kill()
+    pool.shutdown(wait=False, cancel_futures=True)
 
 
 def alone(work: Callable[[Job], Result], job: Job) -> Result:
@@ -60,22 +119,18 @@ def alone(work: Callable[[Job], Result], job: Job) -> Result:
 
 
 @contextmanager
-def woken(module: str, num_workers: int) -> Iterator[None]:
-    """Starts the processes that `shared` will use; they import a module meanwhile, and are ready when this ends."""
-    if num_workers <= 1:
-        yield
-        return
-    with interrupts_held():
-        parallel = joblib.Parallel(num_workers, return_as="generator_unordered", batch_size=1)
-        ready = parallel(joblib.delayed(_import)(module) for _ in range(num_workers))
+def _one_thread() -> Iterator[None]:
+    """Processes started meanwhile compute on one thread each."""
+    before = {name: os.environ.get(name) for name in ONE_THREAD}
+    os.environ.update(dict.fromkeys(ONE_THREAD, "1"))
     try:
         yield
     finally:
-        list(ready)
-
-
-def _import(module: str) -> None:
-    importlib.import_module(module)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @contextmanager

@@ -1,10 +1,11 @@
 """Work shared among processes."""
 
+import os
 import signal
 
 import pytest
 
-from ppl_vi.workers import interrupts_held, shared, woken
+from ppl_vi.workers import interrupts_held, shared, wake
 
 
 def squared(number: int) -> int:
@@ -15,8 +16,7 @@ def squared(number: int) -> int:
 
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_every_job_is_done_once(num_workers: int) -> None:
-    with woken("json", num_workers):
-        pass
+    wake(num_workers, "json")
     assert sorted(shared(squared, iter(range(7)), num_workers)) == [number**2 for number in range(7)]
 
 
@@ -31,3 +31,22 @@ def test_ctrl_c_is_held_back_and_let_go() -> None:
     with interrupts_held():
         assert signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def threads(_: int) -> tuple[int, bool]:
+    import torch
+
+    return torch.get_num_threads(), signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def test_a_worker_has_one_thread_and_leaves_ctrl_c_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MKL_NUM_THREADS", "7")
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    assert list(shared(threads, range(3), 2)) == [(1, True)] * 3
+    assert os.environ["MKL_NUM_THREADS"] == "7"
+    assert "OPENBLAS_NUM_THREADS" not in os.environ
+
+
+def test_what_has_no_name_travels() -> None:
+    (found,) = shared(lambda number: lambda: number + 1, [4], 2)
+    assert found() == 5
