@@ -111,7 +111,8 @@ def test_divergences_and_moments_of_gaussians_are_those_of_closed_forms():
         assert card.scores["reverse_kl"].value[0, r] == pytest.approx(reverse, abs=1e-9)
         forward = float(gaussian_kl(loc[0], covariance, mean, own))
         stated = card.scores["forward_kl"].error[0, r]
-        assert abs(card.scores["forward_kl"].value[0, r] - forward) <= 4 * stated + 1e-6
+        # the two point sets are each about 1e-5 off; by chance they may differ by far less
+        assert abs(card.scores["forward_kl"].value[0, r] - forward) <= max(4 * stated, 3e-5)
         assert stated < 1e-3
         sd, true_sd = own.diagonal().sqrt(), covariance.diagonal().sqrt()
         for k in range(2):
