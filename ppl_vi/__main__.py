@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from ppl_vi import cli
+from ppl_vi import cli, workers
 
 if TYPE_CHECKING:
     from ppl_vi.any_model import ModelComparison
@@ -78,6 +78,8 @@ def _compare(arguments: argparse.Namespace) -> int:
     settings = cli.settings_of(arguments)
     cli.check_device(arguments.device)
     cli.check_outputs(arguments)
+    processes = cli.num_workers(len(guides), arguments.device)
+    workers.wake(processes, "ppl_vi.any_model")
     from ppl_vi.any_model import begun, target_of
 
     try:
@@ -86,8 +88,11 @@ def _compare(arguments: argparse.Namespace) -> int:
     except Exception as error:  # a model may do anything
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise cli.UsageError(f"{arguments.model}: {kind}{error}") from error
-    code, done = cli.run_comparison(comparison, guides, 1, arguments, lambda done: write_figures(done, arguments))
-    if code == 0 and all(entry.card is None for entry in done.entries):
+    processes = processes if workers.travels(comparison) else 1
+    code, done = cli.run_comparison(
+        comparison, guides, processes, arguments, lambda done: write_figures(done, arguments)
+    )
+    if code == 0 and all(entry.records[0]["elbo"] is None for entry in done.entries):
         reasons = "; ".join(f"{entry.guide}: {entry.records[0]['reason']}" for entry in done.entries)
         raise cli.UsageError(f"no guide could be compared: {reasons}")
     return code

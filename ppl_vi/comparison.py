@@ -169,7 +169,7 @@ class Entry:
         guide: its name.
         records: one a problem.
         curves: for the figures; None where the family was skipped or failed, or where they weren't asked for.
-        card: the scored fits, of a detailed comparison, which stays in one process.
+        card: the scored fits, of a detailed comparison in one process: from another one they can't be sent.
     """
 
     guide: str
@@ -215,8 +215,9 @@ def compare_each(
 
     if with_curves:
         _ = comparison.z  # found once, here, and sent along
-    work = partial(compare_one, comparison, with_curves=with_curves)
-    for entry in shared(work, tasks(), min(num_workers, len(guides))):
+    processes = min(num_workers, len(guides))
+    work = partial(compare_one if processes == 1 else _without_fits, comparison, with_curves=with_curves)
+    for entry in shared(work, tasks(), processes):
         done[entry.guide] = entry
         yield replace(comparison, entries=tuple(done[guide] for guide in guides if guide in done))
 
@@ -238,6 +239,10 @@ def compare_one(comparison: Comparison, guide: str, with_curves: bool = False) -
     except Exception as error:  # a guide may do anything; the other families go on
         first, *_ = str(error).strip().splitlines() or [""]
         return _without_scores(comparison, guide, "failed", f"{type(error).__name__}: {first}".removesuffix(": "))
+
+
+def _without_fits(comparison: Comparison, guide: str, with_curves: bool) -> Entry:
+    return replace(compare_one(comparison, guide, with_curves), card=None)
 
 
 def refusal(guide: str) -> str:

@@ -11,12 +11,12 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import cloudpickle
 
@@ -28,7 +28,8 @@ METHOD = "forkserver" if sys.platform == "linux" else "spawn"  # elsewhere libra
 COMMON = ("torch._dynamo", "arviz_stats.base")  # that every worker comes to import
 ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
-_pools: dict[int, ProcessPoolExecutor] = {}  # by number of processes, kept for the next jobs
+# One at most, kept for the next jobs: by how many processes, in which folder, with which path to modules.
+_pools: dict[tuple[Any, ...], ProcessPoolExecutor] = {}
 
 
 def num_cores() -> int:
@@ -67,7 +68,7 @@ def shared(work: Callable[[Job], Result], jobs: Iterable[Job], num_workers: int)
     left = iter(jobs)
     pending: set[Future[bytes]] = set()
     try:
-        pool = _pool(num_workers)
+        pool = _pool(num_workers, os.getcwd(), tuple(sys.path))
         while True:
             for job in islice(left, num_workers + 1 - len(pending)):
                 with _one_thread(), interrupts_held():  # a process may be started here
@@ -78,20 +79,32 @@ def shared(work: Callable[[Job], Result], jobs: Iterable[Job], num_workers: int)
             for future in finished:
                 yield cloudpickle.loads(future.result())
     except BaseException:
-        _end(_pools.pop(num_workers, None))
+        _end()
         raise
 
 
-def _pool(num_workers: int) -> ProcessPoolExecutor:
-    if num_workers not in _pools:
+def travels(value: object) -> bool:
+    """Whether another process can be sent it."""
+    try:
+        cloudpickle.dumps(value)
+    except Exception:  # whatever a user's object says of it
+        return False
+    return True
+
+
+def _pool(*place: Any) -> ProcessPoolExecutor:
+    if place not in _pools:
+        _end()
         context = multiprocessing.get_context(METHOD)
-        _pools[num_workers] = ProcessPoolExecutor(num_workers, context, initializer=_begin)
-    return _pools[num_workers]
+        _pools[place] = ProcessPoolExecutor(place[0], context, initializer=_begin, initargs=place[1:])
+    return _pools[place]
 
 
-def _begin() -> None:
-    """A worker leaves Ctrl-C to the process that it works for."""
+def _begin(folder: str, path: Sequence[str]) -> None:
+    """A worker finds what the process that it works for finds, and leaves Ctrl-C to it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.chdir(folder)
+    sys.path[:] = path
 
 
 def _done(work: bytes, job: bytes) -> bytes:
@@ -99,13 +112,13 @@ def _done(work: bytes, job: bytes) -> bytes:
     return packed
 
 
-def _end(pool: ProcessPoolExecutor | None) -> None:
-    """Ends a pool's processes at once, whatever they are at."""
-    if pool is None:
-        return
-    for process in list((pool._processes or {}).values()):  # a method from Python 3.14 on
-        process.kill()
-    pool.shutdown(wait=False, cancel_futures=True)
+def _end() -> None:
+    """Ends all processes at once, whatever they are at."""
+    while _pools:
+        _, pool = _pools.popitem()
+        for process in list((pool._processes or {}).values()):  # a method from Python 3.14 on
+            process.kill()
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def alone(work: Callable[[Job], Result], job: Job) -> Result:

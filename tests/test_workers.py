@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from ppl_vi.workers import interrupts_held, shared, wake
+from ppl_vi.workers import interrupts_held, shared, travels, wake
 
 
 def squared(number: int) -> int:
@@ -50,3 +50,8 @@ def test_a_worker_has_one_thread_and_leaves_ctrl_c_alone(monkeypatch: pytest.Mon
 def test_what_has_no_name_travels() -> None:
     (found,) = shared(lambda number: lambda: number + 1, [4], 2)
     assert found() == 5
+
+
+def test_what_can_not_be_sent_is_told() -> None:
+    assert travels(lambda: 1)
+    assert not travels(number for number in range(3))
