@@ -80,9 +80,9 @@ def figure(records: Sequence[Record], titles: dict[str, str]) -> Figure:
 
     from ppl_vi.report.plots import DPI, plain
 
-    made = Figure(figsize=(11, 8), dpi=DPI, layout="constrained")
+    made = Figure(figsize=(11, 9.5), dpi=DPI, layout="constrained")
     for axes, (name, axis) in zip(made.subplots(2, 2).ravel(), AXES.items(), strict=True):
-        for engine, title in titles.items():
+        for number, (engine, title) in enumerate(titles.items()):
             points = sorted(
                 (record[axis.field], record["us_per_step"])
                 for record in records
@@ -90,15 +90,15 @@ def figure(records: Sequence[Record], titles: dict[str, str]) -> Figure:
             )
             if points:
                 values, times = zip(*points, strict=True)
-                label = f"{title}: slope {slope(values, times):.2f}"
-                axes.plot(values, times, marker="o", markersize=3, linewidth=1.2, label=label)
+                label = f"{title}: slope {slope(values, times):.2f}" if len(values) > 1 else title
+                axes.plot(values, times, color=f"C{number}", marker="o", markersize=3, linewidth=1.2, label=label)
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_title(axis.title, fontsize=10)
         axes.set_xlabel(axis.label)
         axes.set_ylabel("µs a step")
         if axes.lines:
-            axes.legend(fontsize=8, frameon=False)
+            axes.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
         plain(axes, label_size=8)
     made.suptitle(f"What a step costs; slopes through the last {FITTED} points", fontsize=12)
     return made
