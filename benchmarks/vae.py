@@ -150,7 +150,7 @@ def program(arguments: argparse.Namespace) -> int:
     guides = _checked(arguments)
     images, train_x, test_x = _data(arguments)
     try:
-        wake(cli.num_workers(2 * len(guides), arguments.device), "benchmarks.vae", "ppl_vi.report.vae_plots")
+        wake(cli.num_workers(2 * len(guides), arguments.device), "ppl_vi.report.vae_plots")
         trained = {guide: _train(arguments, guide, images, train_x, test_x) for guide in guides}
     except KeyboardInterrupt:
         print(f"interrupted while training: --resume goes on from the checkpoints in {arguments.out}", file=sys.stderr)
