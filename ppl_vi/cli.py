@@ -460,7 +460,7 @@ def write_figures(
     """Writes all figures as PNG; says on standard error which could not be drawn for want of a truth."""
     from ppl_vi.report import plots
 
-    jobs: list[Callable[[], str]] = [partial(_write_more, arguments.out, comparison, more_figures)]
+    jobs: list[Callable[[], str | None]] = [partial(_write_more, arguments.out, comparison, more_figures)]
     for problem, label in enumerate(comparison.labels):
         for name, draw in plots.FIGURES.items():
             jobs.append(partial(_write_figure, arguments.out, f"{name}_x_{label:g}", draw, comparison, problem))
@@ -469,11 +469,13 @@ def write_figures(
             print(said, file=sys.stderr)
 
 
-def _call(job: Callable[[], str]) -> str:
+def _call(job: Callable[[], str | None]) -> str | None:
     return job()
 
 
-def _write_more(out: Path, comparison: Comparison, more_figures: Callable[[Comparison], dict[str, Figure]]) -> str:
+def _write_more(
+    out: Path, comparison: Comparison, more_figures: Callable[[Comparison], dict[str, Figure]]
+) -> str | None:
     from ppl_vi.truth import UncertifiedTruthError
 
     try:
@@ -481,14 +483,13 @@ def _write_more(out: Path, comparison: Comparison, more_figures: Callable[[Compa
             _write_figure(out, name, lambda figure=figure: figure)
     except UncertifiedTruthError as error:
         return f"a figure is left out: {error}"
-    return ""
+    return None
 
 
-def _write_figure(out: Path, name: str, draw: Callable[..., Figure], *given: Any) -> str:
+def _write_figure(out: Path, name: str, draw: Callable[..., Figure], *given: Any) -> None:
     from ppl_vi.report import files
 
     files.write_figure(out / f"{name}.png", draw(*given))
-    return ""
 
 
 def interrupted(done: int, total: int, what: str, arguments: argparse.Namespace) -> int:

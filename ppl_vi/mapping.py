@@ -15,6 +15,7 @@ from pyro.poutine.subsample_messenger import SubsampleMessenger
 from torch.func import vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
+UNASKED = "randomness error mode"  # what vmap says of a function that draws what nobody gave it
 BRANCHES = ("data-dependent control flow", "calling .item() on a Tensor")  # what vmap says of them
 
 Axes = int | tuple[int | None, ...]
@@ -23,6 +24,11 @@ Axes = int | tuple[int | None, ...]
 def branches(error: BaseException) -> bool:
     """Whether this is vmap's complaint about a function that decides by a value what to do."""
     return isinstance(error, RuntimeError) and any(said in str(error) for said in BRANCHES)
+
+
+def draws_unasked(error: BaseException) -> bool:
+    """Whether this is vmap's complaint about a function that draws random numbers of its own."""
+    return isinstance(error, RuntimeError) and UNASKED in str(error)
 
 
 def one_by_one(function: Callable[..., Any], in_dims: Axes = 0) -> Callable[..., Any]:

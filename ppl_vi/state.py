@@ -26,24 +26,31 @@ def isolated(dtype: torch.dtype = torch.float64, seed: int | None = None) -> Ite
         seed: seeds the inner random state; None keeps a copy of the outer one.
     """
     outer_dtype = torch.get_default_dtype()
-    cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=cuda))
+        stack.enter_context(own_randomness(seed))
         stack.enter_context(pyro.validation_enabled(False))
         stack.enter_context(pyro.settings.context(module_local_params=True))
         stack.enter_context(pyro.get_param_store().scope())
         stack.callback(torch.set_default_dtype, outer_dtype)
         torch.set_default_dtype(dtype)
-        if seed is not None:
-            _seed(seed, cuda)
         yield
 
 
-def _seed(seed: int, cuda: list[int]) -> None:
-    """As `torch.manual_seed`, which writes down for every kind of accelerator that is not in use who called."""
-    torch.default_generator.manual_seed(seed)
-    if cuda:
-        torch.cuda.manual_seed_all(seed)
+@contextmanager
+def own_randomness(seed: int | None) -> Iterator[None]:
+    """Torch's generators as after `torch.manual_seed`, a copy of the outer ones where `seed` is None; as before
+    afterwards.
+
+    `torch.manual_seed` itself writes down for every kind of accelerator that is not in use who called, which takes
+    longer than what is done here.
+    """
+    cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=cuda):
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)
+            if cuda:
+                torch.cuda.manual_seed_all(seed)
+        yield
 
 
 def private(function: Any, dtype: torch.dtype) -> Any:

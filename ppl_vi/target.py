@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from ppl_vi.enumeration import summed_out
 from ppl_vi.inspection import LatentSite, latent_sites, run
 from ppl_vi.laplace import Laplace, centred_on_mass, laplace_of
-from ppl_vi.mapping import each, whole_plates
+from ppl_vi.mapping import draws_unasked, each, whole_plates
 from ppl_vi.state import isolated, private
 from ppl_vi.writing import Writing, writes
 
@@ -207,7 +207,7 @@ class Target:
         target = Target(model, (torch.zeros(1, dtype=dtype, device=device),), name=name, dtype=dtype)
         _ = target.latents  # what is the matter with the model should come out here
         error = target.many_at_once()
-        if error is not None and "randomness error mode" in str(error):
+        if error is not None and draws_unasked(error):
             raise ValueError(
                 f"{name}: the model draws random numbers that belong to no sample site, so that its density is random: "
                 "draw them at a site, or before"

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from ppl_vi import storage
-from ppl_vi.state import isolated
+from ppl_vi.state import isolated, own_randomness
 from ppl_vi.svi.result import versions
 
 FORMAT = 3  # of a checkpoint
@@ -251,10 +251,8 @@ def _epoch(run: _Run, elbo: Trace_ELBO, module: Any, optimiser: Adam, data: Tens
 
 def _held_out(module: Any, data: Tensor) -> float:
     """The ELBO of a data point at alpha = 1, on the same noise each time, nats."""
-    with torch.random.fork_rng(devices=[data.device] if data.is_cuda else []), torch.no_grad():
-        torch.manual_seed(HELD_OUT_SEED)
-        with poutine.block():
-            loss = Trace_ELBO(num_particles=HELD_OUT_PARTICLES).loss(module.model, module.guide, data)
+    with own_randomness(HELD_OUT_SEED), torch.no_grad(), poutine.block():
+        loss = Trace_ELBO(num_particles=HELD_OUT_PARTICLES).loss(module.model, module.guide, data)
     return -loss / len(data)
 
 

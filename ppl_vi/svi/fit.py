@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_vi.guides import Family, find_family
-from ppl_vi.mapping import branches
+from ppl_vi.mapping import branches, draws_unasked
 from ppl_vi.state import isolated
 from ppl_vi.svi.adam import pace
 from ppl_vi.svi.batched import BatchedEngine
@@ -40,7 +40,6 @@ from ppl_vi.svi.stopping import (
 from ppl_vi.svi.support import SupportMismatchError, mismatch
 from ppl_vi.target import Target
 
-NOT_LATENT = "randomness error mode"  # what vmap says of a model that draws what nobody gave it
 DECIDES = "decides by a drawn value what to do ('if', 'while', bool(), item())"
 FIRST_ROUND = 0.125  # of num_steps; every further round is twice as long as the one before
 MIN_ROUNDS = 2  # before a fit may stop: where noise vanishes at the optimum (stl), one round more gains many digits
@@ -144,7 +143,7 @@ def fit(
     try:
         return _fit(target, family, settings, engine, num_replicas, allow_support_mismatch, progress, began)
     except RuntimeError as error:
-        if NOT_LATENT not in str(error):
+        if not draws_unasked(error):
             raise
         raise UnsuitableModelError(
             f"{target.name}: the model draws random numbers that are neither latent nor a plate's subsample, so that "

@@ -8,8 +8,8 @@ draws, and a quasi-random point set can stand in for noise.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.distributions import dirichlet
 from torch.overrides import TorchFunctionMode
 from torch.quasirandom import SobolEngine
+
+from ppl_vi.state import own_randomness
 
 Kind = Literal["normal", "uniform", "seed"]
 NUM_CANDIDATES = 6  # a gamma draw fails all of them, and is then not exact, with probability below 0.049^6 = 1.4e-8
@@ -285,12 +287,9 @@ def _seeds(shape: torch.Size, dtype: torch.dtype, generator: torch.Generator) ->
 _MAKERS = {"normal": _normals, "uniform": _uniforms, "seed": _seeds}
 
 
-@contextmanager
-def seeded(noise: Iterable[Tensor]) -> Iterator[None]:
+def seeded(noise: Iterable[Tensor]) -> AbstractContextManager[None]:
     """Seeds torch's own generators by the first of some noise, a seed."""
-    with torch.random.fork_rng():
-        torch.manual_seed(int(next(iter(noise)).item()))
-        yield
+    return own_randomness(int(next(iter(noise)).item()))
 
 
 def quasi_random(draws: Iterable[Draw], num_points: int, num_scrambles: int, seed: int) -> tuple[Tensor, ...]:

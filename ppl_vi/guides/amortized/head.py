@@ -30,7 +30,7 @@ class Head(nn.Module):
 
     def forward(self, local: Tensor) -> Any:
         """Local parameters `(..., num_outputs)` to a distribution of batch shape `(...)` and event shape `(D,)`."""
-        raise NotImplementedError(f"{type(self).__name__} does not tell the parameters of given components")
+        raise NotImplementedError(f"{type(self).__name__} makes no distribution of its local parameters")
 
     def draw(self, local: Tensor, num: int) -> tuple[Tensor, Tensor]:
         """`num` draws of each distribution and their log densities: `(..., num, D)` and `(..., num)`, nats.
@@ -60,11 +60,11 @@ class Head(nn.Module):
 
         Shapes `(..., K)`, `(..., K, D)` and `(..., K, D, D)` to `(..., num_outputs)`; K is `num_components`.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not tell the parameters of given components")
 
     def initial(self, loc: Tensor, precision: Tensor) -> Tensor:
         """Local parameters near Normal(loc, precision^-1), where the search for the best member may start.
 
         `(..., D)` and `(..., D, D)` to `(..., num_outputs)`.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not say where the search for its best member may start")
