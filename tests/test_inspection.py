@@ -190,12 +190,6 @@ def twice(y: Tensor) -> None:
     pyro.sample("z", dist.Normal(y, 1.0))
 
 
-def moving(y: Tensor) -> None:
-    top = pyro.sample("top", dist.Exponential(1.0))
-    z = pyro.sample("z", dist.Uniform(0.0, top))
-    pyro.sample("y", dist.Normal(z, 1.0), obs=y)
-
-
 def sometimes(y: Tensor) -> None:
     z = pyro.sample("z", dist.Normal(0.0, 1.0))
     if z > 0:
@@ -245,7 +239,6 @@ def noisy(y: Tensor) -> None:
             twice,
             "the model raised RuntimeError.*Multiple sample sites named 'z': give each site and plate a name",
         ),
-        (moving, r"the support of site 'z' moves with other latents.*a \+ \(b - a\) \* Uniform"),
         (sometimes, "site '(more|less)' is drawn in some runs only"),
         (learns, "has a parameter 'shift', which nothing here learns: give it a prior"),
         (outside, "site 'y': data outside of the support .* of its Exponential"),

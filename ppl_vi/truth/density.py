@@ -73,12 +73,7 @@ class Density:
             return target.log_density_of_row(u, *row)
 
         def inside(u: Tensor) -> Tensor:
-            values, _ = target.constrain(u)
-            good = torch.ones(len(u), dtype=torch.bool, device=u.device)
-            for site in target.latents:
-                flat = values[site.name].reshape(len(u), -1)
-                good &= flat.isfinite().all(1) & site.support.check(values[site.name]).reshape(len(u), -1).all(1)
-            return good
+            return target.inside(target.constrain(u)[0])
 
         def culprit(u: Tensor) -> str:
             latents = {name: value[0] for name, value in target.constrain(u[None])[0].items()}
