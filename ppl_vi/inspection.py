@@ -21,6 +21,8 @@ from ppl_vi.state import isolated
 
 Row = tuple[Any, ...]
 SEEDS = (0, 4, 6, 1)  # their first draws fall on both sides of a median
+CIRCULAR = ("VonMises", "SineBivariateVonMises", "SineSkewed")
+UNOBSERVED = "_unobserved"  # what Pyro calls the latent half of a site with an `obs_mask`
 IMPROPER = "{name}: site '{site}' has an improper prior, so there is no evidence: give it a proper one"
 
 
@@ -215,8 +217,14 @@ def _refuse_latent(node: Any, other: Any, name: str, one_problem: bool) -> None:
             f"{name}: site '{site}' is discrete; SVI needs continuous latents: sum it out of the model, as "
             "Target.of does"
         )
+    if site.endswith(UNOBSERVED) and _is_masked(node):
+        raise ValueError(
+            f"{name}: site '{site.removesuffix(UNOBSERVED)}' has an obs_mask, which makes latents of the data that are "
+            "there, too, without a density: leave out what is missing by poutine.mask, or draw it at a site of its own"
+        )
     if _is_improper(node["fn"]) or _is_masked(node):
         raise ValueError(IMPROPER.format(name=name, site=site))
+    _refuse_without_a_map(node, name)
     if node["value"].shape != other["value"].shape:
         shapes = tuple(node["value"].shape), tuple(other["value"].shape)
         raise ValueError(f"{name}: site '{site}' has shape {shapes[0]} in one run and {shapes[1]} in another")
@@ -227,6 +235,25 @@ def _refuse_latent(node: Any, other: Any, name: str, one_problem: bool) -> None:
         + ("other latents and is no interval" if one_problem else "other latents or with the problem")
         + ": draw it on a fixed one and map it, Uniform(a, b) as a + (b - a) * Uniform(0, 1)"
     )
+
+
+def _refuse_without_a_map(node: Any, name: str) -> None:
+    fn = node["fn"]
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    kind, site = type(fn).__name__, node["name"]
+    if kind in CIRCULAR:
+        raise ValueError(
+            f"{name}: site '{site}' is an angle: a {kind} repeats itself along the line, so that there is no posterior "
+            "in unconstrained space: draw it within (-pi, pi), Uniform with the density by pyro.factor"
+        )
+    try:
+        biject_to(node["fn"].support)
+    except NotImplementedError:
+        raise ValueError(
+            f"{name}: site '{site}': Pyro has no map from unconstrained space to the support {node['fn'].support} of a "
+            f"{kind}: draw what it is made of, as scales and LKJCholesky for a covariance"
+        ) from None
 
 
 def same_support(one: Any, other: Any) -> bool:

@@ -19,8 +19,9 @@ from torch.distributions.constraints import Constraint
 from torch.func import vmap
 from torch.overrides import TorchFunctionMode
 
+from ppl_vi.ending import ending
 from ppl_vi.enumeration import summed_out
-from ppl_vi.inspection import LatentSite, Moving, latent_sites, run
+from ppl_vi.inspection import SEEDS, LatentSite, Moving, ends, latent_sites, run
 from ppl_vi.laplace import Laplace, centred_on_mass, laplace_of
 from ppl_vi.mapping import draws_unasked, each, whole_plates
 from ppl_vi.state import isolated, private
@@ -165,6 +166,17 @@ def inside(sites: Sequence[LatentSite], latents: Latents) -> Tensor:
     return torch.stack(found).all(0)
 
 
+def off_edge(sites: Sequence[LatentSite], latents: Latents) -> Latents:
+    """Latents with those that lie on an end of their interval moved to the next number inside, as rounding meant."""
+    moved = dict(latents)
+    for site in sites:
+        value, limits = latents[site.name], ends(site.support)
+        for end, other in (limits, limits[::-1]) if limits else ():
+            end, other = end.to(value), other.to(value)
+            moved[site.name] = torch.where(value == end, torch.nextafter(end, other), moved[site.name])
+    return moved
+
+
 def split(sites: Sequence[LatentSite], unconstrained: Tensor) -> dict[str, Tensor]:
     """The part of each site in `(..., D)`, `(..., *site.unconstrained_shape)`."""
     shapes = [site.unconstrained_shape for site in sites]
@@ -274,6 +286,7 @@ class Target:
         device = next((tensor.device for tensor in tensors_of(given)), torch.device("cpu"))
         trace = run(model, given, dtype, name)
         with isolated(dtype, seed=0):
+            model = ending(model, trace, run(model, given, dtype, name, seed=SEEDS[1]))
             model = Bound(summed_out(model, trace, given, name), given)
         target = Target(model, (torch.zeros(1, dtype=dtype, device=device),), name=name, dtype=dtype)
         _ = target.latents  # what is the matter with the model should come out here

@@ -16,6 +16,7 @@ from torch.distributions import Independent, constraints
 from torch.distributions.constraints import Constraint
 from torch.distributions.transforms import ComposeTransform, IndependentTransform
 
+from ppl_vi.ending import support_of
 from ppl_vi.guides import ANY, POSITIVE, REAL, RefusedFamilyError
 from ppl_vi.inspection import LatentSite, ends
 from ppl_vi.state import isolated
@@ -115,11 +116,12 @@ def mismatch(target: Target, guide: nn.Module) -> str | None:
     _refuse_still(target, guide)
     for site in target.sites_at({site.name: sites[site.name]["value"].detach() for site in target.latents}):
         fn = sites[site.name]["fn"]
-        if is_delta(fn) or contains(site.support, fn.support) or _ends_in_bijection(fn, site.support):
+        support = support_of(fn)
+        if is_delta(fn) or contains(site.support, support) or _ends_in_bijection(fn, site.support):
             continue
         fitting = ", ".join(FOLLOWING if target.moving else families_for(site.support))
         return (
-            f"site '{site.name}': the guide's support {describe(fn.support)} is not inside the model's "
+            f"site '{site.name}': the guide's support {describe(support)} is not inside the model's "
             f"{describe(site.support)}, so the reverse KL is inf and the ELBO -inf; families that fit: {fitting}"
         )
     return None
