@@ -224,9 +224,9 @@ def angle(y: Tensor) -> None:
     pyro.sample("y", dist.VonMises(a[0], 1.0), obs=y)
 
 
-def covariance(y: Tensor) -> None:
-    c = pyro.sample("c", dist.Wishart(y.new_tensor(9.0), torch.eye(2).to(y)))
-    pyro.sample("y", dist.Normal(0.0, c[0, 0]), obs=y)
+def direction(y: Tensor) -> None:
+    z = pyro.sample("z", dist.ProjectedNormal(torch.ones(2).to(y)))
+    pyro.sample("y", dist.Normal(z[0], 1.0), obs=y)
 
 
 def partly_seen(y: Tensor) -> None:
@@ -239,7 +239,7 @@ def partly_seen(y: Tensor) -> None:
     ("model", "message"),
     [
         (angle, "site 'a' is an angle: a VonMises repeats itself along the line.*draw it within"),
-        (covariance, "site 'c': Pyro has no map from unconstrained space to the support .* of a Wishart: draw what"),
+        (direction, "site 'z': Pyro has no map from unconstrained space to the support .* of a ProjectedNormal: draw"),
         (partly_seen, "site 'y' has an obs_mask.*leave out what is missing by poutine.mask"),
         (masked, "site 'z' has an improper prior"),
         (noisy, "random numbers that belong to no sample site"),
