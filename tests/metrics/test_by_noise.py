@@ -202,13 +202,12 @@ def test_draws_alone_are_those_of_the_cloud():
 
 
 def test_the_way_from_a_replica_to_another_optimum_climbs():
-    def height(theta, row, rule):  # optima at -1 and 1
-        value = (theta**2 - 1).square().sum()
-        return 4 * theta * (theta**2 - 1), value
+    def height(theta):  # optima at -1 and 1
+        return float(np.square(theta**2 - 1).sum()), 4 * theta * (theta**2 - 1)
 
     def straight(begin):
         end = SimpleNamespace(x=np.array([1.0]), fun=0.0)
-        return _leads_down(height, torch.tensor([begin], dtype=torch.float64), end, (), None)
+        return _leads_down(height, np.array([begin]), end)
 
     assert straight(0.2)
     assert straight(1.7)
