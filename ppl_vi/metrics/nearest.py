@@ -32,7 +32,7 @@ from ppl_vi.svi.result import Fit
 
 NUM_STARTS = 3  # of each problem: the replicas that came nearest, those left out from which the way leads straight down
 NUM_POINTS = 4096  # nodes of a rule
-FINER = 4
+FINER = 4  # times as many for the last searches, where they are no lattice
 NUMBERS = 2**18  # of a temporary
 FEW_POINTS = 512  # of the rule by which curvatures are taken
 MAX_ITERATIONS = 200  # in units of one point
@@ -85,20 +85,25 @@ def nearest_members(fit: Fit, elbo: np.ndarray, log_evidence: np.ndarray, seed: 
     program = fit.program
     large = program.layout.size > MOST_PARAMETERS
     few = _nodes(program.latent_draws, FEW_POINTS, seed + 2)
-    nodes = [_nodes(program.latent_draws, NUM_POINTS, seed + i, large) for i in range(2)]
-    over_few, over_nodes = None if large else _objective(program, few), _objective(program, nodes[0])
+    nodes = [_nodes(program.latent_draws, NUM_POINTS, seed + i, large, FINER) for i in range(2)]
+    rough = _nodes(program.latent_draws, NUM_POINTS, seed, large)
+    over_few, over_nodes = None if large else _objective(program, few), _objective(program, rough)
     theta, converged, short = [], [], []
     order = np.argsort(-np.where(np.isfinite(elbo), elbo, -np.inf), 1, kind="stable")[:, :NUM_STARTS]
     for problem, replicas in enumerate(order):
         row, least = fit.target.row(problem), -float(log_evidence[problem]) - ABOVE
-        on = [_function(partial(_bounded, over_nodes, least), fit.theta, row, rule) for rule in nodes]
+        on_rough, *on = (
+            _function(partial(_bounded, over_nodes, least), fit.theta, row, rule) for rule in (rough, *nodes)
+        )
         on_few = over_few and _function(partial(_bounded, over_few, least), fit.theta, row, few)
         starts = [fit.theta[problem, int(r)].detach().double().numpy() for r in replicas]
-        one = _minimized(on[0], on_few, starts[0])
+        one = _minimized(on_rough, on_few, starts[0])
         for start in starts[1:]:
-            if not _leads_down(on[0], start, one):
-                other = _minimized(on[0], on_few, start)
+            if not _leads_down(on_rough, start, one):
+                other = _minimized(on_rough, on_few, start)
                 one = other if other.fun < one.fun else one
+        if nodes[0].weight.shape != rough.weight.shape:
+            one = _minimized(on[0], on_few, one.x)
         two = _minimized(on[1], on_few, one.x)
         for _ in range(MORE):
             enough = GAIN if large else min(GAIN, max(SHARE * _short(on, one, two), FLAT * max(1.0, abs(one.fun))))
@@ -111,8 +116,8 @@ def nearest_members(fit: Fit, elbo: np.ndarray, log_evidence: np.ndarray, seed: 
     return Nearest(torch.stack(theta).to(fit.theta), np.array(converged), np.array(short))
 
 
-def _nodes(draws: tuple[Draw, ...], num_points: int, seed: int, plain: bool = False) -> Rules:
-    """One rule. Sobol points of normal numbers, of which there are `FINER` times as many, are made to have mean 0 and
+def _nodes(draws: tuple[Draw, ...], num_points: int, seed: int, plain: bool = False, finer: int = 1) -> Rules:
+    """One rule. Sobol points of normal numbers, of which there are `finer` times as many, are made to have mean 0 and
     covariance 1, unless they are to be plain.
 
     What is quadratic in them is then integrated exactly: the score of a Gaussian q, and log p where p is Gaussian, too.
@@ -121,8 +126,8 @@ def _nodes(draws: tuple[Draw, ...], num_points: int, seed: int, plain: bool = Fa
     sizes = [draw.shape.numel() for draw in draws]
     if plain or any(draw.kind != "normal" for draw in draws) or not MOST_LATTICE < sum(sizes) < num_points / 2:
         return rules(draws, num_points, seed, num_rules=1)
-    rule = rules(draws, FINER * num_points, seed, num_rules=1)
-    points = torch.cat([part[0].reshape(FINER * num_points, -1) for part in rule.noise], -1)
+    rule = rules(draws, finer * num_points, seed, num_rules=1)
+    points = torch.cat([part[0].reshape(finer * num_points, -1) for part in rule.noise], -1)
     points = points - points.mean(0)
     factor = torch.linalg.cholesky(points.mT @ points / len(points))
     points = torch.linalg.solve_triangular(factor, points.mT, upper=False).mT
