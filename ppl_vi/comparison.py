@@ -417,9 +417,7 @@ def _graded(truth: Truth, problem: int) -> dict[str, Any]:
         "grade": truth.grade,
         "grade_reason": truth.reasons[problem] if truth.reasons else "",
         "assumptions": list(truth.assumptions),
-        "log_evidence_std_error": _plain(
-            np.broadcast_to(truth.log_evidence_std_error, truth.log_evidence.shape)[problem]
-        ),
+        "log_evidence_std_error": _plain(truth.log_evidence_std_error[problem]),
     }
 
 

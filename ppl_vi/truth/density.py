@@ -50,7 +50,7 @@ class Density:
             width: numbers of the largest temporary at one point.
             culprit: which site has no density at a point `(D,)`, in words.
         """
-        self.culprit = culprit
+        self.culprit, self.width = culprit, width
         self.of_one, self.dim, self.dtype, self.inside, self.name = of_one, dim, dtype, inside, name
         self.block = min(BLOCK, max(SMALL, NUMBERS // width))
         self._values: dict[int, Callable[[Tensor], Tensor]] = {}
