@@ -2,11 +2,12 @@
 
 On fixed nodes the ELBO is an ordinary function of the guide's parameters, without noise, and its gradient is exact. The
 optimum on one set of nodes is not quite the family's best member; found on two independent sets, it tells by how much.
-Parameters are measured in units of the curvature where a search starts, from few nodes and anew where it goes on: along
-L-BFGS a badly scaled function would be crept down.
 If both lie at random around the best one, they are, in mean square, twice as far from each other as from it: on either
 set, the other's optimum is lower than its own by twice what each falls short of the best. Their midpoint is nearer by
 half, unless one density has several parameters.
+
+Parameters are measured in units of the curvature where a search starts, taken from few nodes, and anew where it goes
+on: in their own units L-BFGS creeps where they are badly scaled.
 """
 
 from __future__ import annotations

@@ -74,9 +74,10 @@ def test_the_best_mean_field_member_of_a_correlated_gaussian_is_in_closed_form(d
 def test_a_full_covariance_has_no_family_gap():
     for dim in (2, 5):
         gap = scored(dim, "AutoMultivariateNormal").scores["family_gap"]
-        # the integrand is constant at the optimum, so Sobol points have no error but that the search stops near it
-        assert abs(gap.value[0, 0]) <= gap.error[0, 0] + 4 * gap.std_error[0, 0]
-        assert gap.error[0, 0] + gap.std_error[0, 0] < 1e-5
+        # the search's rules have the moments of the normal, and the integrand is constant at the optimum: neither has
+        # an error but that the search stops near it, where it promises no more than 1e-9 nats
+        assert abs(gap.value[0, 0]) <= gap.error[0, 0] + 4 * gap.std_error[0, 0] + 1e-9
+        assert gap.error[0, 0] + gap.std_error[0, 0] < 1e-8
 
 
 @pytest.mark.slow
