@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from ppl_vi.state import isolated
 from ppl_vi.target import Target
 from ppl_vi.truth.bridge import DEGREES, Evidence, bridge, fitted, importance
 from ppl_vi.truth.cache import kept
-from ppl_vi.truth.density import Density
+from ppl_vi.truth.coordinates import Coordinates
 from ppl_vi.truth.result import Check, Points, Truth
 from ppl_vi.truth.sampler import Kernel, State, adapted, placed, settled
 from ppl_vi.truth.search import prior_draws
@@ -37,10 +38,9 @@ HEAVY = 0.7  # Pareto k-hat of the importance weights
 ATTEMPTS = 4  # runs at half the step where trajectories diverged, or at twice the thinning where draws are correlated
 LONGEST_THINNING = 30
 REACH = 2.0  # of the uniform starts in unconstrained space, as in Stan
-ASSUMED = (
-    "the chains have found every part of the posterior: nothing else proves that no separate mode was missed",
-    "the posterior's density is smooth enough for Hamiltonian trajectories (none diverged)",
-)
+FOUND = "the chains have found every part of the posterior: nothing else proves that no separate mode was missed"
+SMOOTH = "the posterior's density{} is smooth enough for Hamiltonian trajectories (none diverged)"
+RELATIVE = ", with {} in coordinates relative to their priors,"
 
 
 @dataclass(frozen=True)
@@ -69,21 +69,31 @@ class Draws:
     """What the chains of one problem gave.
 
     Attributes:
-        u: `(N, C, D)`, draws by chains.
-        value: log density, `(N, C)`, nats.
+        coordinates: that the chains moved in.
+        u: in these, `(N, C, D)`, draws by chains.
+        value: log density in these, `(N, C)`, nats.
+        slope: its gradient, `(N, C, D)`.
         energy: of every transition, thinned ones too, `(T, C)`.
         num_diverged: of them.
     """
 
+    coordinates: Coordinates
     u: Tensor
     value: Tensor
+    slope: Tensor
     energy: Tensor
     num_diverged: int
 
-    @property
+    @cached_property
+    def v(self) -> Tensor:
+        """In the coordinates of `Target.constrain`, `(N, C, D)`."""
+        return self.coordinates.outward(self.u.flatten(0, 1)).reshape(self.u.shape)
+
+    @cached_property
     def numbers(self) -> Tensor:
-        """Every coordinate and the log density, `(N, C, D + 1)`."""
-        return torch.cat([self.u, self.value[..., None]], -1)
+        """Every coordinate of `Target.constrain` and the log density in these, `(N, C, D + 1)`."""
+        value = self.coordinates.plain(self.v.flatten(0, 1)).reshape(self.value.shape)
+        return torch.cat([self.v, value[..., None]], -1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,8 +127,10 @@ def reference_truth(target: Target, *, settings: Settings | None = None, seed: i
     """
     chosen = settings or Settings()
     with isolated(target.dtype, seed=seed):
-        found = [_found(target, problem, chosen, seed) for problem in range(target.num_problems)]
+        coordinates = [Coordinates.of(target, problem) for problem in range(target.num_problems)]
+        found = [_found(begun, chosen, seed) for begun in coordinates]
     reasons = tuple(one.reason for one in found)
+    relative = [site.name for site in target.latents if any(site.name in begun.pulls for begun in coordinates)]
     u = torch.stack([one.u for one in found])
     group = torch.arange(chosen.num_chains).repeat_interleave(chosen.num_draws)
     points = Points(u, torch.full(u.shape[:2], -math.log(u.shape[1]), dtype=u.dtype), group, "draws")
@@ -130,7 +142,7 @@ def reference_truth(target: Target, *, settings: Settings | None = None, seed: i
         tuple(max((one.checks[i] for one in found), key=_size) for i in range(len(found[0].checks))),
         reasons=reasons if any(reasons) else (),
         grade="uncertified" if any(reasons) else "checked",
-        assumptions=ASSUMED,
+        assumptions=(FOUND, SMOOTH.format(RELATIVE.format(", ".join(relative)) if relative else "")),
         log_evidence_std_error=np.array([one.std_error for one in found]),
         make_points=lambda: (points,),
     )
@@ -161,30 +173,30 @@ def _size(check: Check) -> float:
     return math.inf if math.isnan(check.error) else check.error
 
 
-def _found(target: Target, problem: int, settings: Settings, seed: int) -> Reference:
-    density = Density.of(target, problem)
+def _found(coordinates: Coordinates, settings: Settings, seed: int) -> Reference:
+    target, problem = coordinates.target, coordinates.problem
 
     def compute() -> Reference:
         prior = prior_draws(target, problem, settings.num_chains, seed)
         with torch.no_grad():
-            return reference(density, prior, settings, seed)
+            return reference(coordinates, prior, settings, seed)
 
-    return kept(target, density, problem, asdict(settings) | {"seed": seed}, compute)
+    return kept(target, coordinates.plain, problem, asdict(settings) | {"seed": seed}, compute)
 
 
-def reference(density: Density, prior: Tensor, settings: Settings, seed: int) -> Reference:
+def reference(coordinates: Coordinates, prior: Tensor, settings: Settings, seed: int) -> Reference:
     """Draws from one density, with all that checks them.
 
     Args:
-        density: of one problem.
+        coordinates: of one problem, where chains begin to move.
         prior: draws of the prior, where half of the chains start.
         settings: how many.
         seed: of everything.
     """
     generator = torch.Generator().manual_seed(seed)
-    start = _dispersed(density, prior, settings.num_chains, generator)
-    draws = _sampled(density, start, settings, generator)
-    by_bridge, by_importance, heavy = _evidence(density, draws, settings.num_proposed, seed)
+    start = _dispersed(coordinates, prior, settings.num_chains, generator)
+    draws = _sampled(coordinates, start, settings, generator)
+    by_bridge, by_importance, heavy = _evidence(draws, settings.num_proposed, seed)
     joint_error = math.hypot(by_bridge.std_error, by_importance.std_error)
     checks = (
         *_diagnosed(draws),
@@ -193,16 +205,18 @@ def reference(density: Density, prior: Tensor, settings: Settings, seed: int) ->
         Check("Pareto k-hat of the importance weights", heavy, HEAVY),
     )
     failed = [f"{c.name}: {c.error:.3g}, allowed {c.tolerance:g}" for c in checks if not c.error <= c.tolerance]
-    u = draws.u.transpose(0, 1).reshape(-1, density.dim)
-    return Reference(u, by_bridge.value, by_bridge.std_error, checks, "; ".join(failed))
+    return Reference(
+        draws.v.transpose(0, 1).flatten(0, 1), by_bridge.value, by_bridge.std_error, checks, "; ".join(failed)
+    )
 
 
 def _ratio(one: Evidence, other: Evidence) -> float:
     return abs(one.value - other.value) / math.hypot(one.std_error, other.std_error)
 
 
-def _dispersed(density: Density, prior: Tensor, num: int, generator: torch.Generator) -> Tensor:
+def _dispersed(coordinates: Coordinates, prior: Tensor, num: int, generator: torch.Generator) -> Tensor:
     """Half of the chains anywhere within 2 of 0, as Stan's start, and half where the prior's draws are, `(C, D)`."""
+    density, prior = coordinates.density, coordinates.inward(prior)
     anywhere = REACH * (2 * torch.rand(20 * num, density.dim, generator=generator, dtype=prior.dtype) - 1)
     drawn = prior[density(prior).isfinite()][: num // 2]
     start = torch.cat([drawn, anywhere[density(anywhere).isfinite()]])[:num]
@@ -211,20 +225,24 @@ def _dispersed(density: Density, prior: Tensor, num: int, generator: torch.Gener
     return start
 
 
-def _sampled(density: Density, start: Tensor, settings: Settings, generator: torch.Generator) -> Draws:
-    state = placed(density, start)
-    kernel = Kernel(torch.tensor(0.1), math.pi / 2, torch.eye(density.dim, dtype=start.dtype))
-    state, kernel = settled(density, state, kernel, 2 * settings.num_warmup, settings.acceptance, generator)
+def _sampled(coordinates: Coordinates, start: Tensor, settings: Settings, generator: torch.Generator) -> Draws:
+    state = placed(coordinates.density, start)
+    kernel = Kernel(torch.tensor(0.1), math.pi / 2, torch.eye(start.shape[1], dtype=start.dtype))
+    num, goal = settings.num_warmup, settings.acceptance
+    state, kernel = settled(coordinates.density, state, kernel, 2 * num, goal, generator)
     for _ in range(settings.num_windows - 1):
-        window, state = _run(density, state, kernel, settings.num_warmup // 4, 1, generator)
-        kernel = replace(kernel, factor=_factor(window.u.flatten(0, 1)), step=kernel.step.clamp(max=0.3))
-        state, kernel = adapted(density, state, kernel, settings.num_warmup, settings.acceptance, generator)
-    pilot, state = _run(density, state, kernel, settings.num_draws, 1, generator)
-    thinning = _thinning(torch.cat([pilot.u, pilot.u.square(), pilot.value[..., None]], -1))
+        window, state = _run(coordinates, state, kernel, num // 4, 1, generator)
+        coordinates = coordinates.fitted(window.u.flatten(0, 1), window.slope.flatten(0, 1))
+        u = coordinates.inward(window.v.flatten(0, 1))
+        kernel = replace(kernel, factor=_factor(u), step=kernel.step.clamp(max=0.3))
+        state = placed(coordinates.density, u[-len(start) :])
+        state, kernel = adapted(coordinates.density, state, kernel, num, goal, generator)
+    pilot, state = _run(coordinates, state, kernel, settings.num_draws, 1, generator)
+    thinning = _thinning(torch.cat([pilot.v, pilot.v.square(), pilot.numbers[..., -1:]], -1))
     if thinning == LONGEST_THINNING:
         return pilot  # and its checks will say why: no run of bearable length would do
     for _ in range(ATTEMPTS):
-        draws, state = _run(density, state, kernel, settings.num_draws, thinning, generator)
+        draws, state = _run(coordinates, state, kernel, settings.num_draws, thinning, generator)
         correlated = float(autocorrelation(draws.numbers, 1).abs().max()) > CORRELATION
         if not draws.num_diverged and not correlated:
             break
@@ -242,19 +260,19 @@ def _factor(u: Tensor) -> Tensor:
 
 
 def _run(
-    density: Density, state: State, kernel: Kernel, num: int, thinning: int, generator: torch.Generator
+    coordinates: Coordinates, state: State, kernel: Kernel, num: int, thinning: int, generator: torch.Generator
 ) -> tuple[Draws, State]:
     """`num` draws of each chain, `thinning` transitions apart."""
-    u, value, energy, diverged = [], [], [], 0
+    states, energy, diverged = [], [], 0
     for step in range(num * thinning):
-        moved = kernel.transition(density, state, generator)
+        moved = kernel.transition(coordinates.density, state, generator)
         state = moved.state
         energy.append(moved.energy)
         diverged += int(moved.diverged.sum())
         if (step + 1) % thinning == 0:
-            u.append(state.u)
-            value.append(state.value)
-    return Draws(torch.stack(u), torch.stack(value), torch.stack(energy), diverged), state
+            states.append(state)
+    u, value, slope = (torch.stack(parts) for parts in zip(*((s.u, s.value, s.slope) for s in states), strict=True))
+    return Draws(coordinates, u, value, slope, torch.stack(energy), diverged), state
 
 
 def autocorrelation(values: Tensor, lag: int) -> Tensor:
@@ -290,11 +308,11 @@ def _diagnosed(draws: Draws) -> tuple[Check, ...]:
     )
 
 
-def _evidence(density: Density, draws: Draws, num: int, seed: int) -> tuple[Evidence, Evidence, float]:
+def _evidence(draws: Draws, num: int, seed: int) -> tuple[Evidence, Evidence, float]:
     """By bridge and by importance sampling, each with a density fitted to the other half of the chains, and k-hat."""
     from arviz_stats.base import array_stats
 
-    half = draws.u.shape[1] // 2
+    density, half = draws.coordinates.density, draws.u.shape[1] // 2
     first, second = draws.u[:, :half], draws.u[:, half:]
     generator = torch.Generator().manual_seed(seed + 1)
     normal = fitted(first.flatten(0, 1), math.inf, seed)
