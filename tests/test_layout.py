@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ["ppl_vi", "models", "benchmarks"]
 LAYERS = [
     "rules", "state", "storage", "workers", "mapping", "writing", "newton", "distributions", "enumeration",
-    "inspection", "laplace", "target", "guides", "svi", "truth", "metrics", "comparison", "report", "any_model",
+    "inspection", "ending", "laplace", "target", "guides", "svi", "truth", "metrics", "comparison", "report", "any_model",
     "cli", "__main__",
 ]  # fmt: skip
 
