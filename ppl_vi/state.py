@@ -13,14 +13,17 @@ from pyro.nn.module import PyroModule
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
+from ppl_vi.vmap_rules import known_to_vmap
+
 
 @contextmanager
 def isolated(dtype: torch.dtype = torch.float64, seed: int | None = None) -> Iterator[None]:
     """Isolates model and guide code from the caller, and the caller from it.
 
     Inside: an empty parameter store, parameters local to their modules (so that two `AutoNormal` never share names),
-    validation off (supports are checked beforehand; a traced graph can't branch on data), `dtype` as the default, and
-    a random state of its own. Outside: everything as before, also after an exception.
+    validation off (supports are checked beforehand; a traced graph can't branch on data), `dtype` as the default, a
+    random state of its own, and functions that `vmap` knows (`ppl_vi.vmap_rules`). Outside: everything as before, also
+    after an exception.
 
     Args:
         dtype: the default dtype inside.
@@ -34,6 +37,7 @@ def isolated(dtype: torch.dtype = torch.float64, seed: int | None = None) -> Ite
         stack.enter_context(pyro.get_param_store().scope())
         stack.callback(torch.set_default_dtype, outer_dtype)
         torch.set_default_dtype(dtype)
+        stack.enter_context(known_to_vmap())
         yield
 
 

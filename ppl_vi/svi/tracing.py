@@ -22,6 +22,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 aten = torch.ops.aten
 PLAIN = (Tensor, nn.Parameter)
 VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}  # what such operations ask for
+INDEXED = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default}
 MASKS = (torch.bool, torch.uint8)  # dtypes of indices whose values say how much is taken
 DECIDES = "data-dependent control flow: {} asks for the value of what is being traced"
 
@@ -96,6 +97,8 @@ class _Scribe(TorchDispatchMode):
         kwargs = kwargs or {}
         if not all(kind in PLAIN for kind in types):
             return NotImplemented
+        if func in INDEXED:
+            args = (args[0], self._places(args[1]), *args[2:])
         if _asks(func, args):
             return self._number(func, args, kwargs)
         how = self.decompositions.get(func) or (func.decompose if func._can_decompose() else None)
@@ -106,7 +109,7 @@ class _Scribe(TorchDispatchMode):
             func = aten.lift_fresh_copy.default  # the graph runs more than once
         given = map_aggregate(args, self.node_of), map_aggregate(kwargs, self.node_of)
         node = self.graph.create_node("call_function", func, *given, name=func.overloadpacket.__name__)
-        self._judge(func, node)
+        self._judge(func, node, args)
         out = func(*args, **kwargs)
         if isinstance(out, Tensor):
             self.know(out, node)
@@ -116,14 +119,23 @@ class _Scribe(TorchDispatchMode):
                     self.know(part, self.graph.call_function(operator.getitem, (node, place)))
         return out
 
-    def _judge(self, func: Any, node: Node) -> None:
+    def _judge(self, func: Any, node: Node, args: Any) -> None:
         """Whether the node's value is the same whatever the inputs are."""
         sources, random = set(node.all_input_nodes), torch.Tag.nondeterministic_seeded in func.tags
-        lifted = func is aten.lift_fresh_copy.default
-        if sources <= self.fixed | self.held and (lifted or sources & self.fixed) and not random:
+        begins = not sources or func is aten.lift_fresh_copy.default
+        if sources <= self.fixed | self.held and (begins or sources & self.fixed) and not random:
             self.fixed.add(node)
         elif writes(node):
-            self.fixed.clear()  # what is written to may be a view of any of them
+            memory = args[0].untyped_storage().data_ptr()  # what is written to may be a view of some of them
+            self.fixed -= {n for t, n in self.nodes.items() if t.untyped_storage().data_ptr() == memory}
+
+    def _places(self, indices: Any) -> list[Any]:
+        """Indices with the places in a mask instead of the mask, where these are the same whatever the inputs are."""
+        found: list[Any] = []
+        for index in indices:
+            known = index is not None and index.dtype in MASKS and self.node_of(index) in self.fixed | self.held
+            found.extend(index.nonzero().unbind(1) if known else [index])
+        return found
 
     def _number(self, func: Any, args: Any, kwargs: Any) -> Any:
         """What a tensor that depends on no input says of itself."""

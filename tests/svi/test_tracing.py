@@ -41,6 +41,22 @@ def numbers(x: Tensor, y: Tensor) -> Tensor:
     return x * (torch.tensor(3.0) + 1).item() + y * OUTSIDE.item()
 
 
+def test_a_mask_that_depends_on_no_input_is_known() -> None:
+    """As torch's triangular matrices are filled: a write elsewhere in between leaves it known."""
+
+    def triangle(x: Tensor) -> Tensor:
+        mask = torch.arange(3) < torch.arange(3).view(-1, 1)
+        matrix = x.new_zeros(3, 3)
+        matrix[mask] = x
+        return matrix.cumsum(0)[..., mask].square()
+
+    def gradient(x: Tensor) -> Tensor:
+        return vmap(grad(lambda one: triangle(one).sum()))(x)
+
+    x, other = torch.randn((2, 4, 3), generator=torch.Generator().manual_seed(2)).unbind()
+    torch.testing.assert_close(written_down(gradient, [x])(other), gradient(other))
+
+
 FUNCTIONS = [arithmetic, in_place, of_matrices, numbers]
 
 
