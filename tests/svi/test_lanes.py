@@ -181,6 +181,7 @@ GRAPHS: dict[str, tuple[int, Callable[[Tensor, Tensor], Tensor]]] = {  # 12 para
     "matrices": (12, lambda t, n: (t.reshape(3, 4) @ n.reshape(4, 3) @ t.reshape(3, 4))),
     "triangles": (12, lambda t, n: (torch.tril(t.reshape(3, 4), -1) + torch.triu(n.reshape(3, 4), 1))),
     "joined": (12, lambda t, n: torch.cat([n[0, 3:9].flip(0), t[::2]])),
+    "padded": (12, lambda t, n: torch.nn.functional.pad(t.reshape(3, 4)[:, 2:] * n[0, :2], (1, 1), value=1.5)),
     "sums": (12, lambda t, n: t.reshape(3, 4).sum(0).repeat(3) + n.mean() + t.reshape(3, 4).amax(1).repeat(4)),
     "cumulative": (12, lambda t, n: torch.cumsum(t.reshape(3, 4), 0) - torch.cumsum(n.reshape(3, 4), 1)),
     "softmax": (12, lambda t, n: torch.softmax(t.reshape(3, 4), -1) + torch.logsumexp(n.reshape(3, 4), 0)),
