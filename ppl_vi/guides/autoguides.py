@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import deepcopy
+from copy import copy
 from types import MethodType
 from typing import Any
 
@@ -43,14 +43,14 @@ def laplace(model: Callable[..., Any], init_loc_fn: Callable[..., Any] = autogui
 
 
 def drawn_by_latents(guide: nn.Module) -> nn.Module:
-    """A copy that draws no more numbers than there are latents, of the same density; the guide itself where it does.
+    """A shallow copy that draws no more numbers than there are latents, of the same density; the guide itself if it does.
 
     `AutoLowRankMultivariateNormal` draws `rank` more. Each is one more dimension of a rule over the noise, of which up
     to three are integrated to rounding, and lets members of one density differ by the rule's errors.
     """
     if getattr(type(guide), "get_posterior", None) is not autoguide.AutoLowRankMultivariateNormal.get_posterior:
         return guide
-    copied: Any = deepcopy(guide)
+    copied: Any = copy(guide)
     copied.get_posterior = MethodType(_by_one_factor, copied)
     return copied
 

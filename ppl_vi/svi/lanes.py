@@ -30,10 +30,10 @@ from torch.fx import GraphModule, Node
 from ppl_vi.svi.tracing import written_down
 
 HEADER = Path(__file__).with_name("lanes.h")
-MOST_BYTES = 2**23  # of a group's values: beyond the second cache they still run several times faster than batched
+MOST_BYTES = 2**26  # of a group's values: beyond the second cache they still run several times faster than batched
 MOST_GROUPS, GROUPED = 4, 1000  # groups whose steps alternate, so that one's arithmetic fills the other's waits
 WRITTEN_OUT = 4  # passes of a loop
-MOST_ELEMENTS = 2**14  # of one value, whose places are written out in the code
+MOST_ELEMENTS = 2**18  # of one value, whose places are written out in the code
 MOST_CHOICES = 32  # that a count picks from
 ERFCX_TERMS = {torch.float32: 12, torch.float64: 23}  # whose last is below rounding
 ERF_TERMS = {torch.float32: 7, torch.float64: 12}

@@ -72,7 +72,7 @@ class _Scribe(TorchDispatchMode):
         self.graph, self.holder = Graph(), nn.Module()
         self.nodes = WeakTensorKeyDictionary()
         self.held: set[Node] = set()  # tensors that no operation here has made
-        self.fixed: set[Node] = set()  # made here of numbers in the code, and of nothing else but what is held
+        self.fixed: set[Node] = set()  # made here of nothing but numbers in the code and what is held
         self.num_held = 0
 
     def know(self, tensor: Tensor, node: Node) -> None:
@@ -122,8 +122,7 @@ class _Scribe(TorchDispatchMode):
     def _judge(self, func: Any, node: Node, args: Any) -> None:
         """Whether the node's value is the same whatever the inputs are."""
         sources, random = set(node.all_input_nodes), torch.Tag.nondeterministic_seeded in func.tags
-        begins = not sources or func is aten.lift_fresh_copy.default
-        if sources <= self.fixed | self.held and (begins or sources & self.fixed) and not random:
+        if sources <= self.fixed | self.held and not random:
             self.fixed.add(node)
         elif writes(node):
             memory = args[0].untyped_storage().data_ptr()  # what is written to may be a view of some of them
