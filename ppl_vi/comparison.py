@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ppl_vi.guides import FLOWS, MULTIMODAL, Family, RefusedFamilyError, find_family
 from ppl_vi.guides.given import family_of
+from ppl_vi.inspection import LatentSite, ends
 from ppl_vi.metrics.cloud import cloud, drawn, rules, sobol_rules
 from ppl_vi.metrics.divergence import reverse_kl_of_many
 from ppl_vi.metrics.estimate import Estimate
@@ -24,7 +25,6 @@ from ppl_vi.metrics.weighted import Line, Sample, guide_samples, number_names, p
 from ppl_vi.svi.fit import UnsuitableObjectiveError, check_objective, fit
 from ppl_vi.svi.objectives import find_objective
 from ppl_vi.svi.result import Fit, versions
-from ppl_vi.svi.support import bounds
 from ppl_vi.target import Target
 from ppl_vi.truth import Truth
 from ppl_vi.workers import shared
@@ -97,9 +97,9 @@ class Comparison:
         if self.truth.line is None:
             edges = self.edges
             return (edges[..., 1:] + edges[..., :-1]) / 2
-        ends = bounds(self.target.latents[0].support) or (-np.inf, np.inf)
+        limits = _limits(self.target.latents[0])[0]
         tails = _tails(self.truth.quantile(np.tile(SHOWN, (self.target.num_problems, 1))))
-        low, high = np.maximum(tails[:, :1], ends[0]), np.minimum(tails[:, 1:], ends[1])
+        low, high = np.maximum(tails[:, :1], limits[0]), np.minimum(tails[:, 1:], limits[1])
         return low + (high - low) * np.linspace(-BEYOND, 1 + BEYOND, NUM_POINTS)
 
     @cached_property
@@ -114,12 +114,8 @@ class Comparison:
             lines = [Line.of(sample, k) for k in range(sample.z.shape[1])]
             tails = _tails(np.array([line.quantile(np.array(SHOWN)) for line in lines]))
             edges = tails[:, :1] + (tails[:, 1:] - tails[:, :1]) * np.array([-BEYOND, 1 + BEYOND])
-            ends = [
-                bounds(site.support) or (-np.inf, np.inf)
-                for site in self.target.latents
-                for _ in range(site.shape.numel())
-            ]
-            low, high = np.clip(edges, *np.array(ends).T[..., None]).T[..., None]
+            limits = np.concatenate([_limits(site) for site in self.target.latents])
+            low, high = np.clip(edges, limits[:, :1], limits[:, 1:]).T[..., None]
             rows.append(low + (high - low) * grid)
         return np.array(rows)
 
@@ -131,6 +127,12 @@ class Comparison:
         values = torch.from_numpy(z).to(self.target.device)
         log_density = self.truth.log_prob({site.name: values.reshape((*z.shape, *site.shape))})
         return torch.where(site.support.check(values), log_density.exp(), 0.0).cpu().numpy()[problem][None]
+
+
+def _limits(site: LatentSite) -> np.ndarray:
+    """Between which a site's numbers lie, as far as one can say of each, `(K, 2)`."""
+    low, high = ends(site.support) or (torch.tensor(-torch.inf), torch.tensor(torch.inf))
+    return torch.stack([end.expand(site.shape).flatten().double() for end in (low, high)], 1).cpu().numpy()
 
 
 def _tails(quantiles: np.ndarray) -> np.ndarray:
@@ -415,9 +417,7 @@ def _graded(truth: Truth, problem: int) -> dict[str, Any]:
         "grade": truth.grade,
         "grade_reason": truth.reasons[problem] if truth.reasons else "",
         "assumptions": list(truth.assumptions),
-        "log_evidence_std_error": _plain(
-            np.broadcast_to(truth.log_evidence_std_error, truth.log_evidence.shape)[problem]
-        ),
+        "log_evidence_std_error": _plain(truth.log_evidence_std_error[problem]),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,21 @@ from ppl_vi.state import isolated
 
 Row = tuple[Any, ...]
 SEEDS = (0, 4, 6, 1)  # their first draws fall on both sides of a median
+CIRCULAR = ("VonMises", "SineBivariateVonMises", "SineSkewed")
+UNOBSERVED = "_unobserved"  # what Pyro calls the latent half of a site with an `obs_mask`
 IMPROPER = "{name}: site '{site}' has an improper prior, so there is no evidence: give it a proper one"
+
+
+class Moving(constraints.Constraint):
+    """An interval whose ends move with the latents drawn before it: where they are, `Target.supports` tells.
+
+    Attributes:
+        example: the interval of one run.
+    """
+
+    def __init__(self, example: constraints.Constraint) -> None:
+        self.example = example
+        self.event_dim = example.event_dim
 
 
 @dataclass(frozen=True)
@@ -40,7 +55,20 @@ class LatentSite:
     @property
     def unconstrained_shape(self) -> torch.Size:
         """Shape after `biject_to(support).inv`."""
-        return biject_to(self.support).inverse_shape(self.shape)
+        return self.shape if isinstance(self.support, Moving) else biject_to(self.support).inverse_shape(self.shape)
+
+
+def ends(support: constraints.Constraint) -> tuple[Tensor, Tensor] | None:
+    """The ends of a support that is an interval of the line, or one for each element; None for any other."""
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    if support is constraints.real:
+        return torch.tensor(-math.inf), torch.tensor(math.inf)
+    low, high = getattr(support, "lower_bound", None), getattr(support, "upper_bound", None)
+    if low is None and high is None:
+        return None
+    low, high = -math.inf if low is None else low, math.inf if high is None else high
+    return torch.as_tensor(low).detach(), torch.as_tensor(high).detach()
 
 
 class _Reached(Messenger):
@@ -122,8 +150,10 @@ def latent_sites(
         if node["is_observed"]:
             _refuse_outside(node, other[site], name)
         else:
-            _refuse_latent(node, other[site], name)
-            sites.append(LatentSite(site, node["fn"].support, node["value"].shape))
+            _refuse_latent(node, other[site], name, first is last)
+            moves = not same_support(node["fn"].support, other[site]["fn"].support)
+            support = Moving(node["fn"].support) if moves else node["fn"].support
+            sites.append(LatentSite(site, support, node["value"].shape))
     if not sites:
         raise ValueError(f"{name}: the model has no latent sample site: there is nothing to infer")
     return tuple(sites)
@@ -180,23 +210,50 @@ def _refuse_outside(node: Any, other: Any, name: str) -> None:
         )
 
 
-def _refuse_latent(node: Any, other: Any, name: str) -> None:
+def _refuse_latent(node: Any, other: Any, name: str, one_problem: bool) -> None:
     site, support = node["name"], node["fn"].support
     if support.is_discrete:
         raise ValueError(
             f"{name}: site '{site}' is discrete; SVI needs continuous latents: sum it out of the model, as "
             "Target.of does"
         )
+    if site.endswith(UNOBSERVED) and _is_masked(node):
+        raise ValueError(
+            f"{name}: site '{site.removesuffix(UNOBSERVED)}' has an obs_mask, which makes latents of the data that are "
+            "there, too, without a density: leave out what is missing by poutine.mask, or draw it at a site of its own"
+        )
     if _is_improper(node["fn"]) or _is_masked(node):
         raise ValueError(IMPROPER.format(name=name, site=site))
+    _refuse_without_a_map(node, name)
     if node["value"].shape != other["value"].shape:
         shapes = tuple(node["value"].shape), tuple(other["value"].shape)
         raise ValueError(f"{name}: site '{site}' has shape {shapes[0]} in one run and {shapes[1]} in another")
-    if not same_support(support, other["fn"].support):
+    if same_support(support, other["fn"].support) or (one_problem and ends(support) and ends(other["fn"].support)):
+        return
+    raise ValueError(
+        f"{name}: the support of site '{site}' moves with "
+        + ("other latents and is no interval" if one_problem else "other latents or with the problem")
+        + ": draw it on a fixed one and map it, Uniform(a, b) as a + (b - a) * Uniform(0, 1)"
+    )
+
+
+def _refuse_without_a_map(node: Any, name: str) -> None:
+    fn = node["fn"]
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    kind, site = type(fn).__name__, node["name"]
+    if kind in CIRCULAR:
         raise ValueError(
-            f"{name}: the support of site '{site}' moves with other latents or with the problem: draw it on a "
-            "fixed one and map it, Uniform(a, b) as a + (b - a) * Uniform(0, 1)"
+            f"{name}: site '{site}' is an angle: a {kind} repeats itself along the line, so that there is no posterior "
+            "in unconstrained space: draw it within (-pi, pi), Uniform with the density by pyro.factor"
         )
+    try:
+        biject_to(node["fn"].support)
+    except NotImplementedError:
+        raise ValueError(
+            f"{name}: site '{site}': Pyro has no map from unconstrained space to the support {node['fn'].support} of a "
+            f"{kind}: draw what it is made of, as scales and LKJCholesky for a covariance"
+        ) from None
 
 
 def same_support(one: Any, other: Any) -> bool:

@@ -10,7 +10,8 @@ from typing import Any
 import pyro
 import torch
 from pyro.nn.module import PyroModule
-from torch import nn
+from torch import Tensor, nn
+from torch.distributions import Distribution, Transform
 
 
 @contextmanager
@@ -56,7 +57,8 @@ def own_randomness(seed: int | None) -> Iterator[None]:
 def private(function: Any, dtype: torch.dtype) -> Any:
     """A module, or a method of one, as a copy in `dtype` that can be run inside `isolated`; anything else as it is.
 
-    A `PyroModule` made while its parameters were global has no place for local ones.
+    A `PyroModule` made while its parameters were global has no place for local ones. The priors of its `PyroSample`s
+    hold tensors that are no parameters or buffers.
     """
     owner = getattr(function, "__self__", function)
     if not isinstance(owner, nn.Module):
@@ -65,4 +67,18 @@ def private(function: Any, dtype: torch.dtype) -> Any:
     for part in copied.modules():
         if isinstance(part, PyroModule) and not hasattr(part._pyro_context, "param_state"):
             part._pyro_context.param_state = {"params": {}, "constraints": {}}
+        for prior in getattr(part, "_pyro_samples", {}).values():
+            _cast(prior, dtype)
     return copied if owner is function else getattr(copied, function.__name__)
+
+
+def _cast(held: Any, dtype: torch.dtype) -> None:
+    """Floating-point tensors of a distribution, and of what it is made of, in `dtype`; it is to validate no values."""
+    if not isinstance(held, Distribution | Transform):
+        return
+    vars(held).pop("_validate_args", None)  # as `expand` leaves it behind, in spite of the default
+    for name, value in vars(held).items():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            vars(held)[name] = value.to(dtype)
+        for part in value if isinstance(value, list | tuple) else (value,):
+            _cast(part, dtype)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,15 @@ import pyro.poutine as poutine
 import torch
 from pyro.distributions.transforms import biject_to
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_feasible
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
+from torch.distributions.constraints import Constraint
 from torch.func import vmap
 from torch.overrides import TorchFunctionMode
 
+from ppl_vi.ending import ending
 from ppl_vi.enumeration import summed_out
-from ppl_vi.inspection import LatentSite, latent_sites, run
+from ppl_vi.inspection import SEEDS, LatentSite, Moving, ends, latent_sites, run
 from ppl_vi.laplace import Laplace, centred_on_mass, laplace_of
 from ppl_vi.mapping import draws_unasked, each, whole_plates
 from ppl_vi.state import isolated, private
@@ -124,6 +127,86 @@ def tensors_of(value: Any) -> list[Tensor]:
     return [tensor for part in parts for tensor in tensors_of(part)]
 
 
+def constrain(sites: Sequence[LatentSite], unconstrained: Tensor) -> tuple[Latents, Tensor]:
+    """Maps `(..., D)` to the values of sites in their order and the log absolute determinant of the Jacobian, `(...)`.
+
+    Each is mapped by `biject_to(site.support)`.
+    """
+    batch = unconstrained.shape[:-1]
+    values: Latents = {}
+    log_jacobian = torch.zeros(batch, dtype=unconstrained.dtype, device=unconstrained.device)
+    for site, u in zip(sites, split(sites, unconstrained).values(), strict=True):
+        values[site.name], log_det = _mapped(site.support, u)
+        log_jacobian = log_jacobian + log_det.reshape((*batch, -1)).sum(-1)
+    return values, log_jacobian
+
+
+def batch_of(sites: Sequence[LatentSite], latents: Latents) -> torch.Size:
+    """What stands before the shape of the sites in latents `(..., *site.shape)`."""
+    shape = latents[sites[0].name].shape
+    return shape[: len(shape) - len(sites[0].shape)]
+
+
+def unconstrain(sites: Sequence[LatentSite], latents: Latents) -> Tensor:
+    """The inverse of `constrain`: latents of shape `(..., *site.shape)` to `(..., D)`."""
+    flat = []
+    for site in sites:
+        u = biject_to(site.support).inv(latents[site.name])
+        flat.append(u.reshape((*u.shape[: u.dim() - len(site.unconstrained_shape)], -1)))
+    return torch.cat(flat, -1)
+
+
+def inside(sites: Sequence[LatentSite], latents: Latents) -> Tensor:
+    """Whether latents of shape `(..., *site.shape)` are finite and in their supports, `(...)`."""
+    batch, found = batch_of(sites, latents), []
+    for site in sites:
+        value = latents[site.name]
+        checked = (value.isfinite(), site.support.check(value))
+        found += [part.reshape((*batch, -1)).all(-1) for part in checked]
+    return torch.stack(found).all(0)
+
+
+def off_edge(sites: Sequence[LatentSite], latents: Latents) -> Latents:
+    """Latents with those that lie on an end of their interval moved to the next number inside, as rounding meant."""
+    moved = dict(latents)
+    for site in sites:
+        value, limits = latents[site.name], ends(site.support)
+        for end, other in (limits, limits[::-1]) if limits else ():
+            end, other = end.to(value), other.to(value)
+            moved[site.name] = torch.where(value == end, torch.nextafter(end, other), moved[site.name])
+    return moved
+
+
+def split(sites: Sequence[LatentSite], unconstrained: Tensor) -> dict[str, Tensor]:
+    """The part of each site in `(..., D)`, `(..., *site.unconstrained_shape)`."""
+    shapes = [site.unconstrained_shape for site in sites]
+    parts = unconstrained.split([shape.numel() for shape in shapes], -1)
+    shaped = (part.reshape(unconstrained.shape[:-1] + shape) for part, shape in zip(parts, shapes, strict=True))
+    return dict(zip((site.name for site in sites), shaped, strict=True))
+
+
+def _mapped(support: Constraint, u: Tensor) -> tuple[Tensor, Tensor]:
+    bijector = biject_to(support)
+    value = bijector(u)
+    return value, bijector.log_abs_det_jacobian(u, value)
+
+
+class _Constrained(Messenger):
+    """Gives a run of a model its latents from one unconstrained point `(D,)`, each in the support it has there."""
+
+    def __init__(self, sites: Sequence[LatentSite], u: Tensor) -> None:
+        super().__init__()
+        self.parts = split(sites, u)
+        self.values: Latents = {}
+        self.log_jacobian = u.new_zeros(())
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.parts:
+            msg["value"], log_det = _mapped(msg["fn"].support, self.parts[msg["name"]])
+            self.values[msg["name"]] = msg["value"]
+            self.log_jacobian = self.log_jacobian + log_det.sum()
+
+
 class _Largest(TorchFunctionMode):
     """Remembers the size of the largest tensor of floating-point numbers that is computed."""
 
@@ -203,6 +286,7 @@ class Target:
         device = next((tensor.device for tensor in tensors_of(given)), torch.device("cpu"))
         trace = run(model, given, dtype, name)
         with isolated(dtype, seed=0):
+            model = ending(model, trace, run(model, given, dtype, name, seed=SEEDS[1]))
             model = Bound(summed_out(model, trace, given, name), given)
         target = Target(model, (torch.zeros(1, dtype=dtype, device=device),), name=name, dtype=dtype)
         _ = target.latents  # what is the matter with the model should come out here
@@ -266,8 +350,10 @@ class Target:
         Raises:
             ValueError: what is the matter with the model, see `ppl_vi.inspection.latent_sites`.
         """
+        first = self.row(0)
+        last = self.row(self.num_problems - 1) if self.num_problems > 1 else first
         with whole_plates():
-            return latent_sites(self.model, self.row(0), self.row(self.num_problems - 1), self.dtype, self.name)
+            return latent_sites(self.model, first, last, self.dtype, self.name)
 
     @cached_property
     def parts(self) -> dict[str, int]:
@@ -290,30 +376,62 @@ class Target:
             self.log_density_of_row(self._unconstrained_run()[0], *self.row(0))
         return largest.size
 
+    @cached_property
+    def moving(self) -> tuple[str, ...]:
+        """The sites whose supports move with latents drawn before them."""
+        return tuple(site.name for site in self.latents if isinstance(site.support, Moving))
+
     def constrain(self, unconstrained: Tensor) -> tuple[Latents, Tensor]:
         """Maps `(..., D)` to the latents and the log absolute determinant of the Jacobian, `(...)`.
 
-        Sites follow one another in the order of `latents`; each is mapped by `biject_to(site.support)`.
+        Sites follow one another in the order of `latents`; each is mapped by `biject_to` of its support, where that
+        moves of what it is given the sites before.
         """
+        if not self.moving:
+            return constrain(self.latents, unconstrained)
         batch = unconstrained.shape[:-1]
-        sizes = [site.unconstrained_shape.numel() for site in self.latents]
-        values: Latents = {}
-        log_jacobian = torch.zeros(batch, dtype=unconstrained.dtype, device=unconstrained.device)
-        for site, flat in zip(self.latents, unconstrained.split(sizes, -1), strict=True):
-            bijector = biject_to(site.support)
-            u = flat.reshape(batch + site.unconstrained_shape)
-            values[site.name] = bijector(u)
-            log_det = bijector.log_abs_det_jacobian(u, values[site.name])
-            log_jacobian = log_jacobian + log_det.reshape((*batch, -1)).sum(-1)
-        return values, log_jacobian
+
+        def of_one(u: Tensor) -> tuple[Latents, Tensor]:
+            with isolated(self.dtype), poutine.block(), whole_plates(), _Constrained(self.latents, u) as constrained:
+                self.model(*self.row(0))
+            return constrained.values, constrained.log_jacobian
+
+        values, log_jacobian = each(of_one)(unconstrained.reshape(-1, self.dim)) if batch else of_one(unconstrained)
+        shaped = {site.name: values[site.name].reshape(batch + site.shape) for site in self.latents}
+        return shaped, log_jacobian.reshape(batch)
 
     def unconstrain(self, latents: Latents) -> Tensor:
         """The inverse of `constrain`: latents of shape `(..., *site.shape)` to `(..., D)`."""
-        flat = []
-        for site in self.latents:
-            u = biject_to(site.support).inv(latents[site.name])
-            flat.append(u.reshape((*u.shape[: u.dim() - len(site.unconstrained_shape)], -1)))
-        return torch.cat(flat, -1)
+        return self._by_support(unconstrain)(latents)
+
+    def inside(self, latents: Latents) -> Tensor:
+        """Whether latents of shape `(..., *site.shape)` are finite and in their supports, `(...)`."""
+        return self._by_support(inside)(latents)
+
+    def sites_at(self, latents: Latents) -> tuple[LatentSite, ...]:
+        """The latent sites with the supports that they have at one point, `(*site.shape)` a site."""
+        if not self.moving:
+            return self.latents
+        with isolated(self.dtype), poutine.block(), whole_plates():
+            trace = poutine.trace(poutine.condition(self.model, data=latents)).get_trace(*self.row(0))
+        return tuple(replace(site, support=trace.nodes[site.name]["fn"].support) for site in self.latents)
+
+    def _by_support(self, function: Callable[[Sequence[LatentSite], Latents], Tensor]) -> Callable[[Latents], Tensor]:
+        """A function of sites and latents `(..., *site.shape)`, point by point where supports move."""
+        if not self.moving:
+            return partial(function, self.latents)
+
+        def of_one(latents: Latents) -> Tensor:
+            return function(self.sites_at(latents), latents)
+
+        def mapped(latents: Latents) -> Tensor:
+            batch = batch_of(self.latents, latents)
+            if not batch:
+                return of_one(latents)
+            found = each(of_one)({site.name: latents[site.name].reshape((-1, *site.shape)) for site in self.latents})
+            return found.reshape(batch + found.shape[1:])
+
+        return mapped
 
     def log_joint_of_row(self, latents: Latents, *row: Tensor) -> Tensor:
         """log p(x, z) of one problem at one point, nats: a pure function of tensors, for `torch.func`.
@@ -355,16 +473,16 @@ class Target:
             ValueError: no point was found where the posterior has a density.
         """
         with isolated(self.dtype, seed=0):
-            return laplace_of(self.log_density_of_row, self._inside, self.args, TOLERANCE)
+            return laplace_of(self.log_density_of_row, self._feasible, self.args, TOLERANCE)
 
     @cached_property
     def start(self) -> Laplace:
         """Where fits begin: `laplace`, or near the mass where a mode is far from it."""
         with isolated(self.dtype, seed=0):
-            return centred_on_mass(self.laplace, self.log_density_of_row, self._inside, self.args, TOLERANCE)
+            return centred_on_mass(self.laplace, self.log_density_of_row, self._feasible, self.args, TOLERANCE)
 
     @cached_property
-    def _inside(self) -> Tensor:
+    def _feasible(self) -> Tensor:
         """Points `(B, D)` where the log density is finite: Pyro's own choice, else the best of some prior draws."""
         with InitMessenger(init_to_feasible):
             start = self._unconstrained_run().expand(self.num_problems, -1)

@@ -183,6 +183,7 @@ def test_arviz_takes_each_guide_and_draws_it(result):
     assert full["loss_history"]["loss"].values[0, 0] == -found.elbo_history[0, 0, 0]
     assert (tree.attrs["seed"], full.attrs["family"]) == (1, "pyro.infer.autoguide.guides:AutoMultivariateNormal")
     assert "torch" in json.loads(tree.attrs["versions"])
+    assert tree.attrs["log_evidence_std_error"] == float(result.truth.log_evidence_std_error[0])
     sd = tree["truth"]["posterior"]["a"].std().item()
     assert sd == pytest.approx(float(exact()[1][0, 0]) ** 0.5, rel=0.15)  # of 600 draws, 5 standard errors
     drawn = arviz_plots.plot_forest({"full": full, "truth": tree["truth"]}, backend="none")

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
+from types import MethodType
 from typing import Any
 
+import pyro.distributions as dist
+import torch
 from pyro.infer import autoguide
+from torch import nn
 
 ACCEPTED: dict[str, str] = {
     "AutoNormal": "independent normals in unconstrained space",
@@ -35,6 +40,27 @@ REFUSED: dict[str, str] = {
 def laplace(model: Callable[..., Any], init_loc_fn: Callable[..., Any] = autoguide.init_to_feasible) -> Any:
     """A normal at the mode in unconstrained space with the curvature there: `AutoLaplaceApproximation`."""
     return autoguide.AutoLaplaceApproximation(model, init_loc_fn=init_loc_fn)
+
+
+def drawn_by_latents(guide: nn.Module) -> nn.Module:
+    """A copy that draws no more numbers than there are latents, of the same density; the guide itself where it does.
+
+    `AutoLowRankMultivariateNormal` draws `rank` more. Each is one more dimension of a rule over the noise, of which up
+    to three are integrated to rounding, and lets members of one density differ by the rule's errors.
+    """
+    if getattr(type(guide), "get_posterior", None) is not autoguide.AutoLowRankMultivariateNormal.get_posterior:
+        return guide
+    copied: Any = deepcopy(guide)
+    copied.get_posterior = MethodType(_by_one_factor, copied)
+    return copied
+
+
+def _by_one_factor(guide: Any, *args: Any, **kwargs: Any) -> dist.MultivariateNormal:
+    """N(loc, D + W W') by the Cholesky factor R' of its covariance, R that of D^(1/2) above W' as an orthogonal Q R."""
+    roots = torch.cat([torch.diag_embed(guide.scale), (guide.cov_factor * guide.scale[:, None]).mT])
+    upper = torch.linalg.qr(roots).R
+    upper = upper * torch.diagonal(upper).sign()[:, None]
+    return dist.MultivariateNormal(guide.loc, scale_tril=upper.mT)
 
 
 AUTOGUIDES: dict[str, Callable[..., Any]] = {name: getattr(autoguide, name) for name in ACCEPTED}

@@ -95,7 +95,7 @@ def _seen(fit: Fit, theta: Tensor) -> Cloud:
 
 def _with_evidence(truth: Truth, divergence: Estimate) -> Estimate:
     """The log evidence's own errors on top."""
-    spread = np.broadcast_to(np.asarray(truth.log_evidence_std_error), truth.log_evidence.shape)[:, None]
+    spread = truth.log_evidence_std_error[:, None]
     return replace(
         divergence,
         std_error=np.hypot(divergence.std_error, spread),

@@ -124,10 +124,7 @@ def cloud(fit: Fit, theta: Tensor, rule: Rules) -> Cloud:
             guide_trace = program.guide_trace(point, row, draws)
         particle = program.particle(guide_trace, row)
         values = {site.name: guide_trace.nodes[site.name]["value"] for site in target.latents}
-        checks = [
-            site.support.check(values[site.name]).all() & values[site.name].isfinite().all() for site in target.latents
-        ]
-        return _flat(target, values), particle.log_joint, particle.log_guide, torch.stack(checks).all()
+        return _flat(target, values), particle.log_joint, particle.log_guide, target.inside(values)
 
     return Cloud(rule, *_over_nodes(fit, theta, rule, one))
 

@@ -16,6 +16,7 @@ from ppl_vi.metrics.overlay import NODES, WEIGHTS, geometric_edges, overlay
 from ppl_vi.newton import minimize
 from ppl_vi.state import isolated
 from ppl_vi.svi.result import Fit
+from ppl_vi.target import off_edge
 from ppl_vi.truth import Truth
 
 TOLERANCE = 1e-10  # nats, of Newton's method
@@ -101,6 +102,7 @@ def _polish(fit: Fit, truth: Truth, starts: Tensor, max_steps: int) -> tuple[Ten
     site = target.latents[0].name
     u, log_weight = _nodes(truth)
     values, log_slope = target.constrain(u[..., None])
+    values = off_edge(target.latents, values)
     log_p = target.log_joint(values) - torch.from_numpy(truth.log_evidence).to(u.device)[:, None] + log_slope
     # a node where neither density has mass by far is moved to the mode, with weight 0: derivatives overflow out there
     log_q = fit.log_prob_at(starts, {site: values[site][:, None].expand(-1, num, *values[site].shape[1:])})

@@ -41,13 +41,10 @@ def weights(fit: Fit, num_draws: int = 10_000, seed: int = 0) -> Weights:
 def log_densities(fit: Fit, latents: Latents) -> tuple[np.ndarray, np.ndarray]:
     """log p(x, z), -inf outside the model's support, and log q(z) at latents `(B, R, N, *site.shape)`, `(B, R, N)`."""
     log_q = fit.log_prob(latents)
-    batch, replicas, num = log_q.shape
+    _, replicas, num = log_q.shape
     flat = {name: value.flatten(1, 2) for name, value in latents.items()}
     log_joint = blocks.log_joint(fit.target, flat).unflatten(1, (replicas, num))
-    inside = np.ones((batch, replicas, num), dtype=bool)
-    for site in fit.target.latents:
-        check = site.support.check(latents[site.name])
-        inside &= check.reshape((batch, replicas, num, -1)).all(-1).cpu().numpy()
+    inside = fit.target.inside(latents).cpu().numpy()
     return np.where(inside, log_joint.cpu().numpy(), -np.inf), log_q.cpu().numpy()
 
 

@@ -5,6 +5,9 @@ optimum on one set of nodes is not quite the family's best member; found on two 
 If both lie at random around the best one, they are, in mean square, twice as far from each other as from it: on either
 set, the other's optimum is lower than its own by twice what each falls short of the best. Their midpoint is nearer by
 half, unless one density has several parameters.
+
+Parameters are measured in units of the curvature where a search starts, taken from few nodes, and anew where it goes
+on: in their own units L-BFGS creeps where they are badly scaled.
 """
 
 from __future__ import annotations
@@ -21,20 +24,27 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 
 from ppl_vi.mapping import whole_plates
-from ppl_vi.metrics.cloud import Rules, rules
+from ppl_vi.metrics.cloud import MOST_LATTICE, Rules, rules
 from ppl_vi.state import isolated
 from ppl_vi.svi.graph import traced
 from ppl_vi.svi.pure import Program, guide_sites
+from ppl_vi.svi.randomness import Draw
 from ppl_vi.svi.result import Fit
 
 NUM_STARTS = 3  # of each problem: the replicas that came nearest, those left out from which the way leads straight down
 NUM_POINTS = 4096  # nodes of a rule
+FINER = 4  # times as many for the last searches, where they are no lattice
 NUMBERS = 2**18  # of a temporary
-MAX_ITERATIONS = 200
-MORE = 2  # times that each search goes on if it has not arrived
+FEW_POINTS = 512  # of the rule by which curvatures are taken
+MAX_ITERATIONS = 200  # in units of one point
+MORE = 2  # times that each search goes on in new units if it has not arrived
+SHARE = 0.01  # of what the rules make optima fall short by: to gain less is not worth a step
 FLAT = 1e-11  # a step that gains less, relative to max(|ELBO|, 1), is the last: beyond, a rule's own error is climbed
 WAY = (0.0, 1 / 3, 2 / 3)  # where the straight way from a start to an optimum is looked at
 MEMORY = 40  # of L-BFGS, steps
+MOST_PARAMETERS = 400  # whose curvature is taken, by as many gradients on few nodes
+DIFFERENCE = 1e-5  # of a parameter, or of 1 where it is smaller
+FLATTEST = 1e-2  # curvature that sets a unit
 GAIN = 1e-5  # nats that a converged search may still promise
 OUT = 1e100  # what the line search is told where the ELBO is not finite, or no ELBO, so that it turns back
 ABOVE = 100.0  # nats: an ELBO that much above log p(x) is rounding in a density that is nearly singular
@@ -74,29 +84,56 @@ def nearest_members(fit: Fit, elbo: np.ndarray, log_evidence: np.ndarray, seed: 
     Searches turn back where the ELBO lies far above `log_evidence` `(B,)`, which none can.
     """
     program = fit.program
-    first, second = (rules(program.latent_draws, NUM_POINTS, seed + i, num_rules=1) for i in range(2))
-    sum_over = _objective(program, first)
+    large = program.layout.size > MOST_PARAMETERS
+    few = _nodes(program.latent_draws, FEW_POINTS, seed + 2)
+    nodes = [_nodes(program.latent_draws, NUM_POINTS, seed + i, large, FINER) for i in range(2)]
+    rough = _nodes(program.latent_draws, NUM_POINTS, seed, large)
+    over_few, over_nodes = None if large else _objective(program, few), _objective(program, rough)
     theta, converged, short = [], [], []
     order = np.argsort(-np.where(np.isfinite(elbo), elbo, -np.inf), 1, kind="stable")[:, :NUM_STARTS]
     for problem, replicas in enumerate(order):
-        row, objective = fit.target.row(problem), partial(_bounded, sum_over, -float(log_evidence[problem]) - ABOVE)
-        one = _minimized(objective, fit.theta[problem, int(replicas[0])], row, first)
-        for start in (fit.theta[problem, int(r)] for r in replicas[1:]):
-            if not _leads_down(objective, start, one, row, first):
-                other = _minimized(objective, start, row, first)
+        row, least = fit.target.row(problem), -float(log_evidence[problem]) - ABOVE
+        on_rough, *on = (
+            _function(partial(_bounded, over_nodes, least), fit.theta, row, rule) for rule in (rough, *nodes)
+        )
+        on_few = over_few and _function(partial(_bounded, over_few, least), fit.theta, row, few)
+        starts = [fit.theta[problem, int(r)].detach().double().numpy() for r in replicas]
+        one = _minimized(on_rough, on_few, starts[0])
+        for start in starts[1:]:
+            if not _leads_down(on_rough, start, one):
+                other = _minimized(on_rough, on_few, start)
                 one = other if other.fun < one.fun else one
-        two = _minimized(objective, torch.from_numpy(one.x).to(fit.theta), row, second)
+        if nodes[0].weight.shape != rough.weight.shape:
+            one = _minimized(on[0], on_few, one.x)
+        two = _minimized(on[1], on_few, one.x)
         for _ in range(MORE):
-            one = _gone_on(objective, fit.theta, one, two, row, first)
-            two = _gone_on(objective, fit.theta, two, one, row, second)
+            enough = GAIN if large else min(GAIN, max(SHARE * _short(on, one, two), FLAT * max(1.0, abs(one.fun))))
+            one = _gone_on(on[0], on_few, one, two, enough)
+            two = _gone_on(on[1], on_few, two, one, enough)
         optima = [torch.from_numpy(result.x) for result in (one, two)]
         theta.append(torch.stack([*optima, (optima[0] + optima[1]) / 2]))
-        converged.append(_gain(one) <= GAIN and _gain(two) <= GAIN)
-        on_first, on_second = (_function(objective, fit.theta, row, rule) for rule in (first, second))
-        short.append((on_first(two.x)[0] - one.fun + on_second(one.x)[0] - two.fun) / 4)
-        if converged[-1]:
-            short[-1] += max(_gain(one), _gain(two))
+        converged.append(one.gain <= GAIN and two.gain <= GAIN)
+        short.append(_short(on, one, two) + (max(one.gain, two.gain) if converged[-1] else 0.0))
     return Nearest(torch.stack(theta).to(fit.theta), np.array(converged), np.array(short))
+
+
+def _nodes(draws: tuple[Draw, ...], num_points: int, seed: int, plain: bool = False, finer: int = 1) -> Rules:
+    """One rule. Sobol points of normal numbers, of which there are `finer` times as many, are made to have mean 0 and
+    covariance 1, unless they are to be plain.
+
+    What is quadratic in them is then integrated exactly: the score of a Gaussian q, and log p where p is Gaussian, too.
+    The rule is no longer unbiased, which matters little, since members are only found by it and measured by others.
+    """
+    sizes = [draw.shape.numel() for draw in draws]
+    if plain or any(draw.kind != "normal" for draw in draws) or not MOST_LATTICE < sum(sizes) < num_points / 2:
+        return rules(draws, num_points, seed, num_rules=1)
+    rule = rules(draws, finer * num_points, seed, num_rules=1)
+    points = torch.cat([part[0].reshape(finer * num_points, -1) for part in rule.noise], -1)
+    points = points - points.mean(0)
+    factor = torch.linalg.cholesky(points.mT @ points / len(points))
+    points = torch.linalg.solve_triangular(factor, points.mT, upper=False).mT
+    noise = tuple(part.reshape(old.shape) for part, old in zip(points.split(sizes, -1), rule.noise, strict=True))
+    return Rules(noise, rule.weight)
 
 
 Objective = Callable[[Tensor, tuple[Tensor, ...], Rules], tuple[Tensor, Tensor]]
@@ -155,40 +192,65 @@ def _function(objective: Objective, like: Tensor, row: tuple[Tensor, ...], rule:
     return function
 
 
-def _leads_down(
-    objective: Objective, start: Tensor, end: optimize.OptimizeResult, row: tuple[Tensor, ...], rule: Rules
-) -> bool:
+def _leads_down(function: Function, start: np.ndarray, end: Found) -> bool:
     """Whether the straight way from a start to an optimum never climbs: a search from there would end there too."""
-    function, begin = _function(objective, start, row, rule), start.detach().double().numpy()
-    heights = [function(begin + share * (end.x - begin))[0] for share in WAY]
+    heights = [function(start + share * (end.x - start))[0] for share in WAY]
     return bool((np.diff([*heights, end.fun]) < 0).all())
 
 
-def _minimized(objective: Objective, start: Tensor, row: tuple[Tensor, ...], rule: Rules) -> optimize.OptimizeResult:
-    return optimize.minimize(
-        _function(objective, start, row, rule),
-        start.detach().double().numpy(),
-        jac=True,
-        method="L-BFGS-B",
-        options={"maxcor": MEMORY, "maxiter": MAX_ITERATIONS, "maxfun": 2 * MAX_ITERATIONS, "ftol": FLAT, "gtol": 1e-7},
-    )
+@dataclass(frozen=True)
+class Found:
+    """Where a search ended.
+
+    Attributes:
+        x: the point.
+        fun: the function there.
+        gain: what a quasi-Newton step still promises, nats.
+    """
+
+    x: np.ndarray
+    fun: float
+    gain: float
 
 
-def _gone_on(
-    objective: Objective,
-    like: Tensor,
-    own: optimize.OptimizeResult,
-    other: optimize.OptimizeResult,
-    row: tuple[Tensor, ...],
-    rule: Rules,
-) -> optimize.OptimizeResult:
-    """A search that has not arrived, short of steps or lost far out, from the lower of the two points."""
-    if _gain(own) <= GAIN:
+def _minimized(function: Function, on_few: Function | None, start: np.ndarray, enough: float = GAIN) -> Found:
+    """L-BFGS in units in which the curvature at the start is about 1 along every axis, if it is taken.
+
+    It ends where a step gains hardly more than a tenth of what is enough, without units where it gains nothing.
+    """
+    unit = np.eye(len(start)) if on_few is None else _units(on_few, start)
+    flat = FLAT if on_few is None else max(FLAT, enough / 10 / max(1.0, abs(function(start)[0])))
+
+    def rescaled(y: np.ndarray) -> tuple[float, np.ndarray]:
+        value, gradient = function(start + unit @ y)
+        return value, gradient @ unit
+
+    options = {"maxcor": MEMORY, "maxiter": MAX_ITERATIONS, "maxfun": 2 * MAX_ITERATIONS, "ftol": flat, "gtol": 1e-7}
+    found = optimize.minimize(rescaled, np.zeros_like(start), jac=True, method="L-BFGS-B", options=options)
+    gain = float(found.jac @ found.hess_inv.matvec(found.jac)) / 2
+    return Found(start + unit @ found.x, float(found.fun), gain)
+
+
+def _units(function: Function, x: np.ndarray) -> np.ndarray:
+    """Columns along the principal axes of the curvature c at `x`, `|c|^(-1/2)` long (Dauphin et al. 2014, saddle-free
+    Newton), the curvature from differences of gradients; the plain axes where it isn't finite."""
+    slope, steps = function(x)[1], DIFFERENCE * np.maximum(1.0, np.abs(x))
+    hessian = np.array([(function(x + step)[1] - slope) / step.max() for step in np.diag(steps)])
+    if not np.isfinite(hessian).all():
+        return np.eye(len(x))
+    curvature, axes = np.linalg.eigh((hessian + hessian.T) / 2)
+    return axes / np.sqrt(np.maximum(np.abs(curvature), FLATTEST))
+
+
+def _gone_on(function: Function, on_few: Function | None, own: Found, other: Found, enough: float) -> Found:
+    """A search that may gain more than enough, short of steps or lost far out, goes on from the lower of two points."""
+    if own.gain <= enough:
         return own
-    lower = _function(objective, like, row, rule)(other.x)[0] < own.fun
-    return _minimized(objective, torch.from_numpy((other if lower else own).x).to(like), row, rule)
+    lower = function(other.x)[0] < own.fun
+    found = _minimized(function, on_few, (other if lower else own).x, enough)
+    return found if found.fun <= own.fun else own
 
 
-def _gain(result: optimize.OptimizeResult) -> float:
-    """What a quasi-Newton step still promises, nats."""
-    return float(result.jac @ result.hess_inv.matvec(result.jac)) / 2
+def _short(on: list[Function], one: Found, two: Found) -> float:
+    """What each of two optima is expected to fall short of the best by: see the module's text."""
+    return (on[0](two.x)[0] - one.fun + on[1](one.x)[0] - two.fun) / 4

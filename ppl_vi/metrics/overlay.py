@@ -10,9 +10,9 @@ import torch
 from numpy.polynomial import legendre
 from torch import Tensor
 
+from ppl_vi.inspection import ends
 from ppl_vi.metrics import blocks
 from ppl_vi.svi.result import Fit
-from ppl_vi.svi.support import bounds
 from ppl_vi.truth import Truth
 
 NUM_NODES = 16  # of the Gauss-Legendre rule in each panel
@@ -177,11 +177,12 @@ class Overlay:
     def pieces(self) -> tuple[Piece, ...]:
         """The support, and what lies outside it where the guide leaks."""
         inside = (Piece("inside"),)
-        ends = bounds(self.truth.target.latents[0].support)
-        if not self.fit.support_mismatch or ends is None:
+        limits = ends(self.truth.target.latents[0].support)
+        if not self.fit.support_mismatch or limits is None:
             return inside
-        below = () if np.isinf(ends[0]) else (Piece("below", ends[0]),)
-        above = () if np.isinf(ends[1]) else (Piece("above", ends[1]),)
+        low, high = map(float, limits)
+        below = () if np.isinf(low) else (Piece("below", low),)
+        above = () if np.isinf(high) else (Piece("above", high),)
         return (*below, *inside, *above)
 
     @cached_property

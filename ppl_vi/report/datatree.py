@@ -98,6 +98,7 @@ def _truth_attrs(comparison: Comparison) -> dict[str, Any]:
     return {
         "log_evidence": float(truth.log_evidence[0]),
         "log_evidence_error": float(truth.log_evidence_error[0]),
+        "log_evidence_std_error": float(truth.log_evidence_std_error[0]),
         "truth_method": truth.method,
         "truth_grade": truth.grade,
         "truth_assumptions": "; ".join(truth.assumptions),

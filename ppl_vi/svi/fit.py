@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_vi.guides import Family, find_family
+from ppl_vi.guides.autoguides import drawn_by_latents
 from ppl_vi.mapping import branches, draws_unasked
 from ppl_vi.state import isolated
 from ppl_vi.svi.adam import pace
@@ -189,7 +190,7 @@ def _fit(
             probe = probe_of(chosen.engine, size, num_particles)
         _run_rounds(program, settings, run, room, one_round, probe, progress)
     final, parameters = _finish(program, family, target, guides, run.theta)
-    has_trajectory = final is program
+    has_trajectory = final.layout == program.layout
     return Fit(
         target=target,
         family_name=name,
@@ -558,9 +559,11 @@ def _pyro_round(program: Program, settings: Settings, guides: list[list[nn.Modul
 def _finish(
     program: Program, family: Family, target: Target, guides: list[list[nn.Module]], theta: Tensor
 ) -> tuple[Program, dict[str, Tensor]]:
-    """The fitted parameters, of the Laplace approximation at the mode where that is the family."""
+    """What fits are scored by, and their parameters: the Laplace approximation at the mode where that is the family."""
     if not hasattr(guides[0][0], "laplace_approximation"):
-        return program, program.layout.unflatten(theta)
+        scored = drawn_by_latents(guides[0][0])
+        after = program if scored is guides[0][0] else Program(target, scored)
+        return after, program.layout.unflatten(theta)
     final: list[list[nn.Module]] = []
     for b, row in enumerate(guides):
         final.append([])

@@ -22,7 +22,7 @@ from torch.func import functional_call, jacrev, vmap
 from ppl_vi.mapping import one_by_one, whole_plates
 from ppl_vi.state import isolated
 from ppl_vi.svi.randomness import Draw, Recorder, Replay, UnsupportedRandomnessError, seeded
-from ppl_vi.target import Latents, Target
+from ppl_vi.target import Latents, Target, off_edge
 
 
 class Particle(NamedTuple):
@@ -311,7 +311,11 @@ class Program:
         return _log_guide(self._conditioned(theta, row, self._split(auxiliary)))
 
     def log_density(self, theta: Tensor, row: tuple[Tensor, ...], latents: Latents) -> Tensor:
-        """`log_guide`, but -inf outside the guide's own support, where formulas may give anything."""
+        """`log_guide`, but -inf outside the guide's own support, where formulas may give anything.
+
+        A latent that was rounded onto the edge of its support is taken for the next number inside.
+        """
+        latents = off_edge(self.target.sites_at(latents), latents)
         if self._indirect:
             return self.log_guide(theta, row, latents)
         trace = self._conditioned(theta, row, latents)

@@ -23,6 +23,7 @@ from torch.distributions import constraints
 
 from ppl_vi import storage
 from ppl_vi.guides import Family, find_family
+from ppl_vi.guides.autoguides import drawn_by_latents
 from ppl_vi.mapping import Axes, each, one_by_one
 from ppl_vi.state import isolated
 from ppl_vi.svi.pure import Program, load_parameters
@@ -292,7 +293,7 @@ class Fit:
         if header["target"] != fingerprint(target):
             raise ValueError(f"{path} was fitted to another target or other data: {header['target']}")
         family = family or find_family(header["family"])
-        program = Program(target, finished(build_guide(family, target), target, 0, at_mode=False))
+        program = Program(target, drawn_by_latents(finished(build_guide(family, target), target, 0, at_mode=False)))
         names = header["parameters"]
         if tuple(names) != program.layout.names:
             raise ValueError(

@@ -12,7 +12,7 @@ from typing import Any
 import pyro
 import pyro.poutine as poutine
 import torch
-from pyro.distributions.transforms import AffineAutoregressive, ComposeTransform
+from pyro.distributions.transforms import AffineAutoregressive, ComposeTransform, biject_to
 from pyro.infer.autoguide import (
     AutoContinuous,
     AutoDiagonalNormal,
@@ -26,14 +26,14 @@ from pyro.infer.autoguide import (
     AutoNormalMessenger,
     AutoStructured,
 )
-from pyro.infer.autoguide.initialization import init_to_value
+from pyro.infer.autoguide.initialization import init_to_uniform
 from pyro.nn.module import PyroModule, PyroParam
 from torch import Tensor, nn
 
 from ppl_vi.guides import Family
 from ppl_vi.mapping import whole_plates
 from ppl_vi.state import isolated, private
-from ppl_vi.target import Bound, Target
+from ppl_vi.target import Bound, Target, split
 
 SCALE_VECTOR = (AutoDiagonalNormal, AutoMultivariateNormal, AutoLowRankMultivariateNormal)  # in `guide.scale`
 SCALE_BY_SITE = (AutoNormal, AutoStructured, AutoGaussian, AutoNormalMessenger, AutoHierarchicalNormalMessenger)
@@ -133,12 +133,10 @@ def build_guide(
     names = set(inspect.signature(family.__init__ if inspect.isclass(family) else family).parameters)
     given: dict[str, Any] = {}
     if "init_loc_fn" in names:
-        latents, _ = target.constrain(loc)
-        given["init_loc_fn"] = init_to_value(values=latents)
+        given["init_loc_fn"] = _located(target, loc)
     if "init_scale_fn" in names:
-        sizes = [site.unconstrained_shape.numel() for site in target.latents]
-        parts = dict(zip((site.name for site in target.latents), scale.split(sizes), strict=True))
-        given["init_scale_fn"] = lambda name, location: parts[name].reshape(location.shape)
+        scales = split(target.latents, scale)
+        given["init_scale_fn"] = lambda name, location: scales[name].reshape(location.shape)
     elif "init_scale" in names and family is not AutoGaussian:  # whose random factors it would scale as well
         given["init_scale"] = float(scale.log().mean().exp())
     with isolated(target.dtype, seed=seed), warnings.catch_warnings():
@@ -169,6 +167,17 @@ def build_guide(
     return guide
 
 
+def _located(target: Target, loc: Tensor) -> Callable[..., Any]:
+    """The initial value of each site that lies at `loc` `(D,)` in the support that the site has in this run."""
+    parts = split(target.latents, loc)
+
+    def initial(site: Any) -> Tensor:
+        part = parts.get(site["name"])
+        return init_to_uniform(site) if part is None else biject_to(site["fn"].support)(part)
+
+    return initial
+
+
 def _refuse_clash(guide: AutoGuide, target: Target) -> None:
     """An autoguide that keeps a parameter a site does so under the site's name, where a module may have a method."""
     for site in target.latents:
@@ -186,9 +195,8 @@ def _widen(guide: Any, target: Target, scale: Tensor) -> None:
     if isinstance(guide, SCALE_VECTOR):
         guide.scale = scale * guide.scale / guide._init_scale
         return
-    sizes = [site.unconstrained_shape.numel() for site in target.latents]
-    for site, part in zip(target.latents, scale.split(sizes), strict=True):
-        *path, last = site.name.split(".")
+    for name, part in split(target.latents, scale).items():
+        *path, last = name.split(".")
         module = reduce(getattr, path, guide.scales)
         setattr(module, last, part.reshape(getattr(module, last).shape))
 

@@ -6,53 +6,49 @@ evaluates the prior's formula there all the same, so SVI converges, to a "bound"
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pyro.poutine as poutine
 from pyro.distributions.transforms import biject_to
-from torch import nn
+from pyro.infer.autoguide import AutoGuide, AutoMessenger
+from torch import Tensor, nn
 from torch.distributions import Independent, constraints
 from torch.distributions.constraints import Constraint
-from torch.distributions.transforms import IndependentTransform
+from torch.distributions.transforms import ComposeTransform, IndependentTransform
 
-from ppl_vi.guides import ANY, POSITIVE, REAL
+from ppl_vi.ending import support_of
+from ppl_vi.guides import ANY, POSITIVE, REAL, RefusedFamilyError
+from ppl_vi.inspection import LatentSite, ends
 from ppl_vi.state import isolated
 from ppl_vi.svi.pure import guide_sites, is_delta
-from ppl_vi.target import LatentSite, Target
+from ppl_vi.target import Target
+
+FOLLOWING = ("AutoNormalMessenger", "AutoHierarchicalNormalMessenger", "AutoRegressiveMessenger")  # moving supports
 
 
 class SupportMismatchError(ValueError):
     """A guide puts mass where the posterior has none."""
 
 
-def bounds(support: Constraint) -> tuple[float, float] | None:
-    """The ends of a support that is an interval of the line, None for any other."""
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    if support is constraints.real:
-        return (-math.inf, math.inf)
-    low = getattr(support, "lower_bound", None)
-    high = getattr(support, "upper_bound", None)
-    if low is None and high is None:
-        return None
-    return (float(low if low is not None else -math.inf), float(high if high is not None else math.inf))
-
-
 def contains(outer: Constraint, inner: Constraint) -> bool:
     """Whether every value of `inner` satisfies `outer`, up to the ends of intervals, which carry no mass."""
-    big, small = bounds(outer), bounds(inner)
+    big, small = ends(outer), ends(inner)
     if big is not None and small is not None:
-        return big[0] <= small[0] and small[1] <= big[1]
+        return bool((big[0] <= small[0]).all() and (small[1] <= big[1]).all())
     return type(outer) is type(inner)
 
 
 def describe(support: Constraint) -> str:
     """A support in words: `[0, inf)` or the constraint's own name."""
-    ends = bounds(support)
-    if ends is None:
+    found = ends(support)
+    if found is None:
         return str(support)
-    return f"{'(' if math.isinf(ends[0]) else '['}{ends[0]:g}, {ends[1]:g}{')' if math.isinf(ends[1]) else ']'}"
+    low, high = (_number(end) for end in found)
+    return f"{'(' if low == '-inf' else '['}{low}, {high}{')' if high == 'inf' else ']'}"
+
+
+def _number(end: Tensor) -> str:
+    return f"{float(end):g}" if end.numel() == 1 else str([float(f"{value:g}") for value in end.flatten().tolist()])
 
 
 def families_for(support: Constraint) -> list[str]:
@@ -65,15 +61,18 @@ def _ends_in_bijection(fn: Any, support: Constraint) -> bool:
     """Whether a distribution's last step is Pyro's own map to a support: its declared one may be wider."""
     while isinstance(fn, Independent):
         fn = fn.base_dist
-    transforms = getattr(fn, "transforms", None) or [None]
-    return bool(_elementwise(transforms[-1]) == _elementwise(biject_to(support)))
+    own = [part for transform in getattr(fn, "transforms", ()) for part in _parts(transform)]
+    last = _parts(biject_to(support))
+    return own[len(own) - len(last) :] == last
 
 
-def _elementwise(transform: Any) -> Any:
-    """A transform without what only counts its dimensions."""
+def _parts(transform: Any) -> list[Any]:
+    """What a transform is composed of, without what only counts its dimensions."""
     while isinstance(transform, IndependentTransform):
         transform = transform.base_transform
-    return transform
+    if isinstance(transform, ComposeTransform):
+        return [part for inner in transform.parts for part in _parts(inner)]
+    return [transform]
 
 
 def _refuse_draw(node: Any, site: LatentSite, whole: bool) -> None:
@@ -95,6 +94,7 @@ def mismatch(target: Target, guide: nn.Module) -> str | None:
     """What is wrong with the guide's sites or supports for this target, or None.
 
     Raises:
+        RefusedFamilyError: an autoguide that can't follow a support that moves.
         ValueError: the guide misses a latent site of the model, adds one, draws one in another shape or where it has no
             density; or has nothing to fit.
     """
@@ -113,13 +113,26 @@ def mismatch(target: Target, guide: nn.Module) -> str | None:
         _refuse_draw(sites[site.name], site, whole=not target.parts)
     if not any(value.requires_grad for value in guide.parameters()):
         raise ValueError("the guide has no parameters, so there is nothing to fit: make some by pyro.param")
-    for site in target.latents:
+    _refuse_still(target, guide)
+    for site in target.sites_at({site.name: sites[site.name]["value"].detach() for site in target.latents}):
         fn = sites[site.name]["fn"]
-        if is_delta(fn) or contains(site.support, fn.support) or _ends_in_bijection(fn, site.support):
+        support = support_of(fn)
+        if is_delta(fn) or contains(site.support, support) or _ends_in_bijection(fn, site.support):
             continue
-        fitting = ", ".join(families_for(site.support))
+        fitting = ", ".join(FOLLOWING if target.moving else families_for(site.support))
         return (
-            f"site '{site.name}': the guide's support {describe(fn.support)} is not inside the model's "
+            f"site '{site.name}': the guide's support {describe(support)} is not inside the model's "
             f"{describe(site.support)}, so the reverse KL is inf and the ELBO -inf; families that fit: {fitting}"
         )
     return None
+
+
+def _refuse_still(target: Target, guide: nn.Module) -> None:
+    """Pyro's autoguides keep each site in the support it had in one run, but for those that are effect handlers."""
+    if target.moving and isinstance(guide, AutoGuide) and not isinstance(guide, AutoMessenger):
+        name, site = type(guide).__name__, target.moving[0]
+        raise RefusedFamilyError(
+            f"the support of site '{site}' moves with other latents, and {name} keeps to that of one run: take "
+            f"{FOLLOWING[0]}, which follows it, or a guide of your own; or draw the site on a fixed support, "
+            "Uniform(a, b) as a + (b - a) * Uniform(0, 1)"
+        )

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ppl_vi.state import isolated
 from ppl_vi.target import Target
-from ppl_vi.truth.bricks import Bricks, Rule, Tree, grow, look
+from ppl_vi.truth.bricks import MOST_POINTS, Bricks, Rule, Tree, grow, look
 from ppl_vi.truth.density import Density, Standardized
 from ppl_vi.truth.result import Check, Grade, Points, Truth
 from ppl_vi.truth.sampler import Kernel, adapted, placed
@@ -36,6 +36,7 @@ FOR_POINTS = {1: (12, 1e-9), 2: (7, 1e-8), 3: (5, 1e-6)}  # the same, of the poi
 COARSEST = 0.5  # spacing of a lattice
 OFFSET = 0.2360679775  # of it, in spacings: no node on a plane of symmetry
 LATTICE_NODES = {1: 2**16, 2: 2**18, 3: 2**19}
+MOST_CHEAP_POINTS, MOST_NUMBERS = 2**25, 2**30  # of a tree, and of the widest temporaries at all of its points
 NEGLIGIBLE = 28.0  # nats below the largest: points of such weights are not handed out, 7e-13
 TRUSTED = 0.002  # efficiency of importance sampling above which its covariance sets the coordinates
 CORRELATED = 0.3
@@ -214,7 +215,12 @@ def _tree(surface: Standardized, order: int, tolerance: float, found: Found, hal
     width = torch.linalg.vector_norm(inverse @ found.modes.factor, dim=-1)  # of the modes, along each axis
     center, half = around(center, torch.ones_like(center), surface.inverse(found.modes.u), width)
     rule = Rule.of(order, dim, center)
-    return grow(surface, look(surface, center, half, rule), rule, tolerance)
+    return grow(surface, look(surface, center, half, rule), rule, tolerance, _most_points(surface.density))
+
+
+def _most_points(density: Density) -> int:
+    """Of a tree: more where one costs little, so that the densities of tens of data points may have many corners."""
+    return max(MOST_POINTS, min(MOST_CHEAP_POINTS, MOST_NUMBERS // density.width))
 
 
 def around(center: Tensor, half: Tensor, points: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:

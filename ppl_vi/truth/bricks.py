@@ -21,7 +21,7 @@ SMOOTH = 25.0  # nats: a brick within which the density varies more is not accep
 SAFETY = 2.0  # of the rise above the best node: as many times, and as many nats
 UNKNOWN = 25.0  # nats of rise where a density of 0 is a neighbour
 STEEPEST = 1000.0  # nats of rise along an axis at most: no node is farther than 45 standard deviations from any ridge
-MOST_POINTS = 2**22  # evaluated in all
+MOST_POINTS = 2**22  # evaluated in all, whatever one costs
 SMALLEST = 1e-12  # half-width of a brick, relative to 1 + |center|, at which halving ends
 
 
@@ -189,7 +189,7 @@ class Tree:
     reason: str
 
 
-def grow(function: Function, start: Bricks, rule: Rule, tolerance: float) -> Tree:
+def grow(function: Function, start: Bricks, rule: Rule, tolerance: float, most: int = MOST_POINTS) -> Tree:
     """Halves bricks until each agrees with its halves, or holds nothing.
 
     A brick is dropped, its integral kept, where the most it may hold lies 28 nats below the integral so far. The halves
@@ -201,6 +201,7 @@ def grow(function: Function, start: Bricks, rule: Rule, tolerance: float) -> Tre
         start: bricks to begin with.
         rule: in each brick.
         tolerance: relative to the integral.
+        most: points that may be evaluated.
     """
     if bool(_broken(start).any()):
         return _unsettled([start], _where(start))
@@ -210,8 +211,8 @@ def grow(function: Function, start: Bricks, rule: Rule, tolerance: float) -> Tre
     bricks, settled, num_points = start[~dropped], [start[dropped]], len(start) * len(rule.nodes)
     while len(bricks):
         num_points += 2 * len(bricks) * len(rule.nodes)
-        if num_points > MOST_POINTS:
-            return _unsettled([*settled, bricks], f"more than {MOST_POINTS:.0e} points are needed")
+        if num_points > most:
+            return _unsettled([*settled, bricks], f"more than {most:.0e} points are needed")
         if bool((bricks.half < SMALLEST * (1 + bricks.center.abs())).any()):
             return _unsettled([*settled, bricks], "a jump, or a point of infinite density")
         parts = look(function, *halves(bricks), rule)

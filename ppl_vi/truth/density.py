@@ -50,7 +50,7 @@ class Density:
             width: numbers of the largest temporary at one point.
             culprit: which site has no density at a point `(D,)`, in words.
         """
-        self.culprit = culprit
+        self.culprit, self.width = culprit, width
         self.of_one, self.dim, self.dtype, self.inside, self.name = of_one, dim, dtype, inside, name
         self.block = min(BLOCK, max(SMALL, NUMBERS // width))
         self._values: dict[int, Callable[[Tensor], Tensor]] = {}
@@ -73,12 +73,7 @@ class Density:
             return target.log_density_of_row(u, *row)
 
         def inside(u: Tensor) -> Tensor:
-            values, _ = target.constrain(u)
-            good = torch.ones(len(u), dtype=torch.bool, device=u.device)
-            for site in target.latents:
-                flat = values[site.name].reshape(len(u), -1)
-                good &= flat.isfinite().all(1) & site.support.check(values[site.name]).reshape(len(u), -1).all(1)
-            return good
+            return target.inside(target.constrain(u)[0])
 
         def culprit(u: Tensor) -> str:
             latents = {name: value[0] for name, value in target.constrain(u[None])[0].items()}

@@ -7,13 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from pyro.distributions.transforms import biject_to
 from scipy.stats import qmc
 from torch import Tensor
 from torch.func import vmap
 
 from ppl_vi.state import isolated
-from ppl_vi.target import Latents, LatentSite, Target
+from ppl_vi.target import LatentSite, Target, constrain, inside, unconstrain
 from ppl_vi.truth.black_box import RULES, SURPRISE, Integral, assembled, integrate
 from ppl_vi.truth.bridge import DEGREES, fitted, importance
 from ppl_vi.truth.density import Density
@@ -51,19 +50,6 @@ def _size(sites: tuple[LatentSite, ...]) -> int:
     return sum(site.unconstrained_shape.numel() for site in sites)
 
 
-def constrain(sites: tuple[LatentSite, ...], u: Tensor) -> tuple[Latents, Tensor]:
-    """Points `(..., D)` to the sites' values and the log absolute determinant of the Jacobian, `(...)`."""
-    values: Latents = {}
-    log_jacobian = u.new_zeros(u.shape[:-1])
-    for site, flat in zip(sites, u.split([s.unconstrained_shape.numel() for s in sites], -1), strict=True):
-        bijector = biject_to(site.support)
-        part = flat.reshape(u.shape[:-1] + site.unconstrained_shape)
-        values[site.name] = bijector(part)
-        log_det = bijector.log_abs_det_jacobian(part, values[site.name])
-        log_jacobian = log_jacobian + log_det.reshape((*u.shape[:-1], -1)).sum(-1)
-    return values, log_jacobian
-
-
 def outer_density(target: Target, problem: int) -> Density:
     """log p(x, outer latents) in their unconstrained coordinates."""
     sites, row, conditional = outer_sites(target), target.row(problem), target.conditional
@@ -73,15 +59,10 @@ def outer_density(target: Target, problem: int) -> Density:
         values, log_jacobian = constrain(sites, u)
         return conditional.log_marginal(values, *row) + log_jacobian
 
-    def inside(u: Tensor) -> Tensor:
-        values, _ = constrain(sites, u)
-        good = torch.ones(len(u), dtype=torch.bool)
-        for site in sites:
-            flat = values[site.name].reshape(len(u), -1)
-            good &= flat.isfinite().all(1) & site.support.check(values[site.name]).reshape(len(u), -1).all(1)
-        return good
+    def within(u: Tensor) -> Tensor:
+        return inside(sites, constrain(sites, u)[0])
 
-    return Density(of_one, _size(sites), target.dtype, inside, target.name)
+    return Density(of_one, _size(sites), target.dtype, within, target.name)
 
 
 def partial_truth(target: Target, *, seed: int = 0) -> Truth:
@@ -108,8 +89,7 @@ def partial_truth(target: Target, *, seed: int = 0) -> Truth:
         found, points, more = [], [], []
         for problem in range(target.num_problems):
             drawn, _ = target.constrain(prior_draws(target, problem, seed=seed))
-            flat = [biject_to(s.support).inv(drawn[s.name]).reshape(len(drawn[s.name]), -1) for s in sites]
-            prior = torch.cat(flat, -1)
+            prior = unconstrain(sites, drawn)
             density = outer_density(target, problem)
             with torch.no_grad():
                 start = prior[density(prior).nan_to_num(-math.inf).argmax()]

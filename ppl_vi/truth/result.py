@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, Protocol
 
@@ -142,8 +142,12 @@ class Truth:
     reasons: tuple[str, ...] = ()
     grade: Grade = "checked"
     assumptions: tuple[str, ...] = ()
-    log_evidence_std_error: np.ndarray | float = 0.0
+    log_evidence_std_error: np.ndarray = field(default_factory=lambda: np.zeros(()))
     make_points: Callable[[], tuple[Points, ...]] | None = None
+
+    def __post_init__(self) -> None:
+        spread = np.broadcast_to(self.log_evidence_std_error, self.log_evidence.shape)
+        object.__setattr__(self, "log_evidence_std_error", spread)
 
     @cached_property
     def points(self) -> tuple[Points, ...]:

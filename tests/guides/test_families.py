@@ -17,7 +17,7 @@ from torch.func import grad, jacrev, vmap
 
 from models.exponential_normal import target as toy
 from ppl_vi.guides import ANY, FAMILIES, MULTIMODAL, POSITIVE, REAL, REFUSED, RefusedFamilyError, find_family, summary
-from ppl_vi.guides.autoguides import ACCEPTED
+from ppl_vi.guides.autoguides import ACCEPTED, drawn_by_latents
 from ppl_vi.guides.lognormal_mixture import PathwiseMixture
 from ppl_vi.state import isolated
 from ppl_vi.svi.pure import Program
@@ -343,3 +343,33 @@ assert torch.distributions.Distribution._validate_args
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+# ---- low rank, drawn by as many numbers as there are latents
+
+
+def test_a_low_rank_guide_is_the_same_density_drawn_by_as_many_numbers_as_latents() -> None:
+    """The covariance by which it draws is W W' + D of Pyro's own formula, for factors that are not small."""
+    guide = build_guide(FAMILIES["AutoLowRankMultivariateNormal"], TWO_SITES)
+    same = drawn_by_latents(guide)
+    plain, program = (Program(TWO_SITES, each) for each in (guide, same))
+    assert [draw.shape.numel() for draw in plain.latent_draws] == [2, 6]
+    assert [draw.shape.numel() for draw in program.latent_draws] == [6]
+    assert program.layout == plain.layout
+    noise = torch.randn(plain.initial.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    theta, row = plain.initial + noise, TWO_SITES.row(0)
+    with isolated(seed=0), torch.no_grad():
+        own = plain.call(theta, lambda guide: guide.get_posterior())
+        one = program.call(theta, lambda guide: guide.get_posterior())
+        torch.testing.assert_close(one.covariance_matrix, own.covariance_matrix, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(one.mean, own.mean, rtol=0, atol=0)
+        z = plain.latents(theta, row, (noise[:2], noise[2:8]))
+        torch.testing.assert_close(
+            program.log_guide(theta, row, z), plain.log_guide(theta, row, z), rtol=1e-10, atol=1e-10
+        )
+
+
+def test_other_guides_draw_as_they_do() -> None:
+    for name in ("AutoMultivariateNormal", "AutoNormal", "AutoIAFNormal"):
+        guide = build_guide(FAMILIES[name], TWO_SITES)
+        assert drawn_by_latents(guide) is guide

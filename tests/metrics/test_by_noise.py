@@ -74,9 +74,10 @@ def test_the_best_mean_field_member_of_a_correlated_gaussian_is_in_closed_form(d
 def test_a_full_covariance_has_no_family_gap():
     for dim in (2, 5):
         gap = scored(dim, "AutoMultivariateNormal").scores["family_gap"]
-        # the integrand is constant at the optimum, so Sobol points have no error but that the search stops near it
-        assert abs(gap.value[0, 0]) <= gap.error[0, 0] + 4 * gap.std_error[0, 0]
-        assert gap.error[0, 0] + gap.std_error[0, 0] < 1e-5
+        # the search's rules have the moments of the normal, and the integrand is constant at the optimum: neither has
+        # an error but that the search stops near it, where it promises no more than 1e-9 nats
+        assert abs(gap.value[0, 0]) <= gap.error[0, 0] + 4 * gap.std_error[0, 0] + 1e-9
+        assert gap.error[0, 0] + gap.std_error[0, 0] < 1e-8
 
 
 @pytest.mark.slow
@@ -202,13 +203,12 @@ def test_draws_alone_are_those_of_the_cloud():
 
 
 def test_the_way_from_a_replica_to_another_optimum_climbs():
-    def height(theta, row, rule):  # optima at -1 and 1
-        value = (theta**2 - 1).square().sum()
-        return 4 * theta * (theta**2 - 1), value
+    def height(theta):  # optima at -1 and 1
+        return float(np.square(theta**2 - 1).sum()), 4 * theta * (theta**2 - 1)
 
     def straight(begin):
         end = SimpleNamespace(x=np.array([1.0]), fun=0.0)
-        return _leads_down(height, torch.tensor([begin], dtype=torch.float64), end, (), None)
+        return _leads_down(height, np.array([begin]), end)
 
     assert straight(0.2)
     assert straight(1.7)
