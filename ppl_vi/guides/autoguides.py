@@ -43,7 +43,7 @@ def laplace(model: Callable[..., Any], init_loc_fn: Callable[..., Any] = autogui
 
 
 def drawn_by_latents(guide: nn.Module) -> nn.Module:
-    """A shallow copy that draws no more numbers than there are latents, of the same density; the guide itself if it does.
+    """A shallow copy that draws as many numbers as there are latents, of the same density; the guide itself if it does.
 
     `AutoLowRankMultivariateNormal` draws `rank` more. Each is one more dimension of a rule over the noise, of which up
     to three are integrated to rounding, and lets members of one density differ by the rule's errors.

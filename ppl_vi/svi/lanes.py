@@ -366,8 +366,9 @@ class Translation:
 
         args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), places)
         kwargs = {key: value for key, value in kwargs.items() if key not in ("dtype", "memory_format", "device")}
-        if name == "constant_pad_nd" and len(args) > 2 and args[2] != 0:
-            sources.append(torch.full((1,), float(args[2]), dtype=self.dtype))
+        filling: Any = args[2] if name == "constant_pad_nd" and len(args) > 2 else 0
+        if filling != 0:
+            sources.append(torch.full((1,), float(filling), dtype=self.dtype))
             args = (*args[:2], begin[0])
         try:
             found: Any = args[0] if name == "_to_copy" else node.target(*args, **kwargs)  # type: ignore[operator]

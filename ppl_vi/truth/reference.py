@@ -36,7 +36,9 @@ AGREEMENT = 4.0  # standard errors between bridge and importance sampling
 PRECISE = 0.05  # nats: the largest standard error of log p(x)
 HEAVY = 0.7  # Pareto k-hat of the importance weights
 ATTEMPTS = 4  # runs at half the step where trajectories diverged, or at twice the thinning where draws are correlated
-LONGEST_THINNING = 30
+PILOT_THINNING = 30  # the most that the pilot's draws tell of
+LONGEST_THINNING = 60
+HOPELESS = 0.4  # correlation after `PILOT_THINNING` transitions, which no run of bearable length would mend
 REACH = 2.0  # of the uniform starts in unconstrained space, as in Stan
 FOUND = "the chains have found every part of the posterior: nothing else proves that no separate mode was missed"
 SMOOTH = "the posterior's density{} is smooth enough for Hamiltonian trajectories (none diverged)"
@@ -238,13 +240,14 @@ def _sampled(coordinates: Coordinates, start: Tensor, settings: Settings, genera
         state = placed(coordinates.density, u[-len(start) :])
         state, kernel = adapted(coordinates.density, state, kernel, num, goal, generator)
     pilot, state = _run(coordinates, state, kernel, settings.num_draws, 1, generator)
-    thinning = _thinning(torch.cat([pilot.v, pilot.v.square(), pilot.numbers[..., -1:]], -1))
-    if thinning == LONGEST_THINNING:
-        return pilot  # and its checks will say why: no run of bearable length would do
+    told = torch.cat([pilot.v, pilot.v.square(), pilot.numbers[..., -1:]], -1)
+    thinning = _thinning(told)
+    if thinning == PILOT_THINNING and not float(autocorrelation(told, thinning).max()) < HOPELESS:
+        return pilot  # and its checks will say why
     for _ in range(ATTEMPTS):
         draws, state = _run(coordinates, state, kernel, settings.num_draws, thinning, generator)
         correlated = float(autocorrelation(draws.numbers, 1).abs().max()) > CORRELATION
-        if not draws.num_diverged and not correlated:
+        if not draws.num_diverged and (not correlated or thinning == LONGEST_THINNING):
             break
         kernel = replace(kernel, step=kernel.step / 2) if draws.num_diverged else kernel
         thinning = min(2 * thinning, LONGEST_THINNING) if correlated else thinning
@@ -282,11 +285,11 @@ def autocorrelation(values: Tensor, lag: int) -> Tensor:
 
 
 def _thinning(values: Tensor) -> int:
-    """The least lag at which no number is correlated with itself."""
-    for lag in range(1, LONGEST_THINNING):
+    """The least lag at which no number is correlated with itself, as far as these draws tell."""
+    for lag in range(1, PILOT_THINNING):
         if float(autocorrelation(values, lag).max()) < 0.6 * CORRELATION:
             return lag
-    return LONGEST_THINNING
+    return PILOT_THINNING
 
 
 def _diagnosed(draws: Draws) -> tuple[Check, ...]:
