@@ -11,6 +11,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.autoguide import AutoLowRankMultivariateNormal
 from torch import Tensor
 from torch.distributions import Categorical, LogNormal, constraints
 from torch.func import grad, jacrev, vmap
@@ -20,6 +21,7 @@ from ppl_vi.guides import ANY, FAMILIES, MULTIMODAL, POSITIVE, REAL, REFUSED, Re
 from ppl_vi.guides.autoguides import ACCEPTED, drawn_by_latents
 from ppl_vi.guides.lognormal_mixture import PathwiseMixture
 from ppl_vi.state import isolated
+from ppl_vi.svi.fit import fit
 from ppl_vi.svi.pure import Program
 from ppl_vi.svi.randomness import pseudo_random
 from ppl_vi.svi.result import finished
@@ -373,3 +375,18 @@ def test_other_guides_draw_as_they_do() -> None:
     for name in ("AutoMultivariateNormal", "AutoNormal", "AutoIAFNormal"):
         guide = build_guide(FAMILIES[name], TWO_SITES)
         assert drawn_by_latents(guide) is guide
+
+
+def test_a_low_rank_guide_with_plates_is_scored() -> None:
+    """What its steps leave in its plates can't be copied."""
+
+    def model(y: Tensor) -> None:
+        with pyro.plate("groups", 3):
+            p = pyro.sample("p", dist.Beta(2.0, 3.0))
+            with pyro.plate("data", len(y)):
+                pyro.sample("y", dist.Bernoulli(p), obs=y)
+
+    y = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]])
+    found = fit(Target.of(model, (y,)), "AutoLowRankMultivariateNormal", engine="batched", num_steps=4, num_replicas=2)
+    assert found.draw(5, seed=0)["p"].shape == (1, 2, 5, 3)
+    assert isinstance(found.guide(0, 1), AutoLowRankMultivariateNormal)

@@ -96,6 +96,12 @@ def test_one_tensor_given_twice_is_two_arguments() -> None:
     assert torch.equal(written_down(lambda a, b: a - b, (x, x))(y, x), y - x)
 
 
+def test_numbers_of_what_a_function_holds_are_known() -> None:
+    counts = torch.tensor([7.0, 3.0, 1.0])
+    x = torch.tensor([0.5, 2.0])
+    assert torch.equal(written_down(lambda t: t * int(counts.sum()), [x])(x), 11 * x)
+
+
 def written_through(x: Tensor) -> Tensor:
     """A constant that becomes another value by way of a view of it."""
     constant = torch.tensor([1.0, 2.0])
