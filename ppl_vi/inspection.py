@@ -27,7 +27,7 @@ IMPROPER = "{name}: site '{site}' has an improper prior, so there is no evidence
 
 
 class Moving(constraints.Constraint):
-    """An interval whose ends move with the latents drawn before it: where they are, `Target.supports` tells.
+    """An interval whose ends move with the latents drawn before it: where they are, `Target.sites_at` tells.
 
     Attributes:
         example: the interval of one run.
@@ -159,10 +159,15 @@ def latent_sites(
     return tuple(sites)
 
 
-def _is_improper(fn: Any) -> bool:
+def _innermost(fn: Any) -> Any:
+    """The distribution inside of what shapes, masks or transforms it."""
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
-    return isinstance(fn, ImproperUniform)
+    return fn
+
+
+def _is_improper(fn: Any) -> bool:
+    return isinstance(_innermost(fn), ImproperUniform)
 
 
 def _is_masked(node: Any) -> bool:
@@ -238,10 +243,7 @@ def _refuse_latent(node: Any, other: Any, name: str, one_problem: bool) -> None:
 
 
 def _refuse_without_a_map(node: Any, name: str) -> None:
-    fn = node["fn"]
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    kind, site = type(fn).__name__, node["name"]
+    kind, site = type(_innermost(node["fn"])).__name__, node["name"]
     if kind in CIRCULAR:
         raise ValueError(
             f"{name}: site '{site}' is an angle: a {kind} repeats itself along the line, so that there is no posterior "
