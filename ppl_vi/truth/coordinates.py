@@ -20,8 +20,7 @@ statistical models by score matching.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyro.poutine as poutine
@@ -81,72 +80,41 @@ class Coordinates:
         problem: which of its problems.
         pulls: by name, of the latents that are written relative to others; without any, the coordinates are those of
             `Target.constrain`.
+        plain: the density in the coordinates of `Target.constrain`.
+        density: the density in these.
     """
 
     target: Target
     problem: int
-    pulls: dict[str, Pull] = field(default_factory=dict)
+    pulls: dict[str, Pull]
+    plain: Density
+    density: Density
 
     @staticmethod
     def of(target: Target, problem: int) -> Coordinates:
         """The non-centred ones, of all latents whose prior's location or scale moves with other latents."""
         with whole_plates():
             traces = [run(target.model, target.row(problem), target.dtype, target.name, seed) for seed in SEEDS]
-        pulls = {}
+        pulls, plain = {}, Density.of(target, problem)
         for site in target.latents:
             shape = site.unconstrained_shape
             frames = [prior_frame(trace.nodes[site.name]["fn"], shape) for trace in traces]
             pairs = [torch.stack(frame) for frame in frames if frame is not None]
             if any(not torch.equal(pairs[0], pair) for pair in pairs):
                 pulls[site.name] = Pull(torch.zeros_like(pairs[0][0]), torch.zeros_like(pairs[0][0]))
-        return Coordinates(target, problem, pulls)
+        return Coordinates(target, problem, pulls, plain, _density(target, problem, pulls, plain))
 
-    @cached_property
-    def plain(self) -> Density:
-        """The density in the coordinates of `Target.constrain`."""
-        return Density.of(self.target, self.problem)
-
-    @cached_property
-    def density(self) -> Density:
-        """The density in these."""
-        if not self.pulls:
-            return self.plain
-        plain, row = self.plain, self.target.row(self.problem)
-
-        def of_one(u: Tensor) -> Tensor:
-            walk = _Walk(self, u)
-            with poutine.block(), whole_plates():
-                trace = poutine.trace(walk(self.target.model)).get_trace(*row)
-                return trace.log_prob_sum() + walk.log_jacobian
-
-        def inside(u: Tensor) -> Tensor:
-            v = self.outward(u)
-            return v.isfinite().all(1) & plain.inside(v)
-
-        def culprit(u: Tensor) -> str:
-            return plain.culprit(self.outward(u[None])[0])
-
-        return Density(of_one, plain.dim, plain.dtype, inside, plain.name, self.target.width, culprit)
+    def pulled(self, pulls: dict[str, Pull]) -> Coordinates:
+        """Those in which the same latents are pulled otherwise."""
+        return replace(self, pulls=pulls, density=self.density.with_numbers(_numbers(pulls)))
 
     def outward(self, u: Tensor) -> Tensor:
         """Points `(S, D)` in the coordinates of `Target.constrain`, `(S, D)`."""
-        return self._walked(u, inward=False)[0] if self.pulls else u
+        return _walked(self.target, self.problem, self.pulls, u)[0] if self.pulls else u
 
     def inward(self, v: Tensor) -> Tensor:
         """The inverse of `outward`."""
-        return self._walked(v, inward=True)[0] if self.pulls else v
-
-    def _walked(self, points: Tensor, inward: bool) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
-        row = self.target.row(self.problem)
-
-        def of_one(point: Tensor) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
-            walk = _Walk(self, point, inward)
-            with poutine.block(), whole_plates():
-                walk(self.target.model)(*row)
-            return torch.cat([walk.found[site.name].flatten() for site in self.target.latents]), walk.frames
-
-        with isolated(self.target.dtype, seed=0):
-            return vmap(of_one)(points)
+        return _walked(self.target, self.problem, self.pulls, v, inward=True)[0] if self.pulls else v
 
     def fitted(self, u: Tensor, slope: Tensor) -> Coordinates:
         """Those in which the gradient of the log density comes nearest to -u.
@@ -157,14 +125,59 @@ class Coordinates:
         """
         if not self.pulls:
             return self
-        v, frames = self._walked(u, inward=False)
+        v, frames = _walked(self.target, self.problem, self.pulls, u)
         at, gradient = split(self.target.latents, v), split(self.target.latents, slope)
         pulls = {}
         for name, pull in self.pulls.items():
             loc, scale = frames[name]
             _, s = pull.frame(loc, scale)
             pulls[name] = _regressed(at[name], s, gradient[name] + s * (at[name] - loc) / scale.square())
-        return replace(self, pulls=pulls)
+        return self.pulled(pulls)
+
+
+def _numbers(pulls: dict[str, Pull]) -> tuple[Tensor, ...]:
+    return tuple(number for pull in pulls.values() for number in (pull.slope, pull.precision))
+
+
+def _density(target: Target, problem: int, pulls: dict[str, Pull], plain: Density) -> Density:
+    """That of the coordinates with these pulls, a density with the pulls' numbers."""
+    if not pulls:
+        return plain
+    row, names = target.row(problem), list(pulls)
+
+    def of(numbers: tuple[Tensor, ...]) -> dict[str, Pull]:
+        return dict(zip(names, map(Pull, numbers[::2], numbers[1::2]), strict=True))
+
+    def of_one(u: Tensor, *numbers: Tensor) -> Tensor:
+        walk = _Walk(target, of(numbers), u)
+        with poutine.block(), whole_plates():
+            trace = poutine.trace(walk(target.model)).get_trace(*row)
+            return trace.log_prob_sum() + walk.log_jacobian
+
+    def inside(u: Tensor, *numbers: Tensor) -> Tensor:
+        v, _ = _walked(target, problem, of(numbers), u)
+        return v.isfinite().all(1) & plain.inside(v)
+
+    def culprit(u: Tensor, *numbers: Tensor) -> str:
+        return plain.culprit(_walked(target, problem, of(numbers), u[None])[0][0])
+
+    return Density(of_one, plain.dim, plain.dtype, inside, plain.name, target.width, culprit, _numbers(pulls))
+
+
+def _walked(
+    target: Target, problem: int, pulls: dict[str, Pull], points: Tensor, inward: bool = False
+) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+    """Points `(S, D)` in the other coordinates, and the priors' locations and scales there."""
+    row = target.row(problem)
+
+    def of_one(point: Tensor) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+        walk = _Walk(target, pulls, point, inward)
+        with poutine.block(), whole_plates():
+            walk(target.model)(*row)
+        return torch.cat([walk.found[site.name].flatten() for site in target.latents]), walk.frames
+
+    with isolated(target.dtype, seed=0):
+        return vmap(of_one)(points)
 
 
 def _regressed(z: Tensor, s: Tensor, force: Tensor) -> Pull:
@@ -187,10 +200,10 @@ class _Walk(Messenger):
         log_jacobian: of the map from the coordinates to the latents, nats.
     """
 
-    def __init__(self, coordinates: Coordinates, point: Tensor, inward: bool = False) -> None:
+    def __init__(self, target: Target, pulls: dict[str, Pull], point: Tensor, inward: bool = False) -> None:
         super().__init__()
-        self.pulls, self.inward = coordinates.pulls, inward
-        self.given = split(coordinates.target.latents, point)
+        self.pulls, self.inward = pulls, inward
+        self.given = split(target.latents, point)
         self.found: dict[str, Tensor] = {}
         self.frames: dict[str, tuple[Tensor, Tensor]] = {}
         self.log_jacobian = point.new_zeros(())

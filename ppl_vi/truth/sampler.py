@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ppl_vi.truth.density import Density
+from ppl_vi.truth.leapfrog import Phase
 
 FIRST_STEPS = 10  # leapfrog steps of a trajectory while chains look for their way
 DIVERGED = 1000.0  # nats of energy that a trajectory may be off, as in Stan
@@ -42,8 +43,10 @@ class State:
 
 
 def placed(density: Density, u: Tensor) -> State:
-    """Chains at `u` `(C, D)`."""
-    return State(u, *density.slope(u))
+    """Chains at `u` `(C, D)`: a step of no length tells value and slope."""
+    still = Phase(u, torch.zeros_like(u), u.new_zeros(len(u)), torch.zeros_like(u))
+    here = density.advanced(still, u.new_zeros(len(u), 1), torch.eye(u.shape[1], dtype=u.dtype), 1)
+    return State(u, here.value, here.slope)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,16 +94,14 @@ class Kernel:
         jitter, threshold = torch.rand((2, num), generator=generator, dtype=like.dtype)
         h = self.step * (0.9 + 0.2 * jitter[:, None])
         before = momentum.square().sum(-1) / 2 - state.value
-        end, p = state, momentum
-        for _ in range(num_steps):
-            p = p + h / 2 * (end.slope @ self.factor)
-            end = placed(density, end.u + (h * p) @ self.factor.mT)
-            p = p + h / 2 * (end.slope @ self.factor)
-        change = p.square().sum(-1) / 2 - end.value - before
+        begin = Phase(state.u, momentum, state.value, state.slope)
+        end = density.advanced(begin, h, self.factor, num_steps)
+        change = end.momentum.square().sum(-1) / 2 - end.value - before
         # a trajectory that ends where the density is 0 or no number is refused
         acceptance = torch.where(change.isnan(), 0.0, (-change).clamp(max=0.0).exp())
         accepted = threshold < acceptance
-        return Moved(state.moved(end, accepted), acceptance, before, ~(change < DIVERGED))
+        moved = state.moved(State(end.u, end.value, end.slope), accepted)
+        return Moved(moved, acceptance, before, ~(change < DIVERGED))
 
 
 class DualAveraging:

@@ -203,7 +203,7 @@ class Proposal:
         u[broad] = (self.low + (self.high - self.low) * uniform[:, :-1])[broad]
         log_weight = density(u) - self.log_prob(u)
         if bool(log_weight.isnan().any()):
-            where = density.culprit(u[log_weight.isnan()][0])
+            where = density.culprit(u[log_weight.isnan()][0], *density.numbers)
             raise ValueError(
                 f"{density.name}: the log density is nan inside the support, at {where}: of what does the model take a "
                 "root or a logarithm?"
