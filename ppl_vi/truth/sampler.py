@@ -15,7 +15,6 @@ from torch import Tensor
 from ppl_vi.truth.density import Density
 from ppl_vi.truth.leapfrog import Phase
 
-FIRST_STEPS = 10  # leapfrog steps of a trajectory while chains look for their way
 DIVERGED = 1000.0  # nats of energy that a trajectory may be off, as in Stan
 
 
@@ -123,24 +122,23 @@ class DualAveraging:
 
 def adapted(
     density: Density, state: State, kernel: Kernel, num: int, goal: float, generator: torch.Generator
-) -> tuple[State, Kernel]:
-    """Runs `num` transitions that settle the step of all chains."""
-    tuner = DualAveraging(torch.as_tensor(kernel.step, dtype=state.u.dtype), goal)
+) -> tuple[list[State], Kernel]:
+    """Runs `num` transitions that settle the step of all chains; gives the state after each."""
+    tuner, states = DualAveraging(torch.as_tensor(kernel.step, dtype=state.u.dtype), goal), [state]
     for _ in range(num):
-        moved = replace(kernel, step=tuner.log_step.exp()).transition(density, state, generator)
-        state = moved.state
+        moved = replace(kernel, step=tuner.log_step.exp()).transition(density, states[-1], generator)
+        states.append(moved.state)
         tuner.update(moved.acceptance.mean())
-    return state, replace(kernel, step=tuner.mean.exp())
+    return states[1:], replace(kernel, step=tuner.mean.exp())
 
 
 def settled(
     density: Density, state: State, kernel: Kernel, num: int, goal: float, generator: torch.Generator
-) -> tuple[State, Kernel]:
-    """Runs `num` transitions of ten leapfrog steps, each chain with a step of its own: a few start in steep places."""
-    tuner = DualAveraging(torch.full_like(state.value, float(kernel.step)), goal)
+) -> tuple[list[State], Kernel]:
+    """The same with a step of its own for each chain, so that those in steep places get out; then their median."""
+    tuner, states = DualAveraging(torch.full_like(state.value, float(kernel.step)), goal), [state]
     for _ in range(num):
-        step = tuner.log_step.exp()[:, None]
-        moved = replace(kernel, step=step, most=FIRST_STEPS).transition(density, state, generator)
-        state = moved.state
+        moved = replace(kernel, step=tuner.log_step.exp()[:, None]).transition(density, states[-1], generator)
+        states.append(moved.state)
         tuner.update(moved.acceptance)
-    return state, replace(kernel, step=tuner.mean.exp().median())
+    return states[1:], replace(kernel, step=tuner.mean.exp().median())

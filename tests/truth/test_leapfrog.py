@@ -39,8 +39,8 @@ def phase(num):
 @pytest.mark.parametrize("num", [3, 21])
 def test_machine_code_takes_the_same_steps(num, monkeypatch):
     begin, at = phase(num)
-    step, factor = 0.01 + 0.05 * random(num, 1).abs(), torch.linalg.cholesky(torch.cov(random(TARGET.dim, 40)))
-    pulled = begin.pulled({"z": Pull(random(3), random(3).square())})
+    step, factor = 0.005 + 0.01 * random(num, 1).abs(), torch.linalg.cholesky(torch.cov(random(TARGET.dim, 40)))
+    pulled = begin.pulled({"z": Pull(random(3, 2), random(3, 2).square(), random(3, 2, 1) / 2)})
     fast = [one.density.advanced(at, step, factor, 7) for one in (begin, pulled)]
     assert all(begin.density._leapfrogs.values()), "nothing was compiled"
     monkeypatch.setattr(density, "compiled", lambda *_: None)
