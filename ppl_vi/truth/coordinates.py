@@ -49,6 +49,7 @@ Frame = tuple[Tensor, Tensor, Tensor, Tensor]  # the prior's location and scale,
 LINES = (constraints.real, constraints.positive)
 SCALES = (constraints.positive, constraints.nonnegative)
 MOST_SCALES = 6  # that a pull may depend on
+MOST_POWER = 3.0  # of each: a precision goes with -2, and far out larger ones would overflow
 ITERATIONS = 20  # of Marquardt's method
 DAMPED, FACTOR = 1e-2, 4.0  # how it begins, and how much more or less it is damped after each step
 
@@ -229,8 +230,13 @@ def _regressed(z: Tensor, s: Tensor, force: Tensor, log_scales: Tensor) -> Pull:
     """The centers and w >= 0 with the least mean square of force - s sum_k w_k (c_k - z), over the leading axis.
 
     First one w for all, by linear regression; then powers of the scales `(S, F)` in it; then two terms, the second of
-    which begins without powers. Where the first w is negative there is no pull.
+    which begins without powers. Where the first w is negative there is no pull. Draws count the more the farther out
+    their scales lie: they are few, and a neck is where an error of w or c is most of what chains feel.
     """
+    if log_scales.shape[1]:
+        far = ((log_scales - log_scales.mean(0)) / log_scales.std(0)).square().sum(1)
+        emphasis = (1 + far).sqrt().reshape(-1, *(1 for _ in s.shape[1:]))
+        s, force = emphasis * s, emphasis * force
     weight = s.square()
     mean = (weight * z).sum(0) / weight.sum(0)
     height = (s * force).sum(0) / weight.sum(0)
@@ -241,18 +247,22 @@ def _regressed(z: Tensor, s: Tensor, force: Tensor, log_scales: Tensor) -> Pull:
     if log_scales.shape[1]:
         middle = log_scales.mean(0)
         constant = terms.new_zeros(*terms.shape[:-1], len(middle))
-        one = _least_squares(z, s, force, log_scales - middle, torch.cat([terms, constant], -1))
-        both = torch.cat([one, torch.cat([one[..., :2], constant], -1)], -2)
-        both[..., 1] -= math.log(2)
-        terms = _least_squares(z, s, force, log_scales - middle, both)
+        x = log_scales - middle
+        one, loss = _least_squares(z, s, force, x, torch.cat([terms, constant], -1))
+        halved = one[..., :2] - one.new_tensor([0.0, math.log(2)])
+        start = torch.cat([torch.cat([halved, one[..., 2:]], -1), torch.cat([halved, constant], -1)], -2)
+        both, less = _least_squares(z, s, force, x, start)
+        nothing = torch.cat([one[..., :1], torch.full_like(one[..., :1], -math.inf), constant], -1)
+        terms = torch.where((less < loss)[..., None, None], both, torch.cat([one, nothing], -2))
         terms[..., 1] -= terms[..., 2:] @ middle
     center, log_w, powers = terms[..., 0], terms[..., 1], terms[..., 2:]
     there = told[..., None]
     return Pull(center * there, torch.where(there, log_w.exp(), 0.0), powers * there[..., None])
 
 
-def _least_squares(z: Tensor, s: Tensor, force: Tensor, x: Tensor, theta: Tensor) -> Tensor:
-    """Centers, logarithms of w and their powers `(*shape, K, 2 + F)` like `theta` and better, by Marquardt's method."""
+def _least_squares(z: Tensor, s: Tensor, force: Tensor, x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
+    """Centers, logarithms of w and their powers `(*shape, K, 2 + F)` like `theta` and better, by Marquardt's method;
+    and the sum of squares that is left, `shape`."""
     x = x.reshape(len(x), *(1 for _ in z.shape[1:]), 1, -1)
 
     def off(theta: Tensor) -> tuple[Tensor, Tensor]:
@@ -269,11 +279,11 @@ def _least_squares(z: Tensor, s: Tensor, force: Tensor, x: Tensor, theta: Tensor
         ridge = damping[..., None] * torch.diagonal(gram, dim1=-2, dim2=-1) + torch.finfo(gram.dtype).tiny
         step = torch.linalg.solve_ex(gram + torch.diag_embed(ridge), toward[..., None])[0].reshape(theta.shape)
         tried, tried_pulls = off(theta + step)
-        better = tried.square().sum(0) < loss
+        better = (tried.square().sum(0) < loss) & ((theta + step)[..., 2:].abs() <= MOST_POWER).flatten(-2).all(-1)
         theta = torch.where(better[..., None, None], theta + step, theta)
         residual, pulls = torch.where(better, tried, residual), torch.where(better[..., None], tried_pulls, pulls)
         loss, damping = residual.square().sum(0), damping * torch.where(better, 1 / FACTOR, FACTOR)
-    return theta
+    return theta, loss
 
 
 class _Walk(Messenger):

@@ -35,13 +35,13 @@ MISSING = 0.2  # E-FMI
 AGREEMENT = 4.0  # standard errors between bridge and importance sampling
 PRECISE = 0.05  # nats: the largest standard error of log p(x)
 HEAVY = 0.7  # Pareto k-hat of the importance weights
-ATTEMPTS = 4  # runs at half the step where trajectories diverged, or at twice the thinning where draws are correlated
+ATTEMPTS = 6  # runs at half the step where trajectories diverged, or at twice the thinning where draws are correlated
 PILOT_THINNING = 30  # the most that the pilot's draws tell of
 LONGEST_THINNING = 60
 UNNOTICED = 0.6 * CORRELATION  # in the pilot's draws
 HOPELESS = 2  # times the longest thinning
 CALL = 4  # leapfrog steps that take as long as all else in a transition
-TIMES = (math.pi / 2, math.pi, 2 * math.pi)  # of the longest trajectory, whitened; a quarter of a round normal's period
+TIMES = (math.pi, 2 * math.pi)  # of the longest trajectory, whitened: half a round normal's period, and all of it
 GIVEN_UP = "given up after a pilot, by whose correlations draws would have to be {} transitions apart"
 FIRST_STEPS = 10  # leapfrog steps of a trajectory while chains look for their way
 REACH = 2.0  # of the uniform starts in unconstrained space, as in Stan
@@ -265,9 +265,10 @@ def _warmed_up(
     for _ in range(settings.num_windows):
         seen = states[-num // 2 :]
         u, slope = torch.cat([state.u for state in seen]), torch.cat([state.slope for state in seen])
-        v = coordinates.outward(u)
-        coordinates = coordinates.fitted(u, slope)
-        u = coordinates.inward(v)
+        again = coordinates.fitted(u, slope)
+        moved = again.inward(coordinates.outward(u))
+        if bool(moved.isfinite().all()):  # else a point lies where the new ones overflow
+            coordinates, u = again, moved
         kernel = Kernel(kernel.step.clamp(max=0.3), TIMES[0], _factor(u))
         state = placed(coordinates.density, u[-len(start) :])
         states, kernel = settled(coordinates.density, state, kernel, num, goal, generator)

@@ -88,7 +88,7 @@ class Kernel:
         """
         like, num = state.u, len(state.u)
         share = float(torch.rand((), generator=generator, dtype=like.dtype))
-        num_steps = max(1, min(self.most, math.ceil(share * self.time / float(self.step.median()))))
+        num_steps = max(1, math.ceil(min(self.most, share * self.time / float(self.step.median()))))
         momentum = torch.randn(like.shape, generator=generator, dtype=like.dtype)
         jitter, threshold = torch.rand((2, num), generator=generator, dtype=like.dtype)
         h = self.step * (0.9 + 0.2 * jitter[:, None])
