@@ -12,6 +12,7 @@ from torch.func import grad_and_value, vmap
 
 from ppl_vi.mapping import branches
 from ppl_vi.state import isolated
+from ppl_vi.svi.points import AtMany, at_many, pays
 from ppl_vi.svi.tracing import written_down
 from ppl_vi.target import Target
 
@@ -54,6 +55,7 @@ class Density:
         self.of_one, self.dim, self.dtype, self.inside, self.name = of_one, dim, dtype, inside, name
         self.block = min(BLOCK, max(SMALL, NUMBERS // width))
         self._values: dict[int, Callable[[Tensor], Tensor]] = {}
+        self._many: list[AtMany | None] = []  # one, once it is asked for
         self._slopes: dict[int, Callable[[Tensor], tuple[Tensor, Tensor]]] = {}
 
     @staticmethod
@@ -89,17 +91,26 @@ class Density:
     def __call__(self, u: Tensor) -> Tensor:
         """At points `(S, D)`, `(S,)`."""
         size = SMALL if len(u) <= SMALL else self.block
-        return torch.cat([self._block(part, size) for part in u.split(size)]) if len(u) else u.new_zeros(0)
+        if not len(u):
+            return u.new_zeros(0)
+        many = self._machine_code(u) if pays(len(u), self.width) else None
+        parts = [self._block(part, size) for part in u.split(size)] if many is None else [many(u[None], ())[0]]
+        value = torch.cat(parts)
+        lost = value.isnan()
+        if bool(lost.any()):
+            value[lost] = torch.where(self.inside(u[lost]), value[lost], -torch.inf)
+        return value
 
     def _block(self, u: Tensor, size: int) -> Tensor:
         if size not in self._values:
             self._values[size] = self._traced(vmap(self.of_one), u.new_zeros(size, self.dim))
         padded = torch.cat([u, u[:1].expand(size - len(u), -1)]) if len(u) < size else u
-        value = self._values[size](padded)[: len(u)]
-        lost = value.isnan()
-        if bool(lost.any()):
-            value[lost] = torch.where(self.inside(u[lost]), value[lost], -torch.inf)
-        return value
+        return self._values[size](padded)[: len(u)]
+
+    def _machine_code(self, u: Tensor) -> AtMany | None:
+        if not self._many:
+            self._many.append(at_many(self.of_one, u, ()))
+        return self._many[0]
 
     def slope(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Value `(S,)` and derivative `(S, D)` at points `(S, D)`; one trace for each number of points."""
