@@ -11,6 +11,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.contrib.easyguide import EasyGuide
 from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
 from pyro.nn import PyroModule, PyroParam
 from scipy import special, stats
@@ -62,6 +63,19 @@ class ModuleGuide(PyroModule):
             pyro.sample(name, dist.Normal(self.loc[i], self.scale[i]))
 
 
+class Easy(EasyGuide):
+    """A module whose parameters are stated by `pyro.param`, beside one of its own."""
+
+    def __init__(self, model):
+        super().__init__(model)
+        self.loc = PyroParam(torch.tensor([0.1, 0.1]))
+
+    def guide(self, x, y, names):
+        group = self.group(match="a|b")
+        scale = pyro.param("scale", torch.full(group.event_shape, 0.5), constraint=dist.constraints.positive)
+        group.sample("both", dist.Normal(self.loc, scale).to_event(1))
+
+
 def family(model):
     """A family as a function of the model."""
     return AutoNormal(model)
@@ -82,6 +96,7 @@ GUIDES = {
     "family": family,
     "function": function_guide,
     "module": ModuleGuide(),
+    "easy": Easy,
     "adds": adds_a_site,
     "raises": raises,
     "point": AutoDelta,
@@ -108,7 +123,7 @@ def test_every_kind_of_guide_is_measured_against_the_exact_posterior(result):
     evidence, _, best = exact()
     records = {record["guide"]: record for record in strict(json.dumps(result.records(), allow_nan=False))}
     assert list(records) == list(GUIDES)
-    for name in ("full", "by name", "family", "function", "module"):
+    for name in ("full", "by name", "family", "function", "module", "easy"):
         record = records[name]
         assert record["log_evidence"] == pytest.approx(evidence, abs=1e-7)
         assert record["elbo"] + record["reverse_kl"] == pytest.approx(evidence, abs=1e-7)
@@ -156,7 +171,7 @@ def test_figures_show_marginals_gaps_and_the_way_there(result, tmp_path):
         figure.savefig(tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
     axes = figures["marginals"].axes
-    assert len(axes) == 2 * 5  # two numbers, five guides that were fitted
+    assert len(axes) == 2 * 6  # two numbers, six guides that were fitted
     for panel in axes:
         z, density = panel.lines[0].get_data()
         assert np.trapezoid(density, z) == pytest.approx(1, abs=0.1)  # what lies beyond the ends is missing
@@ -168,7 +183,7 @@ def test_arviz_takes_each_guide_and_draws_it(result):
     import arviz_stats  # noqa: F401, the accessor that plots use
 
     tree = result.to_datatree(num_draws=300, seed=2)
-    assert set(tree.children) == {"full", "by name", "family", "function", "module", "truth"}
+    assert set(tree.children) == {"full", "by name", "family", "function", "module", "easy", "truth"}
     full = tree["full"]
     assert full["posterior"]["a"].dims == ("chain", "draw")
     assert full["posterior"]["a"].shape == (2, 300)
