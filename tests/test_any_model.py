@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.contrib.easyguide import EasyGuide
-from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
+from pyro.distributions.transforms import affine_coupling, iterated, planar, spline_autoregressive
+from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal, AutoNormalizingFlow
 from pyro.nn import PyroModule, PyroParam
 from scipy import special, stats
 
@@ -22,6 +24,7 @@ from ppl_vi.any_model import labelled
 from ppl_vi.comparison import SHOWN, Curves, Entry, _tails
 from ppl_vi.report.plots import elbos_by_step
 from ppl_vi.svi.objectives import tail_adaptive
+from ppl_vi.svi.result import Fit
 from tests.strict_json import strict
 
 DATA = torch.tensor([1.2, 3.4, 2.2, 0.7, 1.9])
@@ -146,6 +149,7 @@ def test_the_table_says_what_is_known_and_why_a_row_is_missing(result):
     assert "log p(x) = " in text
     assert result.truth.grade in text
     assert "RuntimeError: no such luck" in text
+    assert "nan" not in text
     assert "<ModelComparison of line: full, by name" in repr(result)
 
 
@@ -161,6 +165,36 @@ def test_fits_are_at_hand_and_give_draws_densities_and_quantiles(result):
         result["raises"]
     with pytest.raises(ValueError, match=r"between 0 and 1, got 1\.5"):
         found.quantiles([1.5])
+
+
+@pytest.mark.slow
+def test_guides_of_ones_own_are_saved_and_found_again_by_name(result, tmp_path):
+    for name in ("function", "easy", "family"):
+        result[name].save(tmp_path / name)
+        draws = result[name].draw(5, seed=0)
+        for back in (Fit.load(tmp_path / name, result.target), Fit.load(tmp_path / name, result.target, GUIDES[name])):
+            assert torch.equal(back.log_prob(draws), result[name].log_prob(draws))
+    assert result["function"].family_name == f"{__name__}:function_guide"
+    result["module"].save(tmp_path / "module")
+    with pytest.raises(ValueError, match=r"its guide '.*:ModuleGuide' can't be made again, give it by family="):
+        Fit.load(tmp_path / "module", result.target)
+    assert Fit.load(tmp_path / "module", result.target, GUIDES["module"]).num_replicas == 2
+
+
+def flow(transform):
+    return lambda model: AutoNormalizingFlow(model, partial(iterated, 1, transform))
+
+
+@pytest.mark.slow
+def test_the_best_of_a_users_own_flow_is_the_best_one_found():
+    """A network has many local optima, whoever wrote the guide; what can't be done is told in a line."""
+    guides = {"coupling": flow(affine_coupling), "spline": flow(spline_autoregressive), "planar": flow(planar)}
+    result = ppl_vi.compare(line, guides, args=(X, DATA, ["a", "b"]), **TINY)
+    coupling, spline, no_inverse = result.records()
+    assert coupling["family_gap_is_upper_bound"]
+    assert coupling["family_gap"] >= 0
+    assert "indexes by a mask of drawn values" in spline["reason"]
+    assert (no_inverse["status"], "without an inverse" in no_inverse["reason"]) == ("skipped", True)
 
 
 @pytest.mark.slow
