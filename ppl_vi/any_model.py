@@ -22,7 +22,7 @@ class ModelComparison(Comparison):
     """Guides on one model: `print` shows the table, `plot` the figures, `to_datatree` hands over to ArviZ."""
 
     def __str__(self) -> str:
-        return table.as_text(self.records())
+        return table.as_text(self.records(), width=table.terminal().width)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self.target.name}: {', '.join(entry.guide for entry in self.entries)}>"

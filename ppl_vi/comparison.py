@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vi.guides import FLOWS, MULTIMODAL, Family, RefusedFamilyError, find_family
-from ppl_vi.guides.given import family_of
+from ppl_vi.guides import MULTIMODAL, Family, RefusedFamilyError, find_family
+from ppl_vi.guides.given import family_of, has_network
 from ppl_vi.inspection import LatentSite, ends
 from ppl_vi.metrics.cloud import cloud, drawn, rules, sobol_rules
 from ppl_vi.metrics.divergence import reverse_kl_of_many
@@ -301,7 +301,7 @@ def _scored(comparison: Comparison, guide: str, with_curves: bool) -> Entry:
 def many_optima(fitted: Fit) -> bool:
     """Whether the family is known to have many local optima: its best member is then only the best of those found."""
     name = fitted.family_name.rpartition(":")[2]
-    return name in MULTIMODAL or (name in FLOWS and fitted.target.dim > 1)
+    return name in MULTIMODAL or (fitted.target.dim > 1 and has_network(fitted.guide()))
 
 
 def _family(comparison: Comparison, guide: str) -> Family | str:

@@ -841,10 +841,14 @@ class Translation:
         body = self._scheduled(during, wanted)
         prologue = self._scheduled(before, later)
         memory = self._memory(kept)
+        groups = max(1, min(MOST_GROUPS, GROUPED // max(total, 1)))
+        held = 5 * self.size + 1 + sum(num for _, _, num in kept)
+        numbers = total + sum(num for _, num in self.noise) + groups * held
         return _FRAME.format(
             prelude=prelude(self.dtype, num_replicas),
             tables="\n".join(self.constants),
-            groups=max(1, min(MOST_GROUPS, GROUPED // max(total, 1))),
+            frame_bytes=numbers * lanes * self.dtype.itemsize,
+            groups=groups,
             prologue="\n".join(prologue),
             body="\n".join(body),
             **memory,
@@ -1115,6 +1119,7 @@ def _literal(value: Any, want: str) -> str:
 _FRAME = """{prelude}
 {tables}
 struct Group {{ {fields} }};
+extern "C" const int64_t frame_bytes = {frame_bytes};  // at most about so many on the stack of `advance`
 
 // The last vector of fits is full, too: it begins among those of the last but one, which gives the same numbers twice.
 inline int64_t place(int64_t begin, int g, int64_t num_fits) {{

@@ -18,7 +18,8 @@ from ppl_vi.target import Target
 
 BLOCK = 4096  # points at once
 NUMBERS = 2**18  # of their largest temporary, which stays in the cache
-FAR = 60.0  # standard deviations
+VANISHED = 750.0  # nats below the highest: e^-746 is 0 in float64
+HALVINGS = 20  # of the way from there to a point where the density is no number
 BRANCHING = "the model decides by a drawn value what to do ('if', 'while', bool(), item()): choose by torch.where"
 SMALL = 64  # or so many, where fewer are asked for
 
@@ -134,18 +135,42 @@ class Density:
         return plain
 
 
+def vanished(function: Callable[[Tensor], Tensor], points: Tensor, top: Tensor) -> Tensor:
+    """Whether a log density has fallen below e^-750 of what it is at `top` `(D,)`, where it was a number for the last
+    time on the straight way from there to points `(S, D)`, at which it is none: `(S,)`.
+
+    So it does where a model's own numbers overflow, as (y / scale)^shape; a root of what is below 0 begins where the
+    density is anything but 0.
+    """
+    level = function(top[None])
+    last = level.expand(len(points))
+    near, far = points.new_zeros(len(points)), points.new_ones(len(points))
+    for _ in range(HALVINGS):
+        middle = (near + far) / 2
+        value = function(top + middle[:, None] * (points - top))
+        known = ~value.isnan()
+        near, far, last = (
+            torch.where(known, middle, near),
+            torch.where(known, far, middle),
+            torch.where(known, value, last),
+        )
+    return last < level - VANISHED
+
+
 class Standardized:
     """The same density over `s` with u = center + factor t, t = 2 sinh(s / 2) number by number.
 
-    Heavy tails fall exponentially in s, and what is near looks as it does in t. A nan more than 60 units of t away from
-    the center, where a model's own numbers overflow, is taken for a density of 0.
+    Heavy tails fall exponentially in s, and what is near looks as it does in t. A nan is taken for a density of 0 where
+    this has `vanished` before.
 
     Source: Schwartz (1969), Numerical integration of analytic functions (the sinh transformation).
     """
 
-    def __init__(self, density: Density, center: Tensor, factor: Tensor) -> None:
+    def __init__(self, density: Density, center: Tensor, factor: Tensor, top: Tensor) -> None:
+        """The density in coordinates of that centre and factor; it is about highest at `top`, all in terms of u."""
         self.density, self.center, self.factor = density, center, factor
         self.log_scale = float(torch.linalg.slogdet(factor)[1])
+        self.top = self.inverse(top[None])[0]
 
     def at(self, s: Tensor) -> Tensor:
         """u of points `(S, D)`."""
@@ -157,9 +182,14 @@ class Standardized:
 
     def __call__(self, s: Tensor) -> Tensor:
         """The log density of s at points `(S, D)`, `(S,)`."""
-        t = 2 * torch.sinh(s / 2)
-        value = self.density(self.center + t @ self.factor.mT)
-        value = torch.where(value.isnan() & (t.abs().amax(-1) > FAR), -torch.inf, value)
+        value = self._plain(s)
+        lost = value.isnan()
+        if bool(lost.any()):
+            value[lost] = torch.where(vanished(self._plain, s[lost], self.top), -torch.inf, torch.nan)
         half = s.abs() / 2
         log_cosh = half + torch.log1p((-2 * half).exp()) - math.log(2)
         return value + log_cosh.sum(-1) + self.log_scale
+
+    def _plain(self, s: Tensor) -> Tensor:
+        """The log density of u at points `(S, D)`, `(S,)`."""
+        return self.density(self.at(s))

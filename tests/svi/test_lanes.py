@@ -236,6 +236,20 @@ def test_what_a_plate_repeats_is_computed_once() -> None:
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
 
 
+def test_a_step_may_have_more_numbers_than_a_process_has_stack() -> None:
+    """Four arrays of 60,000 numbers of eight fits are 15 MB, where a process has 8: it had ended without a word."""
+    noise = torch.randn((8, 1, 12), generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+    def function(t: Tensor, n: Tensor) -> Tensor:
+        total = t[0] * n[0].repeat(5000)
+        for _ in range(4):
+            total = torch.cumsum(total, 0) / 100
+        return total[::5000] + t
+
+    got, want = run(function, 12, noise)
+    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+
+
 def test_what_has_no_translation_is_named() -> None:
     noise = torch.zeros(2, 1, 12)
     for function, name in (
