@@ -214,7 +214,7 @@ class Proposal:
         if bool(lost.any()):
             value[lost] = torch.where(vanished(density, u[lost], self.modes.u[0]), -torch.inf, torch.nan)
         if bool(value.isnan().any()):
-            where = density.culprit(u[value.isnan()][0])
+            where = density.culprit(u[value.isnan()][0], *density.numbers)
             raise ValueError(
                 f"{density.name}: the log density is nan inside the support, at {where}: of what does the model take a "
                 "root or a logarithm?"
