@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ppl_vi.comparison import Comparison, Entry, Settings, check_settings, compare_each
+from ppl_vi.comparison import Comparison, Entry, Settings, check_settings, compare_each, one_thread
 from ppl_vi.report import table
 from ppl_vi.svi.result import Fit
 from ppl_vi.target import Target
@@ -22,7 +22,7 @@ class ModelComparison(Comparison):
     """Guides on one model: `print` shows the table, `plot` the figures, `to_datatree` hands over to ArviZ."""
 
     def __str__(self) -> str:
-        return table.as_text(self.records())
+        return table.as_text(self.records(), width=table.terminal().width)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self.target.name}: {', '.join(entry.guide for entry in self.entries)}>"
@@ -124,7 +124,8 @@ def begun(
     named = labelled(guides)
     check_settings(settings)
     target = target_of(model, args)
-    truth = ground_truth(target, seed=settings.seed)
+    with one_thread():
+        truth = ground_truth(target, seed=settings.seed)
     return ModelComparison(target, truth, settings, labels=(), families=named, detailed=True)
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vi.guides import FLOWS, MULTIMODAL, Family, RefusedFamilyError, find_family
-from ppl_vi.guides.given import family_of
+from ppl_vi.guides import MULTIMODAL, Family, RefusedFamilyError, find_family
+from ppl_vi.guides.given import family_of, has_network
 from ppl_vi.inspection import LatentSite, ends
 from ppl_vi.metrics.cloud import cloud, drawn, rules, sobol_rules
 from ppl_vi.metrics.divergence import reverse_kl_of_many
@@ -234,7 +234,7 @@ def compare_one(comparison: Comparison, guide: str, with_curves: bool = False) -
     if refused:
         return _without_scores(comparison, guide, "skipped", refused)
     try:
-        with _one_thread():
+        with one_thread():
             return _scored(comparison, guide, with_curves)
     except (RefusedFamilyError, UnsuitableObjectiveError) as error:
         return _without_scores(comparison, guide, "skipped", str(error))
@@ -301,7 +301,7 @@ def _scored(comparison: Comparison, guide: str, with_curves: bool) -> Entry:
 def many_optima(fitted: Fit) -> bool:
     """Whether the family is known to have many local optima: its best member is then only the best of those found."""
     name = fitted.family_name.rpartition(":")[2]
-    return name in MULTIMODAL or (name in FLOWS and fitted.target.dim > 1)
+    return name in MULTIMODAL or (fitted.target.dim > 1 and has_network(fitted.guide()))
 
 
 def _family(comparison: Comparison, guide: str) -> Family | str:
@@ -367,7 +367,7 @@ def _way(card: Scorecard) -> np.ndarray:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Sums depend in their last digits on the number of threads, so there is always one."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)

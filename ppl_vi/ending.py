@@ -20,7 +20,7 @@ from torch.distributions.constraints import Constraint
 
 from ppl_vi.inspection import ends, same_support
 
-OUT = 1.0  # how far outside of a support its density is looked at
+OUT = (1.0, 2.0**-20)  # how far outside of a support its density is looked at, absolutely and in units of the end
 
 
 Kind = Callable[[Tensor, Tensor], Constraint]
@@ -173,8 +173,11 @@ def _needs_an_end(fn: Any, other: Any) -> bool:
 
 
 def _goes_on(fn: Any, support: Constraint) -> bool:
-    """Whether the density is more than 0 beyond an end."""
+    """Whether the density is more than 0 beyond an end: Pareto's is so between 0 and its own, and no number below."""
     limits = ends(support)
-    outside = () if limits is None else (limits[0] - OUT, limits[1] + OUT)
+    if limits is None:
+        return False
+    low, high = limits
+    outside = [end for out in OUT for end in (low - out, low - out * low.abs(), high + out, high + out * high.abs())]
     at = (end.expand(fn.batch_shape + fn.event_shape) for end in outside if bool(end.isfinite().all()))
     return any(bool(fn.log_prob(value).isfinite().any()) for value in at)

@@ -107,7 +107,7 @@ def _complaint(error: Exception, site: str, dtype: torch.dtype) -> str:
     said = " ".join(line.strip() for line in lines[:2])
     where = f"at or after site '{site}'" if site else "before its first sample site"
     hint = ""
-    if "same dtype" in said or "expected scalar type" in said:
+    if any(words in said for words in ("same dtype", "expected scalar type", "Float did not match Double")):
         hint = f"; the data come as {dtype}: make the model's own tensors with torch.tensor(..., dtype=x.dtype)"
     elif "Multiple sample sites" in said:
         hint = ": give each site and plate a name of its own"

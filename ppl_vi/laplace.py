@@ -163,7 +163,10 @@ def _independent(loss: Callable[..., Tensor], start: Tensor, args: tuple[Tensor,
             break
         theta[:, dim:] -= torch.where(beyond, math.log(2), 0.0)[:, None]
     smooth = minimize if dim <= MAX_NEWTON else _descended
-    loc, log_scale = smooth(divergence, theta, args=args, tolerance=tolerance).x.split(dim, -1)
+    near = each(divergence)(theta, *args).isfinite()  # a start on the very end of its support stays there
+    if bool(near.any()):
+        theta[near] = smooth(divergence, theta[near], args=tuple(arg[near] for arg in args), tolerance=tolerance).x
+    loc, log_scale = theta.split(dim, -1)
     no_mode = torch.zeros(len(start), dtype=torch.bool, device=start.device)
     return Laplace(loc, torch.diag_embed((-2 * log_scale).exp()), -each(loss)(loc, *args), no_mode)
 

@@ -16,6 +16,7 @@ from torch.func import vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
 UNASKED = "randomness error mode"  # what vmap says of a function that draws what nobody gave it
+MASKS = "boolean mask"  # of one that takes from a tensor where a mask of drawn values is true
 BRANCHES = ("data-dependent control flow", "calling .item() on a Tensor")  # what vmap says of them
 
 Axes = int | tuple[int | None, ...]
@@ -29,6 +30,11 @@ def branches(error: BaseException) -> bool:
 def draws_unasked(error: BaseException) -> bool:
     """Whether this is vmap's complaint about a function that draws random numbers of its own."""
     return isinstance(error, RuntimeError) and UNASKED in str(error)
+
+
+def masks(error: BaseException) -> bool:
+    """Whether this is vmap's complaint about a function that indexes by a mask."""
+    return isinstance(error, RuntimeError) and "vmap" in str(error) and MASKS in str(error)
 
 
 def one_by_one(function: Callable[..., Any], in_dims: Axes = 0) -> Callable[..., Any]:

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,9 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
+from pyro.contrib.easyguide import EasyGuide
+from pyro.distributions.transforms import affine_coupling, iterated, planar, spline_autoregressive
+from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal, AutoNormalizingFlow
 from pyro.nn import PyroModule, PyroParam
 from scipy import special, stats
 
@@ -21,6 +24,7 @@ from ppl_vi.any_model import labelled
 from ppl_vi.comparison import SHOWN, Curves, Entry, _tails
 from ppl_vi.report.plots import elbos_by_step
 from ppl_vi.svi.objectives import tail_adaptive
+from ppl_vi.svi.result import Fit
 from tests.strict_json import strict
 
 DATA = torch.tensor([1.2, 3.4, 2.2, 0.7, 1.9])
@@ -62,6 +66,19 @@ class ModuleGuide(PyroModule):
             pyro.sample(name, dist.Normal(self.loc[i], self.scale[i]))
 
 
+class Easy(EasyGuide):
+    """A module whose parameters are stated by `pyro.param`, beside one of its own."""
+
+    def __init__(self, model):
+        super().__init__(model)
+        self.loc = PyroParam(torch.tensor([0.1, 0.1]))
+
+    def guide(self, x, y, names):
+        group = self.group(match="a|b")
+        scale = pyro.param("scale", torch.full(group.event_shape, 0.5), constraint=dist.constraints.positive)
+        group.sample("both", dist.Normal(self.loc, scale).to_event(1))
+
+
 def family(model):
     """A family as a function of the model."""
     return AutoNormal(model)
@@ -82,6 +99,7 @@ GUIDES = {
     "family": family,
     "function": function_guide,
     "module": ModuleGuide(),
+    "easy": Easy,
     "adds": adds_a_site,
     "raises": raises,
     "point": AutoDelta,
@@ -108,7 +126,7 @@ def test_every_kind_of_guide_is_measured_against_the_exact_posterior(result):
     evidence, _, best = exact()
     records = {record["guide"]: record for record in strict(json.dumps(result.records(), allow_nan=False))}
     assert list(records) == list(GUIDES)
-    for name in ("full", "by name", "family", "function", "module"):
+    for name in ("full", "by name", "family", "function", "module", "easy"):
         record = records[name]
         assert record["log_evidence"] == pytest.approx(evidence, abs=1e-7)
         assert record["elbo"] + record["reverse_kl"] == pytest.approx(evidence, abs=1e-7)
@@ -131,6 +149,7 @@ def test_the_table_says_what_is_known_and_why_a_row_is_missing(result):
     assert "log p(x) = " in text
     assert result.truth.grade in text
     assert "RuntimeError: no such luck" in text
+    assert "nan" not in text
     assert "<ModelComparison of line: full, by name" in repr(result)
 
 
@@ -149,6 +168,36 @@ def test_fits_are_at_hand_and_give_draws_densities_and_quantiles(result):
 
 
 @pytest.mark.slow
+def test_guides_of_ones_own_are_saved_and_found_again_by_name(result, tmp_path):
+    for name in ("function", "easy", "family"):
+        result[name].save(tmp_path / name)
+        draws = result[name].draw(5, seed=0)
+        for back in (Fit.load(tmp_path / name, result.target), Fit.load(tmp_path / name, result.target, GUIDES[name])):
+            assert torch.equal(back.log_prob(draws), result[name].log_prob(draws))
+    assert result["function"].family_name == f"{__name__}:function_guide"
+    result["module"].save(tmp_path / "module")
+    with pytest.raises(ValueError, match=r"its guide '.*:ModuleGuide' can't be made again, give it by family="):
+        Fit.load(tmp_path / "module", result.target)
+    assert Fit.load(tmp_path / "module", result.target, GUIDES["module"]).num_replicas == 2
+
+
+def flow(transform):
+    return lambda model: AutoNormalizingFlow(model, partial(iterated, 1, transform))
+
+
+@pytest.mark.slow
+def test_the_best_of_a_users_own_flow_is_the_best_one_found():
+    """A network has many local optima, whoever wrote the guide; what can't be done is told in a line."""
+    guides = {"coupling": flow(affine_coupling), "spline": flow(spline_autoregressive), "planar": flow(planar)}
+    result = ppl_vi.compare(line, guides, args=(X, DATA, ["a", "b"]), **TINY)
+    coupling, spline, no_inverse = result.records()
+    assert coupling["family_gap_is_upper_bound"]
+    assert coupling["family_gap"] >= 0
+    assert "indexes by a mask of drawn values" in spline["reason"]
+    assert (no_inverse["status"], "without an inverse" in no_inverse["reason"]) == ("skipped", True)
+
+
+@pytest.mark.slow
 def test_figures_show_marginals_gaps_and_the_way_there(result, tmp_path):
     figures = result.plot()
     assert set(figures) == {"marginals", "gaps", "reverse_kl", "elbo"}
@@ -156,7 +205,7 @@ def test_figures_show_marginals_gaps_and_the_way_there(result, tmp_path):
         figure.savefig(tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
     axes = figures["marginals"].axes
-    assert len(axes) == 2 * 5  # two numbers, five guides that were fitted
+    assert len(axes) == 2 * 6  # two numbers, six guides that were fitted
     for panel in axes:
         z, density = panel.lines[0].get_data()
         assert np.trapezoid(density, z) == pytest.approx(1, abs=0.1)  # what lies beyond the ends is missing
@@ -168,7 +217,7 @@ def test_arviz_takes_each_guide_and_draws_it(result):
     import arviz_stats  # noqa: F401, the accessor that plots use
 
     tree = result.to_datatree(num_draws=300, seed=2)
-    assert set(tree.children) == {"full", "by name", "family", "function", "module", "truth"}
+    assert set(tree.children) == {"full", "by name", "family", "function", "module", "easy", "truth"}
     full = tree["full"]
     assert full["posterior"]["a"].dims == ("chain", "draw")
     assert full["posterior"]["a"].shape == (2, 300)

@@ -44,8 +44,6 @@ FAMILIES: dict[str, Family] = POSITIVE | REAL | ANY
 # no best member can be proved global, so its KL is an upper bound on the family's
 MULTIMODAL = frozenset({"lognormal_mixture", "spline_flow"})
 
-FLOWS = frozenset({"AutoIAFNormal"})  # the same, over more than one number: a neural network's parameters
-
 
 class RefusedFamilyError(ValueError):
     """The guide exists but can't be compared; the message says why."""
@@ -96,6 +94,6 @@ def summary(name: str) -> str:
 
 
 __all__ = [
-    "ANY", "FAMILIES", "FLOWS", "MULTIMODAL", "POSITIVE", "REAL", "REFUSED", "Family", "RefusedFamilyError",
+    "ANY", "FAMILIES", "MULTIMODAL", "POSITIVE", "REAL", "REFUSED", "Family", "RefusedFamilyError",
     "find_family", "summary", "unknown",
 ]  # fmt: skip

@@ -5,9 +5,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyro.poutine as poutine
+from pyro.distributions import TransformModule
 from pyro.nn.module import PyroModule
 from torch import nn
 
@@ -29,7 +31,28 @@ class HeldGuide(PyroModule):
         return self.call(*args)
 
 
-def family_of(target: Target, given: Any) -> Family:
+@dataclass(frozen=True, eq=False)
+class OwnGuide:
+    """The family of a guide that was written as a function or a module: of a module every fit gets a copy.
+
+    Attributes:
+        guide: the guide.
+        target: whose model it is for.
+        name: `package.module:attribute`, as far as that is known.
+    """
+
+    guide: Callable[..., Any]
+    target: Target
+    name: str
+
+    def __call__(self, model: Any) -> Any:
+        """The guide, bound to the arguments that the target's model keeps."""
+        if isinstance(self.guide, nn.Module):
+            return HeldGuide(deepcopy(self.guide), self.target)
+        return self.target.bind(self.guide)
+
+
+def family_of(target: Target, given: Any, name: str = "") -> Family:
     """The family that a user means.
 
     A name is looked up and a class is a family. A module is a guide, of which every replica gets a copy, and so is a
@@ -37,7 +60,8 @@ def family_of(target: Target, given: Any) -> Family:
 
     Args:
         target: whose model the guide is for.
-        given: what the user gave.
+        given: what the user gave; a family of another target's `OwnGuide` is one of this target's.
+        name: how the user named it.
 
     Raises:
         RefusedFamilyError: an autoguide of Pyro's that can't be compared, with the reason.
@@ -46,15 +70,31 @@ def family_of(target: Target, given: Any) -> Family:
     """
     if isinstance(given, str):
         found = find_family(given)
-        return family_of(target, found) if ":" in given else found
-    name = getattr(given, "__name__", "")
-    if getattr(given, "__module__", "").startswith("pyro.infer.autoguide") and name in REFUSED:
-        raise RefusedFamilyError(f"{name}: {REFUSED[name]}")
+        return family_of(target, found, given) if ":" in given else found
+    if isinstance(given, OwnGuide):
+        return replace(given, target=target)
+    kind = getattr(given, "__name__", "")
+    if getattr(given, "__module__", "").startswith("pyro.infer.autoguide") and kind in REFUSED:
+        raise RefusedFamilyError(f"{kind}: {REFUSED[kind]}")
     if isinstance(given, nn.Module):
-        return lambda model: HeldGuide(deepcopy(given), target)
+        return OwnGuide(given, target, name or name_of(type(given)))
     if not callable(given):
         raise TypeError(f"a guide must be a family, its name, a function or a module; got {type(given).__name__}")
-    return (lambda model: target.bind(given)) if not isinstance(given, type) and draws_sites(target, given) else given
+    own = not isinstance(given, type) and draws_sites(target, given)
+    return OwnGuide(given, target, name or name_of(given)) if own else given
+
+
+def name_of(family: Any) -> str:
+    """A family as `package.module:attribute`, as far as that can be told."""
+    if isinstance(family, OwnGuide):
+        return family.name
+    module, name = getattr(family, "__module__", ""), getattr(family, "__qualname__", "")
+    return f"{module}:{name}" if name else repr(family)
+
+
+def has_network(guide: nn.Module) -> bool:
+    """Whether a guide has a neural network or a flow, whose parameters have many local optima."""
+    return any(isinstance(part, nn.Linear | TransformModule) for part in guide.modules())
 
 
 def draws_sites(target: Target, function: Callable[..., Any]) -> bool:

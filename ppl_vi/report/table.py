@@ -175,7 +175,7 @@ def _fixed(name: str, decimals: int) -> Callable[[Record], str]:
 
 def _khats(record: Record) -> str:
     few, many = number(record["khat_1000"]), number(record["khat"])
-    return MISSING if math.isnan(many) else f"{few:.2f}, {many:.2f}"
+    return MISSING if math.isnan(many) else f"{MISSING if math.isnan(few) else f'{few:.2f}'}, {many:.2f}"
 
 
 GUIDE = Column(("", "guide"), _guide, left=True)
@@ -296,9 +296,11 @@ def show(records: Sequence[Record], console: Console) -> None:
         console.print(table, highlight=False, markup=False, emoji=False)
 
 
-def as_text(records: Sequence[Record], show: Callable[[Sequence[Record], Console], None] = show) -> str:
+def as_text(
+    records: Sequence[Record], show: Callable[[Sequence[Record], Console], None] = show, width: int = WIDTH
+) -> str:
     """The tables that `show` prints, without colour, for a file."""
     with io.StringIO() as sink:
-        show(records, Console(file=sink, width=WIDTH, force_terminal=False, no_color=True))
+        show(records, Console(file=sink, width=width, force_terminal=False, no_color=True))
         lines = sink.getvalue().splitlines()
     return "\n".join(line.rstrip() for line in lines) + "\n"

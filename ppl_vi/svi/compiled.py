@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +30,8 @@ CALL = 25e-6  # seconds that calling the machine code takes, whatever it does
 OPERATION, NUMBER = 3e-6, 2e-9  # seconds that an operation of the batched engine takes, and each number in it
 UNROLLED_NODES = 1500  # of a graph; more take minutes to compile
 BUILD, CHARACTER = 0.3, 3e-6  # seconds to compile any translation, and for each of its characters
+SMALL_FRAME = 2**19  # bytes of the stack that any thread has
+PAGE, ROOM = 2**12, 2**20  # bytes
 COMPILE, NODE = 2.5, 30e-3  # seconds to compile any graph, and for each of its operations
 
 
@@ -83,12 +86,14 @@ class LanesEngine:
         sizes: all parameters in one part.
         num_replicas: that it was made for; a full vector of them goes for all larger numbers.
         advance_all: the function.
+        frame_bytes: of the stack that it takes.
     """
 
     args: tuple[Tensor, ...]
     sizes: list[int]
     num_replicas: int
     advance_all: Callable[..., None]
+    frame_bytes: int
 
     @staticmethod
     def of(args: tuple[Tensor, ...], size: int, num_replicas: int, source: str) -> LanesEngine:
@@ -100,9 +105,10 @@ class LanesEngine:
             num_replicas: that it is for.
             source: its C++.
         """
-        function = cpp.library(source).advance
+        library = cpp.library(source)
+        function, frame_bytes = library.advance, ctypes.c_int64.in_dll(library, "frame_bytes").value
         function.argtypes, function.restype = [ctypes.c_int64] * 3 + [ctypes.c_void_p] * 12, None
-        return LanesEngine(tuple(arg.contiguous() for arg in args), [size], num_replicas, function)
+        return LanesEngine(tuple(arg.contiguous() for arg in args), [size], num_replicas, function, frame_bytes)
 
     def advance(self, state: State, scalars: Tensor, noise: tuple[Tensor, ...]) -> tuple[State, Tensor]:
         """See `ppl_vi.svi.step.Engine`."""
@@ -117,9 +123,35 @@ class LanesEngine:
         out, bounds = scalars.new_empty((4, batch, size, replicas)), scalars.new_empty((num, batch, replicas))
         tensors = (scalars, alive, *parts, after, out, bounds)
         pointers = [tensor.data_ptr() for tensor in tensors]
-        self.advance_all(num, batch, replicas, *pointers, _pointers(self.args), _pointers(draws))
+        given = (num, batch, replicas, *pointers, _pointers(self.args), _pointers(draws))
+        if self.frame_bytes <= SMALL_FRAME:
+            self.advance_all(*given)
+        else:
+            _on_a_stack(2 * self.frame_bytes, self.advance_all, given, (*tensors, *self.args, *draws))
         theta, first, second, total = out.mT.unbind()
         return State(after, (theta,), (first,), (second,), (total,), (parts[-1].mT,)), bounds
+
+
+def _on_a_stack(size: int, function: Callable[..., None], given: Sequence[Any], held: Sequence[Tensor]) -> None:
+    """Calls `function(*given)` in a thread of its own whose stack has so many bytes and a few.
+
+    Args:
+        size: of the stack; a process has 8 MiB of it, and without this a larger step would end the process.
+        function: machine code.
+        given: its arguments, pointers into `held` among them.
+        held: kept until it is done, also where the waiting is interrupted.
+    """
+
+    def call(_held: Sequence[Tensor] = held) -> None:
+        function(*given)
+
+    before = threading.stack_size((size // PAGE + 1) * PAGE + ROOM)
+    try:
+        thread = threading.Thread(target=call)
+        thread.start()
+    finally:
+        threading.stack_size(before)
+    thread.join()
 
 
 def _fits_last(tensor: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ppl_vi.guides import Family, find_family
 from ppl_vi.guides.autoguides import drawn_by_latents
-from ppl_vi.mapping import branches, draws_unasked
+from ppl_vi.guides.given import name_of
+from ppl_vi.mapping import branches, draws_unasked, masks
 from ppl_vi.state import isolated
 from ppl_vi.svi.adam import pace
 from ppl_vi.svi.batched import BatchedEngine
@@ -144,6 +145,11 @@ def fit(
     try:
         return _fit(target, family, settings, engine, num_replicas, allow_support_mismatch, progress, began)
     except RuntimeError as error:
+        if masks(error):
+            raise UnsuitableModelError(
+                f"{target.name}: the model or guide indexes by a mask of drawn values, which can't be done for many "
+                "draws at once: choose by torch.where"
+            ) from error
         if not draws_unasked(error):
             raise
         raise UnsuitableModelError(
@@ -163,7 +169,7 @@ def _fit(
     began: float,
 ) -> Fit:
     seed, num_particles = settings.seed, settings.num_particles
-    name, family = (family, find_family(family)) if isinstance(family, str) else (_name_of(family), family)
+    name, family = (family, find_family(family)) if isinstance(family, str) else (name_of(family), family)
     guides = start_guides(family, target, num_replicas, seed)
     problem = mismatch(target, guides[0][0])
     if problem and not allow_support_mismatch:
@@ -246,11 +252,6 @@ def check_objective(objective: Objective, engine: str, num_particles: int) -> No
         raise ValueError(f"num_particles must be a multiple of K = {samples} for iwae, got {num_particles}")
     if engine == "pyro":
         pyro_elbo(objective, num_particles)
-
-
-def _name_of(family: Family) -> str:
-    module, name = getattr(family, "__module__", ""), getattr(family, "__qualname__", "")
-    return f"{module}:{name}" if name else repr(family)
 
 
 def _units_in_some_way(program: Program, settings: Settings, family: Family) -> Tensor:

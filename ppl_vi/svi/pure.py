@@ -370,7 +370,10 @@ class Program:
             return f"the guide draws {num} auxiliary numbers for {self.target.dim} latent ones"
         with isolated(self.target.dtype, seed=0):
             point = torch.randn(num, dtype=self.target.dtype, device=self.target.device)
-            image = self.unconstrained_of(self.initial, self.target.row(0), point)
+            try:
+                image = self.unconstrained_of(self.initial, self.target.row(0), point)
+            except (KeyError, NotImplementedError):  # so say Pyro's transforms, of a value that they didn't make
+                return "the guide has a flow without an inverse, so its density is known at its own draws alone"
             back = self._auxiliary_of(self.initial, self.target.row(0), image)
         if not torch.allclose(back, point, rtol=1e-6, atol=1e-6):
             return "the guide maps its auxiliary variables to the latents by a map that is not affine"

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ppl_vi import storage
-from ppl_vi.guides import Family, find_family
+from ppl_vi.guides import Family
 from ppl_vi.guides.autoguides import drawn_by_latents
+from ppl_vi.guides.given import family_of
 from ppl_vi.mapping import Axes, each, one_by_one
 from ppl_vi.state import isolated
 from ppl_vi.svi.pure import Program, load_parameters
@@ -167,7 +168,11 @@ class Fit:
         return self.program.layout.flatten(self.parameters)
 
     def guide(self, problem: int = 0, replica: int = 0) -> nn.Module:
-        """One fitted guide, an ordinary Pyro guide: call it with the problem's data, or give it to `Predictive`."""
+        """One fitted guide, an ordinary Pyro guide: call it with the problem's data, or give it to `Predictive`.
+
+        Its parameters have the target's dtype: where a guide makes tensors of its own, as `AutoGaussian` does, set
+        torch's default to that before.
+        """
         guide = finished(build_guide(self.family, self.target, problem), self.target, problem, at_mode=False)
         load_parameters(guide, {name: stacked[problem, replica] for name, stacked in self.parameters.items()})
         _rename(guide, f"{type(guide).__name__}_{next(_NUMBERS)}")
@@ -277,13 +282,13 @@ class Fit:
         storage.replace(path, lambda file: np.savez(file, **arrays))
 
     @staticmethod
-    def load(path: str | Path, target: Target, family: Family | None = None) -> Fit:
+    def load(path: str | Path, target: Target, family: Any = None) -> Fit:
         """Reads a fit back.
 
         Args:
             path: a file written by `save`.
             target: the problem it was fitted to; code is not saved.
-            family: needed where the family's name can't be imported.
+            family: the family, or guide of your own: needed where its name can't be imported.
 
         Raises:
             ValueError: the file is truncated, foreign, of another version, or of another target.
@@ -292,7 +297,7 @@ class Fit:
         header, arrays = _read(Path(path))
         if header["target"] != fingerprint(target):
             raise ValueError(f"{path} was fitted to another target or other data: {header['target']}")
-        family = family or find_family(header["family"])
+        family = _loaded(path, target, header["family"], family)
         program = Program(target, drawn_by_latents(finished(build_guide(family, target), target, 0, at_mode=False)))
         names = header["parameters"]
         if tuple(names) != program.layout.names:
@@ -319,6 +324,18 @@ class Fit:
             versions=header["versions"],
             program=program,
         )
+
+
+def _loaded(path: str | Path, target: Target, name: str, given: Any) -> Family:
+    """The family of a file: what is given, else what its name says."""
+    try:
+        family = family_of(target, given or name)
+        build_guide(family, target)
+    except (TypeError, ValueError) as error:
+        if given is not None:
+            raise
+        raise ValueError(f"{path}: its guide '{name}' can't be made again, give it by family=...: {error}") from error
+    return family
 
 
 _SETTINGS = ("objective", "engine", "engine_reason", "seed", "seconds", "num_particles", "lr")

@@ -43,7 +43,7 @@ SCALE_SPREAD = 0.3  # standard deviation of the log of their initial scales
 
 
 class FunctionGuide(PyroModule):
-    """A guide written as a function, as a module: its `pyro.param` statements become the module's parameters."""
+    """A guide as a module: the `pyro.param` statements of a function, or of a module, become parameters."""
 
     def __init__(self, function: Callable[..., Any], *args: Any) -> None:
         super().__init__()
@@ -51,19 +51,30 @@ class FunctionGuide(PyroModule):
         with pyro.get_param_store().scope():
             trace = poutine.trace(function, param_only=True).get_trace(*args)
             self._attributes: dict[str, str] = {}
+            own = {id(parameter) for parameter in self.parameters()}  # of a module: it has them already
             for number, (name, node) in enumerate(trace.nodes.items()):
-                if node["type"] == "param":
+                if node["type"] == "param" and id(_unconstrained(node["value"])) not in own:
                     self._attributes[name] = f"param_{number}_{''.join(c if c.isalnum() else '_' for c in name)}"
                     constraint = node["kwargs"].get("constraint", torch.distributions.constraints.real)
                     event_dim = node["kwargs"].get("event_dim")
                     value = PyroParam(node["value"].detach().clone(), constraint, event_dim)
                     setattr(self, self._attributes[name], value)
 
+    @property
+    def has_statements(self) -> bool:
+        """Whether there was a `pyro.param` of another's than a module's own parameter."""
+        return bool(self._attributes)
+
     def forward(self, *args: Any) -> Any:
         """The function, its parameters taken from the module."""
         values = {name: getattr(self, attribute) for name, attribute in self._attributes.items()}
         with _Substitute(values):
             return self.function(*args)
+
+
+def _unconstrained(value: Any) -> Any:
+    """The parameter of which Pyro makes a constrained value."""
+    return value.unconstrained() if hasattr(value, "unconstrained") else value
 
 
 class ModuleGuide(PyroModule):
@@ -157,6 +168,8 @@ def build_guide(
         elif not isinstance(guide, AutoGuide):
             guide = private(guide, target.dtype)
             guide = ModuleGuide(guide, target.model.given) if isinstance(target.model, Bound) else guide
+            stated = FunctionGuide(guide, *row)
+            guide = stated if stated.has_statements else guide
         _first_run(guide, target, row)
         guide = guide.to(target.device)
         own = guide.guide if isinstance(guide, ModuleGuide) else guide

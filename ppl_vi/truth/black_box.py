@@ -43,7 +43,7 @@ CORRELATED = 0.3
 NUM_CHAINS, NUM_WARMUP, NUM_KEPT = 256, 30, 40
 ASSUMED = (
     "beyond the box the posterior's mass goes on falling from shell to shell as it does at the rim",
-    "a density that is no number where a latent overflows, or 60 standard deviations out, is 0",
+    "a density that is no number where a latent overflows, or beyond where it is e^-750 of its highest, is 0",
     "no part of the posterior is so narrow that cells, scan, ascents and chains all step over it",
 )
 
@@ -193,8 +193,8 @@ def standardized(density: Density, found: Found) -> Standardized:
     if bool((correlation - torch.eye(density.dim).to(scale)).abs().max() > CORRELATED):
         factor, failed = torch.linalg.cholesky_ex(covariance)
         if not bool(failed):
-            return Standardized(density, center, factor)
-    return Standardized(density, center, torch.diag(scale))
+            return Standardized(density, center, factor, found.modes.u[0])
+    return Standardized(density, center, torch.diag(scale), found.modes.u[0])
 
 
 def grown(surface: Standardized, order: int, tolerance: float, found: Found) -> tuple[Tree, float]:

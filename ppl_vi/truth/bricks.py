@@ -22,6 +22,9 @@ SAFETY = 2.0  # of the rise above the best node: as many times, and as many nats
 UNKNOWN = 25.0  # nats of rise where a density of 0 is a neighbour
 STEEPEST = 1000.0  # nats of rise along an axis at most: no node is farther than 45 standard deviations from any ridge
 MOST_POINTS = 2**22  # evaluated in all, whatever one costs
+NEIGHBOURS = 64  # points that are looked up together
+ROUGH = 30.0  # times what the last coefficients are, by which a corner may be off the polynomial through the nodes
+LEAST_JUMP = 1e-3  # of the mean density: less is none
 SMALLEST = 1e-12  # half-width of a brick, relative to 1 + |center|, at which halving ends
 
 
@@ -33,13 +36,22 @@ class Rule:
         order: nodes an axis.
         nodes: `(n, D)`, the last axis running fastest.
         log_weight: of sum 0 in logsumexp, `(n,)`.
+        corners: of the cube, `(2^D, D)`.
+        at_ends: `(2, order)`, from values at the nodes of one axis to those of their polynomial at its ends.
         tails: `(2, order)`, from values at the nodes of one axis to their last two Legendre coefficients.
     """
 
     order: int
     nodes: Tensor
     log_weight: Tensor
+    corners: Tensor
+    at_ends: Tensor
     tails: Tensor
+
+    @property
+    def rim(self) -> float:
+        """The share of a brick that lies beyond its outermost nodes along one axis, on one side."""
+        return float(1 - self.nodes.max()) / 2
 
     @staticmethod
     def of(order: int, dim: int, like: Tensor) -> Rule:
@@ -48,10 +60,16 @@ class Rule:
         degrees = np.array([order - 2, order - 1])
         basis = np.polynomial.legendre.legvander(x, order - 1)[:, degrees]
         tails = (basis * w[:, None] * (2 * degrees + 1) / 2).T
+        every = np.arange(order)
+        coefficients = np.polynomial.legendre.legvander(x, order - 1) * w[:, None] * (2 * every + 1) / 2
+        at_ends = np.stack([coefficients @ (-1.0) ** every, coefficients.sum(1)])
         nodes, weights = torch.from_numpy(x).to(like), torch.from_numpy(w / 2).to(like)
         grid = torch.cartesian_prod(*[nodes] * dim).reshape(-1, dim)
         log_weight = torch.cartesian_prod(*[weights.log()] * dim).reshape(-1, dim).sum(-1)
-        return Rule(order, grid, log_weight, torch.from_numpy(tails).to(like))
+        corners = torch.cartesian_prod(*[nodes.new_tensor([-1.0, 1.0])] * dim).reshape(-1, dim)
+        return Rule(
+            order, grid, log_weight, corners, torch.from_numpy(at_ends).to(like), torch.from_numpy(tails).to(like)
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +83,7 @@ class Bricks:
         bound: a guess at the log of the most that each may hold, `(C,)`.
         spread: how far the smallest log density lies below the largest, `(C,)`.
         tail: log of the density's last Legendre coefficients along each axis times the volume, `(C, D)`.
+        jump: log of how far the density at a corner is from the polynomial through the nodes, times the volume, `(C,)`.
     """
 
     center: Tensor
@@ -73,6 +92,7 @@ class Bricks:
     bound: Tensor
     spread: Tensor
     tail: Tensor
+    jump: Tensor
 
     def __len__(self) -> int:
         return len(self.log_mass)
@@ -93,11 +113,16 @@ class Bricks:
 
     def holding(self, points: Tensor) -> Tensor:
         """Which brick holds each of points `(S, D)`, -1 where none does, `(S,)`."""
-        found = []
-        for part in points.split(max(1, 2**22 // max(1, len(self)))):
-            inside = ((part[:, None] - self.center).abs() <= self.half * (1 + 1e-9)).all(-1)
-            found.append(torch.where(inside.any(1), inside.float().argmax(1), -1))
-        return torch.cat(found)
+        found = torch.full((len(points),), -1)
+        reach = self.half * (1 + 1e-9)
+        low, high = self.center - reach, self.center + reach
+        for rows in points[:, 0].argsort().split(NEIGHBOURS):  # few bricks meet neighbours along the first axis
+            some = points[rows]
+            near = ((low[:, 0] <= some[-1, 0]) & (high[:, 0] >= some[0, 0])).nonzero()[:, 0]
+            if len(near):
+                inside = ((some[:, None] >= low[near]) & (some[:, None] <= high[near])).all(-1)
+                found[rows] = torch.where(inside.any(1), near[inside.to(torch.uint8).argmax(1)], -1)
+        return found
 
 
 def joined(parts: list[Bricks]) -> Bricks:
@@ -118,14 +143,22 @@ def look(function: Function, center: Tensor, half: Tensor, rule: Rule) -> Bricks
         relative = (values - torch.where(empty, 0.0, top)[:, None]).exp()
         log_mass = (relative @ rule.log_weight.exp()).log() + torch.where(empty, 0.0, top) + log_volume
         spread = torch.where(empty, 0.0, top - values.amin(1))
-        bound = torch.where(empty, top, top + SAFETY * peak_above(values, rule) + SAFETY) + log_volume
+        corner = function((at[:, None] + wide[:, None] * rule.corners).reshape(-1, dim)).reshape(len(at), -1)
+        rise = torch.where(empty, top, top + SAFETY * peak_above(values, rule) + SAFETY)
+        bound = torch.maximum(rise, corner.amax(1)) + log_volume
         cube = relative.reshape(len(at), *[rule.order] * dim)
         tails = []
         for axis in range(dim):
             last = torch.tensordot(cube, rule.tails, dims=([axis + 1], [1])).abs().amax(-1)
             tails.append(last.reshape(len(at), -1).mean(1))
         tail = torch.stack(tails, 1).log() + (top + log_volume)[:, None]
-        parts.append(Bricks(at, wide, log_mass, bound, spread, tail))
+        for _ in range(dim):  # each takes the first axis of the cube away and adds its ends as the last
+            cube = torch.tensordot(cube, rule.at_ends, dims=([1], [1]))
+        highest = torch.maximum(top, corner.amax(1))
+        shift = torch.where(highest == -torch.inf, 0.0, highest)[:, None]
+        away = (corner - shift).exp() - cube.reshape(len(at), -1) * (top[:, None] - shift).exp()
+        jump = away.abs().amax(1).log() + shift[:, 0] + log_volume
+        parts.append(Bricks(at, wide, log_mass, bound, spread, tail, jump))
     return joined(parts)
 
 
@@ -194,7 +227,8 @@ def grow(function: Function, start: Bricks, rule: Rule, tolerance: float, most: 
 
     A brick is dropped, its integral kept, where the most it may hold lies 28 nats below the integral so far. The halves
     of a brick are accepted where together they agree with it to `tolerance` of the integral, the density varies by less
-    than 25 nats within each, and its last Legendre coefficients promise the same of the other axes.
+    than 25 nats within each, its last Legendre coefficients promise the same of the other axes, and no corner shows a
+    jump.
 
     Args:
         function: log density at points.
@@ -224,7 +258,11 @@ def grow(function: Function, start: Bricks, rule: Rule, tolerance: float, most: 
         tail = (parts.tail - log_total).exp().amax(1)
         # a Gauss rule integrates twice the degree that it resolves: its error goes with the square of the tail
         other = tail * (10 * tail / (parts.log_mass - log_total).exp().clamp(min=1e-300)).clamp(max=1.0)
-        good = (difference < tolerance) & ((parts.spread < SMOOTH) & (other < tolerance / 4)).reshape(-1, 2).all(1)
+        # a jump between the outermost nodes and the rim is seen by no rule of nodes inside, but by a corner
+        promised = torch.logaddexp(parts.tail.logsumexp(1) + math.log(ROUGH), parts.log_mass + math.log(LEAST_JUMP))
+        even = (parts.jump <= promised) | ((parts.jump - log_total).exp() * rule.rim < tolerance / 4)
+        smooth = (parts.spread < SMOOTH) & (other < tolerance / 4) & even
+        good = (difference < tolerance) & smooth.reshape(-1, 2).all(1)
         accepted = good.repeat_interleave(2)
         nothing = (parts.bound < log_total - NEGLIGIBLE) & ~accepted
         error += float(difference[good].sum()) + float(other[accepted].sum())

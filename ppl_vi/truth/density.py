@@ -13,13 +13,15 @@ from torch.func import grad_and_value, vmap
 
 from ppl_vi.mapping import branches
 from ppl_vi.state import isolated
+from ppl_vi.svi.points import AtMany, at_many, pays
 from ppl_vi.svi.tracing import written_down
 from ppl_vi.target import Target
 from ppl_vi.truth.leapfrog import Leapfrog, Phase, compiled, lanes
 
 BLOCK = 4096  # points at once
 NUMBERS = 2**18  # of their largest temporary, which stays in the cache
-FAR = 60.0  # standard deviations
+VANISHED = 750.0  # nats below the highest: e^-746 is 0 in float64
+HALVINGS = 20  # of the way from there to a point where the density is no number
 BRANCHING = "the model decides by a drawn value what to do ('if', 'while', bool(), item()): choose by torch.where"
 SMALL = 64  # or so many, where fewer are asked for
 
@@ -59,6 +61,7 @@ class Density:
         self.numbers = numbers
         self.block = min(BLOCK, max(SMALL, NUMBERS // width))
         self._values: dict[int, Callable[..., Tensor]] = {}
+        self._many: list[AtMany | None] = []  # one, once it is asked for
         self._slopes: dict[int, Callable[..., tuple[Tensor, Tensor]]] = {}
         self._leapfrogs: dict[int, Leapfrog | None] = {}
 
@@ -100,18 +103,29 @@ class Density:
 
     def __call__(self, u: Tensor) -> Tensor:
         """At points `(S, D)`, `(S,)`."""
-        size = SMALL if len(u) <= SMALL else self.block
-        return torch.cat([self._block(part, size) for part in u.split(size)]) if len(u) else u.new_zeros(0)
+        if not len(u):
+            return u.new_zeros(0)
+        many = self._machine_code(u) if pays(len(u), self.width) else None
+        if many is not None:
+            value = many(u[None], [number[None] for number in self.numbers])[0]
+        else:
+            size = SMALL if len(u) <= SMALL else self.block
+            value = torch.cat([self._block(part, size) for part in u.split(size)])
+        lost = value.isnan()
+        if bool(lost.any()):
+            value[lost] = torch.where(self.inside(u[lost], *self.numbers), value[lost], -torch.inf)
+        return value
 
     def _block(self, u: Tensor, size: int) -> Tensor:
         if size not in self._values:
             self._values[size] = self._traced(self.of_one, u.new_zeros(size, self.dim))
         padded = torch.cat([u, u[:1].expand(size - len(u), -1)]) if len(u) < size else u
-        value = self._values[size](padded, *self.numbers)[: len(u)]
-        lost = value.isnan()
-        if bool(lost.any()):
-            value[lost] = torch.where(self.inside(u[lost], *self.numbers), value[lost], -torch.inf)
-        return value
+        return self._values[size](padded, *self.numbers)[: len(u)]
+
+    def _machine_code(self, u: Tensor) -> AtMany | None:
+        if not self._many:
+            self._many.append(at_many(self.of_one, u, self.numbers))
+        return self._many[0]
 
     def slope(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Value `(S,)` and derivative `(S, D)` at points `(S, D)`; one trace for each number of points."""
@@ -153,18 +167,42 @@ class Density:
         return plain
 
 
+def vanished(function: Callable[[Tensor], Tensor], points: Tensor, top: Tensor) -> Tensor:
+    """Whether a log density has fallen below e^-750 of what it is at `top` `(D,)`, where it was a number for the last
+    time on the straight way from there to points `(S, D)`, at which it is none: `(S,)`.
+
+    So it does where a model's own numbers overflow, as (y / scale)^shape; a root of what is below 0 begins where the
+    density is anything but 0.
+    """
+    level = function(top[None])
+    last = level.expand(len(points))
+    near, far = points.new_zeros(len(points)), points.new_ones(len(points))
+    for _ in range(HALVINGS):
+        middle = (near + far) / 2
+        value = function(top + middle[:, None] * (points - top))
+        known = ~value.isnan()
+        near, far, last = (
+            torch.where(known, middle, near),
+            torch.where(known, far, middle),
+            torch.where(known, value, last),
+        )
+    return last < level - VANISHED
+
+
 class Standardized:
     """The same density over `s` with u = center + factor t, t = 2 sinh(s / 2) number by number.
 
-    Heavy tails fall exponentially in s, and what is near looks as it does in t. A nan more than 60 units of t away from
-    the center, where a model's own numbers overflow, is taken for a density of 0.
+    Heavy tails fall exponentially in s, and what is near looks as it does in t. A nan is taken for a density of 0 where
+    this has `vanished` before.
 
     Source: Schwartz (1969), Numerical integration of analytic functions (the sinh transformation).
     """
 
-    def __init__(self, density: Density, center: Tensor, factor: Tensor) -> None:
+    def __init__(self, density: Density, center: Tensor, factor: Tensor, top: Tensor) -> None:
+        """The density in coordinates of that centre and factor; it is about highest at `top`, all in terms of u."""
         self.density, self.center, self.factor = density, center, factor
         self.log_scale = float(torch.linalg.slogdet(factor)[1])
+        self.top = self.inverse(top[None])[0]
 
     def at(self, s: Tensor) -> Tensor:
         """u of points `(S, D)`."""
@@ -176,9 +214,14 @@ class Standardized:
 
     def __call__(self, s: Tensor) -> Tensor:
         """The log density of s at points `(S, D)`, `(S,)`."""
-        t = 2 * torch.sinh(s / 2)
-        value = self.density(self.center + t @ self.factor.mT)
-        value = torch.where(value.isnan() & (t.abs().amax(-1) > FAR), -torch.inf, value)
+        value = self._plain(s)
+        lost = value.isnan()
+        if bool(lost.any()):
+            value[lost] = torch.where(vanished(self._plain, s[lost], self.top), -torch.inf, torch.nan)
         half = s.abs() / 2
         log_cosh = half + torch.log1p((-2 * half).exp()) - math.log(2)
         return value + log_cosh.sum(-1) + self.log_scale
+
+    def _plain(self, s: Tensor) -> Tensor:
+        """The log density of u at points `(S, D)`, `(S,)`."""
+        return self.density(self.at(s))

@@ -15,7 +15,7 @@ from torch import Tensor
 from ppl_vi.newton import minimize
 from ppl_vi.state import isolated
 from ppl_vi.target import LOG_2PI, Target
-from ppl_vi.truth.density import Density
+from ppl_vi.truth.density import Density, vanished
 
 NUM_PRIOR = 256  # draws of the prior
 LOG2_SCANNED = 15  # points of the wide scan
@@ -164,7 +164,15 @@ def ascended(density: Density, starts: Tensor, width: Tensor) -> Modes:
         if all(float(distance) > 0.5 for distance in away):
             kept.append(i)
     modes = Modes(u[kept], value[kept], factor[kept])
-    matters = modes.log_mass > modes.log_mass.max() - MODES_WITHIN
+    # of the highest: where rounding alone is a nat, or curvature is beyond numbers
+    if not bool(modes.log_mass[0].isfinite()) or float(modes.value[0]) > 1 / torch.finfo(density.dtype).eps:
+        where = [round(number, 1) for number in modes.u[0].tolist()]
+        raise ValueError(
+            f"{density.name}: the log density grows without bound, at {where} in unconstrained space to "
+            f"{float(modes.value[0]):.2g}: which factor outgrows the priors?"
+        )
+    log_mass = torch.where(modes.log_mass.isnan(), -torch.inf, modes.log_mass)
+    matters = log_mass > log_mass.max() - MODES_WITHIN
     return Modes(modes.u[matters], modes.value[matters], modes.factor[matters])
 
 
@@ -201,14 +209,17 @@ class Proposal:
         uniform = torch.rand(num, dim + 1, generator=generator, dtype=loc.dtype)
         broad = uniform[:, -1] < BROAD
         u[broad] = (self.low + (self.high - self.low) * uniform[:, :-1])[broad]
-        log_weight = density(u) - self.log_prob(u)
-        if bool(log_weight.isnan().any()):
-            where = density.culprit(u[log_weight.isnan()][0], *density.numbers)
+        value = density(u)
+        lost = value.isnan()
+        if bool(lost.any()):
+            value[lost] = torch.where(vanished(density, u[lost], self.modes.u[0]), -torch.inf, torch.nan)
+        if bool(value.isnan().any()):
+            where = density.culprit(u[value.isnan()][0], *density.numbers)
             raise ValueError(
                 f"{density.name}: the log density is nan inside the support, at {where}: of what does the model take a "
                 "root or a logarithm?"
             )
-        return u, log_weight
+        return u, value - self.log_prob(u)
 
     def log_prob(self, u: Tensor) -> Tensor:
         """At points `(S, D)`, `(S,)`, nats."""

@@ -5,12 +5,14 @@ import math
 import numpy as np
 import pyro
 import pyro.distributions as dist
+import pyro.poutine as poutine
 import pytest
 import torch
 from scipy import integrate, special, stats
 
 from ppl_vi.target import Target
 from ppl_vi.truth import ground_truth
+from ppl_vi.truth.bricks import Rule, grow, look
 
 REAL = torch.float64
 NOTHING = (torch.zeros(1, 1, dtype=REAL),)
@@ -94,6 +96,40 @@ def test_heavy_tails():
         )
     )
     assert_right(truth, stats.cauchy(0, 2).logpdf(2.5) + math.log(second))
+
+
+def survival(t, observed):
+    shape = pyro.sample("shape", dist.Gamma(2.0, 1.0))
+    scale = pyro.sample("scale", dist.LogNormal(2.0, 1.0))
+    with pyro.plate("subjects", len(t)):
+        with poutine.mask(mask=observed):
+            pyro.sample("t", dist.Weibull(scale, shape), obs=t)
+        with poutine.mask(mask=~observed):
+            pyro.factor("censored", -((t / scale) ** shape))
+
+
+def test_a_likelihood_that_overflows_to_no_number_far_out():
+    """torch's Weibull is inf - inf where (t / scale)^shape overflows; SciPy's two densities on a fine lattice."""
+    t = np.array([0.9, 2.2, 3.1, 4.8, 7.7, 10.4, 12.0, 12.0])
+    truth = ground_truth(Target.of(survival, (torch.from_numpy(t), torch.from_numpy(t < 12))))
+    shape, scale = np.exp(np.linspace(-4, 3, 561))[:, None, None], np.exp(np.linspace(-2, 8, 801))[:, None]
+    with np.errstate(over="ignore"):
+        dead = stats.weibull_min.logpdf(t, shape, scale=scale)
+        alive = stats.weibull_min.logsf(t, shape, scale=scale)
+    prior = stats.gamma.logpdf(shape, 2) + stats.lognorm.logpdf(scale, 1, scale=math.e**2) + np.log(shape * scale)
+    log_joint = np.where(t < 12, dead, alive).sum(-1) + prior[..., 0]
+    assert_right(truth, special.logsumexp(log_joint) + math.log(7 / 560 * 10 / 800))
+
+
+def rising(y):
+    a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    b = pyro.sample("b", dist.Normal(0.0, 1.0))
+    pyro.factor("more", a.square() + 0 * b)
+
+
+def test_a_density_without_bound_is_told():
+    with pytest.raises(ValueError, match=r"^rising: the log density grows without bound"):
+        truth_of(rising)
 
 
 def needle(y):
@@ -247,3 +283,20 @@ def test_several_problems_and_a_closed_form():
     mean = truth.expectation(lambda latents: latents["b"])
     np.testing.assert_allclose(mean.value, 2 / 3 * y, atol=1e-7)
     assert (mean.error <= 1e-7).all()
+
+
+def test_each_point_is_found_in_the_brick_that_holds_it():
+    """Looked up along the first axis, and in every brick; some points are in none."""
+
+    def density(s):
+        return -(s.square() * torch.tensor([1.0, 30.0, 4.0])).sum(-1) / 2 + torch.cos(3 * s[:, 0])
+
+    rule = Rule.of(5, 3, torch.zeros((), dtype=REAL))
+    start = look(density, torch.zeros((1, 3), dtype=REAL), torch.full((1, 3), 6.0, dtype=REAL), rule)
+    bricks = grow(density, start, rule, 1e-4).leaves
+    assert len(bricks) > 500
+    points = 2 * torch.randn((1000, 3), generator=torch.Generator().manual_seed(1), dtype=REAL)
+    inside = ((points[:, None] - bricks.center).abs() <= bricks.half).all(-1)
+    held = inside.any(1)
+    assert 100 < int(held.sum()) < 900
+    assert torch.equal(bricks.holding(points), torch.where(held, inside.to(torch.uint8).argmax(1), -1))
