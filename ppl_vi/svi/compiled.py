@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
+from ppl_vi.state import isolated
 from ppl_vi.svi import cpp, inductor
+from ppl_vi.svi.graph import traced
 from ppl_vi.svi.lanes import Translation, UnsupportedError, decomposed, num_lanes
 from ppl_vi.svi.objectives import Objective
 from ppl_vi.svi.pure import Program
@@ -109,6 +111,31 @@ class LanesEngine:
         function, frame_bytes = library.advance, ctypes.c_int64.in_dll(library, "frame_bytes").value
         function.argtypes, function.restype = [ctypes.c_int64] * 3 + [ctypes.c_void_p] * 12, None
         return LanesEngine(tuple(arg.contiguous() for arg in args), [size], num_replicas, function, frame_bytes)
+
+    @staticmethod
+    def of_step(
+        step: Callable[..., tuple[Tensor, ...]], like: Tensor, row: Sequence[Tensor], num_replicas: int
+    ) -> LanesEngine:
+        """The engine of any function that goes the way of a step, without noise; it is called with the data as `args`.
+
+        Args:
+            step: `(alive, theta, first, second, total, unit, *row)` to what the first five are after it, and a number.
+            like: a `theta`, `(D,)`.
+            row: data like those it will be called with.
+            num_replicas: that it is for.
+
+        Raises:
+            UnsupportedError: the step does something that has no translation.
+            Exception: whatever a function does that can't be traced, or the compiler meets, an absent one among it.
+        """
+        inductor.check_version()
+        if any(tensor.device.type != "cpu" for tensor in (like, *row)):
+            raise UnsupportedError("numbers on another device")
+        state = (torch.ones((), dtype=torch.bool), *(like.clone() for _ in range(5)))
+        example = (*like.new_ones(3), *state, *row)
+        with isolated(like.dtype, seed=0):
+            graph = decomposed(traced(lambda *given: step(*given[3:]), example), example)
+        return LanesEngine.of((), len(like), num_replicas, Translation(graph, like.dtype, 0).code(num_replicas))
 
     def advance(self, state: State, scalars: Tensor, noise: tuple[Tensor, ...]) -> tuple[State, Tensor]:
         """See `ppl_vi.svi.step.Engine`."""

@@ -15,10 +15,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from ppl_vi.state import isolated
-from ppl_vi.svi import inductor
 from ppl_vi.svi.compiled import LanesEngine
-from ppl_vi.svi.graph import traced
-from ppl_vi.svi.lanes import Translation, UnsupportedError, decomposed, num_lanes
 from ppl_vi.svi.step import State
 
 WORTH = 2**22  # numbers in the widest temporaries of all points: machine code takes as long to make as some such calls
@@ -51,9 +48,12 @@ def at_many(of_one: Callable[..., Tensor], points: Tensor, row: Sequence[Tensor]
         None where there is no compiler, where the function does something that can't be traced or has no translation,
         and where machine code gives other values than the function does at the first of the points.
     """
+
+    def stay(alive: Tensor, theta: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        return (alive, theta, *rest[:3], of_one(theta, *rest[4:]))
+
     try:
-        inductor.check_version()
-        engine = LanesEngine.of((), points.shape[1], MANY, _source(of_one, points, row))
+        engine = LanesEngine.of_step(stay, points[0], row, MANY)
         some = points[:CHECKED]
         with isolated(points.dtype, seed=0), torch.no_grad():
             expected = vmap(lambda point: of_one(point, *row))(some)
@@ -73,17 +73,3 @@ def _values(engine: LanesEngine, points: Tensor, args: Sequence[Tensor]) -> Tens
     state = State(points.new_ones(points.shape[:2], dtype=torch.bool), (points,), *(((unused,),) * 4))
     given = tuple(arg.contiguous() for arg in args)
     return replace(engine, args=given).advance(state, points.new_zeros(3, 1), ())[1][0]
-
-
-def _source(of_one: Callable[..., Tensor], points: Tensor, row: Sequence[Tensor]) -> str:
-    def stay(*given: Tensor) -> tuple[Tensor, ...]:
-        state, (theta, *_), data = given[3:8], given[4:8], given[9:]
-        return (*state, of_one(theta, *data))
-
-    if any(tensor.device.type != "cpu" for tensor in (points, *row)):
-        raise UnsupportedError("points on another device")
-    point, scalars = points[0].clone(), points.new_ones(3)
-    example = (*scalars, torch.ones((), dtype=torch.bool), *(point.clone() for _ in range(5)), *row)
-    with isolated(points.dtype, seed=0):
-        graph = decomposed(traced(stay, example), example)
-    return Translation(graph, points.dtype, 0).code(num_lanes(MANY, points.dtype))

@@ -23,6 +23,7 @@ NUMBERS = 2**18  # of their largest temporary, which stays in the cache
 VANISHED = 750.0  # nats below the highest: e^-746 is 0 in float64
 HALVINGS = 20  # of the way from there to a point where the density is no number
 BRANCHING = "the model decides by a drawn value what to do ('if', 'while', bool(), item()): choose by torch.where"
+AGREEMENT = 1e-9  # of machine code's values and gradients, relative to the largest of a point
 SMALL = 64  # or so many, where fewer are asked for
 
 
@@ -135,10 +136,13 @@ class Density:
         return value, derivative
 
     def advanced(self, begin: Phase, step: Tensor, factor: Tensor, num_steps: int) -> Phase:
-        """Chains after `num_steps` leapfrog steps, see `Leapfrog.advance`; compiled once, where that can be done."""
+        """Chains after `num_steps` leapfrog steps, see `Leapfrog.advance`; compiled once, where that can be done and
+        gives what the density does where the first steps end."""
         key = lanes(len(begin.u), self.dtype)
         if key not in self._leapfrogs:
-            self._leapfrogs[key] = compiled(self.of_one, self.dim, self.dtype, self.numbers, len(begin.u))
+            found = compiled(self.of_one, self.dim, self.dtype, self.numbers, len(begin.u))
+            right = found is not None and self._agrees(found.advance(begin, step, factor, self.numbers, num_steps))
+            self._leapfrogs[key] = found if right else None
         leapfrog = self._leapfrogs[key]
         if leapfrog is not None:
             return leapfrog.advance(begin, step, factor, self.numbers, num_steps)
@@ -149,6 +153,14 @@ class Density:
             value, slope = self.slope(u)
             at = Phase(u, half + step / 2 * (slope @ factor), value, slope)
         return at
+
+    def _agrees(self, end: Phase) -> bool:
+        """Whether value and gradient are the density's, of the chains where all is finite."""
+        value, slope = self.slope(end.u)
+        found, expected = (torch.cat([v[:, None], g], 1) for v, g in ((end.value, end.slope), (value, slope)))
+        finite = expected.isfinite().all(1)
+        off, size = (found - expected)[finite].abs().amax(1), expected[finite].abs().amax(1)
+        return bool((off <= AGREEMENT * (1 + size)).all())
 
     def _traced(self, of_one: Callable, example: Tensor) -> Callable:
         """A function of one point for many as a flat graph; itself where it can't be traced, as when it branches on its

@@ -18,11 +18,8 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value
 
-from ppl_vi.state import isolated
-from ppl_vi.svi import inductor
 from ppl_vi.svi.compiled import LanesEngine
-from ppl_vi.svi.graph import traced
-from ppl_vi.svi.lanes import Translation, UnsupportedError, decomposed, num_lanes
+from ppl_vi.svi.lanes import num_lanes
 from ppl_vi.svi.step import State
 
 _log = logging.getLogger(__name__)
@@ -82,33 +79,21 @@ def compiled(
         numbers: that the density depends on.
         num_chains: a full vector of them goes for all larger numbers.
     """
-    try:
-        inductor.check_version()
-        source = _source(of_one, dim, dtype, numbers, num_chains)
-        return Leapfrog(LanesEngine.of((), dim, num_chains, source))
-    except Exception as error:  # whatever a model does that tracing, translation or the compiler do not know
-        _log.info("leapfrog steps run operation by operation: %s", error)
-        return None
 
-
-def _source(
-    of_one: Callable[..., Tensor], dim: int, dtype: torch.dtype, numbers: tuple[Tensor, ...], num_chains: int
-) -> str:
-    def step(*given: Tensor) -> tuple[Tensor, ...]:
-        _, _, _, alive, u, p, slope, total, h, factor, *others = given
+    def step(
+        alive: Tensor, u: Tensor, p: Tensor, slope: Tensor, total: Tensor, h: Tensor, factor: Tensor, *others: Tensor
+    ) -> tuple[Tensor, ...]:
         p = p + h / 2 * (factor.mT @ slope)
         u = u + factor @ (h * p)
         slope, value = grad_and_value(of_one)(u, *others)
         return alive, u, p + h / 2 * (factor.mT @ slope), slope, total, value
 
-    scalars, u = torch.zeros(3, dtype=dtype), torch.zeros(dim, dtype=dtype)
-    state = (torch.ones((), dtype=torch.bool), *(u.clone() for _ in range(5)))
-    example = (*scalars, *state, torch.eye(dim, dtype=dtype), *numbers)
-    if example[0].device.type != "cpu" or any(number.device.type != "cpu" for number in numbers):
-        raise UnsupportedError("chains on another device")
-    with isolated(dtype, seed=0):
-        graph = decomposed(traced(step, example), example)
-    return Translation(graph, dtype, 0).code(num_chains)
+    try:
+        point = torch.zeros(dim, dtype=dtype)
+        return Leapfrog(LanesEngine.of_step(step, point, (torch.eye(dim, dtype=dtype), *numbers), num_chains))
+    except Exception as error:  # whatever a model does that tracing, translation or the compiler do not know
+        _log.info("leapfrog steps run operation by operation: %s", error)
+        return None
 
 
 def lanes(num_chains: int, dtype: torch.dtype) -> int:
