@@ -384,6 +384,21 @@ def two_lognormals(y):
 
 
 @pytest.mark.slow
+def test_weights_of_a_guide_without_mass_where_the_posterior_has_some_have_no_finite_variance():
+    """Their mean misses a part of the evidence, which no spread among them tells."""
+
+    def one(y):
+        pyro.sample("y", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=y)
+
+    def short(y):
+        scale = pyro.param("scale", torch.tensor(1.0), constraint=dist.constraints.positive)
+        pyro.sample("z", dist.Uniform(-scale, scale))
+
+    (record,) = ppl_vi.compare(one, {"short": short}, args=(torch.tensor(0.0),), **TINY).records()
+    assert (record["chi_square"], record["importance_log_evidence_std_error"]) == ("inf", "inf")
+    assert record["reasons"]["chi_square"] == record["reasons"]["forward_kl"] != ""
+
+
 def test_both_divergences_are_those_of_scipys_densities_on_a_grid():
     found = ppl_vi.compare(overdispersed, {"mine": two_lognormals}, args=(COUNTS,), **TINY | {"num_replicas": 1})
     loc_mean, log_sd_mean, loc_shape, log_sd_shape = (float(value) for value in found["mine"].parameters.values())
