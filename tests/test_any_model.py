@@ -14,7 +14,7 @@ import pytest
 import torch
 from pyro.contrib.easyguide import EasyGuide
 from pyro.distributions.transforms import affine_coupling, iterated, planar, spline_autoregressive
-from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal, AutoNormalizingFlow
+from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal, AutoNormalizingFlow, AutoStructured
 from pyro.nn import PyroModule, PyroParam
 from scipy import special, stats
 
@@ -188,9 +188,15 @@ def flow(transform):
 @pytest.mark.slow
 def test_the_best_of_a_users_own_flow_is_the_best_one_found():
     """A network has many local optima, whoever wrote the guide; what can't be done is told in a line."""
-    guides = {"coupling": flow(affine_coupling), "spline": flow(spline_autoregressive), "planar": flow(planar)}
+    guides = {
+        "coupling": flow(affine_coupling),
+        "spline": flow(spline_autoregressive),
+        "planar": flow(planar),
+        "structured": AutoStructured,
+    }
     result = ppl_vi.compare(line, guides, args=(X, DATA, ["a", "b"]), **TINY)
-    coupling, spline, no_inverse = result.records()
+    coupling, spline, no_inverse, structured = result.records()
+    assert not structured["family_gap_is_upper_bound"]  # linear maps, but Gaussian members
     assert coupling["family_gap_is_upper_bound"]
     assert coupling["family_gap"] >= 0
     assert "indexes by a mask of drawn values" in spline["reason"]
