@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ppl_vi.comparison import Comparison, Entry, Settings, check_settings, compare_each
+from ppl_vi.comparison import Comparison, Entry, Settings, check_settings, compare_each, one_thread
 from ppl_vi.report import table
 from ppl_vi.svi.result import Fit
 from ppl_vi.target import Target
@@ -124,7 +124,8 @@ def begun(
     named = labelled(guides)
     check_settings(settings)
     target = target_of(model, args)
-    truth = ground_truth(target, seed=settings.seed)
+    with one_thread():
+        truth = ground_truth(target, seed=settings.seed)
     return ModelComparison(target, truth, settings, labels=(), families=named, detailed=True)
 
 

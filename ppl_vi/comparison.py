@@ -234,7 +234,7 @@ def compare_one(comparison: Comparison, guide: str, with_curves: bool = False) -
     if refused:
         return _without_scores(comparison, guide, "skipped", refused)
     try:
-        with _one_thread():
+        with one_thread():
             return _scored(comparison, guide, with_curves)
     except (RefusedFamilyError, UnsuitableObjectiveError) as error:
         return _without_scores(comparison, guide, "skipped", str(error))
@@ -367,7 +367,7 @@ def _way(card: Scorecard) -> np.ndarray:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Sums depend in their last digits on the number of threads, so there is always one."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)

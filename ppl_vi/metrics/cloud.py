@@ -22,8 +22,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from ppl_vi.mapping import whole_plates
-from ppl_vi.metrics.blocks import points_at_once
+from ppl_vi.metrics.blocks import drawn_at_once, log_joint
 from ppl_vi.metrics.estimate import Estimate
 from ppl_vi.state import isolated
 from ppl_vi.svi.randomness import Draw, quasi_random
@@ -117,16 +116,15 @@ class Cloud(Drawn):
 
 def cloud(fit: Fit, theta: Tensor, rule: Rules) -> Cloud:
     """Evaluates members `theta` `(B, R, D)` of a fit's family on rules."""
-    target, program = fit.target, fit.program
+    target = fit.target
 
     def one(point: Tensor, row: tuple[Tensor, ...], draws: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        with whole_plates():
-            guide_trace = program.guide_trace(point, row, draws)
-        particle = program.particle(guide_trace, row)
-        values = {site.name: guide_trace.nodes[site.name]["value"] for site in target.latents}
-        return _flat(target, values), particle.log_joint, particle.log_guide, target.inside(values)
+        values, log_guide = fit.program.drawn(point, row, draws)
+        return _flat(target, values), log_guide, target.inside(values)
 
-    return Cloud(rule, *_over_nodes(fit, theta, rule, one))
+    z, log_guide, inside = _over_nodes(fit, theta, rule, one)
+    joint = log_joint(target, _latents(target, z.flatten(1, 3)))
+    return Cloud(rule, z, joint.reshape(log_guide.shape), log_guide, inside)
 
 
 def drawn(fit: Fit, theta: Tensor, rule: Rules) -> Drawn:
@@ -142,6 +140,12 @@ def _flat(target: Target, values: Latents) -> Tensor:
     return torch.cat([values[site.name].reshape(-1) for site in target.latents])
 
 
+def _latents(target: Target, z: Tensor) -> Latents:
+    """The inverse of `_flat`, of `(..., K)`."""
+    parts = z.split([site.shape.numel() for site in target.latents], -1)
+    return {s.name: part.reshape((*z.shape[:-1], *s.shape)) for s, part in zip(target.latents, parts, strict=True)}
+
+
 def _over_nodes(fit: Fit, theta: Tensor, rule: Rules, one: Callable[..., tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     """What `one` gives for each member and node, `(B, R, S, P, ...)`."""
     target = fit.target
@@ -152,7 +156,7 @@ def _over_nodes(fit: Fit, theta: Tensor, rule: Rules, one: Callable[..., tuple[T
         return vmap(vmap(lambda draws: one(point, row, draws)))(noise)
 
     over_members = vmap(vmap(over_nodes, in_dims=(0, None, None)), in_dims=(0, 0, None))
-    size = max(1, points_at_once(target) // (theta.shape[0] * theta.shape[1] * len(rule.weight)))
+    size = max(1, drawn_at_once(target) // (theta.shape[0] * theta.shape[1] * len(rule.weight)))
     found = []
     with isolated(target.dtype, seed=0), torch.no_grad():
         for first in range(0, rule.weight.shape[1], size):

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from ppl_vi.metrics.blocks import blocks, log_joint, points_at_once
+from ppl_vi.metrics.blocks import blocks, drawn_at_once, log_joint
 from ppl_vi.metrics.cloud import Drawn
 from ppl_vi.metrics.estimate import Estimate
 from ppl_vi.svi.result import Fit
@@ -366,7 +366,7 @@ def _log_guide(fit: Fit, latents: dict[str, torch.Tensor]) -> np.ndarray:
     """log q of every member at each problem's points, `(B, R, S)`."""
     batch, replicas = fit.theta.shape[:2]
     num = next(iter(latents.values())).shape[1]
-    size = max(1, points_at_once(fit.target) // (batch * replicas))
+    size = max(1, drawn_at_once(fit.target) // (batch * replicas))
     parts = []
     for some in blocks(num, size):
         each = {name: value[:, None, some] for name, value in latents.items()}

@@ -35,6 +35,7 @@ MOST_GROUPS, GROUPED = 4, 1000  # groups whose steps alternate, so that one's ar
 WRITTEN_OUT = 4  # passes of a loop
 MOST_ELEMENTS = 2**18  # of one value, whose places are written out in the code
 MOST_CHOICES = 32  # that a count picks from
+DISTINCT = 0.5  # of the elements of a value: where no more differ, these alone are computed
 ERFCX_TERMS = {torch.float32: 12, torch.float64: 23}  # whose last is below rounding
 ERF_TERMS = {torch.float32: 7, torch.float64: 12}
 C_TYPES = {torch.float32: "float", torch.float64: "double"}
@@ -438,12 +439,22 @@ class Translation:
         return f"x{self.count}"
 
     def _loop(self, text: str, kind: str, shape: torch.Size, operands: Iterable[Value], wants: str = "") -> Ref:
+        """A value whose every element is `text` of those of the operands; the same of the same is computed once."""
+        spread = tuple(_expanded(operand, shape) for operand in operands)
+        if 1 < shape.numel() <= MOST_ELEMENTS:
+            once, among = _distinct(spread)
+            if len(once) <= DISTINCT * shape.numel():
+                few = tuple(_at(operand, once) for operand in spread)
+                return self._array(text, kind, once.shape, few, wants).moved(among.reshape(shape))
+        return self._array(text, kind, shape, spread, wants)
+
+    def _array(self, text: str, kind: str, shape: torch.Size, operands: tuple[Value, ...], wants: str = "") -> Ref:
+        """The same of operands of that shape, each element in a place of its own."""
         num = shape.numel()
         if num > MOST_ELEMENTS:
             raise UnsupportedError(f"a value of {num} numbers")
-        spread = tuple(_expanded(operand, shape) for operand in operands)
         found = Ref(self._new(), kind, torch.arange(num).reshape(shape))
-        self._add(Loop(found.array, kind, num, text, spread, wants or "V" * len(spread)))
+        self._add(Loop(found.array, kind, num, text, operands, wants or "V" * len(operands)))
         return found
 
     def _block(
@@ -718,7 +729,7 @@ class Translation:
         whole = isinstance(value, Ref) and value.kind == "V" and value.array in self.sizes
         if whole and torch.equal(value.index.reshape(-1), torch.arange(self.sizes[value.array])):  # type: ignore[union-attr]
             return value  # type: ignore[return-value]
-        return self._loop("{0}", "V", shape, [value])
+        return self._array("{0}", "V", shape, (value,))
 
     def _op_linalg_cholesky_ex(self, node: Node) -> tuple[Ref, Ref]:
         if node.kwargs.get("upper") or len(node.args) > 1:
@@ -784,6 +795,12 @@ class Translation:
         strides = _affine(value.index) if len(axes) == 1 else None
         if strides is not None:
             return _counted_off(axes[0], value.index.shape, *strides)
+        num, step = _period(index) if len(axes) == 1 else (0, 0)
+        if num:  # the places of one period, and how far each is from the one before
+            first = index[:num]
+            begin = f"{self._table('int', first.tolist())}[{axes[0]} % {num}]"
+            begin = str(int(first[0])) if bool((first == first[0]).all()) else begin
+            return f"{begin} + {step} * ({axes[0]} / {num})"
         name = self._table("int", index.reshape(-1).tolist())
         flat = axes[0]
         for axis, num in zip(axes[1:], index.shape[1:], strict=True):
@@ -1011,6 +1028,27 @@ def _sections(value: Value, dim: int, shape: torch.Size) -> list[Value]:
     return found
 
 
+def _distinct(operands: Sequence[Value]) -> tuple[Tensor, Tensor]:
+    """Of the elements of operands of one shape, the first places of those that differ from all before, and for each
+    element which of them it equals: one stands for all that a plate or an enumerated value repeats."""
+    key = torch.zeros(_shape(operands[0]).numel(), dtype=torch.int64)
+    for operand in operands:
+        values, which = torch.unique(_bits(operand), return_inverse=True)
+        _, key = torch.unique(key * len(values) + which, return_inverse=True)
+    every = torch.arange(len(key))
+    first = torch.full((int(key.max()) + 1,), len(key)).scatter_reduce(0, key, every, "amin")
+    order = first.argsort()
+    return first[order], order.argsort()[key]
+
+
+def _bits(value: Value) -> Tensor:
+    """Whole numbers that are the same where a value's elements are."""
+    if isinstance(value, Ref):
+        return value.index.reshape(-1)
+    flat = value.reshape(-1)
+    return flat.double().contiguous().view(torch.int64) if flat.is_floating_point() else flat.to(torch.int64)
+
+
 def _reshaped(value: Value, shape: Sequence[int]) -> Value:
     return value.reshape(shape) if isinstance(value, Tensor) else value.moved(value.index.reshape(shape))
 
@@ -1030,6 +1068,16 @@ def _affine(index: Tensor) -> tuple[int, list[int]] | None:
         along = torch.arange(num) * step
         expected = expected + along.reshape([-1 if d == dim else 1 for d in range(index.dim())])
     return (offset, steps) if torch.equal(expected.expand(index.shape), index) else None
+
+
+def _period(index: Tensor) -> tuple[int, int]:
+    """The least number of elements after which all places are as before but for one step, and that step, or (0, 0)."""
+    size = index.numel()
+    for num in (n for n in range(1, size // 2 + 1) if size % n == 0):
+        steps = index[num:] - index[:-num]
+        if bool((steps == steps[0]).all()):
+            return num, int(steps[0])
+    return 0, 0
 
 
 def _counted_off(axis: str, shape: torch.Size, offset: int, steps: Sequence[int]) -> str:

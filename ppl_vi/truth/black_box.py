@@ -317,8 +317,8 @@ def region_surprise(density: Density, surface: Standardized, sample: Tensor, tre
     generator = torch.Generator(sample.device).manual_seed(seed)
     state = placed(density, sample[torch.randperm(len(sample), generator=generator)[:NUM_CHAINS]])
     kernel = Kernel(torch.tensor(0.3), math.pi / 2, surface.factor, most=16)
-    state, kernel = adapted(density, state, kernel, NUM_WARMUP, 0.8, generator)
-    visited = []
+    states, kernel = adapted(density, state, kernel, NUM_WARMUP, 0.8, generator)
+    state, visited = states[-1], []
     for _ in range(NUM_KEPT):
         state = kernel.transition(density, state, generator).state
         visited.append(state.u)

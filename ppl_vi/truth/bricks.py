@@ -22,6 +22,7 @@ SAFETY = 2.0  # of the rise above the best node: as many times, and as many nats
 UNKNOWN = 25.0  # nats of rise where a density of 0 is a neighbour
 STEEPEST = 1000.0  # nats of rise along an axis at most: no node is farther than 45 standard deviations from any ridge
 MOST_POINTS = 2**22  # evaluated in all, whatever one costs
+NEIGHBOURS = 64  # points that are looked up together
 ROUGH = 30.0  # times what the last coefficients are, by which a corner may be off the polynomial through the nodes
 LEAST_JUMP = 1e-3  # of the mean density: less is none
 SMALLEST = 1e-12  # half-width of a brick, relative to 1 + |center|, at which halving ends
@@ -112,11 +113,16 @@ class Bricks:
 
     def holding(self, points: Tensor) -> Tensor:
         """Which brick holds each of points `(S, D)`, -1 where none does, `(S,)`."""
-        found = []
-        for part in points.split(max(1, 2**22 // max(1, len(self)))):
-            inside = ((part[:, None] - self.center).abs() <= self.half * (1 + 1e-9)).all(-1)
-            found.append(torch.where(inside.any(1), inside.float().argmax(1), -1))
-        return torch.cat(found)
+        found = torch.full((len(points),), -1)
+        reach = self.half * (1 + 1e-9)
+        low, high = self.center - reach, self.center + reach
+        for rows in points[:, 0].argsort().split(NEIGHBOURS):  # few bricks meet neighbours along the first axis
+            some = points[rows]
+            near = ((low[:, 0] <= some[-1, 0]) & (high[:, 0] >= some[0, 0])).nonzero()[:, 0]
+            if len(near):
+                inside = ((some[:, None] >= low[near]) & (some[:, None] <= high[near])).all(-1)
+                found[rows] = torch.where(inside.any(1), near[inside.to(torch.uint8).argmax(1)], -1)
+        return found
 
 
 def joined(parts: list[Bricks]) -> Bricks:

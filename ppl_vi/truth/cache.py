@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 NUM_PROBES = 8
-REVISION = 4  # of what computes the draws: another one finds none of the others
+REVISION = 5  # of what computes the draws: another one finds none of the others
 
 
 def folder() -> Path:

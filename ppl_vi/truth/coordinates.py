@@ -3,25 +3,32 @@
 Where a latent z has a prior whose location a and scale b move with other latents, and b may be small, the posterior is
 a funnel. There z is written as
 
-    z = m + s u,    1 / s^2 = 1 / b^2 + w,    m = a + s^2 (h - w a),
+    z = m + s u,    1 / s^2 = 1 / b^2 + sum_k w_k,    m = a + s^2 sum_k w_k (c_k - a),
 
-with fixed numbers w >= 0 and h for each element, site after site while the model runs. If the prior is normal and what
-else the model says of z has the log density h z - w z^2 / 2, then u is Normal(0, 1) whatever the others are. With
-w = h = 0 this is the non-centred form z = a + b u; with w far above 1 / b^2 it is the centred one. Whatever they are,
-it is a bijection, its Jacobian is part of the density, and log p(x) stays the same.
+site after site while the model runs; the numbers of a vector with a scale matrix follow one another like sites, each
+given those before. If the prior is normal and what else the model says of z has the log density
+-sum_k w_k (z - c_k)^2 / 2, then u is Normal(0, 1) whatever the others are. Without any w this is the non-centred form
+z = a + b u; with w far above 1 / b^2 it is the centred one. Each element has centers c_k of its own and
 
-w and h are those with which, over draws, the gradient in u is nearest to -u in the mean of squares.
+    w_k = exp(r_k) prod_f sigma_f^p_kf >= 0
+
+of the scales sigma that were drawn before: data y ~ Normal(z, sigma) pull by 1 / sigma^2. A second term stands for what
+later latents say, as in a random walk. Whatever the numbers are, it is a bijection, its Jacobian is part of the
+density, and log p(x) stays the same. They are those with which, over draws, the gradient in u is nearest to -u in the
+mean of squares.
 
 Sources: Papaspiliopoulos, Roberts and Sköld (2007), A general framework for the parametrization of hierarchical models;
 Kleppe (2019), Dynamically rescaled Hamiltonian Monte Carlo for Bayesian hierarchical models; Gorinova, Moore and
 Hoffman (2020), Automatic reparameterisation of probabilistic programs; Hyvärinen (2005), Estimation of non-normalized
-statistical models by score matching.
+statistical models by score matching; Marquardt (1963), An algorithm for least-squares estimation of nonlinear
+parameters.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyro.poutine as poutine
@@ -38,17 +45,25 @@ from ppl_vi.state import isolated
 from ppl_vi.target import Target, split
 from ppl_vi.truth.density import Density
 
+Frame = tuple[Tensor, Tensor, Tensor, Tensor]  # the prior's location and scale, s, and the scales' logarithms
 LINES = (constraints.real, constraints.positive)
+SCALES = (constraints.positive, constraints.nonnegative)
+MOST_SCALES = 6  # that a pull may depend on
+ITERATIONS = 20  # of Marquardt's method
+DAMPED, FACTOR = 1e-2, 4.0  # how it begins, and how much more or less it is damped after each step
 
 
 def prior_frame(fn: Any, shape: torch.Size) -> tuple[Tensor, Tensor] | None:
     """Location and scale of a prior on the line, or of a latent's logarithm under LogNormal, of the latent's shape.
 
-    Only how well chains move depends on whether they are what their names say.
+    Of a vector with a location and a triangular scale matrix these: the scale has one axis more. Only how well chains
+    move depends on whether they are what their names say.
     """
     while type(fn).__name__ in ("Independent", "ExpandedDistribution"):
         fn = fn.base_dist
-    loc, scale = getattr(fn, "loc", None), getattr(fn, "scale", None)
+    loc, matrix, scale = (getattr(fn, name, None) for name in ("loc", "scale_tril", "scale"))
+    if loc is not None and matrix is not None and fn.support == constraints.real_vector:
+        return loc.expand(shape), matrix.expand(shape + shape[-1:])
     if loc is None or scale is None or fn.event_shape or fn.support not in LINES:
         return None
     return loc.expand(shape), scale.expand(shape)
@@ -56,20 +71,42 @@ def prior_frame(fn: Any, shape: torch.Size) -> tuple[Tensor, Tensor] | None:
 
 @dataclass(frozen=True, eq=False)
 class Pull:
-    """What the model says of a latent beside its prior, as if its log density were h z - w z^2 / 2.
+    """What the model says of a latent beside its prior, as if that were a sum of `K` terms -w (z - center)^2 / 2.
 
     Attributes:
-        slope: h, of the latent's shape.
-        precision: w, of the same.
+        center: `(*shape, K)`.
+        precision: w where all scales drawn before are 1, `(*shape, K)`.
+        powers: of these `F` scales in w, `(*shape, K, F)`.
     """
 
-    slope: Tensor
+    center: Tensor
     precision: Tensor
+    powers: Tensor
 
-    def frame(self, loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-        """m and s for a prior of that location and scale."""
-        s = scale * (1 + self.precision * scale.square()).rsqrt()
-        return loc + s.square() * (self.slope - self.precision * loc), s
+    @staticmethod
+    def none(like: Tensor, num_scales: int) -> Pull:
+        """No pull at all on a latent like that; of two terms where there are scales that it may depend on."""
+        nothing = like.new_zeros(*like.shape, 2 if num_scales else 1)
+        return Pull(nothing, nothing, like.new_zeros(*nothing.shape, num_scales))
+
+    @property
+    def numbers(self) -> tuple[Tensor, ...]:
+        """All of it but what is empty."""
+        return (self.center, self.precision, self.powers) if self.powers.numel() else (self.center, self.precision)
+
+    def of(self, numbers: Iterable[Tensor]) -> Pull:
+        """One of the same shapes from its numbers."""
+        return replace(self, **dict(zip(("center", "precision", "powers"), numbers, strict=False)))
+
+    def frame(self, loc: Tensor, scale: Tensor, log_scales: Tensor) -> tuple[Tensor, Tensor]:
+        """m and s for a prior of that location and scale where the scales before have these logarithms, `(F,)`."""
+        w = self.precision * (self.powers * log_scales).sum(-1).exp() if len(log_scales) else self.precision
+        s = scale * (1 + w.sum(-1) * scale.square()).rsqrt()
+        return loc + s.square() * (w * (self.center - loc[..., None])).sum(-1), s
+
+    def element(self, place: int) -> Pull:
+        """That of one of a vector's numbers."""
+        return Pull(self.center[..., place, :], self.precision[..., place, :], self.powers[..., place, :, :])
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,72 +118,43 @@ class Coordinates:
         problem: which of its problems.
         pulls: by name, of the latents that are written relative to others; without any, the coordinates are those of
             `Target.constrain`.
+        plain: the density in the coordinates of `Target.constrain`.
+        density: the density in these.
     """
 
     target: Target
     problem: int
-    pulls: dict[str, Pull] = field(default_factory=dict)
+    pulls: dict[str, Pull]
+    plain: Density
+    density: Density
 
     @staticmethod
     def of(target: Target, problem: int) -> Coordinates:
         """The non-centred ones, of all latents whose prior's location or scale moves with other latents."""
         with whole_plates():
             traces = [run(target.model, target.row(problem), target.dtype, target.name, seed) for seed in SEEDS]
-        pulls = {}
+        pulls, plain, num_scales = {}, Density.of(target, problem), 0
         for site in target.latents:
             shape = site.unconstrained_shape
             frames = [prior_frame(trace.nodes[site.name]["fn"], shape) for trace in traces]
-            pairs = [torch.stack(frame) for frame in frames if frame is not None]
-            if any(not torch.equal(pairs[0], pair) for pair in pairs):
-                pulls[site.name] = Pull(torch.zeros_like(pairs[0][0]), torch.zeros_like(pairs[0][0]))
-        return Coordinates(target, problem, pulls)
+            pairs = [frame for frame in frames if frame is not None]
+            if any(not all(map(torch.equal, pairs[0], pair)) for pair in pairs):
+                pulls[site.name] = Pull.none(pairs[0][0], min(num_scales, MOST_SCALES))
+            else:
+                num_scales += _is_scale(site.support, shape)
+        return Coordinates(target, problem, pulls, plain, _density(target, problem, pulls, plain))
 
-    @cached_property
-    def plain(self) -> Density:
-        """The density in the coordinates of `Target.constrain`."""
-        return Density.of(self.target, self.problem)
-
-    @cached_property
-    def density(self) -> Density:
-        """The density in these."""
-        if not self.pulls:
-            return self.plain
-        plain, row = self.plain, self.target.row(self.problem)
-
-        def of_one(u: Tensor) -> Tensor:
-            walk = _Walk(self, u)
-            with poutine.block(), whole_plates():
-                trace = poutine.trace(walk(self.target.model)).get_trace(*row)
-                return trace.log_prob_sum() + walk.log_jacobian
-
-        def inside(u: Tensor) -> Tensor:
-            v = self.outward(u)
-            return v.isfinite().all(1) & plain.inside(v)
-
-        def culprit(u: Tensor) -> str:
-            return plain.culprit(self.outward(u[None])[0])
-
-        return Density(of_one, plain.dim, plain.dtype, inside, plain.name, self.target.width, culprit)
+    def pulled(self, pulls: dict[str, Pull]) -> Coordinates:
+        """Those in which the same latents are pulled otherwise."""
+        return replace(self, pulls=pulls, density=self.density.with_numbers(_numbers(pulls)))
 
     def outward(self, u: Tensor) -> Tensor:
         """Points `(S, D)` in the coordinates of `Target.constrain`, `(S, D)`."""
-        return self._walked(u, inward=False)[0] if self.pulls else u
+        return _walked(self.target, self.problem, self.pulls, u)[0] if self.pulls else u
 
     def inward(self, v: Tensor) -> Tensor:
         """The inverse of `outward`."""
-        return self._walked(v, inward=True)[0] if self.pulls else v
-
-    def _walked(self, points: Tensor, inward: bool) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
-        row = self.target.row(self.problem)
-
-        def of_one(point: Tensor) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
-            walk = _Walk(self, point, inward)
-            with poutine.block(), whole_plates():
-                walk(self.target.model)(*row)
-            return torch.cat([walk.found[site.name].flatten() for site in self.target.latents]), walk.frames
-
-        with isolated(self.target.dtype, seed=0):
-            return vmap(of_one)(points)
+        return _walked(self.target, self.problem, self.pulls, v, inward=True)[0] if self.pulls else v
 
     def fitted(self, u: Tensor, slope: Tensor) -> Coordinates:
         """Those in which the gradient of the log density comes nearest to -u.
@@ -157,25 +165,115 @@ class Coordinates:
         """
         if not self.pulls:
             return self
-        v, frames = self._walked(u, inward=False)
+        v, frames = _walked(self.target, self.problem, self.pulls, u)
         at, gradient = split(self.target.latents, v), split(self.target.latents, slope)
         pulls = {}
-        for name, pull in self.pulls.items():
-            loc, scale = frames[name]
-            _, s = pull.frame(loc, scale)
-            pulls[name] = _regressed(at[name], s, gradient[name] + s * (at[name] - loc) / scale.square())
-        return replace(self, pulls=pulls)
+        for name in self.pulls:
+            loc, scale, s, log_scales = frames[name]
+            pulls[name] = _regressed(at[name], s, gradient[name] + s * (at[name] - loc) / scale.square(), log_scales)
+        return self.pulled(pulls)
 
 
-def _regressed(z: Tensor, s: Tensor, force: Tensor) -> Pull:
-    """The h and w >= 0 with the least mean square of force - s (h - w z), over the leading axis."""
+def _is_scale(support: Any, shape: torch.Size) -> bool:
+    """A positive number, whose unconstrained coordinate is its logarithm."""
+    return support in SCALES and shape.numel() == 1
+
+
+def _numbers(pulls: dict[str, Pull]) -> tuple[Tensor, ...]:
+    return tuple(number for pull in pulls.values() for number in pull.numbers)
+
+
+def _density(target: Target, problem: int, pulls: dict[str, Pull], plain: Density) -> Density:
+    """That of the coordinates with these pulls, a density with the pulls' numbers."""
+    if not pulls:
+        return plain
+    row = target.row(problem)
+
+    def of(numbers: tuple[Tensor, ...]) -> dict[str, Pull]:
+        left = iter(numbers)
+        return {name: pull.of(next(left) for _ in pull.numbers) for name, pull in pulls.items()}
+
+    def of_one(u: Tensor, *numbers: Tensor) -> Tensor:
+        walk = _Walk(target, of(numbers), u)
+        with poutine.block(), whole_plates():
+            trace = poutine.trace(walk(target.model)).get_trace(*row)
+            return trace.log_prob_sum() + walk.log_jacobian
+
+    def inside(u: Tensor, *numbers: Tensor) -> Tensor:
+        v, _ = _walked(target, problem, of(numbers), u)
+        return v.isfinite().all(1) & plain.inside(v)
+
+    def culprit(u: Tensor, *numbers: Tensor) -> str:
+        return plain.culprit(_walked(target, problem, of(numbers), u[None])[0][0])
+
+    return Density(of_one, plain.dim, plain.dtype, inside, plain.name, target.width, culprit, _numbers(pulls))
+
+
+def _walked(
+    target: Target, problem: int, pulls: dict[str, Pull], points: Tensor, inward: bool = False
+) -> tuple[Tensor, dict[str, Frame]]:
+    """Points `(S, D)` in the other coordinates, and the latents' frames there."""
+    row = target.row(problem)
+
+    def of_one(point: Tensor) -> tuple[Tensor, dict[str, Frame]]:
+        walk = _Walk(target, pulls, point, inward)
+        with poutine.block(), whole_plates():
+            walk(target.model)(*row)
+        return torch.cat([walk.found[site.name].flatten() for site in target.latents]), walk.frames
+
+    with isolated(target.dtype, seed=0):
+        return vmap(of_one)(points)
+
+
+def _regressed(z: Tensor, s: Tensor, force: Tensor, log_scales: Tensor) -> Pull:
+    """The centers and w >= 0 with the least mean square of force - s sum_k w_k (c_k - z), over the leading axis.
+
+    First one w for all, by linear regression; then powers of the scales `(S, F)` in it; then two terms, the second of
+    which begins without powers. Where the first w is negative there is no pull.
+    """
     weight = s.square()
     mean = (weight * z).sum(0) / weight.sum(0)
     height = (s * force).sum(0) / weight.sum(0)
-    away = z - mean
-    w = -(s * away * force).sum(0) / (weight * away.square()).sum(0)
+    w = -(s * (z - mean) * force).sum(0) / (weight * (z - mean).square()).sum(0)
     told = w.isfinite() & (w > 0)
-    return Pull(torch.where(told, height + w * mean, 0.0), torch.where(told, w, 0.0))
+    w = torch.where(told, w, 1.0)
+    terms = torch.stack([torch.where(told, mean + height / w, 0.0), w.log()], -1)[..., None, :]
+    if log_scales.shape[1]:
+        middle = log_scales.mean(0)
+        constant = terms.new_zeros(*terms.shape[:-1], len(middle))
+        one = _least_squares(z, s, force, log_scales - middle, torch.cat([terms, constant], -1))
+        both = torch.cat([one, torch.cat([one[..., :2], constant], -1)], -2)
+        both[..., 1] -= math.log(2)
+        terms = _least_squares(z, s, force, log_scales - middle, both)
+        terms[..., 1] -= terms[..., 2:] @ middle
+    center, log_w, powers = terms[..., 0], terms[..., 1], terms[..., 2:]
+    there = told[..., None]
+    return Pull(center * there, torch.where(there, log_w.exp(), 0.0), powers * there[..., None])
+
+
+def _least_squares(z: Tensor, s: Tensor, force: Tensor, x: Tensor, theta: Tensor) -> Tensor:
+    """Centers, logarithms of w and their powers `(*shape, K, 2 + F)` like `theta` and better, by Marquardt's method."""
+    x = x.reshape(len(x), *(1 for _ in z.shape[1:]), 1, -1)
+
+    def off(theta: Tensor) -> tuple[Tensor, Tensor]:
+        pulls = s[..., None] * (theta[..., 1] + (theta[..., 2:] * x).sum(-1)).exp()
+        return force - (pulls * (theta[..., 0] - z[..., None])).sum(-1), pulls
+
+    damping, (residual, pulls) = torch.full_like(theta[..., 0, 0], DAMPED), off(theta)
+    loss = residual.square().sum(0)
+    for _ in range(ITERATIONS):
+        by_log = pulls * (theta[..., 0] - z[..., None])
+        jacobian = torch.cat([pulls[..., None], by_log[..., None], by_log[..., None] * x], -1).flatten(-2)
+        gram = torch.einsum("s...i,s...j->...ij", jacobian, jacobian)
+        toward = torch.einsum("s...i,s...->...i", jacobian, residual)
+        ridge = damping[..., None] * torch.diagonal(gram, dim1=-2, dim2=-1) + torch.finfo(gram.dtype).tiny
+        step = torch.linalg.solve_ex(gram + torch.diag_embed(ridge), toward[..., None])[0].reshape(theta.shape)
+        tried, tried_pulls = off(theta + step)
+        better = tried.square().sum(0) < loss
+        theta = torch.where(better[..., None, None], theta + step, theta)
+        residual, pulls = torch.where(better, tried, residual), torch.where(better[..., None], tried_pulls, pulls)
+        loss, damping = residual.square().sum(0), damping * torch.where(better, 1 / FACTOR, FACTOR)
+    return theta
 
 
 class _Walk(Messenger):
@@ -183,16 +281,18 @@ class _Walk(Messenger):
 
     Attributes:
         found: each latent's numbers in the other coordinates.
-        frames: location and scale of the priors that move, as they are at this point.
+        frames: of the latents whose priors move, as they are at this point.
+        log_scales: of the scales so far.
         log_jacobian: of the map from the coordinates to the latents, nats.
     """
 
-    def __init__(self, coordinates: Coordinates, point: Tensor, inward: bool = False) -> None:
+    def __init__(self, target: Target, pulls: dict[str, Pull], point: Tensor, inward: bool = False) -> None:
         super().__init__()
-        self.pulls, self.inward = coordinates.pulls, inward
-        self.given = split(coordinates.target.latents, point)
+        self.pulls, self.inward = pulls, inward
+        self.given = split(target.latents, point)
         self.found: dict[str, Tensor] = {}
-        self.frames: dict[str, tuple[Tensor, Tensor]] = {}
+        self.frames: dict[str, Frame] = {}
+        self.log_scales: list[Tensor] = []
         self.log_jacobian = point.new_zeros(())
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -204,11 +304,33 @@ class _Walk(Messenger):
         if name in self.pulls:
             frame = prior_frame(fn, own.shape)
             assert frame is not None
-            self.frames[name] = frame
-            m, s = self.pulls[name].frame(*frame)
-            self.found[name] = (own - m) / s if self.inward else m + s * own
-            self.log_jacobian = self.log_jacobian + s.log().sum()
+            self.found[name], self.frames[name] = self._placed(self.pulls[name], own, *frame)
+            self.log_jacobian = self.log_jacobian + self.frames[name][2].log().sum()
         unconstrained = own if self.inward else self.found[name]
+        if name not in self.pulls and _is_scale(fn.support, own.shape):
+            self.log_scales.append(unconstrained.reshape(()))
         bijector = biject_to(fn.support)
         msg["value"], msg["is_observed"] = bijector(unconstrained), True
         self.log_jacobian = self.log_jacobian + bijector.log_abs_det_jacobian(unconstrained, msg["value"]).sum()
+
+    def _placed(self, pull: Pull, own: Tensor, loc: Tensor, scale: Tensor) -> tuple[Tensor, Frame]:
+        """A latent's numbers in the other coordinates; those of a vector one after another, as a chain of latents."""
+        num = pull.powers.shape[-1]
+        log_scales = torch.stack(self.log_scales[:num]) if num else own.new_zeros(0)
+        if scale.dim() == loc.dim():
+            m, s = pull.frame(loc, scale, log_scales)
+            return (own - m) / s if self.inward else m + s * own, (loc, scale, s, log_scales)
+        moved, frames = [], []
+        past: list[Tensor] = []
+        for place in range(loc.shape[-1]):
+            at = loc[..., place]
+            for before, standard in enumerate(past):
+                at = at + scale[..., place, before] * standard
+            width = scale[..., place, place]
+            m, s = pull.element(place).frame(at, width, log_scales)
+            u = own[..., place]
+            moved.append((u - m) / s if self.inward else m + s * u)
+            past.append(((u if self.inward else moved[-1]) - at) / width)
+            frames.append((at, width, s))
+        locs, widths, s = (torch.stack(part, -1) for part in zip(*frames, strict=True))
+        return torch.stack(moved, -1), (locs, widths, s, log_scales)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 
@@ -13,8 +14,10 @@ from torch.func import grad_and_value, vmap
 from ppl_vi.inspection import Reached
 from ppl_vi.mapping import branches
 from ppl_vi.state import isolated
+from ppl_vi.svi.points import AtMany, at_many, pays
 from ppl_vi.svi.tracing import written_down
 from ppl_vi.target import Target
+from ppl_vi.truth.leapfrog import Leapfrog, Phase, compiled, lanes
 
 BLOCK = 4096  # points at once
 NUMBERS = 2**18  # of their largest temporary, which stays in the cache
@@ -36,30 +39,41 @@ class Density:
 
     def __init__(
         self,
-        of_one: Callable[[Tensor], Tensor],
+        of_one: Callable[..., Tensor],
         dim: int,
         dtype: torch.dtype,
-        inside: Callable[[Tensor], Tensor],
+        inside: Callable[..., Tensor],
         name: str = "target",
         width: int = 1,
-        culprit: Callable[[Tensor], str] = str,
+        culprit: Callable[..., str] = str,
+        numbers: tuple[Tensor, ...] = (),
     ) -> None:
         """A density given as a function.
 
         Args:
-            of_one: the log density of one point `(D,)`, scalar.
+            of_one: the log density of one point `(D,)`, scalar. The numbers come after the point, here and below.
             dim: `D`.
             dtype: of every computation.
             inside: whether the latents at points `(S, D)` are finite and inside their support, `(S,)`.
             name: shown in messages.
             width: numbers of the largest temporary at one point.
             culprit: which site has no density at a point `(D,)`, in words.
+            numbers: that it depends on.
         """
         self.culprit, self.width = culprit, width
         self.of_one, self.dim, self.dtype, self.inside, self.name = of_one, dim, dtype, inside, name
+        self.numbers = numbers
         self.block = min(BLOCK, max(SMALL, NUMBERS // width))
-        self._values: dict[int, Callable[[Tensor], Tensor]] = {}
-        self._slopes: dict[int, Callable[[Tensor], tuple[Tensor, Tensor]]] = {}
+        self._values: dict[int, Callable[..., Tensor]] = {}
+        self._many: list[AtMany | None] = []  # one, once it is asked for
+        self._slopes: dict[int, Callable[..., tuple[Tensor, Tensor]]] = {}
+        self._leapfrogs: dict[int, Leapfrog | None] = {}
+
+    def with_numbers(self, numbers: tuple[Tensor, ...]) -> Density:
+        """The same of other numbers, of the same shapes: what was traced and compiled serves both."""
+        other = copy.copy(self)
+        other.numbers = numbers
+        return other
 
     @staticmethod
     def of(target: Target, problem: int) -> Density:
@@ -97,37 +111,66 @@ class Density:
 
     def __call__(self, u: Tensor) -> Tensor:
         """At points `(S, D)`, `(S,)`."""
-        size = SMALL if len(u) <= SMALL else self.block
-        return torch.cat([self._block(part, size) for part in u.split(size)]) if len(u) else u.new_zeros(0)
+        if not len(u):
+            return u.new_zeros(0)
+        many = self._machine_code(u) if pays(len(u), self.width) else None
+        if many is not None:
+            value = many(u[None], [number[None] for number in self.numbers])[0]
+        else:
+            size = SMALL if len(u) <= SMALL else self.block
+            value = torch.cat([self._block(part, size) for part in u.split(size)])
+        lost = value.isnan()
+        if bool(lost.any()):
+            value[lost] = torch.where(self.inside(u[lost], *self.numbers), value[lost], -torch.inf)
+        return value
 
     def _block(self, u: Tensor, size: int) -> Tensor:
         if size not in self._values:
-            self._values[size] = self._traced(vmap(self.of_one), u.new_zeros(size, self.dim))
+            self._values[size] = self._traced(self.of_one, u.new_zeros(size, self.dim))
         padded = torch.cat([u, u[:1].expand(size - len(u), -1)]) if len(u) < size else u
-        value = self._values[size](padded)[: len(u)]
-        lost = value.isnan()
-        if bool(lost.any()):
-            value[lost] = torch.where(self.inside(u[lost]), value[lost], -torch.inf)
-        return value
+        return self._values[size](padded, *self.numbers)[: len(u)]
+
+    def _machine_code(self, u: Tensor) -> AtMany | None:
+        if not self._many:
+            self._many.append(at_many(self.of_one, u, self.numbers))
+        return self._many[0]
 
     def slope(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Value `(S,)` and derivative `(S, D)` at points `(S, D)`; one trace for each number of points."""
         if len(u) not in self._slopes:
-            self._slopes[len(u)] = self._traced(vmap(grad_and_value(self.of_one)), torch.zeros_like(u))
-        derivative, value = self._slopes[len(u)](u)
+            self._slopes[len(u)] = self._traced(grad_and_value(self.of_one), torch.zeros_like(u))
+        derivative, value = self._slopes[len(u)](u, *self.numbers)
         return value, derivative
 
-    def _traced(self, function: Callable, example: Tensor) -> Callable:
-        """The function as a flat graph; itself where it can't be traced, as when it branches on its values."""
+    def advanced(self, begin: Phase, step: Tensor, factor: Tensor, num_steps: int) -> Phase:
+        """Chains after `num_steps` leapfrog steps, see `Leapfrog.advance`; compiled once, where that can be done."""
+        key = lanes(len(begin.u), self.dtype)
+        if key not in self._leapfrogs:
+            self._leapfrogs[key] = compiled(self.of_one, self.dim, self.dtype, self.numbers, len(begin.u))
+        leapfrog = self._leapfrogs[key]
+        if leapfrog is not None:
+            return leapfrog.advance(begin, step, factor, self.numbers, num_steps)
+        at = begin
+        for _ in range(num_steps):
+            half = at.momentum + step / 2 * (at.slope @ factor)
+            u = at.u + (step * half) @ factor.mT
+            value, slope = self.slope(u)
+            at = Phase(u, half + step / 2 * (slope @ factor), value, slope)
+        return at
+
+    def _traced(self, of_one: Callable, example: Tensor) -> Callable:
+        """A function of one point for many as a flat graph; itself where it can't be traced, as when it branches on its
+        values."""
+        function = vmap(of_one, in_dims=(0, *(None for _ in self.numbers)))
         with isolated(self.dtype, seed=0):
             try:
-                return written_down(function, [example])
+                return written_down(function, [example, *self.numbers])
             except Exception:  # whatever a model does that tracing does not know
                 pass
 
-        def plain(u: Tensor) -> Tensor:
+        def plain(*given: Tensor) -> Tensor:
             with isolated(self.dtype, seed=0):
-                return function(u)
+                return function(*given)
 
         return plain
 

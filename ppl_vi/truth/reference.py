@@ -38,7 +38,12 @@ HEAVY = 0.7  # Pareto k-hat of the importance weights
 ATTEMPTS = 4  # runs at half the step where trajectories diverged, or at twice the thinning where draws are correlated
 PILOT_THINNING = 30  # the most that the pilot's draws tell of
 LONGEST_THINNING = 60
-HOPELESS = 0.4  # correlation after `PILOT_THINNING` transitions, which no run of bearable length would mend
+UNNOTICED = 0.6 * CORRELATION  # in the pilot's draws
+HOPELESS = 2  # times the longest thinning
+CALL = 4  # leapfrog steps that take as long as all else in a transition
+TIMES = (math.pi / 2, math.pi, 2 * math.pi)  # of the longest trajectory, whitened; a quarter of a round normal's period
+GIVEN_UP = "given up after a pilot, by whose correlations draws would have to be {} transitions apart"
+FIRST_STEPS = 10  # leapfrog steps of a trajectory while chains look for their way
 REACH = 2.0  # of the uniform starts in unconstrained space, as in Stan
 FOUND = "the chains have found every part of the posterior: nothing else proves that no separate mode was missed"
 SMOOTH = "the posterior's density{} is smooth enough for Hamiltonian trajectories (none diverged)"
@@ -53,7 +58,7 @@ class Settings:
         num_chains: each from its own start.
         num_draws: kept of each.
         num_warmup: transitions of each of the warm-up's windows.
-        num_windows: after each of which the metric is set anew.
+        num_windows: before each of which coordinates and metric are set anew.
         acceptance: that the step aims at.
         num_proposed: draws of the proposals for log p(x).
     """
@@ -61,7 +66,7 @@ class Settings:
     num_chains: int = 100
     num_draws: int = 100
     num_warmup: int = 80
-    num_windows: int = 4
+    num_windows: int = 5
     acceptance: float = 0.9
     num_proposed: int = 20_000
 
@@ -77,6 +82,7 @@ class Draws:
         slope: its gradient, `(N, C, D)`.
         energy: of every transition, thinned ones too, `(T, C)`.
         num_diverged: of them.
+        given_up: why there are no better ones, or "".
     """
 
     coordinates: Coordinates
@@ -85,6 +91,7 @@ class Draws:
     slope: Tensor
     energy: Tensor
     num_diverged: int
+    given_up: str = ""
 
     @cached_property
     def v(self) -> Tensor:
@@ -207,9 +214,8 @@ def reference(coordinates: Coordinates, prior: Tensor, settings: Settings, seed:
         Check("Pareto k-hat of the importance weights", heavy, HEAVY),
     )
     failed = [f"{c.name}: {c.error:.3g}, allowed {c.tolerance:g}" for c in checks if not c.error <= c.tolerance]
-    return Reference(
-        draws.v.transpose(0, 1).flatten(0, 1), by_bridge.value, by_bridge.std_error, checks, "; ".join(failed)
-    )
+    reason = "; ".join([draws.given_up, *failed] if draws.given_up else failed)
+    return Reference(draws.v.transpose(0, 1).flatten(0, 1), by_bridge.value, by_bridge.std_error, checks, reason)
 
 
 def _ratio(one: Evidence, other: Evidence) -> float:
@@ -228,30 +234,59 @@ def _dispersed(coordinates: Coordinates, prior: Tensor, num: int, generator: tor
 
 
 def _sampled(coordinates: Coordinates, start: Tensor, settings: Settings, generator: torch.Generator) -> Draws:
-    state = placed(coordinates.density, start)
-    kernel = Kernel(torch.tensor(0.1), math.pi / 2, torch.eye(start.shape[1], dtype=start.dtype))
-    num, goal = settings.num_warmup, settings.acceptance
-    state, kernel = settled(coordinates.density, state, kernel, 2 * num, goal, generator)
-    for _ in range(settings.num_windows - 1):
-        window, state = _run(coordinates, state, kernel, num // 4, 1, generator)
-        coordinates = coordinates.fitted(window.u.flatten(0, 1), window.slope.flatten(0, 1))
-        u = coordinates.inward(window.v.flatten(0, 1))
-        kernel = replace(kernel, factor=_factor(u), step=kernel.step.clamp(max=0.3))
-        state = placed(coordinates.density, u[-len(start) :])
-        state, kernel = adapted(coordinates.density, state, kernel, num, goal, generator)
-    pilot, state = _run(coordinates, state, kernel, settings.num_draws, 1, generator)
-    told = torch.cat([pilot.v, pilot.v.square(), pilot.numbers[..., -1:]], -1)
-    thinning = _thinning(told)
-    if thinning == PILOT_THINNING and not float(autocorrelation(told, thinning).max()) < HOPELESS:
-        return pilot  # and its checks will say why
+    coordinates, state, kernel = _warmed_up(coordinates, start, settings, generator)
+    kernel, thinning, pilot, state = _piloted(coordinates, state, kernel, settings.num_draws, generator)
+    if thinning > HOPELESS * LONGEST_THINNING:
+        return replace(pilot, given_up=GIVEN_UP.format(f"{thinning:.3g}"))
+    thinning = min(math.ceil(thinning), LONGEST_THINNING)
     for _ in range(ATTEMPTS):
         draws, state = _run(coordinates, state, kernel, settings.num_draws, thinning, generator)
-        correlated = float(autocorrelation(draws.numbers, 1).abs().max()) > CORRELATION
-        if not draws.num_diverged and (not correlated or thinning == LONGEST_THINNING):
+        correlation, longest = float(autocorrelation(draws.numbers, 1).abs().max()), thinning == LONGEST_THINNING
+        correlated = correlation > CORRELATION
+        if not draws.num_diverged and (longest or not correlated):
+            break
+        # correlations over k times as many transitions are no less than their k-th power
+        if correlation ** (LONGEST_THINNING / thinning) > 2 * CORRELATION:
             break
         kernel = replace(kernel, step=kernel.step / 2) if draws.num_diverged else kernel
         thinning = min(2 * thinning, LONGEST_THINNING) if correlated else thinning
     return draws
+
+
+def _warmed_up(
+    coordinates: Coordinates, start: Tensor, settings: Settings, generator: torch.Generator
+) -> tuple[Coordinates, State, Kernel]:
+    """Coordinates, metric and step from where chains have been, set anew after each window."""
+    kernel = Kernel(torch.tensor(0.1), TIMES[0], torch.eye(start.shape[1], dtype=start.dtype))
+    num, goal = settings.num_warmup, settings.acceptance
+    state = placed(coordinates.density, start)
+    first = replace(kernel, most=FIRST_STEPS)
+    states, kernel = settled(coordinates.density, state, first, 2 * num, goal, generator)
+    for _ in range(settings.num_windows):
+        seen = states[-num // 2 :]
+        u, slope = torch.cat([state.u for state in seen]), torch.cat([state.slope for state in seen])
+        v = coordinates.outward(u)
+        coordinates = coordinates.fitted(u, slope)
+        u = coordinates.inward(v)
+        kernel = Kernel(kernel.step.clamp(max=0.3), TIMES[0], _factor(u))
+        state = placed(coordinates.density, u[-len(start) :])
+        states, kernel = settled(coordinates.density, state, kernel, num, goal, generator)
+    states, kernel = adapted(coordinates.density, states[-1], kernel, num, goal, generator)
+    return coordinates, states[-1], kernel
+
+
+def _piloted(
+    coordinates: Coordinates, state: State, kernel: Kernel, num: int, generator: torch.Generator
+) -> tuple[Kernel, float, Draws, State]:
+    """The length of trajectories at which a draw costs least, the transitions from one to the next, and the pilot."""
+    found = []
+    for time in TIMES:
+        tried = replace(kernel, time=time)
+        pilot, state = _run(coordinates, state, tried, num, 1, generator)
+        thinning = _thinning(torch.cat([pilot.v, pilot.v.square(), pilot.numbers[..., -1:]], -1))
+        found.append((thinning * (CALL + time / 2 / float(kernel.step)), thinning, tried, pilot))
+    _, thinning, kernel, pilot = min(found, key=lambda one: one[0])
+    return replace(kernel, step=kernel.step / 2) if pilot.num_diverged else kernel, thinning, pilot, state
 
 
 def _factor(u: Tensor) -> Tensor:
@@ -284,12 +319,14 @@ def autocorrelation(values: Tensor, lag: int) -> Tensor:
     return (away[lag:] * away[:-lag]).mean((0, 1)) / away.square().mean((0, 1))
 
 
-def _thinning(values: Tensor) -> int:
-    """The least lag at which no number is correlated with itself, as far as these draws tell."""
-    for lag in range(1, PILOT_THINNING):
-        if float(autocorrelation(values, lag).max()) < 0.6 * CORRELATION:
+def _thinning(values: Tensor) -> float:
+    """The least lag at which no number is correlated with itself, as far as these draws tell; beyond
+    `PILOT_THINNING` that at which correlations would have died away that fall on as they fell until there."""
+    for lag in range(1, min(PILOT_THINNING + 1, len(values))):
+        correlated = float(autocorrelation(values, lag).max())
+        if correlated < UNNOTICED:
             return lag
-    return PILOT_THINNING
+    return lag * math.log(UNNOTICED) / math.log(correlated) if correlated < 1 else math.inf
 
 
 def _diagnosed(draws: Draws) -> tuple[Check, ...]:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ppl_vi.truth.density import Density
+from ppl_vi.truth.leapfrog import Phase
 
-FIRST_STEPS = 10  # leapfrog steps of a trajectory while chains look for their way
 DIVERGED = 1000.0  # nats of energy that a trajectory may be off, as in Stan
 
 
@@ -42,8 +42,10 @@ class State:
 
 
 def placed(density: Density, u: Tensor) -> State:
-    """Chains at `u` `(C, D)`."""
-    return State(u, *density.slope(u))
+    """Chains at `u` `(C, D)`: a step of no length tells value and slope."""
+    still = Phase(u, torch.zeros_like(u), u.new_zeros(len(u)), torch.zeros_like(u))
+    here = density.advanced(still, u.new_zeros(len(u), 1), torch.eye(u.shape[1], dtype=u.dtype), 1)
+    return State(u, here.value, here.slope)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,16 +93,14 @@ class Kernel:
         jitter, threshold = torch.rand((2, num), generator=generator, dtype=like.dtype)
         h = self.step * (0.9 + 0.2 * jitter[:, None])
         before = momentum.square().sum(-1) / 2 - state.value
-        end, p = state, momentum
-        for _ in range(num_steps):
-            p = p + h / 2 * (end.slope @ self.factor)
-            end = placed(density, end.u + (h * p) @ self.factor.mT)
-            p = p + h / 2 * (end.slope @ self.factor)
-        change = p.square().sum(-1) / 2 - end.value - before
+        begin = Phase(state.u, momentum, state.value, state.slope)
+        end = density.advanced(begin, h, self.factor, num_steps)
+        change = end.momentum.square().sum(-1) / 2 - end.value - before
         # a trajectory that ends where the density is 0 or no number is refused
         acceptance = torch.where(change.isnan(), 0.0, (-change).clamp(max=0.0).exp())
         accepted = threshold < acceptance
-        return Moved(state.moved(end, accepted), acceptance, before, ~(change < DIVERGED))
+        moved = state.moved(State(end.u, end.value, end.slope), accepted)
+        return Moved(moved, acceptance, before, ~(change < DIVERGED))
 
 
 class DualAveraging:
@@ -122,24 +122,23 @@ class DualAveraging:
 
 def adapted(
     density: Density, state: State, kernel: Kernel, num: int, goal: float, generator: torch.Generator
-) -> tuple[State, Kernel]:
-    """Runs `num` transitions that settle the step of all chains."""
-    tuner = DualAveraging(torch.as_tensor(kernel.step, dtype=state.u.dtype), goal)
+) -> tuple[list[State], Kernel]:
+    """Runs `num` transitions that settle the step of all chains; gives the state after each."""
+    tuner, states = DualAveraging(torch.as_tensor(kernel.step, dtype=state.u.dtype), goal), [state]
     for _ in range(num):
-        moved = replace(kernel, step=tuner.log_step.exp()).transition(density, state, generator)
-        state = moved.state
+        moved = replace(kernel, step=tuner.log_step.exp()).transition(density, states[-1], generator)
+        states.append(moved.state)
         tuner.update(moved.acceptance.mean())
-    return state, replace(kernel, step=tuner.mean.exp())
+    return states[1:], replace(kernel, step=tuner.mean.exp())
 
 
 def settled(
     density: Density, state: State, kernel: Kernel, num: int, goal: float, generator: torch.Generator
-) -> tuple[State, Kernel]:
-    """Runs `num` transitions of ten leapfrog steps, each chain with a step of its own: a few start in steep places."""
-    tuner = DualAveraging(torch.full_like(state.value, float(kernel.step)), goal)
+) -> tuple[list[State], Kernel]:
+    """The same with a step of its own for each chain, so that those in steep places get out; then their median."""
+    tuner, states = DualAveraging(torch.full_like(state.value, float(kernel.step)), goal), [state]
     for _ in range(num):
-        step = tuner.log_step.exp()[:, None]
-        moved = replace(kernel, step=step, most=FIRST_STEPS).transition(density, state, generator)
-        state = moved.state
+        moved = replace(kernel, step=tuner.log_step.exp()[:, None]).transition(density, states[-1], generator)
+        states.append(moved.state)
         tuner.update(moved.acceptance)
-    return state, replace(kernel, step=tuner.mean.exp().median())
+    return states[1:], replace(kernel, step=tuner.mean.exp().median())

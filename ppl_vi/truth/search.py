@@ -141,7 +141,9 @@ def _refuse(density: Density, u: Tensor, bad: Tensor, what: str, mend: str) -> N
         ValueError: there is one.
     """
     if bool(bad.any()):
-        raise ValueError(f"{density.name}: the log density is {what}, at {density.culprit(u[bad][0])}: {mend}")
+        raise ValueError(
+            f"{density.name}: the log density is {what}, at {density.culprit(u[bad][0], *density.numbers)}: {mend}"
+        )
 
 
 def _starts(scanned: Tensor, value: Tensor, width: Tensor, seed: int) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ppl_vi.svi import cpp
 from ppl_vi.svi.compiled import LanesEngine
-from ppl_vi.svi.lanes import Translation, UnsupportedError, decomposed, prelude
+from ppl_vi.svi.lanes import Loop, Translation, UnsupportedError, decomposed, prelude
 from ppl_vi.svi.step import State
 from ppl_vi.svi.tracing import written_down
 
@@ -202,6 +202,11 @@ GRAPHS: dict[str, tuple[int, Callable[[Tensor, Tensor], Tensor]]] = {  # 12 para
     "solved from above": (12, lambda t, n: torch.linalg.solve_triangular(
         torch.eye(3, dtype=t.dtype) * 2 + torch.triu(n[0, :9].reshape(3, 3)).square(), t.reshape(4, 3), upper=True,
         left=False)),
+    "matrices of few different numbers": (12, lambda t, n: torch.linalg.solve_triangular(torch.linalg.cholesky_ex(
+        torch.eye(4, dtype=t.dtype) * (2 + t[0].square()) + n[0, 0].square())[0], t.reshape(4, 3), upper=False)),
+    "spread and summed": (12, lambda t, n: (
+        (t[:2].exp() * torch.tensor([1.0, 2.0, 1.0], dtype=t.dtype)[:, None]).repeat(2, 1)[:, :, None].expand(6, 2, 2)
+        * torch.where(torch.tensor([True, False]), n[0, 1], t[3]).exp().log1p()).sum(2)),
 }  # fmt: skip
 
 
@@ -211,6 +216,23 @@ def test_translated_graphs_are_torchs(name: str) -> None:
     size, function = GRAPHS[name]
     noise = torch.randn((21, 1, 12), generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     got, want = run(function, size, noise)
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+
+def test_what_a_plate_repeats_is_computed_once() -> None:
+    """Logarithms of two rates among 20 data, wherever the change between them lies: two, and not 400."""
+    change = torch.arange(20)[:, None] >= torch.arange(20)
+
+    def rates(t: Tensor, n: Tensor) -> Tensor:
+        return torch.where(change, t[0].exp(), t[1].exp()).log1p().sum(1)[:12] + n[0]
+
+    theta, noise = torch.ones(12, dtype=torch.float64), torch.ones(1, 12, dtype=torch.float64)
+    graph = written_down(lambda *given: (*given[3:9], rates(given[4], given[9]).sum()), (
+        *torch.ones(3, dtype=torch.float64), torch.tensor(True), *(theta.clone() for _ in range(5)), noise,
+    ))  # fmt: skip
+    loops = [item for item in Translation(graph, torch.float64, 1).items if isinstance(item, Loop)]
+    assert [loop.num for loop in loops if "log_of_1_plus" in loop.text] == [2]
+    got, want = run(rates, 12, torch.randn((5, 1, 12), generator=torch.Generator().manual_seed(3), dtype=torch.float64))
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
 
 

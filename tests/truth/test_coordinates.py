@@ -31,35 +31,38 @@ def points(num, dim, seed=0):
 
 
 def nested(y):
-    """Locations and scales that move, in plates, by `expand` and `to_event`, on the line and as logarithms."""
+    """Locations and scales that move, in plates, by `expand` and `to_event`, on the line, as logarithms, as vectors."""
     scale = pyro.sample("scale", dist.HalfNormal(2.0))
     top = pyro.sample("top", dist.Normal(1.0, 2.0))
     with pyro.plate("groups", 2):
         rate = pyro.sample("rate", dist.LogNormal(top, scale))
+        matrix = scale * torch.tensor([[1.0, 0.0], [0.7, 0.5]], dtype=y.dtype)
+        pair = pyro.sample("pair", dist.MultivariateNormal(top.expand(2), scale_tril=matrix))
     inner = pyro.sample("inner", dist.StudentT(3.0, rate.sum(), scale).expand([3]).to_event(1))
     simplex = pyro.sample("simplex", dist.Dirichlet(torch.ones(3, dtype=y.dtype)))
     pyro.sample("last", dist.Laplace(inner[0], 1.0))
-    pyro.sample("y", dist.Normal(inner * simplex, 1.0).to_event(1), obs=y)
+    pyro.sample("y", dist.Normal(inner * simplex + pair.sum(), 1.0).to_event(1), obs=y)
 
 
 NESTED = Target.of(nested, (torch.tensor([0.5, -1.0, 2.0], dtype=REAL),))
 
 
 def test_sites_whose_prior_moves_are_found():
-    assert set(Coordinates.of(NESTED, 0).pulls) == {"rate", "inner", "last"}
+    assert set(Coordinates.of(NESTED, 0).pulls) == {"rate", "pair", "inner", "last"}
     assert set(Coordinates.of(eight_schools.target("centred"), 0).pulls) == {"theta"}
     assert not Coordinates.of(eight_schools.target("non_centred"), 0).pulls
+
+
+def pull_like(pull, seed):
+    center, precision, powers = (points(1, n.numel(), seed)[0].reshape(n.shape) for n in pull.numbers)
+    return Pull(center, precision.square(), powers)
 
 
 @pytest.mark.parametrize("pulled", [False, True])
 def test_coordinates_are_a_bijection_with_its_jacobian(pulled):
     start = Coordinates.of(NESTED, 0)
-    numbers = {name: points(2, pull.slope.numel(), seed=3) for name, pull in start.pulls.items()}
-    pulls = {
-        name: Pull(numbers[name][0].reshape(pull.slope.shape), numbers[name][1].square().reshape(pull.slope.shape))
-        for name, pull in start.pulls.items()
-    }
-    coordinates = replace(start, pulls=pulls) if pulled else start
+    pulls = {name: pull_like(pull, seed) for seed, (name, pull) in enumerate(start.pulls.items())}
+    coordinates = start.pulled(pulls) if pulled else start
     u = points(5, NESTED.dim)
     v = coordinates.outward(u)
     torch.testing.assert_close(coordinates.inward(v), u, rtol=1e-9, atol=1e-9)
@@ -69,6 +72,12 @@ def test_coordinates_are_a_bijection_with_its_jacobian(pulled):
     assert float((v - u).abs().max()) > 1
 
 
+def pulled_by(pull, log_scales):
+    """w and h, the sum of all terms, where the scales have these logarithms."""
+    w = pull.precision * (pull.powers * log_scales).sum(-1).exp()
+    return w.sum(-1), (w * pull.center).sum(-1)
+
+
 def test_a_normal_likelihood_is_found_exactly_whatever_the_points():
     """theta_j | mu, tau, y is normal with h = y_j / sigma_j^2 and w = 1 / sigma_j^2, and u then Normal(0, 1)."""
     target = replace(eight_schools.target("centred"), conditional=None)
@@ -76,12 +85,34 @@ def test_a_normal_likelihood_is_found_exactly_whatever_the_points():
     u = points(40, target.dim)
     fitted = start.fitted(u, start.density.slope(u)[1])
     y, sigma = target.row(0)
-    torch.testing.assert_close(fitted.pulls["theta"].precision, sigma**-2)
-    torch.testing.assert_close(fitted.pulls["theta"].slope, y / sigma**2)
+    for log_tau in (-2.0, 1.0):
+        w, h = pulled_by(fitted.pulls["theta"], torch.tensor([log_tau], dtype=REAL))
+        torch.testing.assert_close(w, sigma**-2)
+        torch.testing.assert_close(h, y / sigma**2)
     _, slope = fitted.density.slope(u)
     torch.testing.assert_close(slope[:, 2:], -u[:, 2:])
-    again = fitted.fitted(u, slope)
-    torch.testing.assert_close(again.pulls["theta"].precision, sigma**-2)
+
+
+def noisy(y):
+    tau, sigma = pyro.sample("tau", dist.HalfNormal(1.0)), pyro.sample("sigma", dist.HalfNormal(2.0))
+    with pyro.plate("groups", len(y)):
+        z = pyro.sample("z", dist.Normal(0.0, tau))
+        pyro.sample("y", dist.Normal(z, sigma), obs=y)
+
+
+def test_noise_that_is_inferred_pulls_by_its_own_size():
+    """z_j | tau, sigma, y is normal with w = 1 / sigma^2, whatever tau and sigma are, and u then Normal(0, 1)."""
+    y = torch.tensor([0.7, -1.1, 2.0], dtype=REAL)
+    target = Target.of(noisy, (y,))
+    start = Coordinates.of(target, 0)
+    u = points(400, target.dim)
+    fitted = start.fitted(u, start.density.slope(u)[1])
+    for log_sigma in (-3.0, 0.5):  # of a thousandth of the points at most
+        w, h = pulled_by(fitted.pulls["z"], torch.tensor([0.3, log_sigma], dtype=REAL))
+        torch.testing.assert_close(w, torch.full_like(y, math.exp(-2 * log_sigma)), rtol=1e-6, atol=0)
+        torch.testing.assert_close(h, y * math.exp(-2 * log_sigma), rtol=1e-6, atol=0)
+    _, slope = fitted.density.slope(u)
+    torch.testing.assert_close(slope[:, 2:], -u[:, 2:], rtol=1e-5, atol=1e-5)
 
 
 def test_a_prior_alone_is_non_centred():
@@ -89,7 +120,6 @@ def test_a_prior_alone_is_non_centred():
     u = points(40, 4)
     (pull,) = start.fitted(u, start.density.slope(u)[1]).pulls.values()
     assert float(pull.precision.abs().max()) < 1e-12
-    assert float(pull.slope.abs().max()) < 1e-12
 
 
 # ---- draws
@@ -143,8 +173,9 @@ def test_draws_of_centred_eight_schools_reach_the_neck():
     assert (necks.std_error < 0.01).all()
     # without the coordinates the same chains are refused
     few = Settings(num_chains=30, num_draws=60, num_warmup=40, num_proposed=1000)
-    plain = reference(Coordinates(target, 0), prior_draws(target, 0, 30, 0), few, 0)
-    assert "R-hat" in plain.reason
+    moved = Coordinates.of(target, 0)
+    plain = reference(replace(moved, pulls={}, density=moved.plain), prior_draws(target, 0, 30, 0), few, 0)
+    assert "effective size" in plain.reason
 
 
 def counts(y):
@@ -177,3 +208,97 @@ def test_draws_of_a_hierarchy_of_counts_against_quadrature():
     truth = ground_truth(Target.of(counts, (torch.tensor(y, dtype=REAL),)))
     assert truth.grade == "checked", truth.reasons
     assert abs(float(truth.log_evidence[0]) - exact) < 4 * float(truth.log_evidence_std_error[0]) < 0.02
+
+
+def walk(y):
+    z, step, noise = 0.0, pyro.sample("step", dist.HalfNormal(1.0)), pyro.sample("noise", dist.HalfNormal(1.0))
+    for i, value in enumerate(y):
+        z = pyro.sample(f"z{i}", dist.Normal(z, step))
+        pyro.sample(f"y{i}", dist.Normal(z, noise), obs=value)
+
+
+def filtered(y, num=241):
+    """log p(y), E[step] and E[noise] by sums over the two scales' logarithms of Kalman's filter."""
+    line = np.linspace(-12, 2.2, num)
+    log_step, log_noise = np.meshgrid(line, line, indexing="ij")
+    step, noise = np.exp(log_step), np.exp(log_noise)
+    total = stats.halfnorm.logpdf(step) + log_step + stats.halfnorm.logpdf(noise) + log_noise
+    mean, variance = np.zeros_like(step), np.zeros_like(step)
+    for value in y:
+        variance = variance + step**2
+        spread = variance + noise**2
+        total += stats.norm.logpdf(value, mean, np.sqrt(spread))
+        mean, variance = mean + variance / spread * (value - mean), variance * noise**2 / spread
+    mass = np.exp(total - total.max())
+    log_evidence = math.log(mass.sum()) + total.max() + 2 * math.log(line[1] - line[0])
+    return log_evidence, [(mass * scale).sum() / mass.sum() for scale in (step, noise)]
+
+
+@pytest.mark.slow
+def test_draws_of_a_random_walk_against_the_kalman_filter():
+    y = [0.6, 0.1, 0.9, 1.3, 1.1, 2.2, 1.7, 1.9, 0.8, 0.4]
+    exact, means = filtered(y)
+    truth = ground_truth(Target.of(walk, (torch.tensor(y, dtype=REAL),)))
+    assert truth.grade == "checked", truth.reasons
+    assert abs(float(truth.log_evidence[0]) - exact) < 4 * float(truth.log_evidence_std_error[0]) < 0.04
+    found = truth.expectation(lambda z: torch.stack([z["step"], z["noise"]], -1))
+    assert ((found.value[0] - torch.tensor(means, dtype=REAL)).abs() < 4.5 * found.std_error[0]).all()
+    assert (found.std_error < 0.01).all()
+
+
+TIMES = torch.tensor([-1.0, -0.2, 0.4, 0.8], dtype=REAL)  # of mean 0
+GROUPS = torch.tensor(
+    [[0.4, 1.1, 0.9, 1.6], [2.3, 2.9, 3.4, 3.1], [-0.2, 0.1, -0.4, 0.3], [1.4, 1.0, 2.2, 2.4],
+     [0.1, 0.9, 1.7, 1.8], [2.0, 1.7, 1.6, 1.2]], dtype=REAL,
+)  # fmt: skip
+
+
+def varying(t, y):
+    mean = pyro.sample("mean", dist.Normal(torch.zeros(2, dtype=y.dtype), 3.0).to_event(1))
+    sd = pyro.sample("sd", dist.HalfNormal(torch.ones(2, dtype=y.dtype)).to_event(1))
+    factor = pyro.sample("factor", dist.LKJCholesky(2, 2.0))
+    noise = pyro.sample("noise", dist.HalfNormal(1.0))
+    with pyro.plate("groups", len(y), dim=-2):
+        line = pyro.sample("line", dist.MultivariateNormal(mean, scale_tril=sd[:, None] * factor))
+        with pyro.plate("times", len(t), dim=-1):
+            pyro.sample("y", dist.Normal(line[..., 0] + line[..., 1] * t, noise), obs=y)
+
+
+def log_evidence_of_lines(t, y, num=(40, 40, 24, 24)):
+    """By Gauss' rule over scales, correlation and noise: the groups' least-squares lines are normal given these."""
+    groups, times, square = len(y), len(t), (t**2).sum()
+    line = np.stack([y.mean(1), y @ t / square], 1)
+    rest, mean = ((y - line[:, :1] - line[:, 1:] * t) ** 2).sum(), line.mean(0)
+    ends = ((-13, 2.2), (-13, 2.2), (-6, 6), (-3, 1.4))
+    rules = [np.polynomial.legendre.leggauss(n) for n in num]
+    at = [(high - low) / 2 * x + (low + high) / 2 for (x, _), (low, high) in zip(rules, ends, strict=True)]
+    weights = [np.log(w * (high - low) / 2) for (_, w), (low, high) in zip(rules, ends, strict=True)]
+    log_a, log_b, turn, log_noise = np.meshgrid(*at, indexing="ij", sparse=True)
+    a, b, noise, rho = np.exp(log_a), np.exp(log_b), np.exp(log_noise), np.tanh(turn)
+    within = np.broadcast_arrays(a**2 + noise**2 / times, b**2 + noise**2 / square, a * b * rho)
+
+    def normal(matrix, scatter, num):
+        det = matrix[0] * matrix[1] - matrix[2] ** 2
+        away = (matrix[1] * scatter[0] + matrix[0] * scatter[1] - 2 * matrix[2] * scatter[2]) / det
+        return -num * math.log(2 * math.pi) - num / 2 * np.log(det) - away / 2
+
+    def scatter(away):
+        return (away[:, 0] ** 2).sum(), (away[:, 1] ** 2).sum(), (away[:, 0] * away[:, 1]).sum()
+
+    between = (9 + within[0] / groups, 9 + within[1] / groups, within[2] / groups)
+    total = normal(within, scatter(line - mean), groups - 1) + normal(between, scatter(mean[None]), 1)
+    total = total - math.log(groups) - groups / 2 * math.log(times * square)  # from means to sums, from lines to data
+    total = total - (times - 2) * groups / 2 * np.log(2 * np.pi * noise**2) - rest / (2 * noise**2)
+    for scale, log_scale in ((a, log_a), (b, log_b), (noise, log_noise)):
+        total = total + stats.halfnorm.logpdf(scale) + log_scale
+    total = total + math.log(0.75) + 2 * np.log1p(-(rho**2))  # LKJ's density of rho, and d rho / d turn
+    return float(special.logsumexp(total + sum(np.ix_(*weights))))
+
+
+@pytest.mark.slow
+def test_draws_of_correlated_effects_against_quadrature():
+    exact = log_evidence_of_lines(TIMES.numpy(), GROUPS.numpy())
+    truth = ground_truth(Target.of(varying, (TIMES, GROUPS)))
+    assert truth.grade == "checked", truth.reasons
+    assert any("line" in assumed for assumed in truth.assumptions)
+    assert abs(float(truth.log_evidence[0]) - exact) < 4 * float(truth.log_evidence_std_error[0]) < 0.04

@@ -140,6 +140,7 @@ def test_separate_modes_are_refused():
     target = Target(two_hills, (torch.zeros(1, 1, dtype=REAL),))
     truth = reference_truth(target, settings=Settings(num_chains=20, num_draws=25, num_warmup=20, num_proposed=1000))
     assert truth.grade == "uncertified"
+    assert "given up after a pilot" in truth.reasons[0]
     assert "R-hat" in truth.reasons[0]
 
 

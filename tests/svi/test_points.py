@@ -1,0 +1,117 @@
+"""Machine code for a function at many points, held to torch one point at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+
+from ppl_vi.metrics import blocks
+from ppl_vi.svi import cpp
+from ppl_vi.svi.points import CHECKED, WORTH, at_many, pays
+from ppl_vi.target import Target
+
+pytestmark = pytest.mark.filterwarnings("ignore:Found vars in model but not guide")
+COUNTS = torch.tensor([4.0, 5, 3, 6, 1, 0, 1, 2])
+
+
+def changing(counts: Tensor) -> None:
+    """Two rates, and a change between them at a time that is summed out."""
+    early, late = pyro.sample("early", dist.Gamma(2.0, 1.0)), pyro.sample("late", dist.Gamma(2.0, 1.0))
+    when = pyro.sample("when", dist.Categorical(torch.ones(len(counts) - 1)))
+    rate = torch.where(torch.arange(len(counts)) <= when.unsqueeze(-1), early, late)
+    pyro.sample("counts", dist.Poisson(rate).to_event(1), obs=counts)
+
+
+def mixed(x: Tensor) -> None:
+    """Two means, a weight, a plate of labels that are summed out."""
+    weight = pyro.sample("weight", dist.Beta(2.0, 3.0))
+    mean = pyro.sample("mean", dist.Normal(torch.tensor([-1.0, 1.0]), 2.0).to_event(1))
+    with pyro.plate("data", len(x)):
+        label = pyro.sample("label", dist.Bernoulli(weight))
+        pyro.sample("x", dist.Normal(torch.where(label == 1, mean[0], mean[1]), 0.8), obs=x)
+
+
+def correlated(x: Tensor) -> None:
+    """A correlation and two scales."""
+    factor = pyro.sample("factor", dist.LKJCholesky(2, 1.5))
+    scale = pyro.sample("scale", dist.LogNormal(torch.zeros(2), 0.5).to_event(1))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.MultivariateNormal(torch.zeros(2), scale_tril=scale[:, None] * factor), obs=x)
+
+
+MODELS: dict[str, tuple[Callable[..., None], Tensor]] = {
+    "changing": (changing, COUNTS),
+    "mixed": (mixed, COUNTS - 2.5),
+    "correlated": (correlated, COUNTS.reshape(4, 2) / 3),
+}
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_the_log_joint_by_machine_code_is_the_models(name: str) -> None:
+    model, data = MODELS[name]
+    target = Target.of(model, (data,))
+    num = WORTH // target.width  # so many that machine code is made
+    generator = torch.Generator().manual_seed(1)
+    u = target.laplace.loc[:1] + torch.randn((num, target.dim), generator=generator, dtype=torch.float64)
+    latents = {name: value[None] for name, value in target.constrain(u)[0].items()}
+    got = blocks.log_joint(target, latents)
+    assert blocks._made[target] is not None
+    some = {name: value[:, -500:] for name, value in latents.items()}
+    torch.testing.assert_close(got[:, -500:], target.log_joint(some), rtol=1e-12, atol=1e-12)
+
+
+def test_each_problem_has_its_own_data() -> None:
+    def model(x: Tensor) -> None:
+        z = pyro.sample("z", dist.Exponential(1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    target = Target(model, (torch.tensor([1.5, -3.0, 0.2]),))
+    z = torch.rand((2, WORTH // 40), generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    index = torch.tensor([2, 0])
+    got = blocks.log_joint(target, {"z": z}, index)
+    assert blocks._made[target] is not None
+    want = torch.distributions.Normal(z, 1.0).log_prob(target.args[0][index][:, None]) - z
+    torch.testing.assert_close(got, want, rtol=1e-13, atol=1e-13)
+
+
+def test_outside_a_support_the_formula_goes_on_as_the_models() -> None:
+    points = torch.tensor([-2.0, 0.0, 1.0, torch.inf, -torch.inf, torch.nan], dtype=torch.float64).repeat(20)[:, None]
+
+    def of_one(point: Tensor) -> Tensor:
+        return dist.Gamma(2.0, torch.tensor(1.0, dtype=point.dtype), validate_args=False).log_prob(point[0])
+
+    many = at_many(of_one, points, ())
+    assert many is not None
+    want = torch.stack([of_one(point) for point in points])
+    torch.testing.assert_close(many(points[None], ())[0], want, equal_nan=True, rtol=1e-13, atol=1e-13)
+
+
+def test_what_can_not_be_had_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = torch.rand((CHECKED, 3), dtype=torch.float64)
+    assert at_many(lambda p: p.sum() if p[0] > 0.5 else p.prod(), points, ()) is None  # decides by a value
+    assert at_many(lambda p: torch.linalg.eigvalsh(torch.diag(p)).sum(), points, ()) is None  # no translation
+    monkeypatch.setattr(cpp, "COMPILERS", ())
+    monkeypatch.delenv("CXX", raising=False)
+    assert at_many(lambda p: p.sum(), points, ()) is None  # no compiler
+
+
+def test_machine_code_that_disagrees_with_the_function_is_not_used() -> None:
+    calls = []
+
+    def fickle(point: Tensor) -> Tensor:
+        calls.append(None)
+        return point.sum() + (1e-8 if len(calls) > 1 else 0.0)
+
+    assert at_many(fickle, torch.rand((CHECKED, 3), dtype=torch.float64), ()) is None
+    assert len(calls) > 1
+
+
+def test_few_points_do_not_pay() -> None:
+    assert not pays(CHECKED - 1, WORTH)
+    assert pays(CHECKED, WORTH)
+    assert not pays(1000, 1)

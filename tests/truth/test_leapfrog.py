@@ -1,0 +1,63 @@
+"""Leapfrog steps as machine code, against the same steps operation by operation."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from ppl_vi.svi import cpp
+from ppl_vi.target import Target
+from ppl_vi.truth import density
+from ppl_vi.truth.coordinates import Coordinates, Pull
+from ppl_vi.truth.leapfrog import Phase
+
+REAL = torch.float64
+
+
+def groups(y):
+    scale = pyro.sample("scale", dist.HalfNormal(2.0))
+    factor = pyro.sample("factor", dist.LKJCholesky(2, 1.5))
+    with pyro.plate("groups", 3):
+        z = pyro.sample("z", dist.Normal(1.0, scale))
+        pyro.sample("y", dist.MultivariateNormal(z[:, None].expand(3, 2), scale_tril=scale * factor), obs=y)
+
+
+TARGET = Target.of(groups, (torch.tensor([[0.3, -0.2], [1.5, 0.9], [0.1, 2.2]], dtype=REAL),))
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=REAL)
+
+
+def phase(num):
+    begin = Coordinates.of(TARGET, 0)
+    u = random(num, TARGET.dim) / 2
+    value, slope = begin.density.slope(u)
+    return begin, Phase(u, random(num, TARGET.dim, seed=1), value, slope)
+
+
+@pytest.mark.parametrize("num", [3, 21])
+def test_machine_code_takes_the_same_steps(num, monkeypatch):
+    begin, at = phase(num)
+    step, factor = 0.005 + 0.01 * random(num, 1).abs(), torch.linalg.cholesky(torch.cov(random(TARGET.dim, 40)))
+    pulled = begin.pulled({"z": Pull(random(3, 2), random(3, 2).square(), random(3, 2, 1) / 2)})
+    fast = [one.density.advanced(at, step, factor, 7) for one in (begin, pulled)]
+    assert all(begin.density._leapfrogs.values()), "nothing was compiled"
+    monkeypatch.setattr(density, "compiled", lambda *_: None)
+    for found, pulls in zip(fast, (begin.pulls, pulled.pulls), strict=True):
+        slow = Coordinates.of(TARGET, 0).pulled(pulls).density.advanced(at, step, factor, 7)
+        for name in ("u", "momentum", "value", "slope"):
+            torch.testing.assert_close(getattr(found, name), getattr(slow, name), rtol=1e-10, atol=1e-10)
+    assert float((fast[0].u - fast[1].u).abs().max()) > 1e-3
+    assert float((fast[0].u - at.u).abs().max()) > 1e-2
+
+
+def test_without_a_compiler_the_steps_are_taken_nevertheless(monkeypatch):
+    def missing():
+        raise cpp.NoCompilerError("no C++ compiler")
+
+    begin, at = phase(4)
+    monkeypatch.setattr(cpp, "compiler", missing)
+    end = begin.density.advanced(at, torch.full((4, 1), 0.05, dtype=REAL), torch.eye(TARGET.dim, dtype=REAL), 3)
+    assert begin.density._leapfrogs == {4: None}
+    assert end.u.isfinite().all()
