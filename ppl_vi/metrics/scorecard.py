@@ -92,11 +92,12 @@ def _exact_scores(fit: Fit, truth: Truth, upper_bound: bool) -> tuple[dict[str, 
     return scores, best
 
 
-def _chi_square(scores: dict[str, Estimate]) -> np.ndarray:
+def _chi_square(scores: dict[str, Estimate]) -> np.ndarray | None:
     """The chi-square divergence as far as it is known: infinite where the forward KL is, which it exceeds, else nan."""
     if "chi_square" in scores:
         return scores["chi_square"].value
-    return np.where(np.isposinf(scores["forward_kl"].value), np.inf, np.nan)
+    forward = scores.get("forward_kl")
+    return None if forward is None else np.where(np.isposinf(forward.value), np.inf, np.nan)
 
 
 def _elbo_gap(truth: Truth, elbo: Estimate) -> Estimate:
