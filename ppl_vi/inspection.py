@@ -71,7 +71,7 @@ def ends(support: constraints.Constraint) -> tuple[Tensor, Tensor] | None:
     return torch.as_tensor(low).detach(), torch.as_tensor(high).detach()
 
 
-class _Reached(Messenger):
+class Reached(Messenger):
     """Remembers the site that is being run."""
 
     site = ""
@@ -87,7 +87,7 @@ def run(model: Callable[..., Any], row: Row, dtype: torch.dtype, name: str, seed
     Raises:
         ValueError: it raised something.
     """
-    with isolated(dtype, seed=seed), _Reached() as reached:
+    with isolated(dtype, seed=seed), Reached() as reached:
         try:
             trace = poutine.trace(model).get_trace(*row)
             trace.compute_log_prob()

@@ -14,7 +14,7 @@ import pytest
 import torch
 from pyro.contrib.easyguide import EasyGuide
 from pyro.distributions.transforms import affine_coupling, iterated, planar, spline_autoregressive
-from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal, AutoNormalizingFlow
+from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal, AutoNormalizingFlow, AutoStructured
 from pyro.nn import PyroModule, PyroParam
 from scipy import special, stats
 
@@ -188,9 +188,15 @@ def flow(transform):
 @pytest.mark.slow
 def test_the_best_of_a_users_own_flow_is_the_best_one_found():
     """A network has many local optima, whoever wrote the guide; what can't be done is told in a line."""
-    guides = {"coupling": flow(affine_coupling), "spline": flow(spline_autoregressive), "planar": flow(planar)}
+    guides = {
+        "coupling": flow(affine_coupling),
+        "spline": flow(spline_autoregressive),
+        "planar": flow(planar),
+        "structured": AutoStructured,
+    }
     result = ppl_vi.compare(line, guides, args=(X, DATA, ["a", "b"]), **TINY)
-    coupling, spline, no_inverse = result.records()
+    coupling, spline, no_inverse, structured = result.records()
+    assert not structured["family_gap_is_upper_bound"]  # linear maps, but Gaussian members
     assert coupling["family_gap_is_upper_bound"]
     assert coupling["family_gap"] >= 0
     assert "indexes by a mask of drawn values" in spline["reason"]
@@ -384,6 +390,21 @@ def two_lognormals(y):
 
 
 @pytest.mark.slow
+def test_weights_of_a_guide_without_mass_where_the_posterior_has_some_have_no_finite_variance():
+    """Their mean misses a part of the evidence, which no spread among them tells."""
+
+    def one(y):
+        pyro.sample("y", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=y)
+
+    def short(y):
+        scale = pyro.param("scale", torch.tensor(1.0), constraint=dist.constraints.positive)
+        pyro.sample("z", dist.Uniform(-scale, scale))
+
+    (record,) = ppl_vi.compare(one, {"short": short}, args=(torch.tensor(0.0),), **TINY).records()
+    assert (record["chi_square"], record["importance_log_evidence_std_error"]) == ("inf", "inf")
+    assert record["reasons"]["chi_square"] == record["reasons"]["forward_kl"] != ""
+
+
 def test_both_divergences_are_those_of_scipys_densities_on_a_grid():
     found = ppl_vi.compare(overdispersed, {"mine": two_lognormals}, args=(COUNTS,), **TINY | {"num_replicas": 1})
     loc_mean, log_sd_mean, loc_shape, log_sd_shape = (float(value) for value in found["mine"].parameters.values())

@@ -129,6 +129,22 @@ def test_autoguides_keep_to_the_true_end() -> None:
     assert record["forward_kl"] == pytest.approx(0.252, abs=0.02)
     assert record["reverse_kl"] == pytest.approx(record["family_gap"] + record["optimization_gap"], abs=1e-6)
     assert float(found["AutoNormal"].draw(1000, seed=0)["a"].min()) > 2.0
+    # rounding onto the end, where the density is not 0, hides that a lognormal's falls faster than any power there
+    assert (record["chi_square"], record["chi_square_error"]) == ("inf", 0.0)
+    assert record["importance_log_evidence_std_error"] == "inf"
+
+
+def test_an_infinite_density_at_an_end_that_rounding_reaches_is_refused() -> None:
+    """Of Gamma(1/2) shifted by 2 a mass of 1e-8 is rounded onto 2, where its density is infinite."""
+
+    def model(y: Tensor) -> None:
+        a = pyro.sample("a", shifted(dist.Gamma(0.5, 1.0), (2.0, 1.0)))
+        pyro.sample("y", dist.Normal(a, 1.0), obs=y[0])
+
+    with pytest.raises(
+        ValueError, match=r"^model: the .*density is .*infinite.*: where latents are rounded onto an end"
+    ):
+        ppl_vi.ground_truth(Target.of(model, (Y,)))
 
 
 def test_an_end_that_moves_is_a_moving_support() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyro.poutine as poutine
 from pyro.distributions import TransformModule
+from pyro.infer.autoguide import AutoStructured
 from pyro.nn.module import PyroModule
 from torch import nn
 
@@ -93,8 +94,13 @@ def name_of(family: Any) -> str:
 
 
 def has_network(guide: nn.Module) -> bool:
-    """Whether a guide has a neural network or a flow, whose parameters have many local optima."""
-    return any(isinstance(part, nn.Linear | TransformModule) for part in guide.modules())
+    """Whether a guide has a neural network or a flow, whose parameters have many local optima.
+
+    The linear maps of `AutoStructured` are no network: its members are Gaussian.
+    """
+    parts = list(guide.modules())
+    linear = not any(isinstance(part, AutoStructured) for part in parts)
+    return any(isinstance(part, TransformModule) or (linear and isinstance(part, nn.Linear)) for part in parts)
 
 
 def draws_sites(target: Target, function: Callable[..., Any]) -> bool:

@@ -80,6 +80,12 @@ def _divergence(grid: Grid, integrand: np.ndarray) -> np.ndarray:
     return np.where(infinite, np.inf, grid.integral(np.where(np.isinf(integrand), 0.0, integrand)))
 
 
+def _smaller(grid: Grid) -> np.ndarray:
+    """Whether there is posterior mass where the guide has none, `(F,)`."""
+    lacking = np.isneginf(grid.log_q) & (grid.p > 0) & (grid.weight > 0)
+    return np.asarray(lacking.any((1, 2)))
+
+
 def total_variation(pair: Overlay) -> Estimate:
     """sup_A |P(A) - Q(A)| = 1/2 int |p - q|."""
     return by_quadrature(pair, lambda g: g.absolute_integral(g.p - g.q) / 2, "1")
@@ -98,11 +104,13 @@ def wasserstein(pair: Overlay) -> Estimate:
 def chi_square(pair: Overlay) -> Estimate:
     """int p^2 / q - 1, the variance of the normalised importance weights p/q under q; often infinite.
 
-    Whether the integral exists is read off the tails: `2 log p - log q + log |dz/du|` must fall outwards, at the far
-    ends of the numbers that floats hold. What lies beyond them is part of the stated error.
+    It is so where the guide has no mass and the posterior has some. Else it is read off the tails whether the integral
+    exists: `2 log p - log q + log |dz/du|` must fall outwards, at the far ends of the numbers that floats hold. What
+    lies beyond them is part of the stated error.
     """
     beyond = _beyond(pair)
-    diverges = np.isinf(beyond)
+    smaller = _smaller(pair.grids[0])
+    diverges = np.isinf(beyond) | smaller
 
     def finite(grid: Grid) -> np.ndarray:
         log_q = np.where(np.isfinite(grid.log_q), grid.log_q, 0.0)
@@ -111,7 +119,8 @@ def chi_square(pair: Overlay) -> Estimate:
         excess = np.where(diverges[:, None, None], 0.0, ratio - 2 * grid.p + grid.q)
         return np.where(diverges, np.inf, grid.integral(excess))
 
-    found = by_quadrature(pair, finite, "1", reason="the tails of p^2 / q are not integrable")
+    reason = SMALLER if smaller.any() else "the tails of p^2 / q are not integrable"
+    found = by_quadrature(pair, finite, "1", reason=reason)
     return replace(found, error=found.error + np.where(diverges, 0.0, beyond).reshape(pair.shape))
 
 

@@ -93,12 +93,13 @@ def importance_log_evidence(w: Weights, chi_square: np.ndarray | None = None) ->
 
     Args:
         w: the weights.
-        chi_square: the exact chi-square divergence of the posterior from the guide, if known; the standard error is
-            then `(chi_square / N)^(1/2)`, infinite where that is, and otherwise the naive one from the weights.
+        chi_square: the exact chi-square divergence of the posterior from the guide, nan where it is not known; the
+            standard error is `(chi_square / N)^(1/2)`, infinite where that is, else the naive one from the weights.
     """
     value = logsumexp(w.log, axis=-1) - np.log(w.num_draws)
     naive = naive_error(w)
-    error = naive if chi_square is None else np.sqrt(chi_square / w.num_draws)
+    known = np.full_like(naive, np.nan) if chi_square is None else np.abs(chi_square)  # 0 give or take rounding at best
+    error = np.where(np.isnan(known), naive, np.sqrt(known / w.num_draws))
     reason = "the weights have infinite variance" if np.isinf(error).any() else ""
     reason = NOWHERE if np.isneginf(value).any() else reason
     return Estimate(value, error, np.zeros_like(value), "nats", reason)

@@ -22,7 +22,8 @@ ENDS = (-690.0, 300.0)  # exp of these, and the square of that, are still finite
 TOLERANCE = 1e-11  # of each panel's integrals, absolute
 RELATIVE = 1e-14  # and relative
 MAX_LEVELS = 14
-NUM_TAIL = 12
+COARSE = 1e-3  # in u: by which rounding of z may move it
+NUM_TAIL = 128
 NOTHING = 1e-18  # of an integral: all panels together change no digit of it
 
 NODES, WEIGHTS = legendre.leggauss(NUM_NODES)
@@ -204,15 +205,22 @@ class Overlay:
 
     @cached_property
     def tails(self) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], ...]:
-        """u, log p, log q and log |dz/du| on the way from the mode to either end of the floats, `(F, K)` each."""
+        """u, log p, log q and log |dz/du| on the way from the mode to either end of the floats, `(F, K)` each.
+
+        The densities are nan where z is rounded so coarsely that it is not that of u: 2 + exp(u) below u = -30.
+        """
+        target = self.truth.target
         num = self.shape[0] * self.shape[1]
         mode = np.repeat(self.truth.target.laplace.loc[:, 0].cpu().numpy(), self.shape[1])[:, None]
         inside = next(piece for piece in self.pieces if piece.kind == "inside")
         found = []
         for end in ENDS:
             u = mode + (end - mode) * np.linspace(0.0, 1.0, NUM_TAIL)
-            _, slope, log_p, log_q, _ = self._at(inside, np.arange(num), u)
-            found.append((u, log_p, log_q, slope))
+            z, slope, log_p, log_q, _ = self._at(inside, np.arange(num), u)
+            values = torch.from_numpy(z).to(target.device).reshape((*z.shape, *target.latents[0].shape))
+            back = target.unconstrain({target.latents[0].name: values})[..., 0].cpu().numpy()
+            lost = ~(np.abs(back - u) <= COARSE)
+            found.append((u, np.where(lost, np.nan, log_p), np.where(lost, np.nan, log_q), slope))
         return tuple(found)
 
     # ---- where the panels lie

@@ -74,8 +74,7 @@ def score(fit: Fit, truth: Truth, *, num_draws: int = 10_000, upper_bound: bool 
     else:
         scores, best = _exact_scores(fit, truth, upper_bound)
         marginals = None
-    chi_square = scores["chi_square"].value if "chi_square" in scores else None
-    scores |= importance.scores(fit, num_draws, chi_square)
+    scores |= importance.scores(fit, num_draws, _chi_square(scores))
     return Scorecard(fit, truth, scores, best, marginals)
 
 
@@ -91,6 +90,14 @@ def _exact_scores(fit: Fit, truth: Truth, upper_bound: bool) -> tuple[dict[str, 
     scores["family_gap"] = best.divergence
     scores["optimization_gap"] = optimization_gap(scores["reverse_kl"], best)
     return scores, best
+
+
+def _chi_square(scores: dict[str, Estimate]) -> np.ndarray | None:
+    """The chi-square divergence as far as it is known: infinite where the forward KL is, which it exceeds, else nan."""
+    if "chi_square" in scores:
+        return scores["chi_square"].value
+    forward = scores.get("forward_kl")
+    return None if forward is None else np.where(np.isposinf(forward.value), np.inf, np.nan)
 
 
 def _elbo_gap(truth: Truth, elbo: Estimate) -> Estimate:

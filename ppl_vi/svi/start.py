@@ -20,6 +20,7 @@ from pyro.infer.autoguide import (
     AutoGuide,
     AutoHierarchicalNormalMessenger,
     AutoLowRankMultivariateNormal,
+    AutoMessenger,
     AutoMultivariateNormal,
     AutoNormal,
     AutoNormalizingFlow,
@@ -102,6 +103,14 @@ class _Substitute(poutine.messenger.Messenger):
             msg["stop"] = True
 
 
+def _with_statements(guide: nn.Module, row: tuple[Tensor, ...]) -> nn.Module:
+    """A module with the parameters that it states by `pyro.param`; the same one where it has none but its own."""
+    if any(isinstance(part, AutoMessenger) for part in guide.modules()):  # which makes its own in a run of all data
+        return guide
+    stated = FunctionGuide(guide, *row)
+    return stated if stated.has_statements else guide
+
+
 def start_points(target: Target, num_replicas: int, seed: int) -> tuple[Tensor, Tensor]:
     """Initial locations and scales in unconstrained space, each `(B, R, D)`."""
     start = target.start
@@ -168,8 +177,7 @@ def build_guide(
         elif not isinstance(guide, AutoGuide):
             guide = private(guide, target.dtype)
             guide = ModuleGuide(guide, target.model.given) if isinstance(target.model, Bound) else guide
-            stated = FunctionGuide(guide, *row)
-            guide = stated if stated.has_statements else guide
+            guide = _with_statements(guide, row)
         _first_run(guide, target, row)
         guide = guide.to(target.device)
         own = guide.guide if isinstance(guide, ModuleGuide) else guide

@@ -21,7 +21,7 @@ from ppl_vi.truth.bricks import MOST_POINTS, Bricks, Rule, Tree, grow, look
 from ppl_vi.truth.density import Density, Standardized
 from ppl_vi.truth.result import Check, Grade, Points, Truth
 from ppl_vi.truth.sampler import Kernel, adapted, placed
-from ppl_vi.truth.search import Found, prior_draws, search
+from ppl_vi.truth.search import AT_AN_END, Found, prior_draws, search
 
 AGREEMENT = 1e-8  # nats: what the two rules must agree to
 CHANGES = 1e-6  # of the evidence: what all halvings together may change; their halves are far better than that
@@ -173,7 +173,13 @@ def integrate(density: Density, prior: Tensor, start: Tensor, seed: int) -> Inte
 
 
 def _given_up(surface: Standardized, tree: Tree) -> Integral:
-    """What an unsettled tree has: bricks as points, weighed by what the rule saw and by the density at the middle."""
+    """What an unsettled tree has: bricks as points, weighed by what the rule saw and by the density at the middle.
+
+    Raises:
+        ValueError: it has not even these.
+    """
+    if not len(tree.leaves):
+        raise ValueError(f"{surface.density.name}: {tree.reason}: {AT_AN_END}")
     leaves = tree.leaves[tree.leaves.log_mass.topk(min(len(tree.leaves), 4096)).indices]
     center = leaves.center
     seen = _handed_out(surface, center, leaves.log_mass)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
 
+from ppl_vi.inspection import Reached
 from ppl_vi.mapping import branches
 from ppl_vi.state import isolated
 from ppl_vi.svi.points import AtMany, at_many, pays
@@ -22,8 +23,11 @@ BLOCK = 4096  # points at once
 NUMBERS = 2**18  # of their largest temporary, which stays in the cache
 VANISHED = 750.0  # nats below the highest: e^-746 is 0 in float64
 HALVINGS = 20  # of the way from there to a point where the density is no number
-BRANCHING = "the model decides by a drawn value what to do ('if', 'while', bool(), item()): choose by torch.where"
 AGREEMENT = 1e-9  # of machine code's values and gradients, relative to the largest of a point
+BRANCHING = (
+    "the model, or a distribution, decides by a drawn value what to do ('if', 'while', bool(), item()): choose by "
+    "torch.where"
+)
 SMALL = 64  # or so many, where fewer are asked for
 
 
@@ -82,7 +86,9 @@ class Density:
         error = target.many_at_once()
         if error is not None:
             why = BRANCHING if branches(error) else str(error).strip().splitlines()[0]
-            raise ValueError(f"{target.name}: the density can't be computed at many points at once: {why}")
+            raise ValueError(
+                f"{target.name}: the density can't be computed at many points at once, {_where(target)}: {why}"
+            )
         row = target.row(problem)
 
         def of_one(u: Tensor) -> Tensor:
@@ -96,7 +102,9 @@ class Density:
             with isolated(target.dtype, seed=0):
                 trace = poutine.trace(poutine.condition(target.model, data=latents)).get_trace(*row)
                 trace.compute_log_prob()
-            sites = (n for n, node in trace.nodes.items() if "log_prob" in node and node["log_prob"].isnan().any())
+            sites = (
+                n for n, node in trace.nodes.items() if "log_prob" in node and not (node["log_prob"] < torch.inf).all()
+            )
             values = ", ".join(f"{name} = {value.tolist()}" for name, value in latents.items())
             return f"site '{next(sites, '')}' where {values}"
 
@@ -177,6 +185,26 @@ class Density:
                 return function(*given)
 
         return plain
+
+
+def _where(target: Target) -> str:
+    """The site at or after which a density can't be computed at many points at once."""
+    reached = Reached()
+
+    def of_one(u: Tensor) -> None:
+        latents, _ = target.constrain(u)
+        with poutine.block(), reached:
+            trace = poutine.trace(poutine.condition(target.model, data=latents)).get_trace(*target.row(0))
+        for reached.site, node in trace.nodes.items():
+            if node["type"] == "sample":
+                node["fn"].log_prob(node["value"])
+
+    try:
+        with isolated(target.dtype, seed=0):
+            vmap(of_one)(torch.zeros(2, target.dim, dtype=target.dtype, device=target.device))
+    except Exception:  # the one that is to be told of
+        pass
+    return f"at or after site '{reached.site}'"
 
 
 def vanished(function: Callable[[Tensor], Tensor], points: Tensor, top: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ RULE = {"rtol": TOLERANCE / 10, "atol": 0.0, "minlevel": 6, "maxlevel": 7}
 TO_BE_CONFIRMED = RULE | {"minlevel": 5}
 EPS = float(np.finfo(np.float64).eps)
 BLOCK = 65536  # points evaluated at once: their temporaries stay in the cache
+HIGHEST = 700.0  # nats above the mode: e to more than that is no number
 FAR = 60.0  # widths from the mode beyond which a latent may overflow
 SPACING = 1 / 48  # of the points handed out: so that every other one is good to 1e-10 for the toy
 REACH = 4.25  # of them: t = 1e24
@@ -86,7 +87,10 @@ class Posterior:
         log_density = (log_joint + log_jacobian).cpu().numpy()
         # where the latent overflows, a density has long vanished
         overflown = np.isnan(log_density) & (np.abs(t) > FAR)
-        return np.exp(np.where(overflown, -np.inf, log_density) - self.peak[rows, None])
+        relative = np.where(overflown, -np.inf, log_density) - self.peak[rows, None]
+        if (relative > HIGHEST).any():
+            raise UncertifiedTruthError(f"the density of '{self.target.name}' has no bound")
+        return np.exp(relative)
 
     def integral(self, integrand: Integrand, low: np.ndarray, high: np.ndarray, problem: np.ndarray) -> np.ndarray:
         """`integrand(t, problem)` from `low` to `high`, arrays of one shape, by tanh-sinh quadrature.

@@ -28,6 +28,11 @@ UNKNOWN = 64.0  # widths of a mode without second derivatives in that of the box
 MODES_WITHIN = 30.0  # nats of the heaviest one's mass
 DEGREES = 4.0  # of freedom of the proposal: its tails are heavier than nearly any posterior's
 BROAD = 0.1  # of the proposal's mass, spread over the whole box
+ROOT = "of what does the model take a root or a logarithm?"
+AT_AN_END = (
+    "where latents are rounded onto an end of their support, its density must be finite: draw a shifted latent as one "
+    "that begins at 0, and add"
+)
 LEAST_SHARE = 0.05  # of any mode's component
 
 
@@ -109,6 +114,7 @@ def search(density: Density, prior: Tensor, start: Tensor, seed: int) -> Found:
     everywhere = low + (high - low) * torch.from_numpy(box).to(start)
     scanned = torch.cat([everywhere, prior, start[None]])
     value = density(scanned)
+    _refuse(density, scanned, value == torch.inf, "infinite", AT_AN_END)
     usable = value.isfinite()
     if not bool(usable.any()):
         raise ValueError(f"the log joint of '{density.name}' is finite at none of {len(scanned)} points")
@@ -126,6 +132,18 @@ def search(density: Density, prior: Tensor, start: Tensor, seed: int) -> Found:
     std_error = float(relative.std()) / math.sqrt(len(u))
     efficiency = float(relative.sum() ** 2 / relative.square().sum()) / len(u)
     return Found(modes, scanned, value, u[chosen], log_mean, std_error, efficiency)
+
+
+def _refuse(density: Density, u: Tensor, bad: Tensor, what: str, mend: str) -> None:
+    """Tells of the first of points `(S, D)` that are marked in `bad` `(S,)`.
+
+    Raises:
+        ValueError: there is one.
+    """
+    if bool(bad.any()):
+        raise ValueError(
+            f"{density.name}: the log density is {what}, at {density.culprit(u[bad][0], *density.numbers)}: {mend}"
+        )
 
 
 def _starts(scanned: Tensor, value: Tensor, width: Tensor, seed: int) -> Tensor:
@@ -213,12 +231,8 @@ class Proposal:
         lost = value.isnan()
         if bool(lost.any()):
             value[lost] = torch.where(vanished(density, u[lost], self.modes.u[0]), -torch.inf, torch.nan)
-        if bool(value.isnan().any()):
-            where = density.culprit(u[value.isnan()][0], *density.numbers)
-            raise ValueError(
-                f"{density.name}: the log density is nan inside the support, at {where}: of what does the model take a "
-                "root or a logarithm?"
-            )
+        _refuse(density, u, value.isnan(), "nan inside the support", ROOT)
+        _refuse(density, u, value == torch.inf, "infinite", AT_AN_END)
         return u, value - self.log_prob(u)
 
     def log_prob(self, u: Tensor) -> Tensor:
