@@ -12,9 +12,11 @@ on: in their own units L-BFGS creeps where they are badly scaled.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+import math
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -26,10 +28,15 @@ from torch.func import grad_and_value, vmap
 from ppl_vi.mapping import whole_plates
 from ppl_vi.metrics.cloud import MOST_LATTICE, Rules, rules
 from ppl_vi.state import isolated
+from ppl_vi.svi.compiled import LanesEngine
 from ppl_vi.svi.graph import traced
+from ppl_vi.svi.points import CHECKED, MANY, OPERATIONS
 from ppl_vi.svi.pure import Program, guide_sites
 from ppl_vi.svi.randomness import Draw
 from ppl_vi.svi.result import Fit
+from ppl_vi.svi.step import State
+
+_log = logging.getLogger(__name__)
 
 NUM_STARTS = 3  # of each problem: the replicas that came nearest, those left out from which the way leads straight down
 NUM_POINTS = 4096  # nodes of a rule
@@ -47,6 +54,10 @@ DIFFERENCE = 1e-5  # of a parameter, or of 1 where it is smaller
 FLATTEST = 1e-2  # curvature that sets a unit
 GAIN = 1e-5  # nats that a converged search may still promise
 OUT = 1e100  # what the line search is told where the ELBO is not finite, or no ELBO, so that it turns back
+EVALUATIONS = 20  # on a rule, for each parameter, that a search may take
+WORTH = 2**26  # numbers in the widest temporaries of a search: machine code takes as long to make
+MOST_STATE = 2**19  # numbers of gradients at once
+AGREEMENT = 1e-9  # of machine code, relative to the largest number of a gradient
 ABOVE = 100.0  # nats: an ELBO that much above log p(x) is rounding in a density that is nearly singular
 
 
@@ -142,8 +153,16 @@ Objective = Callable[[Tensor, tuple[Tensor, ...], Rules], tuple[Tensor, Tensor]]
 def _objective(program: Program, rule: Rules) -> Objective:
     """`(theta, row, rule)` to gradient and value of minus the ELBO on the rule's nodes, of which there are as many.
 
-    A flat graph where it can be traced, of so few nodes at once that its temporaries stay in the cache.
+    By machine code where that pays and can be had.
     """
+    per_evaluation = rule.weight.numel() * (program.target.width + OPERATIONS)
+    num = program.layout.size  # each node has a gradient of its own: many are more than the model's numbers
+    worthwhile = num <= MOST_PARAMETERS and EVALUATIONS * num * per_evaluation >= WORTH
+    return (_machine_code(program, rule) if worthwhile else None) or _graph(program, rule)
+
+
+def _on_nodes(program: Program) -> Callable[..., tuple[Tensor, Tensor]]:
+    """`(theta, *row, *noise, weight)` to the gradient and value of minus the ELBO on nodes of those weights."""
     num_args = len(program.target.args)
 
     def loss(theta: Tensor, *given: Tensor) -> Tensor:
@@ -151,14 +170,67 @@ def _objective(program: Program, rule: Rules) -> Objective:
         particle = vmap(lambda draws: program.sample(theta, row, draws))(noise)
         return -(weight * (particle.log_joint - particle.log_guide)).sum()
 
+    return grad_and_value(loss)
+
+
+def _machine_code(program: Program, rule: Rules) -> Objective | None:
+    """One call for all nodes, which stand where a fit has its replicas, all of the same parameters.
+
+    What a fit calls its first moment takes the gradient. None where machine code can't be had, or is not the guide's at
+    the first of the nodes.
+    """
+    num_args = len(program.target.args)
+
+    def step(alive: Tensor, theta: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
+        row, noise = given[4 : 4 + num_args], given[4 + num_args :]
+
+        def loss(point: Tensor) -> Tensor:
+            particle = program.sample(point, row, noise)
+            return particle.log_guide - particle.log_joint
+
+        gradient, value = grad_and_value(loss)(theta)
+        return (alive, theta, gradient, *given[1:3], value)
+
+    row, few = program.target.row(0), [part[0, :CHECKED] for part in (*rule.noise, rule.weight)]
+    try:
+        engine = LanesEngine.of_step(step, program.initial, row, MANY, [part[0] for part in few[:-1]])
+        with isolated(program.target.dtype, seed=0):
+            expected = torch.cat([part.reshape(-1) for part in _on_nodes(program)(program.initial, *row, *few)])
+        found = torch.cat([part.reshape(-1) for part in _over_all(engine, program.initial, row, few)])
+    except Exception as error:  # whatever a guide or model does that tracing, translation or the compiler do not know
+        _log.info("the search runs operation by operation: %s", error)
+        return None
+    if not bool(((found - expected).abs() <= AGREEMENT * (1 + expected.abs().max())).all()):
+        _log.info("the search runs operation by operation: machine code differs from the guide")
+        return None
+    return lambda theta, row, rule: _over_all(engine, theta, row, [part[0] for part in (*rule.noise, rule.weight)])
+
+
+def _over_all(
+    engine: LanesEngine, theta: Tensor, row: tuple[Tensor, ...], nodes: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Gradient and value on nodes, noise and weight `(P, ...)`, so many at once as take no more than some megabytes."""
+    engine = replace(engine, args=tuple(arg[None].contiguous() for arg in row))
+    num_pieces = math.ceil(len(nodes[-1]) * len(theta) / MOST_STATE)
+    gradient, total = torch.zeros_like(theta), theta.new_zeros(())
+    for *noise, weight in zip(*(part.tensor_split(num_pieces) for part in nodes), strict=True):
+        same = theta[None, :, None].expand(1, -1, len(weight)).contiguous().mT  # as the engine wants it
+        state = State(torch.ones(1, len(weight), dtype=torch.bool), *(((same,),) * 5))
+        given = tuple(part.to(theta)[None, None, :, None] for part in noise)
+        after, value = engine.advance(state, theta.new_zeros(3, 1), given)
+        gradient, total = gradient + weight.to(theta) @ after.first[0][0], total + weight.to(theta) @ value[0, 0]
+    return gradient, total
+
+
+def _graph(program: Program, rule: Rules) -> Objective:
+    """A flat graph where it can be traced, of so few nodes at once that its temporaries stay in the cache."""
     size = rule.weight.shape[1]
     while size % 2 == 0 and size * program.target.width > NUMBERS:
         size //= 2
     piece = (*(part[0, :size] for part in rule.noise), rule.weight[0, :size])
-    example = (program.initial, *program.target.row(0), *piece)
-    graph = grad_and_value(loss)
+    graph = _on_nodes(program)
     with isolated(program.target.dtype, seed=0), suppress(Exception):  # what can't be traced is only slower
-        graph = traced(graph, example)
+        graph = traced(graph, (program.initial, *program.target.row(0), *piece))
 
     def objective(theta: Tensor, row: tuple[Tensor, ...], rule: Rules) -> tuple[Tensor, Tensor]:
         pieces = zip(*(part[0].split(size) for part in (*rule.noise, rule.weight)), strict=True)

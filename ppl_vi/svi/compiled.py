@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -33,7 +35,7 @@ OPERATION, NUMBER = 3e-6, 2e-9  # seconds that an operation of the batched engin
 UNROLLED_NODES = 1500  # of a graph; more take minutes to compile
 BUILD, CHARACTER = 0.3, 3e-6  # seconds to compile any translation, and for each of its characters
 SMALL_FRAME = 2**19  # bytes of the stack that any thread has
-PAGE, ROOM = 2**12, 2**20  # bytes
+ROOM = 2**20  # bytes
 COMPILE, NODE = 2.5, 30e-3  # seconds to compile any graph, and for each of its operations
 
 
@@ -114,28 +116,35 @@ class LanesEngine:
 
     @staticmethod
     def of_step(
-        step: Callable[..., tuple[Tensor, ...]], like: Tensor, row: Sequence[Tensor], num_replicas: int
+        step: Callable[..., tuple[Tensor, ...]],
+        like: Tensor,
+        row: Sequence[Tensor],
+        num_replicas: int,
+        noise: Sequence[Tensor] = (),
     ) -> LanesEngine:
-        """The engine of any function that goes the way of a step, without noise; it is called with the data as `args`.
+        """The engine of any function that goes the way of a step; it is called with the data as `args`.
 
         Args:
-            step: `(alive, theta, first, second, total, unit, *row)` to what the first five are after it, and a number.
+            step: `(alive, theta, first, second, total, unit, *row, *noise)` to what the first five are after it, and a
+                number.
             like: a `theta`, `(D,)`.
             row: data like those it will be called with.
             num_replicas: that it is for.
+            noise: of one fit.
 
         Raises:
             UnsupportedError: the step does something that has no translation.
             Exception: whatever a function does that can't be traced, or the compiler meets, an absent one among it.
         """
         inductor.check_version()
-        if any(tensor.device.type != "cpu" for tensor in (like, *row)):
+        if any(tensor.device.type != "cpu" for tensor in (like, *row, *noise)):
             raise UnsupportedError("numbers on another device")
         state = (torch.ones((), dtype=torch.bool), *(like.clone() for _ in range(5)))
-        example = (*like.new_ones(3), *state, *row)
+        example = (*like.new_ones(3), *state, *row, *noise)
         with isolated(like.dtype, seed=0):
             graph = decomposed(traced(lambda *given: step(*given[3:]), example), example)
-        return LanesEngine.of((), len(like), num_replicas, Translation(graph, like.dtype, 0).code(num_replicas))
+        source = Translation(graph, like.dtype, len(noise)).code(num_replicas)
+        return LanesEngine.of((), len(like), num_replicas, source)
 
     def advance(self, state: State, scalars: Tensor, noise: tuple[Tensor, ...]) -> tuple[State, Tensor]:
         """See `ppl_vi.svi.step.Engine`."""
@@ -160,7 +169,7 @@ class LanesEngine:
 
 
 def _on_a_stack(size: int, function: Callable[..., None], given: Sequence[Any], held: Sequence[Tensor]) -> None:
-    """Calls `function(*given)` in a thread of its own whose stack has so many bytes and a few.
+    """Calls `function(*given)` in a thread whose stack has so many bytes and a few.
 
     Args:
         size: of the stack; a process has 8 MiB of it, and without this a larger step would end the process.
@@ -172,13 +181,20 @@ def _on_a_stack(size: int, function: Callable[..., None], given: Sequence[Any], 
     def call(_held: Sequence[Tensor] = held) -> None:
         function(*given)
 
-    before = threading.stack_size((size // PAGE + 1) * PAGE + ROOM)
+    whole = 1 << max(size + ROOM, 1).bit_length()
+    before = threading.stack_size(whole)
     try:
-        thread = threading.Thread(target=call)
-        thread.start()
+        done = _thread_with(whole, os.getpid()).submit(call)
     finally:
         threading.stack_size(before)
-    thread.join()
+    done.result()
+
+
+@lru_cache(maxsize=2)
+def _thread_with(stack_size: int, process: int) -> ThreadPoolExecutor:
+    """One thread, started by its first job with the stack size that holds then, and kept: a new one's stack is all page
+    faults. Threads do not outlive a fork, so each process has its own."""
+    return ThreadPoolExecutor(1, f"stack_of_{stack_size}_in_{process}")
 
 
 def _fits_last(tensor: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from scipy import stats
 from models import funnel
 from models.gaussian import posterior
 from models.gaussian import target as gaussian
+from ppl_vi.metrics import nearest
 from ppl_vi.metrics.cloud import REACH, cloud, drawn, rules
 from ppl_vi.metrics.gaussian import gaussian_kl
 from ppl_vi.metrics.nearest import _leads_down
@@ -213,3 +214,38 @@ def test_the_way_from_a_replica_to_another_optimum_climbs():
     assert straight(0.2)
     assert straight(1.7)
     assert not straight(-0.9)
+
+
+@pytest.mark.parametrize("family", ["AutoMultivariateNormal", "AutoIAFNormal"])
+def test_a_search_by_machine_code_sees_what_the_guide_gives(family, monkeypatch):
+    """Value and gradient on all nodes, in one piece and in several; and those of the graph that it stands for."""
+
+    def model(x):
+        scale = pyro.sample("scale", dist.HalfNormal(2.0))
+        with pyro.plate("groups", 3):
+            z = pyro.sample("z", dist.Normal(1.0, scale))
+            with pyro.plate("data", 4):
+                pyro.sample("x", dist.StudentT(4.0, z, 0.5), obs=x)
+
+    target = Target.of(model, (torch.arange(12.0).reshape(4, 3) / 4,))
+    found = fit(target, family, **SHORT)
+    rule = nearest._nodes(found.program.latent_draws, 1024, 5)
+    fast, slow = nearest._machine_code(found.program, rule), nearest._graph(found.program, rule)
+    assert fast is not None
+    start = found.program.initial
+    for theta in (start, start + 0.01 * torch.randn(start.shape, generator=torch.Generator().manual_seed(2))):
+        gradient, value = slow(theta, target.row(0), rule)
+        for most in (nearest.MOST_STATE, 300 * len(theta)):
+            monkeypatch.setattr(nearest, "MOST_STATE", most)
+            others = fast(theta, target.row(0), rule)
+            torch.testing.assert_close(others[1], value, rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(others[0], gradient, rtol=1e-10, atol=1e-10 * float(gradient.abs().max()))
+
+
+def test_machine_code_that_is_not_the_guides_is_not_searched_by(monkeypatch):
+    found = fit(gaussian(4), "AutoNormal", **SHORT)
+    rule = nearest._nodes(found.program.latent_draws, 1024, 5)
+    assert nearest._machine_code(found.program, rule) is not None
+    right = nearest._over_all
+    monkeypatch.setattr(nearest, "_over_all", lambda *given: (right(*given)[0] + 1e-6, right(*given)[1]))
+    assert nearest._machine_code(found.program, rule) is None
