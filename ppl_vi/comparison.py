@@ -301,7 +301,7 @@ def _scored(comparison: Comparison, guide: str, with_curves: bool) -> Entry:
 def many_optima(fitted: Fit) -> bool:
     """Whether the family is known to have many local optima: its best member is then only the best of those found."""
     name = fitted.family_name.rpartition(":")[2]
-    return name in MULTIMODAL or (fitted.target.dim > 1 and has_network(fitted.guide()))
+    return name in MULTIMODAL or (fitted.target.dim > 1 and has_network(fitted.program.guide))
 
 
 def _family(comparison: Comparison, guide: str) -> Family | str:

@@ -185,6 +185,18 @@ def split(sites: Sequence[LatentSite], unconstrained: Tensor) -> dict[str, Tenso
     return dict(zip((site.name for site in sites), shaped, strict=True))
 
 
+def numbers_of(sites: Sequence[LatentSite], latents: Latents) -> Tensor:
+    """The sites' own numbers, one after another: latents of shape `(..., *site.shape)` to `(..., K)`."""
+    batch = batch_of(sites, latents)
+    return torch.cat([latents[site.name].reshape((*batch, -1)) for site in sites], -1)
+
+
+def latents_of(sites: Sequence[LatentSite], numbers: Tensor) -> Latents:
+    """The inverse of `numbers_of`."""
+    parts = numbers.split([site.shape.numel() for site in sites], -1)
+    return {s.name: part.reshape(numbers.shape[:-1] + s.shape) for s, part in zip(sites, parts, strict=True)}
+
+
 def _mapped(support: Constraint, u: Tensor) -> tuple[Tensor, Tensor]:
     bijector = biject_to(support)
     value = bijector(u)

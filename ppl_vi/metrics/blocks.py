@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_vi.svi.points import AtMany, at_many, pays
-from ppl_vi.target import Bound, Latents, Target, tensors_of
+from ppl_vi.target import Bound, Latents, Target, latents_of, numbers_of, tensors_of
 
 NUMBERS = 2**19  # of a temporary as large as the data
 MOST_NUMBERS = 2**21  # of any: from 2^22 on each is fetched from the system anew
@@ -42,7 +42,7 @@ def log_joint(target: Target, latents: Latents, index: Tensor | None = None) -> 
     index = torch.arange(num_rows, device=target.device) if index is None else index
     values = _machine_code(target, latents, index) if pays(num_rows * num_points, target.width) else None
     if values is not None:
-        return values(_flat(target, latents), [arg[index] for arg in target.args])
+        return values(numbers_of(target.latents, latents), [arg[index] for arg in target.args])
     return _in_blocks(target, latents, index)
 
 
@@ -62,16 +62,10 @@ def _in_blocks(target: Target, latents: Latents, index: Tensor) -> Tensor:
 def _machine_code(target: Target, latents: Latents, index: Tensor) -> AtMany | None:
     """The log joint of sites that follow one another; none for a decoder, whose large matrices have a library."""
     if target not in _made:
-        sizes = [site.shape.numel() for site in target.latents]
 
         def of_one(point: Tensor, *row: Tensor) -> Tensor:
-            parts = zip(target.latents, point.split(sizes), strict=True)
-            return target.log_joint_of_row({site.name: part.reshape(site.shape) for site, part in parts}, *row)
+            return target.log_joint_of_row(latents_of(target.latents, point), *row)
 
-        some, row = _flat(target, latents)[0], target.row(int(index[0]))
+        some, row = numbers_of(target.latents, latents)[0], target.row(int(index[0]))
         _made[target] = at_many(of_one, some, row) if target.decoded is None else None
     return _made[target]
-
-
-def _flat(target: Target, latents: Latents) -> Tensor:
-    return torch.cat([latents[site.name].reshape(*latents[site.name].shape[:2], -1) for site in target.latents], -1)

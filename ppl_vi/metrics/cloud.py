@@ -27,7 +27,7 @@ from ppl_vi.metrics.estimate import Estimate
 from ppl_vi.state import isolated
 from ppl_vi.svi.randomness import Draw, quasi_random
 from ppl_vi.svi.result import Fit
-from ppl_vi.target import LOG_2PI, Latents, Target
+from ppl_vi.target import LOG_2PI, latents_of, numbers_of
 
 NUM_RULES = 8  # independently randomised
 REACH = 8.5  # of a lattice, standard deviations: beyond lie 2e-17 of the mass
@@ -120,10 +120,10 @@ def cloud(fit: Fit, theta: Tensor, rule: Rules) -> Cloud:
 
     def one(point: Tensor, row: tuple[Tensor, ...], draws: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         values, log_guide = fit.program.drawn(point, row, draws)
-        return _flat(target, values), log_guide, target.inside(values)
+        return numbers_of(target.latents, values), log_guide, target.inside(values)
 
     z, log_guide, inside = _over_nodes(fit, theta, rule, one)
-    joint = log_joint(target, _latents(target, z.flatten(1, 3)))
+    joint = log_joint(target, latents_of(target.latents, z.flatten(1, 3)))
     return Cloud(rule, z, joint.reshape(log_guide.shape), log_guide, inside)
 
 
@@ -131,19 +131,9 @@ def drawn(fit: Fit, theta: Tensor, rule: Rules) -> Drawn:
     """The same of the latents alone: the model is not run."""
 
     def one(point: Tensor, row: tuple[Tensor, ...], draws: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (_flat(fit.target, fit.program.latents(point, row, draws)),)
+        return (numbers_of(fit.target.latents, fit.program.latents(point, row, draws)),)
 
     return Drawn(rule, *_over_nodes(fit, theta, rule, one))
-
-
-def _flat(target: Target, values: Latents) -> Tensor:
-    return torch.cat([values[site.name].reshape(-1) for site in target.latents])
-
-
-def _latents(target: Target, z: Tensor) -> Latents:
-    """The inverse of `_flat`, of `(..., K)`."""
-    parts = z.split([site.shape.numel() for site in target.latents], -1)
-    return {s.name: part.reshape((*z.shape[:-1], *s.shape)) for s, part in zip(target.latents, parts, strict=True)}
 
 
 def _over_nodes(fit: Fit, theta: Tensor, rule: Rules, one: Callable[..., tuple[Tensor, ...]]) -> tuple[Tensor, ...]:

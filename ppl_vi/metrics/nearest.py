@@ -99,7 +99,8 @@ def nearest_members(fit: Fit, elbo: np.ndarray, log_evidence: np.ndarray, seed: 
     few = _nodes(program.latent_draws, FEW_POINTS, seed + 2)
     nodes = [_nodes(program.latent_draws, NUM_POINTS, seed + i, large, FINER) for i in range(2)]
     rough = _nodes(program.latent_draws, NUM_POINTS, seed, large)
-    over_few, over_nodes = None if large else _objective(program, few), _objective(program, rough)
+    code = _machine_code(program, rough) if _pays(program, rough) else None  # for rules of any number of nodes
+    over_few, over_nodes = None if large else code or _graph(program, few), code or _graph(program, rough)
     theta, converged, short = [], [], []
     order = np.argsort(-np.where(np.isfinite(elbo), elbo, -np.inf), 1, kind="stable")[:, :NUM_STARTS]
     for problem, replicas in enumerate(order):
@@ -148,17 +149,14 @@ def _nodes(draws: tuple[Draw, ...], num_points: int, seed: int, plain: bool = Fa
 
 
 Objective = Callable[[Tensor, tuple[Tensor, ...], Rules], tuple[Tensor, Tensor]]
+"""`(theta, row, rule)` to gradient and value of minus the ELBO on the rule's nodes."""
 
 
-def _objective(program: Program, rule: Rules) -> Objective:
-    """`(theta, row, rule)` to gradient and value of minus the ELBO on the rule's nodes, of which there are as many.
-
-    By machine code where that pays and can be had.
-    """
+def _pays(program: Program, rule: Rules) -> bool:
+    """Whether a search on a rule takes longer than machine code for it does to be made."""
     per_evaluation = rule.weight.numel() * (program.target.width + OPERATIONS)
     num = program.layout.size  # each node has a gradient of its own: many are more than the model's numbers
-    worthwhile = num <= MOST_PARAMETERS and EVALUATIONS * num * per_evaluation >= WORTH
-    return (_machine_code(program, rule) if worthwhile else None) or _graph(program, rule)
+    return num <= MOST_PARAMETERS and EVALUATIONS * num * per_evaluation >= WORTH
 
 
 def _on_nodes(program: Program) -> Callable[..., tuple[Tensor, Tensor]]:
@@ -223,7 +221,8 @@ def _over_all(
 
 
 def _graph(program: Program, rule: Rules) -> Objective:
-    """A flat graph where it can be traced, of so few nodes at once that its temporaries stay in the cache."""
+    """For rules of as many nodes as this: a flat graph where it can be traced, of so few nodes at once that its
+    temporaries stay in the cache."""
     size = rule.weight.shape[1]
     while size % 2 == 0 and size * program.target.width > NUMBERS:
         size //= 2

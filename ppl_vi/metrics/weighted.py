@@ -12,7 +12,7 @@ from ppl_vi.metrics.blocks import blocks, drawn_at_once, log_joint
 from ppl_vi.metrics.cloud import Drawn
 from ppl_vi.metrics.estimate import Estimate
 from ppl_vi.svi.result import Fit
-from ppl_vi.target import Target
+from ppl_vi.target import Target, latents_of, numbers_of
 from ppl_vi.truth import Truth
 
 PROBABILITIES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -156,9 +156,7 @@ def number_names(target: Target) -> tuple[str, ...]:
 
 def flattened(target: Target, u: torch.Tensor) -> np.ndarray:
     """Unconstrained points `(..., D)` to the latents' own numbers, `(..., K)`."""
-    latents, _ = target.constrain(u)
-    parts = [latents[site.name].reshape((*u.shape[:-1], -1)) for site in target.latents]
-    return torch.cat(parts, -1).cpu().numpy()
+    return numbers_of(target.latents, target.constrain(u)[0]).cpu().numpy()
 
 
 def posterior_samples(truth: Truth, problem: int) -> list[Sample]:
@@ -311,10 +309,7 @@ def relative_covariance_error(truth: Truth, seen: Drawn) -> Estimate:
 
 
 def _unconstrained(target: Target, z: torch.Tensor) -> np.ndarray:
-    latents, sizes = {}, [site.shape.numel() for site in target.latents]
-    for site, part in zip(target.latents, z.split(sizes, -1), strict=True):
-        latents[site.name] = part.reshape((*z.shape[:-1], *site.shape))
-    return target.unconstrain(latents).cpu().numpy()
+    return target.unconstrain(latents_of(target.latents, z)).cpu().numpy()
 
 
 def _relative(guide: np.ndarray, posterior: np.ndarray) -> float:

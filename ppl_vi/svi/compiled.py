@@ -181,7 +181,7 @@ def _on_a_stack(size: int, function: Callable[..., None], given: Sequence[Any], 
     def call(_held: Sequence[Tensor] = held) -> None:
         function(*given)
 
-    whole = 1 << max(size + ROOM, 1).bit_length()
+    whole = 1 << (size + ROOM).bit_length()
     before = threading.stack_size(whole)
     try:
         done = _thread_with(whole, os.getpid()).submit(call)

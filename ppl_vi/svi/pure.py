@@ -152,7 +152,8 @@ class Program:
         guide: a guide built for this target; only its structure and initial values are used, never its state.
 
     Attributes:
-        layout: the guide's parameters as one flat vector `theta`.
+        guide: the same, for its structure.
+        layout: its parameters as one flat vector `theta`.
         draws: what guide and model draw for one particle, the latents apart: the guide's noise, then what its model
             draws beside, the subsample of a plate. One seed where they draw by what can't be given from outside.
         latent_draws: what the guide draws where plates take all of their data.
@@ -163,7 +164,7 @@ class Program:
     """
 
     def __init__(self, target: Target, guide: nn.Module) -> None:
-        self.target = target
+        self.target, self.guide = target, guide
         self._runner = _Runner(guide)
         self.one_by_one, self.local = "", ""
         self.over: Callable[..., Callable[..., Any]] = vmap
@@ -264,11 +265,6 @@ class Program:
         """Pyro's `Trace_ELBO`: reparameterised where a site can be, score function where it can't."""
         guide_trace = self.guide_trace(theta, row, noise)
         return _particle(self.model_trace(guide_trace, row, noise), guide_trace)
-
-    def particle(self, guide_trace: Trace, row: tuple[Tensor, ...]) -> Particle:
-        """The particle of a run of the guide with all of the plates' data."""
-        with whole_plates():
-            return _particle(self.model_trace(guide_trace, row, ()), guide_trace)
 
     def sample_score_function(self, theta: Tensor, row: tuple[Tensor, ...], noise: tuple[Tensor, ...]) -> Particle:
         """No site reparameterised (Ranganath et al. 2014, Black box variational inference)."""

@@ -124,21 +124,28 @@ def adapted(
     density: Density, state: State, kernel: Kernel, num: int, goal: float, generator: torch.Generator
 ) -> tuple[list[State], Kernel]:
     """Runs `num` transitions that settle the step of all chains; gives the state after each."""
-    tuner, states = DualAveraging(torch.as_tensor(kernel.step, dtype=state.u.dtype), goal), [state]
-    for _ in range(num):
-        moved = replace(kernel, step=tuner.log_step.exp()).transition(density, states[-1], generator)
-        states.append(moved.state)
-        tuner.update(moved.acceptance.mean())
-    return states[1:], replace(kernel, step=tuner.mean.exp())
+    tuner = DualAveraging(torch.as_tensor(kernel.step, dtype=state.u.dtype), goal)
+    states = _tuned(density, state, kernel, num, tuner, generator)
+    return states, replace(kernel, step=tuner.mean.exp())
 
 
 def settled(
     density: Density, state: State, kernel: Kernel, num: int, goal: float, generator: torch.Generator
 ) -> tuple[list[State], Kernel]:
     """The same with a step of its own for each chain, so that those in steep places get out; then their median."""
-    tuner, states = DualAveraging(torch.full_like(state.value, float(kernel.step)), goal), [state]
+    tuner = DualAveraging(torch.full_like(state.value, float(kernel.step)), goal)
+    states = _tuned(density, state, kernel, num, tuner, generator)
+    return states, replace(kernel, step=tuner.mean.exp().median())
+
+
+def _tuned(
+    density: Density, state: State, kernel: Kernel, num: int, tuner: DualAveraging, generator: torch.Generator
+) -> list[State]:
+    """The state after each of `num` transitions by the tuner's step, one for all chains or one for each."""
+    states, own = [state], tuner.log_step.dim() > 0
     for _ in range(num):
-        moved = replace(kernel, step=tuner.log_step.exp()[:, None]).transition(density, states[-1], generator)
+        step = tuner.log_step.exp()
+        moved = replace(kernel, step=step[:, None] if own else step).transition(density, states[-1], generator)
         states.append(moved.state)
-        tuner.update(moved.acceptance)
-    return states[1:], replace(kernel, step=tuner.mean.exp().median())
+        tuner.update(moved.acceptance if own else moved.acceptance.mean())
+    return states[1:]
