@@ -93,7 +93,7 @@ def rows(likelihood: str, num_points: int, num_epochs: int, seed: int) -> Iterat
     module, x = trained(likelihood, num_epochs, seed)
     problems = target(module, x[:num_points])
     truth = ground_truth(problems)
-    kept = truth.certified
+    kept = truth.trusted
     exact = truth.log_evidence[kept]
     began = time.perf_counter()
     with torch.no_grad():

@@ -330,7 +330,7 @@ def bounds(job: Job, problems: Target, local: torch.Tensor) -> Bounded:
 def record(portrait: Portrait, arguments: argparse.Namespace) -> dict[str, Any]:
     """One (guide, split), nats a data point; only certified points are averaged."""
     card = portrait.card
-    known = card.certified
+    known = card.trusted
     figures = {name: _summary(getattr(card, name)[known]) for name in FIGURES}
     families = {portrait.guide: (card.approximation, card.converged)} | {
         name: (value, card.converged_by_family[name]) for name, value in card.approximation_by_family.items()
@@ -338,7 +338,7 @@ def record(portrait: Portrait, arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         **_heading(portrait.guide, portrait.split, portrait.trained, portrait.preparation, arguments),
         "num_points": len(card.log_evidence),
-        "num_certified": int(card.certified.sum()),
+        "num_certified": int(card.trusted.sum()),
         "num_converged": int(card.converged.sum()),
         "log_evidence_error": _largest(card.log_evidence_error[known]),
         "reverse_kl_difference": _largest(abs(card.reverse_kl - card.total)[known]),
@@ -364,7 +364,7 @@ def bounds_record(bounded: Bounded, arguments: argparse.Namespace) -> dict[str, 
     from ppl_vi.truth import Annealing
 
     job, card = bounded.job, bounded.card
-    kept = card.finite if bounded.truth is None else card.finite & bounded.truth.certified
+    kept = card.finite if bounded.truth is None else card.finite & bounded.truth.trusted
     figures = {
         name: _summary(getattr(card, name)[kept], std_error=_std_error(getattr(card, error)[kept]))
         for name, error in BOUNDS.items()
@@ -421,7 +421,7 @@ def _certified(bounded: Bounded, kept: np.ndarray) -> dict[str, Any]:
         return {}
     evidence, card = bounded.truth.log_evidence[kept], bounded.card
     return {
-        "num_certified": int(bounded.truth.certified.sum()),
+        "num_certified": int(bounded.truth.trusted.sum()),
         "log_evidence_error": _largest(bounded.truth.log_evidence_error[kept]),
         "log_evidence": _summary(evidence),
         "total": _summary(evidence - card.elbo[kept], std_error=_std_error(card.elbo_std_error[kept])),
@@ -480,7 +480,7 @@ def points(portrait: Portrait) -> Iterator[dict[str, Any]]:
             "guide": portrait.guide,
             "split": portrait.split,
             "index": index,
-            "certified": bool(card.certified[index]),
+            "certified": bool(card.trusted[index]),
             "converged": bool(card.converged[index]),
             **{name: value if math.isfinite(value) else str(value) for name, value in values.items()},
             "approximation_by_family": {

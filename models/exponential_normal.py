@@ -44,4 +44,4 @@ def target(x: Sequence[float] | Tensor, dtype: torch.dtype = torch.float64) -> T
     observations = torch.as_tensor(x, dtype=torch.float64).reshape(-1)
     if not bool(observations.isfinite().all()):
         raise ValueError(f"x must be finite, got {observations[~observations.isfinite()][0].item()}")
-    return Target(model, (observations,), closed_form=log_evidence, name="exponential_normal", dtype=dtype)
+    return Target.batch(model, (observations,), closed_form=log_evidence, name="exponential_normal", dtype=dtype)

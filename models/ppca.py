@@ -123,7 +123,7 @@ def target(weight: Tensor, bias: Tensor, sigma: float, x: Tensor, name: str = "p
     if not 0 < sigma < math.inf:
         raise ValueError(f"sigma must be positive and finite, got {sigma}")
     fixed = weight, bias, torch.as_tensor(sigma, dtype=torch.float64, device=weight.device)
-    return Target(
+    return Target.batch(
         partial(model, *fixed),
         (x,),
         closed_form=partial(log_evidence, *fixed),

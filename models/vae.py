@@ -159,7 +159,7 @@ def target(vae: VAE, x: Tensor, name: str = "vae") -> Target:
         expected = "finite" if vae.likelihood == "gaussian" else "in [0, 1]"
         raise ValueError(f"x must be {expected} for the {vae.likelihood} likelihood, got {x[wrong][0].item()}")
     frozen = copy.deepcopy(vae).double().requires_grad_(False)
-    return Target(frozen.one, (x.double(),), name=name, decoded=Decoded(frozen.log_likelihood, frozen.ceiling))
+    return Target.batch(frozen.one, (x.double(),), name=name, decoded=Decoded(frozen.log_likelihood, frozen.ceiling))
 
 
 def simulate(vae: VAE, num: int, *, seed: int) -> tuple[Tensor, Tensor]:

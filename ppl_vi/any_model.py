@@ -140,7 +140,10 @@ def target_of(model: Callable[..., Any] | Target, args: tuple[Any, ...]) -> Targ
     if args:
         raise ValueError("args go with a model; a target has its own")
     if model.num_problems != 1:
-        raise ValueError(f"expected a target of one problem, got {model.num_problems}: choose one by Target.rows")
+        raise ValueError(
+            f"expected a target of one problem; '{model.name}' poses {model.num_problems}, one for each row of its "
+            "arguments: pose one problem of all the data by Target.of(model, args), or choose a row by Target.rows"
+        )
     return model
 
 

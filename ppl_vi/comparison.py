@@ -71,7 +71,8 @@ class Comparison:
         target: the problems.
         truth: what they are measured by.
         settings: of the fits.
-        labels: what a table calls each problem, for the toy its x; a detailed comparison goes by the target's name.
+        labels: what a table calls each problem, for the toy its x; () where tables go by the target's name, and by the
+            number of the problem where there are several, as a detailed comparison always does.
         entries: one a family.
         families: what is meant by the name of an entry, where the name alone does not say it.
         detailed: whether records also carry the model's name, the truth's grade and the scores of several latents, and
@@ -380,12 +381,8 @@ def one_thread() -> Iterator[None]:
 def _blank(comparison: Comparison, guide: str, problem: int) -> dict[str, Any]:
     """A record with all its keys and nothing measured."""
     truth, settings = comparison.truth, comparison.settings
-    graded = comparison.detailed
-    begin = (
-        {"model": comparison.target.name, **_graded(truth, problem)} if graded else {"x": comparison.labels[problem]}
-    )
     return {
-        **begin,
+        **_called(comparison, problem),
         "guide": guide,
         "status": "",
         "stop_reason": "",
@@ -408,6 +405,15 @@ def _blank(comparison: Comparison, guide: str, problem: int) -> dict[str, Any]:
         "replicas": [],
         **({"units": {}, "marginals": []} if comparison.detailed else {}),
     }
+
+
+def _called(comparison: Comparison, problem: int) -> dict[str, Any]:
+    """What a record says of its problem: its label, or the target's name, which of several, and the grade."""
+    if comparison.labels and not comparison.detailed:
+        return {"x": comparison.labels[problem]}
+    num_problems = comparison.target.num_problems
+    which = {"problem": problem, "num_problems": num_problems} if num_problems > 1 else {}
+    return {"model": comparison.target.name, **which, **_graded(comparison.truth, problem)}
 
 
 def _graded(truth: Truth, problem: int) -> dict[str, Any]:

@@ -233,7 +233,14 @@ class _Largest(TorchFunctionMode):
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """A Pyro model with its data: `B` inference problems that share the model and differ in their data.
+    """A Pyro model with its data: `B` inference problems that share the model, one for each row of its arguments.
+
+    The model is called with one row, that is with one entry along the leading axis of each argument. So
+    `Target(model, (data,))` with 12 data points poses 12 problems of one point each. Which constructor to use:
+
+    - `Target.of(model, args)` poses one problem of all the data; the model is called with `args` as they are.
+    - `Target.batch(model, args)` poses many problems, one for each row of `args`.
+    - `Target(model, args)` is the same as `Target.batch`; with a single row it poses one problem.
 
     Attributes:
         model: a Pyro model, called with one row of `args`.
@@ -263,6 +270,26 @@ class Target:
         cast = tuple(arg.to(self.dtype) if arg.is_floating_point() else arg for arg in self.args)
         object.__setattr__(self, "args", cast)
 
+    def __repr__(self) -> str:
+        return f"Target {self.name!r}: {_problems(self)}"
+
+    @classmethod
+    def batch(
+        cls,
+        model: Callable[..., Any],
+        args: tuple[Tensor, ...],
+        closed_form: Callable[..., Tensor] | None = None,
+        name: str = "target",
+        dtype: torch.dtype = torch.float64,
+        decoded: Decoded | None = None,
+        conditional: Conditional | None = None,
+    ) -> Target:
+        """Many problems, one for each row of `args`: what the constructor makes of the same arguments.
+
+        Where all the data belong to one problem, use `Target.of`.
+        """
+        return cls(model, args, closed_form, name, dtype, decoded, conditional)
+
     @staticmethod
     def of(
         model: Callable[..., Any],
@@ -271,7 +298,10 @@ class Target:
         name: str | None = None,
         dtype: torch.dtype = torch.float64,
     ) -> Target:
-        """One problem: a user's own model with the arguments it takes.
+        """One problem of all the data: the model is called with `args` as they are, not with one row after another.
+
+        With 12 data points `Target.of(model, (data,))` poses one problem of 12 points, where
+        `Target.batch(model, (data,))` poses 12 problems of one point each.
 
         Discrete latents are summed out. The model keeps its arguments, so that it may branch on its data, index by them
         and take what is no tensor; `args` of the target is one row that nobody reads. A model that is a module is
@@ -293,24 +323,7 @@ class Target:
         if not isinstance(args, tuple):
             raise TypeError(f"args must be a tuple of the model's positional arguments, got {type(args).__name__}")
         name = name or str(getattr(model, "__name__", type(model).__name__))
-        given = converted(args, dtype)
-        model = private(model, dtype)
-        device = next((tensor.device for tensor in tensors_of(given)), torch.device("cpu"))
-        trace = run(model, given, dtype, name)
-        with isolated(dtype, seed=0):
-            model = ending(model, trace, run(model, given, dtype, name, seed=SEEDS[1]))
-            model = Bound(summed_out(model, trace, given, name), given)
-        target = Target(model, (torch.zeros(1, dtype=dtype, device=device),), name=name, dtype=dtype)
-        _ = target.latents  # what is the matter with the model should come out here
-        error = target.many_at_once()
-        if error is not None and draws_unasked(error):
-            raise ValueError(
-                f"{name}: the model draws random numbers that belong to no sample site, so that its density is random: "
-                "draw them at a site, or before"
-            )
-        if error is not None and writes(error):
-            return replace(target, model=Bound(Writing(model.function), given))
-        return target
+        return _of_all_the_data(private(model, dtype), converted(args, dtype), name, dtype)
 
     def many_at_once(self) -> RuntimeError | None:
         """What `vmap` says of a log density that can't be computed at many points at once, or None where it can."""
@@ -518,3 +531,34 @@ class Target:
             trace = poutine.trace(self.model).get_trace(*self.row(0))
         values = {site.name: trace.nodes[site.name]["value"].detach()[None] for site in self.latents}
         return self.unconstrain(values).to(self.dtype)
+
+
+def _of_all_the_data(model: Callable[..., Any], given: tuple[Any, ...], name: str, dtype: torch.dtype) -> Target:
+    """One problem of a model that keeps its arguments; see `Target.of`."""
+    device = next((tensor.device for tensor in tensors_of(given)), torch.device("cpu"))
+    trace = run(model, given, dtype, name)
+    with isolated(dtype, seed=0):
+        model = ending(model, trace, run(model, given, dtype, name, seed=SEEDS[1]))
+        model = Bound(summed_out(model, trace, given, name), given)
+    target = Target(model, (torch.zeros(1, dtype=dtype, device=device),), name=name, dtype=dtype)
+    _ = target.latents  # what is the matter with the model should come out here
+    error = target.many_at_once()
+    if error is not None and draws_unasked(error):
+        raise ValueError(
+            f"{name}: the model draws random numbers that belong to no sample site, so that its density is random: "
+            "draw them at a site, or before"
+        )
+    if error is not None and writes(error):
+        return replace(target, model=Bound(Writing(model.function), given))
+    return target
+
+
+def _problems(target: Target) -> str:
+    """How many problems a target poses, of how many latent numbers, and where they come from, in one line."""
+    num = target.num_problems
+    try:
+        with poutine.block():  # where a model is being run meanwhile, its handlers must not see this run's sites
+            size = f"{target.dim} latent number{'' if target.dim == 1 else 's'}"
+    except Exception as error:  # a target must be printable; `Target.latents` raises the whole of it
+        size = f"a model whose latents are not found ({type(error).__name__})"
+    return f"1 problem of {size}" if num == 1 else f"{num} problems of {size}: one for each row of its arguments"

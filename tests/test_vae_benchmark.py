@@ -203,7 +203,7 @@ def test_a_job_without_a_certified_point_is_a_row_of_nulls(ran: Path) -> None:
     portrait = vae.score(vae.Job("full", "test", train(module, x, x, Settings(num_epochs=1)), x, None, (2, 2), seed=0))
     assert isinstance(portrait, Portrait)
     nothing = np.zeros(2, dtype=bool)
-    card = replace(portrait.card, certified=nothing, reverse_kl=np.full(2, np.inf))
+    card = replace(portrait.card, trusted=nothing, reverse_kl=np.full(2, np.inf))
     arguments = vae.parser().parse_args([])
     record = vae.record(replace(portrait, card=card), arguments)
     assert record["num_certified"] == 0

@@ -36,7 +36,7 @@ class AmortizedScorecard:
     Attributes:
         log_evidence: log p(x), `(B,)`.
         log_evidence_error: bound on its error.
-        certified: whether the truth passed every check; average and measure by no other point.
+        trusted: whether the truth passed every check; average and measure by no other point.
         elbo: of the encoder's guide.
         elbo_error: of quadrature.
         best_elbo: of the family's best member.
@@ -61,7 +61,7 @@ class AmortizedScorecard:
 
     log_evidence: np.ndarray
     log_evidence_error: np.ndarray
-    certified: np.ndarray
+    trusted: np.ndarray
     elbo: np.ndarray
     elbo_error: np.ndarray
     best_elbo: np.ndarray
@@ -175,7 +175,7 @@ def amortized_gaps(
     return AmortizedScorecard(
         log_evidence=truth.log_evidence,
         log_evidence_error=truth.log_evidence_error,
-        certified=truth.certified,
+        trusted=truth.trusted,
         elbo=_numpy(reached.value),
         elbo_error=_numpy(reached.error),
         best_elbo=_numpy(best.elbo),

@@ -40,7 +40,10 @@ def plain(axes: Axes, *, label_size: float | None = None) -> None:
 
 def label(comparison: Comparison, problem: int) -> str:
     """What a figure calls a problem."""
-    return comparison.target.name if comparison.detailed else f"x = {comparison.labels[problem]:g}"
+    if comparison.labels and not comparison.detailed:
+        return f"x = {comparison.labels[problem]:g}"
+    several = len(comparison.truth.log_evidence) > 1
+    return f"{comparison.target.name}, problem {problem}" if several else comparison.target.name
 
 
 def densities(comparison: Comparison, problem: int) -> Figure:

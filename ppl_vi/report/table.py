@@ -221,11 +221,19 @@ def title(record: Record) -> str:
     if "x" in record:
         return f"x = {record['x']:g}    {text}"
     why = f": {record['grade_reason']}" if record["grade_reason"] else ""
-    return f"{record['model']}    {text}, by {record['method']}, {record['grade']}{why}"
+    return f"{record['model']}{_which(record)}    {text}, by {record['method']}, {record['grade']}{why}"
+
+
+def _which(record: Record) -> str:
+    """Which of its target's problems a record is of, and where they come from; "" where the target poses one."""
+    if "problem" not in record:
+        return ""
+    several = f"the target poses {record['num_problems']} problems, numbered from 0: one for each row of its arguments"
+    return f", problem {record['problem']} ({several})"
 
 
 def _problem_of(record: Record) -> Any:
-    return record["x"] if "x" in record else record["model"]
+    return record["x"] if "x" in record else (record["model"], record.get("problem"))
 
 
 def tables(records: Sequence[Record], width: int) -> Iterator[RenderableType]:
@@ -237,7 +245,7 @@ def tables(records: Sequence[Record], width: int) -> Iterator[RenderableType]:
 def _problem(rows: list[Record], width: int) -> Group:
     notes = Footnotes()
     guides = [GUIDE.cell(row, notes) for row in rows]
-    columns = COLUMNS if "x" in rows[0] else MODEL_COLUMNS
+    columns = MODEL_COLUMNS if "iwae_bound" in rows[0] else COLUMNS  # which only a detailed comparison has
     cells = [[column.cell(row, notes) for row in rows] for column in columns]
     parts: list[RenderableType] = [Text(title(rows[0]), style="bold"), Text("")]
     for chosen in packed(guides, columns, cells, width):

@@ -174,9 +174,7 @@ def gap_against_evidence(portraits: list[Portrait]) -> Figure:
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     for axes, portrait in zip(grid.flat, portraits, strict=False):
         card = portrait.card
-        axes.scatter(
-            card.log_evidence[card.certified], np.maximum(_shown(portrait, "total"), SMALLEST), s=6, color=BLUE
-        )
+        axes.scatter(card.log_evidence[card.trusted], np.maximum(_shown(portrait, "total"), SMALLEST), s=6, color=BLUE)
         axes.set_yscale("log")
         _titled(axes, f"{portrait.guide}, {portrait.split}", "log p(x) [nats]", "log p(x) - ELBO [nats]")
     for axes in grid.flat[len(portraits) :]:
@@ -186,7 +184,7 @@ def gap_against_evidence(portraits: list[Portrait]) -> Figure:
 
 def worst_points(portrait: Portrait) -> Figure:
     """The data points of the largest gap: the true posterior, the encoder's q (orange) and the family's best (blue)."""
-    total = np.where(portrait.card.certified, portrait.card.total, -np.inf)
+    total = np.where(portrait.card.trusted, portrait.card.total, -np.inf)
     worst = np.argsort(-total)[:NUM_WORST]
     figure = Figure(figsize=(10.5, 7.4), dpi=DPI, layout="constrained")
     for axes, index in zip(figure.subplots(2, 3).flat, worst, strict=False):
@@ -254,7 +252,7 @@ def training_curves(trained: dict[str, Trained]) -> Figure:
 
 def _shown(portrait: Portrait, name: str) -> np.ndarray:
     values: np.ndarray = getattr(portrait.card, name)
-    return values[portrait.card.certified]
+    return values[portrait.card.trusted]
 
 
 def _picture(axes: Axes, picture: np.ndarray) -> None:

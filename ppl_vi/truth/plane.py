@@ -101,7 +101,7 @@ class Evidence:
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Why each is not certified, "" where it is."""
+        """Why each is not to be trusted, "" where it is."""
         tests = (
             (self.excess <= self.rounding, "log p(x | z) exceeds its ceiling by {:.1e} nats, or is nan", self.excess),
             (self.outside <= OUTSIDE, "up to {:.1e} of p(x) may lie outside the box", self.outside),
@@ -120,7 +120,7 @@ class Evidence:
 
     @property
     def failed(self) -> np.ndarray:
-        """The problems that are not certified."""
+        """The problems that are not to be trusted."""
         return self.problems[np.array([bool(reason) for reason in self.reasons])]
 
     def updated(self, other: Evidence) -> Evidence:
@@ -134,7 +134,7 @@ class Evidence:
     def truth(self, target: Target) -> Truth:
         """As the truth of all the target's problems."""
         reasons = self.reasons
-        certified = np.array([not reason for reason in reasons])
+        trusted = np.array([not reason for reason in reasons])
         passed = [
             ("tree of cells against trapezoid lattice", self.difference, AGREEMENT),
             ("sub-lattices against their mean", self.spread, SPREAD),
@@ -144,10 +144,10 @@ class Evidence:
         if target.closed_form is not None:
             passed.append(("tree of cells against the closed form", self.closed_form, AGREEMENT))
         checks = tuple(
-            Check(name, float(value[certified].max()) if certified.any() else math.nan, tolerance)
+            Check(name, float(value[trusted].max()) if trusted.any() else math.nan, tolerance)
             for name, value, tolerance in passed
         )
-        why = () if certified.all() else reasons
+        why = () if trusted.all() else reasons
         grade: Grade = "uncertified" if why else "checked" if target.closed_form is None else "certified"
         return Truth(
             target,
@@ -162,7 +162,7 @@ class Evidence:
 
 
 def certify(target: Target, problems: Tensor, rule: Rule) -> Evidence:
-    """The evidence of some of the problems of a target, with all that certifies it."""
+    """The evidence of some of the problems of a target, with every check of it."""
     joint = Joint(target.rows(problems))
     cells, seen, log_outside = first_look(joint, rule)
     ascents = ascend(joint, separate_tops(cells, seen))

@@ -125,9 +125,10 @@ class Truth:
         log_evidence_error: bound on its error, nats, `(B,)`.
         checks: what certifies it.
         line: cdf, quantiles and moments, where the latent is one number; else None.
-        reasons: why a problem's log evidence is not certified, "" where it is, `(B,)`; () where all are.
+        reasons: why a problem's log evidence is not to be trusted, "" where it is, `(B,)`; () where all are.
         grade: "certified" by a closed form or a proved bound; "checked" by independent routes that agree, under
-            `assumptions`; "uncertified", with the reason in `reasons`. Of several problems, the lowest.
+            `assumptions`; "uncertified", with the reason in `reasons`. Of several problems, the lowest. `trusted` and
+            `certified` say the same of each problem.
         assumptions: what the checks take for granted.
         log_evidence_std_error: of a log evidence by Monte Carlo, `(B,)`, nats; 0 by quadrature.
         make_points: what `points` are computed by, when asked for.
@@ -174,9 +175,23 @@ class Truth:
         return Expectation(means[0], self.points[0].std_error(values[0]), error)
 
     @property
+    def trusted(self) -> np.ndarray:
+        """Which problems passed every check, be their grade "certified" or "checked", `(B,)`.
+
+        No other problem may be averaged or measured by. Where one problem makes the grade "uncertified", those without
+        a reason against them are trusted all the same.
+        """
+        if not self.reasons:
+            return np.full(len(self.log_evidence), self.grade != "uncertified")
+        return np.array([not reason for reason in self.reasons])
+
+    @property
     def certified(self) -> np.ndarray:
-        """Which problems passed every check, `(B,)`: no other may be averaged or measured by."""
-        return np.array([not reason for reason in self.reasons or [""] * len(self.log_evidence)])
+        """Which problems are trusted by a closed form or a proved bound, that is by the grade "certified", `(B,)`.
+
+        The grade is that of all problems together: where one of them fails, none counts as certified.
+        """
+        return self.trusted & (self.grade == "certified")
 
     def _line(self) -> Line:
         if self.line is None:

@@ -88,7 +88,7 @@ def test_gaps_of_a_linear_decoder_are_their_closed_forms(family: str, num_latent
     approximation = 0.0 if family == "full" else diagonal_gap
     assert diagonal_gap > 1e-3 or num_latents == 1
     assert card.converged.all()
-    assert card.certified.all()
+    assert card.trusted.all()
     np.testing.assert_allclose(card.total, total, rtol=0, atol=1e-9)
     np.testing.assert_allclose(card.approximation, approximation, rtol=0, atol=1e-9)
     np.testing.assert_allclose(card.amortization, total - approximation, rtol=0, atol=2e-9)

@@ -254,7 +254,7 @@ def test_a_jump_is_refused_with_the_reason():
     truth = truth_of(cliff)
     assert truth.grade == "uncertified"
     assert "points are needed" in truth.reasons[0] or "jump" in truth.reasons[0]
-    assert not truth.certified.any()
+    assert not truth.trusted.any()
 
 
 @pytest.mark.slow

@@ -81,7 +81,7 @@ def test_linear_decoder_against_the_closed_form(dim, sigma):
     difference = np.abs(truth.log_evidence - exact)
     # the log joint itself is rounded: it is -5e4 where no z explains x
     assert np.all(difference <= 1e-9 + 1e-14 * np.abs(exact)), difference
-    assert truth.certified.all()
+    assert truth.trusted.all()
     assert np.all(difference <= truth.log_evidence_error)
     assert np.all(truth.log_evidence_error <= 1e-6)
     assert [check.error <= check.tolerance for check in truth.checks] == [True] * 4
@@ -118,7 +118,7 @@ def test_two_unequal_modes_against_dblquad():
         ]
         assert min(parts) > 1e-8 * max(parts)
         assert found == pytest.approx(math.log(sum(parts)), abs=1e-7)
-    assert truth.certified.all()
+    assert truth.trusted.all()
 
 
 def test_separate_modes_of_a_sharp_likelihood():
@@ -138,7 +138,7 @@ def test_separate_modes_of_a_sharp_likelihood():
         total.append(torch.stack(parts) + 2 * math.log(0.1 / 600))
     exact = torch.stack(total).logsumexp(0).numpy()
     np.testing.assert_allclose(truth.log_evidence, exact, rtol=0, atol=1e-8)
-    assert truth.certified.all()
+    assert truth.trusted.all()
 
 
 def test_random_tanh_decoder_against_a_fine_sum():
@@ -161,7 +161,7 @@ def test_random_tanh_decoder_against_a_fine_sum():
     exact = fine_sum(target, 9.0, 1201)
     np.testing.assert_allclose(fine_sum(target, 9.5, 901), exact, rtol=0, atol=1e-8)  # the reference stands still
     np.testing.assert_allclose(truth.log_evidence, exact, rtol=0, atol=1e-8)
-    assert truth.certified.all()
+    assert truth.trusted.all()
     assert np.all(truth.log_evidence_error <= 1e-6)
 
 
@@ -196,7 +196,7 @@ def step(z):
 def test_a_jump_is_not_certified_and_leaves_the_others_alone():
     x = torch.tensor([[0.8, 0.0], [0.2, 18.0]], dtype=REAL)
     truth = ground_truth(gaussian_target(step, x, 0.3, 2))
-    assert truth.certified.tolist() == [False, True]
+    assert truth.trusted.tolist() == [False, True]
     assert truth.reasons[0]
     assert "\n" not in truth.reasons[0]
     assert truth.reasons[1] == ""
@@ -210,7 +210,7 @@ def test_too_fast_an_oscillation_is_not_certified():
         return torch.sin(3000 * z)
 
     truth = ground_truth(gaussian_target(decode, torch.tensor([[0.4, 0.1]], dtype=REAL), 0.3, 2))
-    assert not truth.certified.any()
+    assert not truth.trusted.any()
     assert all(truth.reasons)
     assert all(math.isnan(check.error) for check in truth.checks)  # no certified problem, nothing to boast of
 
@@ -222,7 +222,7 @@ def test_a_fast_oscillation_of_one_number_is_resolved():
         return stats.norm.pdf(z) * stats.norm.pdf(0.4, np.sin(40 * z), 0.3)
 
     z = np.linspace(-9, 9, 200001)
-    assert truth.certified.all()
+    assert truth.trusted.all()
     assert truth.log_evidence[0] == pytest.approx(math.log(integrate.trapezoid(density(z), z)), abs=1e-8)
 
 
@@ -246,7 +246,7 @@ def linear(z):
 def test_what_contradicts_itself_is_refused(lie, reason):
     x = torch.tensor([[0.3, 0.1, 0.4], [1.0, 2.0, 0.7]], dtype=REAL)
     truth = decoded_truth(gaussian_target(linear, x, 0.2, 2, **lie))
-    assert not truth.certified.any()
+    assert not truth.trusted.any()
     assert all(reason in given for given in truth.reasons), truth.reasons
 
 
