@@ -31,7 +31,7 @@ HEADINGS = ("likelihood", "bound", "mean", "± error", "lowest", "highest", "in 
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One bound at `N` certified data points.
+    """One bound at `N` data points whose truth is trusted.
 
     Attributes:
         likelihood: of the VAE.

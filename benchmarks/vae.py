@@ -328,7 +328,7 @@ def bounds(job: Job, problems: Target, local: torch.Tensor) -> Bounded:
 
 
 def record(portrait: Portrait, arguments: argparse.Namespace) -> dict[str, Any]:
-    """One (guide, split), nats a data point; only certified points are averaged."""
+    """One (guide, split), nats a data point; only points whose truth is trusted are averaged."""
     card = portrait.card
     known = card.trusted
     figures = {name: _summary(getattr(card, name)[known]) for name in FIGURES}
@@ -358,7 +358,7 @@ def record(portrait: Portrait, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def bounds_record(bounded: Bounded, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The same of bounds; only points that have them all, and a certified log p(x) where there is one, are averaged."""
+    """The same of bounds; only points that have them all, and a trusted truth where there is one, are averaged."""
     import numpy as np
 
     from ppl_vi.truth import Annealing
@@ -377,7 +377,7 @@ def bounds_record(bounded: Bounded, arguments: argparse.Namespace) -> dict[str, 
         **dict.fromkeys(FIGURES),
         "reason": _reason(bounded),
         **figures,
-        **_certified(bounded, kept),
+        **_beside_truth(bounded, kept),
         "sandwich_width": _summary(sandwiched),
         "num_chains": Annealing().num_chains,
         "num_temperatures": job.num_temperatures,
@@ -415,8 +415,8 @@ def _reason(bounded: Bounded) -> str:
     )
 
 
-def _certified(bounded: Bounded, kept: np.ndarray) -> dict[str, Any]:
-    """log p(x) and the whole gap where the truth is certified, though the ELBO has a sampling error."""
+def _beside_truth(bounded: Bounded, kept: np.ndarray) -> dict[str, Any]:
+    """log p(x) and the whole gap where the truth is trusted, though the ELBO has a sampling error."""
     if bounded.truth is None:
         return {}
     evidence, card = bounded.truth.log_evidence[kept], bounded.card

@@ -276,6 +276,16 @@ def test_guides_are_a_dict_or_a_list(guides, error, message):
         labelled(guides)
 
 
+def test_a_target_of_several_problems_is_refused_with_the_mend():
+    def model(y):
+        pyro.sample("y", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0).expand(y.shape), obs=y)
+
+    several = ppl_vi.Target(model, (DATA,), name="several")
+    message = r"'several' poses 5, one for each row of its arguments: .* Target\.of\(model, args\), or .* Target\.rows"
+    with pytest.raises(ValueError, match=message):
+        ppl_vi.compare(several, ["AutoNormal"], **TINY)
+
+
 MODULE = """
 import torch, pyro, pyro.distributions as dist
 data = torch.tensor([1.0, 2.5])

@@ -1,5 +1,6 @@
 """The target: sites found by tracing, both ways between the spaces, the log joint against SciPy, the mode."""
 
+import inspect
 import math
 from collections.abc import Callable
 
@@ -140,6 +141,66 @@ def test_a_model_that_svi_cannot_fit_is_refused(model: Callable[..., None], mess
 def test_args_share_a_leading_axis(args: tuple[Tensor, ...]) -> None:
     with pytest.raises(ValueError, match=r"share a leading axis.*got shapes \["):
         Target(toy_model, args)
+
+
+def in_one_plate(y: Tensor) -> None:
+    """One number behind all the data, a scalar or a vector."""
+    mean = pyro.sample("mean", dist.Normal(0.3, 2.0))
+    pyro.sample("y", dist.Normal(mean, 0.7).expand(y.shape).to_event(y.dim()), obs=y)
+
+
+Y = torch.tensor([0.5, -1.5, 3.0])
+
+
+def test_a_batch_poses_a_problem_a_row_and_of_poses_one_of_all_the_data() -> None:
+    """log p(y) of each point alone and of all together, from the marginal Normal(0.3, 4 + 0.49), covariance 4."""
+    batch, one = Target.batch(in_one_plate, (Y,), name="batch"), Target.of(in_one_plate, (Y,))
+    alone = scipy.stats.norm.logpdf(Y, 0.3, math.sqrt(4.49))
+    together = scipy.stats.multivariate_normal(np.full(3, 0.3), 4 + 0.49 * np.eye(3)).logpdf(Y)
+    assert (batch.num_problems, one.num_problems) == (3, 1)
+    np.testing.assert_allclose(quadrature_truth(batch).log_evidence, alone, atol=1e-12)
+    np.testing.assert_allclose(quadrature_truth(one).log_evidence, [together], atol=1e-12)
+    assert abs(alone.sum() - together) > 0.1
+
+
+def test_a_batch_is_what_the_constructor_makes() -> None:
+    given = Target(in_one_plate, (Y,), torch.zeros_like, "three", torch.float32)
+    batch = Target.batch(in_one_plate, (Y,), torch.zeros_like, "three", torch.float32)
+    named = Target.batch(
+        model=in_one_plate, args=(Y,), closed_form=torch.zeros_like, name="three", dtype=torch.float32, decoded=None,
+        conditional=None,
+    )  # fmt: skip
+    for made in (batch, named):
+        assert {**vars(made), "args": None} == {**vars(given), "args": None}
+        assert torch.equal(made.args[0], given.args[0])
+    constructor, posed = (list(inspect.signature(make).parameters.values()) for make in (Target, Target.batch))
+    assert constructor == posed
+
+
+@pytest.mark.parametrize(
+    ("target", "text"),
+    [
+        (
+            Target(in_one_plate, (Y,), name="three"),
+            "Target 'three': 3 problems of 1 latent number: one for each row of its arguments",
+        ),
+        (
+            Target.batch(two_sites, (DATA,)),
+            "Target 'target': 2 problems of 6 latent numbers: one for each row of its arguments",
+        ),
+        (Target.of(in_one_plate, (Y,)), "Target 'in_one_plate': 1 problem of 1 latent number"),
+        (
+            Target(nothing_to_infer, (Y,), name="nothing"),
+            "Target 'nothing': 3 problems of a model whose latents are not found (ValueError): "
+            "one for each row of its arguments",
+        ),
+    ],
+    ids=["three", "two sites", "one", "no latents"],
+)
+def test_a_target_says_how_many_problems_it_poses(target: Target, text: str) -> None:
+    with pyro.poutine.trace() as seen:
+        assert repr(target) == text
+    assert not seen.trace.nodes.keys() - {"_INPUT", "_RETURN"}  # a model that is being run meanwhile sees nothing of it
 
 
 def test_floats_are_cast_and_integers_kept() -> None:

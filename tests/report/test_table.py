@@ -6,10 +6,13 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
+from scipy import special
 
-from ppl_vi.comparison import SCORES
-from ppl_vi.report import table
+from models import exponential_normal
+from ppl_vi.comparison import SCORES, Comparison, Settings, compare_each
+from ppl_vi.report import plots, table
 from ppl_vi.report.numbers import short, three_digits
+from ppl_vi.truth import ground_truth
 
 
 def record(guide: str, reverse_kl: Any, **more: Any) -> dict[str, Any]:
@@ -96,3 +99,40 @@ def test_a_bound_is_shown_with_one_sign(text, sign, expected):
 def test_an_error_without_bound_is_shown_as_such() -> None:
     assert short(math.inf, 1) == "inf"
     assert three_digits(-2.5, math.inf) == "?"
+
+
+def unlabelled(guide: str, reverse_kl: float, **more: Any) -> dict[str, Any]:
+    """A record that goes by the target's name."""
+    graded = {"model": "toy", "method": "quadrature", "grade": "certified", "grade_reason": ""}
+    made = record(guide, reverse_kl, **graded, **more)
+    del made["x"]
+    return made
+
+
+def test_several_problems_without_labels_say_where_they_come_from() -> None:
+    rows = [unlabelled("mine", 0.5, problem=0, num_problems=12), unlabelled("mine", 0.25, problem=1, num_problems=12)]
+    text = " ".join(table.as_text(rows, width=300).split())
+    for problem, divergence in enumerate(("0.500", "0.250")):
+        said = (
+            f"toy, problem {problem} (the target poses 12 problems, numbered from 0: one for each row of its arguments)"
+        )
+        _, own = text.split(said)
+        assert divergence in own.split("toy, problem")[0]
+    (alone,) = (table.title(row) for row in [unlabelled("mine", 0.5)])
+    assert alone.startswith("toy    log p(x)")
+
+
+@pytest.mark.parametrize("detailed", [False, True])
+def test_a_comparison_without_labels_numbers_its_problems(detailed: bool) -> None:
+    """log p(x) = 1/2 - x + log Phi(x - 1) of each problem stands beside its own number."""
+    target = exponential_normal.target([1.5, -3.0])
+    settings = Settings(num_steps=20, num_particles=8, num_replicas=2, num_draws=500)
+    start = Comparison(target, ground_truth(target), settings, (), detailed=detailed)
+    *_, found = compare_each(start, ["lognormal"], num_workers=1)
+    text = table.as_text(found.records(), width=300)
+    for problem, x in enumerate([1.5, -3.0]):
+        exact = 0.5 - x + special.log_ndtr(x - 1)
+        title = f"exponential_normal, problem {problem} (the target poses 2 problems, numbered from 0: one for each row"
+        (line,) = [line for line in text.splitlines() if line.startswith(title)]
+        assert f"log p(x) = {exact:.6f}" in line
+        assert plots.label(found, problem) == f"exponential_normal, problem {problem}"

@@ -197,6 +197,7 @@ def test_a_jump_is_not_certified_and_leaves_the_others_alone():
     x = torch.tensor([[0.8, 0.0], [0.2, 18.0]], dtype=REAL)
     truth = ground_truth(gaussian_target(step, x, 0.3, 2))
     assert truth.trusted.tolist() == [False, True]
+    assert not truth.certified.any()  # there is no closed form
     assert truth.reasons[0]
     assert "\n" not in truth.reasons[0]
     assert truth.reasons[1] == ""

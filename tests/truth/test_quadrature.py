@@ -1,5 +1,7 @@
 """The truth by quadrature, against closed forms in 60 digits and against SciPy's, and its refusals."""
 
+from dataclasses import replace
+
 import mpmath as mp
 import numpy as np
 import pyro
@@ -274,6 +276,18 @@ def test_grades(toy):
     assert "narrow" in toy.assumptions[0]
     certified = ground_truth(exponential_normal.target([1.5]))
     assert (certified.grade, certified.assumptions) == ("certified", ())
+
+
+def test_a_closed_form_certifies_what_agreeing_routes_only_check(toy):
+    """One word a grade: both are trusted, one is certified; a problem that fails is neither."""
+    in_closed_form = ground_truth(exponential_normal.target([1.5, -3.0]))
+    assert (in_closed_form.trusted.tolist(), in_closed_form.certified.tolist()) == ([True] * 2, [True] * 2)
+    num_problems = len(toy.log_evidence)
+    assert (toy.trusted.tolist(), toy.certified.tolist()) == ([True] * num_problems, [False] * num_problems)
+    failed = replace(in_closed_form, grade="uncertified", reasons=("a jump", ""))
+    assert (failed.trusted.tolist(), failed.certified.tolist()) == ([False, True], [False, False])
+    unexplained = replace(in_closed_form, grade="uncertified")
+    assert not (unexplained.trusted | unexplained.certified).any()
 
 
 def test_the_stated_error_knows_of_the_densitys_own_rounding():
