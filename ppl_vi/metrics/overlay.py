@@ -233,9 +233,9 @@ class Overlay:
         num = self.shape[0] * self.shape[1]
         if piece.kind != "inside":
             return np.broadcast_to(np.linspace(-60.0, 60.0, 121), (num, 121))
-        ends, (center, width) = self._ends, self._where
-        spreading = [geometric_edges(center[k], width[k], ends) for k in range(2)]
-        levels = np.clip(self._levels, *ends)
+        centers, widths = self._where
+        spreading = [geometric_edges(*one, self._ends) for one in zip(centers, widths, strict=True)]
+        levels = np.clip(self._levels, *self._ends)
         return np.sort(np.concatenate([*spreading, levels], 1), 1)
 
     @cached_property

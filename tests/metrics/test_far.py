@@ -31,7 +31,9 @@ def gaussian_kl(mean, sd, other_mean, other_sd):
 
 
 @pytest.mark.parametrize("num_steps", [1, 1000])
-@pytest.mark.parametrize(("x", "scale"), [(100.0, 1.0), (1e3, 1.0), (-1e3, 1.0), (1e5, 1.0), (3e6, 1e6), (-1e-3, 1e-6)])
+@pytest.mark.parametrize(
+    ("x", "scale"), [(100.0, 1.0), (1e3, 1.0), (-1e3, 1.0), (-1e5, 1.0), (3e6, 1e6), (-1e-3, 1e-6)]
+)
 def test_scores_are_the_closed_forms_wherever_the_posterior_lies(x, scale, num_steps):
     """A Gaussian guide over a Gaussian posterior, near it and, after a single step, away from it."""
     found, scores = scored(x, scale, num_steps)
@@ -41,7 +43,8 @@ def test_scores_are_the_closed_forms_wherever_the_posterior_lies(x, scale, num_s
     evidence = -((x / scale) ** 2) / 4 - math.log(4 * math.pi) / 2 - math.log(scale)
     exact = {
         "elbo": evidence - reverse, "elbo_gap": reverse, "reverse_kl": reverse, "forward_kl": forward,
-        "family_gap": 0.0, "optimization_gap": reverse, "mean_error": (loc - mean) / posterior_sd, "sd_ratio": sd / posterior_sd,
+        "family_gap": 0.0, "optimization_gap": reverse, "mean_error": (loc - mean) / posterior_sd,
+        "sd_ratio": sd / posterior_sd,
     }  # fmt: skip
     size = max(1.0, abs(evidence))
     for name, value in exact.items():
