@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vi.guides import MULTIMODAL, Family, RefusedFamilyError, find_family
-from ppl_vi.guides.given import family_of, has_network
+from ppl_vi.guides import Family, RefusedFamilyError, find_family
+from ppl_vi.guides.given import family_of
 from ppl_vi.inspection import LatentSite, ends
 from ppl_vi.metrics.cloud import cloud, drawn, rules, sobol_rules
 from ppl_vi.metrics.divergence import reverse_kl_of_many
@@ -24,7 +24,7 @@ from ppl_vi.metrics.scorecard import Scorecard, score
 from ppl_vi.metrics.weighted import Line, Sample, guide_samples, number_names, pooled, posterior_of
 from ppl_vi.svi.fit import UnsuitableObjectiveError, check_objective, fit
 from ppl_vi.svi.objectives import find_objective
-from ppl_vi.svi.result import Fit, versions
+from ppl_vi.svi.result import versions
 from ppl_vi.target import Target
 from ppl_vi.truth import Truth
 from ppl_vi.workers import shared
@@ -293,16 +293,10 @@ def _scored(comparison: Comparison, guide: str, with_curves: bool) -> Entry:
     lacking = fitted.program.unsupported_density()
     if lacking:
         return _without_scores(comparison, guide, "skipped", lacking)
-    card = score(fitted, comparison.truth, num_draws=settings.num_draws, upper_bound=many_optima(fitted))
+    card = score(fitted, comparison.truth, num_draws=settings.num_draws)
     records = tuple(record(comparison, guide, card, b) for b in range(comparison.target.num_problems))
     curves = curves_of(card, comparison) if with_curves else None
     return Entry(guide, records, curves, card if comparison.detailed else None)
-
-
-def many_optima(fitted: Fit) -> bool:
-    """Whether the family is known to have many local optima: its best member is then only the best of those found."""
-    name = fitted.family_name.rpartition(":")[2]
-    return name in MULTIMODAL or (fitted.target.dim > 1 and has_network(fitted.program.guide))
 
 
 def _family(comparison: Comparison, guide: str) -> Family | str:
@@ -471,7 +465,7 @@ def _marginals(card: Scorecard, problem: int) -> list[dict[str, Any]]:
 
 
 def _score(name: str, estimate: Estimate, problem: int, reasons: dict[str, str]) -> dict[str, Any]:
-    """A metric's keys of a record; adds to `reasons` why a value is infinite."""
+    """A metric's keys of a record; adds to `reasons` why a value is infinite or missing."""
     value = estimate.value[problem]
     if estimate.reason and not np.isfinite(value).all():
         reasons[name] = estimate.reason

@@ -45,11 +45,10 @@ def scores_by_noise(
     seen = _seen(fit, theta)
     per_rule = _elbo(seen)
     replicas = fit.num_replicas
-    evidence = torch.from_numpy(truth.log_evidence).to(per_rule)[:, None, None]
     own = per_rule[:, :replicas]
-    divergence = _with_evidence(truth, estimate(evidence - own, "nats", LEAK))
+    elbo, divergence = _bound(truth, own)
     scores = {
-        "elbo": _infinite(fit, estimate(own, "nats", LEAK), -np.inf),
+        "elbo": _infinite(fit, elbo, -np.inf),
         "reverse_kl": _infinite(fit, divergence, np.inf),
         "leaked_mass": estimate(seen.rules.mean(1.0 - seen.inside[:, :replicas].to(per_rule)), "1"),
     }
@@ -65,16 +64,35 @@ def scores_by_noise(
     if found is not None:
         best, gap = _best(truth, found, theta, per_rule, replicas, upper_bound)
         scores["family_gap"], scores["optimization_gap"] = best.divergence, gap
-    over = None
-    if truth.points:
-        marginal = drawn(fit, fit.theta, sobol_rules(fit.program.latent_draws, MARGINAL_POINTS, fit.seed + 30))
-        over = marginals(truth, marginal)
-        scores |= {name: over.worst(name) for name in ("mean_error", "sd_ratio", "wasserstein", "coverage_90")}
-        if not fit.support_mismatch:
-            scores["relative_covariance_error"] = relative_covariance_error(truth, marginal)
-        if not fit.program.unsupported_density():
-            scores["forward_kl"] = forward_kl(fit, truth)
-    return scores, best, over
+    over, more = _over_points(fit, truth)
+    return scores | more, best, over
+
+
+def _over_points(fit: Fit, truth: Truth) -> tuple[Marginals | None, dict[str, Estimate]]:
+    """The scores over the truth's points, if it has any: those of each number, and those of all together."""
+    if not truth.points:
+        return None, {}
+    marginal = drawn(fit, fit.theta, sobol_rules(fit.program.latent_draws, MARGINAL_POINTS, fit.seed + 30))
+    over = marginals(truth, marginal)
+    over = replace(over, scores={name: tuple(_doubted(truth, e) for e in each) for name, each in over.scores.items()})
+    scores = {name: over.worst(name) for name in ("mean_error", "sd_ratio", "wasserstein", "coverage_90")}
+    if not fit.support_mismatch:
+        scores["relative_covariance_error"] = _doubted(truth, relative_covariance_error(truth, marginal))
+    if not fit.program.unsupported_density():
+        scores["forward_kl"] = forward_kl(fit, truth)
+    return over, scores
+
+
+def _bound(truth: Truth, per_rule: Tensor) -> tuple[Estimate, Estimate]:
+    """The ELBO, and by how much log p(x) exceeds it, from ELBOs by each rule, `(B, R, S)`.
+
+    Its terms are rounded as it is: far from the prior, where it is -2.5e15, that leaves no digit after the point.
+    """
+    evidence = torch.from_numpy(truth.log_evidence).to(per_rule)[:, None, None]
+    elbo = estimate(per_rule, "nats", LEAK)
+    rounding = ROUNDING * np.where(np.isfinite(elbo.value), np.abs(elbo.value), 0.0)
+    divergence = replace(estimate(evidence - per_rule, "nats", LEAK), error=rounding)
+    return replace(elbo, error=rounding), _with_evidence(truth, divergence)
 
 
 def _elbo(seen: Cloud) -> Tensor:
@@ -101,6 +119,12 @@ def _with_evidence(truth: Truth, divergence: Estimate) -> Estimate:
         std_error=np.hypot(divergence.std_error, spread),
         error=divergence.error + truth.log_evidence_error[:, None],
     )
+
+
+def _doubted(truth: Truth, over_points: Estimate) -> Estimate:
+    """A score over the truth's points, whose error has no bound where that of the log evidence has none."""
+    unknown = np.where(np.isinf(truth.log_evidence_error), np.inf, 0.0)[:, None]
+    return replace(over_points, error=over_points.error + unknown)
 
 
 def _infinite(fit: Fit, score: Estimate, value: float) -> Estimate:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+
+TOO_MUCH = 1.0  # of any unit: a nat is a factor of e, and a distance or a share reaches from 0 to 1
 
 
 @dataclass(frozen=True)
@@ -24,3 +26,17 @@ class Estimate:
     error: np.ndarray
     unit: str
     reason: str = ""
+
+    def without_swamped(self) -> Estimate:
+        """The same, nan and with the reason where the numerical error reaches both the value and `TOO_MUCH`.
+
+        Such a value says nothing, not even its sign. One below a smaller error stays: that tells that it is small.
+        """
+        swamped = np.isfinite(self.value) & (self.error >= np.maximum(np.abs(self.value), TOO_MUCH))
+        if not swamped.any():
+            return self
+        worst = float(np.broadcast_to(self.error, self.value.shape)[swamped].max())
+        size = f"of up to {worst:.2g} {self.unit}" if np.isfinite(worst) else "which has no bound"
+        why = f"the value is lost in its numerical error, {size}"
+        reason = f"{self.reason}; {why}" if self.reason else why
+        return replace(self, value=np.where(swamped, np.nan, self.value), reason=reason)

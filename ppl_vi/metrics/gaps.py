@@ -12,7 +12,7 @@ from torch.func import vmap
 from ppl_vi.metrics.divergence import reverse_kl
 from ppl_vi.metrics.estimate import Estimate
 from ppl_vi.metrics.nearest import nearest_members
-from ppl_vi.metrics.overlay import NODES, WEIGHTS, geometric_edges, overlay
+from ppl_vi.metrics.overlay import NODES, WEIGHTS, far_ends, geometric_edges, overlay
 from ppl_vi.newton import minimize
 from ppl_vi.state import isolated
 from ppl_vi.svi.result import Fit
@@ -133,7 +133,7 @@ def _nodes(truth: Truth) -> tuple[Tensor, Tensor]:
     laplace = truth.target.laplace
     mode, width = laplace.loc[:, 0].cpu().numpy(), laplace.scale[:, 0].cpu().numpy()
     unit = np.maximum(width, 1.0)[:, None]
-    edges = geometric_edges(mode, width)
+    edges = geometric_edges(mode, width, far_ends(truth.target, mode[None], width[None]))
     # further out nothing has mass, and second derivatives overflow
     edges = np.clip(edges, mode[:, None] + REACH[0] * unit, mode[:, None] + REACH[1] * unit)
     middle, half = (edges[:, 1:] + edges[:, :-1]) / 2, (edges[:, 1:] - edges[:, :-1]) / 2

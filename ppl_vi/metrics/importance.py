@@ -14,6 +14,7 @@ from ppl_vi.target import Latents
 
 FEW = 1000  # draws for a second k-hat, which falls with their number
 IWAE_SAMPLES = 64  # K
+NO_TAIL = "the largest weights are all alike or mostly zero, so that they have no tail"
 NOWHERE = "no draw fell where the posterior has mass"
 
 
@@ -124,14 +125,18 @@ def khat(w: Weights) -> Estimate:
     flat = w.log.reshape(-1, w.num_draws)
     # ArviZ's function takes the log likelihood of leave-one-out, so it negates what it is given
     value = np.array([_khat(row) for row in flat]).reshape(w.log.shape[:-1])
-    return Estimate(value, np.full_like(value, np.nan), np.zeros_like(value), "1")
+    reason = NO_TAIL if np.isnan(value).any() else ""
+    return Estimate(value, np.full_like(value, np.nan), np.zeros_like(value), "1", reason)
 
 
 def _khat(log_weights: np.ndarray) -> float:
     from arviz_stats.base import array_stats  # takes two seconds, with xarray and pandas
 
-    with np.errstate(divide="ignore", invalid="ignore"):  # of weights all alike or mostly zero: nan says so
-        return float(array_stats.psislw(-log_weights)[1])
+    with np.errstate(divide="ignore", invalid="ignore"):  # of weights mostly zero: nan says so
+        try:
+            return float(array_stats.psislw(-log_weights)[1])
+        except ValueError:  # the largest weights are the same to the last bit
+            return float("nan")
 
 
 def effective_sample_size(w: Weights) -> Estimate:

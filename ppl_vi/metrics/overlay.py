@@ -13,12 +13,15 @@ from torch import Tensor
 from ppl_vi.inspection import ends
 from ppl_vi.metrics import blocks
 from ppl_vi.svi.result import Fit
+from ppl_vi.target import Target
 from ppl_vi.truth import Truth
 
 NUM_NODES = 16  # of the Gauss-Legendre rule in each panel
 NUM_DRAWS = 2048  # of the guide, to see where it lies
 GROWTH = 1.5  # of panels, outwards from the mode
 ENDS = (-690.0, 300.0)  # exp of these, and the square of that, are still finite numbers
+FARTHEST = float(np.exp(ENDS[1]))  # on the real line, whose numbers are their own coordinate
+REACH = 1e3  # widths on either side of the mode and of the guide that panels cover there at least
 TOLERANCE = 1e-11  # of each panel's integrals, absolute
 RELATIVE = 1e-14  # and relative
 MAX_LEVELS = 14
@@ -211,10 +214,10 @@ class Overlay:
         """
         target = self.truth.target
         num = self.shape[0] * self.shape[1]
-        mode = np.repeat(self.truth.target.laplace.loc[:, 0].cpu().numpy(), self.shape[1])[:, None]
+        mode = self._where[0][0][:, None]
         inside = next(piece for piece in self.pieces if piece.kind == "inside")
         found = []
-        for end in ENDS:
+        for end in self._ends:
             u = mode + (end - mode) * np.linspace(0.0, 1.0, NUM_TAIL)
             z, slope, log_p, log_q, _ = self._at(inside, np.arange(num), u)
             values = torch.from_numpy(z).to(target.device).reshape((*z.shape, *target.latents[0].shape))
@@ -230,14 +233,28 @@ class Overlay:
         num = self.shape[0] * self.shape[1]
         if piece.kind != "inside":
             return np.broadcast_to(np.linspace(-60.0, 60.0, 121), (num, 121))
-        line = self.truth.target.laplace
-        mode = np.repeat(line.loc[:, 0].cpu().numpy(), self.shape[1])
-        width = np.repeat(line.scale[:, 0].cpu().numpy(), self.shape[1])
-        draws = self._draws()
-        levels = np.nanquantile(draws, np.linspace(0, 1, 33), axis=1).T
-        middle, spread = levels[:, 16], (levels[:, 24] - levels[:, 8]) / 1.35
-        spread = np.where(spread > 0, spread, width)
-        return np.sort(np.concatenate([geometric_edges(mode, width), geometric_edges(middle, spread), levels], 1), 1)
+        centers, widths = self._where
+        spreading = [geometric_edges(*one, self._ends) for one in zip(centers, widths, strict=True)]
+        levels = np.clip(self._levels, *self._ends)
+        return np.sort(np.concatenate([*spreading, levels], 1), 1)
+
+    @cached_property
+    def _levels(self) -> np.ndarray:
+        """Quantiles of the guide in unconstrained space, `(F, 33)`."""
+        return np.nanquantile(self._draws(), np.linspace(0, 1, 33), axis=1).T
+
+    @cached_property
+    def _where(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where the posterior, and the guide, lie in unconstrained space, and how wide they are, `(2, F)` each."""
+        line, levels = self.truth.target.laplace, self._levels
+        mode, width = (np.repeat(part[:, 0].cpu().numpy(), self.shape[1]) for part in (line.loc, line.scale))
+        spread = (levels[:, 24] - levels[:, 8]) / 1.35
+        return np.stack([mode, levels[:, 16]]), np.stack([width, np.where(spread > 0, spread, width)])
+
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        """Between what panels lie, `(2, F, 1)`."""
+        return far_ends(self.truth.target, *self._where)
 
     def _draws(self) -> np.ndarray:
         """Where the guide lies, in unconstrained space, `(F, N)`; draws outside the support are nan."""
@@ -245,7 +262,7 @@ class Overlay:
         z = self.fit.draw_at(self.theta, NUM_DRAWS, seed=0)[site.name].flatten(0, 1).reshape(-1, NUM_DRAWS)
         inside = site.support.check(z.reshape((*z.shape, *site.shape))).reshape(z.shape)
         u = self.truth.target.unconstrain({site.name: z.reshape((*z.shape, *site.shape))})[..., 0]
-        values = torch.where(inside, u, torch.nan).clamp(*ENDS).cpu().numpy()
+        values = torch.where(inside, u, torch.nan).clamp(*_limits(self.truth.target)).cpu().numpy()
         return np.where(np.isnan(values).all(1, keepdims=True), 0.0, values)
 
     # ---- the densities
@@ -345,12 +362,31 @@ def _halved(pair: np.ndarray, left: np.ndarray, right: np.ndarray) -> tuple[np.n
     return np.repeat(pair, 2), np.stack([left, middle], 1).ravel(), np.stack([middle, right], 1).ravel()
 
 
-def geometric_edges(center: np.ndarray, width: np.ndarray) -> np.ndarray:
-    """Edges that spread outwards from a centre to `ENDS`, `(F, E)`."""
-    count = int(np.ceil(np.log((ENDS[1] - ENDS[0]) / width.min()) / np.log(GROWTH))) + 2
+def _limits(target: Target) -> tuple[float, float]:
+    """Between which unconstrained numbers a latent, and the square of it, are finite."""
+    found = ends(target.latents[0].support)
+    real = found is not None and all(bool(end.isinf().all()) for end in found)
+    return (-FARTHEST, FARTHEST) if real else ENDS
+
+
+def far_ends(target: Target, center: np.ndarray, width: np.ndarray) -> np.ndarray:
+    """The lower and the upper ends of the panels around several centres of those widths, `(K, F)` each: `(2, F, 1)`.
+
+    On the real line they lie `REACH` widths beyond the outermost centre, if that is farther out than `ENDS`. Any other
+    support is reached by an exponential of the unconstrained number, which ends at `ENDS`.
+    """
+    low = np.minimum(ENDS[0], (center - REACH * width).min(0))
+    high = np.maximum(ENDS[1], (center + REACH * width).max(0))
+    return np.clip(np.stack([low, high]), *_limits(target))[..., None]
+
+
+def geometric_edges(center: np.ndarray, width: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Edges that spread outwards from centres of those widths, `(F,)`, to both `ends`, `(2, F, 1)`: `(F, E)`."""
+    low, high = ends
+    count = int(np.ceil(np.log(((high - low)[:, 0] / width).max()) / np.log(GROWTH))) + 2
     steps = 0.5 * GROWTH ** np.arange(count)
     offsets = np.concatenate([-steps[::-1], [0.0], steps])
-    return np.clip(center[:, None] + width[:, None] * offsets, *ENDS)
+    return np.clip(center[:, None] + width[:, None] * offsets, low, high)
 
 
 def overlay(fit: Fit, truth: Truth, theta: Tensor | None = None) -> Overlay:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ppl_vi.guides import MULTIMODAL
+from ppl_vi.guides.given import has_network
 from ppl_vi.metrics import divergence, importance, moments
 from ppl_vi.metrics.by_noise import scores_by_noise
 from ppl_vi.metrics.estimate import Estimate
@@ -39,7 +41,8 @@ class Scorecard:
     Attributes:
         fit: the fits.
         truth: what they are measured by.
-        scores: every metric by name, `(B, R)` each; a missing one is null with its reason.
+        scores: every metric by name, `(B, R)` each; one that is missing, or lost in its own error, is nan with its
+            reason.
         best: the family's best member, None where its divergence is infinite for every member or it can't be found.
         marginals: of each latent number, where the truth has points and there are several numbers.
     """
@@ -51,7 +54,7 @@ class Scorecard:
     marginals: Marginals | None = None
 
 
-def score(fit: Fit, truth: Truth, *, num_draws: int = 10_000, upper_bound: bool = False) -> Scorecard:
+def score(fit: Fit, truth: Truth, *, num_draws: int = 10_000, upper_bound: bool | None = None) -> Scorecard:
     """Measures every replica of a fit against the truth.
 
     With one latent number, exact by quadrature: the metrics of `METRICS`, the ELBO gap, the family and the optimization
@@ -62,20 +65,42 @@ def score(fit: Fit, truth: Truth, *, num_draws: int = 10_000, upper_bound: bool 
         fit: the fits.
         truth: of the same target.
         num_draws: for the Monte Carlo figures.
-        upper_bound: whether the family has many local optima, so that its best member is only an upper bound.
+        upper_bound: whether the family has many local optima, so that its family gap is only an upper bound; None to
+            go by `many_optima`.
 
     Raises:
         ValueError: fit and truth are of different targets.
     """
     if truth.target is not fit.target:
         raise ValueError("the fit and the truth must be of the same target")
+    upper_bound = many_optima(fit) if upper_bound is None else upper_bound
     if truth.line is None:
         scores, best, marginals = scores_by_noise(fit, truth, upper_bound=upper_bound)
     else:
         scores, best = _exact_scores(fit, truth, upper_bound)
         marginals = None
+    scores, best, marginals = _legible(scores, best, marginals)
     scores |= importance.scores(fit, num_draws, _chi_square(scores))
     return Scorecard(fit, truth, scores, best, marginals)
+
+
+def many_optima(fit: Fit) -> bool:
+    """Whether the family is known to have many local optima: its best member is then only the best of those found."""
+    name = fit.family_name.rpartition(":")[2]
+    return name in MULTIMODAL or (fit.target.dim > 1 and has_network(fit.program.guide))
+
+
+Parts = tuple[dict[str, Estimate], BestMember | None, Marginals | None]
+
+
+def _legible(scores: dict[str, Estimate], best: BestMember | None, marginals: Marginals | None) -> Parts:
+    """All that has a numerical error, without the values that are lost in it."""
+    kept = {name: estimate.without_swamped() for name, estimate in scores.items()}
+    best = best and replace(best, divergence=best.divergence.without_swamped())
+    if marginals is not None:
+        of_each = {name: tuple(e.without_swamped() for e in each) for name, each in marginals.scores.items()}
+        marginals = replace(marginals, scores=of_each)
+    return kept, best, marginals
 
 
 def _exact_scores(fit: Fit, truth: Truth, upper_bound: bool) -> tuple[dict[str, Estimate], BestMember | None]:

@@ -81,13 +81,13 @@ def _metric(name: str, show: Callable[[Record], str] | None = None) -> Callable[
     def cell(record: Record, notes: Footnotes) -> str:
         text = show(record) if show else three_digits(record[name], uncertainty(record, name))
         reason = _reason(record, name)
-        return text + notes.mark(reason) if "inf" in text and reason else text
+        return text + notes.mark(reason) if reason and ("inf" in text or text == MISSING) else text
 
     return cell
 
 
 def _reason(record: Record, name: str) -> str:
-    """Why a metric is infinite; a guide that leaks mass gets one note for all that follows from it."""
+    """Why a metric is infinite or missing; a guide that leaks mass gets one note for all that follows from it."""
     if record["support_mismatch"] and name in ("elbo", "elbo_gap", "reverse_kl", "family_gap"):
         return leak_note(record)
     return str(record["reasons"].get(name, ""))
