@@ -16,7 +16,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import constraints
 
-from ppl_vi.enumeration import UnsuitableSiteError
+from ppl_vi.enumeration import UnsuitableSiteError, masks_of
 from ppl_vi.state import isolated
 
 Row = tuple[Any, ...]
@@ -172,8 +172,7 @@ def _is_improper(fn: Any) -> bool:
 
 def _is_masked(node: Any) -> bool:
     """Whether some of a site's density is left out: Pyro's way to write a flat prior."""
-    masks = (node["mask"], getattr(node["fn"], "_mask", None))
-    return any(mask is not None and not bool(torch.as_tensor(mask).all()) for mask in masks)
+    return any(not bool(mask.all()) for mask in masks_of(node))
 
 
 def _is_site(node: Any) -> bool:
