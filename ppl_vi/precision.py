@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pyro.distributions.distribution import COERCIONS
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
@@ -52,16 +53,35 @@ def _is(one: Any, other: Any) -> bool:
 
 
 class Conversion(Messenger):
-    """Gives each sample site its distribution, and its data, in one dtype.
+    """Makes distributions of numbers in one dtype, and gives each sample site its distribution and its data in it.
+
+    What a distribution computes from its arguments when it is made, as a factor of its covariance, is then as exact as
+    all else. One that was made before is converted as it is.
 
     Attributes:
-        changed: whether any site needed it.
+        changed: whether anything needed it.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype = dtype
         self.changed = False
+
+    def __enter__(self) -> Any:
+        COERCIONS.append(self._made)
+        return super().__enter__()
+
+    def __exit__(self, *raised: Any) -> None:
+        COERCIONS.remove(self._made)
+        super().__exit__(*raised)
+
+    def _made(self, kind: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What Pyro's `COERCIONS` asks: a distribution in place of `kind(*args, **kwargs)`, or None for that itself."""
+        given = in_dtype([*args, *kwargs.values()], self.dtype)
+        if all(map(_is, given, [*args, *kwargs.values()])):
+            return None
+        self.changed = True
+        return kind(*given[: len(args)], **dict(zip(kwargs, given[len(args) :], strict=True)))
 
     def _pyro_sample(self, msg: Any) -> None:
         fn, value = in_dtype((msg["fn"], msg["value"]), self.dtype)
