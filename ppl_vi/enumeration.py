@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,7 +131,7 @@ def is_continuous_latent(node: Any) -> bool:
 
 def _log_density(trace: Trace) -> Tensor:
     """The log density of a trace, summed over its enumerated dimensions, a scalar."""
-    trace.compute_log_prob()
+    _score(trace, [node["name"] for node in _discrete_latents(trace)])
     trace.pack_tensors()
     factors: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
     for node in trace.nodes.values():
@@ -141,6 +141,30 @@ def _log_density(trace: Trace) -> Tensor:
     summed = set(trace.symbol_to_dim) - set(trace.plate_to_symbol.values())
     with shared_intermediates() as cache:
         return contract_to_tensor(factors, summed, ring=_Ring(cache))
+
+
+def _score(trace: Trace, discrete: Sequence[str]) -> None:
+    """Computes the log density of each site; where a discrete latent is masked, each of its K values has the mass 1/K.
+
+    A mask alone leaves each value the mass 1, so that summing a latent out that nothing depends on would give K instead
+    of 1. Pyro's `obs_mask` makes such latents: one for each entry of the data, masked where the entry is observed.
+
+    Args:
+        trace: of a model; its sites get their `log_prob` and `log_prob_sum`.
+        discrete: names of the discrete latents.
+    """
+    trace.compute_log_prob()
+    for node in map(trace.nodes.__getitem__, discrete):
+        for mask in masks_of(node):
+            flat = -math.log(len(node["fn"].enumerate_support(expand=False)))
+            node["log_prob"] = torch.where(mask, node["log_prob"], flat)
+        node["log_prob_sum"] = node["log_prob"].sum()
+
+
+def masks_of(node: Any) -> list[Tensor]:
+    """What says where a site's density counts, by `poutine.mask` or by the distribution itself."""
+    masks = (node["mask"], getattr(node["fn"], "_mask", None))
+    return [torch.as_tensor(mask) for mask in masks if mask is not None]
 
 
 def summed_out(model: Callable[..., Any], trace: Trace, args: tuple[Any, ...], name: str) -> Callable[..., Any]:
@@ -193,12 +217,13 @@ def _verify(summed: SummedOut, trace: Trace, args: tuple[Any, ...], name: str) -
     discrete = _discrete_latents(trace)
     nodes = [node for node in trace.nodes.values() if node["type"] == "sample" and is_continuous_latent(node)]
     fixed = {node["name"]: node["value"] for node in nodes}
+    names = [node["name"] for node in discrete]
     try:
         at_once = _log_joint(summed, fixed, args)
     except Exception:
         return  # is told when the sites are looked for, with the place
     terms = [
-        _log_joint(summed.model, fixed | dict(zip((n["name"] for n in discrete), values, strict=True)), args)
+        _log_joint(summed.model, fixed | dict(zip(names, values, strict=True)), args, names)
         for values in itertools.product(*map(_values, discrete))
     ]
     one_by_one = torch.logsumexp(torch.stack(terms), 0)
@@ -219,5 +244,9 @@ def _values(node: Any) -> list[Tensor]:
     return [one[list(index)].reshape(fn.batch_shape + fn.event_shape) for index in indices]
 
 
-def _log_joint(model: Callable[..., Any], values: dict[str, Tensor], args: tuple[Any, ...]) -> Tensor:
-    return torch.as_tensor(poutine.trace(poutine.condition(model, data=values)).get_trace(*args).log_prob_sum())
+def _log_joint(
+    model: Callable[..., Any], values: dict[str, Tensor], args: tuple[Any, ...], discrete: Sequence[str] = ()
+) -> Tensor:
+    trace = poutine.trace(poutine.condition(model, data=values)).get_trace(*args)
+    _score(trace, discrete)
+    return torch.as_tensor(trace.log_prob_sum())

@@ -16,7 +16,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import constraints
 
-from ppl_vi.enumeration import UnsuitableSiteError
+from ppl_vi.enumeration import UnsuitableSiteError, masks_of
 from ppl_vi.state import isolated
 
 Row = tuple[Any, ...]
@@ -129,7 +129,8 @@ def latent_sites(
 
     Raises:
         ValueError: the model has no latent site, a discrete one, an improper prior, parameters, a log density that is
-            nan, data outside their distribution's support, sites or supports that depend on drawn values, or raises.
+            nan, data outside their distribution's support, latents of another dtype, sites or supports that depend on
+            drawn values, or raises.
     """
     traces = [run(model, last if seed else first, dtype, name, seed=seed) for seed in SEEDS]
     one, *others = ({n: node for n, node in trace.nodes.items() if _is_site(node)} for trace in traces)
@@ -151,6 +152,7 @@ def latent_sites(
             _refuse_outside(node, other[site], name)
         else:
             _refuse_latent(node, other[site], name, first is last)
+            _refuse_dtype(node, name, dtype)
             moves = not same_support(node["fn"].support, other[site]["fn"].support)
             support = Moving(node["fn"].support) if moves else node["fn"].support
             sites.append(LatentSite(site, support, node["value"].shape))
@@ -172,8 +174,7 @@ def _is_improper(fn: Any) -> bool:
 
 def _is_masked(node: Any) -> bool:
     """Whether some of a site's density is left out: Pyro's way to write a flat prior."""
-    masks = (node["mask"], getattr(node["fn"], "_mask", None))
-    return any(mask is not None and not bool(torch.as_tensor(mask).all()) for mask in masks)
+    return any(not bool(mask.all()) for mask in masks_of(node))
 
 
 def _is_site(node: Any) -> bool:
@@ -240,6 +241,16 @@ def _refuse_latent(node: Any, other: Any, name: str, one_problem: bool) -> None:
         + ("other latents and is no interval" if one_problem else "other latents or with the problem")
         + ": draw it on a fixed one and map it, Uniform(a, b) as a + (b - a) * Uniform(0, 1)"
     )
+
+
+def _refuse_dtype(node: Any, name: str, dtype: torch.dtype) -> None:
+    """`Target.of` converts what a model keeps; the model of a target that was made without it is taken as it is."""
+    found = node["value"].dtype
+    if found != dtype:
+        raise ValueError(
+            f"{name}: site '{node['name']}' draws numbers of {found}, the target computes with {dtype}: make the "
+            f"tensors of its {type(_innermost(node['fn'])).__name__} with dtype={dtype}, or the target by Target.of"
+        )
 
 
 def _refuse_without_a_map(node: Any, name: str) -> None:

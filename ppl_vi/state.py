@@ -10,9 +10,9 @@ from typing import Any
 import pyro
 import torch
 from pyro.nn.module import PyroModule
-from torch import Tensor, nn
-from torch.distributions import Distribution, Transform
+from torch import nn
 
+from ppl_vi.precision import in_dtype
 from ppl_vi.vmap_rules import known_to_vmap
 
 
@@ -71,18 +71,6 @@ def private(function: Any, dtype: torch.dtype) -> Any:
     for part in copied.modules():
         if isinstance(part, PyroModule) and not hasattr(part._pyro_context, "param_state"):
             part._pyro_context.param_state = {"params": {}, "constraints": {}}
-        for prior in getattr(part, "_pyro_samples", {}).values():
-            _cast(prior, dtype)
+        priors = getattr(part, "_pyro_samples", {})
+        priors.update({name: in_dtype(prior, dtype) for name, prior in priors.items()})
     return copied if owner is function else getattr(copied, function.__name__)
-
-
-def _cast(held: Any, dtype: torch.dtype) -> None:
-    """Floating-point tensors of a distribution, and of what it is made of, in `dtype`; it is to validate no values."""
-    if not isinstance(held, Distribution | Transform):
-        return
-    vars(held).pop("_validate_args", None)  # as `expand` leaves it behind, in spite of the default
-    for name, value in vars(held).items():
-        if isinstance(value, Tensor) and value.is_floating_point():
-            vars(held)[name] = value.to(dtype)
-        for part in value if isinstance(value, list | tuple) else (value,):
-            _cast(part, dtype)

@@ -24,6 +24,7 @@ from ppl_vi.enumeration import summed_out
 from ppl_vi.inspection import SEEDS, LatentSite, Moving, ends, latent_sites, run
 from ppl_vi.laplace import Laplace, centred_on_mass, laplace_of
 from ppl_vi.mapping import draws_unasked, each, whole_plates
+from ppl_vi.precision import Conversion, Converted
 from ppl_vi.state import isolated, private
 from ppl_vi.writing import Writing, writes
 
@@ -336,7 +337,8 @@ class Target:
 
     def bind(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """A hand-written guide, to be called with a `row`: where the model keeps its arguments, so does the guide."""
-        return Bound(function, self.model.given) if isinstance(self.model, Bound) else function
+        guide = Converted(function, self.dtype)
+        return Bound(guide, self.model.given) if isinstance(self.model, Bound) else guide
 
     @property
     def data(self) -> tuple[Tensor, ...]:
@@ -536,7 +538,9 @@ class Target:
 def _of_all_the_data(model: Callable[..., Any], given: tuple[Any, ...], name: str, dtype: torch.dtype) -> Target:
     """One problem of a model that keeps its arguments; see `Target.of`."""
     device = next((tensor.device for tensor in tensors_of(given)), torch.device("cpu"))
-    trace = run(model, given, dtype, name)
+    with Conversion(dtype) as conversion:
+        trace = run(model, given, dtype, name)
+    model = Converted(model, dtype) if conversion.changed else model
     with isolated(dtype, seed=0):
         model = ending(model, trace, run(model, given, dtype, name, seed=SEEDS[1]))
         model = Bound(summed_out(model, trace, given, name), given)

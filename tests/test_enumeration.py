@@ -15,7 +15,7 @@ from scipy import special, stats
 from torch import Tensor
 from torch.func import grad, vmap
 
-from ppl_vi import Target, fit
+from ppl_vi import Target, fit, ground_truth
 from ppl_vi.enumeration import einsum
 from ppl_vi.state import isolated
 
@@ -201,3 +201,77 @@ def test_a_model_that_mixes_dimensions_up_is_found_out() -> None:
     terms = np.log([0.2, 0.3, 0.5]) + stats.norm.logpdf(y[0], level)
     expected = special.logsumexp(terms) + stats.norm.logpdf(level).sum()
     assert float(target.log_joint({"level": torch.tensor(level)[None, None]})) == pytest.approx(expected, rel=1e-12)
+
+
+TOSSES = np.array([1.0, 0.0, 1.0, 1.0])
+HINTS = np.array([0.8, -0.3, 0.1, 1.4])
+
+
+def half_seen(toss: Tensor, seen: Tensor, hint: Tensor) -> None:
+    """Tosses of which some are missing, each with a hint that depends on the toss, observed or imputed."""
+    b = pyro.sample("b", dist.Beta(2.0, 3.0))
+    with pyro.plate("tosses", len(toss)):
+        face = pyro.sample("toss", dist.Bernoulli(b), obs=toss, obs_mask=seen)
+        pyro.sample("hint", dist.Normal(2.0 * face, 1.5), obs=hint)
+
+
+def three_faces(toss: Tensor, seen: Tensor, hint: Tensor) -> None:
+    """The same of a die of three faces."""
+    b = pyro.sample("b", dist.Beta(2.0, 3.0))
+    with pyro.plate("tosses", len(toss)):
+        shares = torch.stack([(1 - b) ** 2, 2 * b * (1 - b), b**2])
+        face = pyro.sample("toss", dist.Categorical(shares), obs=toss.long(), obs_mask=seen)
+        pyro.sample("hint", dist.Normal(2.0 * face, 1.5), obs=hint)
+
+
+def half_seen_by_hand(b: float, faces: int, seen: np.ndarray) -> float:
+    """log p(b, data): an observed entry counts once, a missing one is summed over its faces."""
+    shares = np.log(stats.binom.pmf(np.arange(faces), faces - 1, b))
+    terms = shares + stats.norm.logpdf(HINTS[:, None], 2.0 * np.arange(faces), 1.5)
+    once = terms[np.arange(4), TOSSES.astype(int)][seen]
+    return float(stats.beta.logpdf(b, 2, 3) + once.sum() + special.logsumexp(terms[~seen], 1).sum())
+
+
+@pytest.mark.parametrize("seen", [[True, False, True, False], [True] * 4, [False] * 4])
+@pytest.mark.parametrize(("model", "faces"), [(half_seen, 2), (three_faces, 3)])
+def test_data_of_which_some_are_missing(model: object, faces: int, seen: list[bool]) -> None:
+    target = Target.of(model, (TOSSES, np.array(seen), HINTS))  # type: ignore[arg-type]
+    for b in (0.2, 0.7):
+        found = float(target.log_joint({"b": torch.full((1, 1), b, dtype=torch.float64)}))
+        assert found == pytest.approx(half_seen_by_hand(b, faces, np.array(seen)), rel=1e-12)
+
+
+@pytest.mark.parametrize("num", [1, 3])
+def test_the_evidence_of_data_that_are_all_there(num: int) -> None:
+    """b ~ Beta(2, 2) and `num` heads: p(x) = E b^num, 1/2 of one and 1/5 of three."""
+
+    def masked_coin(toss: Tensor) -> None:
+        b = pyro.sample("b", dist.Beta(2.0, 2.0))
+        with pyro.plate("tosses", len(toss)):
+            pyro.sample("toss", dist.Bernoulli(b), obs=toss, obs_mask=torch.ones(len(toss), dtype=torch.bool))
+
+    truth = ground_truth(Target.of(masked_coin, (np.ones(num),)))
+    assert float(truth.log_evidence[0]) == pytest.approx(math.log({1: 1 / 2, 3: 1 / 5}[num]), abs=1e-9)
+
+
+@pytest.mark.parametrize("by", ["poutine", "distribution"])
+def test_a_step_that_is_masked_with_all_that_depends_on_it_changes_nothing(by: str) -> None:
+    """A chain of three states, padded by two steps after its end: the density is that of the chain alone."""
+
+    def padded(y: Tensor, length: int) -> None:
+        level = pyro.sample("level", dist.Normal(y.new_zeros(2), 2.0).to_event(1))
+        table = y.new_tensor([[0.8, 0.2], [0.3, 0.7]])
+        state: Tensor | int = 0
+        for n in pyro.markov(range(len(y))):
+            mask = torch.tensor(n < length)
+            if by == "poutine":
+                with pyro.poutine.mask(mask=mask):
+                    state = pyro.sample(f"state_{n}", dist.Categorical(Vindex(table)[state]))
+                    pyro.sample(f"y_{n}", dist.Normal(Vindex(level)[state], 0.7), obs=y[n])
+            else:
+                state = pyro.sample(f"state_{n}", dist.Categorical(Vindex(table)[state]).mask(mask))
+                pyro.sample(f"y_{n}", dist.Normal(Vindex(level)[state], 0.7).mask(mask), obs=y[n])
+
+    whole, alone = Target.of(padded, (np.append(Y[:3], [7.0, 8.0]), 3)), Target.of(padded, (Y[:3], 3))
+    latents = points(alone)
+    torch.testing.assert_close(whole.log_joint(latents), alone.log_joint(latents), rtol=1e-13, atol=0)

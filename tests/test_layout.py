@@ -13,9 +13,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # Each may import itself and what stands to its left.
 PACKAGES = ["ppl_vi", "models", "benchmarks"]
 LAYERS = [
-    "vmap_rules", "state", "storage", "workers", "mapping", "writing", "newton", "distributions", "enumeration",
-    "inspection", "ending", "laplace", "target", "guides", "svi", "truth", "metrics", "comparison", "report",
-    "any_model", "cli", "__main__",
+    "vmap_rules", "precision", "state", "storage", "workers", "mapping", "writing", "newton", "distributions",
+    "enumeration", "inspection", "ending", "laplace", "target", "guides", "svi", "truth", "metrics", "comparison",
+    "report", "any_model", "cli", "__main__",
 ]  # fmt: skip
 
 FILES = [path.relative_to(ROOT) for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]

@@ -23,7 +23,7 @@ from torch.fx import Graph, GraphModule, Node
 from ppl_vi.state import isolated
 from ppl_vi.svi import cpp, inductor
 from ppl_vi.svi.graph import traced
-from ppl_vi.svi.lanes import Translation, UnsupportedError, decomposed, num_lanes
+from ppl_vi.svi.lanes import C_TYPES, Translation, UnsupportedError, decomposed, num_lanes
 from ppl_vi.svi.objectives import Objective
 from ppl_vi.svi.pure import Program
 from ppl_vi.svi.step import STANDING, TOGETHER, Engine, State, trace_one, trace_step
@@ -79,6 +79,62 @@ def _filled_up(some: Tensor, filling: Tensor, num: int) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Reads:
+    """What a translation reads from memory. Machine code takes whatever lies at an address for that.
+
+    Attributes:
+        dtype: of all numbers.
+        size: parameters of a fit.
+        data: numbers in each array of data, of one problem.
+        noise: numbers in each array of noise, of one fit and step.
+    """
+
+    dtype: torch.dtype
+    size: int
+    data: tuple[int, ...]
+    noise: tuple[int, ...]
+
+    @staticmethod
+    def of(library: ctypes.CDLL) -> Reads:
+        """What the library itself says."""
+        num_data, num_noise = (ctypes.c_int64 * 4).in_dll(library, "reads")[2:]
+        itemsize, size, _, _, *numbers = (ctypes.c_int64 * (4 + num_data + num_noise)).in_dll(library, "reads")
+        dtype = next(dtype for dtype in C_TYPES if dtype.itemsize == itemsize)
+        return Reads(dtype, size, tuple(numbers[:num_data]), tuple(numbers[num_data:]))
+
+    def check(
+        self, alive: Tensor, scalars: Tensor, parts: Sequence[Tensor], data: Sequence[Tensor], noise: Sequence[Tensor]
+    ) -> None:
+        """Compares tensors with what is going to be read.
+
+        Args:
+            alive: `(B, R)`.
+            scalars: `(3, T)`.
+            parts: of the state, `(B, D, R)` each.
+            data: one tensor an array.
+            noise: one tensor an array.
+
+        Raises:
+            ValueError: one has another dtype, another number of elements, or does not lie in one piece on the CPU.
+        """
+        num_problems, num_fits, num_steps = len(alive), alive.numel(), scalars.shape[-1]
+        expected = {
+            "alive": ([alive], torch.bool, [num_fits]),
+            "scalars": ([scalars], self.dtype, [3 * num_steps]),
+            "state": (parts, self.dtype, [num_fits * self.size] * len(parts)),
+            "data": (data, self.dtype, [num_problems * num for num in self.data]),
+            "noise": (noise, self.dtype, [num_steps * num_fits * num for num in self.noise]),
+        }
+        for name, (tensors, dtype, numbers) in expected.items():
+            wanted = [(dtype, num, "cpu", True) for num in numbers]
+            found = [(t.dtype, t.numel(), t.device.type, t.is_contiguous()) for t in tensors]
+            if found != wanted:
+                raise ValueError(
+                    f"machine code reads {name} as (dtype, numbers, device, whether contiguous) {wanted}; got {found}"
+                )
+
+
+@dataclass(frozen=True)
 class LanesEngine:
     """Runs blocks of steps as one call of a C++ function; made by `plan`.
 
@@ -89,6 +145,7 @@ class LanesEngine:
         args: the target's data.
         sizes: all parameters in one part.
         num_replicas: that it was made for; a full vector of them goes for all larger numbers.
+        reads: what it takes from memory.
         advance_all: the function.
         frame_bytes: of the stack that it takes.
     """
@@ -96,6 +153,7 @@ class LanesEngine:
     args: tuple[Tensor, ...]
     sizes: list[int]
     num_replicas: int
+    reads: Reads
     advance_all: Callable[..., None]
     frame_bytes: int
 
@@ -112,7 +170,8 @@ class LanesEngine:
         library = cpp.library(source)
         function, frame_bytes = library.advance, ctypes.c_int64.in_dll(library, "frame_bytes").value
         function.argtypes, function.restype = [ctypes.c_int64] * 3 + [ctypes.c_void_p] * 12, None
-        return LanesEngine(tuple(arg.contiguous() for arg in args), [size], num_replicas, function, frame_bytes)
+        given = tuple(arg.contiguous() for arg in args)
+        return LanesEngine(given, [size], num_replicas, Reads.of(library), function, frame_bytes)
 
     @staticmethod
     def of_step(
@@ -147,7 +206,11 @@ class LanesEngine:
         return LanesEngine.of((), len(like), num_replicas, source)
 
     def advance(self, state: State, scalars: Tensor, noise: tuple[Tensor, ...]) -> tuple[State, Tensor]:
-        """See `ppl_vi.svi.step.Engine`."""
+        """See `ppl_vi.svi.step.Engine`.
+
+        Raises:
+            ValueError: other replicas than it was made for, or tensors that machine code would misread, see `Reads`.
+        """
         (batch, replicas), num, (size,) = state.alive.shape, scalars.shape[-1], self.sizes
         least = num_lanes(self.num_replicas, scalars.dtype)
         if replicas != self.num_replicas and min(replicas, self.num_replicas) < least:
@@ -155,6 +218,7 @@ class LanesEngine:
         parts = [_fits_last(part) for (part,) in (state.theta, state.first, state.second, state.total, state.unit)]
         draws = [_fits_last(n.flatten(3)) for n in noise]
         alive, scalars = state.alive.contiguous(), scalars.contiguous()
+        self.reads.check(alive, scalars, parts, self.args, draws)
         after = torch.empty_like(alive)
         out, bounds = scalars.new_empty((4, batch, size, replicas)), scalars.new_empty((num, batch, replicas))
         tensors = (scalars, alive, *parts, after, out, bounds)

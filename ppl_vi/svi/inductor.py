@@ -68,7 +68,8 @@ def compiled(module: GraphModule, example: Sequence[Tensor]) -> Callable[..., Se
 
     Raises:
         UnknownTorchError: see `check_version`.
-        Exception: whatever the compiler meets, an absent one among it.
+        Exception: whatever the compiler meets, an absent one among it. What is returned raises a `ValueError` for other
+            inputs than those.
     """
     check_version()
     module, constants = with_constants_given(module)
@@ -81,7 +82,20 @@ def compiled(module: GraphModule, example: Sequence[Tensor]) -> Callable[..., Se
         except Exception as error:
             _log.info("compiling again, without the cache in %s: %s", folder, error)
     run = found or _compiled(module, example, _passing_folder(), key)
-    return lambda *args: run([*constants, *args])
+    expected = [_read(tensor) for tensor in example[len(constants) :]]
+
+    def checked(*args: Tensor) -> Sequence[Tensor]:
+        given = [_read(arg) for arg in args]
+        if given != expected:
+            raise ValueError(f"machine code reads (dtype, shape, device) {expected}; got {given}")
+        return run([*constants, *args])
+
+    return checked
+
+
+def _read(tensor: Tensor) -> tuple[torch.dtype, torch.Size, str]:
+    """What machine code takes for granted of an input."""
+    return tensor.dtype, tensor.shape, tensor.device.type
 
 
 def is_kept(module: GraphModule, example: Sequence[Tensor]) -> bool:

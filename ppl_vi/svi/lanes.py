@@ -278,13 +278,13 @@ class Translation:
         if num > MOST_ELEMENTS:
             raise UnsupportedError(f"an argument of {num} numbers")
         num_inputs = sum(n.op == "placeholder" for n in self.graph.graph.nodes)
+        if like.dtype != (torch.bool if position == 3 else self.dtype):
+            raise UnsupportedError(f"an argument of {like.dtype}")
         if position < 3:
             return self._known(f"scalar_{position}", "T", index, varying=True)
         if position < 9:
             name = self.STATE[position - 3]
             return self._known(name, "M" if name == "alive" else "V", index, varying=name != "unit")
-        if like.dtype != self.dtype:
-            raise UnsupportedError(f"an argument of {like.dtype}")
         if position >= num_inputs - self.num_noise:
             self.noise.append((f"noise_{len(self.noise)}", num))
             return self._known(self.noise[-1][0], "V", index, varying=True)
@@ -848,6 +848,7 @@ class Translation:
             prelude=prelude(self.dtype, num_replicas),
             tables="\n".join(self.constants),
             frame_bytes=numbers * lanes * self.dtype.itemsize,
+            reads=", ".join(map(str, self._reads())),
             groups=groups,
             prologue="\n".join(prologue),
             body="\n".join(body),
@@ -858,6 +859,10 @@ class Translation:
     def size(self) -> int:
         """Parameters of a fit."""
         return next(n.meta["val"].numel() for i, n in enumerate(self.graph.graph.nodes) if i == 4)
+
+    def _reads(self) -> list[int]:
+        arrays = [num for _, num in (*self.data, *self.noise)]
+        return [self.dtype.itemsize, self.size, len(self.data), len(self.noise), *arrays]
 
     def _memory(self, kept: Sequence[tuple[str, str, int]]) -> dict[str, str]:
         """The parts of the frame that move numbers; `kept` is what is computed once for all steps."""
@@ -1120,6 +1125,8 @@ _FRAME = """{prelude}
 {tables}
 struct Group {{ {fields} }};
 extern "C" const int64_t frame_bytes = {frame_bytes};  // at most about so many on the stack of `advance`
+// Of what `advance` reads: bytes of a number, parameters, arrays of data and of noise, and the numbers in each of them.
+extern "C" const int64_t reads[] = {{{reads}}};
 
 // The last vector of fits is full, too: it begins among those of the last but one, which gives the same numbers twice.
 inline int64_t place(int64_t begin, int g, int64_t num_fits) {{

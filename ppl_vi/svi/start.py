@@ -179,7 +179,7 @@ def build_guide(
             guide = ModuleGuide(guide, target.model.given) if isinstance(target.model, Bound) else guide
             guide = _with_statements(guide, row)
         _first_run(guide, target, row)
-        guide = guide.to(target.device)
+        guide = guide.to(target.device, target.dtype)
         own = guide.guide if isinstance(guide, ModuleGuide) else guide
         if isinstance(own, AutoNormalizingFlow):
             _place_flow(own, loc, scale)

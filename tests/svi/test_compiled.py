@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,40 @@ def test_inductors_steps_are_batched_steps(name: str) -> None:
     batched, compiled = steps_by_both(name, torch.float64, make=inductor_engine)
     for one, other in zip(batched, compiled, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
+
+
+WRONG: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "parameters of another dtype": lambda given: given | {"theta": given["theta"].float()},
+    "too few parameters": lambda given: given | {"theta": given["theta"][..., :-1]},
+    "rates of another dtype": lambda given: given | {"scalars": given["scalars"].float()},
+    "noise of another dtype": lambda given: given | {"noise": tuple(n.float() for n in given["noise"])},
+    "noise of too few steps": lambda given: given | {"noise": tuple(n[:-1] for n in given["noise"])},
+    "no noise": lambda given: given | {"noise": ()},
+    "data of another dtype": lambda given: given | {"args": tuple(arg.float() for arg in given["args"])},
+    "data of one problem": lambda given: given | {"args": tuple(arg[:1] for arg in given["args"])},
+    "data out of order": lambda given: given | {"args": tuple(arg.expand(2, 2).T[0] for arg in given["args"])},
+}
+
+
+@pytest.mark.parametrize(
+    ("make", "wrong"),
+    [(compiled_engine, wrong) for wrong in WRONG] + [(inductor_engine, "no noise")]
+    + [(inductor_engine, wrong) for wrong in WRONG if "dtype" in wrong],
+)  # fmt: skip
+def test_what_machine_code_would_misread_is_refused(make: Callable[..., Engine], wrong: str) -> None:
+    """It takes whatever lies at an address for what it was made for: such calls had ended the process."""
+    target = toy([1.5, -3.0])
+    with isolated(torch.float64, seed=0):
+        program = Program(target, build_guide(FAMILIES["lognormal"], target))
+        theta = start_of(program, 2, 3)
+        noise = pseudo_random(program.draws, (2, 2, 3, 4), torch.Generator().manual_seed(8))
+        engine: Any = make(program, trace_elbo, theta, noise, 2)
+        given = WRONG[wrong]({"theta": theta, "scalars": torch.ones(3, 2), "noise": noise, "args": target.args})
+        sizes = engine.sizes if given["theta"].shape == theta.shape else [1]
+        alive = torch.ones(2, 3, dtype=torch.bool)
+        state = State.start(given["theta"], torch.ones_like(given["theta"]), alive, sizes)
+        with pytest.raises(ValueError, match="machine code reads"):
+            replace(engine, args=given["args"]).advance(state, given["scalars"], given["noise"])
 
 
 @pytest.mark.slow
