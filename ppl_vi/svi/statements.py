@@ -140,8 +140,9 @@ class FunctionGuide(PyroModule):
             trace, stating = first_run(function, row, dtype)
         self._attributes: dict[str, str] = {}
         self._leaves = stating.leaves
-        known = set(stating.own)
-        for number, (name, node) in enumerate(trace.nodes.items()):
+        known = stating.own | {id(leaf) for leaf in stating.leaves.values()}
+        statements = [(name, node) for name, node in trace.nodes.items() if node["type"] != "sample"]
+        for number, (name, node) in enumerate(statements):  # the first is the guide's input
             if node["type"] == "param" and id(_unconstrained(node["value"])) not in known:
                 known.add(id(_unconstrained(node["value"])))
                 self._attributes[name] = f"param_{number}_{''.join(c if c.isalnum() else '_' for c in name)}"
