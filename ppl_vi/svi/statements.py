@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pyro
@@ -107,13 +107,35 @@ def first_run(function: Callable[..., Any], row: tuple[Tensor, ...], dtype: torc
     """The trace of a guide that is run to see what it states and draws, and what networks it registers."""
     own = {id(parameter) for parameter in function.parameters()} if isinstance(function, nn.Module) else set()
     stating = _Stating(dtype, own)
-    with pyro.get_param_store().scope(), _modules_of(function), stating, stating.replaced:
+    with pyro.get_param_store().scope(), _around(function, dtype), stating, stating.replaced:
         return poutine.trace(function).get_trace(*row), stating
 
 
-def _modules_of(function: Callable[..., Any]) -> AbstractContextManager[Any]:
-    """Where a function's Pyro modules keep their parameters: they may have been made while these were global."""
-    return nullcontext() if isinstance(function, nn.Module) else pyro.settings.context(module_local_params=False)
+@contextmanager
+def _around(function: Callable[..., Any], dtype: torch.dtype) -> Iterator[None]:
+    """What the networks of a function need while it runs; a guide that is a module has all of it itself.
+
+    Pyro's modules may have been made while their parameters were global. Buffers, such as the running means of a batch
+    normalisation, are copies in `dtype` for the time of the run, so that the networks' own are not written to.
+    """
+    if isinstance(function, nn.Module):
+        yield
+        return
+    lent: list[tuple[nn.Module, dict[str, Tensor | None]]] = []
+
+    def lend(module: nn.Module, _: Any) -> None:
+        if module._buffers and not any(module is other for other, _ in lent):
+            lent.append((module, dict(module._buffers)))
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[name] = buffer.to(dtype if buffer.is_floating_point() else buffer.dtype, copy=True)
+
+    try:
+        with pyro.settings.context(module_local_params=False), register_module_forward_pre_hook(lend):
+            yield
+    finally:
+        for module, buffers in lent:
+            module._buffers.update(buffers)
 
 
 class FunctionGuide(PyroModule):
@@ -133,7 +155,7 @@ class FunctionGuide(PyroModule):
 
     def __init__(self, function: Callable[..., Any], row: tuple[Tensor, ...], dtype: torch.dtype) -> None:
         super().__init__()
-        self.function = function
+        self.function, self._dtype = function, dtype
         called: list[nn.Module] = []
         hook = register_module_forward_pre_hook(lambda module, _: called.append(module))
         with torch.enable_grad(), hook:
@@ -141,9 +163,9 @@ class FunctionGuide(PyroModule):
         self._attributes: dict[str, str] = {}
         self._leaves = stating.leaves
         known = stating.own | {id(leaf) for leaf in stating.leaves.values()}
-        statements = [(name, node) for name, node in trace.nodes.items() if node["type"] != "sample"]
-        for number, (name, node) in enumerate(statements):  # the first is the guide's input
-            if node["type"] == "param" and id(_unconstrained(node["value"])) not in known:
+        statements = [(name, node) for name, node in trace.nodes.items() if node["type"] == "param"]
+        for number, (name, node) in enumerate(statements):
+            if id(_unconstrained(node["value"])) not in known:
                 known.add(id(_unconstrained(node["value"])))
                 self._attributes[name] = f"param_{number}_{''.join(c if c.isalnum() else '_' for c in name)}"
                 constraint = node["kwargs"].get("constraint", constraints.real)
@@ -169,7 +191,7 @@ class FunctionGuide(PyroModule):
         for name, leaf in self._leaves.items():
             replaced.replace(leaf, values[name])
         networks = replaced if self._leaves else nullcontext()
-        with _modules_of(self.function), _Substitute(values, replaced), networks:
+        with _around(self.function, self._dtype), _Substitute(values, replaced), networks:
             return self.function(*args)
 
 
