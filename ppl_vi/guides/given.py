@@ -14,8 +14,8 @@ from pyro.nn.module import PyroModule
 from torch import nn
 
 from ppl_vi.guides import REFUSED, Family, RefusedFamilyError, find_family
+from ppl_vi.guides.statements import FunctionGuide, first_run
 from ppl_vi.state import isolated
-from ppl_vi.svi.statements import FunctionGuide, first_run
 from ppl_vi.target import Target
 
 

@@ -31,9 +31,9 @@ from pyro.nn.module import PyroModule
 from torch import Tensor, nn
 
 from ppl_vi.guides import Family
+from ppl_vi.guides.statements import FunctionGuide
 from ppl_vi.mapping import whole_plates
 from ppl_vi.state import isolated, private
-from ppl_vi.svi.statements import FunctionGuide
 from ppl_vi.target import Bound, Target, split
 
 SCALE_VECTOR = (AutoDiagonalNormal, AutoMultivariateNormal, AutoLowRankMultivariateNormal)  # in `guide.scale`
