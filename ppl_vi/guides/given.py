@@ -8,13 +8,13 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
-import pyro.poutine as poutine
 from pyro.distributions import TransformModule
 from pyro.infer.autoguide import AutoStructured
 from pyro.nn.module import PyroModule
 from torch import nn
 
 from ppl_vi.guides import REFUSED, Family, RefusedFamilyError, find_family
+from ppl_vi.guides.statements import FunctionGuide, first_run
 from ppl_vi.state import isolated
 from ppl_vi.target import Target
 
@@ -99,6 +99,8 @@ def has_network(guide: nn.Module) -> bool:
     The linear maps of `AutoStructured` are no network: its members are Gaussian.
     """
     parts = list(guide.modules())
+    if any(isinstance(part, FunctionGuide) and part.has_network for part in parts):
+        return True
     linear = not any(isinstance(part, AutoStructured) for part in parts)
     return any(isinstance(part, TransformModule) or (linear and isinstance(part, nn.Linear)) for part in parts)
 
@@ -111,7 +113,7 @@ def draws_sites(target: Target, function: Callable[..., Any]) -> bool:
         return True
     with isolated(target.dtype, seed=0):
         try:
-            trace = poutine.trace(target.bind(function)).get_trace(*target.row(0))
+            trace, _ = first_run(target.bind(function), target.row(0), target.dtype)
         except (
             Exception
         ):  # a family, given the data for a model, or a guide that will say what is wrong when it is built

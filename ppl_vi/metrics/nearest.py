@@ -29,6 +29,7 @@ from ppl_vi.mapping import whole_plates
 from ppl_vi.metrics.cloud import MOST_LATTICE, Rules, rules
 from ppl_vi.state import isolated
 from ppl_vi.svi.compiled import LanesEngine
+from ppl_vi.svi.eager import eager
 from ppl_vi.svi.graph import traced
 from ppl_vi.svi.points import CHECKED, MANY, OPERATIONS
 from ppl_vi.svi.pure import Program, guide_sites
@@ -229,7 +230,7 @@ def _graph(program: Program, rule: Rules) -> Objective:
     piece = (*(part[0, :size] for part in rule.noise), rule.weight[0, :size])
     graph = _on_nodes(program)
     with isolated(program.target.dtype, seed=0), suppress(Exception):  # what can't be traced is only slower
-        graph = traced(graph, (program.initial, *program.target.row(0), *piece))
+        graph = eager(traced(graph, (program.initial, *program.target.row(0), *piece)))  # any strides of the noise
 
     def objective(theta: Tensor, row: tuple[Tensor, ...], rule: Rules) -> tuple[Tensor, Tensor]:
         pieces = zip(*(part[0].split(size) for part in (*rule.noise, rule.weight)), strict=True)

@@ -9,7 +9,6 @@ from contextlib import nullcontext
 from functools import reduce
 from typing import Any
 
-import pyro
 import pyro.poutine as poutine
 import torch
 from pyro.distributions.transforms import AffineAutoregressive, ComposeTransform, biject_to
@@ -28,10 +27,11 @@ from pyro.infer.autoguide import (
     AutoStructured,
 )
 from pyro.infer.autoguide.initialization import init_to_uniform
-from pyro.nn.module import PyroModule, PyroParam
+from pyro.nn.module import PyroModule
 from torch import Tensor, nn
 
 from ppl_vi.guides import Family
+from ppl_vi.guides.statements import FunctionGuide
 from ppl_vi.mapping import whole_plates
 from ppl_vi.state import isolated, private
 from ppl_vi.target import Bound, Target, split
@@ -41,41 +41,6 @@ SCALE_BY_SITE = (AutoNormal, AutoStructured, AutoGaussian, AutoNormalMessenger, 
 SPREAD = 1.0  # replicas start this many posterior standard deviations around the mode, in unconstrained space
 SCALE = 0.5  # initial scales are about half the posterior's: a wide start has gradients of heavy tails
 SCALE_SPREAD = 0.3  # standard deviation of the log of their initial scales
-
-
-class FunctionGuide(PyroModule):
-    """A guide as a module: the `pyro.param` statements of a function, or of a module, become parameters."""
-
-    def __init__(self, function: Callable[..., Any], *args: Any) -> None:
-        super().__init__()
-        self.function = function
-        with pyro.get_param_store().scope():
-            trace = poutine.trace(function, param_only=True).get_trace(*args)
-            self._attributes: dict[str, str] = {}
-            own = {id(parameter) for parameter in self.parameters()}  # of a module: it has them already
-            for number, (name, node) in enumerate(trace.nodes.items()):
-                if node["type"] == "param" and id(_unconstrained(node["value"])) not in own:
-                    self._attributes[name] = f"param_{number}_{''.join(c if c.isalnum() else '_' for c in name)}"
-                    constraint = node["kwargs"].get("constraint", torch.distributions.constraints.real)
-                    event_dim = node["kwargs"].get("event_dim")
-                    value = PyroParam(node["value"].detach().clone(), constraint, event_dim)
-                    setattr(self, self._attributes[name], value)
-
-    @property
-    def has_statements(self) -> bool:
-        """Whether there was a `pyro.param` of another's than a module's own parameter."""
-        return bool(self._attributes)
-
-    def forward(self, *args: Any) -> Any:
-        """The function, its parameters taken from the module."""
-        values = {name: getattr(self, attribute) for name, attribute in self._attributes.items()}
-        with _Substitute(values):
-            return self.function(*args)
-
-
-def _unconstrained(value: Any) -> Any:
-    """The parameter of which Pyro makes a constrained value."""
-    return value.unconstrained() if hasattr(value, "unconstrained") else value
 
 
 class ModuleGuide(PyroModule):
@@ -91,23 +56,11 @@ class ModuleGuide(PyroModule):
         return self.guide(*self.given)
 
 
-class _Substitute(poutine.messenger.Messenger):
-    def __init__(self, values: dict[str, Tensor]) -> None:
-        super().__init__()
-        self.values = values
-
-    def _pyro_param(self, msg: Any) -> None:
-        if msg["name"] in self.values:
-            msg["value"] = self.values[msg["name"]]
-            msg["done"] = True
-            msg["stop"] = True
-
-
-def _with_statements(guide: nn.Module, row: tuple[Tensor, ...]) -> nn.Module:
+def _with_statements(guide: nn.Module, row: tuple[Tensor, ...], dtype: torch.dtype) -> nn.Module:
     """A module with the parameters that it states by `pyro.param`; the same one where it has none but its own."""
     if any(isinstance(part, AutoMessenger) for part in guide.modules()):  # which makes its own in a run of all data
         return guide
-    stated = FunctionGuide(guide, *row)
+    stated = FunctionGuide(guide, row, dtype)
     return stated if stated.has_statements else guide
 
 
@@ -173,11 +126,11 @@ def build_guide(
             _refuse_clash(guide, target)
         row = target.row(problem)
         if not isinstance(guide, nn.Module):
-            guide = FunctionGuide(target.bind(guide), *row)
+            guide = FunctionGuide(target.bind(guide), row, target.dtype)
         elif not isinstance(guide, AutoGuide):
             guide = private(guide, target.dtype)
             guide = ModuleGuide(guide, target.model.given) if isinstance(target.model, Bound) else guide
-            guide = _with_statements(guide, row)
+            guide = _with_statements(guide, row, target.dtype)
         _first_run(guide, target, row)
         guide = guide.to(target.device, target.dtype)
         own = guide.guide if isinstance(guide, ModuleGuide) else guide
