@@ -93,9 +93,9 @@ def gaps(arguments: argparse.Namespace, guide: str, module: AmortizedToy | str) 
 
     from models.exponential_normal import target
     from ppl_vi.guides import MULTIMODAL
-    from ppl_vi.metrics.divergence import reverse_kl
-    from ppl_vi.metrics.gaps import best_member
-    from ppl_vi.metrics.overlay import overlay
+    from ppl_vi.metrics.exact.best_member import best_member
+    from ppl_vi.metrics.exact.divergence import reverse_kl
+    from ppl_vi.metrics.exact.grid import overlay
     from ppl_vi.svi.fit import fit
     from ppl_vi.truth import ground_truth
 
@@ -135,9 +135,9 @@ def _module(arguments: argparse.Namespace, guide: str) -> AmortizedToy | str:
 
     from models.amortized_toy import AmortizedToy
     from models.exponential_normal import target
-    from ppl_vi.comparison import refusal
+    from ppl_vi.comparison.comparison import refusal
     from ppl_vi.guides import find_family
-    from ppl_vi.state import isolated
+    from ppl_vi.target.isolation import isolated
 
     refused = refusal(guide)
     if refused:
@@ -153,7 +153,7 @@ def _module(arguments: argparse.Namespace, guide: str) -> AmortizedToy | str:
 def _trained(arguments: argparse.Namespace, guide: str, module: AmortizedToy, num_epochs: int) -> AmortizedToy:
     import torch
 
-    from ppl_vi.svi.amortized import Settings, train
+    from ppl_vi.svi.minibatch import Settings, train
 
     settings = Settings(
         num_epochs=num_epochs, batch_size=BATCH_SIZE, lr=arguments.lr, patience=num_epochs, seed=arguments.seed

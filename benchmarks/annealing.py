@@ -67,8 +67,8 @@ def trained(likelihood: str, num_epochs: int, seed: int) -> tuple[VAE, Tensor]:
     from models.images import binarise, dequantise, load
     from models.vae import VAE
     from ppl_vi.guides.amortized import AMORTIZED
-    from ppl_vi.state import isolated
-    from ppl_vi.svi.amortized import Settings, train
+    from ppl_vi.svi.minibatch import Settings, train
+    from ppl_vi.target.isolation import isolated
 
     images = load("digits", data_dir=None, seed=0)
     parts = images.train, images.test
@@ -87,7 +87,7 @@ def rows(likelihood: str, num_points: int, num_epochs: int, seed: int) -> Iterat
     import torch
 
     from models.vae import target
-    from ppl_vi.metrics.amortization import iwae
+    from ppl_vi.metrics.decoder.gaps import iwae
     from ppl_vi.truth import Annealing, annealed_bound, ground_truth
 
     module, x = trained(likelihood, num_epochs, seed)

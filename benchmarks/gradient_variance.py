@@ -64,11 +64,11 @@ def toy(seed: int) -> list[Spread]:
     import torch
 
     from models.exponential_normal import target
-    from ppl_vi.state import isolated
+    from ppl_vi.svi.engines.step import gradients
     from ppl_vi.svi.fit import fit
     from ppl_vi.svi.objectives import find_objective
     from ppl_vi.svi.randomness import pseudo_random
-    from ppl_vi.svi.step import gradients
+    from ppl_vi.target.isolation import isolated
 
     problem = target([1.5])
     fitted = fit(problem, "lognormal", seed=seed)
@@ -94,8 +94,8 @@ def vae(seed: int) -> list[Spread]:
     from models.images import binarise, load
     from models.vae import VAE
     from ppl_vi.guides.amortized import AMORTIZED
-    from ppl_vi.state import isolated
-    from ppl_vi.svi.amortized import Settings, train
+    from ppl_vi.svi.minibatch import Settings, train
+    from ppl_vi.target.isolation import isolated
 
     images = load("digits", data_dir=None, seed=0)
     x, held_out = binarise(images.train, seed), binarise(images.test, seed + 1)
@@ -115,8 +115,8 @@ def _drawn(module: Any, x: Any, path: bool, seed: int) -> np.ndarray:
     import torch
     from pyro.infer import Trace_ELBO
 
-    from ppl_vi.state import isolated
-    from ppl_vi.svi.pure import without_reparameterization
+    from ppl_vi.svi.program import without_reparameterization
+    from ppl_vi.target.isolation import isolated
 
     module = copy.deepcopy(module).requires_grad_(True)
     bias = module.encoder[-1].bias

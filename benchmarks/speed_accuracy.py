@@ -26,8 +26,8 @@ from torch.func import vmap
 from benchmarks.speed_case import Case, Loop, MissingError, seconds
 from benchmarks.speed_engines import target_of
 from benchmarks.speed_problems import FORMS, initial
-from ppl_vi.state import isolated
-from ppl_vi.target import Target
+from ppl_vi.target.isolation import isolated
+from ppl_vi.target.target import Target
 
 ACCURACY = 1e-3  # nats
 MOST_FITS = 64  # of which the median is taken

@@ -132,7 +132,7 @@ def measure(case: Case) -> Timing:
     """Measures one case in this process."""
     import torch
 
-    from ppl_vi.state import isolated
+    from ppl_vi.target.isolation import isolated
 
     run = replace(case, replicas=1) if case.engine in ONE_BY_ONE else case
     make = engine(case.engine)

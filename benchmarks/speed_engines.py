@@ -15,15 +15,15 @@ from torch.func import jacrev, vmap
 
 from benchmarks.speed_case import Case, MissingError
 from benchmarks.speed_problems import FORMS, PROBLEMS, START_SCALE, rates
-from ppl_vi.svi.adam import BETA1, BETA2, EPS, pace
-from ppl_vi.svi.engines import choose
-from ppl_vi.svi.memory import ChunkedEngine
+from ppl_vi.svi.engines.adam import BETA1, BETA2, EPS, pace
+from ppl_vi.svi.engines.choice import choose
+from ppl_vi.svi.engines.memory import ChunkedEngine
+from ppl_vi.svi.engines.step import Portion, State
 from ppl_vi.svi.objectives import trace_elbo
-from ppl_vi.svi.pure import Program
+from ppl_vi.svi.program import Program
 from ppl_vi.svi.randomness import pseudo_random
 from ppl_vi.svi.start import build_guide
-from ppl_vi.svi.step import Portion, State
-from ppl_vi.target import Target
+from ppl_vi.target.target import Target
 
 MANY = 10**7  # steps, for which an engine gets ready
 
@@ -87,7 +87,7 @@ def pyro_jit_loop(case: Case) -> PyroLoop:
 
 
 class ReplicaLoop:
-    """All replicas in one step, by an engine of `ppl_vi.svi.engines`."""
+    """All replicas in one step, by an engine of `ppl_vi.svi.engines.choice`."""
 
     def __init__(self, case: Case, engine: str) -> None:
         self._case, self._target = case, target_of(case)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.speed_case import Case, MissingError
 from benchmarks.speed_problems import FORMS, OBSERVATION, initial, rates
-from ppl_vi.svi.adam import BETA1, BETA2, EPS
+from ppl_vi.svi.engines.adam import BETA1, BETA2, EPS
 
 SOURCE = Path(__file__).with_name("fused_toy.cpp")
 FLAGS = ["-std=c++17", "-O3", "-march=native", "-ffast-math"]

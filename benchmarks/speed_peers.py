@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks.speed_case import Case, MissingError
 from benchmarks.speed_engines import target_of
 from benchmarks.speed_problems import FORMS, RATE, SLOWING, START_SCALE, initial
-from ppl_vi.svi.adam import BETA1, BETA2, EPS
+from ppl_vi.svi.engines.adam import BETA1, BETA2, EPS
 
 
 def _require(*packages: str) -> None:

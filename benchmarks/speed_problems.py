@@ -1,7 +1,7 @@
 """What `benchmarks.speed` measures: problems, their guides, one start and one learning rule for every engine.
 
 Every guide starts at 0 in unconstrained space with standard deviation 0.1, and every engine takes Adam's steps with the
-constants of `ppl_vi.svi.adam` and the step sizes of `rates`.
+constants of `ppl_vi.svi.engines.adam` and the step sizes of `rates`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ppl_vi.guides.gamma import gamma
 from ppl_vi.guides.lognormal import lognormal
 from ppl_vi.guides.mean_field import Form
 from ppl_vi.guides.truncated_normal import truncated_normal
-from ppl_vi.target import Target
+from ppl_vi.target.target import Target
 
 OBSERVATION = 1.5  # of the toy
 START_SCALE = 0.1

@@ -20,8 +20,8 @@ from ppl_vi import cli
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ppl_vi.comparison import Comparison
-    from ppl_vi.target import Target
+    from ppl_vi.comparison.comparison import Comparison
+    from ppl_vi.target.target import Target
 
 OUT = Path("results/toy_posterior")
 X = (1.5, 0.0)

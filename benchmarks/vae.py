@@ -17,7 +17,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ppl_vi import cli, storage
+from ppl_vi import cli
+from ppl_vi.runtime.files import write_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,10 +26,10 @@ if TYPE_CHECKING:
 
     from models.images import Images
     from models.vae import VAE
-    from ppl_vi.metrics.bounds import BoundsScorecard
-    from ppl_vi.report.vae_plots import Portrait
-    from ppl_vi.svi.amortized import Settings, Trained
-    from ppl_vi.target import Target
+    from ppl_vi.metrics.decoder.bounds import BoundsScorecard
+    from ppl_vi.report.decoder_plots import Portrait
+    from ppl_vi.svi.minibatch import Settings, Trained
+    from ppl_vi.target.target import Target
     from ppl_vi.truth import Truth
 
 
@@ -140,7 +141,7 @@ def program(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from ppl_vi.guides.amortized import AMORTIZED
-    from ppl_vi.workers import wake
+    from ppl_vi.runtime.processes import wake
 
     if arguments.list_guides:
         Console().out(
@@ -150,7 +151,7 @@ def program(arguments: argparse.Namespace) -> int:
     guides = _checked(arguments)
     images, train_x, test_x = _data(arguments)
     try:
-        wake(cli.num_workers(2 * len(guides), arguments.device), "ppl_vi.report.vae_plots")
+        wake(cli.num_workers(2 * len(guides), arguments.device), "ppl_vi.report.decoder_plots")
         trained = {guide: _train(arguments, guide, images, train_x, test_x) for guide in guides}
     except KeyboardInterrupt:
         print(f"interrupted while training: --resume goes on from the checkpoints in {arguments.out}", file=sys.stderr)
@@ -222,7 +223,7 @@ def _train(
     arguments: argparse.Namespace, guide: str, images: Images, train_x: torch.Tensor, test_x: torch.Tensor
 ) -> Trained:
     from models.images import binarise
-    from ppl_vi.svi.amortized import CheckpointError, train, warmed_up
+    from ppl_vi.svi.minibatch import CheckpointError, train, warmed_up
 
     def anew(epoch: int) -> torch.Tensor:
         return binarise(images.train, BINARISE_SEED + 2 + epoch).to(arguments.device)
@@ -247,7 +248,7 @@ def _train(
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
-    from ppl_vi.svi.amortized import Settings
+    from ppl_vi.svi.minibatch import Settings
 
     num_epochs = arguments.num_epochs or (QUICK if arguments.quick else FULL)["num_epochs"]
     return Settings(num_epochs=num_epochs, batch_size=arguments.batch_size, lr=arguments.lr, seed=arguments.seed)
@@ -258,7 +259,7 @@ def _vae(arguments: argparse.Namespace, guide: str, num_pixels: int) -> VAE:
 
     from models.vae import VAE
     from ppl_vi.guides.amortized import AMORTIZED
-    from ppl_vi.state import isolated
+    from ppl_vi.target.isolation import isolated
 
     with isolated(torch.float32, seed=arguments.seed):
         head = AMORTIZED[guide](arguments.latent_dim)
@@ -267,7 +268,7 @@ def _vae(arguments: argparse.Namespace, guide: str, num_pixels: int) -> VAE:
 
 def _scored(jobs: Sequence[Job], arguments: argparse.Namespace) -> Iterator[list[Scored]]:
     """What is finished, in the jobs' order, after each; they are shared among processes."""
-    from ppl_vi.workers import shared
+    from ppl_vi.runtime.processes import shared
 
     done: dict[tuple[str, str], Scored] = {}
     results = shared(score, jobs, cli.num_workers(len(jobs), arguments.device))
@@ -302,8 +303,8 @@ def score(job: Job) -> Portrait | Bounded:
 def gaps(job: Job, problems: Target, local: torch.Tensor) -> Portrait:
     """Certified truth, exact gaps, and how far the best diagonal and full Gaussians get with this decoder."""
     from ppl_vi.guides.amortized import AMORTIZED
-    from ppl_vi.metrics.amortization import amortized_gaps
-    from ppl_vi.report.vae_plots import Portrait
+    from ppl_vi.metrics.decoder.gaps import amortized_gaps
+    from ppl_vi.report.decoder_plots import Portrait
     from ppl_vi.truth import ground_truth
 
     module = job.trained.module
@@ -316,7 +317,7 @@ def gaps(job: Job, problems: Target, local: torch.Tensor) -> Portrait:
 def bounds(job: Job, problems: Target, local: torch.Tensor) -> Bounded:
     """Bounds on the gap there and on as many simulated data points; beside certified truth where there is one."""
     from models.vae import simulate, target
-    from ppl_vi.metrics.bounds import amortized_bounds
+    from ppl_vi.metrics.decoder.bounds import amortized_bounds
     from ppl_vi.truth import Annealing, annealed_bound, annealed_sandwich, ground_truth
 
     module, annealing = job.trained.module, Annealing(num_temperatures=job.num_temperatures)
@@ -392,7 +393,7 @@ def bounds_record(bounded: Bounded, arguments: argparse.Namespace) -> dict[str, 
 
 def _summary(values: np.ndarray, **more: Any) -> dict[str, Any] | None:
     """Of a figure over data points; None where there are none to average."""
-    from ppl_vi.metrics.summary import summarize
+    from ppl_vi.report.summary import summarize
 
     return asdict(summarize(values)) | more if len(values) else None
 
@@ -508,33 +509,33 @@ def _write(finished: Sequence[Scored], arguments: argparse.Namespace) -> None:
     cli.write_records([one.record for one in finished], arguments)
     if arguments.per_point:
         each = [point for one in finished for point in one.points]
-        storage.write_text(arguments.out / "points.json", files.to_json(each))
+        write_text(arguments.out / "points.json", files.to_json(each))
 
 
 def _show(finished: Sequence[Scored], arguments: argparse.Namespace) -> None:
-    from ppl_vi.report import vae_table
+    from ppl_vi.report import decoder_table
 
     records = [one.record for one in finished]
-    storage.write_text(arguments.out / "table.txt", vae_table.as_text(records))
-    cli.show_records(records, arguments, vae_table.show)
+    write_text(arguments.out / "table.txt", decoder_table.as_text(records))
+    cli.show_records(records, arguments, decoder_table.show)
 
 
 def _figures(portraits: list[Portrait], trained: dict[str, Trained], out: Path) -> None:
-    from ppl_vi.report import files, vae_plots
+    from ppl_vi.report import decoder_plots, files
 
-    figures = {"training": vae_plots.training_curves(trained)}
+    figures = {"training": decoder_plots.training_curves(trained)}
     if portraits:
-        figures["gap_histograms"] = vae_plots.gap_histograms(portraits)
-        figures["gap_against_evidence"] = vae_plots.gap_against_evidence(portraits)
+        figures["gap_histograms"] = decoder_plots.gap_histograms(portraits)
+        figures["gap_against_evidence"] = decoder_plots.gap_against_evidence(portraits)
     for portrait in portraits:
         if portrait.split != "test":
             continue
-        figures[f"reconstructions_{portrait.guide}"] = vae_plots.reconstructions(portrait)
+        figures[f"reconstructions_{portrait.guide}"] = decoder_plots.reconstructions(portrait)
         if portrait.target.dim >= 2:
-            figures[f"latent_space_{portrait.guide}"] = vae_plots.latent_space(portrait)
-            figures[f"manifold_{portrait.guide}"] = vae_plots.manifold(portrait)
+            figures[f"latent_space_{portrait.guide}"] = decoder_plots.latent_space(portrait)
+            figures[f"manifold_{portrait.guide}"] = decoder_plots.manifold(portrait)
         if portrait.target.dim == 2:
-            figures[f"worst_points_{portrait.guide}"] = vae_plots.worst_points(portrait)
+            figures[f"worst_points_{portrait.guide}"] = decoder_plots.worst_points(portrait)
     for name, figure in figures.items():
         files.write_figure(out / f"{name}.png", figure)
 

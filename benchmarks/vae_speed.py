@@ -21,7 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ppl_vi import cli, storage
+from ppl_vi import cli
+from ppl_vi.runtime.files import write_text
 
 if TYPE_CHECKING:
     import torch
@@ -38,11 +39,11 @@ Step = Callable[[], object]
 
 
 def pyro_step(module: Any, x: torch.Tensor) -> Step:
-    """A step of `ppl_vi.svi.amortized.train`."""
+    """A step of `ppl_vi.svi.minibatch.train`."""
     import torch
     from pyro.infer import Trace_ELBO
 
-    from ppl_vi.svi.amortized import gradient_step
+    from ppl_vi.svi.minibatch import gradient_step
 
     optimiser, elbo = torch.optim.Adam(module.parameters(), lr=1e-3), Trace_ELBO()
     return lambda: gradient_step(module, elbo, optimiser, x)
@@ -178,7 +179,7 @@ def rounds(pixels: int, hidden: Sequence[int], batch: int, num_rounds: int) -> d
 
     from models.vae import VAE
     from ppl_vi.guides.amortized import AMORTIZED
-    from ppl_vi.state import isolated
+    from ppl_vi.target.isolation import isolated
 
     with isolated(torch.float32, seed=0):
         x = torch.bernoulli(torch.rand(batch, pixels))
@@ -223,7 +224,7 @@ def program(arguments: argparse.Namespace) -> int:
             | {"rounds": arguments.rounds, "versions": versions("jax", "numpyro")}
         )
     table.terminal().print(shown)
-    storage.write_text(arguments.out / "records.json", files.to_json(records))
+    write_text(arguments.out / "records.json", files.to_json(records))
     return 0
 
 

@@ -16,10 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ppl_vi import cli, storage
+from ppl_vi import cli
+from ppl_vi.runtime.files import write_text
 
 if TYPE_CHECKING:
-    from ppl_vi.comparison import Settings
+    from ppl_vi.comparison.comparison import Settings
 
 OUT = Path("results/zoo")
 GUIDES = (
@@ -57,8 +58,8 @@ def parser() -> argparse.ArgumentParser:
 def measure(guides: Sequence[str], settings: Settings, model: str) -> Measured:
     """All guides on one model; what is the matter with a model becomes its reason."""
     from models import ZOO
-    from ppl_vi.any_model import begun
-    from ppl_vi.comparison import compare_each
+    from ppl_vi.compare import begun
+    from ppl_vi.comparison.comparison import compare_each
     from ppl_vi.truth import UncertifiedTruthError
 
     try:
@@ -80,7 +81,7 @@ def measured(models: Sequence[str], work: Callable[[str], Measured], workers: in
 
 def _each(models: Sequence[str], work: Callable[[str], Measured], workers: int) -> Iterator[Measured]:
     """Every model once; should a process be killed, those it takes along get one each, and the culprit its reason."""
-    from ppl_vi.workers import WorkerKilledError, alone, shared
+    from ppl_vi.runtime.processes import WorkerKilledError, alone, shared
 
     left = list(models)
     try:
@@ -98,9 +99,9 @@ def _each(models: Sequence[str], work: Callable[[str], Measured], workers: int) 
 def program(arguments: argparse.Namespace) -> int:
     """Measures as asked."""
     from models import ZOO
-    from ppl_vi.comparison import Settings
+    from ppl_vi.comparison.comparison import Settings
     from ppl_vi.report import files, matrix, table
-    from ppl_vi.workers import wake
+    from ppl_vi.runtime.processes import wake
 
     models = list(dict.fromkeys(arguments.models or (QUICK_MODELS if arguments.quick else ZOO)))
     guides = cli.chosen_guides(arguments.guides, QUICK_GUIDES if arguments.quick else GUIDES)
@@ -110,7 +111,7 @@ def program(arguments: argparse.Namespace) -> int:
     workers = cli.num_workers(len(models), "cpu")
     found: list[Measured] = []
     try:
-        wake(workers, "ppl_vi.any_model")
+        wake(workers, "ppl_vi.compare")
         for found in measured(models, partial(measure, guides, settings), workers):
             cli.write_records(_records(found), arguments)
     except KeyboardInterrupt:
@@ -121,9 +122,9 @@ def program(arguments: argparse.Namespace) -> int:
             print(f"{one.model} is not measured: {one.reason}", file=sys.stderr)
     if not records:
         raise cli.UsageError("none of the models could be measured")
-    storage.write_text(arguments.out / "records.csv", files.to_csv(records))
-    storage.write_text(arguments.out / "table.txt", table.as_text(records, matrix.show))
-    storage.write_text(arguments.out / "table.md", matrix.as_markdown(records))
+    write_text(arguments.out / "records.csv", files.to_csv(records))
+    write_text(arguments.out / "table.txt", table.as_text(records, matrix.show))
+    write_text(arguments.out / "table.md", matrix.as_markdown(records))
     cli.show_records(records, arguments, matrix.show)
     return cli.drawn(lambda: files.write_figure(arguments.out / "heat_map.png", matrix.heat_map(records)), arguments)
 

@@ -21,7 +21,7 @@ from models import (
     ppca,
     robust_regression,
 )
-from ppl_vi.target import Target
+from ppl_vi.target.target import Target
 
 # each makes one problem
 ZOO: dict[str, Callable[[], Target]] = {

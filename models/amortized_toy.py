@@ -19,12 +19,12 @@ from torch.func import vmap
 
 from models.vae import perceptron
 from ppl_vi.guides import Family
-from ppl_vi.svi.pure import Program
+from ppl_vi.svi.program import Program
 from ppl_vi.svi.randomness import pseudo_random
 from ppl_vi.svi.result import finished
 from ppl_vi.svi.start import build_guide
 from ppl_vi.svi.support import mismatch
-from ppl_vi.target import Target
+from ppl_vi.target.target import Target
 
 UNIT = 3.0  # of x, for the network's input
 
@@ -32,7 +32,7 @@ Law = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class AmortizedToy(PyroModule):
-    """Model and guide of a batch of observations, for `ppl_vi.svi.amortized.train`.
+    """Model and guide of a batch of observations, for `ppl_vi.svi.minibatch.train`.
 
     Args:
         target: one problem, whose mode and curvature the guides of all x start from.

@@ -14,7 +14,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ppl_vi.target import Target
+from ppl_vi.target.target import Target
 
 GIRLS, BIRTHS = 437.0, 980.0
 PRIOR = (1.0, 1.0)

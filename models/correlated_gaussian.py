@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from models.ppca import diagonal_gap
-from ppl_vi.target import Target
+from ppl_vi.target.target import Target
 
 
 def model(design: Tensor, y: Tensor) -> None:

@@ -28,7 +28,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ppl_vi.target import Conditional, Latents, Target
+from ppl_vi.target.target import Conditional, Latents, Target
 
 SD = 3.0
 

@@ -16,7 +16,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ppl_vi.target import Target
+from ppl_vi.target.target import Target
 
 YEARS = {0: 109, 1: 65, 2: 22, 3: 3, 4: 1}  # corps-years with so many deaths
 SHAPE, RATE = 2.0, 2.0

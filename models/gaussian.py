@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ppl_vi.target import Target
+from ppl_vi.target.target import Target
 
 
 def model(y: Tensor) -> None:

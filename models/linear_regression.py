@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from models.ppca import diagonal_gap
-from ppl_vi.target import Target
+from ppl_vi.target.target import Target
 
 EMPLOYED = (
     60323, 61122, 60171, 61187, 63221, 63639, 64989, 63761, 66019, 67857, 68169, 66513, 68655, 69564, 69331, 70551,

@@ -16,8 +16,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ppl_vi.enumeration import SummedOut
-from ppl_vi.target import Target
+from ppl_vi.target.enumeration import SummedOut
+from ppl_vi.target.target import Target
 
 MINUTES = (
     3.600, 1.800, 3.333, 2.283, 4.533, 2.883, 4.700, 3.600, 1.950, 4.350, 1.833, 3.917, 4.200, 1.750, 4.700, 2.167,

@@ -15,7 +15,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ppl_vi.target import Target
+from ppl_vi.target.target import Target
 
 FIRST_YEAR = 1950
 CALLS = (  # tens of millions

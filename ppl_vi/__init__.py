@@ -1,11 +1,11 @@
 """The ruler for variational inference in Pyro."""
 
-from ppl_vi.any_model import ModelComparison, compare
+from ppl_vi.compare import ModelComparison, compare
 from ppl_vi.metrics import Estimate, Scorecard, score
 from ppl_vi.svi.fit import UnsuitableObjectiveError, fit
 from ppl_vi.svi.result import Fit
 from ppl_vi.svi.support import SupportMismatchError
-from ppl_vi.target import Target
+from ppl_vi.target.target import Target
 from ppl_vi.truth import Truth, UncertifiedTruthError, ground_truth
 
 __version__ = "0.1.0"

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from ppl_vi import cli, workers
+from ppl_vi import cli
+from ppl_vi.runtime.processes import travels, wake
 
 if TYPE_CHECKING:
-    from ppl_vi.any_model import ModelComparison
+    from ppl_vi.compare import ModelComparison
 
 OUT = Path("results")
 GUIDES = ("AutoNormal", "AutoMultivariateNormal")
@@ -79,8 +80,8 @@ def _compare(arguments: argparse.Namespace) -> int:
     cli.check_device(arguments.device)
     cli.check_outputs(arguments)
     processes = cli.num_workers(len(guides), arguments.device)
-    workers.wake(processes, "ppl_vi.any_model")
-    from ppl_vi.any_model import begun, target_of
+    wake(processes, "ppl_vi.compare")
+    from ppl_vi.compare import begun, target_of
 
     try:
         target = target_of(model, given if isinstance(given, tuple) else (given,)).to(arguments.device)
@@ -88,7 +89,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     except Exception as error:  # a model may do anything
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise cli.UsageError(f"{arguments.model}: {kind}{error}") from error
-    processes = processes if workers.travels(comparison) else 1
+    processes = processes if travels(comparison) else 1
     code, done = cli.run_comparison(
         comparison, guides, processes, arguments, lambda done: write_figures(done, arguments)
     )

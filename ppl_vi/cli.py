@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ppl_vi import storage, workers
+from ppl_vi.runtime.files import write_text
+from ppl_vi.runtime.processes import num_cores, shared, wake
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ppl_vi.comparison import Comparison, Settings
-    from ppl_vi.target import Target
+    from ppl_vi.comparison.comparison import Comparison, Settings
+    from ppl_vi.target.target import Target
 
 ENGINES = ("auto", "compiled", "batched", "pyro")
 DEVICES = ("cpu", "cuda")
@@ -174,7 +175,7 @@ def chosen_guides(names: Sequence[str] | None, default: Sequence[str] | None) ->
     Raises:
         UsageError: no such family.
     """
-    from ppl_vi.comparison import refusal
+    from ppl_vi.comparison.comparison import refusal
     from ppl_vi.guides import FAMILIES
 
     everything = (*FAMILIES, POINT_MASS)
@@ -219,7 +220,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
     Raises:
         UsageError: the choices don't fit together.
     """
-    from ppl_vi.comparison import Settings, check_settings
+    from ppl_vi.comparison.comparison import Settings, check_settings
 
     counts = {
         name: getattr(arguments, name, None) or value
@@ -309,8 +310,8 @@ def compare_command(
     check_device(arguments.device)
     check_outputs(arguments)
     processes = num_workers(len(guides), arguments.device)
-    workers.wake(processes, "ppl_vi.comparison", "ppl_vi.report.plots")
-    from ppl_vi.comparison import Comparison
+    wake(processes, "ppl_vi.comparison.comparison", "ppl_vi.report.plots")
+    from ppl_vi.comparison.comparison import Comparison
     from ppl_vi.truth import UncertifiedTruthError, ground_truth
 
     try:
@@ -343,11 +344,11 @@ def run_comparison(
 
 def num_workers(num_jobs: int, device: str) -> int:
     """Processes to share jobs among: no more than there are cores, and one for the only accelerator."""
-    return min(workers.num_cores(), MAX_WORKERS, num_jobs) if device == "cpu" else 1
+    return min(num_cores(), MAX_WORKERS, num_jobs) if device == "cpu" else 1
 
 
 def _compared(comparison: Some, guides: Sequence[str], processes: int, arguments: argparse.Namespace) -> Iterator[Some]:
-    from ppl_vi.comparison import compare_each
+    from ppl_vi.comparison.comparison import compare_each
 
     with _progress(len(guides)) as (started, finished):
         for step in compare_each(
@@ -418,7 +419,7 @@ def write_records(records: Sequence[dict[str, Any]], arguments: argparse.Namespa
 
     to_file = [Path(arguments.json)] if arguments.json and arguments.json != "-" else []
     for path in (arguments.out / "records.json", *to_file):
-        storage.write_text(path, files.to_json(records))
+        write_text(path, files.to_json(records))
 
 
 def show_records(
@@ -442,7 +443,7 @@ def write_comparison(comparison: Comparison, arguments: argparse.Namespace) -> N
 
     records = comparison.records()
     write_records(records, arguments)
-    storage.write_text(arguments.out / "records.csv", files.to_csv(records))
+    write_text(arguments.out / "records.csv", files.to_csv(records))
 
 
 def show_comparison(comparison: Comparison, arguments: argparse.Namespace) -> None:
@@ -450,7 +451,7 @@ def show_comparison(comparison: Comparison, arguments: argparse.Namespace) -> No
     from ppl_vi.report import table
 
     records = comparison.records()
-    storage.write_text(arguments.out / "table.txt", table.as_text(records))
+    write_text(arguments.out / "table.txt", table.as_text(records))
     show_records(records, arguments, table.show)
 
 
@@ -464,7 +465,7 @@ def write_figures(
     for problem, label in enumerate(comparison.labels):
         for name, draw in plots.FIGURES.items():
             jobs.append(partial(_write_figure, arguments.out, f"{name}_x_{label:g}", draw, comparison, problem))
-    for said in workers.shared(_call, jobs, num_workers(len(comparison.entries), arguments.device)):
+    for said in shared(_call, jobs, num_workers(len(comparison.entries), arguments.device)):
         if said:
             print(said, file=sys.stderr)
 

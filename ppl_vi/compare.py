@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ppl_vi.comparison import Comparison, Entry, Settings, check_settings, compare_each, one_thread
+from ppl_vi.comparison.comparison import Comparison, Entry, Settings, check_settings, compare_each, one_thread
 from ppl_vi.report import table
 from ppl_vi.svi.result import Fit
-from ppl_vi.target import Target
+from ppl_vi.target.target import Target
 from ppl_vi.truth import ground_truth
 
 if TYPE_CHECKING:

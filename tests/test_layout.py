@@ -94,9 +94,9 @@ def test_an_import_against_the_packages_is_found(path: str, source: str) -> None
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("ppl_vi/target.py", "import ppl_vi.svi.fit"),
-        ("ppl_vi/target.py", "from ppl_vi import svi"),
-        ("ppl_vi/target.py", "from . import svi"),
+        ("ppl_vi/target/target.py", "import ppl_vi.svi.fit"),
+        ("ppl_vi/target/target.py", "from ppl_vi import svi"),
+        ("ppl_vi/target/target.py", "from . import svi"),
         ("ppl_vi/svi/fit.py", "from ..truth.quadrature import integrate"),
         ("ppl_vi/svi/__init__.py", "from ..metrics import divergence"),
         ("ppl_vi/svi/fit.py", "def f():\n    from ppl_vi.cli import main"),
@@ -109,7 +109,10 @@ def test_an_import_against_the_layers_is_found(path: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("ppl_vi/svi/fit.py", "from ppl_vi.target import Target\nfrom . import pure\nfrom ppl_vi import __version__"),
+        (
+            "ppl_vi/svi/fit.py",
+            "from ppl_vi.target.target import Target\nfrom . import pure\nfrom ppl_vi import __version__",
+        ),
         ("ppl_vi/cli.py", "import torch\nfrom ppl_vi import report, newton"),
     ],
 )

@@ -65,7 +65,7 @@ def test_wheel_holds_the_package_alone(built: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert {name.split("/")[0] for name in names} == {"ppl_vi"}
-    assert source_files("ppl_vi") | {"ppl_vi/py.typed", "ppl_vi/svi/lanes.h"} <= names
+    assert source_files("ppl_vi") | {"ppl_vi/py.typed", "ppl_vi/compiler/vectors.h"} <= names
 
 
 def test_wheel_has_the_command_and_no_models(built: Path, tmp_path: Path) -> None:

@@ -14,20 +14,20 @@ import torch
 from torch import Tensor
 
 from ppl_vi.guides import Family, RefusedFamilyError, find_family
-from ppl_vi.guides.given import family_of
-from ppl_vi.inspection import LatentSite, ends
-from ppl_vi.metrics.cloud import cloud, drawn, rules, sobol_rules
-from ppl_vi.metrics.divergence import reverse_kl_of_many
+from ppl_vi.guides.own import family_of
 from ppl_vi.metrics.estimate import Estimate
-from ppl_vi.metrics.overlay import overlay
+from ppl_vi.metrics.exact.divergence import reverse_kl_of_many
+from ppl_vi.metrics.exact.grid import overlay
+from ppl_vi.metrics.sampled.marginals import Line, Sample, guide_samples, number_names, pooled, posterior_of
+from ppl_vi.metrics.sampled.noise_rules import cloud, drawn, rules, sobol_rules
 from ppl_vi.metrics.scorecard import Scorecard, score
-from ppl_vi.metrics.weighted import Line, Sample, guide_samples, number_names, pooled, posterior_of
+from ppl_vi.runtime.processes import shared
 from ppl_vi.svi.fit import UnsuitableObjectiveError, check_objective, fit
 from ppl_vi.svi.objectives import find_objective
 from ppl_vi.svi.result import versions
-from ppl_vi.target import Target
+from ppl_vi.target.inspection import LatentSite, ends
+from ppl_vi.target.target import Target
 from ppl_vi.truth import Truth
-from ppl_vi.workers import shared
 
 # keys of a record that are medians of a metric over replicas
 SCORES = (

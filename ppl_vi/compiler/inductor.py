@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
-from ppl_vi.svi import kept
+from ppl_vi.compiler import inductor_cache
 
 KNOWN = ("2.13",)  # versions of torch whose internals have been tried
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
@@ -74,8 +74,8 @@ def compiled(module: GraphModule, example: Sequence[Tensor]) -> Callable[..., Se
     check_version()
     module, constants = with_constants_given(module)
     example = [*constants, *example]
-    folder, key = cache_folder(), kept.key_of(module, example)
-    found = kept.load(folder, key)
+    folder, key = cache_folder(), inductor_cache.key_of(module, example)
+    found = inductor_cache.load(folder, key)
     if found is None and usable(folder):
         try:
             found = _compiled(module, example, folder, key)
@@ -101,7 +101,7 @@ def _read(tensor: Tensor) -> tuple[torch.dtype, torch.Size, str]:
 def is_kept(module: GraphModule, example: Sequence[Tensor]) -> bool:
     """Whether the machine code is there already."""
     module, constants = with_constants_given(module)
-    return kept.is_kept(cache_folder(), kept.key_of(module, [*constants, *example]))
+    return inductor_cache.is_kept(cache_folder(), inductor_cache.key_of(module, [*constants, *example]))
 
 
 def with_constants_given(module: GraphModule) -> tuple[GraphModule, list[Tensor]]:
@@ -122,9 +122,9 @@ def with_constants_given(module: GraphModule) -> tuple[GraphModule, list[Tensor]
     return GraphModule(module, graph), constants
 
 
-def _compiled(module: GraphModule, example: Sequence[Tensor], folder: Path, key: str) -> kept.Run:
+def _compiled(module: GraphModule, example: Sequence[Tensor], folder: Path, key: str) -> inductor_cache.Run:
     """Compiles, and keeps what can be run without inductor."""
-    with kept.environment(CACHE, str(folder)), _quiet():
+    with inductor_cache.environment(CACHE, str(folder)), _quiet():
         from torch._guards import TracingContext, tracing
         from torch._inductor import codecache, config, cpu_vec_isa
         from torch._inductor.codegen import common
@@ -151,8 +151,8 @@ def _compiled(module: GraphModule, example: Sequence[Tensor], folder: Path, key:
             expected = run(*example)  # the first call loads what was compiled
         if len(made) == 1:
             loaded = next((m for m in codecache.PyCodeCache.modules if m.key == made[0].cache_key), None)
-            if loaded and kept.save(folder, key, made[0].source_code, vars(loaded)):
-                again = kept.load(folder, key)
+            if loaded and inductor_cache.save(folder, key, made[0].source_code, vars(loaded)):
+                again = inductor_cache.load(folder, key)
                 if again and _same(again(list(example)), expected):
                     return again
     return lambda args: run(*args)

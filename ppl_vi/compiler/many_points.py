@@ -1,6 +1,6 @@
 """A function of one point at many points, as one call of machine code: points stand where a fit has its replicas.
 
-In the frame of a fit's step (`ppl_vi.svi.lanes`) a point is what it calls the parameters, which stay where they are;
+In the frame of a fit's step (`ppl_vi.compiler.translate`) a point is what it calls the parameters, which stay where they are;
 the function's value is the bound.
 """
 
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from ppl_vi.state import isolated
-from ppl_vi.svi.compiled import LanesEngine
-from ppl_vi.svi.step import State
+from ppl_vi.svi.engines.compiled import LanesEngine
+from ppl_vi.svi.engines.step import State
+from ppl_vi.target.isolation import isolated
 
 WORTH = 2**22  # numbers in the widest temporaries of all points: machine code takes as long to make as some such calls
 OPERATIONS = 20  # on single numbers that a point takes beside its widest temporary

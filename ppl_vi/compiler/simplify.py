@@ -18,8 +18,8 @@ from torch.func import functionalize
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.passes.dialect.common.cse_pass import CSEPass
 
-from ppl_vi.svi.constants import SUMS, alike, fold
-from ppl_vi.svi.tracing import writes, written_down
+from ppl_vi.compiler.fold import SUMS, alike, fold
+from ppl_vi.compiler.trace import writes, written_down
 
 aten = torch.ops.aten
 RESHAPES = (

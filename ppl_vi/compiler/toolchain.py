@@ -15,8 +15,8 @@ import tempfile
 from hashlib import sha256
 from pathlib import Path
 
-from ppl_vi.svi import inductor
-from ppl_vi.svi.kept import processor
+from ppl_vi.compiler import inductor
+from ppl_vi.compiler.inductor_cache import processor
 
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-w",
          "-fPIC", "-shared")  # fmt: skip

@@ -1,6 +1,6 @@
 """A step's graph as one C++ function in which many fits lie side by side in the processor's vectors.
 
-The graph is that of one fit, without axes for problems and replicas, traced by `ppl_vi.svi.step.trace_one`. Each of
+The graph is that of one fit, without axes for problems and replicas, traced by `ppl_vi.svi.engines.step.trace_one`. Each of
 its numbers becomes a vector of `LANES` fits. All steps of a block are taken with some fits before the next ones', so
 that nothing but noise and bounds goes through memory between steps. Operations that change order and shape alone
 (views, slices, transposes, concatenations) are worked out here and cost nothing at run time; what does not depend on
@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from ppl_vi.svi.tracing import written_down
+from ppl_vi.compiler.trace import written_down
 
 HEADER = Path(__file__).with_name("lanes.h")
 MOST_BYTES = 2**26  # of a group's values: beyond the second cache they still run several times faster than batched

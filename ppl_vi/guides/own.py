@@ -15,8 +15,8 @@ from torch import nn
 
 from ppl_vi.guides import REFUSED, Family, RefusedFamilyError, find_family
 from ppl_vi.guides.statements import FunctionGuide, first_run
-from ppl_vi.state import isolated
-from ppl_vi.target import Target
+from ppl_vi.target.isolation import isolated
+from ppl_vi.target.target import Target
 
 
 class HeldGuide(PyroModule):

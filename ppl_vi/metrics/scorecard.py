@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ppl_vi.guides import MULTIMODAL
-from ppl_vi.guides.given import has_network
-from ppl_vi.metrics import divergence, importance, moments
-from ppl_vi.metrics.by_noise import scores_by_noise
+from ppl_vi.guides.own import has_network
 from ppl_vi.metrics.estimate import Estimate
-from ppl_vi.metrics.gaps import BestMember, best_member, never, optimization_gap
-from ppl_vi.metrics.overlay import Overlay, overlay
-from ppl_vi.metrics.weighted import Marginals
+from ppl_vi.metrics.exact import divergence, moments
+from ppl_vi.metrics.exact.best_member import BestMember, best_member, never, optimization_gap
+from ppl_vi.metrics.exact.grid import Overlay, overlay
+from ppl_vi.metrics.sampled import importance
+from ppl_vi.metrics.sampled.marginals import Marginals
+from ppl_vi.metrics.sampled.scores import scores_by_noise
 from ppl_vi.svi.result import Fit
 from ppl_vi.truth import Truth
 

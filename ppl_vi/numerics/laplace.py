@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.func import grad, grad_and_value
 
-from ppl_vi.mapping import each
-from ppl_vi.newton import minimize
+from ppl_vi.numerics.newton import minimize
+from ppl_vi.numerics.vmapping import each
 
 NUDGE = 0.1  # unconstrained: off a point where the density is level by symmetry alone
 LEVEL = 1e-6  # slope for each nat of the log density, below which a point that is no mode is a saddle

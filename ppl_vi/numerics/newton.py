@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value, jacrev
 
-from ppl_vi.mapping import each
+from ppl_vi.numerics.vmapping import each
 
 
 @dataclass(frozen=True)

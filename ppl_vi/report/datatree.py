@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ppl_vi.comparison import Comparison, Entry
-from ppl_vi.metrics.importance import log_densities
+from ppl_vi.comparison.comparison import Comparison, Entry
+from ppl_vi.metrics.sampled.importance import log_densities
 from ppl_vi.svi.result import Fit, versions
 
 if TYPE_CHECKING:

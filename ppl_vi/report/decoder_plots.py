@@ -16,11 +16,11 @@ from scipy.special import ndtri
 from torch import Tensor
 
 from ppl_vi.guides.amortized import Head
-from ppl_vi.metrics.amortization import AmortizedScorecard
+from ppl_vi.metrics.decoder.gaps import AmortizedScorecard
 from ppl_vi.report.numbers import three_digits
 from ppl_vi.report.plots import BLUE, DARK, DPI, GREY, ORANGE, VERMILION, plain
-from ppl_vi.svi.amortized import Trained
-from ppl_vi.target import Target
+from ppl_vi.svi.minibatch import Trained
+from ppl_vi.target.target import Target
 
 NUM_TILES = 15  # a side of the manifold
 NUM_ROWS = 10  # of reconstructions, samples and traversals

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ppl_vi.comparison import Comparison, Entry
+from ppl_vi.comparison.comparison import Comparison, Entry
 from ppl_vi.report.numbers import nats, number, three_digits
 from ppl_vi.report.table import sort_key
 from ppl_vi.truth import Truth

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.func import grad
 
 from ppl_vi.svi.objectives import Objective
-from ppl_vi.svi.pure import Program, guide_sites
+from ppl_vi.svi.program import Program, guide_sites
 from ppl_vi.svi.stopping import surrogate
 
 

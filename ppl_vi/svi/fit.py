@@ -14,22 +14,21 @@ from torch import Tensor, nn
 
 from ppl_vi.guides import Family, find_family
 from ppl_vi.guides.autoguides import drawn_by_latents
-from ppl_vi.guides.given import name_of
-from ppl_vi.mapping import branches, draws_unasked, masks
-from ppl_vi.state import isolated
-from ppl_vi.svi.adam import pace
-from ppl_vi.svi.batched import BatchedEngine
+from ppl_vi.guides.own import name_of
+from ppl_vi.numerics.vmapping import branches, draws_unasked, masks
 from ppl_vi.svi.diagnosis import culprit
-from ppl_vi.svi.engines import ENGINES, Chosen, choose
-from ppl_vi.svi.memory import UNTRACED, ChunkedEngine, Footprint, footprint
+from ppl_vi.svi.engines.adam import pace
+from ppl_vi.svi.engines.batched import BatchedEngine
+from ppl_vi.svi.engines.choice import ENGINES, Chosen, choose
+from ppl_vi.svi.engines.memory import UNTRACED, ChunkedEngine, Footprint, footprint
+from ppl_vi.svi.engines.probe import Probe, probe_of
+from ppl_vi.svi.engines.pyro import PyroSVI, pyro_elbo
+from ppl_vi.svi.engines.step import LONG, TOGETHER, Engine, Portion, State
 from ppl_vi.svi.objectives import Objective, find_objective
-from ppl_vi.svi.probe import Probe, probe_of
-from ppl_vi.svi.pure import Program, load_parameters
-from ppl_vi.svi.pyro_engine import PyroSVI, pyro_elbo
+from ppl_vi.svi.program import Program, load_parameters
 from ppl_vi.svi.randomness import UnsupportedRandomnessError, pseudo_random
 from ppl_vi.svi.result import Fit, Progress, finished, versions
 from ppl_vi.svi.start import build_guide, start_guides
-from ppl_vi.svi.step import LONG, TOGETHER, Engine, Portion, State
 from ppl_vi.svi.stopping import (
     HESSIAN_POINTS,
     MAX_PARAMETERS,
@@ -40,7 +39,8 @@ from ppl_vi.svi.stopping import (
     surrogate,
 )
 from ppl_vi.svi.support import SupportMismatchError, mismatch
-from ppl_vi.target import Target
+from ppl_vi.target.isolation import isolated
+from ppl_vi.target.target import Target
 
 DECIDES = "decides by a drawn value what to do ('if', 'while', bool(), item())"
 FIRST_ROUND = 0.125  # of num_steps; every further round is twice as long as the one before
@@ -120,7 +120,7 @@ def fit(
         family: a guide family, or its name.
         objective: by name (`renyi:ALPHA` and `iwae:K` take a number) or an `Objective`.
         engine: "compiled", the steps of all fits as machine code; "batched", the same operation by operation; "pyro",
-            Pyro's own `SVI` one fit at a time; "auto", the fastest (see `ppl_vi.svi.engines.choose`).
+            Pyro's own `SVI` one fit at a time; "auto", the fastest (see `ppl_vi.svi.engines.choice.choose`).
         num_steps: at most.
         num_particles: draws of the guide a step.
         num_replicas: independent fits of each problem.

@@ -22,9 +22,9 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from ppl_vi import storage
-from ppl_vi.state import isolated, own_randomness
+from ppl_vi.runtime.files import replace
 from ppl_vi.svi.result import versions
+from ppl_vi.target.isolation import isolated, own_randomness
 
 FORMAT = 3  # of a checkpoint
 SAME = 1e-4  # relative: more than rounding in another order changes a held-out ELBO in single precision
@@ -283,7 +283,7 @@ def _save(
         "optimiser": optimiser.state_dict(),
         "random": torch.get_rng_state(),
     }
-    storage.replace(path, lambda file: torch.save(state, file), durable=True)
+    replace(path, lambda file: torch.save(state, file), durable=True)
 
 
 def _load(

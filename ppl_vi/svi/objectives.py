@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ppl_vi.svi.pure import Particle, Program, analytic_divergence_missing
+from ppl_vi.svi.program import Particle, Program, analytic_divergence_missing
 
 ParticleOf = Callable[[Program, Tensor, tuple[Tensor, ...], tuple[Tensor, ...]], Particle]
 

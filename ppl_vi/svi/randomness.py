@@ -20,7 +20,7 @@ from torch.distributions import dirichlet
 from torch.overrides import TorchFunctionMode
 from torch.quasirandom import SobolEngine
 
-from ppl_vi.state import own_randomness
+from ppl_vi.target.isolation import own_randomness
 
 Kind = Literal["normal", "uniform", "seed"]
 NUM_CANDIDATES = 6  # a gamma draw fails all of them, and is then not exact, with probability below 0.049^6 = 1.4e-8

@@ -21,16 +21,16 @@ from pyro.nn.module import PyroModule, PyroParam
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ppl_vi import storage
 from ppl_vi.guides import Family
 from ppl_vi.guides.autoguides import drawn_by_latents
-from ppl_vi.guides.given import family_of
-from ppl_vi.mapping import Axes, each, one_by_one
-from ppl_vi.state import isolated
-from ppl_vi.svi.pure import Program, load_parameters
+from ppl_vi.guides.own import family_of
+from ppl_vi.numerics.vmapping import Axes, each, one_by_one
+from ppl_vi.runtime.files import replace
+from ppl_vi.svi.program import Program, load_parameters
 from ppl_vi.svi.randomness import UnsupportedRandomnessError, pseudo_random, quasi_random
 from ppl_vi.svi.start import build_guide
-from ppl_vi.target import Latents, Target
+from ppl_vi.target.isolation import isolated
+from ppl_vi.target.target import Latents, Target
 
 FORMAT, FORMAT_VERSION = "ppl_vi.Fit", 1
 NO_MODE = (
@@ -279,7 +279,7 @@ class Fit:
             **{name: getattr(self, name) for name in _ARRAYS},
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        storage.replace(path, lambda file: np.savez(file, **arrays))
+        replace(path, lambda file: np.savez(file, **arrays))
 
     @staticmethod
     def load(path: str | Path, target: Target, family: Any = None) -> Fit:

@@ -32,9 +32,9 @@ from torch import Tensor, nn
 
 from ppl_vi.guides import Family
 from ppl_vi.guides.statements import FunctionGuide
-from ppl_vi.mapping import whole_plates
-from ppl_vi.state import isolated, private
-from ppl_vi.target import Bound, Target, split
+from ppl_vi.numerics.vmapping import whole_plates
+from ppl_vi.target.isolation import isolated, private
+from ppl_vi.target.target import Bound, Target, split
 
 SCALE_VECTOR = (AutoDiagonalNormal, AutoMultivariateNormal, AutoLowRankMultivariateNormal)  # in `guide.scale`
 SCALE_BY_SITE = (AutoNormal, AutoStructured, AutoGaussian, AutoNormalMessenger, AutoHierarchicalNormalMessenger)

@@ -22,9 +22,9 @@ from scipy.stats import t as student_t
 from torch import Tensor
 from torch.func import grad
 
-from ppl_vi.newton import predicted_gain
+from ppl_vi.numerics.newton import predicted_gain
 from ppl_vi.svi.objectives import Objective
-from ppl_vi.svi.pure import Program
+from ppl_vi.svi.program import Program
 from ppl_vi.svi.randomness import pseudo_random, quasi_random
 
 NUM_SCRAMBLES = 8
@@ -38,7 +38,7 @@ FAR = 5.0  # units: a longer Newton's step sets the unit itself; it promises mor
 
 
 class Probe(Protocol):
-    """Another way to mean gradients, see `ppl_vi.svi.probe`."""
+    """Another way to mean gradients, see `ppl_vi.svi.engines.probe`."""
 
     def fits(self, noise: tuple[Tensor, ...]) -> bool:
         """Whether it can take this noise."""

@@ -16,12 +16,12 @@ from torch.distributions import Independent, constraints
 from torch.distributions.constraints import Constraint
 from torch.distributions.transforms import ComposeTransform, IndependentTransform
 
-from ppl_vi.ending import support_of
 from ppl_vi.guides import ANY, POSITIVE, REAL, RefusedFamilyError
-from ppl_vi.inspection import LatentSite, ends
-from ppl_vi.state import isolated
-from ppl_vi.svi.pure import guide_sites, is_delta
-from ppl_vi.target import Target
+from ppl_vi.svi.program import guide_sites, is_delta
+from ppl_vi.target.inspection import LatentSite, ends
+from ppl_vi.target.isolation import isolated
+from ppl_vi.target.target import Target
+from ppl_vi.target.truncation import support_of
 
 FOLLOWING = ("AutoNormalMessenger", "AutoHierarchicalNormalMessenger", "AutoRegressiveMessenger")  # moving supports
 

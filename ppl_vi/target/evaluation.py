@@ -9,8 +9,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from ppl_vi.svi.points import AtMany, at_many, pays
-from ppl_vi.target import Bound, Latents, Target, latents_of, numbers_of, tensors_of
+from ppl_vi.compiler.many_points import AtMany, at_many, pays
+from ppl_vi.target.target import Bound, Latents, Target, latents_of, numbers_of, tensors_of
 
 NUMBERS = 2**19  # of a temporary as large as the data
 MOST_NUMBERS = 2**21  # of any: from 2^22 on each is fetched from the system anew

@@ -16,8 +16,8 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import constraints
 
-from ppl_vi.enumeration import UnsuitableSiteError, masks_of
-from ppl_vi.state import isolated
+from ppl_vi.target.enumeration import UnsuitableSiteError, masks_of
+from ppl_vi.target.isolation import isolated
 
 Row = tuple[Any, ...]
 SEEDS = (0, 4, 6, 1)  # their first draws fall on both sides of a median

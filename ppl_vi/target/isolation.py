@@ -12,8 +12,8 @@ import torch
 from pyro.nn.module import PyroModule
 from torch import nn
 
-from ppl_vi.precision import in_dtype
-from ppl_vi.vmap_rules import known_to_vmap
+from ppl_vi.target.precision import in_dtype
+from ppl_vi.target.vmap_rules import known_to_vmap
 
 
 @contextmanager
@@ -22,7 +22,7 @@ def isolated(dtype: torch.dtype = torch.float64, seed: int | None = None) -> Ite
 
     Inside: an empty parameter store, parameters local to their modules (so that two `AutoNormal` never share names),
     validation off (supports are checked beforehand; a traced graph can't branch on data), `dtype` as the default, a
-    random state of its own, and functions that `vmap` knows (`ppl_vi.vmap_rules`). Outside: everything as before, also
+    random state of its own, and functions that `vmap` knows (`ppl_vi.target.vmap_rules`). Outside: everything as before, also
     after an exception.
 
     Args:

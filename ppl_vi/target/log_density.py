@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
 
-from ppl_vi.inspection import Reached
-from ppl_vi.mapping import branches
-from ppl_vi.state import isolated
-from ppl_vi.svi.points import AtMany, at_many, pays
-from ppl_vi.svi.tracing import written_down
-from ppl_vi.target import Target
-from ppl_vi.truth.leapfrog import Leapfrog, Phase, compiled, lanes
+from ppl_vi.compiler.many_points import AtMany, at_many, pays
+from ppl_vi.compiler.trace import written_down
+from ppl_vi.numerics.vmapping import branches
+from ppl_vi.target.inspection import Reached
+from ppl_vi.target.isolation import isolated
+from ppl_vi.target.target import Target
+from ppl_vi.truth.chains.leapfrog import Leapfrog, Phase, compiled, lanes
 
 BLOCK = 4096  # points at once
 NUMBERS = 2**18  # of their largest temporary, which stays in the cache

@@ -19,14 +19,14 @@ from torch.distributions.constraints import Constraint
 from torch.func import vmap
 from torch.overrides import TorchFunctionMode
 
-from ppl_vi.ending import ending
-from ppl_vi.enumeration import summed_out
-from ppl_vi.inspection import SEEDS, LatentSite, Moving, ends, latent_sites, run
-from ppl_vi.laplace import Laplace, centred_on_mass, laplace_of
-from ppl_vi.mapping import draws_unasked, each, whole_plates
-from ppl_vi.precision import Conversion, Converted
-from ppl_vi.state import isolated, private
-from ppl_vi.writing import Writing, writes
+from ppl_vi.numerics.laplace import Laplace, centred_on_mass, laplace_of
+from ppl_vi.numerics.vmapping import draws_unasked, each, whole_plates
+from ppl_vi.target.enumeration import summed_out
+from ppl_vi.target.inplace import Writing, writes
+from ppl_vi.target.inspection import SEEDS, LatentSite, Moving, ends, latent_sites, run
+from ppl_vi.target.isolation import isolated, private
+from ppl_vi.target.precision import Conversion, Converted
+from ppl_vi.target.truncation import ending
 
 Latents = dict[str, Tensor]
 
@@ -375,7 +375,7 @@ class Target:
         """The latent sites, found by running the model.
 
         Raises:
-            ValueError: what is the matter with the model, see `ppl_vi.inspection.latent_sites`.
+            ValueError: what is the matter with the model, see `ppl_vi.target.inspection.latent_sites`.
         """
         first = self.row(0)
         last = self.row(self.num_problems - 1) if self.num_problems > 1 else first

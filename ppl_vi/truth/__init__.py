@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from ppl_vi.target import Target
-from ppl_vi.truth.annealing import Annealing, Bound, Sandwich, annealed_bound, annealed_sandwich
-from ppl_vi.truth.black_box import AGREEMENT, black_box_truth
-from ppl_vi.truth.black_box import RULES as BLACK_BOX
-from ppl_vi.truth.partial import partial_truth, reaches
-from ppl_vi.truth.plane import RULES, decoded_truth
-from ppl_vi.truth.quadrature import quadrature_truth
-from ppl_vi.truth.reference import reference_truth
+from ppl_vi.target.target import Target
+from ppl_vi.truth.chains.reference import reference_truth
+from ppl_vi.truth.decoder.annealing import Annealing, Bound, Sandwich, annealed_bound, annealed_sandwich
+from ppl_vi.truth.decoder.evidence import RULES, decoded_truth
+from ppl_vi.truth.quadrature.adaptive import AGREEMENT, black_box_truth
+from ppl_vi.truth.quadrature.adaptive import RULES as BLACK_BOX
+from ppl_vi.truth.quadrature.conditional import partial_truth, reaches
+from ppl_vi.truth.quadrature.one_number import quadrature_truth
 from ppl_vi.truth.result import Check, Expectation, Grade, Points, Truth, UncertifiedTruthError
 
 MOST_SEARCHED = 2  # problems of one number that are searched for what both quadrature rules step over

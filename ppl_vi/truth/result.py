@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vi.target import Latents, Target
+from ppl_vi.target.target import Latents, Target
 
 Grade = Literal["certified", "checked", "uncertified"]
 

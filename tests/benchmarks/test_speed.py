@@ -19,7 +19,7 @@ from benchmarks.speed_case import ENTRY, Case, Loop, MissingError, Timing, engin
 from benchmarks.speed_engines import target_of
 from benchmarks.speed_problems import FORMS, OBSERVATION, PROBLEMS, RATE, rates
 from models import exponential_normal, gaussian, ppca
-from ppl_vi.state import isolated
+from ppl_vi.target.isolation import isolated
 from tests.strict_json import strict
 
 TOY = Case("toy", "lognormal", "batched", 3, dtype="float64", blocks=5, block_seconds=1e-3)

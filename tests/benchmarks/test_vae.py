@@ -15,10 +15,10 @@ import torch
 from benchmarks import amortized_toy, vae
 from models.vae import VAE
 from ppl_vi.guides.amortized import AMORTIZED
-from ppl_vi.report import files, vae_table
-from ppl_vi.report.vae_plots import Portrait
-from ppl_vi.state import isolated
-from ppl_vi.svi.amortized import Settings, train
+from ppl_vi.report import decoder_table, files
+from ppl_vi.report.decoder_plots import Portrait
+from ppl_vi.svi.minibatch import Settings, train
+from ppl_vi.target.isolation import isolated
 from tests.strict_json import strict
 
 SMALL = ["--num-epochs", "3", "--num-points", "6", "--hidden", "8"]
@@ -124,7 +124,7 @@ def test_ctrl_c_while_figures_are_drawn_leaves_the_tables(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vae, "_figures", press)
-    monkeypatch.setattr("ppl_vi.workers.num_cores", lambda: 1)
+    monkeypatch.setattr("ppl_vi.runtime.processes.num_cores", lambda: 1)
     assert vae.main([*SMALL, "--guides", "diagonal", "--out", str(tmp_path)]) == 130
     assert "not all figures were drawn; the tables are in" in capsys.readouterr().err
     assert len(strict((tmp_path / "records.json").read_text())) == 2
@@ -191,10 +191,10 @@ def test_bounds_of_each_point_and_what_can_be_drawn(bounded: Path) -> None:
 def test_the_table_tells_points_without_bounds(bounded: Path) -> None:
     record = strict((bounded / "records.json").read_text())[1]
     width = record["sandwich_width"] | {"num": 4}
-    text = vae_table.as_text([record | {"num_finite": 5, "sandwich_width": width}])
+    text = decoder_table.as_text([record | {"num_finite": 5, "sandwich_width": width}])
     assert "1 of 6 data points have no finite bound" in text
     assert "2 of 6 simulated points have no finite bound" in text
-    assert "have no finite bound" not in vae_table.as_text([record])
+    assert "have no finite bound" not in decoder_table.as_text([record])
 
 
 def test_a_job_without_a_certified_point_is_a_row_of_nulls(ran: Path) -> None:
@@ -208,7 +208,7 @@ def test_a_job_without_a_certified_point_is_a_row_of_nulls(ran: Path) -> None:
     record = vae.record(replace(portrait, card=card), arguments)
     assert record["num_certified"] == 0
     assert record["total"] is record["log_evidence_error"] is None
-    text = vae_table.as_text(strict(files.to_json([record])))
+    text = decoder_table.as_text(strict(files.to_json([record])))
     assert "2 of 2 data points are not certified" in text
     points = strict(files.to_json(list(vae.points(replace(portrait, card=card)))))
     assert points[0]["reverse_kl"] == "inf"

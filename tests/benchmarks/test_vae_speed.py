@@ -15,7 +15,7 @@ import torch
 from benchmarks import vae_speed
 from models.vae import VAE
 from ppl_vi.guides.amortized import AMORTIZED
-from ppl_vi.state import isolated
+from ppl_vi.target.isolation import isolated
 from tests.strict_json import strict
 
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppl_vi.metrics import blocks
-from ppl_vi.svi import cpp
-from ppl_vi.svi.points import CHECKED, WORTH, at_many, pays
-from ppl_vi.target import Target
+from ppl_vi.compiler import toolchain
+from ppl_vi.compiler.many_points import CHECKED, WORTH, at_many, pays
+from ppl_vi.target import evaluation
+from ppl_vi.target.target import Target
 
 pytestmark = pytest.mark.filterwarnings("ignore:Found vars in model but not guide")
 COUNTS = torch.tensor([4.0, 5, 3, 6, 1, 0, 1, 2])
@@ -59,8 +59,8 @@ def test_the_log_joint_by_machine_code_is_the_models(name: str) -> None:
     generator = torch.Generator().manual_seed(1)
     u = target.laplace.loc[:1] + torch.randn((num, target.dim), generator=generator, dtype=torch.float64)
     latents = {name: value[None] for name, value in target.constrain(u)[0].items()}
-    got = blocks.log_joint(target, latents)
-    assert blocks._made[target] is not None
+    got = evaluation.log_joint(target, latents)
+    assert evaluation._made[target] is not None
     some = {name: value[:, -500:] for name, value in latents.items()}
     torch.testing.assert_close(got[:, -500:], target.log_joint(some), rtol=1e-12, atol=1e-12)
 
@@ -73,8 +73,8 @@ def test_each_problem_has_its_own_data() -> None:
     target = Target(model, (torch.tensor([1.5, -3.0, 0.2]),))
     z = torch.rand((2, WORTH // 40), generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     index = torch.tensor([2, 0])
-    got = blocks.log_joint(target, {"z": z}, index)
-    assert blocks._made[target] is not None
+    got = evaluation.log_joint(target, {"z": z}, index)
+    assert evaluation._made[target] is not None
     want = torch.distributions.Normal(z, 1.0).log_prob(target.args[0][index][:, None]) - z
     torch.testing.assert_close(got, want, rtol=1e-13, atol=1e-13)
 
@@ -95,7 +95,7 @@ def test_what_can_not_be_had_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     points = torch.rand((CHECKED, 3), dtype=torch.float64)
     assert at_many(lambda p: p.sum() if p[0] > 0.5 else p.prod(), points, ()) is None  # decides by a value
     assert at_many(lambda p: torch.linalg.eigvalsh(torch.diag(p)).sum(), points, ()) is None  # no translation
-    monkeypatch.setattr(cpp, "COMPILERS", ())
+    monkeypatch.setattr(toolchain, "COMPILERS", ())
     monkeypatch.delenv("CXX", raising=False)
     assert at_many(lambda p: p.sum(), points, ()) is None  # no compiler
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from ppl_vi.svi.eager import eager
-from ppl_vi.svi.graph import tidy
-from ppl_vi.svi.tracing import written_down
+from ppl_vi.compiler.eager import eager
+from ppl_vi.compiler.simplify import tidy
+from ppl_vi.compiler.trace import written_down
 
 
 def wasteful(x: Tensor, y: Tensor) -> Tensor:

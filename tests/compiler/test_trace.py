@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ppl_vi.mapping import branches
-from ppl_vi.svi.tracing import writes, written_down
+from ppl_vi.compiler.trace import writes, written_down
+from ppl_vi.numerics.vmapping import branches
 
 HELD = nn.Parameter(torch.tensor([0.3, -1.2, 0.7], dtype=torch.float64))
 OUTSIDE = torch.tensor(-0.4)

@@ -14,11 +14,11 @@ import scipy.special as sp
 import torch
 from torch import Tensor
 
-from ppl_vi.svi import cpp
-from ppl_vi.svi.compiled import LanesEngine
-from ppl_vi.svi.lanes import Loop, Translation, UnsupportedError, decomposed, prelude
-from ppl_vi.svi.step import State
-from ppl_vi.svi.tracing import written_down
+from ppl_vi.compiler import toolchain
+from ppl_vi.compiler.trace import written_down
+from ppl_vi.compiler.translate import Loop, Translation, UnsupportedError, decomposed, prelude
+from ppl_vi.svi.engines.compiled import LanesEngine
+from ppl_vi.svi.engines.step import State
 
 pytestmark = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
 
@@ -71,7 +71,7 @@ def functions(dtype: torch.dtype) -> ctypes.CDLL:
         " { for (int64_t i = 0; i < num; i += LANES)"
         " store(standard_gamma_grad(load(a + i), load(x + i)), out + i); }"
     )
-    return cpp.library("\n".join(lines))
+    return toolchain.library("\n".join(lines))
 
 
 def call(name: str, *arguments: Tensor) -> Tensor:

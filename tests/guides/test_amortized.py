@@ -18,7 +18,7 @@ from ppl_vi.guides.amortized import AMORTIZED, Head
 from ppl_vi.guides.amortized.flow import Bent
 from ppl_vi.guides.amortized.full import Full
 from ppl_vi.guides.amortized.mixture import NUM_COMPONENTS, GaussianMixture, Mixture
-from ppl_vi.state import isolated
+from ppl_vi.target.isolation import isolated
 
 NAMES = sorted(AMORTIZED)
 NO_MIXTURE = {"flow"}  # of Gaussians, so no components

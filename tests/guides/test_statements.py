@@ -18,7 +18,7 @@ from torch.distributions import constraints
 
 from ppl_vi import Fit, Target, compare, fit
 from ppl_vi.guides import RefusedFamilyError
-from ppl_vi.guides.given import family_of, has_network
+from ppl_vi.guides.own import family_of, has_network
 from ppl_vi.svi.start import build_guide
 
 DATA = torch.tensor([0.2, 1.5, -0.7, 2.2, 0.9, 1.1], dtype=torch.float64)

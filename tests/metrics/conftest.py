@@ -8,7 +8,7 @@ from torch.distributions import transform_to
 
 from models.exponential_normal import target
 from ppl_vi.guides import FAMILIES
-from ppl_vi.metrics.overlay import overlay
+from ppl_vi.metrics.exact.grid import overlay
 from ppl_vi.svi.fit import fit
 from ppl_vi.truth import ground_truth
 

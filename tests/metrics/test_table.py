@@ -14,7 +14,7 @@ import torch
 from scipy import optimize, special, stats
 
 from ppl_vi.metrics import METRICS
-from ppl_vi.metrics.overlay import overlay
+from ppl_vi.metrics.exact.grid import overlay
 
 LOG_ROOT_2PI = 0.5 * np.log(2 * np.pi)
 STEP = 3e-4

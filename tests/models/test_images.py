@@ -20,7 +20,7 @@ from torch import Tensor
 from models import images
 from models.images import MNIST_SHA256, Images, binarise, dequantise, load
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = MNIST_SHA256
 
 

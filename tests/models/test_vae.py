@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from models import ppca
 from models.vae import FLOOR, VAE, perceptron, simulate, target
 from ppl_vi.guides.amortized import AMORTIZED
-from ppl_vi.state import isolated
+from ppl_vi.target.isolation import isolated
 
 NUM_PIXELS, NUM_DATA, SIGMA = 5, 6, 0.7
 GAUSSIAN = ["diagonal", "full"]  # heads that are one Gaussian

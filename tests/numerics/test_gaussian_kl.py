@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal, kl_divergence
 
-from ppl_vi.metrics.gaussian import gaussian_kl
+from ppl_vi.numerics.gaussian_kl import gaussian_kl
 
 
 def random_gaussian(k: int, seed: int, batch: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:

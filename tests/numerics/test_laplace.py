@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from models import funnel, mixture
-from ppl_vi.laplace import centred_on_mass, laplace_of
-from ppl_vi.state import isolated
+from ppl_vi.numerics.laplace import centred_on_mass, laplace_of
+from ppl_vi.target.isolation import isolated
 
 
 def test_a_mode_that_symmetry_hides() -> None:

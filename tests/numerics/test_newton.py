@@ -8,7 +8,7 @@ import scipy.optimize
 import torch
 from torch import Tensor
 
-from ppl_vi.newton import minimize, predicted_gain
+from ppl_vi.numerics.newton import minimize, predicted_gain
 
 
 def double(values: object) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ppl_vi.metrics.summary import summarize
+from ppl_vi.report.summary import summarize
 
 
 def test_known_values() -> None:

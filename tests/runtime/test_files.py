@@ -9,26 +9,26 @@ from typing import BinaryIO
 import pytest
 
 from models.exponential_normal import target
-from ppl_vi import storage
+from ppl_vi.runtime.files import replace, write_text
 from ppl_vi.svi.fit import fit
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
-    storage.write_text(path, "old")
+    write_text(path, "old")
 
     def fail(file: BinaryIO) -> None:
         file.write(b"half")
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        storage.replace(path, fail)
+        replace(path, fail)
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
     assert path.read_text() == "old"
 
 
 def test_text_is_utf_8(tmp_path: Path) -> None:
-    storage.write_text(tmp_path / "a.txt", "≤ α\n")
+    write_text(tmp_path / "a.txt", "≤ α\n")
     assert (tmp_path / "a.txt").read_bytes() == b"\xe2\x89\xa4 \xce\xb1\n"
 
 
@@ -41,9 +41,9 @@ def test_what_has_to_outlast_a_failure_is_synced_before_it_is_in_place(
         synced.append((os.fstat(handle).st_size, path.exists()))
 
     monkeypatch.setattr(os, "fsync", sync)
-    storage.replace(path, lambda file: file.write(b"12345"), durable=True)
+    replace(path, lambda file: file.write(b"12345"), durable=True)
     assert synced == [(5, False)]
-    storage.replace(path, lambda file: file.write(b"1"))
+    replace(path, lambda file: file.write(b"1"))
     assert len(synced) == 1
 
 
@@ -52,7 +52,7 @@ def test_files_get_the_permissions_that_the_umask_leaves(umask: int, mode: int, 
     fitted = fit(target([1.5]), "half_normal", num_steps=1, num_particles=1, num_replicas=1)
     before = os.umask(umask)
     try:
-        storage.write_text(tmp_path / "text", "")
+        write_text(tmp_path / "text", "")
         fitted.save(tmp_path / "fit")
     finally:
         assert os.umask(before) == umask

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from ppl_vi.workers import interrupts_held, shared, travels, wake
+from ppl_vi.runtime.processes import interrupts_held, shared, travels, wake
 
 
 def squared(number: int) -> int:

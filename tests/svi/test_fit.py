@@ -19,14 +19,14 @@ from torch.distributions import constraints
 
 from models.exponential_normal import target as toy
 from ppl_vi.guides import find_family
-from ppl_vi.state import isolated
-from ppl_vi.svi import step
+from ppl_vi.svi.engines import step
 from ppl_vi.svi.fit import UnsuitableObjectiveError, fit
-from ppl_vi.svi.pure import Program
+from ppl_vi.svi.program import Program
 from ppl_vi.svi.result import Fit
 from ppl_vi.svi.start import build_guide
 from ppl_vi.svi.support import SupportMismatchError
-from ppl_vi.target import Target
+from ppl_vi.target.isolation import isolated
+from ppl_vi.target.target import Target
 
 TOY = toy([1.5])
 SMALL: dict[str, Any] = {"num_steps": 4, "num_particles": 4}

@@ -12,19 +12,19 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ppl_vi.guides.autoguides import ACCEPTED, laplace
-from ppl_vi.mapping import whole_plates
-from ppl_vi.state import isolated
-from ppl_vi.svi.adam import pace
-from ppl_vi.svi.batched import BatchedEngine
-from ppl_vi.svi.compiled import compiled_engine
+from ppl_vi.numerics.vmapping import whole_plates
+from ppl_vi.svi.engines.adam import pace
+from ppl_vi.svi.engines.batched import BatchedEngine
+from ppl_vi.svi.engines.compiled import compiled_engine
+from ppl_vi.svi.engines.step import State, gradients
 from ppl_vi.svi.fit import UnsuitableModelError, fit
 from ppl_vi.svi.objectives import find_objective, trace_elbo
-from ppl_vi.svi.pure import Program
+from ppl_vi.svi.program import Program
 from ppl_vi.svi.randomness import pseudo_random
 from ppl_vi.svi.result import Fit
 from ppl_vi.svi.start import build_guide
-from ppl_vi.svi.step import State, gradients
-from ppl_vi.target import Target
+from ppl_vi.target.isolation import isolated
+from ppl_vi.target.target import Target
 
 NUM, PART = 12, 4
 DATA = torch.linspace(-1.0, 3.0, NUM, dtype=torch.float64) ** 2  # asymmetric

@@ -23,8 +23,7 @@ from models.amortized_toy import AmortizedToy
 from models.vae import VAE
 from ppl_vi.guides import FAMILIES
 from ppl_vi.guides.amortized import AMORTIZED
-from ppl_vi.state import isolated
-from ppl_vi.svi.amortized import (
+from ppl_vi.svi.minibatch import (
     HELD_OUT_PARTICLES,
     Alpha,
     CheckpointError,
@@ -33,6 +32,7 @@ from ppl_vi.svi.amortized import (
     train,
     warmed_up,
 )
+from ppl_vi.target.isolation import isolated
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = Settings(num_epochs=6, batch_size=16, lr=5e-3, patience=6, seed=3)

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.func import grad, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ppl_vi.state import isolated
 from ppl_vi.svi.randomness import (
     GENERATORS,
     UNSUPPORTED,
@@ -24,6 +23,7 @@ from ppl_vi.svi.randomness import (
     pseudo_random,
     quasi_random,
 )
+from ppl_vi.target.isolation import isolated
 
 NUM = 20_000
 CRITICAL = 2.4  # of sqrt(n) D: P = 2 exp(-2 * 2.4^2) = 2e-5 for each law

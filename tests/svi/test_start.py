@@ -20,12 +20,12 @@ from torch.func import vmap
 
 from models.eight_schools import target as eight_schools
 from ppl_vi import Target
-from ppl_vi.state import isolated
 from ppl_vi.svi.fit import fit
-from ppl_vi.svi.pure import Program
+from ppl_vi.svi.program import Program
 from ppl_vi.svi.randomness import pseudo_random
 from ppl_vi.svi.result import NoModeError
 from ppl_vi.svi.start import SCALE_BY_SITE, build_guide
+from ppl_vi.target.isolation import isolated
 
 LOC = torch.tensor([0.5, -1.0, 2.0, 0.1], dtype=torch.float64)
 SCALE = torch.tensor([0.01, 3.0, 0.2, 40.0], dtype=torch.float64)

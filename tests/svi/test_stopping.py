@@ -15,12 +15,12 @@ from torch.func import grad, jacrev, vmap
 from models.exponential_normal import target as toy
 from ppl_vi import Target
 from ppl_vi.guides import FAMILIES
-from ppl_vi.state import isolated
 from ppl_vi.svi.fit import fit
 from ppl_vi.svi.objectives import find_objective, trace_elbo
-from ppl_vi.svi.pure import Program
+from ppl_vi.svi.program import Program
 from ppl_vi.svi.start import build_guide
 from ppl_vi.svi.stopping import check, curvature_units
+from ppl_vi.target.isolation import isolated
 
 TARGET = toy([1.5])
 TOLERANCE = inspect.signature(fit).parameters["tolerance"].default

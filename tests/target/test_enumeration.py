@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from ppl_vi import Target, fit, ground_truth
-from ppl_vi.enumeration import einsum
-from ppl_vi.state import isolated
+from ppl_vi.target.enumeration import einsum
+from ppl_vi.target.isolation import isolated
 
 Y = np.array([1.2, -0.4, 2.9, 0.3])
 

@@ -8,8 +8,8 @@ import torch
 from scipy import special, stats
 from torch.func import vmap
 
-from ppl_vi.state import isolated
-from ppl_vi.target import Target
+from ppl_vi.target.isolation import isolated
+from ppl_vi.target.target import Target
 from ppl_vi.truth import ground_truth
 
 

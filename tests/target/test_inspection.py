@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ppl_vi import Target, fit
-from ppl_vi.guides.given import family_of
-from ppl_vi.svi.pure import Program
+from ppl_vi.guides.own import family_of
+from ppl_vi.svi.program import Program
 from ppl_vi.svi.result import fingerprint
 from ppl_vi.svi.start import build_guide
 from ppl_vi.truth import black_box_truth, ground_truth

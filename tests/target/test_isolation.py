@@ -10,9 +10,9 @@ import torch
 from pyro.infer.autoguide import AutoNormal
 
 from models.exponential_normal import model, target
-from ppl_vi.state import isolated
 from ppl_vi.svi.fit import fit
 from ppl_vi.svi.result import Fit
+from ppl_vi.target.isolation import isolated
 
 SMALL = {"num_steps": 6, "num_particles": 4, "num_replicas": 2}
 

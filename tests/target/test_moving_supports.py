@@ -18,7 +18,7 @@ from torch.func import jacrev
 
 import ppl_vi
 from ppl_vi.svi.support import SupportMismatchError
-from ppl_vi.target import Target
+from ppl_vi.target.target import Target
 
 Y = np.array([0.5, 1.0])
 

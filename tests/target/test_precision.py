@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.distributions.transforms import AffineTransform
 
 from ppl_vi import Target, compare, fit, ground_truth
-from ppl_vi.guides.given import family_of
-from ppl_vi.precision import in_dtype
-from ppl_vi.truth.search import prior_draws
+from ppl_vi.guides.own import family_of
+from ppl_vi.target.precision import in_dtype
+from ppl_vi.truth.quadrature.search import prior_draws
 
 Y = np.array([1.0, 2.0, 0.5, 1.5])
 

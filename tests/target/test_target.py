@@ -15,8 +15,8 @@ from torch.func import vmap
 
 from models.exponential_normal import model as toy_model
 from models.exponential_normal import target as toy
-from ppl_vi.state import isolated
-from ppl_vi.target import Target
+from ppl_vi.target.isolation import isolated
+from ppl_vi.target.target import Target
 from ppl_vi.truth import quadrature_truth
 
 

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.distributions import constraints
 
 import ppl_vi
-from ppl_vi.ending import support_of
-from ppl_vi.inspection import Moving, ends
-from ppl_vi.target import Target
+from ppl_vi.target.inspection import Moving, ends
+from ppl_vi.target.target import Target
+from ppl_vi.target.truncation import support_of
 
 Y = np.array([0.5, 1.0, 2.5])
 

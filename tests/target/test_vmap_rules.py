@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 from torch.func import jacrev, vmap
 
-from ppl_vi.vmap_rules import known_to_vmap
+from ppl_vi.target.vmap_rules import known_to_vmap
 
 
 def correlated(u: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ppl_vi.guides.amortized import Head
-from ppl_vi.metrics.expectation import Mixture, decoded_of, log_likelihood_at, points_at_once
-from ppl_vi.target import Target, log_prior
+from ppl_vi.metrics.decoder.elbo import Mixture, decoded_of, log_likelihood_at, points_at_once
+from ppl_vi.target.target import Target, log_prior
 
 NODES = {1: 2048, 2: 256, 3: 64}  # an axis
 # times so many, and whether on one lattice for all or on each problem's own box, whose decoder runs for it alone

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ppl_vi.guides.amortized import Head
-from ppl_vi.target import LOG_2PI, Decoded, Target
+from ppl_vi.target.target import LOG_2PI, Decoded, Target
 
 HERMITE = (8, 12)  # nodes an axis of the coarse rules, exact for polynomials
 # of the finer rules' nodes, by the number of latents: where q is wide beside the decoder's features, the trapezoid's

@@ -20,9 +20,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ppl_vi.metrics.expectation import Mixture, blocks, num_levels, rule
-from ppl_vi.metrics.tiles import inverted
-from ppl_vi.target import LOG_2PI
+from ppl_vi.metrics.decoder.elbo import Mixture, blocks, num_levels, rule
+from ppl_vi.metrics.decoder.lattice_values import inverted
+from ppl_vi.target.target import LOG_2PI
 
 REACH = (5.0, 5.0, 5.5, 6.0, 6.5, 7.0)  # of each level's nodes, standard deviations
 

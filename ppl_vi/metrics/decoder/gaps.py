@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from ppl_vi.guides.amortized import Head
-from ppl_vi.metrics.best_members import BestMembers, best_members, embed
-from ppl_vi.metrics.expectation import Mixture, log_likelihood_at
-from ppl_vi.metrics.lattice import divergences
-from ppl_vi.metrics.tiles import Tiles, tiled_elbo
-from ppl_vi.target import Target, log_prior
+from ppl_vi.metrics.decoder.best_members import BestMembers, best_members, embed
+from ppl_vi.metrics.decoder.divergences import divergences
+from ppl_vi.metrics.decoder.elbo import Mixture, log_likelihood_at
+from ppl_vi.metrics.decoder.lattice_values import Tiles, tiled_elbo
+from ppl_vi.target.target import Target, log_prior
 from ppl_vi.truth import Truth
 
 ACTIVE = 0.01  # variance of the posterior mean over the data from which a latent counts as in use

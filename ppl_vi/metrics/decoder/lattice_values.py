@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from ppl_vi.guides.amortized import Head
-from ppl_vi.metrics.expectation import Elbo, Mixture, elbo, elbo_by, points_at_once, settled_prior_kl
-from ppl_vi.target import Target
+from ppl_vi.metrics.decoder.elbo import Elbo, Mixture, elbo, elbo_by, points_at_once, settled_prior_kl
+from ppl_vi.target.target import Target
 
 WIDEST = 1.25  # of the coarsest lattice's spacing, in smallest standard deviations of q
 REACH = 7.5  # of a Gaussian, in Mahalanobis' distance

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ppl_vi.metrics.expectation import Mixture, log_likelihood_at, rule
-from ppl_vi.target import Target, log_prior
+from ppl_vi.metrics.decoder.elbo import Mixture, log_likelihood_at, rule
+from ppl_vi.target.target import Target, log_prior
 
 LEVEL = {1: 4, 2: 3, 3: 2}  # of the rule around each hill
 REACH = 4.0  # of its nodes, standard deviations

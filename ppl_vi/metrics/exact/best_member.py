@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from ppl_vi.metrics.divergence import reverse_kl
 from ppl_vi.metrics.estimate import Estimate
-from ppl_vi.metrics.nearest import nearest_members
-from ppl_vi.metrics.overlay import NODES, WEIGHTS, far_ends, geometric_edges, overlay
-from ppl_vi.newton import minimize
-from ppl_vi.state import isolated
+from ppl_vi.metrics.exact.divergence import reverse_kl
+from ppl_vi.metrics.exact.grid import NODES, WEIGHTS, far_ends, geometric_edges, overlay
+from ppl_vi.metrics.sampled.best_member import nearest_members
+from ppl_vi.numerics.newton import minimize
 from ppl_vi.svi.result import Fit
-from ppl_vi.target import off_edge
+from ppl_vi.target.isolation import isolated
+from ppl_vi.target.target import off_edge
 from ppl_vi.truth import Truth
 
 TOLERANCE = 1e-10  # nats, of Newton's method

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ppl_vi.metrics.estimate import Estimate
-from ppl_vi.metrics.overlay import Grid, Overlay
+from ppl_vi.metrics.exact.grid import Grid, Overlay
 
 LEAK = "the guide puts mass where the posterior has none"
 SMALLER = "the guide has no mass where the posterior has some"

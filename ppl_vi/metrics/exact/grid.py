@@ -10,10 +10,10 @@ import torch
 from numpy.polynomial import legendre
 from torch import Tensor
 
-from ppl_vi.inspection import ends
-from ppl_vi.metrics import blocks
 from ppl_vi.svi.result import Fit
-from ppl_vi.target import Target
+from ppl_vi.target import evaluation
+from ppl_vi.target.inspection import ends
+from ppl_vi.target.target import Target
 from ppl_vi.truth import Truth
 
 NUM_NODES = 16  # of the Gauss-Legendre rule in each panel
@@ -281,7 +281,7 @@ class Overlay:
             log_slope = sign * v_tensor
         problem = torch.from_numpy(pair // replicas).to(target.device)
         log_q = self.fit.log_prob_rows(self.theta.flatten(0, 1)[pair], problem, {site.name: z})
-        log_joint = blocks.log_joint(target, {site.name: z}, problem).cpu().numpy()
+        log_joint = evaluation.log_joint(target, {site.name: z}, problem).cpu().numpy()
         evidence = self.truth.log_evidence[pair // replicas][:, None]
         log_p = log_joint - evidence if piece.kind == "inside" else np.full_like(log_joint, -np.inf)
         return z.reshape(v.shape).cpu().numpy(), log_slope.cpu().numpy(), log_p, log_q.cpu().numpy(), log_joint

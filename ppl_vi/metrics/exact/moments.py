@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ppl_vi.metrics.divergence import by_quadrature
 from ppl_vi.metrics.estimate import Estimate
-from ppl_vi.metrics.overlay import Grid, Overlay
+from ppl_vi.metrics.exact.divergence import by_quadrature
+from ppl_vi.metrics.exact.grid import Grid, Overlay
 
 
 def _repeated(pair: Overlay, values: np.ndarray) -> np.ndarray:

@@ -25,17 +25,17 @@ from scipy import optimize
 from torch import Tensor
 from torch.func import grad_and_value, vmap
 
-from ppl_vi.mapping import whole_plates
-from ppl_vi.metrics.cloud import MOST_LATTICE, Rules, rules
-from ppl_vi.state import isolated
-from ppl_vi.svi.compiled import LanesEngine
-from ppl_vi.svi.eager import eager
-from ppl_vi.svi.graph import traced
-from ppl_vi.svi.points import CHECKED, MANY, OPERATIONS
-from ppl_vi.svi.pure import Program, guide_sites
+from ppl_vi.compiler.eager import eager
+from ppl_vi.compiler.many_points import CHECKED, MANY, OPERATIONS
+from ppl_vi.compiler.simplify import traced
+from ppl_vi.metrics.sampled.noise_rules import MOST_LATTICE, Rules, rules
+from ppl_vi.numerics.vmapping import whole_plates
+from ppl_vi.svi.engines.compiled import LanesEngine
+from ppl_vi.svi.engines.step import State
+from ppl_vi.svi.program import Program, guide_sites
 from ppl_vi.svi.randomness import Draw
 from ppl_vi.svi.result import Fit
-from ppl_vi.svi.step import State
+from ppl_vi.target.isolation import isolated
 
 _log = logging.getLogger(__name__)
 

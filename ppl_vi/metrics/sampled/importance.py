@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import logsumexp
 
-from ppl_vi.metrics import blocks
 from ppl_vi.metrics.estimate import Estimate
 from ppl_vi.svi.result import Fit
-from ppl_vi.target import Latents
+from ppl_vi.target import evaluation
+from ppl_vi.target.target import Latents
 
 FEW = 1000  # draws for a second k-hat, which falls with their number
 IWAE_SAMPLES = 64  # K
@@ -44,7 +44,7 @@ def log_densities(fit: Fit, latents: Latents) -> tuple[np.ndarray, np.ndarray]:
     log_q = fit.log_prob(latents)
     _, replicas, num = log_q.shape
     flat = {name: value.flatten(1, 2) for name, value in latents.items()}
-    log_joint = blocks.log_joint(fit.target, flat).unflatten(1, (replicas, num))
+    log_joint = evaluation.log_joint(fit.target, flat).unflatten(1, (replicas, num))
     inside = fit.target.inside(latents).cpu().numpy()
     return np.where(inside, log_joint.cpu().numpy(), -np.inf), log_q.cpu().numpy()
 

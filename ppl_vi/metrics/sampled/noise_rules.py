@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from ppl_vi.metrics.blocks import drawn_at_once, log_joint
 from ppl_vi.metrics.estimate import Estimate
-from ppl_vi.state import isolated
 from ppl_vi.svi.randomness import Draw, quasi_random
 from ppl_vi.svi.result import Fit
-from ppl_vi.target import LOG_2PI, latents_of, numbers_of
+from ppl_vi.target.evaluation import drawn_at_once, log_joint
+from ppl_vi.target.isolation import isolated
+from ppl_vi.target.target import LOG_2PI, latents_of, numbers_of
 
 NUM_RULES = 8  # independently randomised
 REACH = 8.5  # of a lattice, standard deviations: beyond lie 2e-17 of the mass

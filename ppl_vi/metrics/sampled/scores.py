@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vi.metrics.cloud import Cloud, cloud, drawn, estimate, rules, sobol_rules
-from ppl_vi.metrics.divergence import LEAK, ROUNDING
 from ppl_vi.metrics.estimate import Estimate
-from ppl_vi.metrics.gaps import BestMember, never
-from ppl_vi.metrics.nearest import Nearest, nearest_members, no_gradient
-from ppl_vi.metrics.weighted import Marginals, forward_kl, marginals, relative_covariance_error
+from ppl_vi.metrics.exact.best_member import BestMember, never
+from ppl_vi.metrics.exact.divergence import LEAK, ROUNDING
+from ppl_vi.metrics.sampled.best_member import Nearest, nearest_members, no_gradient
+from ppl_vi.metrics.sampled.marginals import Marginals, forward_kl, marginals, relative_covariance_error
+from ppl_vi.metrics.sampled.noise_rules import Cloud, cloud, drawn, estimate, rules, sobol_rules
 from ppl_vi.svi.result import Fit
 from ppl_vi.truth import Truth
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from ppl_vi.svi.eager import eager
+from ppl_vi.compiler.eager import eager
+from ppl_vi.svi.engines.step import State, StepFunction, step_function, trace_step
 from ppl_vi.svi.objectives import Objective
-from ppl_vi.svi.pure import Program
-from ppl_vi.svi.step import State, StepFunction, step_function, trace_step
+from ppl_vi.svi.program import Program
 
 _log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class BatchedEngine:
         return [self.program.layout.size]
 
     def advance(self, state: State, scalars: Tensor, noise: tuple[Tensor, ...]) -> tuple[State, Tensor]:
-        """See `ppl_vi.svi.step.Engine`."""
+        """See `ppl_vi.svi.engines.step.Engine`."""
         bounds = []
         for i, numbers in enumerate(scalars.unbind(-1)):
             draws = tuple(n[i] for n in noise)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ppl_vi.svi.batched import BatchedEngine
-from ppl_vi.svi.compiled import plan
+from ppl_vi.svi.engines.batched import BatchedEngine
+from ppl_vi.svi.engines.compiled import plan
+from ppl_vi.svi.engines.step import Engine, Portion
 from ppl_vi.svi.objectives import Objective
-from ppl_vi.svi.pure import Program
+from ppl_vi.svi.program import Program
 from ppl_vi.svi.randomness import pseudo_random
-from ppl_vi.svi.step import Engine, Portion
 
 ENGINES = ("auto", "compiled", "batched", "pyro")
 SAVED = 0.85  # of a batched step's time

@@ -1,4 +1,4 @@
-"""The compiled engine: steps as machine code, by a translation of our own (`ppl_vi.svi.lanes`) or by torch's inductor.
+"""The compiled engine: steps as machine code, by a translation of our own (`ppl_vi.compiler.translate`) or by torch's inductor.
 
 For inductor several steps are unrolled into one graph, and every parameter is a tensor of its own, so that a guide of
 single numbers becomes arithmetic between numbers: all steps of a block, of all fits, in one loop over the fits.
@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
-from ppl_vi.state import isolated
-from ppl_vi.svi import cpp, inductor
-from ppl_vi.svi.graph import traced
-from ppl_vi.svi.lanes import C_TYPES, Translation, UnsupportedError, decomposed, num_lanes
+from ppl_vi.compiler import inductor, toolchain
+from ppl_vi.compiler.simplify import traced
+from ppl_vi.compiler.translate import C_TYPES, Translation, UnsupportedError, decomposed, num_lanes
+from ppl_vi.svi.engines.step import STANDING, TOGETHER, Engine, State, trace_one, trace_step
 from ppl_vi.svi.objectives import Objective
-from ppl_vi.svi.pure import Program
-from ppl_vi.svi.step import STANDING, TOGETHER, Engine, State, trace_one, trace_step
+from ppl_vi.svi.program import Program
+from ppl_vi.target.isolation import isolated
 
 aten = torch.ops.aten
 _log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class CompiledEngine:
     run: Callable[..., Sequence[Tensor]]
 
     def advance(self, state: State, scalars: Tensor, noise: tuple[Tensor, ...]) -> tuple[State, Tensor]:
-        """See `ppl_vi.svi.step.Engine`. Steps beyond those asked for, in the last call, are taken at rate 0."""
+        """See `ppl_vi.svi.engines.step.Engine`. Steps beyond those asked for, in the last call, are taken at rate 0."""
         num = scalars.shape[-1]
         bounds: list[Tensor] = []
         for begin in range(0, num, self.num_steps):
@@ -167,7 +167,7 @@ class LanesEngine:
             num_replicas: that it is for.
             source: its C++.
         """
-        library = cpp.library(source)
+        library = toolchain.library(source)
         function, frame_bytes = library.advance, ctypes.c_int64.in_dll(library, "frame_bytes").value
         function.argtypes, function.restype = [ctypes.c_int64] * 3 + [ctypes.c_void_p] * 12, None
         given = tuple(arg.contiguous() for arg in args)
@@ -206,7 +206,7 @@ class LanesEngine:
         return LanesEngine.of((), len(like), num_replicas, source)
 
     def advance(self, state: State, scalars: Tensor, noise: tuple[Tensor, ...]) -> tuple[State, Tensor]:
-        """See `ppl_vi.svi.step.Engine`.
+        """See `ppl_vi.svi.engines.step.Engine`.
 
         Raises:
             ValueError: other replicas than it was made for, or tensors that machine code would misread, see `Reads`.
@@ -317,7 +317,7 @@ def plan(program: Program, objective: Objective, theta: Tensor, noise: tuple[Ten
         return _inductor_plan(program, objective, theta, noise, num_steps)
     make = partial(LanesEngine.of, program.target.args, program.layout.size, theta.shape[1], source)
     batched = _batched_seconds(graph, theta[..., 0].numel())
-    return Plan(make, cpp.is_kept(source), BUILD + CHARACTER * len(source), batched)
+    return Plan(make, toolchain.is_kept(source), BUILD + CHARACTER * len(source), batched)
 
 
 def _batched_seconds(graph: GraphModule, num_fits: int = 1) -> float:
@@ -391,7 +391,7 @@ def unroll(step: GraphModule, num_steps: int, num_state: int, num_noise: int) ->
     """The graph of `num_steps` steps in a row, each with its own scalars and noise.
 
     Args:
-        step: of `(rate, correction, weight, *state, *args, *noise)`, see `ppl_vi.svi.step.step_function`.
+        step: of `(rate, correction, weight, *state, *args, *noise)`, see `ppl_vi.svi.engines.step.step_function`.
         num_steps: how many.
         num_state: tensors of the state, the units included.
         num_noise: tensors of noise.

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from ppl_vi.svi.batched import BatchedEngine
+from ppl_vi.svi.engines.batched import BatchedEngine
+from ppl_vi.svi.engines.step import Engine, State
 from ppl_vi.svi.objectives import Objective
-from ppl_vi.svi.pure import Program
+from ppl_vi.svi.program import Program
 from ppl_vi.svi.randomness import pseudo_random
-from ppl_vi.svi.step import Engine, State
 
 SMALL = 2**20  # particles of all fits, their noise and data counted by numbers, for which nothing is asked
 SHARE = 0.5  # of what is free
@@ -135,11 +135,11 @@ class ChunkedEngine:
 
     @property
     def sizes(self) -> Any:
-        """See `ppl_vi.svi.step.Engine`."""
+        """See `ppl_vi.svi.engines.step.Engine`."""
         return self.engine.sizes
 
     def advance(self, state: State, scalars: Tensor, noise: tuple[Tensor, ...]) -> tuple[State, Tensor]:
-        """See `ppl_vi.svi.step.Engine`."""
+        """See `ppl_vi.svi.engines.step.Engine`."""
         num = state.alive.shape[1]
         if num == self.size:
             return self.engine.advance(state, scalars, noise)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ppl_vi.svi.adam import BETA1
-from ppl_vi.svi.step import STANDING, Engine, State
+from ppl_vi.svi.engines.adam import BETA1
+from ppl_vi.svi.engines.step import STANDING, Engine, State
 
 LEAST = 32  # particles of a step: with fewer, too many steps are called for
 

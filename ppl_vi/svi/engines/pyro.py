@@ -13,9 +13,9 @@ from pyro.infer.elbo import ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
-from ppl_vi.svi.adam import UnitAdam
+from ppl_vi.svi.engines.adam import UnitAdam
 from ppl_vi.svi.objectives import Objective
-from ppl_vi.svi.pure import Program, _NoReparameterization
+from ppl_vi.svi.program import Program, _NoReparameterization
 from ppl_vi.svi.randomness import Replay, seeded
 
 ELBOS: dict[str, Callable[..., ELBO]] = {

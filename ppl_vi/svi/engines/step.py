@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.func import grad, vmap
 from torch.fx import GraphModule
 
-from ppl_vi.svi.adam import adam
-from ppl_vi.svi.graph import traced
+from ppl_vi.compiler.simplify import traced
+from ppl_vi.svi.engines.adam import adam
 from ppl_vi.svi.objectives import Objective
-from ppl_vi.svi.pure import Program
+from ppl_vi.svi.program import Program
 from ppl_vi.svi.randomness import pseudo_random
 from ppl_vi.svi.stopping import surrogate
 

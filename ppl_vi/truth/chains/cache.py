@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ppl_vi import storage
+from ppl_vi.runtime.files import replace
 from ppl_vi.svi.result import fingerprint, versions
-from ppl_vi.target import Target
-from ppl_vi.truth.density import Density
+from ppl_vi.target.log_density import Density
+from ppl_vi.target.target import Target
 from ppl_vi.truth.result import Check
 
 if TYPE_CHECKING:
-    from ppl_vi.truth.reference import Reference
+    from ppl_vi.truth.chains.reference import Reference
 
 _log = logging.getLogger(__name__)
 NUM_PROBES = 8
@@ -47,7 +47,7 @@ def kept(
     computed = compute()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        storage.replace(path, lambda file: np.savez(file, **_arrays(computed)))
+        replace(path, lambda file: np.savez(file, **_arrays(computed)))
     except OSError as error:
         _log.info("reference draws are not kept in %s: %s", path.parent, error)
     return computed
@@ -78,7 +78,7 @@ def _digest(u: np.ndarray, header: dict[str, Any]) -> str:
 
 
 def _read(path: Path) -> Reference | None:
-    from ppl_vi.truth.reference import Reference
+    from ppl_vi.truth.chains.reference import Reference
 
     if not path.exists():
         return None

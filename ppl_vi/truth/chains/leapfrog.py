@@ -4,7 +4,7 @@ The step from (u, p) to (u', p') on a log density f, with the metric's inverse L
 
     q = p + h/2 L' grad f(u),    u' = u + h L q,    p' = q + h/2 L' grad f(u').
 
-In the frame of a fit's step (`ppl_vi.svi.lanes`) u is what it calls the parameters, p and the gradient are its two
+In the frame of a fit's step (`ppl_vi.compiler.translate`) u is what it calls the parameters, p and the gradient are its two
 moments, h the unit and f(u') the bound.
 """
 
@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value
 
-from ppl_vi.svi.compiled import LanesEngine
-from ppl_vi.svi.lanes import num_lanes
-from ppl_vi.svi.step import State
+from ppl_vi.compiler.translate import num_lanes
+from ppl_vi.svi.engines.compiled import LanesEngine
+from ppl_vi.svi.engines.step import State
 
 _log = logging.getLogger(__name__)
 

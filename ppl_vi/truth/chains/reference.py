@@ -19,14 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vi.state import isolated
-from ppl_vi.target import Target
-from ppl_vi.truth.bridge import DEGREES, Evidence, bridge, fitted, importance
-from ppl_vi.truth.cache import kept
-from ppl_vi.truth.coordinates import Coordinates
+from ppl_vi.target.isolation import isolated
+from ppl_vi.target.target import Target
+from ppl_vi.truth.chains.bridge import DEGREES, Evidence, bridge, fitted, importance
+from ppl_vi.truth.chains.cache import kept
+from ppl_vi.truth.chains.reparametrisation import Coordinates
+from ppl_vi.truth.chains.sampler import Kernel, State, adapted, placed, settled
+from ppl_vi.truth.quadrature.search import prior_draws
 from ppl_vi.truth.result import Check, Points, Truth
-from ppl_vi.truth.sampler import Kernel, State, adapted, placed, settled
-from ppl_vi.truth.search import prior_draws
 
 R_HAT = 1.01
 LEAST_SIZE = 5000  # effective draws

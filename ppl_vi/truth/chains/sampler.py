@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ppl_vi.truth.density import Density
-from ppl_vi.truth.leapfrog import Phase
+from ppl_vi.target.log_density import Density
+from ppl_vi.truth.chains.leapfrog import Phase
 
 DIVERGED = 1000.0  # nats of energy that a trajectory may be off, as in Stan
 

@@ -10,13 +10,13 @@ import torch
 from scipy import special
 from torch import Tensor
 
-from ppl_vi.state import isolated
-from ppl_vi.target import Target
-from ppl_vi.truth.cells import Cells, Joint, Seen, graded, joined, look, merged
-from ppl_vi.truth.lattice import lattice_sum
-from ppl_vi.truth.modes import Ascents, ascend, separate_tops
+from ppl_vi.target.isolation import isolated
+from ppl_vi.target.target import Target
+from ppl_vi.truth.decoder.cells import Cells, Joint, Seen, graded, joined, look, merged
+from ppl_vi.truth.decoder.lattice import lattice_sum
+from ppl_vi.truth.decoder.modes import Ascents, ascend, separate_tops
+from ppl_vi.truth.decoder.tree import NEGLIGIBLE, Branch, Rule, grow
 from ppl_vi.truth.result import Check, Grade, Truth
-from ppl_vi.truth.tree import NEGLIGIBLE, Branch, Rule, grow
 
 AGREEMENT = 1e-6  # nats: what the tree and the lattice must agree to, and what the stated error must stay below
 SPREAD = 1e-7  # nats: of the sub-lattices

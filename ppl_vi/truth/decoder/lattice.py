@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ppl_vi.truth.cells import Cells, Joint, points_at_once
+from ppl_vi.truth.decoder.cells import Cells, Joint, points_at_once
 
 OFFSET = (0.2360679775, 0.4142135624, 0.7320508076)  # of the lattice, in spacings: no node on a plane of symmetry
 MOST_NODES = 2**22

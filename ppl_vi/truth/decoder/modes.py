@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ppl_vi.newton import minimize
-from ppl_vi.target import log_prior
-from ppl_vi.truth.cells import Cells, Joint, Seen
-from ppl_vi.truth.tree import Branch
+from ppl_vi.numerics.newton import minimize
+from ppl_vi.target.target import log_prior
+from ppl_vi.truth.decoder.cells import Cells, Joint, Seen
+from ppl_vi.truth.decoder.tree import Branch
 
 NUM_STARTS = 3  # of each problem
 PEAKED = 12.0  # nats that the mean density of a cell may lie below that at a mode in it; 5 for a normal one, 14 sd wide

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ppl_vi.truth.cells import Cells, Joint, Seen, joined, look
+from ppl_vi.truth.decoder.cells import Cells, Joint, Seen, joined, look
 
 NEGLIGIBLE = 28.0  # nats below the evidence: 7e-13 of it
 SMOOTH = 25.0  # nats: a cell within which the density varies more is not accepted, whatever its rules agree on

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vi.state import isolated
-from ppl_vi.target import Target
-from ppl_vi.truth.bricks import MOST_POINTS, Bricks, Rule, Tree, grow, look
-from ppl_vi.truth.density import Density, Standardized
+from ppl_vi.target.isolation import isolated
+from ppl_vi.target.log_density import Density, Standardized
+from ppl_vi.target.target import Target
+from ppl_vi.truth.chains.sampler import Kernel, adapted, placed
+from ppl_vi.truth.quadrature.bricks import MOST_POINTS, Bricks, Rule, Tree, grow, look
+from ppl_vi.truth.quadrature.search import AT_AN_END, Found, prior_draws, search
 from ppl_vi.truth.result import Check, Grade, Points, Truth
-from ppl_vi.truth.sampler import Kernel, adapted, placed
-from ppl_vi.truth.search import AT_AN_END, Found, prior_draws, search
 
 AGREEMENT = 1e-8  # nats: what the two rules must agree to
 CHANGES = 1e-6  # of the evidence: what all halvings together may change; their halves are far better than that

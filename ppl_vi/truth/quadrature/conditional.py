@@ -11,13 +11,13 @@ from scipy.stats import qmc
 from torch import Tensor
 from torch.func import vmap
 
-from ppl_vi.state import isolated
-from ppl_vi.target import LatentSite, Target, constrain, inside, unconstrain
-from ppl_vi.truth.black_box import RULES, SURPRISE, Integral, assembled, integrate
-from ppl_vi.truth.bridge import DEGREES, fitted, importance
-from ppl_vi.truth.density import Density
+from ppl_vi.target.isolation import isolated
+from ppl_vi.target.log_density import Density
+from ppl_vi.target.target import LatentSite, Target, constrain, inside, unconstrain
+from ppl_vi.truth.chains.bridge import DEGREES, fitted, importance
+from ppl_vi.truth.quadrature.adaptive import RULES, SURPRISE, Integral, assembled, integrate
+from ppl_vi.truth.quadrature.search import prior_draws
 from ppl_vi.truth.result import Check, Grade, Points, Truth
-from ppl_vi.truth.search import prior_draws
 
 NUM_GROUPS = 16  # independent sets of draws of the rest
 MOST_NODES = 2048  # of the outer latents in each

@@ -9,7 +9,7 @@ import torch
 from scipy.integrate import cubature, tanhsinh
 from scipy.optimize import elementwise
 
-from ppl_vi.target import Target
+from ppl_vi.target.target import Target
 from ppl_vi.truth.result import Check, Points, Truth, UncertifiedTruthError
 
 TOLERANCE = 1e-12  # what independent rules must agree to, relative to max(1, |log p(x)|)

@@ -12,10 +12,10 @@ from scipy.spatial import cKDTree
 from scipy.stats import qmc
 from torch import Tensor
 
-from ppl_vi.newton import minimize
-from ppl_vi.state import isolated
-from ppl_vi.target import LOG_2PI, Target
-from ppl_vi.truth.density import Density, vanished
+from ppl_vi.numerics.newton import minimize
+from ppl_vi.target.isolation import isolated
+from ppl_vi.target.log_density import Density, vanished
+from ppl_vi.target.target import LOG_2PI, Target
 
 NUM_PRIOR = 256  # draws of the prior
 LOG2_SCANNED = 15  # points of the wide scan

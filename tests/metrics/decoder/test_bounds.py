@@ -12,11 +12,11 @@ from torch import Tensor
 
 from models import ppca, vae
 from ppl_vi.guides.amortized import AMORTIZED, Head
-from ppl_vi.metrics import bounds
-from ppl_vi.metrics.bounds import BoundsScorecard, amortized_bounds, weighted_draws
-from ppl_vi.metrics.gaussian import gaussian_kl
-from ppl_vi.state import isolated
-from ppl_vi.target import Target
+from ppl_vi.metrics.decoder import bounds
+from ppl_vi.metrics.decoder.bounds import BoundsScorecard, amortized_bounds, weighted_draws
+from ppl_vi.numerics.gaussian_kl import gaussian_kl
+from ppl_vi.target.isolation import isolated
+from ppl_vi.target.target import Target
 from ppl_vi.truth import Annealing, Bound, Sandwich, annealed_bound, annealed_sandwich
 
 NUM_PIXELS, NUM_DATA, SIGMA = 9, 6, 1.5

@@ -7,8 +7,8 @@ from torch.func import jacrev, vmap
 
 from ppl_vi.guides.amortized.mixture import NUM_COMPONENTS
 from ppl_vi.guides.amortized.mixture import Mixture as Head
-from ppl_vi.metrics.entropy import coordinates, negative_entropy
-from ppl_vi.metrics.expectation import Mixture, num_levels, rule, settled_prior_kl
+from ppl_vi.metrics.decoder.elbo import Mixture, num_levels, rule, settled_prior_kl
+from ppl_vi.metrics.decoder.entropy import coordinates, negative_entropy
 
 NUM = 3
 

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from models.vae import VAE, target
 from ppl_vi.guides.amortized.full import Full
-from ppl_vi.metrics import tiles as module
-from ppl_vi.metrics.best_members import best_members
-from ppl_vi.metrics.expectation import Mixture, elbo, elbo_by
-from ppl_vi.metrics.tiles import Gaussians, Tiles, inverted, monomials, rough_elbo, stein, tiled_elbo
-from ppl_vi.target import Decoded, Target
+from ppl_vi.metrics.decoder import lattice_values as module
+from ppl_vi.metrics.decoder.best_members import best_members
+from ppl_vi.metrics.decoder.elbo import Mixture, elbo, elbo_by
+from ppl_vi.metrics.decoder.lattice_values import Gaussians, Tiles, inverted, monomials, rough_elbo, stein, tiled_elbo
+from ppl_vi.target.target import Decoded, Target
 
 CURVATURE = 2.5
 

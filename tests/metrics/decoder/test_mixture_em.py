@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from models.ppca import posterior, simulate, target
-from ppl_vi.metrics.expectation import Mixture
-from ppl_vi.metrics.matching import NARROWEST, matched, padded
+from ppl_vi.metrics.decoder.elbo import Mixture
+from ppl_vi.metrics.decoder.mixture_em import NARROWEST, matched, padded
 
 SIGMA = 0.6
 

@@ -8,10 +8,10 @@ import torch
 from scipy import optimize, special, stats
 
 from ppl_vi.guides import MULTIMODAL
-from ppl_vi.metrics.divergence import reverse_kl
-from ppl_vi.metrics.gaps import best_member, optimization_gap
-from ppl_vi.metrics.overlay import overlay
-from ppl_vi.newton import minimize
+from ppl_vi.metrics.exact.best_member import best_member, optimization_gap
+from ppl_vi.metrics.exact.divergence import reverse_kl
+from ppl_vi.metrics.exact.grid import overlay
+from ppl_vi.numerics.newton import minimize
 
 XS = (1.5, 0.0, -3.0, 4.0)
 TOLERANCE = 1e-7  # nats; Newton's method stops below 1e-10, Nelder-Mead and BFGS where the value no longer falls
@@ -151,7 +151,7 @@ def test_a_best_member_has_arrived_where_another_search_came_as_low(measured, mo
             gain=torch.where(first, left, 0.0),
         )
 
-    monkeypatch.setattr("ppl_vi.metrics.gaps.minimize", stopped)
+    monkeypatch.setattr("ppl_vi.metrics.exact.best_member.minimize", stopped)
     best = best_member(found, truth, members)
     assert (best.converged == arrived).all()
     np.testing.assert_allclose(best.divergence.value, plain.divergence.value, rtol=0, atol=1e-9)

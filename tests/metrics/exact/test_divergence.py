@@ -9,8 +9,8 @@ import pytest
 from scipy import integrate, special, stats
 
 from ppl_vi.metrics import METRICS
-from ppl_vi.metrics import divergence as d
-from ppl_vi.metrics.overlay import overlay
+from ppl_vi.metrics.exact import divergence as d
+from ppl_vi.metrics.exact.grid import overlay
 
 
 def value(estimate):

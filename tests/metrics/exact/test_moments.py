@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from ppl_vi.metrics import moments
+from ppl_vi.metrics.exact import moments
 
 
 def value(estimate):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import special
 
-from ppl_vi.metrics import divergence
-from ppl_vi.metrics import importance as imp
-from ppl_vi.metrics.overlay import overlay
+from ppl_vi.metrics.exact import divergence
+from ppl_vi.metrics.exact.grid import overlay
+from ppl_vi.metrics.sampled import importance as imp
 
 NUM = 20_000
 

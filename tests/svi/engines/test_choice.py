@@ -13,17 +13,17 @@ from torch.func import grad, vmap
 
 from models.exponential_normal import target as toy
 from ppl_vi.guides import FAMILIES, REAL
-from ppl_vi.state import isolated
-from ppl_vi.svi.adam import adam, pace
-from ppl_vi.svi.batched import BatchedEngine
+from ppl_vi.svi.engines.adam import adam, pace
+from ppl_vi.svi.engines.batched import BatchedEngine
+from ppl_vi.svi.engines.pyro import PyroSVI, loss_and_gradient
+from ppl_vi.svi.engines.step import State, gradients
 from ppl_vi.svi.objectives import find_objective, trace_elbo
-from ppl_vi.svi.pure import Program
-from ppl_vi.svi.pyro_engine import PyroSVI, loss_and_gradient
+from ppl_vi.svi.program import Program
 from ppl_vi.svi.randomness import pseudo_random
 from ppl_vi.svi.start import build_guide
-from ppl_vi.svi.step import State, gradients
 from ppl_vi.svi.stopping import surrogate
-from ppl_vi.target import Target
+from ppl_vi.target.isolation import isolated
+from ppl_vi.target.target import Target
 
 NAMES = sorted(FAMILIES)
 NUM_PARTICLES = 4

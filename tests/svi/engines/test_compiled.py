@@ -23,24 +23,24 @@ from torch._inductor import config
 from torch.distributions import constraints
 
 from models.exponential_normal import target as toy
+from ppl_vi.compiler import inductor
 from ppl_vi.guides import FAMILIES
-from ppl_vi.state import isolated
-from ppl_vi.svi import inductor
-from ppl_vi.svi.adam import pace
-from ppl_vi.svi.batched import BatchedEngine
-from ppl_vi.svi.compiled import LanesEngine, Plan, compiled_engine, inductor_engine, num_unrolled
-from ppl_vi.svi.engines import choose
+from ppl_vi.svi.engines.adam import pace
+from ppl_vi.svi.engines.batched import BatchedEngine
+from ppl_vi.svi.engines.choice import choose
+from ppl_vi.svi.engines.compiled import LanesEngine, Plan, compiled_engine, inductor_engine, num_unrolled
+from ppl_vi.svi.engines.step import Engine, State
 from ppl_vi.svi.fit import fit
 from ppl_vi.svi.objectives import find_objective, trace_elbo
-from ppl_vi.svi.pure import Program
+from ppl_vi.svi.program import Program
 from ppl_vi.svi.randomness import pseudo_random
 from ppl_vi.svi.start import build_guide
-from ppl_vi.svi.step import Engine, State
-from ppl_vi.target import Target
+from ppl_vi.target.isolation import isolated
+from ppl_vi.target.target import Target
 
 pytestmark = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 FEW = ["lognormal", "gamma", "AutoGaussian"]  # pointwise, by rejection, with linear algebra
 NUM_STEPS = 4
 
@@ -263,7 +263,7 @@ def test_auto_compiles_where_it_saves_more_than_it_takes(monkeypatch: pytest.Mon
             def planned(*_: object) -> Plan:
                 return Plan(lambda: BatchedEngine(program, trace_elbo), kept, 5.0, 1e-3)
 
-            monkeypatch.setattr("ppl_vi.svi.engines.plan", planned)
+            monkeypatch.setattr("ppl_vi.svi.engines.choice.plan", planned)
             found = choose("auto", program, trace_elbo, theta, 16, num_steps)
             return found.name, found.reason
 
@@ -278,7 +278,7 @@ def test_auto_compiles_where_it_saves_more_than_it_takes(monkeypatch: pytest.Mon
         def reached(*_: object) -> Plan:
             raise RuntimeError("reached\nand more")
 
-        monkeypatch.setattr("ppl_vi.svi.engines.plan", reached)
+        monkeypatch.setattr("ppl_vi.svi.engines.choice.plan", reached)
         found = choose("auto", program, trace_elbo, theta, 16, 10**6)
     assert (found.name, found.reason) == ("batched", "can't be compiled here: reached")
 

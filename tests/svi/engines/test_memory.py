@@ -5,14 +5,14 @@ import torch
 from torch import Tensor
 
 from models.exponential_normal import target as toy
+from ppl_vi.compiler.trace import written_down
 from ppl_vi.guides import FAMILIES
-from ppl_vi.state import isolated
+from ppl_vi.svi.engines.memory import Footprint, footprint, free_bytes, peak_bytes
 from ppl_vi.svi.fit import fit
-from ppl_vi.svi.memory import Footprint, footprint, free_bytes, peak_bytes
 from ppl_vi.svi.objectives import trace_elbo
-from ppl_vi.svi.pure import Program
+from ppl_vi.svi.program import Program
 from ppl_vi.svi.start import build_guide
-from ppl_vi.svi.tracing import written_down
+from ppl_vi.target.isolation import isolated
 
 
 def test_the_peak_is_what_is_alive_at_once() -> None:

@@ -7,15 +7,15 @@ import torch
 
 from models.exponential_normal import target
 from ppl_vi.guides import find_family
-from ppl_vi.state import isolated
-from ppl_vi.svi.batched import BatchedEngine
+from ppl_vi.svi.engines.batched import BatchedEngine
+from ppl_vi.svi.engines.memory import ChunkedEngine
+from ppl_vi.svi.engines.probe import Probe, probe_of
 from ppl_vi.svi.fit import fit
-from ppl_vi.svi.memory import ChunkedEngine
 from ppl_vi.svi.objectives import find_objective
-from ppl_vi.svi.probe import Probe, probe_of
-from ppl_vi.svi.pure import Program
+from ppl_vi.svi.program import Program
 from ppl_vi.svi.start import build_guide
 from ppl_vi.svi.stopping import check_noise, mean_gradients
+from ppl_vi.target.isolation import isolated
 
 TARGET = target([1.5, -2.0, 4.0])
 REPLICAS, PARTICLES = 4, 64

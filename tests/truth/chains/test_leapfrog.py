@@ -5,11 +5,11 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from ppl_vi.svi import cpp
-from ppl_vi.target import Target
-from ppl_vi.truth import density
-from ppl_vi.truth.coordinates import Coordinates, Pull
-from ppl_vi.truth.leapfrog import Phase
+from ppl_vi.compiler import toolchain
+from ppl_vi.target import log_density
+from ppl_vi.target.target import Target
+from ppl_vi.truth.chains.leapfrog import Phase
+from ppl_vi.truth.chains.reparametrisation import Coordinates, Pull
 
 REAL = torch.float64
 
@@ -43,7 +43,7 @@ def test_machine_code_takes_the_same_steps(num, monkeypatch):
     pulled = begin.pulled({"z": Pull(random(3, 2), random(3, 2).square(), random(3, 2, 1) / 2)})
     fast = [one.density.advanced(at, step, factor, 7) for one in (begin, pulled)]
     assert all(begin.density._leapfrogs.values()), "nothing was compiled"
-    monkeypatch.setattr(density, "compiled", lambda *_: None)
+    monkeypatch.setattr(log_density, "compiled", lambda *_: None)
     for found, pulls in zip(fast, (begin.pulls, pulled.pulls), strict=True):
         slow = Coordinates.of(TARGET, 0).pulled(pulls).density.advanced(at, step, factor, 7)
         for name in ("u", "momentum", "value", "slope"):
@@ -54,10 +54,10 @@ def test_machine_code_takes_the_same_steps(num, monkeypatch):
 
 def test_without_a_compiler_the_steps_are_taken_nevertheless(monkeypatch):
     def missing():
-        raise cpp.NoCompilerError("no C++ compiler")
+        raise toolchain.NoCompilerError("no C++ compiler")
 
     begin, at = phase(4)
-    monkeypatch.setattr(cpp, "compiler", missing)
+    monkeypatch.setattr(toolchain, "compiler", missing)
     end = begin.density.advanced(at, torch.full((4, 1), 0.05, dtype=REAL), torch.eye(TARGET.dim, dtype=REAL), 3)
     assert begin.density._leapfrogs == {4: None}
     assert end.u.isfinite().all()

@@ -12,12 +12,12 @@ import torch
 from scipy import integrate, stats
 from torch import nn
 
-from ppl_vi.target import Decoded, Target
+from ppl_vi.target.target import Decoded, Target
 from ppl_vi.truth import ground_truth
-from ppl_vi.truth.cells import Joint
-from ppl_vi.truth.modes import ascend, separate_tops
-from ppl_vi.truth.plane import RULES, decoded_truth, first_look, log_chi_tail
-from ppl_vi.truth.tree import grow
+from ppl_vi.truth.decoder.cells import Joint
+from ppl_vi.truth.decoder.evidence import RULES, decoded_truth, first_look, log_chi_tail
+from ppl_vi.truth.decoder.modes import ascend, separate_tops
+from ppl_vi.truth.decoder.tree import grow
 
 REAL = torch.float64
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from scipy import integrate, special, stats
 
-from ppl_vi.target import Target
+from ppl_vi.target.target import Target
 from ppl_vi.truth import ground_truth
-from ppl_vi.truth.bricks import Rule, grow, look
+from ppl_vi.truth.quadrature.bricks import Rule, grow, look
 
 REAL = torch.float64
 NOTHING = (torch.zeros(1, 1, dtype=REAL),)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from scipy import stats
 
-from ppl_vi.truth import bricks
-from ppl_vi.truth.bricks import Rule, grow, look
+from ppl_vi.truth.quadrature import bricks
+from ppl_vi.truth.quadrature.bricks import Rule, grow, look
 
 REAL = torch.float64
 

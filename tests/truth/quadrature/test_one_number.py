@@ -11,7 +11,7 @@ import torch
 from scipy import special, stats
 
 from models import beta_binomial, exponential_normal
-from ppl_vi.target import Target
+from ppl_vi.target.target import Target
 from ppl_vi.truth import UncertifiedTruthError, ground_truth
 
 XS = (-1e4, -3141.6, -100.0, -30.0, -3.0, 0.0, 0.7, 1.5, 4.0, 30.0, 271.8, 1e4)
