@@ -135,7 +135,7 @@ def _module(arguments: argparse.Namespace, guide: str) -> AmortizedToy | str:
 
     from models.amortized_toy import AmortizedToy
     from models.exponential_normal import target
-    from ppl_vi.comparison.comparison import refusal
+    from ppl_vi.comparison.run import refusal
     from ppl_vi.guides import find_family
     from ppl_vi.target.isolation import isolated
 

@@ -20,7 +20,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.speed_case import ENTRY, ONE_BY_ONE, Case, Timing, in_own_process
+from benchmarks.speed_case import ENTRY, ONE_BY_ONE, Case, Timing
+from benchmarks.speed_process import in_own_process
 from ppl_vi import cli
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def record_of(case: Case, timing: Timing, environment: Record) -> Record:
 
 def environment(core: int | None) -> Record:
     """Where it was measured."""
-    from ppl_vi.svi.result import versions
+    from ppl_vi.runtime.provenance import versions
 
     return {"threads": 1, "core": core, "cpu": _cpu(), "versions": versions("jax", "numpyro", "pymc")}
 

@@ -197,7 +197,7 @@ def program(arguments: argparse.Namespace) -> int:
     from rich.table import Table
 
     from ppl_vi.report import files, table
-    from ppl_vi.svi.result import versions
+    from ppl_vi.runtime.provenance import versions
 
     cli.writable_folder("--out", arguments.out)
     shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)

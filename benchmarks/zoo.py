@@ -59,7 +59,7 @@ def measure(guides: Sequence[str], settings: Settings, model: str) -> Measured:
     """All guides on one model; what is the matter with a model becomes its reason."""
     from models import ZOO
     from ppl_vi.compare import begun
-    from ppl_vi.comparison.comparison import compare_each
+    from ppl_vi.comparison.run import compare_each
     from ppl_vi.truth import UncertifiedTruthError
 
     try:

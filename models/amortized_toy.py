@@ -19,9 +19,9 @@ from torch.func import vmap
 
 from models.vae import perceptron
 from ppl_vi.guides import Family
+from ppl_vi.svi.finishing import finished
 from ppl_vi.svi.program import Program
 from ppl_vi.svi.randomness import pseudo_random
-from ppl_vi.svi.result import finished
 from ppl_vi.svi.start import build_guide
 from ppl_vi.svi.support import mismatch
 from ppl_vi.target.target import Target

@@ -28,7 +28,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ppl_vi.target.target import Conditional, Latents, Target
+from ppl_vi.target.sites import Latents
+from ppl_vi.target.target import Conditional, Target
 
 SD = 3.0
 

@@ -20,7 +20,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ppl_vi.target.target import Decoded, Target
+from ppl_vi.target.decoder import Decoded
+from ppl_vi.target.target import Target
 
 IRIS_MEAN = (5.843333, 3.057333, 3.758, 1.199333)  # cm: length and width of sepals, then of petals
 IRIS_COVARIANCE = (

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from ppl_vi.guides.amortized import Head
+from ppl_vi.target.decoder import Decoded
 from ppl_vi.target.isolation import isolated
-from ppl_vi.target.target import Decoded, Target
+from ppl_vi.target.target import Target
 
 LIKELIHOODS = ("bernoulli", "gaussian")
 FLOOR = 1e-3  # of a learned sigma: without one the density of data that are met exactly has no bound

@@ -8,8 +8,6 @@ from ppl_vi.svi.support import SupportMismatchError
 from ppl_vi.target.target import Target
 from ppl_vi.truth import Truth, UncertifiedTruthError, ground_truth
 
-__version__ = "0.1.0"
-
 __all__ = [
     "Estimate",
     "Fit",

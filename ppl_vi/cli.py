@@ -175,7 +175,7 @@ def chosen_guides(names: Sequence[str] | None, default: Sequence[str] | None) ->
     Raises:
         UsageError: no such family.
     """
-    from ppl_vi.comparison.comparison import refusal
+    from ppl_vi.comparison.run import refusal
     from ppl_vi.guides import FAMILIES
 
     everything = (*FAMILIES, POINT_MASS)
@@ -220,7 +220,8 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
     Raises:
         UsageError: the choices don't fit together.
     """
-    from ppl_vi.comparison.comparison import Settings, check_settings
+    from ppl_vi.comparison.comparison import Settings
+    from ppl_vi.comparison.run import check_settings
 
     counts = {
         name: getattr(arguments, name, None) or value
@@ -348,7 +349,7 @@ def num_workers(num_jobs: int, device: str) -> int:
 
 
 def _compared(comparison: Some, guides: Sequence[str], processes: int, arguments: argparse.Namespace) -> Iterator[Some]:
-    from ppl_vi.comparison.comparison import compare_each
+    from ppl_vi.comparison.run import compare_each
 
     with _progress(len(guides)) as (started, finished):
         for step in compare_each(

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ppl_vi.comparison.comparison import Comparison, Entry, Settings, check_settings, compare_each, one_thread
+from ppl_vi.comparison.comparison import Comparison, Entry, Settings
+from ppl_vi.comparison.run import check_settings, compare_each, one_thread
 from ppl_vi.report import table
 from ppl_vi.svi.result import Fit
 from ppl_vi.target.target import Target

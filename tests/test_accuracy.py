@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from models.exponential_normal import target
-from ppl_vi.metrics.exact.best_member import best_member, optimization_gap
+from ppl_vi.metrics.exact.best_member import best_member
 from ppl_vi.metrics.exact.divergence import reverse_kl
 from ppl_vi.metrics.exact.grid import overlay
+from ppl_vi.metrics.family_gap import optimization_gap
 from ppl_vi.svi.fit import fit
 from ppl_vi.truth import ground_truth
 

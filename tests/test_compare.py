@@ -21,7 +21,8 @@ from scipy import special, stats
 import ppl_vi
 from ppl_vi import __main__ as command
 from ppl_vi.compare import labelled
-from ppl_vi.comparison.comparison import SHOWN, Curves, Entry, _tails
+from ppl_vi.comparison.axes import SHOWN, _tails
+from ppl_vi.comparison.comparison import Curves, Entry
 from ppl_vi.report.plots import elbos_by_step
 from ppl_vi.svi.objectives import tail_adaptive
 from ppl_vi.svi.result import Fit

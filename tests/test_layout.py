@@ -62,7 +62,7 @@ def wrong_layers(path: Path, source: str) -> list[str]:
     return [
         f"{path}:{line} imports {name}; {own} may import {allowed}"
         for line, name in imported_names(path, source)
-        if name.split(".")[0] == "ppl_vi" and name not in {"ppl_vi", "ppl_vi.__version__"}
+        if name.split(".")[0] == "ppl_vi" and name not in {"ppl_vi", "ppl_vi._version.__version__"}
         if layer_of(name) not in allowed
     ]
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from ppl_vi.svi.engines.compiled import LanesEngine
+from ppl_vi.compiler.kernel import LanesEngine
 from ppl_vi.svi.engines.step import State
 from ppl_vi.target.isolation import isolated
 

@@ -13,206 +13,49 @@ The arithmetic is in lanes.h, whose functions are held to torch's and mpmath's b
 
 from __future__ import annotations
 
-import math
 import operator
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
-import scipy.special
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from ppl_vi.compiler.emit import _FRAME, GROUPED, MOST_BYTES, MOST_GROUPS, _group, _literal, _needed, _number, _passes
+from ppl_vi.compiler.operations import BINARY, COMPARISONS, COUNTING, LOGICAL, MOVES, SHAPED, UNARY
+from ppl_vi.compiler.places import _affine, _counted_off, _period, _runs
 from ppl_vi.compiler.trace import written_down
-
-HEADER = Path(__file__).with_name("lanes.h")
-MOST_BYTES = 2**26  # of a group's values: beyond the second cache they still run several times faster than batched
-MOST_GROUPS, GROUPED = 4, 1000  # groups whose steps alternate, so that one's arithmetic fills the other's waits
-WRITTEN_OUT = 4  # passes of a loop
-MOST_ELEMENTS = 2**18  # of one value, whose places are written out in the code
-MOST_CHOICES = 32  # that a count picks from
-DISTINCT = 0.5  # of the elements of a value: where no more differ, these alone are computed
-ERFCX_TERMS = {torch.float32: 12, torch.float64: 23}  # whose last is below rounding
-ERF_TERMS = {torch.float32: 7, torch.float64: 12}
-C_TYPES = {torch.float32: "float", torch.float64: "double"}
-
-
-class UnsupportedError(Exception):
-    """A graph does something that has no translation here; the message names it."""
-
-
-def num_lanes(num_replicas: int, dtype: torch.dtype) -> int:
-    """Fits in a vector: 64 bytes of them, fewer where there are fewer replicas."""
-    most = 64 // dtype.itemsize
-    return min(most, max(4, 1 << (num_replicas - 1).bit_length()))
-
+from ppl_vi.compiler.values import (
+    DISTINCT,
+    MOST_CHOICES,
+    MOST_ELEMENTS,
+    WRITTEN_OUT,
+    Block,
+    Item,
+    Loop,
+    Ref,
+    UnsupportedError,
+    Value,
+    _at,
+    _constant,
+    _distinct,
+    _expanded,
+    _name,
+    _reads,
+    _reshaped,
+    _sections,
+    _shape,
+    _writes,
+)
+from ppl_vi.compiler.vectors import num_lanes, prelude
 
 # ---- the functions' coefficients
-
-
-def _polynomial(function: Callable[[np.ndarray], np.ndarray], num: int) -> str:
-    """Coefficients, the constant first, of the polynomial through `function` at Chebyshev's points of [-1, 1]."""
-    interpolate: Any = np.polynomial.chebyshev.chebinterpolate
-    found = np.polynomial.chebyshev.cheb2poly(interpolate(function, 63)[:num])
-    return ", ".join(repr(float(c)) for c in found)
-
-
-def _scaled_erfcx(t: np.ndarray) -> np.ndarray:
-    x = 3.75 * (1 + t) / (1 - t)
-    return (1 + 2 * x) * scipy.special.erfcx(x)
-
-
-def _erf_over_x(w: np.ndarray) -> np.ndarray:
-    x = np.sqrt((1 + w) / 2)
-    return scipy.special.erf(x) / x
-
-
-@cache
-def special_functions() -> str:
-    """The definitions that lanes.h needs of the error function."""
-    lines = ["template <class T> struct Coefficients;"]
-    for dtype, name in C_TYPES.items():
-        lines.append(
-            f"template <> struct Coefficients<{name}> {{\n"
-            f"static constexpr {name} erfcx[] = {{{_polynomial(_scaled_erfcx, ERFCX_TERMS[dtype])}}},\n"
-            f"erf[] = {{{_polynomial(_erf_over_x, ERF_TERMS[dtype])}}};\n}};"
-        )
-    return "\n".join(lines)
-
-
-def prelude(dtype: torch.dtype, num_replicas: int) -> str:
-    """All that a translation stands on, for so many fits side by side; for a full vector of them all larger numbers."""
-    lanes = num_lanes(num_replicas, dtype)
-    return "\n".join(
-        [
-            "#include <cstddef>",
-            "using std::size_t;",
-            f"constexpr int LANES = {lanes}, VALID = {min(lanes, num_replicas)};",
-            f"using Real = {C_TYPES[dtype]};",
-            special_functions(),
-            HEADER.read_text(),
-        ]
-    )
 
 
 # ---- values and what computes them
 
 
-@dataclass(frozen=True)
-class Ref:
-    """A value: elements of an array, `index` of its shape.
-
-    `kind` says what the array's elements are: "V" numbers of all lanes, "M" conditions of all lanes, "T" numbers that
-    all lanes share, "B" such conditions.
-    """
-
-    array: str
-    kind: str
-    index: Tensor
-
-    def moved(self, index: Tensor) -> Ref:
-        """The same elements in another order."""
-        return Ref(self.array, self.kind, index)
-
-
-Value = Ref | Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class Loop:
-    """`out[i] = text` for every `i`, or, with `into`, `out[into[i]] = text` of that element and the operand.
-
-    `wants` says of what kind the text takes each operand.
-    """
-
-    out: str
-    kind: str
-    num: int
-    text: str
-    operands: tuple[Value, ...]
-    wants: str
-    into: Tensor | None = None
-    start: str = ""
-
-
-@dataclass(frozen=True, eq=False)
-class Block:
-    """Code of its own, with the arrays that it makes and reads."""
-
-    out: tuple[tuple[str, str, int], ...]  # name, kind, elements
-    reads: tuple[str, ...]
-    code: str
-
-
-Item = Loop | Block
-
-
-def _reads(item: Item) -> set[str]:
-    if isinstance(item, Block):
-        return set(item.reads)
-    return {operand.array for operand in item.operands if isinstance(operand, Ref)}
-
-
-def _writes(item: Item) -> list[tuple[str, str, int]]:
-    if isinstance(item, Block):
-        return list(item.out)
-    return [(item.out, item.kind, item.num if item.into is None else int(item.into.max()) + 1)]
-
-
 # ---- the operations
-
-UNARY = {
-    "neg": "(-{0})", "exp": "exponential({0})", "log": "logarithm({0})", "log1p": "log_of_1_plus({0})",
-    "expm1": "exp_minus_1({0})", "sqrt": "square_root({0})", "rsqrt": "(1 / square_root({0}))",
-    "reciprocal": "(1 / {0})", "abs": "absolute({0})", "sign": "sign({0})", "sgn": "sign({0})",
-    "tanh": "hyperbolic_tangent({0})", "sigmoid": "sigmoid({0})", "relu": "maximum({0}, V{{}})", "erf": "erf({0})",
-    "erfc": "erfc({0})", "special_erfcx": "erfcx({0})", "special_ndtri": "ndtri({0})", "erfinv": "erfinv({0})",
-    "special_log_ndtr": "log_ndtr({0})", "lgamma": "log_gamma({0})", "digamma": "digamma({0})",
-    "square": "({0} * {0})", "floor": "floor({0})",
-    **{name: f"one_by_one({{0}}, [](auto y) {{{{ return std::{name}(y); }}}})"
-       for name in ("sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh", "log2",
-                    "log10", "exp2", "ceil", "trunc")},
-}  # fmt: skip
-BINARY = {
-    "add": "({0} + {1})", "sub": "({0} - {1})", "rsub": "({1} - {0})", "mul": "({0} * {1})", "div": "({0} / {1})",
-    "minimum": "minimum({0}, {1})", "maximum": "maximum({0}, {1})", "hypot": "hypotenuse({0}, {1})",
-    "xlogy": "x_log_y({0}, {1})", "_standard_gamma_grad": "standard_gamma_grad({0}, {1})",
-    "clamp_min": "maximum({0}, {1})", "clamp_max": "minimum({0}, {1})",
-    "sigmoid_backward": "({0} * {1} * (1 - {1}))", "tanh_backward": "({0} * (1 - {1} * {1}))",
-}  # fmt: skip
-COMPARISONS = {
-    "eq": "({0} == {1})", "ne": "({0} != {1})", "lt": "({0} < {1})", "le": "({0} <= {1})", "gt": "({0} > {1})",
-    "ge": "({0} >= {1})", "isnan": "({0} != {0})", "isinf": "(absolute({0}) == all(INFINITY))",
-    "isfinite": "({0} - {0} == 0)",
-}  # fmt: skip
-LOGICAL = {
-    "bitwise_and": "({0} & {1})", "bitwise_or": "({0} | {1})", "bitwise_xor": "({0} ^ {1})", "bitwise_not": "(~{0})",
-    "logical_and": "({0} & {1})", "logical_or": "({0} | {1})", "logical_xor": "({0} ^ {1})", "logical_not": "(~{0})",
-}  # fmt: skip
-MOVES = {
-    "view", "_unsafe_view", "reshape", "expand", "unsqueeze", "squeeze", "permute", "transpose", "t", "select", "slice",
-    "diagonal", "alias", "detach", "clone", "lift_fresh_copy", "tril", "triu", "cat", "stack", "slice_backward",
-    "select_backward", "diagonal_backward", "slice_scatter", "select_scatter", "as_strided", "as_strided_scatter",
-    "copy", "index", "constant_pad_nd", "flip", "repeat", "diag_embed", "unfold", "_to_copy", "movedim", "index_select",
-    "roll", "contiguous", "unbind", "split", "split_with_sizes", "diagonal_scatter", "_reshape_alias",
-    "view_as", "expand_as",
-}  # fmt: skip
-COUNTING = {  # what gives whole numbers of whole numbers or conditions
-    "sum", "add", "sub", "rsub", "mul", "neg", "abs", "clamp", "clamp_min", "clamp_max", "minimum", "maximum",
-    "remainder", "where", "gather", "cumsum",
-}  # fmt: skip
-SHAPED = {
-    "zeros_like": 0.0, "ones_like": 1.0, "new_zeros": 0.0, "new_ones": 1.0, "empty_like": 0.0, "new_empty": 0.0,
-    "new_empty_strided": 0.0,
-}  # fmt: skip
-
-
-def _name(node: Node) -> str:
-    return str(node.target).removeprefix("aten.").partition(".")[0]
 
 
 def decomposed(graph: GraphModule, example: Sequence[Tensor]) -> GraphModule:
@@ -961,218 +804,4 @@ class Translation:
         return lines
 
 
-def _passes(num: int, statements: Callable[[str], list[str]]) -> list[str]:
-    """Statements for each of `num` elements: written out where they are few, which lets arrays live in registers."""
-    if num > WRITTEN_OUT:
-        return [f"for (int i = 0; i < {num}; ++i) {{", *statements("i"), "}"]
-    return [line for i in range(num) for line in ("{", *statements(str(i)), "}")]
-
-
-def _group(left: Sequence[Item], num: int, ready: Callable[[str], bool]) -> list[Loop]:
-    """Loops of one length that can run as one: each reads of the others its own element alone."""
-    group: list[Loop] = []
-    inside: set[str] = set()
-    identity = torch.arange(num)
-
-    def fits(loop: Loop) -> bool:
-        for operand in loop.operands:
-            if not isinstance(operand, Ref) or ready(operand.array):
-                continue
-            if operand.array not in inside or not torch.equal(operand.index.reshape(-1), identity):
-                return False
-        return True
-
-    for item in left:  # they are in an order in which each comes after what it reads
-        if isinstance(item, Loop) and item.num == num and fits(item):
-            group.append(item)
-            if item.into is None:
-                inside.add(item.out)
-    return group
-
-
-def _needed(items: Sequence[Item], wanted: set[str]) -> list[Item]:
-    """Those that something wanted depends on."""
-    wanted, kept = set(wanted), []
-    for item in reversed(items):
-        if any(name in wanted for name, _, _ in _writes(item)):
-            kept.append(item)
-            wanted |= _reads(item)
-    return kept[::-1]
-
-
 # ---- places
-
-
-def _constant(value: Any) -> Tensor:
-    if not isinstance(value, Tensor):
-        raise UnsupportedError("a constant that is no tensor")
-    return value.detach()
-
-
-def _shape(value: Value) -> torch.Size:
-    return value.index.shape if isinstance(value, Ref) else value.shape
-
-
-def _at(value: Value, places: Tensor) -> Value:
-    if isinstance(value, Tensor):
-        return value.reshape(-1)[places]
-    return value.moved(value.index.reshape(-1)[places])
-
-
-def _sections(value: Value, dim: int, shape: torch.Size) -> list[Value]:
-    """A value's sections across `dim`, one each of its places, cut and repeated to a shape."""
-    index = value.index if isinstance(value, Ref) else torch.arange(value.numel()).reshape(value.shape)
-    num = index.shape[dim]
-    if num > MOST_CHOICES:
-        raise UnsupportedError(f"one of {num} by a count")
-    corner = index[tuple(slice(None) if d == dim else slice(0, n) for d, n in enumerate(shape))]
-    found = []
-    for k in range(num):
-        places = corner.narrow(dim, k, 1).expand(shape)
-        found.append(value.moved(places) if isinstance(value, Ref) else value.reshape(-1)[places])
-    return found
-
-
-def _distinct(operands: Sequence[Value]) -> tuple[Tensor, Tensor]:
-    """Of the elements of operands of one shape, the first places of those that differ from all before, and for each
-    element which of them it equals: one stands for all that a plate or an enumerated value repeats."""
-    key = torch.zeros(_shape(operands[0]).numel(), dtype=torch.int64)
-    for operand in operands:
-        values, which = torch.unique(_bits(operand), return_inverse=True)
-        _, key = torch.unique(key * len(values) + which, return_inverse=True)
-    every = torch.arange(len(key))
-    first = torch.full((int(key.max()) + 1,), len(key)).scatter_reduce(0, key, every, "amin")
-    order = first.argsort()
-    return first[order], order.argsort()[key]
-
-
-def _bits(value: Value) -> Tensor:
-    """Whole numbers that are the same where a value's elements are."""
-    if isinstance(value, Ref):
-        return value.index.reshape(-1)
-    flat = value.reshape(-1)
-    return flat.double().contiguous().view(torch.int64) if flat.is_floating_point() else flat.to(torch.int64)
-
-
-def _reshaped(value: Value, shape: Sequence[int]) -> Value:
-    return value.reshape(shape) if isinstance(value, Tensor) else value.moved(value.index.reshape(shape))
-
-
-def _expanded(value: Value, shape: torch.Size) -> Value:
-    return value.expand(shape) if isinstance(value, Tensor) else value.moved(value.index.expand(shape))
-
-
-def _affine(index: Tensor) -> tuple[int, list[int]] | None:
-    """Offset and strides, where the elements lie evenly, or None."""
-    offset = int(index.reshape(-1)[0]) if index.numel() else 0
-    steps, expected = [], torch.full((), offset)
-    for dim in range(index.dim()):
-        num = index.shape[dim]
-        step = int(index.select(dim, 1).reshape(-1)[0]) - offset if num > 1 else 0
-        steps.append(step)
-        along = torch.arange(num) * step
-        expected = expected + along.reshape([-1 if d == dim else 1 for d in range(index.dim())])
-    return (offset, steps) if torch.equal(expected.expand(index.shape), index) else None
-
-
-def _period(index: Tensor) -> tuple[int, int]:
-    """The least number of elements after which all places are as before but for one step, and that step, or (0, 0)."""
-    size = index.numel()
-    for num in (n for n in range(1, size // 2 + 1) if size % n == 0):
-        steps = index[num:] - index[:-num]
-        if bool((steps == steps[0]).all()):
-            return num, int(steps[0])
-    return 0, 0
-
-
-def _counted_off(axis: str, shape: torch.Size, offset: int, steps: Sequence[int]) -> str:
-    """C++ for the place of element number `axis` of a shape, whose elements lie evenly along each of its axes."""
-    terms, inner = [str(offset)] if offset else [], shape.numel()
-    for dim, (num, step) in enumerate(zip(shape, steps, strict=True)):
-        inner //= num
-        if step:
-            along = f"{axis} / {inner}" if inner > 1 else axis
-            terms.append(f"{step} * ({along}{f' % {num}' if dim and inner * num < shape.numel() else ''})")
-    return " + ".join(terms) or "0"
-
-
-def _runs(where: Sequence[int]) -> list[tuple[int, int]]:
-    """Neighbours among rising numbers, as first and how many."""
-    runs: list[tuple[int, int]] = []
-    for place in where:
-        if runs and place == sum(runs[-1]):
-            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
-        else:
-            runs.append((place, 1))
-    return runs
-
-
-def _number(value: float) -> str:
-    if math.isnan(value):
-        return "Real(NAN)"
-    if math.isinf(value):
-        return "Real(INFINITY)" if value > 0 else "Real(-INFINITY)"
-    return f"Real({value!r})"
-
-
-def _literal(value: Any, want: str) -> str:
-    if want == "M":
-        return f"every({int(bool(value))})"
-    return f"all({_number(float(value))})"
-
-
-_FRAME = """{prelude}
-{tables}
-struct Group {{ {fields} }};
-extern "C" const int64_t frame_bytes = {frame_bytes};  // at most about so many on the stack of `advance`
-// Of what `advance` reads: bytes of a number, parameters, arrays of data and of noise, and the numbers in each of them.
-extern "C" const int64_t reads[] = {{{reads}}};
-
-// The last vector of fits is full, too: it begins among those of the last but one, which gives the same numbers twice.
-inline int64_t place(int64_t begin, int g, int64_t num_fits) {{
-    const int64_t next = begin + g * LANES, last = num_fits - VALID;
-    return next < last ? next : last;
-}}
-
-extern "C" void advance(int64_t num_steps, int64_t num_problems, int64_t num_fits, const Real* scalars,
-                        const bool* alive_in, const Real* theta_in, const Real* first_in, const Real* second_in,
-                        const Real* total_in, const Real* unit_in, bool* alive_out, Real* out, Real* bounds,
-                        const Real* const* data, const Real* const* noise) {{
-constexpr int most = {groups};
-Group group[most];
-for (int64_t b = 0; b < num_problems; ++b)
-for (int64_t begin = 0; begin < num_fits; begin += most * LANES) {{
-const int64_t left = (num_fits - begin + LANES - 1) / LANES;
-const int num_groups = left < most ? left : most;
-{data}
-for (int g = 0; g < num_groups; ++g) {{
-const int64_t r = place(begin, g, num_fits);
-{state}
-{loads}
-alive[0] = load(alive_in + b * num_fits + r);
-{prologue}
-{keep}
-}}
-for (int64_t t = 0; t < num_steps; ++t) {{
-const Real scalar_0[] = {{scalars[t]}}, scalar_1[] = {{scalars[num_steps + t]}};
-const Real scalar_2[] = {{scalars[2 * num_steps + t]}};
-for (int g = 0; g < num_groups; ++g) {{
-const int64_t r = place(begin, g, num_fits);
-{state}
-{kept}
-{noise}
-{body}
-store({bound}, bounds + (t * num_problems + b) * num_fits + r);
-{renewed}
-alive[0] = {alive};
-}}
-}}
-for (int g = 0; g < num_groups; ++g) {{
-const int64_t r = place(begin, g, num_fits);
-{state}
-store(alive[0], alive_out + b * num_fits + r);
-{stores}
-}}
-}}
-}}
-"""

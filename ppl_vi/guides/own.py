@@ -8,10 +8,14 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from pyro.distributions import TransformModule
-from pyro.infer.autoguide import AutoStructured
+from pyro.infer.autoguide import (
+    AutoMessenger,
+    AutoStructured,
+)
 from pyro.nn.module import PyroModule
-from torch import nn
+from torch import Tensor, nn
 
 from ppl_vi.guides import REFUSED, Family, RefusedFamilyError, find_family
 from ppl_vi.guides.statements import FunctionGuide, first_run
@@ -119,3 +123,24 @@ def draws_sites(target: Target, function: Callable[..., Any]) -> bool:
         ):  # a family, given the data for a model, or a guide that will say what is wrong when it is built
             return False
     return any(node["type"] == "sample" for node in trace.nodes.values())
+
+
+class ModuleGuide(PyroModule):
+    """A hand-written module that is called with arguments of its own, whatever it is called with."""
+
+    def __init__(self, guide: nn.Module, given: tuple[Any, ...]) -> None:
+        super().__init__()
+        self.guide = guide
+        self.given = given
+
+    def forward(self, *_: Any) -> Any:
+        """The module, with its arguments."""
+        return self.guide(*self.given)
+
+
+def _with_statements(guide: nn.Module, row: tuple[Tensor, ...], dtype: torch.dtype) -> nn.Module:
+    """A module with the parameters that it states by `pyro.param`; the same one where it has none but its own."""
+    if any(isinstance(part, AutoMessenger) for part in guide.modules()):  # which makes its own in a run of all data
+        return guide
+    stated = FunctionGuide(guide, row, dtype)
+    return stated if stated.has_statements else guide

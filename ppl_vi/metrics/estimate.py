@@ -6,6 +6,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+LEAK = "the guide puts mass where the posterior has none"
+SMALLER = "the guide has no mass where the posterior has some"
+ROUNDING = 4 * float(np.finfo(np.float64).eps)
+
 TOO_MUCH = 1.0  # of any unit: a nat is a factor of e, and a distance or a share reaches from 0 to 1
 
 

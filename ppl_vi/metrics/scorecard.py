@@ -11,8 +11,9 @@ from ppl_vi.guides import MULTIMODAL
 from ppl_vi.guides.own import has_network
 from ppl_vi.metrics.estimate import Estimate
 from ppl_vi.metrics.exact import divergence, moments
-from ppl_vi.metrics.exact.best_member import BestMember, best_member, never, optimization_gap
+from ppl_vi.metrics.exact.best_member import best_member
 from ppl_vi.metrics.exact.grid import Overlay, overlay
+from ppl_vi.metrics.family_gap import BestMember, never, optimization_gap
 from ppl_vi.metrics.sampled import importance
 from ppl_vi.metrics.sampled.marginals import Marginals
 from ppl_vi.metrics.sampled.scores import scores_by_noise

@@ -6,12 +6,10 @@ that `torch.func.vmap` refuses it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from pyro.poutine.subsample_messenger import SubsampleMessenger
 from torch.func import vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -70,20 +68,3 @@ def each(function: Callable[..., Any], in_dims: Axes = 0) -> Callable[..., Any]:
         return one_by_one(function, in_dims)(*args)
 
     return mapped
-
-
-@contextmanager
-def whole_plates() -> Iterator[None]:
-    """Lets every `pyro.plate` with a `subsample_size` take all of its data, in order, instead of a random part."""
-    original = SubsampleMessenger._subsample
-
-    def whole(name: str, size: int | None = None, subsample_size: Any = None, subsample: Any = None, *rest: Any) -> Any:
-        if size is not None and subsample is None:
-            subsample_size = None
-        return original(name, size, subsample_size, subsample, *rest)
-
-    SubsampleMessenger._subsample = staticmethod(whole)
-    try:
-        yield
-    finally:
-        SubsampleMessenger._subsample = staticmethod(original)

@@ -10,7 +10,8 @@ import torch
 
 from ppl_vi.comparison.comparison import Comparison, Entry
 from ppl_vi.metrics.sampled.importance import log_densities
-from ppl_vi.svi.result import Fit, versions
+from ppl_vi.runtime.provenance import versions
+from ppl_vi.svi.result import Fit
 
 if TYPE_CHECKING:
     from xarray import DataTree
@@ -106,7 +107,7 @@ def _truth_attrs(comparison: Comparison) -> dict[str, Any]:
 
 
 def _fit_attrs(fit: Fit, record: dict[str, Any]) -> dict[str, Any]:
-    from ppl_vi import __version__
+    from ppl_vi._version import __version__
 
     return {
         "inference_library": "ppl_vi",

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ppl_vi.runtime.files import replace
+from ppl_vi.runtime.files import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,4 +40,4 @@ def _cell(value: Any) -> Any:
 
 def write_figure(path: Path, figure: Figure) -> None:
     """Writes or replaces a figure as PNG, all or nothing."""
-    replace(path, lambda file: figure.savefig(file, format="png"))
+    replace_file(path, lambda file: figure.savefig(file, format="png"))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 
-def replace(path: Path, write: Callable[[BinaryIO], Any], *, durable: bool = False) -> None:
+def replace_file(path: Path, write: Callable[[BinaryIO], Any], *, durable: bool = False) -> None:
     """Writes or replaces a file, all or nothing: until all of it is written, what was there before stays.
 
     Args:
@@ -34,7 +34,7 @@ def replace(path: Path, write: Callable[[BinaryIO], Any], *, durable: bool = Fal
 
 def write_text(path: Path, text: str) -> None:
     """Writes or replaces a text file, all or nothing."""
-    replace(path, lambda file: file.write(text.encode()))
+    replace_file(path, lambda file: file.write(text.encode()))
 
 
 def _umask() -> int:

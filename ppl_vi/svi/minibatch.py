@@ -22,8 +22,8 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from ppl_vi.runtime.files import replace
-from ppl_vi.svi.result import versions
+from ppl_vi.runtime.files import replace_file
+from ppl_vi.runtime.provenance import versions
 from ppl_vi.target.isolation import isolated, own_randomness
 
 FORMAT = 3  # of a checkpoint
@@ -283,7 +283,7 @@ def _save(
         "optimiser": optimiser.state_dict(),
         "random": torch.get_rng_state(),
     }
-    replace(path, lambda file: torch.save(state, file), durable=True)
+    replace_file(path, lambda file: torch.save(state, file), durable=True)
 
 
 def _load(

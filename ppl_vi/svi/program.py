@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 from torch.func import functional_call, jacrev, vmap
 
-from ppl_vi.numerics.vmapping import one_by_one, whole_plates
+from ppl_vi.numerics.vmapping import one_by_one
 from ppl_vi.svi.randomness import Draw, Recorder, Replay, UnsupportedRandomnessError, seeded
-from ppl_vi.target.isolation import isolated
-from ppl_vi.target.target import Latents, Target, off_edge
+from ppl_vi.target.isolation import isolated, whole_plates
+from ppl_vi.target.sites import Latents, off_edge
+from ppl_vi.target.target import Target
 
 
 class Particle(NamedTuple):

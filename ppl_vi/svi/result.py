@@ -2,104 +2,35 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
-import platform
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from pyro.infer.autoguide import AutoMultivariateNormal
-from pyro.nn.module import PyroModule, PyroParam
+from pyro.nn.module import PyroModule
 from torch import Tensor, nn
-from torch.distributions import constraints
 
 from ppl_vi.guides import Family
 from ppl_vi.guides.autoguides import drawn_by_latents
 from ppl_vi.guides.own import family_of
 from ppl_vi.numerics.vmapping import Axes, each, one_by_one
-from ppl_vi.runtime.files import replace
+from ppl_vi.runtime.files import replace_file
+from ppl_vi.svi.finishing import finished
 from ppl_vi.svi.program import Program, load_parameters
 from ppl_vi.svi.randomness import UnsupportedRandomnessError, pseudo_random, quasi_random
 from ppl_vi.svi.start import build_guide
+from ppl_vi.target.fingerprint import fingerprint
 from ppl_vi.target.isolation import isolated
-from ppl_vi.target.target import Latents, Target
+from ppl_vi.target.sites import Latents
+from ppl_vi.target.target import Target
 
 FORMAT, FORMAT_VERSION = "ppl_vi.Fit", 1
-NO_MODE = (
-    "{name}: there is no Laplace approximation: where the search for a mode ended, the second derivatives of the log "
-    "density in unconstrained space are not negative definite; take more steps, or another guide where the posterior "
-    "has no mode, as centred hierarchies have none"
-)
 _NUMBERS = itertools.count()  # of the guides given out
-
-
-def versions(*more: str) -> dict[str, str]:
-    """The versions that a result depends on, those of more packages among them."""
-    packages = ("ppl_vi", "pyro-ppl", "torch", "numpy", "scipy", *more)
-    found = {"python": platform.python_version()}
-    return found | {package: _version(package) for package in packages}
-
-
-@cache
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
-class NoModeError(ValueError):
-    """A Laplace approximation was asked for at a point that is no mode; the message says what to do."""
-
-
-def finished(guide: nn.Module, target: Target, problem: int, *, at_mode: bool = True) -> nn.Module:
-    """The guide whose density a fit stands for: a Laplace approximation is made once the mode has been found.
-
-    Pyro's `laplace_approximation` returns an `AutoMultivariateNormal` with its values frozen; here they are its
-    parameters again, so that the best member of that family can be found. Its `scale_tril` is a correlation's Cholesky
-    factor, the family's has ones on its diagonal, so rows are rescaled: as they stand, the variances would grow.
-
-    Args:
-        guide: any guide.
-        target: that it was built for.
-        problem: likewise.
-        at_mode: whether the guide is where a mode is; otherwise the parameters are to be filled in.
-
-    Raises:
-        NoModeError: the guide's point is no mode.
-    """
-    if not hasattr(guide, "laplace_approximation"):
-        return guide
-    with isolated(target.dtype, seed=0):
-        normal: Any = _approximation(guide, target, problem) if at_mode else AutoMultivariateNormal(target.model)
-        if not at_mode:
-            normal(*target.row(problem))
-        constraint = {"scale": normal.scale_constraint, "scale_tril": normal.scale_tril_constraint}
-        diagonal = torch.diagonal(normal.scale_tril)
-        values = {
-            "loc": normal.loc,
-            "scale": normal.scale * diagonal,
-            "scale_tril": normal.scale_tril / diagonal[:, None],
-        }
-        for name, value in values.items():
-            delattr(normal, name)
-            setattr(normal, name, PyroParam(value.detach(), constraint.get(name, constraints.real)))
-        return normal
-
-
-def _approximation(guide: Any, target: Target, problem: int) -> nn.Module:
-    try:
-        return guide.laplace_approximation(*target.row(problem))
-    except torch.linalg.LinAlgError as error:
-        raise NoModeError(NO_MODE.format(name=target.name)) from error
 
 
 def _rename(guide: nn.Module, name: str) -> None:
@@ -279,7 +210,7 @@ class Fit:
             **{name: getattr(self, name) for name in _ARRAYS},
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace(path, lambda file: np.savez(file, **arrays))
+        replace_file(path, lambda file: np.savez(file, **arrays))
 
     @staticmethod
     def load(path: str | Path, target: Target, family: Any = None) -> Fit:
@@ -340,16 +271,6 @@ def _loaded(path: str | Path, target: Target, name: str, given: Any) -> Family:
 
 _SETTINGS = ("objective", "engine", "engine_reason", "seed", "seconds", "num_particles", "lr")
 _ARRAYS = ("steps", "elbo_history", "status", "stop_reason", "num_steps", "predicted_gain")
-
-
-def fingerprint(target: Target) -> str:
-    """Tells one target's data, sites and dtype from another's."""
-    digest = hashlib.sha256()
-    for arg in target.data:
-        digest.update(str((tuple(arg.shape), str(arg.dtype))).encode())
-        digest.update(arg.detach().cpu().contiguous().numpy().tobytes())
-    sites = ", ".join(f"{site.name}{tuple(site.shape)}" for site in target.latents)
-    return f"{target.name}: {sites}: {digest.hexdigest()[:16]}"
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

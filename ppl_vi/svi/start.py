@@ -19,7 +19,6 @@ from pyro.infer.autoguide import (
     AutoGuide,
     AutoHierarchicalNormalMessenger,
     AutoLowRankMultivariateNormal,
-    AutoMessenger,
     AutoMultivariateNormal,
     AutoNormal,
     AutoNormalizingFlow,
@@ -31,37 +30,18 @@ from pyro.nn.module import PyroModule
 from torch import Tensor, nn
 
 from ppl_vi.guides import Family
+from ppl_vi.guides.own import ModuleGuide, _with_statements
 from ppl_vi.guides.statements import FunctionGuide
-from ppl_vi.numerics.vmapping import whole_plates
-from ppl_vi.target.isolation import isolated, private
-from ppl_vi.target.target import Bound, Target, split
+from ppl_vi.target.arguments import Bound, private
+from ppl_vi.target.isolation import isolated, whole_plates
+from ppl_vi.target.sites import split
+from ppl_vi.target.target import Target
 
 SCALE_VECTOR = (AutoDiagonalNormal, AutoMultivariateNormal, AutoLowRankMultivariateNormal)  # in `guide.scale`
 SCALE_BY_SITE = (AutoNormal, AutoStructured, AutoGaussian, AutoNormalMessenger, AutoHierarchicalNormalMessenger)
 SPREAD = 1.0  # replicas start this many posterior standard deviations around the mode, in unconstrained space
 SCALE = 0.5  # initial scales are about half the posterior's: a wide start has gradients of heavy tails
 SCALE_SPREAD = 0.3  # standard deviation of the log of their initial scales
-
-
-class ModuleGuide(PyroModule):
-    """A hand-written module that is called with arguments of its own, whatever it is called with."""
-
-    def __init__(self, guide: nn.Module, given: tuple[Any, ...]) -> None:
-        super().__init__()
-        self.guide = guide
-        self.given = given
-
-    def forward(self, *_: Any) -> Any:
-        """The module, with its arguments."""
-        return self.guide(*self.given)
-
-
-def _with_statements(guide: nn.Module, row: tuple[Tensor, ...], dtype: torch.dtype) -> nn.Module:
-    """A module with the parameters that it states by `pyro.param`; the same one where it has none but its own."""
-    if any(isinstance(part, AutoMessenger) for part in guide.modules()):  # which makes its own in a run of all data
-        return guide
-    stated = FunctionGuide(guide, row, dtype)
-    return stated if stated.has_statements else guide
 
 
 def start_points(target: Target, num_replicas: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -18,8 +18,8 @@ from torch.distributions.transforms import ComposeTransform, IndependentTransfor
 
 from ppl_vi.guides import ANY, POSITIVE, REAL, RefusedFamilyError
 from ppl_vi.svi.program import guide_sites, is_delta
-from ppl_vi.target.inspection import LatentSite, ends
 from ppl_vi.target.isolation import isolated
+from ppl_vi.target.supports import LatentSite, ends
 from ppl_vi.target.target import Target
 from ppl_vi.target.truncation import support_of
 

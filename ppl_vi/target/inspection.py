@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import pyro.poutine as poutine
@@ -14,61 +12,16 @@ from pyro.distributions.transforms import biject_to
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
-from torch.distributions import constraints
 
 from ppl_vi.target.enumeration import UnsuitableSiteError, masks_of
 from ppl_vi.target.isolation import isolated
+from ppl_vi.target.supports import LatentSite, Moving, ends, same_support
 
 Row = tuple[Any, ...]
 SEEDS = (0, 4, 6, 1)  # their first draws fall on both sides of a median
 CIRCULAR = ("VonMises", "SineBivariateVonMises", "SineSkewed")
 UNOBSERVED = "_unobserved"  # what Pyro calls the latent half of a site with an `obs_mask`
 IMPROPER = "{name}: site '{site}' has an improper prior, so there is no evidence: give it a proper one"
-
-
-class Moving(constraints.Constraint):
-    """An interval whose ends move with the latents drawn before it: where they are, `Target.sites_at` tells.
-
-    Attributes:
-        example: the interval of one run.
-    """
-
-    def __init__(self, example: constraints.Constraint) -> None:
-        self.example = example
-        self.event_dim = example.event_dim
-
-
-@dataclass(frozen=True)
-class LatentSite:
-    """A latent sample site of the model.
-
-    Attributes:
-        name: Pyro's name of the site.
-        support: the constraint its values satisfy.
-        shape: of one value, plates included.
-    """
-
-    name: str
-    support: constraints.Constraint
-    shape: torch.Size
-
-    @property
-    def unconstrained_shape(self) -> torch.Size:
-        """Shape after `biject_to(support).inv`."""
-        return self.shape if isinstance(self.support, Moving) else biject_to(self.support).inverse_shape(self.shape)
-
-
-def ends(support: constraints.Constraint) -> tuple[Tensor, Tensor] | None:
-    """The ends of a support that is an interval of the line, or one for each element; None for any other."""
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    if support is constraints.real:
-        return torch.tensor(-math.inf), torch.tensor(math.inf)
-    low, high = getattr(support, "lower_bound", None), getattr(support, "upper_bound", None)
-    if low is None and high is None:
-        return None
-    low, high = -math.inf if low is None else low, math.inf if high is None else high
-    return torch.as_tensor(low).detach(), torch.as_tensor(high).detach()
 
 
 class Reached(Messenger):
@@ -267,14 +220,3 @@ def _refuse_without_a_map(node: Any, name: str) -> None:
             f"{name}: site '{site}': Pyro has no map from unconstrained space to the support {node['fn'].support} of a "
             f"{kind}: draw what it is made of, as scales and LKJCholesky for a covariance"
         ) from None
-
-
-def same_support(one: Any, other: Any) -> bool:
-    """Whether two constraints are the same, numbers within them included."""
-    if isinstance(one, Tensor) or isinstance(other, Tensor):
-        return torch.equal(torch.as_tensor(one), torch.as_tensor(other))
-    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
-        return len(one) == len(other) and all(map(same_support, one, other))
-    if isinstance(one, constraints.Constraint):
-        return type(one) is type(other) and same_support(list(vars(one).values()), list(vars(other).values()))
-    return bool(one == other)

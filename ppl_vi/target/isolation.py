@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pyro
 import torch
-from pyro.nn.module import PyroModule
-from torch import nn
+from pyro.poutine.subsample_messenger import SubsampleMessenger
 
-from ppl_vi.target.precision import in_dtype
 from ppl_vi.target.vmap_rules import known_to_vmap
 
 
@@ -58,19 +55,18 @@ def own_randomness(seed: int | None) -> Iterator[None]:
         yield
 
 
-def private(function: Any, dtype: torch.dtype) -> Any:
-    """A module, or a method of one, as a copy in `dtype` that can be run inside `isolated`; anything else as it is.
+@contextmanager
+def whole_plates() -> Iterator[None]:
+    """Lets every `pyro.plate` with a `subsample_size` take all of its data, in order, instead of a random part."""
+    original = SubsampleMessenger._subsample
 
-    A `PyroModule` made while its parameters were global has no place for local ones. The priors of its `PyroSample`s
-    hold tensors that are no parameters or buffers.
-    """
-    owner = getattr(function, "__self__", function)
-    if not isinstance(owner, nn.Module):
-        return function
-    copied = copy.deepcopy(owner).to(dtype)
-    for part in copied.modules():
-        if isinstance(part, PyroModule) and not hasattr(part._pyro_context, "param_state"):
-            part._pyro_context.param_state = {"params": {}, "constraints": {}}
-        priors = getattr(part, "_pyro_samples", {})
-        priors.update({name: in_dtype(prior, dtype) for name, prior in priors.items()})
-    return copied if owner is function else getattr(copied, function.__name__)
+    def whole(name: str, size: int | None = None, subsample_size: Any = None, subsample: Any = None, *rest: Any) -> Any:
+        if size is not None and subsample is None:
+            subsample_size = None
+        return original(name, size, subsample_size, subsample, *rest)
+
+    SubsampleMessenger._subsample = staticmethod(whole)
+    try:
+        yield
+    finally:
+        SubsampleMessenger._subsample = staticmethod(original)

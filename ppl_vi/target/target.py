@@ -2,37 +2,33 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
-import numpy as np
 import pyro.poutine as poutine
 import torch
-from pyro.distributions.transforms import biject_to
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_feasible
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions.constraints import Constraint
 from torch.func import vmap
 from torch.overrides import TorchFunctionMode
 
 from ppl_vi.numerics.laplace import Laplace, centred_on_mass, laplace_of
-from ppl_vi.numerics.vmapping import draws_unasked, each, whole_plates
+from ppl_vi.numerics.vmapping import draws_unasked, each
+from ppl_vi.target.arguments import Bound, _moved, converted, private, tensors_of
+from ppl_vi.target.decoder import Decoded
 from ppl_vi.target.enumeration import summed_out
 from ppl_vi.target.inplace import Writing, writes
-from ppl_vi.target.inspection import SEEDS, LatentSite, Moving, ends, latent_sites, run
-from ppl_vi.target.isolation import isolated, private
+from ppl_vi.target.inspection import SEEDS, latent_sites, run
+from ppl_vi.target.isolation import isolated, whole_plates
 from ppl_vi.target.precision import Conversion, Converted
+from ppl_vi.target.sites import Latents, _Constrained, batch_of, constrain, inside, unconstrain
+from ppl_vi.target.supports import LatentSite, Moving
 from ppl_vi.target.truncation import ending
-
-Latents = dict[str, Tensor]
 
 TOLERANCE = 1e-10  # nats that a mode may fall short of the highest point nearby
 NUM_PRIOR_DRAWS = 200
-LOG_2PI = math.log(2 * math.pi)
 
 
 @dataclass(frozen=True)
@@ -51,173 +47,6 @@ class Conditional:
     log_marginal: Callable[..., Tensor]
     sample: Callable[..., Latents]
     num_noise: int
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """What a target with one latent z ~ Normal(0, I_D) and one decoder for all its problems can tell beside its model.
-
-    Attributes:
-        log_likelihood: `(z, *args)` with common points z `(S, D)` to log p(x | z) of every problem, `(B, S)`, nats; the
-            decoder runs once a point, however many problems there are.
-        ceiling: `(*args)` to an upper bound of log p(x | z) over all z, `(B,)`, nats: what lies farther out than R has
-            no more mass than `exp(ceiling) P(|z| > R)`.
-    """
-
-    log_likelihood: Callable[..., Tensor]
-    ceiling: Callable[..., Tensor]
-
-    def log_likelihood_at(self, z: Tensor, *args: Tensor) -> Tensor:
-        """log p(x | z) at each problem's own points, `(B, S, D)` to `(B, S)`, nats."""
-
-        def of_one(points: Tensor, *row: Tensor) -> Tensor:
-            return self.log_likelihood(points, *(arg[None] for arg in row))[0]
-
-        return vmap(of_one)(z, *args)
-
-
-def log_prior(z: Tensor) -> Tensor:
-    """log Normal(z; 0, I_D) of a decoded latent at `(..., D)`: `(...)`, nats."""
-    return -(z.square().sum(-1) + z.shape[-1] * LOG_2PI) / 2
-
-
-@dataclass(frozen=True, eq=False)
-class Bound:
-    """A function with arguments of its own: it ignores what it is called with.
-
-    So a guide may hand its arguments on to the model, whatever they are.
-
-    Attributes:
-        function: a Pyro model or guide.
-        given: its positional arguments.
-    """
-
-    function: Callable[..., Any]
-    given: tuple[Any, ...]
-
-    def __call__(self, *_: Any, **__: Any) -> Any:
-        return self.function(*self.given)
-
-
-def converted(value: Any, dtype: torch.dtype) -> Any:
-    """Arrays as tensors, floating point ones in `dtype`, inside of dicts, lists and tuples too; all else as it is."""
-    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
-        value = torch.from_numpy(value.copy())
-    if isinstance(value, Tensor):
-        return value.detach().to(dtype) if value.is_floating_point() else value
-    if isinstance(value, dict):
-        return {key: converted(part, dtype) for key, part in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(converted(part, dtype) for part in value)
-    return value
-
-
-def _moved(value: Any, device: torch.device | str) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, dict):
-        return {key: _moved(part, device) for key, part in value.items()}
-    return type(value)(_moved(part, device) for part in value) if type(value) in (list, tuple) else value
-
-
-def tensors_of(value: Any) -> list[Tensor]:
-    """The tensors in a value, inside of dicts, lists and tuples too."""
-    if isinstance(value, Tensor):
-        return [value]
-    parts = value.values() if isinstance(value, dict) else value if type(value) in (list, tuple) else ()
-    return [tensor for part in parts for tensor in tensors_of(part)]
-
-
-def constrain(sites: Sequence[LatentSite], unconstrained: Tensor) -> tuple[Latents, Tensor]:
-    """Maps `(..., D)` to the values of sites in their order and the log absolute determinant of the Jacobian, `(...)`.
-
-    Each is mapped by `biject_to(site.support)`.
-    """
-    batch = unconstrained.shape[:-1]
-    values: Latents = {}
-    log_jacobian = torch.zeros(batch, dtype=unconstrained.dtype, device=unconstrained.device)
-    for site, u in zip(sites, split(sites, unconstrained).values(), strict=True):
-        values[site.name], log_det = _mapped(site.support, u)
-        log_jacobian = log_jacobian + log_det.reshape((*batch, -1)).sum(-1)
-    return values, log_jacobian
-
-
-def batch_of(sites: Sequence[LatentSite], latents: Latents) -> torch.Size:
-    """What stands before the shape of the sites in latents `(..., *site.shape)`."""
-    shape = latents[sites[0].name].shape
-    return shape[: len(shape) - len(sites[0].shape)]
-
-
-def unconstrain(sites: Sequence[LatentSite], latents: Latents) -> Tensor:
-    """The inverse of `constrain`: latents of shape `(..., *site.shape)` to `(..., D)`."""
-    flat = []
-    for site in sites:
-        u = biject_to(site.support).inv(latents[site.name])
-        flat.append(u.reshape((*u.shape[: u.dim() - len(site.unconstrained_shape)], -1)))
-    return torch.cat(flat, -1)
-
-
-def inside(sites: Sequence[LatentSite], latents: Latents) -> Tensor:
-    """Whether latents of shape `(..., *site.shape)` are finite and in their supports, `(...)`."""
-    batch, found = batch_of(sites, latents), []
-    for site in sites:
-        value = latents[site.name]
-        checked = (value.isfinite(), site.support.check(value))
-        found += [part.reshape((*batch, -1)).all(-1) for part in checked]
-    return torch.stack(found).all(0)
-
-
-def off_edge(sites: Sequence[LatentSite], latents: Latents) -> Latents:
-    """Latents with those that lie on an end of their interval moved to the next number inside, as rounding meant."""
-    moved = dict(latents)
-    for site in sites:
-        value, limits = latents[site.name], ends(site.support)
-        for end, other in (limits, limits[::-1]) if limits else ():
-            end, other = end.to(value), other.to(value)
-            moved[site.name] = torch.where(value == end, torch.nextafter(end, other), moved[site.name])
-    return moved
-
-
-def split(sites: Sequence[LatentSite], unconstrained: Tensor) -> dict[str, Tensor]:
-    """The part of each site in `(..., D)`, `(..., *site.unconstrained_shape)`."""
-    shapes = [site.unconstrained_shape for site in sites]
-    parts = unconstrained.split([shape.numel() for shape in shapes], -1)
-    shaped = (part.reshape(unconstrained.shape[:-1] + shape) for part, shape in zip(parts, shapes, strict=True))
-    return dict(zip((site.name for site in sites), shaped, strict=True))
-
-
-def numbers_of(sites: Sequence[LatentSite], latents: Latents) -> Tensor:
-    """The sites' own numbers, one after another: latents of shape `(..., *site.shape)` to `(..., K)`."""
-    batch = batch_of(sites, latents)
-    return torch.cat([latents[site.name].reshape((*batch, -1)) for site in sites], -1)
-
-
-def latents_of(sites: Sequence[LatentSite], numbers: Tensor) -> Latents:
-    """The inverse of `numbers_of`."""
-    parts = numbers.split([site.shape.numel() for site in sites], -1)
-    return {s.name: part.reshape(numbers.shape[:-1] + s.shape) for s, part in zip(sites, parts, strict=True)}
-
-
-def _mapped(support: Constraint, u: Tensor) -> tuple[Tensor, Tensor]:
-    bijector = biject_to(support)
-    value = bijector(u)
-    return value, bijector.log_abs_det_jacobian(u, value)
-
-
-class _Constrained(Messenger):
-    """Gives a run of a model its latents from one unconstrained point `(D,)`, each in the support it has there."""
-
-    def __init__(self, sites: Sequence[LatentSite], u: Tensor) -> None:
-        super().__init__()
-        self.parts = split(sites, u)
-        self.values: Latents = {}
-        self.log_jacobian = u.new_zeros(())
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self.parts:
-            msg["value"], log_det = _mapped(msg["fn"].support, self.parts[msg["name"]])
-            self.values[msg["name"]] = msg["value"]
-            self.log_jacobian = self.log_jacobian + log_det.sum()
 
 
 class _Largest(TorchFunctionMode):

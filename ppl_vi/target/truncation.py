@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributions import AffineTransform, Independent, constraints
 from torch.distributions.constraints import Constraint
 
-from ppl_vi.target.inspection import ends, same_support
+from ppl_vi.target.supports import ends, same_support
 
 OUT = (1.0, 2.0**-20)  # how far outside of a support its density is looked at, absolutely and in units of the end
 

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vi.target.target import Latents, Target
+from ppl_vi.target.sites import Latents
+from ppl_vi.target.target import Target
 
 Grade = Literal["certified", "checked", "uncertified"]
 

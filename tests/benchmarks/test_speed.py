@@ -15,9 +15,10 @@ import torch
 
 from benchmarks import speed, speed_floor, speed_growth, speed_peers
 from benchmarks.speed_accuracy import Distance, steps_until
-from benchmarks.speed_case import ENTRY, Case, Loop, MissingError, Timing, engine, in_own_process, measure
+from benchmarks.speed_case import ENTRY, Case, Loop, MissingError, Timing, engine
 from benchmarks.speed_engines import target_of
 from benchmarks.speed_problems import FORMS, OBSERVATION, PROBLEMS, RATE, rates
+from benchmarks.speed_process import in_own_process, measure
 from models import exponential_normal, gaussian, ppca
 from ppl_vi.target.isolation import isolated
 from tests.strict_json import strict

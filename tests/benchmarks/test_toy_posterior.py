@@ -11,7 +11,8 @@ import pytest
 
 from benchmarks import toy_posterior
 from models.exponential_normal import target
-from ppl_vi.comparison.comparison import Comparison, Settings, compare_each
+from ppl_vi.comparison.comparison import Comparison, Settings
+from ppl_vi.comparison.run import compare_each
 from ppl_vi.truth import ground_truth
 from tests.strict_json import strict
 

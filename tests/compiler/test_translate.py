@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from ppl_vi.compiler import toolchain
+from ppl_vi.compiler.kernel import LanesEngine
 from ppl_vi.compiler.trace import written_down
-from ppl_vi.compiler.translate import Loop, Translation, UnsupportedError, decomposed, prelude
-from ppl_vi.svi.engines.compiled import LanesEngine
+from ppl_vi.compiler.translate import Translation, decomposed
+from ppl_vi.compiler.values import Loop, UnsupportedError
+from ppl_vi.compiler.vectors import prelude
 from ppl_vi.svi.engines.step import State
 
 pytestmark = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")

@@ -20,10 +20,10 @@ from models.exponential_normal import target as toy
 from ppl_vi.guides import ANY, FAMILIES, MULTIMODAL, POSITIVE, REAL, REFUSED, RefusedFamilyError, find_family, summary
 from ppl_vi.guides.autoguides import ACCEPTED, drawn_by_latents
 from ppl_vi.guides.lognormal_mixture import PathwiseMixture
+from ppl_vi.svi.finishing import finished
 from ppl_vi.svi.fit import fit
 from ppl_vi.svi.program import Program
 from ppl_vi.svi.randomness import pseudo_random
-from ppl_vi.svi.result import finished
 from ppl_vi.svi.start import build_guide
 from ppl_vi.svi.support import contains
 from ppl_vi.target.isolation import isolated

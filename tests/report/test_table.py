@@ -9,7 +9,9 @@ from rich.console import Console
 from scipy import special
 
 from models import exponential_normal
-from ppl_vi.comparison.comparison import SCORES, Comparison, Settings, compare_each
+from ppl_vi.comparison.comparison import Comparison, Settings
+from ppl_vi.comparison.records import SCORES
+from ppl_vi.comparison.run import compare_each
 from ppl_vi.report import plots, table
 from ppl_vi.report.numbers import short, three_digits
 from ppl_vi.truth import ground_truth

@@ -9,7 +9,7 @@ from typing import BinaryIO
 import pytest
 
 from models.exponential_normal import target
-from ppl_vi.runtime.files import replace, write_text
+from ppl_vi.runtime.files import replace_file, write_text
 from ppl_vi.svi.fit import fit
 
 
@@ -22,7 +22,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        replace(path, fail)
+        replace_file(path, fail)
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
     assert path.read_text() == "old"
 
@@ -41,9 +41,9 @@ def test_what_has_to_outlast_a_failure_is_synced_before_it_is_in_place(
         synced.append((os.fstat(handle).st_size, path.exists()))
 
     monkeypatch.setattr(os, "fsync", sync)
-    replace(path, lambda file: file.write(b"12345"), durable=True)
+    replace_file(path, lambda file: file.write(b"12345"), durable=True)
     assert synced == [(5, False)]
-    replace(path, lambda file: file.write(b"1"))
+    replace_file(path, lambda file: file.write(b"1"))
     assert len(synced) == 1
 
 

@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ppl_vi.guides.autoguides import ACCEPTED, laplace
-from ppl_vi.numerics.vmapping import whole_plates
 from ppl_vi.svi.engines.adam import pace
 from ppl_vi.svi.engines.batched import BatchedEngine
 from ppl_vi.svi.engines.compiled import compiled_engine
@@ -23,7 +22,7 @@ from ppl_vi.svi.program import Program
 from ppl_vi.svi.randomness import pseudo_random
 from ppl_vi.svi.result import Fit
 from ppl_vi.svi.start import build_guide
-from ppl_vi.target.isolation import isolated
+from ppl_vi.target.isolation import isolated, whole_plates
 from ppl_vi.target.target import Target
 
 NUM, PART = 12, 4

@@ -20,10 +20,10 @@ from torch.func import vmap
 
 from models.eight_schools import target as eight_schools
 from ppl_vi import Target
+from ppl_vi.svi.finishing import NoModeError
 from ppl_vi.svi.fit import fit
 from ppl_vi.svi.program import Program
 from ppl_vi.svi.randomness import pseudo_random
-from ppl_vi.svi.result import NoModeError
 from ppl_vi.svi.start import SCALE_BY_SITE, build_guide
 from ppl_vi.target.isolation import isolated
 

@@ -18,8 +18,8 @@ from torch.distributions import constraints
 from ppl_vi import Target, fit
 from ppl_vi.guides.own import family_of
 from ppl_vi.svi.program import Program
-from ppl_vi.svi.result import fingerprint
 from ppl_vi.svi.start import build_guide
+from ppl_vi.target.fingerprint import fingerprint
 from ppl_vi.truth import black_box_truth, ground_truth
 
 X = np.array([[1.0, 2.0], [0.5, -1.0], [3.0, 0.25]], dtype=np.float32)

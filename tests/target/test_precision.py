@@ -19,8 +19,8 @@ from torch.distributions.transforms import AffineTransform
 
 from ppl_vi import Target, compare, fit, ground_truth
 from ppl_vi.guides.own import family_of
+from ppl_vi.target.evaluation import prior_draws
 from ppl_vi.target.precision import in_dtype
-from ppl_vi.truth.quadrature.search import prior_draws
 
 Y = np.array([1.0, 2.0, 0.5, 1.5])
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 import ppl_vi
-from ppl_vi.target.inspection import Moving, ends
+from ppl_vi.target.supports import Moving, ends
 from ppl_vi.target.target import Target
 from ppl_vi.target.truncation import support_of
 

@@ -10,12 +10,15 @@ from torch import Tensor
 from torch.func import grad, jacrev, vmap
 
 from ppl_vi.guides.amortized import Head
-from ppl_vi.metrics.decoder.elbo import Mixture, blocks, log_likelihood_at, num_levels, rule
+from ppl_vi.metrics.decoder.elbo import blocks
 from ppl_vi.metrics.decoder.entropy import Expansion, affine, coordinates, negative_entropy, rule_levels
 from ppl_vi.metrics.decoder.lattice_values import MOST_TILES, Gaussians, Tiles, inverted, stein, tiled_elbo
 from ppl_vi.metrics.decoder.starts import candidates, mixed
+from ppl_vi.numerics.mixtures import LOG_2PI, Mixture
 from ppl_vi.numerics.newton import descent_step, predicted_gain
-from ppl_vi.target.target import LOG_2PI, Target
+from ppl_vi.numerics.rules import num_levels, rule
+from ppl_vi.target.evaluation import log_likelihood_at
+from ppl_vi.target.target import Target
 
 ROUGH = 1e-6  # nats, of the first search
 RIVAL = 0.2  # nats: an optimum that much lower by the coarse rule may still win by a finer one

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from ppl_vi.guides.amortized import Head
-from ppl_vi.metrics.decoder.gaps import ACTIVE, check_draws, log_mean_weights
+from ppl_vi.metrics.decoder.gaps import ACTIVE
+from ppl_vi.numerics.weights import check_draws, log_mean_weights
+from ppl_vi.target.decoder import log_prior
 from ppl_vi.target.isolation import isolated
-from ppl_vi.target.target import Target, log_prior
+from ppl_vi.target.target import Target
 from ppl_vi.truth import Bound, Sandwich
 
 DRAWS_AT_ONCE = 2**13

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from ppl_vi.guides.amortized import Head
-from ppl_vi.metrics.decoder.elbo import Mixture, decoded_of, log_likelihood_at, points_at_once
-from ppl_vi.target.target import Target, log_prior
+from ppl_vi.numerics.mixtures import Mixture
+from ppl_vi.target.decoder import log_prior
+from ppl_vi.target.evaluation import decoded_at_once, decoded_of, log_likelihood_at
+from ppl_vi.target.target import Target
 
 NODES = {1: 2048, 2: 256, 3: 64}  # an axis
 # times so many, and whether on one lattice for all or on each problem's own box, whose decoder runs for it alone
@@ -98,7 +100,7 @@ def _on_boxes(
         z = _lattice(axes[:1] if shared else axes)
         if shared:
             data = tuple(arg[problems] for arg in target.args)
-            nodes = z[0].split(points_at_once(target))
+            nodes = z[0].split(decoded_at_once(target))
             log_likelihood = torch.cat([decoded_of(target).log_likelihood(some, *data) for some in nodes], 1)
         else:
             log_likelihood = log_likelihood_at(target, z, problems)

@@ -2,79 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ppl_vi.guides.amortized import Head
-from ppl_vi.target.target import LOG_2PI, Decoded, Target
+from ppl_vi.numerics.mixtures import Mixture
+from ppl_vi.numerics.rules import num_levels, rule
+from ppl_vi.target.evaluation import decoded_of, log_likelihood_at
+from ppl_vi.target.target import Target
 
-HERMITE = (8, 12)  # nodes an axis of the coarse rules, exact for polynomials
-# of the finer rules' nodes, by the number of latents: where q is wide beside the decoder's features, the trapezoid's
-# evenly spaced nodes reach in hundreds what Gauss-Hermite, whose nodes run off into the tails, needs thousands for
-SPACINGS = {
-    1: (0.7, 0.5, 0.35, 0.25, 0.18, 0.125, 0.09, 0.06),
-    2: (0.7, 0.5, 0.35, 0.25, 0.18, 0.125, 0.09),
-    3: (0.7, 0.5, 0.35, 0.25),
-}
-REACH = 7.5  # of their nodes, standard deviations
-NEGLIGIBLE = 1e-14  # of a rule's largest weight
-DECODED_NUMBERS = 1 << 24  # of decoded points held at once: 128 MB
 BLOCK = 8192  # points decoded at once: their activations stay in the cache
-
-
-class Mixture(NamedTuple):
-    """Gaussian mixtures of `N` problems: `Head.components`."""
-
-    log_weights: Tensor  # (N, K)
-    locs: Tensor  # (N, K, D)
-    trils: Tensor  # (N, K, D, D)
-
-    def rows(self, index: Tensor | slice) -> Mixture:
-        """Some of the problems."""
-        return Mixture(self.log_weights[index], self.locs[index], self.trils[index])
-
-    def points(self, nodes: Tensor) -> Tensor:
-        """Standard normal points `(S, D)` carried to each component, `(N, K, S, D)`."""
-        return self.locs[..., None, :] + nodes @ self.trils.mT
-
-    def mean(self) -> Tensor:
-        """`(N, D)`."""
-        return (self.log_weights.exp()[..., None] * self.locs).sum(-2)
-
-    def log_prob(self, z: Tensor) -> Tensor:
-        """log q at points `(..., S, D)`, `(..., S)`, nats."""
-        away = (z[..., None, :, :] - self.locs[..., None, :]).mT
-        white = torch.linalg.solve_triangular(self.trils, away, upper=False)
-        log_scale = torch.diagonal(self.trils, dim1=-2, dim2=-1).log().sum(-1)
-        constant = self.log_weights - log_scale - z.shape[-1] * LOG_2PI / 2
-        return torch.logsumexp(constant[..., None] - white.square().sum(-2) / 2, -2)
-
-    def negative_entropy(self, level: int) -> Tensor:
-        """E_q[log q], `(...)`, nats: closed form for one Gaussian, else by the rule of that level."""
-        dim = self.locs.shape[-1]
-        if self.locs.shape[-2] == 1:
-            log_scale = torch.diagonal(self.trils, dim1=-2, dim2=-1).log().sum((-2, -1))
-            return -log_scale - dim * (1 + LOG_2PI) / 2
-        nodes, weights = rule(level, dim)
-        z = self.points(nodes.to(self.locs))
-        log_q = self.log_prob(z.flatten(-3, -2)).unflatten(-1, z.shape[-3:-1])
-        return (self.log_weights.exp() * (log_q @ weights.to(self.locs))).sum(-1)
-
-    def cross_entropy(self) -> Tensor:
-        """-E_q[log Normal(z; 0, I)], `(...)`, nats."""
-        squares = self.locs.square().sum(-1) + self.trils.square().sum((-2, -1))
-        return (self.log_weights.exp() * squares).sum(-1) / 2 + self.locs.shape[-1] * LOG_2PI / 2
-
-    def prior_kl(self, level: int) -> Tensor:
-        """KL(q || Normal(0, I)), `(...)`, nats; `level` as in `negative_entropy`."""
-        return self.negative_entropy(level) + self.cross_entropy()
 
 
 @dataclass(frozen=True)
@@ -88,70 +28,6 @@ class Elbo:
 
     value: Tensor
     error: Tensor
-
-
-def num_levels(dim: int) -> int:
-    """How many rules there are."""
-    return len(HERMITE) + len(SPACINGS[dim])
-
-
-@lru_cache(maxsize=64)
-def rule(level: int, dim: int) -> tuple[Tensor, Tensor]:
-    """Nodes `(S, D)` and weights `(S,)` of E[f(e)], e ~ Normal(0, I), finer with the level.
-
-    Two tensor rules of Gauss and Hermite, then trapezoids, whose error falls exponentially with the inverse spacing.
-
-    Source: Trefethen and Weideman (2014), The exponentially convergent trapezoidal rule.
-    """
-    x: np.ndarray
-    w: np.ndarray
-    if level < len(HERMITE):
-        x, w = np.polynomial.hermite_e.hermegauss(HERMITE[level])
-    else:
-        spacing = SPACINGS[dim][level - len(HERMITE)]
-        half = math.ceil(REACH / spacing)
-        x = spacing * (np.arange(2 * half) - half + 0.5)
-        w = np.exp(-(x**2) / 2)
-    nodes = np.stack(np.meshgrid(*[x] * dim, indexing="ij"), -1).reshape(-1, dim)
-    weights = np.stack(np.meshgrid(*[w / w.sum()] * dim, indexing="ij"), -1).reshape(-1, dim).prod(-1)
-    kept = weights > weights.max() * NEGLIGIBLE
-    return torch.from_numpy(nodes[kept]), torch.from_numpy(weights[kept] / weights[kept].sum())
-
-
-def decoded_of(target: Target) -> Decoded:
-    """What the target decodes.
-
-    Raises:
-        ValueError: it decodes nothing, or too many latents for quadrature.
-    """
-    if target.decoded is None:
-        raise ValueError(f"target '{target.name}' has no decoder: amortized gaps need z ~ Normal(0, I) and one decoder")
-    if target.dim not in SPACINGS:
-        raise ValueError(f"quadrature reaches {max(SPACINGS)} latents, target '{target.name}' has {target.dim}")
-    return target.decoded
-
-
-def log_likelihood_at(target: Target, z: Tensor, index: Tensor) -> Tensor:
-    """log p(x | z) at each problem's own points, nats.
-
-    Args:
-        target: with a decoder.
-        z: `(N, S, D)`.
-        index: the problem of each row, `(N,)`.
-
-    Returns:
-        `(N, S)`.
-    """
-    decoded, out, points = decoded_of(target), [], points_at_once(target)
-    for few in torch.arange(len(z), device=z.device).split(max(1, points // z.shape[1])):
-        rows = tuple(arg[index[few]] for arg in target.args)
-        out.append(torch.cat([decoded.log_likelihood_at(part, *rows) for part in z[few].split(points, 1)], 1))
-    return torch.cat(out)
-
-
-def points_at_once(target: Target) -> int:
-    """How many points may be decoded together: each takes as many numbers as its problem has data, several times."""
-    return max(1, DECODED_NUMBERS // sum(arg[0].numel() for arg in target.args))
 
 
 def blocks(num_rows: int, num_points: int) -> Iterator[slice]:

@@ -20,9 +20,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ppl_vi.metrics.decoder.elbo import Mixture, blocks, num_levels, rule
+from ppl_vi.metrics.decoder.elbo import blocks
 from ppl_vi.metrics.decoder.lattice_values import inverted
-from ppl_vi.target.target import LOG_2PI
+from ppl_vi.numerics.mixtures import LOG_2PI, Mixture
+from ppl_vi.numerics.rules import num_levels, rule
 
 REACH = (5.0, 5.0, 5.5, 6.0, 6.5, 7.0)  # of each level's nodes, standard deviations
 

@@ -19,9 +19,12 @@ from torch import Tensor
 from ppl_vi.guides.amortized import Head
 from ppl_vi.metrics.decoder.best_members import BestMembers, best_members, embed
 from ppl_vi.metrics.decoder.divergences import divergences
-from ppl_vi.metrics.decoder.elbo import Mixture, log_likelihood_at
 from ppl_vi.metrics.decoder.lattice_values import Tiles, tiled_elbo
-from ppl_vi.target.target import Target, log_prior
+from ppl_vi.numerics.mixtures import Mixture
+from ppl_vi.numerics.weights import check_draws, log_mean_weights
+from ppl_vi.target.decoder import log_prior
+from ppl_vi.target.evaluation import log_likelihood_at
+from ppl_vi.target.target import Target
 from ppl_vi.truth import Truth
 
 ACTIVE = 0.01  # variance of the posterior mean over the data from which a latent counts as in use
@@ -246,21 +249,6 @@ def iwae(
         bounds.append(log_mean_weights(log_weight, num_particles))
     bound = torch.cat(bounds)
     return bound.mean(-1), bound.std(-1) / math.sqrt(num_repeats)
-
-
-def check_draws(num_particles: int, num_repeats: int) -> None:
-    """Checks how often an importance-weighted bound is to be estimated, of how many draws.
-
-    Raises:
-        ValueError: there is no particle, or no two estimates for a standard error.
-    """
-    if num_particles < 1 or num_repeats < 2:
-        raise ValueError(f"needs 1 particle and 2 repeats at least, got {num_particles} and {num_repeats}")
-
-
-def log_mean_weights(log_weight: Tensor, num_particles: int) -> Tensor:
-    """log (1/K) sum_k w_k of each K draws in a row, `(B, R K)` to `(B, R)`."""
-    return log_weight.unflatten(1, (-1, num_particles)).logsumexp(-1) - math.log(num_particles)
 
 
 def _draw(mixture: Mixture, num: int, generator: torch.Generator) -> Tensor:

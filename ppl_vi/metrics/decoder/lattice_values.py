@@ -24,7 +24,9 @@ import torch
 from torch import Tensor
 
 from ppl_vi.guides.amortized import Head
-from ppl_vi.metrics.decoder.elbo import Elbo, Mixture, elbo, elbo_by, points_at_once, settled_prior_kl
+from ppl_vi.metrics.decoder.elbo import Elbo, elbo, elbo_by, settled_prior_kl
+from ppl_vi.numerics.mixtures import Mixture
+from ppl_vi.target.evaluation import decoded_at_once
 from ppl_vi.target.target import Target
 
 WIDEST = 1.25  # of the coarsest lattice's spacing, in smallest standard deviations of q
@@ -244,7 +246,7 @@ class Tiles:
         problem, order = missing >> bits, member.argsort(stable=True)
         ends = torch.bincount(member).cumsum(0).tolist()
         filled, begin = self._values.new_empty(len(missing), len(self._inner)), 0
-        most = points_at_once(self.target)
+        most = decoded_at_once(self.target)
         for place, end in zip(where, ends, strict=True):
             z = self._nodes(place)
             for rows in order[begin:end].split(most):

@@ -16,8 +16,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ppl_vi.metrics.decoder.elbo import Mixture, log_likelihood_at, rule
-from ppl_vi.target.target import Target, log_prior
+from ppl_vi.numerics.mixtures import Mixture
+from ppl_vi.numerics.rules import rule
+from ppl_vi.target.decoder import log_prior
+from ppl_vi.target.evaluation import log_likelihood_at
+from ppl_vi.target.target import Target
 
 LEVEL = {1: 4, 2: 3, 3: 2}  # of the rule around each hill
 REACH = 4.0  # of its nodes, standard deviations

@@ -11,11 +11,12 @@ from torch.nn import functional
 
 from ppl_vi.guides.amortized import Head
 from ppl_vi.guides.amortized.full import Full
-from ppl_vi.metrics.decoder.elbo import Mixture, decoded_of, log_likelihood_at
 from ppl_vi.metrics.decoder.lattice_values import Tiles, rough_elbo
 from ppl_vi.metrics.decoder.mixture_em import matched, padded
+from ppl_vi.numerics.mixtures import LOG_2PI, Mixture
 from ppl_vi.numerics.newton import minimize
-from ppl_vi.target.target import LOG_2PI, Target
+from ppl_vi.target.evaluation import decoded_of, log_likelihood_at
+from ppl_vi.target.target import Target
 
 LATTICE = {1: 401, 2: 81, 3: 25}  # nodes an axis
 BLOCK = {1: 2000, 2: 64, 3: 16}  # problems at once

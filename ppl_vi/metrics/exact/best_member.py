@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,11 +10,12 @@ from torch.func import vmap
 from ppl_vi.metrics.estimate import Estimate
 from ppl_vi.metrics.exact.divergence import reverse_kl
 from ppl_vi.metrics.exact.grid import NODES, WEIGHTS, far_ends, geometric_edges, overlay
+from ppl_vi.metrics.family_gap import BestMember
 from ppl_vi.metrics.sampled.best_member import nearest_members
 from ppl_vi.numerics.newton import minimize
 from ppl_vi.svi.result import Fit
 from ppl_vi.target.isolation import isolated
-from ppl_vi.target.target import off_edge
+from ppl_vi.target.sites import off_edge
 from ppl_vi.truth import Truth
 
 TOLERANCE = 1e-10  # nats, of Newton's method
@@ -26,25 +25,6 @@ MAX_STEPS_UPPER_BOUND = 25  # for families of which only an upper bound is promi
 REACH = (-100.0, 20.0)  # of the panels from the mode, in unconstrained space
 NOTHING = -2000.0
 NUM_STARTS = 3  # of each problem: the replicas that came nearest
-
-
-@dataclass(frozen=True)
-class BestMember:
-    """The member of a family nearest to each posterior in reverse KL.
-
-    Attributes:
-        theta: its parameters, `(B, D)`.
-        divergence: its reverse KL, nats, `(B, 1)`: the family gap. Where it converged its error counts what its
-            search still promised, unless it is an upper bound.
-        upper_bound: whether a better member may exist, since the search is only local in a family of many modes.
-        converged: whether Newton's method arrived, `(B,)`: from the best's own start, or from another of the same
-            problem at a value no more than `ALIKE` above the best's.
-    """
-
-    theta: Tensor
-    divergence: Estimate
-    upper_bound: bool
-    converged: np.ndarray
 
 
 def best_member(fit: Fit, truth: Truth, fitted: Estimate, upper_bound: bool = False) -> BestMember:
@@ -142,16 +122,3 @@ def _nodes(truth: Truth) -> tuple[Tensor, Tensor]:
         weight = np.log(half[..., None] * WEIGHTS).reshape(len(edges), -1)
     device = truth.target.device
     return torch.from_numpy(u).to(device), torch.from_numpy(weight).to(device)
-
-
-def optimization_gap(fitted: Estimate, best: BestMember) -> Estimate:
-    """Reverse KL fitted minus the family's best, nats, `(B, R)`: what the optimiser left."""
-    with np.errstate(invalid="ignore"):
-        value = fitted.value - best.divergence.value
-    return Estimate(value, np.zeros_like(value), fitted.error + best.divergence.error, "nats")
-
-
-def never(num_problems: int, reason: str) -> Estimate:
-    """The gap of a family whose every member has infinite divergence, `(B, 1)`."""
-    nothing = np.zeros((num_problems, 1))
-    return Estimate(nothing + np.inf, nothing, nothing, "nats", reason)

@@ -8,13 +8,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from ppl_vi.metrics.estimate import Estimate
+from ppl_vi.metrics.estimate import LEAK, ROUNDING, SMALLER, Estimate
 from ppl_vi.metrics.exact.grid import Grid, Overlay
 
-LEAK = "the guide puts mass where the posterior has none"
-SMALLER = "the guide has no mass where the posterior has some"
 ONE_RULE = 1e-3  # of a divergence, that masses may be off: a figure shows no more
-ROUNDING = 4 * float(np.finfo(np.float64).eps)
 
 
 def by_quadrature(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ppl_vi.svi.result import Fit
 from ppl_vi.target import evaluation
-from ppl_vi.target.inspection import ends
+from ppl_vi.target.supports import ends
 from ppl_vi.target.target import Target
 from ppl_vi.truth import Truth
 

@@ -8,9 +8,10 @@ import numpy as np
 from scipy.special import logsumexp
 
 from ppl_vi.metrics.estimate import Estimate
+from ppl_vi.numerics.weights import _khat
 from ppl_vi.svi.result import Fit
 from ppl_vi.target import evaluation
-from ppl_vi.target.target import Latents
+from ppl_vi.target.sites import Latents
 
 FEW = 1000  # draws for a second k-hat, which falls with their number
 IWAE_SAMPLES = 64  # K
@@ -127,16 +128,6 @@ def khat(w: Weights) -> Estimate:
     value = np.array([_khat(row) for row in flat]).reshape(w.log.shape[:-1])
     reason = NO_TAIL if np.isnan(value).any() else ""
     return Estimate(value, np.full_like(value, np.nan), np.zeros_like(value), "1", reason)
-
-
-def _khat(log_weights: np.ndarray) -> float:
-    from arviz_stats.base import array_stats  # takes two seconds, with xarray and pandas
-
-    with np.errstate(divide="ignore", invalid="ignore"):  # of weights mostly zero: nan says so
-        try:
-            return float(array_stats.psislw(-log_weights)[1])
-        except ValueError:  # the largest weights are the same to the last bit
-            return float("nan")
 
 
 def effective_sample_size(w: Weights) -> Estimate:

@@ -12,7 +12,8 @@ from ppl_vi.metrics.estimate import Estimate
 from ppl_vi.metrics.sampled.noise_rules import Drawn
 from ppl_vi.svi.result import Fit
 from ppl_vi.target.evaluation import blocks, drawn_at_once, log_joint
-from ppl_vi.target.target import Target, latents_of, numbers_of
+from ppl_vi.target.sites import latents_of, numbers_of
+from ppl_vi.target.target import Target
 from ppl_vi.truth import Truth
 
 PROBABILITIES = (0.05, 0.25, 0.5, 0.75, 0.95)

@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from ppl_vi.metrics.estimate import Estimate
+from ppl_vi.numerics.mixtures import LOG_2PI
 from ppl_vi.svi.randomness import Draw, quasi_random
 from ppl_vi.svi.result import Fit
 from ppl_vi.target.evaluation import drawn_at_once, log_joint
 from ppl_vi.target.isolation import isolated
-from ppl_vi.target.target import LOG_2PI, latents_of, numbers_of
+from ppl_vi.target.sites import latents_of, numbers_of
 
 NUM_RULES = 8  # independently randomised
 REACH = 8.5  # of a lattice, standard deviations: beyond lie 2e-17 of the mass
@@ -153,14 +153,3 @@ def _over_nodes(fit: Fit, theta: Tensor, rule: Rules, one: Callable[..., tuple[T
             noise = tuple(part[:, first : first + size] for part in rule.noise)
             found.append(over_members(theta, target.args, noise))
     return tuple(torch.cat(parts, 3) for parts in zip(*found, strict=True))
-
-
-def estimate(per_rule: Tensor, unit: str, reason: str = "") -> Estimate:
-    """The mean over rules `(B, R, S)` with its standard error."""
-    values = per_rule.cpu().numpy()
-    with np.errstate(invalid="ignore"):
-        value = values.mean(-1)
-        finite = np.isfinite(values).all(-1)
-        spread = np.where(finite[..., None], values, 0.0).std(-1, ddof=1) / values.shape[-1] ** 0.5
-    std_error = np.where(finite, spread, np.nan)
-    return Estimate(value, std_error, np.zeros_like(value), unit, reason if not finite.all() else "")

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vi.metrics.estimate import Estimate
-from ppl_vi.metrics.exact.best_member import BestMember, never
-from ppl_vi.metrics.exact.divergence import LEAK, ROUNDING
-from ppl_vi.metrics.sampled.best_member import Nearest, nearest_members, no_gradient
+from ppl_vi.metrics.estimate import LEAK, ROUNDING, Estimate
+from ppl_vi.metrics.family_gap import BestMember, never
+from ppl_vi.metrics.sampled.best_member import Nearest, nearest_members
+from ppl_vi.metrics.sampled.elbo_on_nodes import no_gradient
 from ppl_vi.metrics.sampled.marginals import Marginals, forward_kl, marginals, relative_covariance_error
-from ppl_vi.metrics.sampled.noise_rules import Cloud, cloud, drawn, estimate, rules, sobol_rules
+from ppl_vi.metrics.sampled.noise_rules import Cloud, cloud, drawn, rules, sobol_rules
 from ppl_vi.svi.result import Fit
 from ppl_vi.truth import Truth
 
@@ -155,3 +155,14 @@ def _best(
     gap = estimate(top - per_rule[:, :replicas], "nats")
     gap = replace(gap, error=gap.error + short)
     return BestMember(theta[rows, chosen], divergence, upper_bound, found.converged), gap
+
+
+def estimate(per_rule: Tensor, unit: str, reason: str = "") -> Estimate:
+    """The mean over rules `(B, R, S)` with its standard error."""
+    values = per_rule.cpu().numpy()
+    with np.errstate(invalid="ignore"):
+        value = values.mean(-1)
+        finite = np.isfinite(values).all(-1)
+        spread = np.where(finite[..., None], values, 0.0).std(-1, ddof=1) / values.shape[-1] ** 0.5
+    std_error = np.where(finite, spread, np.nan)
+    return Estimate(value, std_error, np.zeros_like(value), unit, reason if not finite.all() else "")

@@ -7,20 +7,24 @@ import json
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from ppl_vi.runtime.files import replace
-from ppl_vi.svi.result import fingerprint, versions
+from ppl_vi.runtime.files import replace_file
+from ppl_vi.runtime.provenance import versions
+from ppl_vi.target.fingerprint import fingerprint
 from ppl_vi.target.log_density import Density
 from ppl_vi.target.target import Target
 from ppl_vi.truth.result import Check
 
 if TYPE_CHECKING:
-    from ppl_vi.truth.chains.reference import Reference
+    pass
+
 
 _log = logging.getLogger(__name__)
 NUM_PROBES = 8
@@ -47,7 +51,7 @@ def kept(
     computed = compute()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace(path, lambda file: np.savez(file, **_arrays(computed)))
+        replace_file(path, lambda file: np.savez(file, **_arrays(computed)))
     except OSError as error:
         _log.info("reference draws are not kept in %s: %s", path.parent, error)
     return computed
@@ -78,7 +82,7 @@ def _digest(u: np.ndarray, header: dict[str, Any]) -> str:
 
 
 def _read(path: Path) -> Reference | None:
-    from ppl_vi.truth.chains.reference import Reference
+    pass
 
     if not path.exists():
         return None
@@ -92,3 +96,21 @@ def _read(path: Path) -> Reference | None:
     except Exception as error:  # whatever a damaged zip makes of itself
         _log.info("computing reference draws again, %s is damaged: %s", path, error)
         return None
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """One problem's draws and log evidence.
+
+    Attributes:
+        u: `(S, D)`, chain after chain.
+        log_evidence, std_error: nats.
+        checks: all of them, failed ones too.
+        reason: why they can't be trusted, or "".
+    """
+
+    u: Tensor
+    log_evidence: float
+    std_error: float
+    checks: tuple[Check, ...]
+    reason: str

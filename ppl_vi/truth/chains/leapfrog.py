@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value
 
-from ppl_vi.compiler.translate import num_lanes
-from ppl_vi.svi.engines.compiled import LanesEngine
+from ppl_vi.compiler.kernel import LanesEngine
+from ppl_vi.compiler.vectors import num_lanes
 from ppl_vi.svi.engines.step import State
+
+AGREEMENT = 1e-9  # of machine code's values and gradients, relative to the largest of a point
 
 _log = logging.getLogger(__name__)
 

@@ -19,13 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_vi.numerics.mixtures import DEGREES, fitted
+from ppl_vi.numerics.weights import Evidence, importance
+from ppl_vi.target.evaluation import prior_draws
 from ppl_vi.target.isolation import isolated
 from ppl_vi.target.target import Target
-from ppl_vi.truth.chains.bridge import DEGREES, Evidence, bridge, fitted, importance
-from ppl_vi.truth.chains.cache import kept
+from ppl_vi.truth.chains.bridge import bridge
+from ppl_vi.truth.chains.cache import Reference, kept
 from ppl_vi.truth.chains.reparametrisation import Coordinates
 from ppl_vi.truth.chains.sampler import Kernel, State, adapted, placed, settled
-from ppl_vi.truth.quadrature.search import prior_draws
 from ppl_vi.truth.result import Check, Points, Truth
 
 R_HAT = 1.01
@@ -103,24 +105,6 @@ class Draws:
         """Every coordinate of `Target.constrain` and the log density in these, `(N, C, D + 1)`."""
         value = self.coordinates.plain(self.v.flatten(0, 1)).reshape(self.value.shape)
         return torch.cat([self.v, value[..., None]], -1)
-
-
-@dataclass(frozen=True, eq=False)
-class Reference:
-    """One problem's draws and log evidence.
-
-    Attributes:
-        u: `(S, D)`, chain after chain.
-        log_evidence, std_error: nats.
-        checks: all of them, failed ones too.
-        reason: why they can't be trusted, or "".
-    """
-
-    u: Tensor
-    log_evidence: float
-    std_error: float
-    checks: tuple[Check, ...]
-    reason: str
 
 
 def reference_truth(target: Target, *, settings: Settings | None = None, seed: int = 0) -> Truth:

@@ -39,11 +39,11 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.func import vmap
 
-from ppl_vi.numerics.vmapping import whole_plates
 from ppl_vi.target.inspection import SEEDS, run
-from ppl_vi.target.isolation import isolated
+from ppl_vi.target.isolation import isolated, whole_plates
 from ppl_vi.target.log_density import Density
-from ppl_vi.target.target import Target, split
+from ppl_vi.target.sites import split
+from ppl_vi.target.target import Target
 
 Frame = tuple[Tensor, Tensor, Tensor, Tensor]  # the prior's location and scale, s, and the scales' logarithms
 LINES = (constraints.real, constraints.positive)

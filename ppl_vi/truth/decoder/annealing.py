@@ -24,8 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_vi.target.decoder import Decoded
 from ppl_vi.target.isolation import isolated
-from ppl_vi.target.target import Decoded, Target
+from ppl_vi.target.target import Target
 from ppl_vi.truth.decoder.hmc import Chains, placed, transition
 
 CHAINS_AT_ONCE = 2**11  # their temporaries stay in the cache

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vi.target.target import Target, log_prior
+from ppl_vi.target.decoder import log_prior
+from ppl_vi.target.target import Target
 
 BLOCK = 2**19  # values of the log joint held at once, and
 POINTS = 2**12  # points decoded at once: their temporaries stay in the cache

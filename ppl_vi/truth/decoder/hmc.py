@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ppl_vi.target.target import Decoded
+from ppl_vi.target.decoder import Decoded
 
 JITTER = 0.25  # of a chain's step: no trajectory has the period of the posterior for long
 

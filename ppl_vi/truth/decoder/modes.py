@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ppl_vi.numerics.newton import minimize
-from ppl_vi.target.target import log_prior
+from ppl_vi.target.decoder import log_prior
 from ppl_vi.truth.decoder.cells import Cells, Joint, Seen
 from ppl_vi.truth.decoder.tree import Branch
 

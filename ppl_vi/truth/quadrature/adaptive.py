@@ -15,12 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_vi.target.evaluation import prior_draws
 from ppl_vi.target.isolation import isolated
-from ppl_vi.target.log_density import Density, Standardized
+from ppl_vi.target.log_density import Density
 from ppl_vi.target.target import Target
 from ppl_vi.truth.chains.sampler import Kernel, adapted, placed
 from ppl_vi.truth.quadrature.bricks import MOST_POINTS, Bricks, Rule, Tree, grow, look
-from ppl_vi.truth.quadrature.search import AT_AN_END, Found, prior_draws, search
+from ppl_vi.truth.quadrature.search import AT_AN_END, Found, search
+from ppl_vi.truth.quadrature.standardized import Standardized
 from ppl_vi.truth.result import Check, Grade, Points, Truth
 
 AGREEMENT = 1e-8  # nats: what the two rules must agree to

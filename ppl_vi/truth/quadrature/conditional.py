@@ -11,12 +11,14 @@ from scipy.stats import qmc
 from torch import Tensor
 from torch.func import vmap
 
+from ppl_vi.numerics.mixtures import DEGREES, fitted
+from ppl_vi.numerics.weights import importance
+from ppl_vi.target.evaluation import prior_draws
 from ppl_vi.target.isolation import isolated
 from ppl_vi.target.log_density import Density
-from ppl_vi.target.target import LatentSite, Target, constrain, inside, unconstrain
-from ppl_vi.truth.chains.bridge import DEGREES, fitted, importance
+from ppl_vi.target.sites import constrain, inside, unconstrain
+from ppl_vi.target.target import LatentSite, Target
 from ppl_vi.truth.quadrature.adaptive import RULES, SURPRISE, Integral, assembled, integrate
-from ppl_vi.truth.quadrature.search import prior_draws
 from ppl_vi.truth.result import Check, Grade, Points, Truth
 
 NUM_GROUPS = 16  # independent sets of draws of the rest

@@ -6,18 +6,17 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import pyro.poutine as poutine
 import torch
 from scipy.spatial import cKDTree
 from scipy.stats import qmc
 from torch import Tensor
 
+from ppl_vi.numerics.mixtures import LOG_2PI
 from ppl_vi.numerics.newton import minimize
 from ppl_vi.target.isolation import isolated
-from ppl_vi.target.log_density import Density, vanished
-from ppl_vi.target.target import LOG_2PI, Target
+from ppl_vi.target.log_density import Density
+from ppl_vi.truth.quadrature.standardized import vanished
 
-NUM_PRIOR = 256  # draws of the prior
 LOG2_SCANNED = 15  # points of the wide scan
 LOG2_DRAWN = 14  # points of the importance sampler
 NUM_TOPS = 24  # starts among the points scanned that lie above their neighbours
@@ -34,19 +33,6 @@ AT_AN_END = (
     "that begins at 0, and add"
 )
 LEAST_SHARE = 0.05  # of any mode's component
-
-
-def prior_draws(target: Target, problem: int, num: int = NUM_PRIOR, seed: int = 0) -> Tensor:
-    """Draws of the model's latents before the data are seen, in unconstrained space, `(num, D)`; non-finite ones go."""
-    row, drawn = target.row(problem), []
-    with isolated(target.dtype, seed=seed), torch.no_grad():
-        for _ in range(num):
-            with poutine.block():
-                trace = poutine.trace(target.model).get_trace(*row)
-            latents = {site.name: trace.nodes[site.name]["value"].detach()[None] for site in target.latents}
-            drawn.append(target.unconstrain(latents)[0])
-    u = torch.stack(drawn)
-    return u[u.isfinite().all(1)]
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,8 +7,10 @@ from torch.func import jacrev, vmap
 
 from ppl_vi.guides.amortized.mixture import NUM_COMPONENTS
 from ppl_vi.guides.amortized.mixture import Mixture as Head
-from ppl_vi.metrics.decoder.elbo import Mixture, num_levels, rule, settled_prior_kl
+from ppl_vi.metrics.decoder.elbo import settled_prior_kl
 from ppl_vi.metrics.decoder.entropy import coordinates, negative_entropy
+from ppl_vi.numerics.mixtures import Mixture
+from ppl_vi.numerics.rules import num_levels, rule
 
 NUM = 3
 

@@ -18,12 +18,14 @@ from ppl_vi.guides.amortized.diagonal import Diagonal
 from ppl_vi.guides.amortized.full import Full
 from ppl_vi.metrics.decoder.best_members import _look, _rivals, ascend, best_members, embed
 from ppl_vi.metrics.decoder.divergences import divergences
-from ppl_vi.metrics.decoder.elbo import Mixture, elbo, settled_prior_kl
+from ppl_vi.metrics.decoder.elbo import elbo, settled_prior_kl
 from ppl_vi.metrics.decoder.gaps import amortized_gaps, iwae
 from ppl_vi.metrics.decoder.lattice_values import Tiles
 from ppl_vi.metrics.decoder.starts import candidates
 from ppl_vi.numerics.gaussian_kl import gaussian_kl
-from ppl_vi.target.target import Decoded, Target, log_prior
+from ppl_vi.numerics.mixtures import Mixture
+from ppl_vi.target.decoder import Decoded, log_prior
+from ppl_vi.target.target import Target
 from ppl_vi.truth.result import Truth
 
 NUM_PIXELS, NUM_DATA = 6, 7

@@ -13,9 +13,11 @@ from models.vae import VAE, target
 from ppl_vi.guides.amortized.full import Full
 from ppl_vi.metrics.decoder import lattice_values as module
 from ppl_vi.metrics.decoder.best_members import best_members
-from ppl_vi.metrics.decoder.elbo import Mixture, elbo, elbo_by
+from ppl_vi.metrics.decoder.elbo import elbo, elbo_by
 from ppl_vi.metrics.decoder.lattice_values import Gaussians, Tiles, inverted, monomials, rough_elbo, stein, tiled_elbo
-from ppl_vi.target.target import Decoded, Target
+from ppl_vi.numerics.mixtures import Mixture
+from ppl_vi.target.decoder import Decoded
+from ppl_vi.target.target import Target
 
 CURVATURE = 2.5
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from models.ppca import posterior, simulate, target
-from ppl_vi.metrics.decoder.elbo import Mixture
 from ppl_vi.metrics.decoder.mixture_em import NARROWEST, matched, padded
+from ppl_vi.numerics.mixtures import Mixture
 
 SIGMA = 0.6
 

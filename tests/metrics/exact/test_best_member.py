@@ -8,9 +8,10 @@ import torch
 from scipy import optimize, special, stats
 
 from ppl_vi.guides import MULTIMODAL
-from ppl_vi.metrics.exact.best_member import best_member, optimization_gap
+from ppl_vi.metrics.exact.best_member import best_member
 from ppl_vi.metrics.exact.divergence import reverse_kl
 from ppl_vi.metrics.exact.grid import overlay
+from ppl_vi.metrics.family_gap import optimization_gap
 from ppl_vi.numerics.newton import minimize
 
 XS = (1.5, 0.0, -3.0, 4.0)

@@ -14,7 +14,7 @@ from scipy import stats
 from models import funnel
 from models.gaussian import posterior
 from models.gaussian import target as gaussian
-from ppl_vi.metrics.sampled import best_member
+from ppl_vi.metrics.sampled import best_member, elbo_on_nodes
 from ppl_vi.metrics.sampled.best_member import _leads_down
 from ppl_vi.metrics.sampled.marginals import Line, Sample, flattened, marginals, wasserstein
 from ppl_vi.metrics.sampled.noise_rules import REACH, cloud, drawn, rules
@@ -229,13 +229,13 @@ def test_a_search_by_machine_code_sees_what_the_guide_gives(family, monkeypatch)
 
     target = Target.of(model, (torch.arange(12.0).reshape(4, 3) / 4,))
     found = fit(target, family, **SHORT)
-    rule = best_member._nodes(found.program.latent_draws, 1024, 5)
-    fast, slow = best_member._machine_code(found.program, rule), best_member._graph(found.program, rule)
+    rule = elbo_on_nodes._nodes(found.program.latent_draws, 1024, 5)
+    fast, slow = elbo_on_nodes._machine_code(found.program, rule), elbo_on_nodes._graph(found.program, rule)
     assert fast is not None
     start = found.program.initial
     for theta in (start, start + 0.01 * torch.randn(start.shape, generator=torch.Generator().manual_seed(2))):
         gradient, value = slow(theta, target.row(0), rule)
-        for most in (best_member.MOST_STATE, 300 * len(theta)):
+        for most in (elbo_on_nodes.MOST_STATE, 300 * len(theta)):
             monkeypatch.setattr(best_member, "MOST_STATE", most)
             others = fast(theta, target.row(0), rule)
             torch.testing.assert_close(others[1], value, rtol=1e-12, atol=1e-12)
@@ -244,8 +244,8 @@ def test_a_search_by_machine_code_sees_what_the_guide_gives(family, monkeypatch)
 
 def test_machine_code_that_is_not_the_guides_is_not_searched_by(monkeypatch):
     found = fit(gaussian(4), "AutoNormal", **SHORT)
-    rule = best_member._nodes(found.program.latent_draws, 1024, 5)
-    assert best_member._machine_code(found.program, rule) is not None
-    right = best_member._over_all
+    rule = elbo_on_nodes._nodes(found.program.latent_draws, 1024, 5)
+    assert elbo_on_nodes._machine_code(found.program, rule) is not None
+    right = elbo_on_nodes._over_all
     monkeypatch.setattr(best_member, "_over_all", lambda *given: (right(*given)[0] + 1e-6, right(*given)[1]))
-    assert best_member._machine_code(found.program, rule) is None
+    assert elbo_on_nodes._machine_code(found.program, rule) is None

@@ -24,11 +24,12 @@ from torch.distributions import constraints
 
 from models.exponential_normal import target as toy
 from ppl_vi.compiler import inductor
+from ppl_vi.compiler.kernel import LanesEngine
 from ppl_vi.guides import FAMILIES
 from ppl_vi.svi.engines.adam import pace
 from ppl_vi.svi.engines.batched import BatchedEngine
 from ppl_vi.svi.engines.choice import choose
-from ppl_vi.svi.engines.compiled import LanesEngine, Plan, compiled_engine, inductor_engine, num_unrolled
+from ppl_vi.svi.engines.compiled import Plan, compiled_engine, inductor_engine, num_unrolled
 from ppl_vi.svi.engines.step import Engine, State
 from ppl_vi.svi.fit import fit
 from ppl_vi.svi.objectives import find_objective, trace_elbo

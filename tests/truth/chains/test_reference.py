@@ -10,11 +10,13 @@ import torch
 from scipy import stats
 
 from models import correlated_gaussian, eight_schools, funnel
+from ppl_vi.numerics.mixtures import fitted
+from ppl_vi.numerics.weights import importance
 from ppl_vi.target.log_density import Density
 from ppl_vi.target.target import Conditional, Target
 from ppl_vi.truth import ground_truth, reference_truth
 from ppl_vi.truth.chains import cache
-from ppl_vi.truth.chains.bridge import bridge, fitted, importance
+from ppl_vi.truth.chains.bridge import bridge
 from ppl_vi.truth.chains.reference import Settings, autocorrelation
 from ppl_vi.truth.chains.sampler import Kernel, placed
 

@@ -12,11 +12,11 @@ from scipy import special, stats
 from torch.func import vmap
 
 from models import eight_schools, funnel
+from ppl_vi.target.evaluation import prior_draws
 from ppl_vi.target.target import Target
 from ppl_vi.truth import ground_truth, reference_truth
 from ppl_vi.truth.chains.reference import Settings, reference
 from ppl_vi.truth.chains.reparametrisation import Coordinates, Pull
-from ppl_vi.truth.quadrature.search import prior_draws
 
 REAL = torch.float64
 

@@ -13,8 +13,9 @@ from torch import Tensor
 from models import ppca, vae
 from models.images import binarise, load
 from ppl_vi.guides.amortized import AMORTIZED
+from ppl_vi.target.decoder import Decoded
 from ppl_vi.target.isolation import isolated
-from ppl_vi.target.target import Decoded, Target
+from ppl_vi.target.target import Target
 from ppl_vi.truth import Annealing, Bound, annealed_bound, annealed_sandwich, ground_truth
 from ppl_vi.truth.decoder import annealing
 from ppl_vi.truth.decoder.hmc import placed, transition

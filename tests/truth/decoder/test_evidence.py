@@ -12,7 +12,8 @@ import torch
 from scipy import integrate, stats
 from torch import nn
 
-from ppl_vi.target.target import Decoded, Target
+from ppl_vi.target.decoder import Decoded
+from ppl_vi.target.target import Target
 from ppl_vi.truth import ground_truth
 from ppl_vi.truth.decoder.cells import Joint
 from ppl_vi.truth.decoder.evidence import RULES, decoded_truth, first_look, log_chi_tail

@@ -1,0 +1,125 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppl_vi.numerics.rules import rule
+
+MOST_COMPONENTS = 6
+DRAWS_PER_NUMBER = 10  # of a component, at least
+DEGREES = 5.0  # of freedom of the heavy-tailed proposal
+WIDENED = 1.2  # its factors: what the draws did not reach counts too
+
+LOG_2PI = math.log(2 * math.pi)
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A mixture of normal densities, or of Student t ones with the same locations and matrices.
+
+    Attributes:
+        log_share: `(K,)`.
+        loc: `(K, D)`.
+        factor: `(K, D, D)`, lower triangular.
+        degrees: of freedom; inf for the normal.
+    """
+
+    log_share: Tensor
+    loc: Tensor
+    factor: Tensor
+    degrees: float
+
+    def draw(self, num: int, generator: torch.Generator) -> Tensor:
+        """`(num, D)`."""
+        which = torch.multinomial(self.log_share.exp(), num, replacement=True, generator=generator)
+        noise = torch.randn(num, self.loc.shape[1], generator=generator, dtype=self.loc.dtype)
+        if math.isfinite(self.degrees):
+            normal = torch.randn(num, round(self.degrees), generator=generator, dtype=self.loc.dtype)
+            noise = noise / normal.square().mean(1, keepdim=True).sqrt()
+        return self.loc[which] + (self.factor[which] @ noise[..., None]).squeeze(-1)
+
+    def log_prob(self, u: Tensor) -> Tensor:
+        """At `(S, D)`, `(S,)`, nats."""
+        dim, k, parts = u.shape[1], self.degrees, []
+        for log_share, loc, factor in zip(self.log_share, self.loc, self.factor, strict=True):
+            square = torch.linalg.solve_triangular(factor, (u - loc).mT, upper=False).square().sum(0)
+            log_det = torch.diagonal(factor).log().sum()
+            if math.isfinite(k):
+                constant = math.lgamma((k + dim) / 2) - math.lgamma(k / 2) - dim / 2 * math.log(k * math.pi)
+                shape = constant - (k + dim) / 2 * torch.log1p(square / k)
+            else:
+                shape = -square / 2 - dim / 2 * math.log(2 * math.pi)
+            parts.append(log_share + shape - log_det)
+        return torch.stack(parts).logsumexp(0)
+
+
+def fitted(u: Tensor, degrees: float, seed: int) -> Fitted:
+    """A mixture fitted to draws `(S, D)` by expectation maximisation."""
+    from sklearn.mixture import GaussianMixture  # a second
+
+    num, dim = u.shape
+    size = min(MOST_COMPONENTS, max(1, num // (DRAWS_PER_NUMBER * dim * (dim + 3))))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a mixture that has not converged is as good a proposal
+        mixture = GaussianMixture(size, random_state=seed, max_iter=100, reg_covar=1e-9).fit(u.cpu().numpy())
+    covariance = torch.from_numpy(mixture.covariances_).to(u)
+    log_share = torch.from_numpy(np.log(mixture.weights_)).to(u)
+    widened = 1.0 if math.isinf(degrees) else WIDENED
+    factor = widened * torch.linalg.cholesky(covariance)
+    return Fitted(log_share, torch.from_numpy(mixture.means_).to(u), factor, degrees)
+
+
+class Mixture(NamedTuple):
+    """Gaussian mixtures of `N` problems: `Head.components`."""
+
+    log_weights: Tensor  # (N, K)
+    locs: Tensor  # (N, K, D)
+    trils: Tensor  # (N, K, D, D)
+
+    def rows(self, index: Tensor | slice) -> Mixture:
+        """Some of the problems."""
+        return Mixture(self.log_weights[index], self.locs[index], self.trils[index])
+
+    def points(self, nodes: Tensor) -> Tensor:
+        """Standard normal points `(S, D)` carried to each component, `(N, K, S, D)`."""
+        return self.locs[..., None, :] + nodes @ self.trils.mT
+
+    def mean(self) -> Tensor:
+        """`(N, D)`."""
+        return (self.log_weights.exp()[..., None] * self.locs).sum(-2)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log q at points `(..., S, D)`, `(..., S)`, nats."""
+        away = (z[..., None, :, :] - self.locs[..., None, :]).mT
+        white = torch.linalg.solve_triangular(self.trils, away, upper=False)
+        log_scale = torch.diagonal(self.trils, dim1=-2, dim2=-1).log().sum(-1)
+        constant = self.log_weights - log_scale - z.shape[-1] * LOG_2PI / 2
+        return torch.logsumexp(constant[..., None] - white.square().sum(-2) / 2, -2)
+
+    def negative_entropy(self, level: int) -> Tensor:
+        """E_q[log q], `(...)`, nats: closed form for one Gaussian, else by the rule of that level."""
+        dim = self.locs.shape[-1]
+        if self.locs.shape[-2] == 1:
+            log_scale = torch.diagonal(self.trils, dim1=-2, dim2=-1).log().sum((-2, -1))
+            return -log_scale - dim * (1 + LOG_2PI) / 2
+        nodes, weights = rule(level, dim)
+        z = self.points(nodes.to(self.locs))
+        log_q = self.log_prob(z.flatten(-3, -2)).unflatten(-1, z.shape[-3:-1])
+        return (self.log_weights.exp() * (log_q @ weights.to(self.locs))).sum(-1)
+
+    def cross_entropy(self) -> Tensor:
+        """-E_q[log Normal(z; 0, I)], `(...)`, nats."""
+        squares = self.locs.square().sum(-1) + self.trils.square().sum((-2, -1))
+        return (self.log_weights.exp() * squares).sum(-1) / 2 + self.locs.shape[-1] * LOG_2PI / 2
+
+    def prior_kl(self, level: int) -> Tensor:
+        """KL(q || Normal(0, I)), `(...)`, nats; `level` as in `negative_entropy`."""
+        return self.negative_entropy(level) + self.cross_entropy()

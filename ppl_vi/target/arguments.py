@@ -1,0 +1,80 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from pyro.nn.module import PyroModule
+from torch import Tensor, nn
+
+from ppl_vi.target.precision import in_dtype
+
+
+def private(function: Any, dtype: torch.dtype) -> Any:
+    """A module, or a method of one, as a copy in `dtype` that can be run inside `isolated`; anything else as it is.
+
+    A `PyroModule` made while its parameters were global has no place for local ones. The priors of its `PyroSample`s
+    hold tensors that are no parameters or buffers.
+    """
+    owner = getattr(function, "__self__", function)
+    if not isinstance(owner, nn.Module):
+        return function
+    copied = copy.deepcopy(owner).to(dtype)
+    for part in copied.modules():
+        if isinstance(part, PyroModule) and not hasattr(part._pyro_context, "param_state"):
+            part._pyro_context.param_state = {"params": {}, "constraints": {}}
+        priors = getattr(part, "_pyro_samples", {})
+        priors.update({name: in_dtype(prior, dtype) for name, prior in priors.items()})
+    return copied if owner is function else getattr(copied, function.__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Bound:
+    """A function with arguments of its own: it ignores what it is called with.
+
+    So a guide may hand its arguments on to the model, whatever they are.
+
+    Attributes:
+        function: a Pyro model or guide.
+        given: its positional arguments.
+    """
+
+    function: Callable[..., Any]
+    given: tuple[Any, ...]
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        return self.function(*self.given)
+
+
+def converted(value: Any, dtype: torch.dtype) -> Any:
+    """Arrays as tensors, floating point ones in `dtype`, inside of dicts, lists and tuples too; all else as it is."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+        value = torch.from_numpy(value.copy())
+    if isinstance(value, Tensor):
+        return value.detach().to(dtype) if value.is_floating_point() else value
+    if isinstance(value, dict):
+        return {key: converted(part, dtype) for key, part in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(converted(part, dtype) for part in value)
+    return value
+
+
+def _moved(value: Any, device: torch.device | str) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: _moved(part, device) for key, part in value.items()}
+    return type(value)(_moved(part, device) for part in value) if type(value) in (list, tuple) else value
+
+
+def tensors_of(value: Any) -> list[Tensor]:
+    """The tensors in a value, inside of dicts, lists and tuples too."""
+    if isinstance(value, Tensor):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value if type(value) in (list, tuple) else ()
+    return [tensor for part in parts for tensor in tensors_of(part)]

@@ -1,0 +1,17 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import hashlib
+
+from ppl_vi.target.target import Target
+
+
+def fingerprint(target: Target) -> str:
+    """Tells one target's data, sites and dtype from another's."""
+    digest = hashlib.sha256()
+    for arg in target.data:
+        digest.update(str((tuple(arg.shape), str(arg.dtype))).encode())
+        digest.update(arg.detach().cpu().contiguous().numpy().tobytes())
+    sites = ", ".join(f"{site.name}{tuple(site.shape)}" for site in target.latents)
+    return f"{target.name}: {sites}: {digest.hexdigest()[:16]}"
