@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     pass
 from benchmarks.speed_case import ONE_BY_ONE, Case, Engine, MissingError, Timing, engine, timed_blocks
 
-PROCESS = "import sys; from benchmarks.speed_case import main; sys.exit(main(sys.argv[1:]))"
+PROCESS = "import sys; from benchmarks.speed_process import main; sys.exit(main(sys.argv[1:]))"
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")

@@ -1,74 +1,70 @@
-"""TODO."""
+"""The C++ of a translated step.
+
+All steps of a block are taken with some lanes before the next lanes': what is carried from step to step stays in the
+cache, and only noise and results go through memory. Loops over the same number of elements run as one.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 
-from ppl_vi.compiler.values import (
-    WRITTEN_OUT,
-    Item,
-    Loop,
-    Ref,
-    _reads,
-    _writes,
-)
+from ppl_vi.compiler.text import Tables, passes
+from ppl_vi.compiler.translate import Translation
+from ppl_vi.compiler.values import Array, Block, Item, Loop, Ref, UnsupportedError, Value, reads, writes
+from ppl_vi.compiler.vectors import num_lanes, prelude
 
-MOST_BYTES = 2**26  # of a group's values: beyond the second cache they still run several times faster than batched
-MOST_GROUPS, GROUPED = 4, 1000  # groups whose steps alternate, so that one's arithmetic fills the other's waits
-_FRAME = """{prelude}
+# Beyond so many bytes of values in one step the code runs slower than the same operations one by one in torch.
+MAX_BYTES = 2**26
+# While one group of lanes waits for a result, another group's arithmetic goes on: up to so many groups take turns, and
+# together they hold no more than so many arrays' elements.
+MAX_GROUPS = 4
+MAX_GROUPED_ELEMENTS = 1000
+
+FRAME = """{prelude}
 {tables}
 struct Group {{ {fields} }};
-extern "C" const int64_t frame_bytes = {frame_bytes};  // at most about so many on the stack of `advance`
-// Of what `advance` reads: bytes of a number, parameters, arrays of data and of noise, and the numbers in each of them.
-extern "C" const int64_t reads[] = {{{reads}}};
+extern "C" const int64_t frame_bytes = {frame_bytes};  // about the most that `advance` takes of the stack
 
-// The last vector of fits is full, too: it begins among those of the last but one, which gives the same numbers twice.
-inline int64_t place(int64_t begin, int g, int64_t num_fits) {{
-    const int64_t next = begin + g * LANES, last = num_fits - VALID;
+// The last vector of lanes is full, too: it begins among those of the last but one, and gives the same numbers twice.
+inline int64_t place(int64_t begin, int g, int64_t num_lanes) {{
+    const int64_t next = begin + g * LANES, last = num_lanes - VALID;
     return next < last ? next : last;
 }}
 
-extern "C" void advance(int64_t num_steps, int64_t num_problems, int64_t num_fits, const Real* scalars,
-                        const bool* alive_in, const Real* theta_in, const Real* first_in, const Real* second_in,
-                        const Real* total_in, const Real* unit_in, bool* alive_out, Real* out, Real* bounds,
-                        const Real* const* data, const Real* const* noise) {{
+extern "C" void advance(int64_t num_steps, int64_t num_problems, int64_t num_lanes, const Real* scalars,
+                        const void* const* carried, const void* const* fixed, const Real* const* data,
+                        const Real* const* noise, void* const* renewed, Real* const* results) {{
 constexpr int most = {groups};
 Group group[most];
 for (int64_t b = 0; b < num_problems; ++b)
-for (int64_t begin = 0; begin < num_fits; begin += most * LANES) {{
-const int64_t left = (num_fits - begin + LANES - 1) / LANES;
+for (int64_t begin = 0; begin < num_lanes; begin += most * LANES) {{
+const int64_t left = (num_lanes - begin + LANES - 1) / LANES;
 const int num_groups = left < most ? left : most;
 {data}
 for (int g = 0; g < num_groups; ++g) {{
-const int64_t r = place(begin, g, num_fits);
+const int64_t r = place(begin, g, num_lanes);
 {state}
 {loads}
-alive[0] = load(alive_in + b * num_fits + r);
 {prologue}
 {keep}
 }}
 for (int64_t t = 0; t < num_steps; ++t) {{
-const Real scalar_0[] = {{scalars[t]}}, scalar_1[] = {{scalars[num_steps + t]}};
-const Real scalar_2[] = {{scalars[2 * num_steps + t]}};
+{scalars}
 for (int g = 0; g < num_groups; ++g) {{
-const int64_t r = place(begin, g, num_fits);
+const int64_t r = place(begin, g, num_lanes);
 {state}
 {kept}
 {noise}
 {body}
-store({bound}, bounds + (t * num_problems + b) * num_fits + r);
+{results}
 {renewed}
-alive[0] = {alive};
 }}
 }}
 for (int g = 0; g < num_groups; ++g) {{
-const int64_t r = place(begin, g, num_fits);
+const int64_t r = place(begin, g, num_lanes);
 {state}
-store(alive[0], alive_out + b * num_fits + r);
 {stores}
 }}
 }}
@@ -76,15 +72,178 @@ store(alive[0], alive_out + b * num_fits + r);
 """
 
 
-def _passes(num: int, statements: Callable[[str], list[str]]) -> list[str]:
-    """Statements for each of `num` elements: written out where they are few, which lets arrays live in registers."""
-    if num > WRITTEN_OUT:
-        return [f"for (int i = 0; i < {num}; ++i) {{", *statements("i"), "}"]
-    return [line for i in range(num) for line in ("{", *statements(str(i)), "}")]
+def source(translation: Translation, most_lanes: int) -> str:
+    """C++ whose function `advance` takes steps of many lanes.
+
+    Args:
+        translation: of the step.
+        most_lanes: how many lanes the code is for; code for a full vector of them goes for all larger numbers.
+
+    Raises:
+        UnsupportedError: the step holds more numbers than fit in the cache.
+    """
+    lanes, dtype = num_lanes(most_lanes, translation.dtype), translation.dtype
+    wanted = {value.array for value in (*translation.renewed, *translation.results) if isinstance(value, Ref)}
+    items = _needed(translation.items, wanted)
+    before, during = _split(items, translation.varying)
+    later = {name for item in during for name in reads(item)} | wanted
+    kept = [array for item in before for array in writes(item) if array.name in later]
+    state = (*translation.carried, *translation.fixed)
+    total = sum(array.num for item in items for array in writes(item))
+    held = sum(array.num for array in state)
+    if (total + held) * lanes * dtype.itemsize > MAX_BYTES:
+        raise UnsupportedError(f"a step of {total} numbers")
+    groups = max(1, min(MAX_GROUPS, MAX_GROUPED_ELEMENTS // max(total, 1)))
+    drawn = sum(array.num for array in translation.noise)
+    numbers = total + drawn + groups * (held + sum(array.num for array in kept))
+    body, prologue = scheduled(during, wanted, translation.tables), scheduled(before, later, translation.tables)
+    moves = _memory(translation, kept)
+    return FRAME.format(
+        prelude=prelude(dtype, most_lanes),
+        tables="\n".join(translation.tables.definitions),
+        frame_bytes=numbers * lanes * dtype.itemsize,
+        groups=groups,
+        prologue="\n".join(prologue),
+        body="\n".join(body),
+        **moves,
+    )
+
+
+def _needed(items: Sequence[Item], wanted: set[str]) -> list[Item]:
+    """The items that the wanted arrays depend on."""
+    wanted, found = set(wanted), []
+    for item in reversed(items):
+        if any(array.name in wanted for array in writes(item)):
+            found.append(item)
+            wanted |= reads(item)
+    return found[::-1]
+
+
+def _split(items: Sequence[Item], varying: frozenset[str]) -> tuple[list[Item], list[Item]]:
+    """The items that are the same in all steps, and the others."""
+    during = [item for item in items if any(array.name in varying for array in writes(item))]
+    return [item for item in items if item not in during], during
+
+
+def _memory(translation: Translation, kept: Sequence[Array]) -> dict[str, str]:
+    """The parts of the frame that move numbers; `kept` is what is computed once for all steps."""
+    state = (*translation.carried, *translation.fixed)
+    return {
+        "fields": " ".join(f"{array.kind} {array.name}[{array.num}];" for array in (*state, *kept)),
+        "state": "\n".join(f"{array.kind}* const {array.name} = group[g].{array.name};" for array in state),
+        "kept": "\n".join(f"const {array.kind}* const {array.name} = group[g].{array.name};" for array in kept),
+        "keep": "\n".join(f"std::memcpy(group[g].{a.name}, {a.name}, sizeof {a.name});" for a in kept),
+        "scalars": "\n".join(
+            f"const Real scalars_{k}[] = {{scalars[{k} * num_steps + t]}};" for k in range(translation.num_scalars)
+        ),
+        "data": "\n".join(
+            f"const Real* {array.name} = data[{k}] + b * {array.num};" for k, array in enumerate(translation.data)
+        ),
+        "loads": "\n".join(_loads(translation)),
+        "noise": "\n".join(_draws(translation.noise)),
+        "results": "\n".join(_results(translation)),
+        "renewed": "\n".join(_renewals(translation)),
+        "stores": "\n".join(_stores(translation.carried)),
+    }
+
+
+def _element_type(array: Array) -> str:
+    return "bool" if array.kind == "M" else "Real"
+
+
+def _loads(translation: Translation) -> list[str]:
+    lines: list[str] = []
+    for role, arrays in (("carried", translation.carried), ("fixed", translation.fixed)):
+        for k, array in enumerate(arrays):
+
+            def load(i: str, array: Array = array, role: str = role, k: int = k) -> list[str]:
+                given = f"static_cast<const {_element_type(array)}*>({role}[{k}])"
+                return [f"{array.name}[{i}] = load({given} + (b * {array.num} + {i}) * num_lanes + r);"]
+
+            lines += passes(array.num, load)
+    return lines
+
+
+def _draws(noise: Sequence[Array]) -> list[str]:
+    lines: list[str] = []
+    for k, array in enumerate(noise):
+
+        def load(i: str, array: Array = array, k: int = k) -> list[str]:
+            place = f"((t * num_problems + b) * {array.num} + {i}) * num_lanes + r"
+            return [f"{array.name}[{i}] = load(noise[{k}] + {place});"]
+
+        lines += [f"V {array.name}[{array.num}];", *passes(array.num, load)]
+    return lines
+
+
+def _results(translation: Translation) -> list[str]:
+    lines: list[str] = []
+    for k, value in enumerate(translation.results):
+        num = (value.index if isinstance(value, Ref) else value).numel()
+
+        def store(i: str, value: Value = value, k: int = k, num: int = num) -> list[str]:
+            place = f"((t * num_problems + b) * {num} + {i}) * num_lanes + r"
+            return [f"store({translation.tables.element(value, 'V', (i,))}, results[{k}] + {place});"]
+
+        lines += passes(num, store)
+    return lines
+
+
+def _renewals(translation: Translation) -> list[str]:
+    lines: list[str] = []
+    for array, value in zip(translation.carried, translation.renewed, strict=True):
+
+        def renew(i: str, array: Array = array, value: Value = value) -> list[str]:
+            return [f"{array.name}[{i}] = {translation.tables.element(value, array.kind, (i,))};"]
+
+        lines += passes(array.num, renew)
+    return lines
+
+
+def _stores(carried: Sequence[Array]) -> list[str]:
+    lines: list[str] = []
+    for k, array in enumerate(carried):
+
+        def store(i: str, array: Array = array, k: int = k) -> list[str]:
+            to = f"static_cast<{_element_type(array)}*>(renewed[{k}])"
+            return [f"store({array.name}[{i}], {to} + (b * {array.num} + {i}) * num_lanes + r);"]
+
+        lines += passes(array.num, store)
+    return lines
+
+
+def scheduled(items: Sequence[Item], later: set[str], tables: Tables) -> list[str]:
+    """C++ for items, in an order in which loops over the same number of elements run as one.
+
+    Args:
+        items: each after what it reads.
+        later: the names of the arrays that are read after the items.
+        tables: the constants that they refer to.
+    """
+    left, made = list(items), {array.name for item in items for array in writes(item)}
+    done: set[str] = set()
+    lines: list[str] = []
+
+    def ready(name: str) -> bool:
+        return name not in made or name in done
+
+    while left:
+        first = next(item for item in left if all(ready(name) for name in reads(item)))
+        if isinstance(first, Block):
+            lines += [f"V {array.name}[{array.num}];" for array in first.out] + [first.code]
+            group: list[Item] = [first]
+        else:
+            loops = _group(left, first.num, ready)
+            outside = {name for item in left if item not in loops for name in reads(item)} | later
+            lines += _fused(loops, outside, tables)
+            group = list(loops)
+        done.update(array.name for item in group for array in writes(item))
+        left = [item for item in left if item not in group]
+    return lines
 
 
 def _group(left: Sequence[Item], num: int, ready: Callable[[str], bool]) -> list[Loop]:
-    """Loops of one length that can run as one: each reads of the others its own element alone."""
+    """Loops over `num` elements that can run as one: each reads of the others only the current element."""
     group: list[Loop] = []
     inside: set[str] = set()
     identity = torch.arange(num)
@@ -97,7 +256,7 @@ def _group(left: Sequence[Item], num: int, ready: Callable[[str], bool]) -> list
                 return False
         return True
 
-    for item in left:  # they are in an order in which each comes after what it reads
+    for item in left:  # each stands after what it reads
         if isinstance(item, Loop) and item.num == num and fits(item):
             group.append(item)
             if item.into is None:
@@ -105,25 +264,34 @@ def _group(left: Sequence[Item], num: int, ready: Callable[[str], bool]) -> list
     return group
 
 
-def _needed(items: Sequence[Item], wanted: set[str]) -> list[Item]:
-    """Those that something wanted depends on."""
-    wanted, kept = set(wanted), []
-    for item in reversed(items):
-        if any(name in wanted for name, _, _ in _writes(item)):
-            kept.append(item)
-            wanted |= _reads(item)
-    return kept[::-1]
+def _fused(loops: Sequence[Loop], outside: set[str], tables: Tables) -> list[str]:
+    """One C++ loop for several; arrays that nothing in `outside` names are single variables inside it."""
+    num, declared, kept = loops[0].num, [], {loop.out for loop in loops} & outside
+    for loop in loops:
+        (array,) = writes(loop)
+        if loop.into is not None or loop.out in kept:
+            declared.append(f"{array.kind} {array.name}[{array.num}];")
+        if loop.into is not None:
+
+            def begin(i: str, loop: Loop = loop) -> list[str]:
+                return [f"{loop.out}[{i}] = {loop.start};"]
+
+            declared += passes(array.num, begin)
+    return [*declared, *passes(num, lambda i: _pass(loops, kept, i, tables))]
 
 
-def _number(value: float) -> str:
-    if math.isnan(value):
-        return "Real(NAN)"
-    if math.isinf(value):
-        return "Real(INFINITY)" if value > 0 else "Real(-INFINITY)"
-    return f"Real({value!r})"
-
-
-def _literal(value: Any, want: str) -> str:
-    if want == "M":
-        return f"every({int(bool(value))})"
-    return f"all({_number(float(value))})"
+def _pass(loops: Sequence[Loop], kept: set[str], at: str, tables: Tables) -> list[str]:
+    """The statements for one element, whose number is the loop's variable or a numeral, `at`."""
+    local: dict[str, str] = {}
+    lines = []
+    for loop in loops:
+        texts = [tables.element(o, w, (at,), local) for o, w in zip(loop.operands, loop.wants, strict=True)]
+        if loop.into is not None:
+            to = f"{loop.out}[{tables.place(Ref(loop.out, 'V', loop.into), (at,))}]"
+            lines.append(f"{to} = {loop.text.format(*texts, to=to)};")
+            continue
+        local[loop.out] = f"v_{loop.out}"
+        lines.append(f"const {loop.kind} v_{loop.out} = {loop.text.format(*texts)};")
+        if loop.out in kept:
+            lines.append(f"{loop.out}[{at}] = v_{loop.out};")
+    return lines

@@ -1,31 +1,40 @@
-"""TODO."""
+"""What a translated graph consists of: values, and the loops and blocks of C++ that compute them.
+
+A value is a tensor of the traced function. Its numbers lie in a one-dimensional C++ array, of which each element holds
+one number of every lane, and the value itself is the tensor of their places in that array. So an operation that only
+moves numbers about (a view, a slice, a transpose) changes the places while the code is written, and costs nothing when
+the code runs.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
-WRITTEN_OUT = 4  # passes of a loop
-MOST_ELEMENTS = 2**18  # of one value, whose places are written out in the code
-MOST_CHOICES = 32  # that a count picks from
-DISTINCT = 0.5  # of the elements of a value: where no more differ, these alone are computed
+# The place of every element may be listed in the C++ text, so this bounds the text, and with it the compiler's time. A
+# function with a larger value is left to the other engines.
+MAX_ELEMENTS = 2**18
+# What a computed integer (a count) picks is found by comparing the count with each number that it may be.
+MAX_CHOICES = 32
 
 
 class UnsupportedError(Exception):
-    """A graph does something that has no translation here; the message names it."""
+    """A graph does something that has no translation to C++; the message names it."""
 
 
 @dataclass(frozen=True)
 class Ref:
-    """A value: elements of an array, `index` of its shape.
+    """A value that is computed when the code runs.
 
-    `kind` says what the array's elements are: "V" numbers of all lanes, "M" conditions of all lanes, "T" numbers that
-    all lanes share, "B" such conditions.
+    Attributes:
+        array: the name of the C++ array that holds its numbers.
+        kind: what the array's elements are: "V" a vector of numbers, one for each lane; "M" a vector of conditions;
+            "T" one number that all lanes share; "B" one such condition.
+        index: the place in the array of each of the value's elements, of the value's shape.
     """
 
     array: str
@@ -33,18 +42,27 @@ class Ref:
     index: Tensor
 
     def moved(self, index: Tensor) -> Ref:
-        """The same elements in another order."""
+        """The value whose elements lie at these places of the same array."""
         return Ref(self.array, self.kind, index)
 
 
-Value = Ref | Tensor
+Value = Ref | Tensor  # a tensor is a value that is known while the code is written
 
 
 @dataclass(frozen=True, eq=False)
 class Loop:
-    """`out[i] = text` for every `i`, or, with `into`, `out[into[i]] = text` of that element and the operand.
+    """One statement for every element: `out[i] = text` or, with `into`, a reduction `out[into[i]] = text`.
 
-    `wants` says of what kind the text takes each operand.
+    Attributes:
+        out: the array that is written.
+        kind: of its elements, as `Ref.kind`.
+        num: how often the statement runs.
+        text: the right-hand side, with `{0}`, `{1}`, ... for the operands and, in a reduction, `{to}` for the element
+            that is written.
+        operands: values of `num` elements each.
+        wants: one letter for each operand, "V" or "M": as what the text takes it.
+        into: the element that each of the `num` statements of a reduction changes.
+        start: what the elements of a reduction hold before.
     """
 
     out: str
@@ -57,11 +75,20 @@ class Loop:
     start: str = ""
 
 
+@dataclass(frozen=True)
+class Array:
+    """An array that a piece of code writes: its name, the kind of its elements as `Ref.kind`, and how many."""
+
+    name: str
+    kind: str
+    num: int
+
+
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Code of its own, with the arrays that it makes and reads."""
+    """C++ that is no loop over elements, with the arrays that it writes and the names of those that it reads."""
 
-    out: tuple[tuple[str, str, int], ...]  # name, kind, elements
+    out: tuple[Array, ...]
     reads: tuple[str, ...]
     code: str
 
@@ -69,43 +96,57 @@ class Block:
 Item = Loop | Block
 
 
-def _reads(item: Item) -> set[str]:
+def reads(item: Item) -> set[str]:
+    """The names of the arrays that an item reads."""
     if isinstance(item, Block):
         return set(item.reads)
     return {operand.array for operand in item.operands if isinstance(operand, Ref)}
 
 
-def _writes(item: Item) -> list[tuple[str, str, int]]:
+def writes(item: Item) -> list[Array]:
+    """The arrays that an item writes."""
     if isinstance(item, Block):
         return list(item.out)
-    return [(item.out, item.kind, item.num if item.into is None else int(item.into.max()) + 1)]
+    num = item.num if item.into is None else int(item.into.max()) + 1
+    return [Array(item.out, item.kind, num)]
 
 
-def _name(node: Node) -> str:
+def operation_name(node: Node) -> str:
+    """The name of a node's operation without its overload: `add` of `aten.add.Tensor`."""
     return str(node.target).removeprefix("aten.").partition(".")[0]
 
 
-def _constant(value: Any) -> Tensor:
-    if not isinstance(value, Tensor):
-        raise UnsupportedError("a constant that is no tensor")
-    return value.detach()
-
-
-def _shape(value: Value) -> torch.Size:
+def shape_of(value: Value) -> torch.Size:
+    """The shape of a value."""
     return value.index.shape if isinstance(value, Ref) else value.shape
 
 
-def _at(value: Value, places: Tensor) -> Value:
+def elements_at(value: Value, places: Tensor) -> Value:
+    """The elements of a value at these places, counted in its own order, in the shape of `places`."""
     if isinstance(value, Tensor):
         return value.reshape(-1)[places]
     return value.moved(value.index.reshape(-1)[places])
 
 
-def _sections(value: Value, dim: int, shape: torch.Size) -> list[Value]:
-    """A value's sections across `dim`, one each of its places, cut and repeated to a shape."""
+def reshaped(value: Value, shape: Sequence[int]) -> Value:
+    """A value in another shape of as many elements."""
+    return value.reshape(shape) if isinstance(value, Tensor) else value.moved(value.index.reshape(shape))
+
+
+def expanded(value: Value, shape: torch.Size) -> Value:
+    """A value expanded to a shape, as `Tensor.expand`."""
+    return value.expand(shape) if isinstance(value, Tensor) else value.moved(value.index.expand(shape))
+
+
+def sections(value: Value, dim: int, shape: torch.Size) -> list[Value]:
+    """The slices of a value along `dim`, each cut and expanded to `shape`.
+
+    Raises:
+        UnsupportedError: there are more than `MAX_CHOICES`.
+    """
     index = value.index if isinstance(value, Ref) else torch.arange(value.numel()).reshape(value.shape)
     num = index.shape[dim]
-    if num > MOST_CHOICES:
+    if num > MAX_CHOICES:
         raise UnsupportedError(f"one of {num} by a count")
     corner = index[tuple(slice(None) if d == dim else slice(0, n) for d, n in enumerate(shape))]
     found = []
@@ -115,12 +156,19 @@ def _sections(value: Value, dim: int, shape: torch.Size) -> list[Value]:
     return found
 
 
-def _distinct(operands: Sequence[Value]) -> tuple[Tensor, Tensor]:
-    """Of the elements of operands of one shape, the first places of those that differ from all before, and for each
-    element which of them it equals: one stands for all that a plate or an enumerated value repeats."""
-    key = torch.zeros(_shape(operands[0]).numel(), dtype=torch.int64)
+def distinct(operands: Sequence[Value]) -> tuple[Tensor, Tensor]:
+    """Finds elements that are equal in all operands, as those that a plate or an enumerated site repeats.
+
+    Args:
+        operands: values of one shape.
+
+    Returns:
+        The places of the elements that differ from all before them, `(N,)`, and for every element which of the `N` it
+        equals.
+    """
+    key = torch.zeros(shape_of(operands[0]).numel(), dtype=torch.int64)
     for operand in operands:
-        values, which = torch.unique(_bits(operand), return_inverse=True)
+        values, which = torch.unique(_identity(operand), return_inverse=True)
         _, key = torch.unique(key * len(values) + which, return_inverse=True)
     every = torch.arange(len(key))
     first = torch.full((int(key.max()) + 1,), len(key)).scatter_reduce(0, key, every, "amin")
@@ -128,17 +176,9 @@ def _distinct(operands: Sequence[Value]) -> tuple[Tensor, Tensor]:
     return first[order], order.argsort()[key]
 
 
-def _bits(value: Value) -> Tensor:
-    """Whole numbers that are the same where a value's elements are."""
+def _identity(value: Value) -> Tensor:
+    """Integers that are equal where a value's elements are the same."""
     if isinstance(value, Ref):
         return value.index.reshape(-1)
     flat = value.reshape(-1)
     return flat.double().contiguous().view(torch.int64) if flat.is_floating_point() else flat.to(torch.int64)
-
-
-def _reshaped(value: Value, shape: Sequence[int]) -> Value:
-    return value.reshape(shape) if isinstance(value, Tensor) else value.moved(value.index.reshape(shape))
-
-
-def _expanded(value: Value, shape: torch.Size) -> Value:
-    return value.expand(shape) if isinstance(value, Tensor) else value.moved(value.index.expand(shape))

@@ -11,7 +11,7 @@ import numpy as np
 import scipy.special
 import torch
 
-HEADER = Path(__file__).with_name("lanes.h")
+HEADER = Path(__file__).with_name("vectors.h")
 ERFCX_TERMS = {torch.float32: 12, torch.float64: 23}  # whose last is below rounding
 ERF_TERMS = {torch.float32: 7, torch.float64: 12}
 C_TYPES = {torch.float32: "float", torch.float64: "double"}
@@ -42,7 +42,7 @@ def _erf_over_x(w: np.ndarray) -> np.ndarray:
 
 @cache
 def special_functions() -> str:
-    """The definitions that lanes.h needs of the error function."""
+    """The definitions that vectors.h needs of the error function."""
     lines = ["template <class T> struct Coefficients;"]
     for dtype, name in C_TYPES.items():
         lines.append(

@@ -19,8 +19,8 @@ def isolated(dtype: torch.dtype = torch.float64, seed: int | None = None) -> Ite
 
     Inside: an empty parameter store, parameters local to their modules (so that two `AutoNormal` never share names),
     validation off (supports are checked beforehand; a traced graph can't branch on data), `dtype` as the default, a
-    random state of its own, and functions that `vmap` knows (`ppl_vi.target.vmap_rules`). Outside: everything as before, also
-    after an exception.
+    random state of its own, and functions that `vmap` knows (`ppl_vi.target.vmap_rules`). Outside: everything as
+    before, also after an exception.
 
     Args:
         dtype: the default dtype inside.

@@ -1,30 +1,33 @@
-"""The log density of one problem in unconstrained space, traced once: Pyro's handlers cost milliseconds a call."""
+"""The log density of one problem in unconstrained space, at many points at once."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 
 import pyro.poutine as poutine
 import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
 
-from ppl_vi.compiler.many_points import AtMany, at_many, pays
-from ppl_vi.compiler.trace import written_down
+from ppl_vi.compiler.kernel import Kernel
+from ppl_vi.compiler.many_points import AtPoints
 from ppl_vi.numerics.vmapping import branches
 from ppl_vi.target.inspection import Reached
 from ppl_vi.target.isolation import isolated
 from ppl_vi.target.target import Target
-from ppl_vi.truth.chains.leapfrog import AGREEMENT, Leapfrog, Phase, compiled, lanes
 
-BLOCK = 4096  # points at once
-NUMBERS = 2**18  # of their largest temporary, which stays in the cache
+# Points at once: at most so many, and no more than keep the largest temporary of all together within so many numbers,
+# 2 MiB in double precision, which stay in the processor's cache. Fewer points than the least are filled up to it, so
+# that one trace serves them all.
+MAX_POINTS = 4096
+MAX_NUMBERS = 2**18
+FEW_POINTS = 64
 BRANCHING = (
     "the model, or a distribution, decides by a drawn value what to do ('if', 'while', bool(), item()): choose by "
     "torch.where"
 )
-SMALL = 64  # or so many, where fewer are asked for
 
 
 class Density:
@@ -56,15 +59,19 @@ class Density:
             width: numbers of the largest temporary at one point.
             culprit: which site has no density at a point `(D,)`, in words.
             numbers: that it depends on.
+
+        Attributes:
+            kernels: machine code that moves chains on this density, by the number of lanes; None where there can be
+                none. Densities of other numbers share it.
         """
         self.culprit, self.width = culprit, width
         self.of_one, self.dim, self.dtype, self.inside, self.name = of_one, dim, dtype, inside, name
         self.numbers = numbers
-        self.block = min(BLOCK, max(SMALL, NUMBERS // width))
-        self._values: dict[int, Callable[..., Tensor]] = {}
-        self._many: list[AtMany | None] = []  # one, once it is asked for
-        self._slopes: dict[int, Callable[..., tuple[Tensor, Tensor]]] = {}
-        self._leapfrogs: dict[int, Leapfrog | None] = {}
+        self.kernels: dict[int, Kernel | None] = {}
+        block, gate = min(MAX_POINTS, max(FEW_POINTS, MAX_NUMBERS // width)), partial(isolated, dtype, seed=0)
+        self._values = AtPoints(of_one, width, block, gate=gate, sizes=(FEW_POINTS, block))
+        self._slopes: dict[int, AtPoints] = {}
+        self._new_slopes = partial(AtPoints, grad_and_value(of_one), width, block, gate=gate, compiles=False)
 
     def with_numbers(self, numbers: tuple[Tensor, ...]) -> Density:
         """The same of other numbers, of the same shapes: what was traced and compiled serves both."""
@@ -110,77 +117,23 @@ class Density:
         """At points `(S, D)`, `(S,)`."""
         if not len(u):
             return u.new_zeros(0)
-        many = self._machine_code(u) if pays(len(u), self.width) else None
-        if many is not None:
-            value = many(u[None], [number[None] for number in self.numbers])[0]
-        else:
-            size = SMALL if len(u) <= SMALL else self.block
-            value = torch.cat([self._block(part, size) for part in u.split(size)])
+        value = self._values((u[None],), self._rows)[0][0]
         lost = value.isnan()
         if bool(lost.any()):
             value[lost] = torch.where(self.inside(u[lost], *self.numbers), value[lost], -torch.inf)
         return value
 
-    def _block(self, u: Tensor, size: int) -> Tensor:
-        if size not in self._values:
-            self._values[size] = self._traced(self.of_one, u.new_zeros(size, self.dim))
-        padded = torch.cat([u, u[:1].expand(size - len(u), -1)]) if len(u) < size else u
-        return self._values[size](padded, *self.numbers)[: len(u)]
-
-    def _machine_code(self, u: Tensor) -> AtMany | None:
-        if not self._many:
-            self._many.append(at_many(self.of_one, u, self.numbers))
-        return self._many[0]
-
     def slope(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Value `(S,)` and derivative `(S, D)` at points `(S, D)`; one trace for each number of points."""
         if len(u) not in self._slopes:
-            self._slopes[len(u)] = self._traced(grad_and_value(self.of_one), torch.zeros_like(u))
-        derivative, value = self._slopes[len(u)](u, *self.numbers)
-        return value, derivative
+            self._slopes[len(u)] = self._new_slopes(sizes=(len(u),))
+        derivative, value = self._slopes[len(u)]((u[None],), self._rows)
+        return value[0], derivative[0]
 
-    def advanced(self, begin: Phase, step: Tensor, factor: Tensor, num_steps: int) -> Phase:
-        """Chains after `num_steps` leapfrog steps, see `Leapfrog.advance`; compiled once, where that can be done and
-        gives what the density does where the first steps end."""
-        key = lanes(len(begin.u), self.dtype)
-        if key not in self._leapfrogs:
-            found = compiled(self.of_one, self.dim, self.dtype, self.numbers, len(begin.u))
-            right = found is not None and self._agrees(found.advance(begin, step, factor, self.numbers, num_steps))
-            self._leapfrogs[key] = found if right else None
-        leapfrog = self._leapfrogs[key]
-        if leapfrog is not None:
-            return leapfrog.advance(begin, step, factor, self.numbers, num_steps)
-        at = begin
-        for _ in range(num_steps):
-            half = at.momentum + step / 2 * (at.slope @ factor)
-            u = at.u + (step * half) @ factor.mT
-            value, slope = self.slope(u)
-            at = Phase(u, half + step / 2 * (slope @ factor), value, slope)
-        return at
-
-    def _agrees(self, end: Phase) -> bool:
-        """Whether value and gradient are the density's, of the chains where all is finite."""
-        value, slope = self.slope(end.u)
-        found, expected = (torch.cat([v[:, None], g], 1) for v, g in ((end.value, end.slope), (value, slope)))
-        finite = expected.isfinite().all(1)
-        off, size = (found - expected)[finite].abs().amax(1), expected[finite].abs().amax(1)
-        return bool((off <= AGREEMENT * (1 + size)).all())
-
-    def _traced(self, of_one: Callable, example: Tensor) -> Callable:
-        """A function of one point for many as a flat graph; itself where it can't be traced, as when it branches on its
-        values."""
-        function = vmap(of_one, in_dims=(0, *(None for _ in self.numbers)))
-        with isolated(self.dtype, seed=0):
-            try:
-                return written_down(function, [example, *self.numbers])
-            except Exception:  # whatever a model does that tracing does not know
-                pass
-
-        def plain(*given: Tensor) -> Tensor:
-            with isolated(self.dtype, seed=0):
-                return function(*given)
-
-        return plain
+    @property
+    def _rows(self) -> list[Tensor]:
+        """The numbers as the data of one problem."""
+        return [number[None] for number in self.numbers]
 
 
 def _where(target: Target) -> str:

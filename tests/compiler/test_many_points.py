@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from ppl_vi.compiler import toolchain
-from ppl_vi.compiler.many_points import CHECKED, WORTH, at_many, pays
+from ppl_vi.compiler.many_points import NUM_CHECKED, WORTH_NUMBERS, AtPoints, pays
+from ppl_vi.numerics.vmapping import each
 from ppl_vi.target import evaluation
 from ppl_vi.target.target import Target
 
 pytestmark = pytest.mark.filterwarnings("ignore:Found vars in model but not guide")
+WIDE = WORTH_NUMBERS  # a temporary so wide that machine code pays for 64 points
 COUNTS = torch.tensor([4.0, 5, 3, 6, 1, 0, 1, 2])
 
 
@@ -55,12 +57,12 @@ MODELS: dict[str, tuple[Callable[..., None], Tensor]] = {
 def test_the_log_joint_by_machine_code_is_the_models(name: str) -> None:
     model, data = MODELS[name]
     target = Target.of(model, (data,))
-    num = WORTH // target.width  # so many that machine code is made
+    num = WORTH_NUMBERS // target.width  # so many that machine code is made
     generator = torch.Generator().manual_seed(1)
     u = target.laplace.loc[:1] + torch.randn((num, target.dim), generator=generator, dtype=torch.float64)
     latents = {name: value[None] for name, value in target.constrain(u)[0].items()}
     got = evaluation.log_joint(target, latents)
-    assert evaluation._made[target] is not None
+    assert made(evaluation.evaluator(target))
     some = {name: value[:, -500:] for name, value in latents.items()}
     torch.testing.assert_close(got[:, -500:], target.log_joint(some), rtol=1e-12, atol=1e-12)
 
@@ -71,10 +73,10 @@ def test_each_problem_has_its_own_data() -> None:
         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
     target = Target(model, (torch.tensor([1.5, -3.0, 0.2]),))
-    z = torch.rand((2, WORTH // 40), generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    z = torch.rand((2, WORTH_NUMBERS // 40), generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     index = torch.tensor([2, 0])
     got = evaluation.log_joint(target, {"z": z}, index)
-    assert evaluation._made[target] is not None
+    assert made(evaluation.evaluator(target))
     want = torch.distributions.Normal(z, 1.0).log_prob(target.args[0][index][:, None]) - z
     torch.testing.assert_close(got, want, rtol=1e-13, atol=1e-13)
 
@@ -85,19 +87,35 @@ def test_outside_a_support_the_formula_goes_on_as_the_models() -> None:
     def of_one(point: Tensor) -> Tensor:
         return dist.Gamma(2.0, torch.tensor(1.0, dtype=point.dtype), validate_args=False).log_prob(point[0])
 
-    many = at_many(of_one, points, ())
-    assert many is not None
+    many = AtPoints(of_one, WIDE, 10_000)
+    (got,) = many((points[None],))
+    assert made(many)
     want = torch.stack([of_one(point) for point in points])
-    torch.testing.assert_close(many(points[None], ())[0], want, equal_nan=True, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(got[0], want, equal_nan=True, rtol=1e-13, atol=1e-13)
 
 
-def test_what_can_not_be_had_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    points = torch.rand((CHECKED, 3), dtype=torch.float64)
-    assert at_many(lambda p: p.sum() if p[0] > 0.5 else p.prod(), points, ()) is None  # decides by a value
-    assert at_many(lambda p: torch.linalg.eigvalsh(torch.diag(p)).sum(), points, ()) is None  # no translation
+def made(many: AtPoints) -> bool:
+    """Whether machine code was made and is used."""
+    assert len(many.kernels) == 1
+    return many.kernels[0] is not None
+
+
+def at(function: Callable[[Tensor], Tensor]) -> AtPoints:
+    """The function at 64 points, where it has been asked for its values and right ones have come."""
+    points = torch.rand((NUM_CHECKED, 3), dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    many = AtPoints(function, WIDE, 10_000, vectorise=each)
+    (got,) = many((points[None],))
+    torch.testing.assert_close(got[0], torch.stack([function(point) for point in points]))
+    return many
+
+
+def test_what_can_not_be_had_runs_by_torchs_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not made(at(lambda p: p.sum() if p[0] > 0.5 else p.prod()))  # decides by a value
+    assert not made(at(lambda p: torch.linalg.eigvalsh(torch.diag(p)).sum()))  # no translation
+    assert made(at(lambda p: p.sum()))
     monkeypatch.setattr(toolchain, "COMPILERS", ())
     monkeypatch.delenv("CXX", raising=False)
-    assert at_many(lambda p: p.sum(), points, ()) is None  # no compiler
+    assert not made(at(lambda p: p.sum()))  # no compiler
 
 
 def test_machine_code_that_disagrees_with_the_function_is_not_used() -> None:
@@ -107,11 +125,13 @@ def test_machine_code_that_disagrees_with_the_function_is_not_used() -> None:
         calls.append(None)
         return point.sum() + (1e-8 if len(calls) > 1 else 0.0)
 
-    assert at_many(fickle, torch.rand((CHECKED, 3), dtype=torch.float64), ()) is None
+    many = AtPoints(fickle, WIDE, 10_000)
+    many((torch.rand((1, NUM_CHECKED, 3), dtype=torch.float64),))
+    assert not made(many)
     assert len(calls) > 1
 
 
 def test_few_points_do_not_pay() -> None:
-    assert not pays(CHECKED - 1, WORTH)
-    assert pays(CHECKED, WORTH)
+    assert not pays(NUM_CHECKED - 1, WORTH_NUMBERS)
+    assert pays(NUM_CHECKED, WORTH_NUMBERS)
     assert not pays(1000, 1)

@@ -5,7 +5,6 @@ import math
 import shutil
 from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import mpmath
 import numpy as np
@@ -15,12 +14,11 @@ import torch
 from torch import Tensor
 
 from ppl_vi.compiler import toolchain
-from ppl_vi.compiler.kernel import LanesEngine
+from ppl_vi.compiler.kernel import written
 from ppl_vi.compiler.trace import written_down
-from ppl_vi.compiler.translate import Translation, decomposed
+from ppl_vi.compiler.translate import Signature, translate
 from ppl_vi.compiler.values import Loop, UnsupportedError
 from ppl_vi.compiler.vectors import prelude
-from ppl_vi.svi.engines.step import State
 
 pytestmark = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
 
@@ -150,30 +148,20 @@ def test_limits_are_as_torchs(dtype: torch.dtype) -> None:
 
 
 def run(function: Callable[[Tensor, Tensor], Tensor], size: int, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """`function` of parameters and noise as the loss' gradient of a "step": what torch and what the translation give.
+    """`function` of parameters and noise, by a step that puts its values where the parameters were, and by torch."""
+    replicas, dtype = noise.shape[0], noise.dtype
 
-    The step puts the values where the parameters were.
-    """
-    dtype = noise.dtype
-
-    def step(*inputs: Any) -> Any:
-        rate, _, _, alive, theta, first, second, total, _, draws = inputs
+    def step(rate: Tensor, theta: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
         value = function(theta, draws).reshape(-1) * rate
-        return alive, value, first, second, total, value.sum()
+        return value, value.sum()
 
-    replicas = noise.shape[0]
     theta = torch.randn((1, replicas, size), generator=torch.Generator().manual_seed(4), dtype=dtype)
-    example = (
-        *torch.ones(3, dtype=dtype), torch.ones((), dtype=torch.bool),
-        *(torch.ones(size, dtype=dtype) for _ in range(5)), noise[0],
-    )  # fmt: skip
-    graph = decomposed(written_down(step, example), example)
-    translation = Translation(graph, dtype, 1)
-    engine = LanesEngine.of((), size, replicas, translation.code(replicas))
-    state = State.start(theta, torch.ones_like(theta), torch.ones((1, replicas), dtype=torch.bool), [size])
-    after, _ = engine.advance(state, torch.ones(3, 1, dtype=dtype), (noise[None, None],))
+    made = written(step, replicas, num_scalars=1, carried=[theta[0, 0]], noise=[noise[0]])
+    scalars = torch.ones((1, 1), dtype=dtype)
+    (after,), (total,) = made.compiled()((1, replicas), scalars=scalars, carried=[theta], noise=[noise[None, None]])
     want = torch.stack([function(theta[0, r], noise[r]).reshape(-1) for r in range(replicas)])
-    return after.theta[0][0], want
+    torch.testing.assert_close(total[0, 0], after[0].sum(-1))
+    return after[0], want
 
 
 INDEX = torch.tensor([2, 0, 2, 1])
@@ -229,10 +217,9 @@ def test_what_a_plate_repeats_is_computed_once() -> None:
         return torch.where(change, t[0].exp(), t[1].exp()).log1p().sum(1)[:12] + n[0]
 
     theta, noise = torch.ones(12, dtype=torch.float64), torch.ones(1, 12, dtype=torch.float64)
-    graph = written_down(lambda *given: (*given[3:9], rates(given[4], given[9]).sum()), (
-        *torch.ones(3, dtype=torch.float64), torch.tensor(True), *(theta.clone() for _ in range(5)), noise,
-    ))  # fmt: skip
-    loops = [item for item in Translation(graph, torch.float64, 1).items if isinstance(item, Loop)]
+    graph = written_down(lambda t, n: (rates(t, n).sum(),), (theta, noise))
+    signature = Signature(num_scalars=0, num_carried=0, num_fixed=1, num_data=0, num_noise=1)
+    loops = [item for item in translate(graph, signature, torch.float64).items if isinstance(item, Loop)]
     assert [loop.num for loop in loops if "log_of_1_plus" in loop.text] == [2]
     got, want = run(rates, 12, torch.randn((5, 1, 12), generator=torch.Generator().manual_seed(3), dtype=torch.float64))
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)

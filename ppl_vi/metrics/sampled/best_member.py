@@ -21,7 +21,7 @@ import torch
 from scipy import optimize
 from torch import Tensor
 
-from ppl_vi.metrics.sampled.elbo_on_nodes import MOST_PARAMETERS, Objective, _graph, _machine_code, _nodes, _pays
+from ppl_vi.metrics.sampled.elbo_on_nodes import MAX_PARAMETERS, NegativeElbo, nodes
 from ppl_vi.metrics.sampled.noise_rules import Rules
 from ppl_vi.svi.result import Fit
 from ppl_vi.target.isolation import isolated
@@ -64,27 +64,26 @@ def nearest_members(fit: Fit, elbo: np.ndarray, log_evidence: np.ndarray, seed: 
     Searches turn back where the ELBO lies far above `log_evidence` `(B,)`, which none can.
     """
     program = fit.program
-    large = program.layout.size > MOST_PARAMETERS
-    few = _nodes(program.latent_draws, FEW_POINTS, seed + 2)
-    nodes = [_nodes(program.latent_draws, NUM_POINTS, seed + i, large, FINER) for i in range(2)]
-    rough = _nodes(program.latent_draws, NUM_POINTS, seed, large)
-    code = _machine_code(program, rough) if _pays(program, rough) else None  # for rules of any number of nodes
-    over_few, over_nodes = None if large else code or _graph(program, few), code or _graph(program, rough)
+    large = program.layout.size > MAX_PARAMETERS
+    few = nodes(program.latent_draws, FEW_POINTS, seed + 2)
+    fine = [nodes(program.latent_draws, NUM_POINTS, seed + i, large, FINER) for i in range(2)]
+    rough = nodes(program.latent_draws, NUM_POINTS, seed, large)
+    objective = NegativeElbo(program, rough)
     theta, converged, short = [], [], []
     order = np.argsort(-np.where(np.isfinite(elbo), elbo, -np.inf), 1, kind="stable")[:, :NUM_STARTS]
     for problem, replicas in enumerate(order):
         row, least = fit.target.row(problem), -float(log_evidence[problem]) - ABOVE
         on_rough, *on = (
-            _function(partial(_bounded, over_nodes, least), fit.theta, row, rule) for rule in (rough, *nodes)
+            _function(partial(_bounded, objective, least), fit.theta, row, rule) for rule in (rough, *fine)
         )
-        on_few = over_few and _function(partial(_bounded, over_few, least), fit.theta, row, few)
+        on_few = None if large else _function(partial(_bounded, objective, least), fit.theta, row, few)
         starts = [fit.theta[problem, int(r)].detach().double().numpy() for r in replicas]
         one = _minimized(on_rough, on_few, starts[0])
         for start in starts[1:]:
             if not _leads_down(on_rough, start, one):
                 other = _minimized(on_rough, on_few, start)
                 one = other if other.fun < one.fun else one
-        if nodes[0].weight.shape != rough.weight.shape:
+        if fine[0].weight.shape != rough.weight.shape:
             one = _minimized(on[0], on_few, one.x)
         two = _minimized(on[1], on_few, one.x)
         for _ in range(MORE):
@@ -98,7 +97,8 @@ def nearest_members(fit: Fit, elbo: np.ndarray, log_evidence: np.ndarray, seed: 
     return Nearest(torch.stack(theta).to(fit.theta), np.array(converged), np.array(short))
 
 
-"""`(theta, row, rule)` to gradient and value of minus the ELBO on the rule's nodes."""
+# `(theta, row, rule)` to the gradient and the value of minus the ELBO on the rule's nodes
+Objective = Callable[[Tensor, tuple[Tensor, ...], Rules], tuple[Tensor, Tensor]]
 
 
 def _bounded(

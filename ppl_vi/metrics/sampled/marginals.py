@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from scipy import stats
 
+from ppl_vi.compiler.many_points import blocks
 from ppl_vi.metrics.estimate import Estimate
 from ppl_vi.metrics.sampled.noise_rules import Drawn
 from ppl_vi.svi.result import Fit
-from ppl_vi.target.evaluation import blocks, drawn_at_once, log_joint
+from ppl_vi.target.evaluation import drawn_at_once, log_joint
 from ppl_vi.target.sites import latents_of, numbers_of
 from ppl_vi.target.target import Target
 from ppl_vi.truth import Truth

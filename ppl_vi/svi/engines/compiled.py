@@ -1,4 +1,4 @@
-"""The compiled engine: steps as machine code, by a translation of our own (`ppl_vi.compiler.translate`) or by torch's inductor.
+"""The compiled engine: steps as machine code, by a kernel (`ppl_vi.compiler.kernel`) or by torch's inductor.
 
 For inductor several steps are unrolled into one graph, and every parameter is a tensor of its own, so that a guide of
 single numbers becomes arithmetic between numbers: all steps of a block, of all fits, in one loop over the fits.
@@ -6,23 +6,18 @@ single numbers becomes arithmetic between numbers: all steps of a block, of all 
 
 from __future__ import annotations
 
-import ctypes
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
-from ppl_vi.compiler import inductor, toolchain
-from ppl_vi.compiler.kernel import LanesEngine
-from ppl_vi.compiler.translate import Translation, decomposed
-from ppl_vi.compiler.values import UnsupportedError
-from ppl_vi.compiler.vectors import C_TYPES
-from ppl_vi.svi.engines.step import STANDING, TOGETHER, Engine, State, trace_one, trace_step
+from ppl_vi.compiler import inductor
+from ppl_vi.compiler.kernel import Kernel, operation_sizes
+from ppl_vi.svi.engines.step import STANDING, TOGETHER, Engine, State, trace_step, written_step
 from ppl_vi.svi.objectives import Objective
 from ppl_vi.svi.program import Program
 
@@ -75,74 +70,33 @@ def _filled_up(some: Tensor, filling: Tensor, num: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Reads:
-    """What a translation reads from memory. Machine code takes whatever lies at an address for that.
+class KernelEngine:
+    """Takes blocks of steps as one call of a kernel, whose lanes are the fits.
 
     Attributes:
-        dtype: of all numbers.
-        size: parameters of a fit.
-        data: numbers in each array of data, of one problem.
-        noise: numbers in each array of noise, of one fit and step.
+        args: the target's data.
+        size: how many parameters a fit has.
+        kernel: the machine code.
     """
 
-    dtype: torch.dtype
+    args: tuple[Tensor, ...]
     size: int
-    data: tuple[int, ...]
-    noise: tuple[int, ...]
+    kernel: Kernel
 
-    @staticmethod
-    def of(library: ctypes.CDLL) -> Reads:
-        """What the library itself says."""
-        num_data, num_noise = (ctypes.c_int64 * 4).in_dll(library, "reads")[2:]
-        itemsize, size, _, _, *numbers = (ctypes.c_int64 * (4 + num_data + num_noise)).in_dll(library, "reads")
-        dtype = next(dtype for dtype in C_TYPES if dtype.itemsize == itemsize)
-        return Reads(dtype, size, tuple(numbers[:num_data]), tuple(numbers[num_data:]))
+    @property
+    def sizes(self) -> list[int]:
+        """All parameters in one part."""
+        return [self.size]
 
-    def check(
-        self, alive: Tensor, scalars: Tensor, parts: Sequence[Tensor], data: Sequence[Tensor], noise: Sequence[Tensor]
-    ) -> None:
-        """Compares tensors with what is going to be read.
-
-        Args:
-            alive: `(B, R)`.
-            scalars: `(3, T)`.
-            parts: of the state, `(B, D, R)` each.
-            data: one tensor an array.
-            noise: one tensor an array.
-
-        Raises:
-            ValueError: one has another dtype, another number of elements, or does not lie in one piece on the CPU.
-        """
-        num_problems, num_fits, num_steps = len(alive), alive.numel(), scalars.shape[-1]
-        expected = {
-            "alive": ([alive], torch.bool, [num_fits]),
-            "scalars": ([scalars], self.dtype, [3 * num_steps]),
-            "state": (parts, self.dtype, [num_fits * self.size] * len(parts)),
-            "data": (data, self.dtype, [num_problems * num for num in self.data]),
-            "noise": (noise, self.dtype, [num_steps * num_fits * num for num in self.noise]),
-        }
-        for name, (tensors, dtype, numbers) in expected.items():
-            wanted = [(dtype, num, "cpu", True) for num in numbers]
-            found = [(t.dtype, t.numel(), t.device.type, t.is_contiguous()) for t in tensors]
-            if found != wanted:
-                raise ValueError(
-                    f"machine code reads {name} as (dtype, numbers, device, whether contiguous) {wanted}; got {found}"
-                )
-
-
-def translated(program: Program, objective: Objective, theta: Tensor, num_particles: int) -> tuple[str, GraphModule]:
-    """The step of one fit as C++ for many like `theta` `(B, R, D)`, on the CPU, and the graph it comes from.
-
-    Raises:
-        UnsupportedError: the step does something that has no translation, or is too large for the cache.
-        Exception: whatever a guide or model does that can't be traced.
-    """
-    inductor.check_version()
-    if theta.device.type != "cpu":
-        raise UnsupportedError(f"fits on {theta.device.type}")
-    graph, example = trace_one(program, objective, num_particles)
-    translation = Translation(decomposed(graph, example), theta.dtype, len(program.draws))
-    return translation.code(theta.shape[1]), graph
+    def advance(self, state: State, scalars: Tensor, noise: tuple[Tensor, ...]) -> tuple[State, Tensor]:
+        """See `ppl_vi.svi.engines.step.Engine`."""
+        *carried, unit = state.tensors
+        batch, replicas = state.alive.shape
+        drawn = [n[: scalars.shape[-1]] for n in noise]
+        after, (bounds,) = self.kernel(
+            (batch, replicas), scalars=scalars, carried=carried, fixed=[unit], data=self.args, noise=drawn
+        )
+        return state.advanced(after), bounds
 
 
 @dataclass(frozen=True)
@@ -171,19 +125,21 @@ def plan(program: Program, objective: Objective, theta: Tensor, noise: tuple[Ten
         Exception: whatever a guide or model does that can't be traced.
     """
     try:
-        source, graph = translated(program, objective, theta, noise[0].shape[3] if noise else 1)
+        step = written_step(program, objective, noise[0].shape[3] if noise else 1, theta.shape[1])
     except Exception as error:
         _log.info("compiling by inductor: %s", error)
         return _inductor_plan(program, objective, theta, noise, num_steps)
-    make = partial(LanesEngine.of, program.target.args, program.layout.size, theta.shape[1], source)
-    batched = _batched_seconds(graph, theta[..., 0].numel())
-    return Plan(make, toolchain.is_kept(source), BUILD + CHARACTER * len(source), batched)
+
+    def make() -> Engine:
+        return KernelEngine(program.target.args, program.layout.size, step.compiled())
+
+    batched = _batched_seconds(step.operations, theta[..., 0].numel())
+    return Plan(make, step.is_kept, BUILD + CHARACTER * len(step.code), batched)
 
 
-def _batched_seconds(graph: GraphModule, num_fits: int = 1) -> float:
-    """Of a step whose graph is that of one fit, or of all."""
-    values = (node.meta.get("val") for node in graph.graph.nodes if node.op == "call_function")
-    return sum(OPERATION + NUMBER * value.numel() * num_fits for value in values if isinstance(value, Tensor))
+def _batched_seconds(operations: Sequence[int], num_fits: int = 1) -> float:
+    """What a step takes operation by operation: of each, the numbers that it computes for one fit, or for all."""
+    return sum(OPERATION + NUMBER * num * num_fits for num in operations)
 
 
 def compiled_engine(
@@ -219,7 +175,7 @@ def _inductor_plan(
         return CompiledEngine(program.target.args, sizes, num, inductor.compiled(unrolled, example))
 
     seconds = compile_seconds(num * len(graph.graph.nodes))
-    return Plan(make, inductor.is_kept(unrolled, example), seconds, _batched_seconds(graph))
+    return Plan(make, inductor.is_kept(unrolled, example), seconds, _batched_seconds(operation_sizes(graph)))
 
 
 def num_unrolled(num_nodes: int, block: int, num_steps: int) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 from torch.fx import GraphModule
 
+from ppl_vi.compiler.kernel import Step, written
 from ppl_vi.compiler.simplify import traced
 from ppl_vi.svi.engines.adam import adam
 from ppl_vi.svi.objectives import Objective
@@ -221,17 +222,18 @@ def trace_step(program: Program, objective: Objective, state: State, noise: tupl
     return traced(step_function(program, objective, sizes), example)
 
 
-def trace_one(program: Program, objective: Objective, num_particles: int) -> tuple[GraphModule, Parts]:
-    """The step of a single fit as a flat graph, without axes for problems and replicas, its parameters in one part.
-
-    With it comes what it was traced with.
+def written_step(program: Program, objective: Objective, num_particles: int, num_fits: int) -> Step:
+    """The step of a single fit as C++ for many fits: its parameters in one part, no axes for problems and replicas.
 
     Raises:
+        UnsupportedError: the step does something that has no translation.
         Exception: whatever a guide or model does that can't be traced.
     """
     theta = program.initial
-    state = State(torch.ones((), dtype=torch.bool, device=theta.device), *((torch.ones_like(theta),) for _ in range(5)))
     noise = pseudo_random(program.draws, (num_particles,), torch.Generator(device=theta.device).manual_seed(0))
-    example = (*torch.ones(3, dtype=theta.dtype, device=theta.device), *state.tensors, *program.target.row(0), *noise)
+    alive, ones = torch.ones((), dtype=torch.bool, device=theta.device), torch.ones_like(theta)
     step = step_function(program, objective, [len(theta)], gradient_of_one)
-    return traced(step, example), example
+    return written(
+        step, num_fits, num_scalars=len(STANDING), carried=[alive, ones, ones, ones, ones], fixed=[ones],
+        data=program.target.row(0), noise=noise,
+    )  # fmt: skip

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ppl_vi.target.log_density import Density
-from ppl_vi.truth.chains.leapfrog import Phase
+from ppl_vi.truth.chains.leapfrog import Phase, advanced
 
 DIVERGED = 1000.0  # nats of energy that a trajectory may be off, as in Stan
 
@@ -44,7 +44,7 @@ class State:
 def placed(density: Density, u: Tensor) -> State:
     """Chains at `u` `(C, D)`: a step of no length tells value and slope."""
     still = Phase(u, torch.zeros_like(u), u.new_zeros(len(u)), torch.zeros_like(u))
-    here = density.advanced(still, u.new_zeros(len(u), 1), torch.eye(u.shape[1], dtype=u.dtype), 1)
+    here = advanced(density, still, u.new_zeros(len(u), 1), torch.eye(u.shape[1], dtype=u.dtype), 1)
     return State(u, here.value, here.slope)
 
 
@@ -94,7 +94,7 @@ class Kernel:
         h = self.step * (0.9 + 0.2 * jitter[:, None])
         before = momentum.square().sum(-1) / 2 - state.value
         begin = Phase(state.u, momentum, state.value, state.slope)
-        end = density.advanced(begin, h, self.factor, num_steps)
+        end = advanced(density, begin, h, self.factor, num_steps)
         change = end.momentum.square().sum(-1) / 2 - end.value - before
         # a trajectory that ends where the density is 0 or no number is refused
         acceptance = torch.where(change.isnan(), 0.0, (-change).clamp(max=0.0).exp())

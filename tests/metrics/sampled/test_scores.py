@@ -14,7 +14,8 @@ from scipy import stats
 from models import funnel
 from models.gaussian import posterior
 from models.gaussian import target as gaussian
-from ppl_vi.metrics.sampled import best_member, elbo_on_nodes
+from ppl_vi.compiler import many_points
+from ppl_vi.metrics.sampled import elbo_on_nodes
 from ppl_vi.metrics.sampled.best_member import _leads_down
 from ppl_vi.metrics.sampled.marginals import Line, Sample, flattened, marginals, wasserstein
 from ppl_vi.metrics.sampled.noise_rules import REACH, cloud, drawn, rules
@@ -229,14 +230,17 @@ def test_a_search_by_machine_code_sees_what_the_guide_gives(family, monkeypatch)
 
     target = Target.of(model, (torch.arange(12.0).reshape(4, 3) / 4,))
     found = fit(target, family, **SHORT)
-    rule = elbo_on_nodes._nodes(found.program.latent_draws, 1024, 5)
-    fast, slow = elbo_on_nodes._machine_code(found.program, rule), elbo_on_nodes._graph(found.program, rule)
-    assert fast is not None
+    rule = elbo_on_nodes.nodes(found.program.latent_draws, 1024, 5)
+    monkeypatch.setattr(elbo_on_nodes, "SEARCH_WORTH_NUMBERS", math.inf)
+    slow = elbo_on_nodes.NegativeElbo(found.program, rule)
+    monkeypatch.setattr(elbo_on_nodes, "SEARCH_WORTH_NUMBERS", 0)
+    fast = elbo_on_nodes.NegativeElbo(found.program, rule)
+    assert (slow.sum.kernel is None, fast.sum.kernel is None) == (True, False)
     start = found.program.initial
     for theta in (start, start + 0.01 * torch.randn(start.shape, generator=torch.Generator().manual_seed(2))):
         gradient, value = slow(theta, target.row(0), rule)
-        for most in (elbo_on_nodes.MOST_STATE, 300 * len(theta)):
-            monkeypatch.setattr(best_member, "MOST_STATE", most)
+        for most in (many_points.MAX_GRADIENT_NUMBERS, 300 * len(theta)):
+            monkeypatch.setattr(many_points, "MAX_GRADIENT_NUMBERS", most)
             others = fast(theta, target.row(0), rule)
             torch.testing.assert_close(others[1], value, rtol=1e-12, atol=1e-12)
             torch.testing.assert_close(others[0], gradient, rtol=1e-10, atol=1e-10 * float(gradient.abs().max()))
@@ -244,8 +248,9 @@ def test_a_search_by_machine_code_sees_what_the_guide_gives(family, monkeypatch)
 
 def test_machine_code_that_is_not_the_guides_is_not_searched_by(monkeypatch):
     found = fit(gaussian(4), "AutoNormal", **SHORT)
-    rule = elbo_on_nodes._nodes(found.program.latent_draws, 1024, 5)
-    assert elbo_on_nodes._machine_code(found.program, rule) is not None
-    right = elbo_on_nodes._over_all
-    monkeypatch.setattr(best_member, "_over_all", lambda *given: (right(*given)[0] + 1e-6, right(*given)[1]))
-    assert elbo_on_nodes._machine_code(found.program, rule) is None
+    rule = elbo_on_nodes.nodes(found.program.latent_draws, 1024, 5)
+    monkeypatch.setattr(elbo_on_nodes, "SEARCH_WORTH_NUMBERS", 0)
+    assert elbo_on_nodes.NegativeElbo(found.program, rule).sum.kernel is not None
+    right = many_points._summed
+    monkeypatch.setattr(many_points, "_summed", lambda *given: (right(*given)[0] + 1e-6, right(*given)[1]))
+    assert elbo_on_nodes.NegativeElbo(found.program, rule).sum.kernel is None

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from ppl_vi.compiler import toolchain
-from ppl_vi.target import log_density
 from ppl_vi.target.target import Target
-from ppl_vi.truth.chains.leapfrog import Phase
+from ppl_vi.truth.chains import leapfrog
+from ppl_vi.truth.chains.leapfrog import Phase, advanced
 from ppl_vi.truth.chains.reparametrisation import Coordinates, Pull
 
 REAL = torch.float64
@@ -41,11 +41,11 @@ def test_machine_code_takes_the_same_steps(num, monkeypatch):
     begin, at = phase(num)
     step, factor = 0.005 + 0.01 * random(num, 1).abs(), torch.linalg.cholesky(torch.cov(random(TARGET.dim, 40)))
     pulled = begin.pulled({"z": Pull(random(3, 2), random(3, 2).square(), random(3, 2, 1) / 2)})
-    fast = [one.density.advanced(at, step, factor, 7) for one in (begin, pulled)]
-    assert all(begin.density._leapfrogs.values()), "nothing was compiled"
-    monkeypatch.setattr(log_density, "compiled", lambda *_: None)
+    fast = [advanced(one.density, at, step, factor, 7) for one in (begin, pulled)]
+    assert all(begin.density.kernels.values()), "nothing was compiled"
+    monkeypatch.setattr(leapfrog, "_compiled", lambda *_: None)
     for found, pulls in zip(fast, (begin.pulls, pulled.pulls), strict=True):
-        slow = Coordinates.of(TARGET, 0).pulled(pulls).density.advanced(at, step, factor, 7)
+        slow = advanced(Coordinates.of(TARGET, 0).pulled(pulls).density, at, step, factor, 7)
         for name in ("u", "momentum", "value", "slope"):
             torch.testing.assert_close(getattr(found, name), getattr(slow, name), rtol=1e-10, atol=1e-10)
     assert float((fast[0].u - fast[1].u).abs().max()) > 1e-3
@@ -58,6 +58,6 @@ def test_without_a_compiler_the_steps_are_taken_nevertheless(monkeypatch):
 
     begin, at = phase(4)
     monkeypatch.setattr(toolchain, "compiler", missing)
-    end = begin.density.advanced(at, torch.full((4, 1), 0.05, dtype=REAL), torch.eye(TARGET.dim, dtype=REAL), 3)
-    assert begin.density._leapfrogs == {4: None}
+    end = advanced(begin.density, at, torch.full((4, 1), 0.05, dtype=REAL), torch.eye(TARGET.dim, dtype=REAL), 3)
+    assert begin.density.kernels == {4: None}
     assert end.u.isfinite().all()
