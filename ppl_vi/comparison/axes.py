@@ -16,13 +16,13 @@ SHOWN = (TAIL, 0.05, 0.5, 0.95, 1 - TAIL)
 NUM_BINS = 50  # of the density of each of several numbers
 
 
-def _limits(site: LatentSite) -> np.ndarray:
+def limits_of(site: LatentSite) -> np.ndarray:
     """Between which a site's numbers lie, as far as one can say of each, `(K, 2)`."""
     low, high = ends(site.support) or (torch.tensor(-torch.inf), torch.tensor(torch.inf))
     return torch.stack([end.expand(site.shape).flatten().double() for end in (low, high)], 1).cpu().numpy()
 
 
-def _tails(quantiles: np.ndarray) -> np.ndarray:
+def tails_of(quantiles: np.ndarray) -> np.ndarray:
     """Where curves begin and end, `(K, 2)`, from the quantiles of `SHOWN`, `(K, 5)`."""
     lowest, low, median, high, highest = quantiles.T
     begin = np.maximum(lowest, median - LONGEST * (median - low))

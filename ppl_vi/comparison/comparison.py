@@ -9,8 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from ppl_vi.comparison.axes import BEYOND, NUM_BINS, NUM_POINTS, SHOWN, _limits, _tails, binned
-from ppl_vi.comparison.records import _graded
+from ppl_vi.comparison.axes import BEYOND, NUM_BINS, NUM_POINTS, SHOWN, limits_of, tails_of, binned
 from ppl_vi.metrics.sampled.marginals import Line, posterior_of
 from ppl_vi.metrics.scorecard import Scorecard
 from ppl_vi.target.target import Target
@@ -67,8 +66,8 @@ class Comparison:
         if self.truth.line is None:
             edges = self.edges
             return (edges[..., 1:] + edges[..., :-1]) / 2
-        limits = _limits(self.target.latents[0])[0]
-        tails = _tails(self.truth.quantile(np.tile(SHOWN, (self.target.num_problems, 1))))
+        limits = limits_of(self.target.latents[0])[0]
+        tails = tails_of(self.truth.quantile(np.tile(SHOWN, (self.target.num_problems, 1))))
         low, high = np.maximum(tails[:, :1], limits[0]), np.minimum(tails[:, 1:], limits[1])
         return low + (high - low) * np.linspace(-BEYOND, 1 + BEYOND, NUM_POINTS)
 
@@ -82,9 +81,9 @@ class Comparison:
         for b in range(self.target.num_problems):
             sample = posterior_of(self.truth, b).lines
             lines = [Line.of(sample, k) for k in range(sample.z.shape[1])]
-            tails = _tails(np.array([line.quantile(np.array(SHOWN)) for line in lines]))
+            tails = tails_of(np.array([line.quantile(np.array(SHOWN)) for line in lines]))
             edges = tails[:, :1] + (tails[:, 1:] - tails[:, :1]) * np.array([-BEYOND, 1 + BEYOND])
-            limits = np.concatenate([_limits(site) for site in self.target.latents])
+            limits = np.concatenate([limits_of(site) for site in self.target.latents])
             low, high = np.clip(edges, limits[:, :1], limits[:, 1:]).T[..., None]
             rows.append(low + (high - low) * grid)
         return np.array(rows)
@@ -134,12 +133,3 @@ class Entry:
     records: tuple[dict[str, Any], ...]
     curves: Curves | None = None
     card: Scorecard | None = None
-
-
-def _called(comparison: Comparison, problem: int) -> dict[str, Any]:
-    """What a record says of its problem: its label, or the target's name, which of several, and the grade."""
-    if comparison.labels and not comparison.detailed:
-        return {"x": comparison.labels[problem]}
-    num_problems = comparison.target.num_problems
-    which = {"problem": problem, "num_problems": num_problems} if num_problems > 1 else {}
-    return {"model": comparison.target.name, **which, **_graded(comparison.truth, problem)}

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ppl_vi.comparison.comparison import Comparison, _called
+from ppl_vi.comparison.comparison import Comparison
 from ppl_vi.metrics.estimate import Estimate
 from ppl_vi.metrics.sampled.marginals import number_names
 from ppl_vi.metrics.scorecard import Scorecard
@@ -24,7 +24,7 @@ MORE_SCORES = ("relative_covariance_error", "khat_1000", "iwae_bound")  # of det
 PER_REPLICA = ("elbo", "reverse_kl", "optimization_gap")
 
 
-def _blank(comparison: Comparison, guide: str, problem: int) -> dict[str, Any]:
+def blank_record(comparison: Comparison, guide: str, problem: int) -> dict[str, Any]:
     """A record with all its keys and nothing measured."""
     truth, settings = comparison.truth, comparison.settings
     return {
@@ -53,7 +53,7 @@ def _blank(comparison: Comparison, guide: str, problem: int) -> dict[str, Any]:
     }
 
 
-def _graded(truth: Truth, problem: int) -> dict[str, Any]:
+def grade_of(truth: Truth, problem: int) -> dict[str, Any]:
     """How far the truth can be trusted."""
     return {
         "method": truth.method,
@@ -66,7 +66,7 @@ def _graded(truth: Truth, problem: int) -> dict[str, Any]:
 
 def record(comparison: Comparison, guide: str, card: Scorecard, problem: int) -> dict[str, Any]:
     """One (problem, family): medians over replicas, and each replica's main figures."""
-    fitted, out = card.fit, _blank(comparison, guide, problem)
+    fitted, out = card.fit, blank_record(comparison, guide, problem)
     out.update(
         status=_status(fitted.status[problem]),
         stop_reason=str(fitted.stop_reason[problem, middle_replica(card, problem)]),
@@ -157,3 +157,12 @@ def _plain(value: Any) -> float | str | None:
     if math.isinf(number):
         return "inf" if number > 0 else "-inf"
     return number
+
+
+def _called(comparison: Comparison, problem: int) -> dict[str, Any]:
+    """What a record says of its problem: its label, or the target's name, which of several, and the grade."""
+    if comparison.labels and not comparison.detailed:
+        return {"x": comparison.labels[problem]}
+    num_problems = comparison.target.num_problems
+    which = {"problem": problem, "num_problems": num_problems} if num_problems > 1 else {}
+    return {"model": comparison.target.name, **which, **grade_of(comparison.truth, problem)}

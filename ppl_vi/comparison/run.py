@@ -11,7 +11,7 @@ import torch
 
 from ppl_vi.comparison.comparison import Comparison, Entry, Settings, Some
 from ppl_vi.comparison.curves import curves_of
-from ppl_vi.comparison.records import _blank, record
+from ppl_vi.comparison.records import blank_record, record
 from ppl_vi.guides import Family, RefusedFamilyError, find_family
 from ppl_vi.guides.own import family_of
 from ppl_vi.metrics.scorecard import score
@@ -110,7 +110,7 @@ def check_settings(settings: Settings) -> None:
 
 
 def _without_scores(comparison: Comparison, guide: str, status: str, reason: str) -> Entry:
-    blank = [_blank(comparison, guide, b) for b in range(comparison.target.num_problems)]
+    blank = [blank_record(comparison, guide, b) for b in range(comparison.target.num_problems)]
     return Entry(guide, tuple(record | {"status": status, "reason": reason} for record in blank))
 
 

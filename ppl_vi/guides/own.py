@@ -138,7 +138,7 @@ class ModuleGuide(PyroModule):
         return self.guide(*self.given)
 
 
-def _with_statements(guide: nn.Module, row: tuple[Tensor, ...], dtype: torch.dtype) -> nn.Module:
+def with_statements(guide: nn.Module, row: tuple[Tensor, ...], dtype: torch.dtype) -> nn.Module:
     """A module with the parameters that it states by `pyro.param`; the same one where it has none but its own."""
     if any(isinstance(part, AutoMessenger) for part in guide.modules()):  # which makes its own in a run of all data
         return guide

@@ -30,7 +30,7 @@ def importance(log_weight: np.ndarray) -> Evidence:
     return Evidence(value, float(relative.std(ddof=1)) / math.sqrt(len(relative)))
 
 
-def _khat(log_weights: np.ndarray) -> float:
+def pareto_khat(log_weights: np.ndarray) -> float:
     from arviz_stats.base import array_stats  # takes two seconds, with xarray and pandas
 
     with np.errstate(divide="ignore", invalid="ignore"):  # of weights mostly zero: nan says so

@@ -24,7 +24,7 @@ from ppl_vi.svi.objectives import Objective, find_objective
 from ppl_vi.svi.program import Program, load_parameters
 from ppl_vi.svi.randomness import UnsupportedRandomnessError, pseudo_random
 from ppl_vi.svi.result import Fit, Progress
-from ppl_vi.svi.rounds import Run, Settings, _pyro_round, _run_rounds, _units_at, _vectorised_round
+from ppl_vi.svi.rounds import Run, Settings, pyro_round, run_rounds, units_at, vectorised_round
 from ppl_vi.svi.start import build_guide, start_guides
 from ppl_vi.svi.stopping import (
     MAX_PARAMETERS,
@@ -141,15 +141,15 @@ def _fit(
         room = footprint(program, settings.objective, initial, num_particles, settings.max_memory)
         probe = None
         if engine == "pyro":
-            one_round = _pyro_round(program, settings, guides)
+            one_round = pyro_round(program, settings, guides)
         else:
             portion = Portion.of(program, target.num_problems, num_replicas, num_particles)
             size = room.num_replicas(target.num_problems, portion.num_replicas, num_particles)
             chosen = _choose(engine, program, settings, initial, size)
             engine, reason = chosen.name, chosen.reason
-            one_round = _vectorised_round(program, settings, ChunkedEngine(chosen.engine, size), portion)
+            one_round = vectorised_round(program, settings, ChunkedEngine(chosen.engine, size), portion)
             probe = probe_of(chosen.engine, size, num_particles)
-        _run_rounds(program, settings, run, room, one_round, probe, progress)
+        run_rounds(program, settings, run, room, one_round, probe, progress)
     final, parameters = _finish(program, family, target, guides, run.theta)
     has_trajectory = final.layout == program.layout
     return Fit(
@@ -257,7 +257,7 @@ def _units(program: Program, settings: Settings, family: Family) -> Tensor:
     """Curvature at the undispersed start: a replica that starts far out would measure the curvature there."""
     target = program.target
     central = [_theta(program, build_guide(family, target, b, seed=settings.seed)) for b in range(target.num_problems)]
-    return _units_at(program, settings, torch.stack(central)[:, None])
+    return units_at(program, settings, torch.stack(central)[:, None])
 
 
 def _theta(program: Program, guide: nn.Module) -> Tensor:

@@ -95,7 +95,7 @@ class _Runner(nn.Module):
         return function(self.guide)
 
 
-class _NoReparameterization(Messenger):
+class NoReparameterization(Messenger):
     """Makes every site draw without a path for gradients."""
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -123,7 +123,7 @@ def without_reparameterization(guide: Callable[..., Any]) -> Callable[..., Any]:
     """The same guide, whose draws have no path for gradients."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        with _NoReparameterization():
+        with NoReparameterization():
             return guide(*args, **kwargs)
 
     return run
@@ -269,7 +269,7 @@ class Program:
 
     def sample_score_function(self, theta: Tensor, row: tuple[Tensor, ...], noise: tuple[Tensor, ...]) -> Particle:
         """No site reparameterised (Ranganath et al. 2014, Black box variational inference)."""
-        with _NoReparameterization():
+        with NoReparameterization():
             return self.sample(theta, row, noise)
 
     def sample_path_derivative(self, theta: Tensor, row: tuple[Tensor, ...], noise: tuple[Tensor, ...]) -> Particle:

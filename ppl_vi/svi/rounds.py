@@ -69,7 +69,7 @@ class Run:
     step: int = 0
 
 
-def _units_at(program: Program, settings: Settings, theta: Tensor, probe: Probe | None = None) -> Tensor:
+def units_at(program: Program, settings: Settings, theta: Tensor, probe: Probe | None = None) -> Tensor:
     args = program.target.args
     return curvature_units(program, settings.objective, theta, args, settings.num_particles, settings.seed, probe)
 
@@ -77,7 +77,7 @@ def _units_at(program: Program, settings: Settings, theta: Tensor, probe: Probe 
 Round = Callable[[Run, Tensor, int, float], Tensor]
 
 
-def _run_rounds(
+def run_rounds(
     program: Program,
     settings: Settings,
     run: Run,
@@ -93,7 +93,7 @@ def _run_rounds(
         left = settings.num_steps - run.step
         length = left if left < 2 * length else length
         if number:  # the curvature where the fit is now; a start far out says little of it
-            run.unit = _in_chunks(room, UNIT_POINTS, theta, lambda some: _units_at(program, settings, some, probe))
+            run.unit = _in_chunks(room, UNIT_POINTS, theta, lambda some: units_at(program, settings, some, probe))
         theta = one_round(run, theta, length, settings.lr / 2**number)
         number, length = number + 1, 2 * length
         last = run.step >= settings.num_steps
@@ -190,7 +190,7 @@ def _mark_diverged(
     run.theta[at] = theta
 
 
-def _vectorised_round(program: Program, settings: Settings, engine: ChunkedEngine, portion: Portion) -> Round:
+def vectorised_round(program: Program, settings: Settings, engine: ChunkedEngine, portion: Portion) -> Round:
     """Rounds in which portions of the replicas take portions of the steps."""
     generator = torch.Generator(device=program.initial.device).manual_seed(settings.seed)
     slow = ChunkedEngine(BatchedEngine(program, settings.objective), engine.size)  # looks for what went wrong
@@ -265,7 +265,7 @@ def _still(run: Run, theta: Tensor) -> Tensor:
     return torch.as_tensor(run.status == "not_converged", device=theta.device)[..., None]
 
 
-def _pyro_round(program: Program, settings: Settings, guides: list[list[nn.Module]]) -> Round:
+def pyro_round(program: Program, settings: Settings, guides: list[list[nn.Module]]) -> Round:
     generator = torch.Generator(device=program.initial.device).manual_seed(settings.seed)
 
     def one_fit(run: Run, at: tuple[int, int], theta: Tensor, rates: np.ndarray, weights: np.ndarray) -> Tensor:

@@ -30,7 +30,7 @@ from pyro.nn.module import PyroModule
 from torch import Tensor, nn
 
 from ppl_vi.guides import Family
-from ppl_vi.guides.own import ModuleGuide, _with_statements
+from ppl_vi.guides.own import ModuleGuide, with_statements
 from ppl_vi.guides.statements import FunctionGuide
 from ppl_vi.target.arguments import Bound, private
 from ppl_vi.target.isolation import isolated, whole_plates
@@ -110,7 +110,7 @@ def build_guide(
         elif not isinstance(guide, AutoGuide):
             guide = private(guide, target.dtype)
             guide = ModuleGuide(guide, target.model.given) if isinstance(target.model, Bound) else guide
-            guide = _with_statements(guide, row, target.dtype)
+            guide = with_statements(guide, row, target.dtype)
         _first_run(guide, target, row)
         guide = guide.to(target.device, target.dtype)
         own = guide.guide if isinstance(guide, ModuleGuide) else guide

@@ -64,12 +64,12 @@ def converted(value: Any, dtype: torch.dtype) -> Any:
     return value
 
 
-def _moved(value: Any, device: torch.device | str) -> Any:
+def to_device(value: Any, device: torch.device | str) -> Any:
     if isinstance(value, Tensor):
         return value.to(device)
     if isinstance(value, dict):
-        return {key: _moved(part, device) for key, part in value.items()}
-    return type(value)(_moved(part, device) for part in value) if type(value) in (list, tuple) else value
+        return {key: to_device(part, device) for key, part in value.items()}
+    return type(value)(to_device(part, device) for part in value) if type(value) in (list, tuple) else value
 
 
 def tensors_of(value: Any) -> list[Tensor]:

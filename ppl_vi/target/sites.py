@@ -92,7 +92,7 @@ def _mapped(support: Constraint, u: Tensor) -> tuple[Tensor, Tensor]:
     return value, bijector.log_abs_det_jacobian(u, value)
 
 
-class _Constrained(Messenger):
+class Constrained(Messenger):
     """Gives a run of a model its latents from one unconstrained point `(D,)`, each in the support it has there."""
 
     def __init__(self, sites: Sequence[LatentSite], u: Tensor) -> None:

@@ -16,14 +16,14 @@ from torch.overrides import TorchFunctionMode
 
 from ppl_vi.numerics.laplace import Laplace, centred_on_mass, laplace_of
 from ppl_vi.numerics.vmapping import draws_unasked, each
-from ppl_vi.target.arguments import Bound, _moved, converted, private, tensors_of
+from ppl_vi.target.arguments import Bound, to_device, converted, private, tensors_of
 from ppl_vi.target.decoder import Decoded
 from ppl_vi.target.enumeration import summed_out
 from ppl_vi.target.inplace import Writing, writes
 from ppl_vi.target.inspection import SEEDS, latent_sites, run
 from ppl_vi.target.isolation import isolated, whole_plates
 from ppl_vi.target.precision import Conversion, Converted
-from ppl_vi.target.sites import Latents, _Constrained, batch_of, constrain, inside, unconstrain
+from ppl_vi.target.sites import Latents, Constrained, batch_of, constrain, inside, unconstrain
 from ppl_vi.target.supports import LatentSite, Moving
 from ppl_vi.target.truncation import ending
 
@@ -192,7 +192,7 @@ class Target:
         """The same target with its data on `device`."""
         model = self.model
         if isinstance(model, Bound):
-            model = replace(model, given=_moved(model.given, device))
+            model = replace(model, given=to_device(model.given, device))
         return replace(self, model=model, args=tuple(arg.to(device) for arg in self.args))
 
     def rows(self, index: Tensor) -> Target:
@@ -248,7 +248,7 @@ class Target:
         batch = unconstrained.shape[:-1]
 
         def of_one(u: Tensor) -> tuple[Latents, Tensor]:
-            with isolated(self.dtype), poutine.block(), whole_plates(), _Constrained(self.latents, u) as constrained:
+            with isolated(self.dtype), poutine.block(), whole_plates(), Constrained(self.latents, u) as constrained:
                 self.model(*self.row(0))
             return constrained.values, constrained.log_jacobian
 

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.special import logsumexp
 
 from ppl_vi.metrics.estimate import Estimate
-from ppl_vi.numerics.weights import _khat
+from ppl_vi.numerics.weights import pareto_khat
 from ppl_vi.svi.result import Fit
 from ppl_vi.target import evaluation
 from ppl_vi.target.sites import Latents
@@ -125,7 +125,7 @@ def khat(w: Weights) -> Estimate:
     """
     flat = w.log.reshape(-1, w.num_draws)
     # ArviZ's function takes the log likelihood of leave-one-out, so it negates what it is given
-    value = np.array([_khat(row) for row in flat]).reshape(w.log.shape[:-1])
+    value = np.array([pareto_khat(row) for row in flat]).reshape(w.log.shape[:-1])
     reason = NO_TAIL if np.isnan(value).any() else ""
     return Estimate(value, np.full_like(value, np.nan), np.zeros_like(value), "1", reason)
 

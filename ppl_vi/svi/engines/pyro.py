@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ppl_vi.svi.engines.adam import UnitAdam
 from ppl_vi.svi.objectives import Objective
-from ppl_vi.svi.program import Program, _NoReparameterization
+from ppl_vi.svi.program import Program, NoReparameterization
 from ppl_vi.svi.randomness import Replay, seeded
 
 ELBOS: dict[str, Callable[..., ELBO]] = {
@@ -40,7 +40,7 @@ def pyro_elbo(objective: Objective, num_particles: int) -> tuple[ELBO, AbstractC
             f"Pyro has no ELBO for '{objective.name}' with {num_particles} particles; use engine='batched'"
         )
     extra = {"alpha": float(argument)} if name == "renyi" else {}
-    context = _NoReparameterization() if name == "score_function" else nullcontext()
+    context = NoReparameterization() if name == "score_function" else nullcontext()
     return ELBOS[name](num_particles=num_particles, **extra), context
 
 
