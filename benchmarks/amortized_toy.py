@@ -95,7 +95,7 @@ def gaps(arguments: argparse.Namespace, guide: str, module: AmortizedToy | str) 
     from ppl_vi.guides import MULTIMODAL
     from ppl_vi.metrics.exact.best_member import best_member
     from ppl_vi.metrics.exact.divergence import reverse_kl
-    from ppl_vi.metrics.exact.grid import overlay
+    from ppl_vi.metrics.exact.grid import quadrature_grid
     from ppl_vi.svi.fit import fit
     from ppl_vi.truth import ground_truth
 
@@ -109,8 +109,8 @@ def gaps(arguments: argparse.Namespace, guide: str, module: AmortizedToy | str) 
     fitted = fit(problems, guide, num_steps=NUM_STEPS, num_replicas=2, seed=arguments.seed)
     with torch.no_grad():
         theta = module.theta(problems.args[0])
-    total = reverse_kl(overlay(fitted, truth, theta[:, None]))
-    best = best_member(fitted, truth, reverse_kl(overlay(fitted, truth)), upper_bound=guide in MULTIMODAL)
+    total = reverse_kl(quadrature_grid(fitted, truth, theta[:, None]))
+    best = best_member(fitted, truth, reverse_kl(quadrature_grid(fitted, truth)), upper_bound=guide in MULTIMODAL)
     return [
         {
             "guide": guide,
@@ -153,9 +153,9 @@ def _module(arguments: argparse.Namespace, guide: str) -> AmortizedToy | str:
 def _trained(arguments: argparse.Namespace, guide: str, module: AmortizedToy, num_epochs: int) -> AmortizedToy:
     import torch
 
-    from ppl_vi.svi.minibatch import Settings, train
+    from ppl_vi.svi.minibatch import TrainingSettings, train
 
-    settings = Settings(
+    settings = TrainingSettings(
         num_epochs=num_epochs, batch_size=BATCH_SIZE, lr=arguments.lr, patience=num_epochs, seed=arguments.seed
     )
     low, high = arguments.range

@@ -94,14 +94,14 @@ def vae(seed: int) -> list[Spread]:
     from models.images import binarise, load
     from models.vae import VAE
     from ppl_vi.guides.amortized import AMORTIZED
-    from ppl_vi.svi.minibatch import Settings, train
+    from ppl_vi.svi.minibatch import TrainingSettings, train
     from ppl_vi.target.isolation import isolated
 
     images = load("digits", data_dir=None, seed=0)
     x, held_out = binarise(images.train, seed), binarise(images.test, seed + 1)
     with isolated(torch.float32, seed=seed):
         module = VAE(x.shape[1], AMORTIZED["diagonal"](2))
-    trained = train(module, x, held_out, Settings(num_epochs=NUM_EPOCHS, seed=seed)).module
+    trained = train(module, x, held_out, TrainingSettings(num_epochs=NUM_EPOCHS, seed=seed)).module
     return [
         Spread(f"VAE, {stage}: d ELBO / d encoder bias", _drawn(one, x, True, seed), _drawn(one, x, False, seed))
         for stage, one in (("before training", module), (f"after {NUM_EPOCHS} epochs", trained))

@@ -15,7 +15,7 @@ from torch.func import jacrev, vmap
 
 from benchmarks.speed_case import Case, MissingError
 from benchmarks.speed_problems import FORMS, PROBLEMS, START_SCALE, rates
-from ppl_vi.svi.engines.adam import BETA1, BETA2, EPS, pace
+from ppl_vi.svi.engines.adam import BETA1, BETA2, EPS, step_schedule
 from ppl_vi.svi.engines.choice import choose
 from ppl_vi.svi.engines.memory import ChunkedEngine
 from ppl_vi.svi.engines.step import Portion, State
@@ -108,7 +108,7 @@ class ReplicaLoop:
     def advance(self, num_steps: int) -> None:
         """As in `Loop`."""
         steps = np.arange(self._done + 1, self._done + num_steps + 1)
-        numbers = np.stack([*pace(rates(self._done, num_steps), steps), np.zeros(num_steps)])
+        numbers = np.stack([*step_schedule(rates(self._done, num_steps), steps), np.zeros(num_steps)])
         scalars = torch.as_tensor(numbers, dtype=self._target.dtype)
         for begin in range(0, num_steps, self._portion.num_steps):
             some = scalars[:, begin : begin + self._portion.num_steps]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from models.vae import VAE
     from ppl_vi.metrics.decoder.bounds import BoundsScorecard
     from ppl_vi.report.decoder_plots import Portrait
-    from ppl_vi.svi.minibatch import Settings, Trained
+    from ppl_vi.svi.minibatch import Trained, TrainingSettings
     from ppl_vi.target.target import Target
     from ppl_vi.truth import Truth
 
@@ -247,11 +247,13 @@ def _train(
             raise cli.UsageError(f"{guide}: {error}") from error
 
 
-def _settings(arguments: argparse.Namespace) -> Settings:
-    from ppl_vi.svi.minibatch import Settings
+def _settings(arguments: argparse.Namespace) -> TrainingSettings:
+    from ppl_vi.svi.minibatch import TrainingSettings
 
     num_epochs = arguments.num_epochs or (QUICK if arguments.quick else FULL)["num_epochs"]
-    return Settings(num_epochs=num_epochs, batch_size=arguments.batch_size, lr=arguments.lr, seed=arguments.seed)
+    return TrainingSettings(
+        num_epochs=num_epochs, batch_size=arguments.batch_size, lr=arguments.lr, seed=arguments.seed
+    )
 
 
 def _vae(arguments: argparse.Namespace, guide: str, num_pixels: int) -> VAE:

@@ -20,7 +20,7 @@ from ppl_vi import cli
 from ppl_vi.runtime.files import write_text
 
 if TYPE_CHECKING:
-    from ppl_vi.comparison.comparison import Settings
+    from ppl_vi.comparison.comparison import FitSettings
 
 OUT = Path("results/zoo")
 GUIDES = (
@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
-def measure(guides: Sequence[str], settings: Settings, model: str) -> Measured:
+def measure(guides: Sequence[str], settings: FitSettings, model: str) -> Measured:
     """All guides on one model; what is the matter with a model becomes its reason."""
     from models import ZOO
     from ppl_vi.compare import begun
@@ -99,14 +99,14 @@ def _each(models: Sequence[str], work: Callable[[str], Measured], workers: int) 
 def program(arguments: argparse.Namespace) -> int:
     """Measures as asked."""
     from models import ZOO
-    from ppl_vi.comparison.comparison import Settings
+    from ppl_vi.comparison.comparison import FitSettings
     from ppl_vi.report import files, matrix, table
     from ppl_vi.runtime.processes import wake
 
     models = list(dict.fromkeys(arguments.models or (QUICK_MODELS if arguments.quick else ZOO)))
     guides = cli.chosen_guides(arguments.guides, QUICK_GUIDES if arguments.quick else GUIDES)
     counts: dict[str, Any] = cli.QUICK if arguments.quick else FULL
-    settings = Settings(seed=arguments.seed, **counts)
+    settings = FitSettings(seed=arguments.seed, **counts)
     cli.check_outputs(arguments)
     workers = cli.num_workers(len(models), "cpu")
     found: list[Measured] = []

@@ -26,7 +26,7 @@ from ppl_vi.runtime.processes import num_cores, shared, wake
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ppl_vi.comparison.comparison import Comparison, Settings
+    from ppl_vi.comparison.comparison import Comparison, FitSettings
     from ppl_vi.target.target import Target
 
 ENGINES = ("auto", "compiled", "batched", "pyro")
@@ -214,20 +214,20 @@ def list_guides(console: Console) -> None:
     console.out("\n".join(lines), highlight=False)
 
 
-def settings_of(arguments: argparse.Namespace) -> Settings:
+def settings_of(arguments: argparse.Namespace) -> FitSettings:
     """How the families are to be fitted.
 
     Raises:
         UsageError: the choices don't fit together.
     """
-    from ppl_vi.comparison.comparison import Settings
+    from ppl_vi.comparison.comparison import FitSettings
     from ppl_vi.comparison.run import check_settings
 
     counts = {
         name: getattr(arguments, name, None) or value
         for name, value in (QUICK if arguments.quick else arguments.full).items()
     }
-    settings = Settings(
+    settings = FitSettings(
         objective=arguments.objective,
         engine=arguments.engine,
         lr=arguments.lr,

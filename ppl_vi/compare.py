@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ppl_vi.comparison.comparison import Comparison, Entry, Settings
+from ppl_vi.comparison.comparison import Comparison, Entry, FitSettings
 from ppl_vi.comparison.run import check_settings, compare_each, one_thread
 from ppl_vi.report import table
 from ppl_vi.svi.result import Fit
@@ -108,7 +108,7 @@ def compare(
         ValueError: the model can't be handled, with the reason; there are no guides, or two of one name; a setting.
         UncertifiedTruthError: there is no truth to measure by.
     """
-    settings = Settings(objective, engine, num_steps, num_particles, num_replicas, lr, seed, num_draws)
+    settings = FitSettings(objective, engine, num_steps, num_particles, num_replicas, lr, seed, num_draws)
     found = begun(model, guides, args, settings)
     for step in compare_each(found, list(found.families), with_curves=True, started=started):
         found = step
@@ -119,7 +119,7 @@ def begun(
     model: Callable[..., Any] | Target,
     guides: Mapping[str, Any] | Sequence[Any],
     args: tuple[Any, ...],
-    settings: Settings,
+    settings: FitSettings,
 ) -> ModelComparison:
     """The comparison with its truth and without entries; arguments and errors as of `compare`."""
     named = labelled(guides)

@@ -6,7 +6,7 @@ import pytest
 from models.exponential_normal import target
 from ppl_vi.metrics.exact.best_member import best_member
 from ppl_vi.metrics.exact.divergence import reverse_kl
-from ppl_vi.metrics.exact.grid import overlay
+from ppl_vi.metrics.exact.grid import quadrature_grid
 from ppl_vi.metrics.family_gap import optimization_gap
 from ppl_vi.svi.fit import fit
 from ppl_vi.truth import ground_truth
@@ -28,7 +28,7 @@ def fitted(family, xs, objective="trace_elbo", num_replicas=NUM_REPLICAS):
     found = fit(target(xs), family, objective=objective, num_replicas=num_replicas, seed=1)
     truth = ground_truth(found.target)
     initial = found.program.layout.flatten(found.initial)
-    return found, truth, reverse_kl(overlay(found, truth)), reverse_kl(overlay(found, truth, initial))
+    return found, truth, reverse_kl(quadrature_grid(found, truth)), reverse_kl(quadrature_grid(found, truth, initial))
 
 
 def medians(values):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ppl_vi.metrics.sampled.marginals import Line, Sample
+from ppl_vi.metrics.sampled.marginals import NumberSample, Sample
 from ppl_vi.target.supports import LatentSite, ends
 
 NUM_POINTS = 481  # of a curve over the latent
@@ -32,6 +32,6 @@ def tails_of(quantiles: np.ndarray) -> np.ndarray:
 
 def binned(sample: Sample, edges: np.ndarray) -> np.ndarray:
     """The mean density of each number over bins `(K, N + 1)`, `(K, N)`; nan of a number that is always the same."""
-    lines = [Line.of(sample, k) for k in range(len(edges))]
+    lines = [NumberSample.of(sample, k) for k in range(len(edges))]
     with np.errstate(invalid="ignore"):
         return np.array([np.diff(line.cdf(edge)) / np.diff(edge) for line, edge in zip(lines, edges, strict=True)])

@@ -9,15 +9,15 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from ppl_vi.comparison.axes import BEYOND, NUM_BINS, NUM_POINTS, SHOWN, limits_of, tails_of, binned
-from ppl_vi.metrics.sampled.marginals import Line, posterior_of
+from ppl_vi.comparison.axes import BEYOND, NUM_BINS, NUM_POINTS, SHOWN, binned, limits_of, tails_of
+from ppl_vi.metrics.sampled.marginals import NumberSample, posterior_of
 from ppl_vi.metrics.scorecard import Scorecard
 from ppl_vi.target.target import Target
 from ppl_vi.truth import Truth
 
 
 @dataclass(frozen=True)
-class Settings:
+class FitSettings:
     """How every family of a comparison is fitted; see `ppl_vi.svi.fit.fit`."""
 
     objective: str = "trace_elbo"
@@ -49,7 +49,7 @@ class Comparison:
 
     target: Target
     truth: Truth
-    settings: Settings
+    settings: FitSettings
     labels: tuple[float, ...]
     entries: tuple[Entry, ...] = ()
     families: dict[str, Any] = field(default_factory=dict)
@@ -80,7 +80,7 @@ class Comparison:
         rows = []
         for b in range(self.target.num_problems):
             sample = posterior_of(self.truth, b).lines
-            lines = [Line.of(sample, k) for k in range(sample.z.shape[1])]
+            lines = [NumberSample.of(sample, k) for k in range(sample.z.shape[1])]
             tails = tails_of(np.array([line.quantile(np.array(SHOWN)) for line in lines]))
             edges = tails[:, :1] + (tails[:, 1:] - tails[:, :1]) * np.array([-BEYOND, 1 + BEYOND])
             limits = np.concatenate([limits_of(site) for site in self.target.latents])

@@ -10,9 +10,9 @@ from ppl_vi.comparison.axes import NUM_BINS, binned
 from ppl_vi.comparison.comparison import Comparison, Curves
 from ppl_vi.comparison.records import middle_replica
 from ppl_vi.metrics.exact.divergence import reverse_kl_of_many
-from ppl_vi.metrics.exact.grid import overlay
+from ppl_vi.metrics.exact.grid import quadrature_grid
 from ppl_vi.metrics.sampled.marginals import guide_samples, pooled
-from ppl_vi.metrics.sampled.noise_rules import cloud, drawn, rules, sobol_rules
+from ppl_vi.metrics.sampled.noise_rules import guide_nodes, noise_rules, scored_nodes, sobol_rules
 from ppl_vi.metrics.scorecard import Scorecard
 
 WAY_POINTS, WAY_RULES = 1024, 2  # on which the way of several numbers is measured
@@ -37,7 +37,7 @@ def _densities(card: Scorecard, theta: Tensor, edges: np.ndarray) -> np.ndarray:
     if not edges.shape[1]:
         return np.empty((len(edges), 0, NUM_BINS))
     fitted = card.fit
-    seen = drawn(fitted, theta, sobol_rules(fitted.program.latent_draws, DENSITY_POINTS, fitted.seed + 50))
+    seen = guide_nodes(fitted, theta, sobol_rules(fitted.program.latent_draws, DENSITY_POINTS, fitted.seed + 50))
     return np.array([binned(pooled(guide_samples(seen, b, 0)), edge) for b, edge in enumerate(edges)])
 
 
@@ -59,9 +59,9 @@ def _way(card: Scorecard) -> np.ndarray:
     followed = torch.from_numpy(order[:, at]).to(fitted.trajectory.device)
     theta = torch.take_along_dim(fitted.trajectory, followed[None, :, :, None], 2).permute(1, 2, 0, 3)
     if card.truth.line is not None:
-        return reverse_kl_of_many(overlay(fitted, card.truth, theta.flatten(1, 2))).reshape(theta.shape[:3])
-    seen = cloud(
-        fitted, theta.flatten(1, 2), rules(fitted.program.latent_draws, WAY_POINTS, fitted.seed + 60, WAY_RULES)
+        return reverse_kl_of_many(quadrature_grid(fitted, card.truth, theta.flatten(1, 2))).reshape(theta.shape[:3])
+    seen = scored_nodes(
+        fitted, theta.flatten(1, 2), noise_rules(fitted.program.latent_draws, WAY_POINTS, fitted.seed + 60, WAY_RULES)
     )
     elbo = seen.rules.mean(seen.log_weight).mean(-1).cpu().numpy()
     return (card.truth.log_evidence[:, None] - elbo).reshape(theta.shape[:3])

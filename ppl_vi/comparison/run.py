@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 
-from ppl_vi.comparison.comparison import Comparison, Entry, Settings, Some
+from ppl_vi.comparison.comparison import Comparison, Entry, FitSettings, Some
 from ppl_vi.comparison.curves import curves_of
 from ppl_vi.comparison.records import blank_record, record
 from ppl_vi.guides import Family, RefusedFamilyError, find_family
@@ -100,7 +100,7 @@ def refusal(guide: str) -> str:
     return ""
 
 
-def check_settings(settings: Settings) -> None:
+def check_settings(settings: FitSettings) -> None:
     """Checks what can be told before anything is computed.
 
     Raises:

@@ -98,10 +98,10 @@ def _read(tensor: Tensor) -> tuple[torch.dtype, torch.Size, str]:
     return tensor.dtype, tensor.shape, tensor.device.type
 
 
-def is_kept(module: GraphModule, example: Sequence[Tensor]) -> bool:
+def is_cached(module: GraphModule, example: Sequence[Tensor]) -> bool:
     """Whether the machine code is there already."""
     module, constants = with_constants_given(module)
-    return inductor_cache.is_kept(cache_folder(), inductor_cache.key_of(module, [*constants, *example]))
+    return inductor_cache.is_cached(cache_folder(), inductor_cache.key_of(module, [*constants, *example]))
 
 
 def with_constants_given(module: GraphModule) -> tuple[GraphModule, list[Tensor]]:

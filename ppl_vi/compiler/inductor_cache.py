@@ -52,7 +52,7 @@ def key_of(module: GraphModule, example: Sequence[Tensor]) -> str:
     return sha256(repr((module.code, shapes, where)).encode()).hexdigest()[:32]
 
 
-def is_kept(folder: Path, key: str) -> bool:
+def is_cached(folder: Path, key: str) -> bool:
     """Whether there is a record."""
     return (folder / "kept" / key / DIGESTS).is_file()
 

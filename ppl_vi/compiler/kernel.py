@@ -68,7 +68,7 @@ class Step:
     @property
     def is_kept(self) -> bool:
         """Whether its machine code was compiled before and is in the cache."""
-        return toolchain.is_kept(self.code)
+        return toolchain.is_cached(self.code)
 
     def compiled(self) -> Kernel:
         """Compiles the step, or loads the machine code that is kept from before.

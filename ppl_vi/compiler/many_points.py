@@ -22,7 +22,7 @@ from torch.func import grad_and_value, vmap
 from ppl_vi.compiler.eager import eager
 from ppl_vi.compiler.kernel import Kernel, written
 from ppl_vi.compiler.simplify import traced
-from ppl_vi.compiler.trace import written_down
+from ppl_vi.compiler.trace import trace
 
 Tensors = Sequence[Tensor]
 Vectorise = Callable[..., Callable[..., Any]]  # torch.func.vmap, or what stands for it where a function can't be mapped
@@ -177,7 +177,7 @@ def _flat(function: Callable[..., Any], example: Tensors, gate: Gate) -> Callabl
     """A function as a flat graph; itself where it can't be traced, as when it decides by a value."""
     with gate():
         try:
-            return written_down(function, example)
+            return trace(function, example)
         except Exception as error:  # whatever a model does that tracing does not know
             _log.info("a function runs untraced: %s", error)
 

@@ -19,7 +19,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.passes.dialect.common.cse_pass import CSEPass
 
 from ppl_vi.compiler.fold import SUMS, alike, fold
-from ppl_vi.compiler.trace import writes, written_down
+from ppl_vi.compiler.trace import is_in_place, trace
 
 aten = torch.ops.aten
 RESHAPES = (
@@ -37,13 +37,13 @@ def traced(function: Callable[..., Any], example: tuple[Tensor, ...]) -> GraphMo
     Raises:
         Exception: whatever a function does that can't be traced.
     """
-    return tidy(written_down(function, example), example)
+    return tidy(trace(function, example), example)
 
 
 def tidy(module: GraphModule, example: tuple[Tensor, ...]) -> GraphModule:
     """The same graph with fewer operations, none of them in place; `example` is what it was traced with."""
-    if any(writes(node) for node in module.graph.nodes):  # only now: functionalize knows no autograd.Function
-        module = written_down(functionalize(module), example)
+    if any(is_in_place(node) for node in module.graph.nodes):  # only now: functionalize knows no autograd.Function
+        module = trace(functionalize(module), example)
     fold(module, example[0].device)
     for node in list(module.graph.nodes):
         _poison_failures(node)

@@ -55,7 +55,7 @@ def library(source: str) -> ctypes.CDLL:
     return ctypes.CDLL(str(path))
 
 
-def is_kept(source: str) -> bool:
+def is_cached(source: str) -> bool:
     """Whether the library of some C++ is there already."""
     try:
         return _intact(_place(compiler(), source))

@@ -29,7 +29,7 @@ DECIDES = "data-dependent control flow: {} asks for the value of what is being t
 Decompositions = dict[Any, Callable[..., Any]]
 
 
-def written_down(
+def trace(
     function: Callable[..., Any], example: Sequence[Tensor], decompositions: Decompositions | None = None
 ) -> GraphModule:
     """A function as a graph, for inputs like `example`: the same shapes, strides, dtypes and device.
@@ -53,11 +53,11 @@ def written_down(
     with scribe:
         out = function(*inputs)
     scribe.graph.output(map_aggregate(out, scribe.node_of))
-    scribe.graph.eliminate_dead_code(lambda node: node.is_impure() or writes(node))
+    scribe.graph.eliminate_dead_code(lambda node: node.is_impure() or is_in_place(node))
     return GraphModule(scribe.holder, scribe.graph)
 
 
-def writes(node: Node) -> bool:
+def is_in_place(node: Node) -> bool:
     """Whether a node changes one of its arguments in place."""
     schema = getattr(node.target, "_schema", None)
     return schema is not None and schema.is_mutable
@@ -124,7 +124,7 @@ class _Scribe(TorchDispatchMode):
         sources, random = set(node.all_input_nodes), torch.Tag.nondeterministic_seeded in func.tags
         if sources <= self.fixed | self.held and not random:
             self.fixed.add(node)
-        elif writes(node):
+        elif is_in_place(node):
             memory = args[0].untyped_storage().data_ptr()  # what is written to may be a view of some of them
             self.fixed -= {n for t, n in self.nodes.items() if t.untyped_storage().data_ptr() == memory}
 

@@ -21,7 +21,7 @@ from torch.fx import GraphModule, Node
 from ppl_vi.compiler.builder import Builder
 from ppl_vi.compiler.operations import computed, filled, is_known
 from ppl_vi.compiler.text import Tables
-from ppl_vi.compiler.trace import written_down
+from ppl_vi.compiler.trace import trace
 from ppl_vi.compiler.values import MAX_ELEMENTS, Array, Item, Ref, UnsupportedError, Value
 
 # What an operation is made of may itself be made of others; none that a step was seen to hold is nested any deeper.
@@ -84,7 +84,7 @@ def decomposed(graph: GraphModule, example: Sequence[Tensor]) -> GraphModule:
         table: Any = {op: how for op, how in torch._decomp.decomposition_table.items() if op in foreign}
         if not table:
             break
-        graph = written_down(graph, example, table)
+        graph = trace(graph, example, table)
     return graph
 
 

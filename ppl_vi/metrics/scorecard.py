@@ -12,16 +12,16 @@ from ppl_vi.guides.own import has_network
 from ppl_vi.metrics.estimate import Estimate
 from ppl_vi.metrics.exact import divergence, moments
 from ppl_vi.metrics.exact.best_member import best_member
-from ppl_vi.metrics.exact.grid import Overlay, overlay
+from ppl_vi.metrics.exact.grid import QuadratureGrid, quadrature_grid
 from ppl_vi.metrics.family_gap import BestMember, never, optimization_gap
 from ppl_vi.metrics.sampled import importance
 from ppl_vi.metrics.sampled.marginals import Marginals
-from ppl_vi.metrics.sampled.scores import scores_by_noise
+from ppl_vi.metrics.sampled.scores import sampled_scores
 from ppl_vi.svi.result import Fit
 from ppl_vi.truth import Truth
 
 # exact metrics of a guide's density over the posterior's; a new one is a function and a line here
-METRICS: dict[str, Callable[[Overlay], Estimate]] = {
+METRICS: dict[str, Callable[[QuadratureGrid], Estimate]] = {
     "elbo": divergence.elbo,
     "reverse_kl": divergence.reverse_kl,
     "forward_kl": divergence.forward_kl,
@@ -60,7 +60,7 @@ def score(fit: Fit, truth: Truth, *, num_draws: int = 10_000, upper_bound: bool 
     """Measures every replica of a fit against the truth.
 
     With one latent number, exact by quadrature: the metrics of `METRICS`, the ELBO gap, the family and the optimization
-    gap. With more, by weighted points of the guide and of the truth (`scores_by_noise`). In any case by Monte Carlo, as
+    gap. With more, by weighted points of the guide and of the truth (`sampled_scores`). In any case by Monte Carlo, as
     a user without the truth would see them: the ELBO, importance-sampled log p(x), k-hat and ESS.
 
     Args:
@@ -77,7 +77,7 @@ def score(fit: Fit, truth: Truth, *, num_draws: int = 10_000, upper_bound: bool 
         raise ValueError("the fit and the truth must be of the same target")
     upper_bound = many_optima(fit) if upper_bound is None else upper_bound
     if truth.line is None:
-        scores, best, marginals = scores_by_noise(fit, truth, upper_bound=upper_bound)
+        scores, best, marginals = sampled_scores(fit, truth, upper_bound=upper_bound)
     else:
         scores, best = _exact_scores(fit, truth, upper_bound)
         marginals = None
@@ -92,10 +92,10 @@ def many_optima(fit: Fit) -> bool:
     return name in MULTIMODAL or (fit.target.dim > 1 and has_network(fit.program.guide))
 
 
-Parts = tuple[dict[str, Estimate], BestMember | None, Marginals | None]
+Found = tuple[dict[str, Estimate], BestMember | None, Marginals | None]
 
 
-def _legible(scores: dict[str, Estimate], best: BestMember | None, marginals: Marginals | None) -> Parts:
+def _legible(scores: dict[str, Estimate], best: BestMember | None, marginals: Marginals | None) -> Found:
     """All that has a numerical error, without the values that are lost in it."""
     kept = {name: estimate.without_swamped() for name, estimate in scores.items()}
     best = best and replace(best, divergence=best.divergence.without_swamped())
@@ -106,7 +106,7 @@ def _legible(scores: dict[str, Estimate], best: BestMember | None, marginals: Ma
 
 
 def _exact_scores(fit: Fit, truth: Truth, upper_bound: bool) -> tuple[dict[str, Estimate], BestMember | None]:
-    pair = overlay(fit, truth)
+    pair = quadrature_grid(fit, truth)
     scores = {name: metric(pair) for name, metric in METRICS.items()}
     scores["elbo_gap"] = _elbo_gap(truth, scores["elbo"])
     if fit.support_mismatch:

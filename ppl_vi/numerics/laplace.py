@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.func import grad, grad_and_value
 
 from ppl_vi.numerics.newton import minimize
-from ppl_vi.numerics.vmapping import each
+from ppl_vi.numerics.vmapping import vmap_or_loop
 
 NUDGE = 0.1  # unconstrained: off a point where the density is level by symmetry alone
 LEVEL = 1e-6  # slope for each nat of the log density, below which a point that is no mode is a saddle
@@ -52,7 +52,7 @@ class Laplace:
         return torch.where(curved, torch.where(curved, diagonal, torch.ones_like(diagonal)).rsqrt(), 1.0)
 
 
-def laplace_of(
+def laplace_approximation(
     log_density: Callable[..., Tensor], start: Tensor, args: tuple[Tensor, ...], tolerance: float
 ) -> Laplace:
     """The mode near `start`, which need not be the highest.
@@ -72,7 +72,7 @@ def laplace_of(
 
     found = minimize(loss, start, args=args, tolerance=tolerance)
     laplace = Laplace(found.x, found.hessian, -found.value, found.converged)
-    level = each(grad(loss))(found.x, *args).abs().amax(-1) <= LEVEL * (1 + found.value.abs())
+    level = vmap_or_loop(grad(loss))(found.x, *args).abs().amax(-1) <= LEVEL * (1 + found.value.abs())
     laplace = _retried(laplace, ~found.converged & level, _nudged, loss, start, args, tolerance)
     return _retried(laplace, ~laplace.converged, _independent, loss, start, args, tolerance)
 
@@ -86,7 +86,7 @@ def centred_on_mass(
 
     Args:
         laplace: of the same problems.
-        log_density, start, args, tolerance: see `laplace_of`.
+        log_density, start, args, tolerance: see `laplace_approximation`.
     """
 
     def loss(u: Tensor, *row: Tensor) -> Tensor:
@@ -137,9 +137,9 @@ def _stands_for_mass(laplace: Laplace, loss: Callable[..., Tensor], args: tuple[
     offsets = laplace.scale[:, None] * _nodes(NUM_NODES, laplace.loc)
 
     def mean_loss(loc: Tensor, steps: Tensor, *row: Tensor) -> Tensor:
-        return each(lambda step: loss(loc + step, *row))(steps).mean()
+        return vmap_or_loop(lambda step: loss(loc + step, *row))(steps).mean()
 
-    missing = each(mean_loss)(laplace.loc, offsets, *args) + laplace.log_density - dim / 2
+    missing = vmap_or_loop(mean_loss)(laplace.loc, offsets, *args) + laplace.log_density - dim / 2
     return missing.abs() <= ALLOWED + dim / 4
 
 
@@ -154,21 +154,21 @@ def _independent(loss: Callable[..., Tensor], start: Tensor, args: tuple[Tensor,
     def divergence(theta: Tensor, *row: Tensor) -> Tensor:
         loc, log_scale = theta.split(dim)
         points = loc + log_scale.exp() * nodes
-        return each(lambda u: loss(u, *row))(points).mean() - log_scale.sum()
+        return vmap_or_loop(lambda u: loss(u, *row))(points).mean() - log_scale.sum()
 
     theta = torch.cat([start, torch.full_like(start, START_SCALE).log()], -1)
     for _ in range(MAX_HALVINGS):  # where the support ends nearby
-        beyond = ~each(divergence)(theta, *args).isfinite()
+        beyond = ~vmap_or_loop(divergence)(theta, *args).isfinite()
         if not bool(beyond.any()):
             break
         theta[:, dim:] -= torch.where(beyond, math.log(2), 0.0)[:, None]
     smooth = minimize if dim <= MAX_NEWTON else _descended
-    near = each(divergence)(theta, *args).isfinite()  # a start on the very end of its support stays there
+    near = vmap_or_loop(divergence)(theta, *args).isfinite()  # a start on the very end of its support stays there
     if bool(near.any()):
         theta[near] = smooth(divergence, theta[near], args=tuple(arg[near] for arg in args), tolerance=tolerance).x
     loc, log_scale = theta.split(dim, -1)
     no_mode = torch.zeros(len(start), dtype=torch.bool, device=start.device)
-    return Laplace(loc, torch.diag_embed((-2 * log_scale).exp()), -each(loss)(loc, *args), no_mode)
+    return Laplace(loc, torch.diag_embed((-2 * log_scale).exp()), -vmap_or_loop(loss)(loc, *args), no_mode)
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ def _descended(objective: Callable[..., Tensor], start: Tensor, args: tuple[Tens
 
     def total(flat: np.ndarray) -> tuple[float, np.ndarray]:
         x = torch.from_numpy(flat).to(start).reshape(start.shape)
-        gradient, value = each(grad_and_value(objective))(x, *args)
+        gradient, value = vmap_or_loop(grad_and_value(objective))(x, *args)
         return float(value.sum()), gradient.cpu().double().numpy().ravel()
 
     options = {"maxiter": 500, "ftol": tolerance}

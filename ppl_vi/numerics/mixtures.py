@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vi.numerics.rules import rule
+from ppl_vi.numerics.rules import gaussian_rule
 
 MOST_COMPONENTS = 6
 DRAWS_PER_NUMBER = 10  # of a component, at least
@@ -22,7 +22,7 @@ LOG_2PI = math.log(2 * math.pi)
 
 
 @dataclass(frozen=True, eq=False)
-class Fitted:
+class StudentMixture:
     """A mixture of normal densities, or of Student t ones with the same locations and matrices.
 
     Attributes:
@@ -61,7 +61,7 @@ class Fitted:
         return torch.stack(parts).logsumexp(0)
 
 
-def fitted(u: Tensor, degrees: float, seed: int) -> Fitted:
+def fit_student_mixture(u: Tensor, degrees: float, seed: int) -> StudentMixture:
     """A mixture fitted to draws `(S, D)` by expectation maximisation."""
     from sklearn.mixture import GaussianMixture  # a second
 
@@ -74,19 +74,19 @@ def fitted(u: Tensor, degrees: float, seed: int) -> Fitted:
     log_share = torch.from_numpy(np.log(mixture.weights_)).to(u)
     widened = 1.0 if math.isinf(degrees) else WIDENED
     factor = widened * torch.linalg.cholesky(covariance)
-    return Fitted(log_share, torch.from_numpy(mixture.means_).to(u), factor, degrees)
+    return StudentMixture(log_share, torch.from_numpy(mixture.means_).to(u), factor, degrees)
 
 
-class Mixture(NamedTuple):
+class GaussianMixtures(NamedTuple):
     """Gaussian mixtures of `N` problems: `Head.components`."""
 
     log_weights: Tensor  # (N, K)
     locs: Tensor  # (N, K, D)
     trils: Tensor  # (N, K, D, D)
 
-    def rows(self, index: Tensor | slice) -> Mixture:
+    def rows(self, index: Tensor | slice) -> GaussianMixtures:
         """Some of the problems."""
-        return Mixture(self.log_weights[index], self.locs[index], self.trils[index])
+        return GaussianMixtures(self.log_weights[index], self.locs[index], self.trils[index])
 
     def points(self, nodes: Tensor) -> Tensor:
         """Standard normal points `(S, D)` carried to each component, `(N, K, S, D)`."""
@@ -110,7 +110,7 @@ class Mixture(NamedTuple):
         if self.locs.shape[-2] == 1:
             log_scale = torch.diagonal(self.trils, dim1=-2, dim2=-1).log().sum((-2, -1))
             return -log_scale - dim * (1 + LOG_2PI) / 2
-        nodes, weights = rule(level, dim)
+        nodes, weights = gaussian_rule(level, dim)
         z = self.points(nodes.to(self.locs))
         log_q = self.log_prob(z.flatten(-3, -2)).unflatten(-1, z.shape[-3:-1])
         return (self.log_weights.exp() * (log_q @ weights.to(self.locs))).sum(-1)

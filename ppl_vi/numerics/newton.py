@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value, jacrev
 
-from ppl_vi.numerics.vmapping import each
+from ppl_vi.numerics.vmapping import vmap_or_loop
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def minimize(
         return gradient, (value, gradient)
 
     def all_at(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        hessian, (value, gradient) = each(jacrev(slope, has_aux=True))(x, *args)
+        hessian, (value, gradient) = vmap_or_loop(jacrev(slope, has_aux=True))(x, *args)
         return value, gradient, (hessian + hessian.mT) / 2
 
     x = start.detach().clone()

@@ -21,13 +21,13 @@ REACH = 7.5  # of their nodes, standard deviations
 NEGLIGIBLE = 1e-14  # of a rule's largest weight
 
 
-def num_levels(dim: int) -> int:
+def num_rule_levels(dim: int) -> int:
     """How many rules there are."""
     return len(HERMITE) + len(SPACINGS[dim])
 
 
 @lru_cache(maxsize=64)
-def rule(level: int, dim: int) -> tuple[Tensor, Tensor]:
+def gaussian_rule(level: int, dim: int) -> tuple[Tensor, Tensor]:
     """Nodes `(S, D)` and weights `(S,)` of E[f(e)], e ~ Normal(0, I), finer with the level.
 
     Two tensor rules of Gauss and Hermite, then trapezoids, whose error falls exponentially with the inverse spacing.

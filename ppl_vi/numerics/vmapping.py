@@ -20,22 +20,22 @@ BRANCHES = ("data-dependent control flow", "calling .item() on a Tensor")  # wha
 Axes = int | tuple[int | None, ...]
 
 
-def branches(error: BaseException) -> bool:
+def decides_by_value(error: BaseException) -> bool:
     """Whether this is vmap's complaint about a function that decides by a value what to do."""
     return isinstance(error, RuntimeError) and any(said in str(error) for said in BRANCHES)
 
 
-def draws_unasked(error: BaseException) -> bool:
+def draws_outside_sites(error: BaseException) -> bool:
     """Whether this is vmap's complaint about a function that draws random numbers of its own."""
     return isinstance(error, RuntimeError) and UNASKED in str(error)
 
 
-def masks(error: BaseException) -> bool:
+def indexes_by_mask(error: BaseException) -> bool:
     """Whether this is vmap's complaint about a function that indexes by a mask."""
     return isinstance(error, RuntimeError) and "vmap" in str(error) and MASKS in str(error)
 
 
-def one_by_one(function: Callable[..., Any], in_dims: Axes = 0) -> Callable[..., Any]:
+def loop_over(function: Callable[..., Any], in_dims: Axes = 0) -> Callable[..., Any]:
     """The same as `vmap`, for the leading axis alone, by a loop."""
 
     def mapped(*args: Any) -> Any:
@@ -56,15 +56,15 @@ def one_by_one(function: Callable[..., Any], in_dims: Axes = 0) -> Callable[...,
     return mapped
 
 
-def each(function: Callable[..., Any], in_dims: Axes = 0) -> Callable[..., Any]:
-    """`vmap`, or `one_by_one` where the function decides by a value what to do."""
+def vmap_or_loop(function: Callable[..., Any], in_dims: Axes = 0) -> Callable[..., Any]:
+    """`vmap`, or `loop_over` where the function decides by a value what to do."""
 
     def mapped(*args: Any) -> Any:
         try:
             return vmap(function, in_dims=in_dims)(*args)
         except RuntimeError as error:
-            if not branches(error):
+            if not decides_by_value(error):
                 raise
-        return one_by_one(function, in_dims)(*args)
+        return loop_over(function, in_dims)(*args)
 
     return mapped

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Evidence:
+class EvidenceEstimate:
     """An estimate of log p(x).
 
     Attributes:
@@ -23,11 +23,11 @@ class Evidence:
     std_error: float
 
 
-def importance(log_weight: np.ndarray) -> Evidence:
+def importance_evidence(log_weight: np.ndarray) -> EvidenceEstimate:
     """The log of the mean weight and its standard error by the delta method."""
     value = float(special.logsumexp(log_weight)) - math.log(len(log_weight))
     relative = np.exp(log_weight - value)
-    return Evidence(value, float(relative.std(ddof=1)) / math.sqrt(len(relative)))
+    return EvidenceEstimate(value, float(relative.std(ddof=1)) / math.sqrt(len(relative)))
 
 
 def pareto_khat(log_weights: np.ndarray) -> float:

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from ppl_vi.guides import Family, find_family
 from ppl_vi.guides.autoguides import drawn_by_latents
 from ppl_vi.guides.own import name_of
-from ppl_vi.numerics.vmapping import branches, draws_unasked, masks
+from ppl_vi.numerics.vmapping import decides_by_value, draws_outside_sites, indexes_by_mask
 from ppl_vi.runtime.provenance import versions
 from ppl_vi.svi.engines.choice import ENGINES, Chosen, choose
 from ppl_vi.svi.engines.memory import ChunkedEngine, footprint
-from ppl_vi.svi.engines.probe import probe_of
+from ppl_vi.svi.engines.probe import step_gradients
 from ppl_vi.svi.engines.pyro import pyro_elbo
 from ppl_vi.svi.engines.step import Portion
 from ppl_vi.svi.finishing import finished
@@ -24,7 +24,7 @@ from ppl_vi.svi.objectives import Objective, find_objective
 from ppl_vi.svi.program import Program, load_parameters
 from ppl_vi.svi.randomness import UnsupportedRandomnessError, pseudo_random
 from ppl_vi.svi.result import Fit, Progress
-from ppl_vi.svi.rounds import Run, Settings, pyro_round, run_rounds, units_at, vectorised_round
+from ppl_vi.svi.rounds import Run, Strategy, pyro_round, run_rounds, units_at, vectorised_round
 from ppl_vi.svi.start import build_guide, start_guides
 from ppl_vi.svi.stopping import (
     MAX_PARAMETERS,
@@ -95,17 +95,17 @@ def fit(
         ValueError: an argument is out of range.
     """
     began = time.perf_counter()
-    settings = Settings(find_objective(objective), num_steps, num_particles, lr, seed, tolerance, max_memory)
+    settings = Strategy(find_objective(objective), num_steps, num_particles, lr, seed, tolerance, max_memory)
     _validate(settings, engine, num_replicas)
     try:
         return _fit(target, family, settings, engine, num_replicas, allow_support_mismatch, progress, began)
     except RuntimeError as error:
-        if masks(error):
+        if indexes_by_mask(error):
             raise UnsuitableModelError(
                 f"{target.name}: the model or guide indexes by a mask of drawn values, which can't be done for many "
                 "draws at once: choose by torch.where"
             ) from error
-        if not draws_unasked(error):
+        if not draws_outside_sites(error):
             raise
         raise UnsuitableModelError(
             f"{target.name}: the model draws random numbers that are neither latent nor a plate's subsample, so that "
@@ -116,7 +116,7 @@ def fit(
 def _fit(
     target: Target,
     family: Family | str,
-    settings: Settings,
+    settings: Strategy,
     engine: str,
     num_replicas: int,
     allow_support_mismatch: bool,
@@ -148,7 +148,7 @@ def _fit(
             chosen = _choose(engine, program, settings, initial, size)
             engine, reason = chosen.name, chosen.reason
             one_round = vectorised_round(program, settings, ChunkedEngine(chosen.engine, size), portion)
-            probe = probe_of(chosen.engine, size, num_particles)
+            probe = step_gradients(chosen.engine, size, num_particles)
         run_rounds(program, settings, run, room, one_round, probe, progress)
     final, parameters = _finish(program, family, target, guides, run.theta)
     has_trajectory = final.layout == program.layout
@@ -179,7 +179,7 @@ def _fit(
     )
 
 
-def _validate(settings: Settings, engine: str, num_replicas: int) -> None:
+def _validate(settings: Strategy, engine: str, num_replicas: int) -> None:
     if engine not in ENGINES:
         raise ValueError(f"unknown engine '{engine}'; there are {', '.join(ENGINES)}")
     for what, value in (
@@ -209,7 +209,7 @@ def check_objective(objective: Objective, engine: str, num_particles: int) -> No
         pyro_elbo(objective, num_particles)
 
 
-def _units_in_some_way(program: Program, settings: Settings, family: Family) -> Tensor:
+def _units_in_some_way(program: Program, settings: Strategy, family: Family) -> Tensor:
     """The units; this first run for many draws at once shows whether that can be done."""
     while True:
         try:
@@ -217,12 +217,12 @@ def _units_in_some_way(program: Program, settings: Settings, family: Family) -> 
             return _units(program, settings, family)
         except (RuntimeError, UnsupportedRandomnessError) as error:
             by_seeds = isinstance(error, UnsupportedRandomnessError)
-            if not (branches(error) or by_seeds) or not program.replayable:
+            if not (decides_by_value(error) or by_seeds) or not program.replayable:
                 raise
             program.run_one_by_one(str(error) if by_seeds else DECIDES, by_seeds)
 
 
-def _try_large(program: Program, settings: Settings) -> None:
+def _try_large(program: Program, settings: Strategy) -> None:
     """A run of a guide so large that its units take none."""
     if program.layout.size > MAX_PARAMETERS:
         row = program.target.row(0)
@@ -230,7 +230,7 @@ def _try_large(program: Program, settings: Settings) -> None:
         surrogate(program, settings.objective, program.initial, row, noise)
 
 
-def _possible(engine: str, program: Program, settings: Settings) -> tuple[str, str]:
+def _possible(engine: str, program: Program, settings: Strategy) -> tuple[str, str]:
     """The engine, or Pyro's own SVI where that alone can do it and the choice is free, and why.
 
     Raises:
@@ -246,14 +246,14 @@ def _possible(engine: str, program: Program, settings: Settings) -> tuple[str, s
     return "pyro", why
 
 
-def _choose(engine: str, program: Program, settings: Settings, initial: Tensor, size: int) -> Chosen:
+def _choose(engine: str, program: Program, settings: Strategy, initial: Tensor, size: int) -> Chosen:
     """The engine for `size` replicas at a time."""
     calls = settings.num_steps * math.ceil(initial.shape[1] / size)
     some = initial[:, :size].contiguous()
     return choose(engine, program, settings.objective, some, settings.num_particles, calls)
 
 
-def _units(program: Program, settings: Settings, family: Family) -> Tensor:
+def _units(program: Program, settings: Strategy, family: Family) -> Tensor:
     """Curvature at the undispersed start: a replica that starts far out would measure the curvature there."""
     target = program.target
     central = [_theta(program, build_guide(family, target, b, seed=settings.seed)) for b in range(target.num_problems)]

@@ -50,7 +50,7 @@ class CheckpointError(ValueError):
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainingSettings:
     """How a model is trained.
 
     Attributes:
@@ -102,7 +102,7 @@ class Trained:
     best_epoch: int
     stop_reason: str
     seconds: float
-    settings: Settings
+    settings: TrainingSettings
     versions: dict[str, str]
 
 
@@ -137,7 +137,7 @@ def train(
     module: nn.Module,
     data: Tensor | Callable[[int], Tensor],
     held_out: Tensor,
-    settings: Settings | None = None,
+    settings: TrainingSettings | None = None,
     *,
     alpha: Alpha | float = 1.0,
     checkpoint: Path | None = None,
@@ -164,7 +164,7 @@ def train(
         FloatingPointError: the ELBO is no longer finite; the message says when.
     """
     began = time.perf_counter()
-    settings = settings or Settings()
+    settings = settings or TrainingSettings()
     batches = data if callable(data) else lambda epoch: data
     weight = (lambda epoch: float(alpha(epoch))) if callable(alpha) else lambda epoch: float(alpha)
     module, dtype = copy.deepcopy(module), next(module.parameters()).dtype
@@ -235,7 +235,7 @@ def gradient_step(
     return loss.detach()
 
 
-def _epoch(run: _Run, elbo: Trace_ELBO, module: Any, optimiser: Adam, data: Tensor, settings: Settings) -> None:
+def _epoch(run: _Run, elbo: Trace_ELBO, module: Any, optimiser: Adam, data: Tensor, settings: TrainingSettings) -> None:
     total = 0.0
     for group in optimiser.param_groups:
         group["lr"] = settings.rate(run.epoch)
@@ -256,7 +256,7 @@ def _held_out(module: Any, data: Tensor) -> float:
     return -loss / len(data)
 
 
-def _finished(run: _Run, settings: Settings) -> str:
+def _finished(run: _Run, settings: TrainingSettings) -> str:
     waited = run.epoch - 1 - run.best_epoch
     if waited >= settings.patience:
         return f"no better held-out ELBO for {waited} epochs"
@@ -271,7 +271,7 @@ def _sums(batches: Callable[[int], Tensor], held_out: Tensor) -> list[str]:
 
 
 def _save(
-    path: Path, run: _Run, module: nn.Module, optimiser: Adam, settings: Settings, sums: list[str] | None
+    path: Path, run: _Run, module: nn.Module, optimiser: Adam, settings: TrainingSettings, sums: list[str] | None
 ) -> None:
     """All or nothing: a process killed while it writes leaves the checkpoint before."""
     state = {
@@ -287,7 +287,7 @@ def _save(
 
 
 def _load(
-    path: Path, module: nn.Module, optimiser: Adam, settings: Settings, weight: Alpha, sums: list[str] | None
+    path: Path, module: nn.Module, optimiser: Adam, settings: TrainingSettings, weight: Alpha, sums: list[str] | None
 ) -> _Run:
     try:
         state = torch.load(path, weights_only=True)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 from torch.func import functional_call, jacrev, vmap
 
-from ppl_vi.numerics.vmapping import one_by_one
+from ppl_vi.numerics.vmapping import loop_over
 from ppl_vi.svi.randomness import Draw, Recorder, Replay, UnsupportedRandomnessError, seeded
 from ppl_vi.target.isolation import isolated, whole_plates
 from ppl_vi.target.sites import Latents, off_edge
@@ -209,7 +209,7 @@ class Program:
 
     def run_one_by_one(self, reason: str, by_seeds: bool = False) -> None:
         """From here on each draw is run on its own, by a loop; noise that can't be given comes from a seed."""
-        self.one_by_one, self.over = reason, one_by_one
+        self.one_by_one, self.over = reason, loop_over
         if by_seeds:
             self._num_guide_draws = 0
             self.draws = self.latent_draws = (Draw("seed", torch.Size([]), torch.int64),)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ppl_vi.guides import Family
 from ppl_vi.guides.autoguides import drawn_by_latents
 from ppl_vi.guides.own import family_of
-from ppl_vi.numerics.vmapping import Axes, each, one_by_one
+from ppl_vi.numerics.vmapping import Axes, loop_over, vmap_or_loop
 from ppl_vi.runtime.files import replace_file
 from ppl_vi.svi.finishing import finished
 from ppl_vi.svi.program import Program, load_parameters
@@ -158,7 +158,7 @@ class Fit:
             return self._over(over_replicas, in_dims=(0, 0, axis))(theta, self.target.args, noise)
 
     def _over(self, function: Callable[..., Any], in_dims: Axes = 0) -> Callable[..., Any]:
-        return (one_by_one if self.program.one_by_one else each)(function, in_dims)
+        return (loop_over if self.program.one_by_one else vmap_or_loop)(function, in_dims)
 
     def log_prob(self, latents: Latents) -> Tensor:
         """log q at latents `(B, R, S, *site.shape)`, `(B, R, S)`, nats."""

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ppl_vi.svi.diagnosis import culprit
-from ppl_vi.svi.engines.adam import pace
+from ppl_vi.svi.engines.adam import step_schedule
 from ppl_vi.svi.engines.batched import BatchedEngine
 from ppl_vi.svi.engines.memory import UNTRACED, ChunkedEngine, Footprint
-from ppl_vi.svi.engines.probe import Probe
+from ppl_vi.svi.engines.probe import StepGradients
 from ppl_vi.svi.engines.pyro import PyroSVI
 from ppl_vi.svi.engines.step import LONG, TOGETHER, Engine, Portion, State
 from ppl_vi.svi.objectives import Objective
@@ -40,7 +40,7 @@ Draws = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
-class Settings:
+class Strategy:
     """What the strategy of a fit needs to know."""
 
     objective: Objective
@@ -69,7 +69,7 @@ class Run:
     step: int = 0
 
 
-def units_at(program: Program, settings: Settings, theta: Tensor, probe: Probe | None = None) -> Tensor:
+def units_at(program: Program, settings: Strategy, theta: Tensor, probe: StepGradients | None = None) -> Tensor:
     args = program.target.args
     return curvature_units(program, settings.objective, theta, args, settings.num_particles, settings.seed, probe)
 
@@ -79,11 +79,11 @@ Round = Callable[[Run, Tensor, int, float], Tensor]
 
 def run_rounds(
     program: Program,
-    settings: Settings,
+    settings: Strategy,
     run: Run,
     room: Footprint,
     one_round: Round,
-    probe: Probe | None,
+    probe: StepGradients | None,
     progress: Progress | None,
 ) -> None:
     """Rounds of growing length until every fit has stopped or the steps are used up."""
@@ -105,12 +105,12 @@ def run_rounds(
 
 def _gain(
     program: Program,
-    settings: Settings,
+    settings: Strategy,
     run: Run,
     room: Footprint,
     theta: Tensor,
     number: int,
-    probe: Probe | None,
+    probe: StepGradients | None,
 ) -> np.ndarray:
     """What each fit could still gain nearby after round `number`, nats, `(B, R)`."""
     num_points = FIRST_CHECK * 2 ** max(number - MIN_ROUNDS, 0)
@@ -141,7 +141,7 @@ def _in_chunks(room: Footprint, num_points: int, values: Tensor, function: Calla
     return torch.cat([function(some) for some in values.split(size, 1)], 1)
 
 
-def _record(settings: Settings, run: Run, theta: Tensor, gain: np.ndarray | None) -> None:
+def _record(settings: Strategy, run: Run, theta: Tensor, gain: np.ndarray | None) -> None:
     """Takes the averaged iterates of those still running, and stops those that have arrived."""
     running = run.status == "not_converged"
     mask = torch.as_tensor(running, device=theta.device)
@@ -179,7 +179,7 @@ def _snapshots(length: int) -> set[int]:
 
 
 def _mark_diverged(
-    program: Program, settings: Settings, run: Run, at: tuple[int, int], step: int, theta: Tensor, noise: Draws
+    program: Program, settings: Strategy, run: Run, at: tuple[int, int], step: int, theta: Tensor, noise: Draws
 ) -> None:
     """Notes that fit `at` left the finite numbers at a step, from `theta` `(D,)` on with `noise` `(P, *shape)`."""
     run.status[at] = "diverged"
@@ -190,7 +190,7 @@ def _mark_diverged(
     run.theta[at] = theta
 
 
-def vectorised_round(program: Program, settings: Settings, engine: ChunkedEngine, portion: Portion) -> Round:
+def vectorised_round(program: Program, settings: Strategy, engine: ChunkedEngine, portion: Portion) -> Round:
     """Rounds in which portions of the replicas take portions of the steps."""
     generator = torch.Generator(device=program.initial.device).manual_seed(settings.seed)
     slow = ChunkedEngine(BatchedEngine(program, settings.objective), engine.size)  # looks for what went wrong
@@ -211,7 +211,7 @@ def vectorised_round(program: Program, settings: Settings, engine: ChunkedEngine
 
     def one_round(run: Run, theta: Tensor, length: int, lr: float) -> Tensor:
         rates, weights = _schedule(length, lr)
-        numbers = np.stack([*pace(rates, np.arange(1, length + 1)), weights])
+        numbers = np.stack([*step_schedule(rates, np.arange(1, length + 1)), weights])
         scalars = torch.as_tensor(numbers, dtype=theta.dtype).to(theta.device)
         states = State.start(theta, run.unit, run.alive, engine.sizes).portions(portion.num_replicas)
         places = range(0, theta.shape[1], portion.num_replicas)
@@ -237,7 +237,7 @@ def vectorised_round(program: Program, settings: Settings, engine: ChunkedEngine
 
 def _watched(
     program: Program,
-    settings: Settings,
+    settings: Strategy,
     run: Run,
     slow: Engine,
     start: tuple[State, int, int],
@@ -265,7 +265,7 @@ def _still(run: Run, theta: Tensor) -> Tensor:
     return torch.as_tensor(run.status == "not_converged", device=theta.device)[..., None]
 
 
-def pyro_round(program: Program, settings: Settings, guides: list[list[nn.Module]]) -> Round:
+def pyro_round(program: Program, settings: Strategy, guides: list[list[nn.Module]]) -> Round:
     generator = torch.Generator(device=program.initial.device).manual_seed(settings.seed)
 
     def one_fit(run: Run, at: tuple[int, int], theta: Tensor, rates: np.ndarray, weights: np.ndarray) -> Tensor:

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from ppl_vi.guides import Family
 from ppl_vi.guides.own import ModuleGuide, with_statements
 from ppl_vi.guides.statements import FunctionGuide
-from ppl_vi.target.arguments import Bound, private
+from ppl_vi.target.arguments import BoundModel, private_copy
 from ppl_vi.target.isolation import isolated, whole_plates
 from ppl_vi.target.sites import split
 from ppl_vi.target.target import Target
@@ -108,8 +108,8 @@ def build_guide(
         if not isinstance(guide, nn.Module):
             guide = FunctionGuide(target.bind(guide), row, target.dtype)
         elif not isinstance(guide, AutoGuide):
-            guide = private(guide, target.dtype)
-            guide = ModuleGuide(guide, target.model.given) if isinstance(target.model, Bound) else guide
+            guide = private_copy(guide, target.dtype)
+            guide = ModuleGuide(guide, target.model.given) if isinstance(target.model, BoundModel) else guide
             guide = with_statements(guide, row, target.dtype)
         _first_run(guide, target, row)
         guide = guide.to(target.device, target.dtype)

@@ -37,7 +37,7 @@ MAX_PARAMETERS = 200
 FAR = 5.0  # units: a longer Newton's step sets the unit itself; it promises more than FAR^2 / 2 nats
 
 
-class Probe(Protocol):
+class GradientSource(Protocol):
     """Another way to mean gradients, see `ppl_vi.svi.engines.probe`."""
 
     def fits(self, noise: tuple[Tensor, ...]) -> bool:
@@ -50,7 +50,7 @@ class Probe(Protocol):
 
 
 @dataclass(frozen=True)
-class Check:
+class GainBound:
     """What a stopping check found for each fit.
 
     Attributes:
@@ -83,7 +83,7 @@ def mean_gradients(
     theta: Tensor,
     args: tuple[Tensor, ...],
     noise: tuple[Tensor, ...],
-    probe: Probe | None = None,
+    probe: GradientSource | None = None,
 ) -> Tensor:
     """The objective's gradient at `theta` of shape `(B, N, D)`, once for each scramble: `(B, N, S, D)`.
 
@@ -125,7 +125,7 @@ def hessian_by_differences(
     args: tuple[Tensor, ...],
     noise: tuple[Tensor, ...],
     step: Tensor,
-    probe: Probe | None = None,
+    probe: GradientSource | None = None,
 ) -> Tensor:
     """Central differences of mean gradients on the first scramble's first points: `(B, R, D)` to `(B, R, D, D)`."""
     batch, replicas, dim = theta.shape
@@ -145,7 +145,7 @@ def curvature_units(
     args: tuple[Tensor, ...],
     num_particles: int,
     seed: int,
-    probe: Probe | None = None,
+    probe: GradientSource | None = None,
 ) -> Tensor:
     """The size of a step along each parameter, `(B, R, D)`: the curvature at the start to the power -1/2.
 
@@ -179,15 +179,15 @@ def check(
     num_particles: int,
     num_points: int,
     seed: int,
-    probe: Probe | None = None,
-) -> Check:
+    probe: GradientSource | None = None,
+) -> GainBound:
     """How much each fit at `theta` `(B, R, D)` could still gain nearby; see the module's text."""
     if program.layout.size > MAX_PARAMETERS:
-        return Check(torch.full(theta.shape[:2], torch.inf, dtype=theta.dtype, device=theta.device))
+        return GainBound(torch.full(theta.shape[:2], torch.inf, dtype=theta.dtype, device=theta.device))
     noise = check_noise(program, objective, num_particles, num_points, seed)
     gradients = mean_gradients(program, objective, theta, args, noise, probe)
     hessian = hessian_by_differences(program, objective, theta, args, noise, DIFFERENCE * unit, probe)
     hessian = hessian * unit[..., None] * unit[..., None, :]
     scaled = gradients * unit[:, :, None]
     t = float(student_t.ppf(0.975, NUM_SCRAMBLES - 1)) if noise else 0.0
-    return Check(predicted_gain(scaled if noise else scaled[:, :, 0], hessian, radius=1.0, slack=t, unit=unit))
+    return GainBound(predicted_gain(scaled if noise else scaled[:, :, 0], hessian, radius=1.0, slack=t, unit=unit))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ppl_vi.target.precision import in_dtype
 
 
-def private(function: Any, dtype: torch.dtype) -> Any:
+def private_copy(function: Any, dtype: torch.dtype) -> Any:
     """A module, or a method of one, as a copy in `dtype` that can be run inside `isolated`; anything else as it is.
 
     A `PyroModule` made while its parameters were global has no place for local ones. The priors of its `PyroSample`s
@@ -34,7 +34,7 @@ def private(function: Any, dtype: torch.dtype) -> Any:
 
 
 @dataclass(frozen=True, eq=False)
-class Bound:
+class BoundModel:
     """A function with arguments of its own: it ignores what it is called with.
 
     So a guide may hand its arguments on to the model, whatever they are.
@@ -51,16 +51,16 @@ class Bound:
         return self.function(*self.given)
 
 
-def converted(value: Any, dtype: torch.dtype) -> Any:
+def converted_arguments(value: Any, dtype: torch.dtype) -> Any:
     """Arrays as tensors, floating point ones in `dtype`, inside of dicts, lists and tuples too; all else as it is."""
     if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
         value = torch.from_numpy(value.copy())
     if isinstance(value, Tensor):
         return value.detach().to(dtype) if value.is_floating_point() else value
     if isinstance(value, dict):
-        return {key: converted(part, dtype) for key, part in value.items()}
+        return {key: converted_arguments(part, dtype) for key, part in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(converted(part, dtype) for part in value)
+        return type(value)(converted_arguments(part, dtype) for part in value)
     return value
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ppl_vi.compiler.many_points import AtPoints
 from ppl_vi.numerics.rules import SPACINGS
-from ppl_vi.numerics.vmapping import each
-from ppl_vi.target.arguments import Bound, tensors_of
+from ppl_vi.numerics.vmapping import vmap_or_loop
+from ppl_vi.target.arguments import BoundModel, tensors_of
 from ppl_vi.target.decoder import Decoded
 from ppl_vi.target.isolation import isolated
 from ppl_vi.target.sites import Latents, latents_of, numbers_of
@@ -35,7 +35,7 @@ def drawn_at_once(target: Target) -> int:
 
 def points_at_once(target: Target) -> int:
     """How many points to take together where each meets the data."""
-    given = tensors_of(target.model.given) if isinstance(target.model, Bound) else []
+    given = tensors_of(target.model.given) if isinstance(target.model, BoundModel) else []
     data = sum(arg[0].numel() for arg in target.args) + sum(tensor.numel() for tensor in given)
     return max(64, min(drawn_at_once(target), NUMBERS // max(1, data), MOST_NUMBERS // target.width))
 
@@ -67,7 +67,7 @@ def evaluator(target: Target) -> AtPoints:
             of_one,
             target.width,
             points_at_once(target),
-            vectorise=each,
+            vectorise=vmap_or_loop,
             gate=partial(isolated, target.dtype),
             compiles=target.decoded is None,  # torch multiplies a decoder's large matrices faster
         )

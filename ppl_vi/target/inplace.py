@@ -25,7 +25,7 @@ MAKERS = {
 }  # fmt: skip
 
 
-def writes(error: BaseException) -> bool:
+def writes_in_place(error: BaseException) -> bool:
     """Whether this is vmap's complaint about a function that writes into a tensor."""
     said = str(error)
     return isinstance(error, RuntimeError) and "vmap" in said and any(words in said for words in WRITES)
@@ -75,7 +75,7 @@ def _scoring(kind: Any) -> Any:
 
 
 @dataclass(frozen=True, eq=False)
-class Writing:
+class InPlaceModel:
     """A Pyro model that may write into the tensors that it makes, under `vmap` too."""
 
     model: Callable[..., Any]

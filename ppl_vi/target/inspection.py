@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ppl_vi.target.enumeration import UnsuitableSiteError, masks_of
 from ppl_vi.target.isolation import isolated
-from ppl_vi.target.supports import LatentSite, Moving, ends, same_support
+from ppl_vi.target.supports import LatentSite, MovingSupport, ends, same_support
 
 Row = tuple[Any, ...]
 SEEDS = (0, 4, 6, 1)  # their first draws fall on both sides of a median
@@ -24,7 +24,7 @@ UNOBSERVED = "_unobserved"  # what Pyro calls the latent half of a site with an 
 IMPROPER = "{name}: site '{site}' has an improper prior, so there is no evidence: give it a proper one"
 
 
-class Reached(Messenger):
+class SiteReached(Messenger):
     """Remembers the site that is being run."""
 
     site = ""
@@ -34,13 +34,13 @@ class Reached(Messenger):
         self.site, self.fn = msg["name"], msg["fn"]
 
 
-def run(model: Callable[..., Any], row: Row, dtype: torch.dtype, name: str, seed: int = 0) -> Trace:
+def run_model(model: Callable[..., Any], row: Row, dtype: torch.dtype, name: str, seed: int = 0) -> Trace:
     """One run of a model with the log density of every site.
 
     Raises:
         ValueError: it raised something.
     """
-    with isolated(dtype, seed=seed), Reached() as reached:
+    with isolated(dtype, seed=seed), SiteReached() as reached:
         try:
             trace = poutine.trace(model).get_trace(*row)
             trace.compute_log_prob()
@@ -85,7 +85,7 @@ def latent_sites(
             nan, data outside their distribution's support, latents of another dtype, sites or supports that depend on
             drawn values, or raises.
     """
-    traces = [run(model, last if seed else first, dtype, name, seed=seed) for seed in SEEDS]
+    traces = [run_model(model, last if seed else first, dtype, name, seed=seed) for seed in SEEDS]
     one, *others = ({n: node for n, node in trace.nodes.items() if _is_site(node)} for trace in traces)
     for other in others:
         if list(one) != list(other):
@@ -107,7 +107,7 @@ def latent_sites(
             _refuse_latent(node, other[site], name, first is last)
             _refuse_dtype(node, name, dtype)
             moves = not same_support(node["fn"].support, other[site]["fn"].support)
-            support = Moving(node["fn"].support) if moves else node["fn"].support
+            support = MovingSupport(node["fn"].support) if moves else node["fn"].support
             sites.append(LatentSite(site, support, node["value"].shape))
     if not sites:
         raise ValueError(f"{name}: the model has no latent sample site: there is nothing to infer")

@@ -13,8 +13,8 @@ from torch.func import grad_and_value, vmap
 
 from ppl_vi.compiler.kernel import Kernel
 from ppl_vi.compiler.many_points import AtPoints
-from ppl_vi.numerics.vmapping import branches
-from ppl_vi.target.inspection import Reached
+from ppl_vi.numerics.vmapping import decides_by_value
+from ppl_vi.target.inspection import SiteReached
 from ppl_vi.target.isolation import isolated
 from ppl_vi.target.target import Target
 
@@ -88,7 +88,7 @@ class Density:
         """
         error = target.many_at_once()
         if error is not None:
-            why = BRANCHING if branches(error) else str(error).strip().splitlines()[0]
+            why = BRANCHING if decides_by_value(error) else str(error).strip().splitlines()[0]
             raise ValueError(
                 f"{target.name}: the density can't be computed at many points at once, {_where(target)}: {why}"
             )
@@ -138,7 +138,7 @@ class Density:
 
 def _where(target: Target) -> str:
     """The site at or after which a density can't be computed at many points at once."""
-    reached = Reached()
+    reached = SiteReached()
 
     def of_one(u: Tensor) -> None:
         latents, _ = target.constrain(u)

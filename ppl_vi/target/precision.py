@@ -52,7 +52,7 @@ def _is(one: Any, other: Any) -> bool:
     return one is other
 
 
-class Conversion(Messenger):
+class DtypeConversion(Messenger):
     """Makes distributions of numbers in one dtype, and gives each sample site its distribution and its data in it.
 
     What a distribution computes from its arguments when it is made, as a factor of its covariance, is then as exact as
@@ -90,7 +90,7 @@ class Conversion(Messenger):
 
 
 @dataclass(frozen=True, eq=False)
-class Converted:
+class ConvertedModel:
     """A Pyro model or guide whose sites are all in one dtype.
 
     Attributes:
@@ -103,5 +103,5 @@ class Converted:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The model or guide."""
-        with Conversion(self.dtype):
+        with DtypeConversion(self.dtype):
             return self.function(*args, **kwargs)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 
-class Moving(constraints.Constraint):
+class MovingSupport(constraints.Constraint):
     """An interval whose ends move with the latents drawn before it: where they are, `Target.sites_at` tells.
 
     Attributes:
@@ -41,7 +41,9 @@ class LatentSite:
     @property
     def unconstrained_shape(self) -> torch.Size:
         """Shape after `biject_to(support).inv`."""
-        return self.shape if isinstance(self.support, Moving) else biject_to(self.support).inverse_shape(self.shape)
+        return (
+            self.shape if isinstance(self.support, MovingSupport) else biject_to(self.support).inverse_shape(self.shape)
+        )
 
 
 def ends(support: constraints.Constraint) -> tuple[Tensor, Tensor] | None:

@@ -14,18 +14,18 @@ from torch import Tensor
 from torch.func import vmap
 from torch.overrides import TorchFunctionMode
 
-from ppl_vi.numerics.laplace import Laplace, centred_on_mass, laplace_of
-from ppl_vi.numerics.vmapping import draws_unasked, each
-from ppl_vi.target.arguments import Bound, to_device, converted, private, tensors_of
+from ppl_vi.numerics.laplace import Laplace, centred_on_mass, laplace_approximation
+from ppl_vi.numerics.vmapping import draws_outside_sites, vmap_or_loop
+from ppl_vi.target.arguments import BoundModel, converted_arguments, private_copy, tensors_of, to_device
 from ppl_vi.target.decoder import Decoded
 from ppl_vi.target.enumeration import summed_out
-from ppl_vi.target.inplace import Writing, writes
-from ppl_vi.target.inspection import SEEDS, latent_sites, run
+from ppl_vi.target.inplace import InPlaceModel, writes_in_place
+from ppl_vi.target.inspection import SEEDS, latent_sites, run_model
 from ppl_vi.target.isolation import isolated, whole_plates
-from ppl_vi.target.precision import Conversion, Converted
-from ppl_vi.target.sites import Latents, Constrained, batch_of, constrain, inside, unconstrain
-from ppl_vi.target.supports import LatentSite, Moving
-from ppl_vi.target.truncation import ending
+from ppl_vi.target.precision import ConvertedModel, DtypeConversion
+from ppl_vi.target.sites import Constrained, Latents, batch_of, constrain, inside, unconstrain
+from ppl_vi.target.supports import LatentSite, MovingSupport
+from ppl_vi.target.truncation import truncated_model
 
 TOLERANCE = 1e-10  # nats that a mode may fall short of the highest point nearby
 NUM_PRIOR_DRAWS = 200
@@ -153,7 +153,7 @@ class Target:
         if not isinstance(args, tuple):
             raise TypeError(f"args must be a tuple of the model's positional arguments, got {type(args).__name__}")
         name = name or str(getattr(model, "__name__", type(model).__name__))
-        return _of_all_the_data(private(model, dtype), converted(args, dtype), name, dtype)
+        return _of_all_the_data(private_copy(model, dtype), converted_arguments(args, dtype), name, dtype)
 
     def many_at_once(self) -> RuntimeError | None:
         """What `vmap` says of a log density that can't be computed at many points at once, or None where it can."""
@@ -166,13 +166,13 @@ class Target:
 
     def bind(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """A hand-written guide, to be called with a `row`: where the model keeps its arguments, so does the guide."""
-        guide = Converted(function, self.dtype)
-        return Bound(guide, self.model.given) if isinstance(self.model, Bound) else guide
+        guide = ConvertedModel(function, self.dtype)
+        return BoundModel(guide, self.model.given) if isinstance(self.model, BoundModel) else guide
 
     @property
     def data(self) -> tuple[Tensor, ...]:
         """All tensors that the model is called with, those it keeps included."""
-        return (*self.args, *(tensors_of(self.model.given) if isinstance(self.model, Bound) else ()))
+        return (*self.args, *(tensors_of(self.model.given) if isinstance(self.model, BoundModel) else ()))
 
     @property
     def num_problems(self) -> int:
@@ -191,7 +191,7 @@ class Target:
     def to(self, device: torch.device | str) -> Target:
         """The same target with its data on `device`."""
         model = self.model
-        if isinstance(model, Bound):
+        if isinstance(model, BoundModel):
             model = replace(model, given=to_device(model.given, device))
         return replace(self, model=model, args=tuple(arg.to(device) for arg in self.args))
 
@@ -235,7 +235,7 @@ class Target:
     @cached_property
     def moving(self) -> tuple[str, ...]:
         """The sites whose supports move with latents drawn before them."""
-        return tuple(site.name for site in self.latents if isinstance(site.support, Moving))
+        return tuple(site.name for site in self.latents if isinstance(site.support, MovingSupport))
 
     def constrain(self, unconstrained: Tensor) -> tuple[Latents, Tensor]:
         """Maps `(..., D)` to the latents and the log absolute determinant of the Jacobian, `(...)`.
@@ -252,7 +252,9 @@ class Target:
                 self.model(*self.row(0))
             return constrained.values, constrained.log_jacobian
 
-        values, log_jacobian = each(of_one)(unconstrained.reshape(-1, self.dim)) if batch else of_one(unconstrained)
+        values, log_jacobian = (
+            vmap_or_loop(of_one)(unconstrained.reshape(-1, self.dim)) if batch else of_one(unconstrained)
+        )
         shaped = {site.name: values[site.name].reshape(batch + site.shape) for site in self.latents}
         return shaped, log_jacobian.reshape(batch)
 
@@ -284,7 +286,9 @@ class Target:
             batch = batch_of(self.latents, latents)
             if not batch:
                 return of_one(latents)
-            found = each(of_one)({site.name: latents[site.name].reshape((-1, *site.shape)) for site in self.latents})
+            found = vmap_or_loop(of_one)(
+                {site.name: latents[site.name].reshape((-1, *site.shape)) for site in self.latents}
+            )
             return found.reshape(batch + found.shape[1:])
 
         return mapped
@@ -315,8 +319,8 @@ class Target:
         """
         rows = self.args if index is None else tuple(arg[index] for arg in self.args)
         with isolated(self.dtype):
-            over_points = each(self.log_joint_of_row, in_dims=(0,) + (None,) * len(rows))
-            return each(over_points)(latents, *rows)
+            over_points = vmap_or_loop(self.log_joint_of_row, in_dims=(0,) + (None,) * len(rows))
+            return vmap_or_loop(over_points)(latents, *rows)
 
     @cached_property
     def laplace(self) -> Laplace:
@@ -329,7 +333,7 @@ class Target:
             ValueError: no point was found where the posterior has a density.
         """
         with isolated(self.dtype, seed=0):
-            return laplace_of(self.log_density_of_row, self._feasible, self.args, TOLERANCE)
+            return laplace_approximation(self.log_density_of_row, self._feasible, self.args, TOLERANCE)
 
     @cached_property
     def start(self) -> Laplace:
@@ -342,10 +346,10 @@ class Target:
         """Points `(B, D)` where the log density is finite: Pyro's own choice, else the best of some prior draws."""
         with InitMessenger(init_to_feasible):
             start = self._unconstrained_run().expand(self.num_problems, -1)
-        value = each(self.log_density_of_row)(start, *self.args)
+        value = vmap_or_loop(self.log_density_of_row)(start, *self.args)
         for _ in range(NUM_PRIOR_DRAWS if not bool(value.isfinite().all()) else 0):
             trial = self._unconstrained_run().expand(self.num_problems, -1)
-            found = each(self.log_density_of_row)(trial, *self.args)
+            found = vmap_or_loop(self.log_density_of_row)(trial, *self.args)
             better = found.isfinite() & (~value.isfinite() | (found > value))
             start, value = torch.where(better[:, None], trial, start), torch.where(better, found, value)
         if not bool(value.isfinite().all()):
@@ -367,22 +371,22 @@ class Target:
 def _of_all_the_data(model: Callable[..., Any], given: tuple[Any, ...], name: str, dtype: torch.dtype) -> Target:
     """One problem of a model that keeps its arguments; see `Target.of`."""
     device = next((tensor.device for tensor in tensors_of(given)), torch.device("cpu"))
-    with Conversion(dtype) as conversion:
-        trace = run(model, given, dtype, name)
-    model = Converted(model, dtype) if conversion.changed else model
+    with DtypeConversion(dtype) as conversion:
+        trace = run_model(model, given, dtype, name)
+    model = ConvertedModel(model, dtype) if conversion.changed else model
     with isolated(dtype, seed=0):
-        model = ending(model, trace, run(model, given, dtype, name, seed=SEEDS[1]))
-        model = Bound(summed_out(model, trace, given, name), given)
+        model = truncated_model(model, trace, run_model(model, given, dtype, name, seed=SEEDS[1]))
+        model = BoundModel(summed_out(model, trace, given, name), given)
     target = Target(model, (torch.zeros(1, dtype=dtype, device=device),), name=name, dtype=dtype)
     _ = target.latents  # what is the matter with the model should come out here
     error = target.many_at_once()
-    if error is not None and draws_unasked(error):
+    if error is not None and draws_outside_sites(error):
         raise ValueError(
             f"{name}: the model draws random numbers that belong to no sample site, so that its density is random: "
             "draw them at a site, or before"
         )
-    if error is not None and writes(error):
-        return replace(target, model=Bound(Writing(model.function), given))
+    if error is not None and writes_in_place(error):
+        return replace(target, model=BoundModel(InPlaceModel(model.function), given))
     return target
 
 

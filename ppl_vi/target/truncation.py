@@ -81,7 +81,7 @@ def _limits(fn: Any) -> tuple[Tensor, Tensor] | None:
     return limits
 
 
-class Ended(TorchDistribution):
+class TruncatedDistribution(TorchDistribution):
     """A distribution whose log density is -inf outside of its support.
 
     Args:
@@ -109,8 +109,8 @@ class Ended(TorchDistribution):
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
         return self.base.rsample(sample_shape)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Ended:
-        return Ended(self.base.expand(batch_shape), self.kind)
+    def expand(self, batch_shape: Any, _instance: Any = None) -> TruncatedDistribution:
+        return TruncatedDistribution(self.base.expand(batch_shape), self.kind)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """That of the base inside of the support or at its ends, where small numbers are rounded to, nats."""
@@ -119,7 +119,7 @@ class Ended(TorchDistribution):
 
 
 @dataclass(frozen=True, eq=False)
-class Ending:
+class TruncatedModel:
     """A Pyro model some of whose sites end where their supports do.
 
     Attributes:
@@ -143,10 +143,10 @@ class _End(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] in self.sites:
-            msg["fn"] = Ended(msg["fn"], self.sites[msg["name"]])
+            msg["fn"] = TruncatedDistribution(msg["fn"], self.sites[msg["name"]])
 
 
-def ending(model: Callable[..., Any], one: Trace, other: Trace) -> Callable[..., Any]:
+def truncated_model(model: Callable[..., Any], one: Trace, other: Trace) -> Callable[..., Any]:
     """A model whose sites end where their supports do: the same one where they do so by themselves.
 
     Data whose support stays put are inside of it, or refused; so it is data in a support that moves, and latents whose
@@ -161,7 +161,7 @@ def ending(model: Callable[..., Any], one: Trace, other: Trace) -> Callable[...,
         for name, node in one.nodes.items()
         if node["type"] == "sample" and name in other.nodes and _needs_an_end(node["fn"], other.nodes[name]["fn"])
     }
-    return Ending(model, sites) if sites else model
+    return TruncatedModel(model, sites) if sites else model
 
 
 def _needs_an_end(fn: Any, other: Any) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 
 from ppl_vi.target.target import Target
 from ppl_vi.truth.chains.reference import reference_truth
-from ppl_vi.truth.decoder.annealing import Annealing, Bound, Sandwich, annealed_bound, annealed_sandwich
+from ppl_vi.truth.decoder.annealing import AnnealedBound, Annealing, Sandwich, annealed_bound, annealed_sandwich
 from ppl_vi.truth.decoder.evidence import RULES, decoded_truth
 from ppl_vi.truth.quadrature.adaptive import AGREEMENT, black_box_truth
 from ppl_vi.truth.quadrature.adaptive import RULES as BLACK_BOX
@@ -69,8 +69,8 @@ def _of_one_number(target: Target, seed: int) -> Truth:
 
 
 __all__ = [
+    "AnnealedBound",
     "Annealing",
-    "Bound",
     "Check",
     "Expectation",
     "Grade",

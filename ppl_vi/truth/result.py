@@ -102,7 +102,7 @@ class Expectation:
     error: Tensor
 
 
-class Line(Protocol):
+class OneNumberPosterior(Protocol):
     """A posterior over one number."""
 
     def cdf(self, z: np.ndarray) -> np.ndarray:
@@ -140,7 +140,7 @@ class Truth:
     log_evidence: np.ndarray
     log_evidence_error: np.ndarray
     checks: tuple[Check, ...]
-    line: Line | None = None
+    line: OneNumberPosterior | None = None
     reasons: tuple[str, ...] = ()
     grade: Grade = "checked"
     assumptions: tuple[str, ...] = ()
@@ -194,7 +194,7 @@ class Truth:
         """
         return self.trusted & (self.grade == "certified")
 
-    def _line(self) -> Line:
+    def _line(self) -> OneNumberPosterior:
         if self.line is None:
             raise ValueError("cdf, quantiles and moments are known where a target of one latent number has no decoder")
         return self.line

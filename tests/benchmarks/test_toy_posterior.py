@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import toy_posterior
 from models.exponential_normal import target
-from ppl_vi.comparison.comparison import Comparison, Settings
+from ppl_vi.comparison.comparison import Comparison, FitSettings
 from ppl_vi.comparison.run import compare_each
 from ppl_vi.truth import ground_truth
 from tests.strict_json import strict
@@ -71,7 +71,7 @@ def test_tables_and_figures_are_written(out: Path) -> None:
 
 def test_the_same_seed_gives_the_same_numbers_whoever_computes_them(out: Path) -> None:
     problems = target([1.5, -2.0])
-    settings = Settings(num_steps=30, num_particles=8, num_replicas=2)
+    settings = FitSettings(num_steps=30, num_particles=8, num_replicas=2)
     start = Comparison(problems, ground_truth(problems), settings, (1.5, -2.0))
     *_, last = compare_each(start, ["half_normal", "lognormal"], num_workers=2)
     written = {(r["x"], r["guide"]): r for r in strict((out / "records.json").read_text())}

@@ -17,7 +17,7 @@ from models.vae import VAE
 from ppl_vi.guides.amortized import AMORTIZED
 from ppl_vi.report import decoder_table, files
 from ppl_vi.report.decoder_plots import Portrait
-from ppl_vi.svi.minibatch import Settings, train
+from ppl_vi.svi.minibatch import TrainingSettings, train
 from ppl_vi.target.isolation import isolated
 from tests.strict_json import strict
 
@@ -134,7 +134,7 @@ def test_scoring_leaves_the_trained_module_as_it_was() -> None:
     with isolated(torch.float32, seed=4):
         x = torch.bernoulli(torch.rand(3, 5))
         module = VAE(5, AMORTIZED["full"](2), hidden=(4,))
-    trained = train(module, x, x, Settings(num_epochs=1))
+    trained = train(module, x, x, TrainingSettings(num_epochs=1))
     before = {name: value.clone() for name, value in trained.module.state_dict().items()}
     portrait = vae.score(vae.Job("full", "test", trained, x, None, (1, 5), seed=0))
     after = trained.module.state_dict()
@@ -200,7 +200,9 @@ def test_the_table_tells_points_without_bounds(bounded: Path) -> None:
 def test_a_job_without_a_certified_point_is_a_row_of_nulls(ran: Path) -> None:
     module = VAE(4, AMORTIZED["full"](2), hidden=(3,))
     x = torch.ones(2, 4)
-    portrait = vae.score(vae.Job("full", "test", train(module, x, x, Settings(num_epochs=1)), x, None, (2, 2), seed=0))
+    portrait = vae.score(
+        vae.Job("full", "test", train(module, x, x, TrainingSettings(num_epochs=1)), x, None, (2, 2), seed=0)
+    )
     assert isinstance(portrait, Portrait)
     nothing = np.zeros(2, dtype=bool)
     card = replace(portrait.card, trusted=nothing, reverse_kl=np.full(2, np.inf))

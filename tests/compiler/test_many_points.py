@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ppl_vi.compiler import toolchain
 from ppl_vi.compiler.many_points import NUM_CHECKED, WORTH_NUMBERS, AtPoints, pays
-from ppl_vi.numerics.vmapping import each
+from ppl_vi.numerics.vmapping import vmap_or_loop
 from ppl_vi.target import evaluation
 from ppl_vi.target.target import Target
 
@@ -103,7 +103,7 @@ def made(many: AtPoints) -> bool:
 def at(function: Callable[[Tensor], Tensor]) -> AtPoints:
     """The function at 64 points, where it has been asked for its values and right ones have come."""
     points = torch.rand((NUM_CHECKED, 3), dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    many = AtPoints(function, WIDE, 10_000, vectorise=each)
+    many = AtPoints(function, WIDE, 10_000, vectorise=vmap_or_loop)
     (got,) = many((points[None],))
     torch.testing.assert_close(got[0], torch.stack([function(point) for point in points]))
     return many

@@ -9,7 +9,7 @@ from torch.func import grad, vmap
 
 from ppl_vi.compiler.eager import eager
 from ppl_vi.compiler.simplify import tidy
-from ppl_vi.compiler.trace import written_down
+from ppl_vi.compiler.trace import trace
 
 
 def wasteful(x: Tensor, y: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ def test_fewer_operations_give_the_same_numbers(function: object) -> None:
     def gradient(x: Tensor, y: Tensor) -> Tensor:
         return vmap(grad(lambda a, b: function(a, b).sum()))(x[:, None], y[:, None])  # type: ignore[operator]
 
-    traced = written_down(gradient, given)
+    traced = trace(gradient, given)
     before = len(traced.graph.nodes)
     tidied = tidy(traced, given)
     assert len(tidied.graph.nodes) < 0.8 * before
@@ -47,7 +47,7 @@ def test_what_changes_a_shape_or_a_dtype_stays(shape: tuple[int, ...]) -> None:
         return x + torch.zeros(3, 4), (y * 1).to(torch.float64) * torch.ones(1, dtype=torch.float64)
 
     given = torch.randn(shape, dtype=torch.float64), torch.randn(shape)
-    tidied = tidy(written_down(function, given), given)
+    tidied = tidy(trace(function, given), given)
     for found, expected in zip(tidied(*given), function(*given), strict=True):
         assert torch.equal(found, expected)
         assert found.dtype == expected.dtype
@@ -74,7 +74,7 @@ def test_what_is_known_is_not_computed(function: object, shape: tuple[int, ...],
         return vmap(grad(lambda a, b: function(a, b).sum(), argnums=(0, 1)))(x, y)  # type: ignore[operator]
 
     given = torch.randn(shape, dtype=torch.float64), torch.randn(shape, dtype=torch.float64)
-    traced = written_down(gradient, given)
+    traced = trace(gradient, given)
     before = len(traced.graph.nodes)
     tidied = tidy(traced, given)
     assert len(tidied.graph.nodes) < share * before
@@ -91,7 +91,7 @@ def test_a_larger_triangle_and_one_off_the_diagonal_stay() -> None:
         return solved, x[:1, :1].tril(-1) + x[:1, :1].triu(1)
 
     given = torch.randn(3, 3, dtype=torch.float64), torch.randn(3, 2, dtype=torch.float64)
-    tidied = tidy(written_down(function, given), given)
+    tidied = tidy(trace(function, given), given)
     for found, expected in zip(tidied(*given), function(*given), strict=True):
         assert torch.equal(found, expected)
     assert torch.equal(tidied(*given)[1], torch.zeros(1, 1, dtype=torch.float64))

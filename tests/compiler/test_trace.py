@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ppl_vi.compiler.trace import writes, written_down
-from ppl_vi.numerics.vmapping import branches
+from ppl_vi.compiler.trace import is_in_place, trace
+from ppl_vi.numerics.vmapping import decides_by_value
 
 HELD = nn.Parameter(torch.tensor([0.3, -1.2, 0.7], dtype=torch.float64))
 OUTSIDE = torch.tensor(-0.4)
@@ -54,7 +54,7 @@ def test_a_mask_that_depends_on_no_input_is_known() -> None:
         return vmap(grad(lambda one: triangle(one).sum()))(x)
 
     x, other = torch.randn((2, 4, 3), generator=torch.Generator().manual_seed(2)).unbind()
-    torch.testing.assert_close(written_down(gradient, [x])(other), gradient(other))
+    torch.testing.assert_close(trace(gradient, [x])(other), gradient(other))
 
 
 FUNCTIONS = [arithmetic, in_place, of_matrices, numbers]
@@ -68,8 +68,8 @@ def test_the_operations_are_make_fxs(function: Callable[[Tensor, Tensor], Tensor
     generator = torch.Generator().manual_seed(1)
     given, other = torch.randn((2, 2, 4, 3), generator=generator, dtype=torch.float64).unbind()
     for what, inputs in ((gradient, given), (function, given[:, 0])):
-        graph, known = written_down(what, tuple(inputs)), make_fx(what)(*inputs)
-        known.graph.eliminate_dead_code(lambda node: node.is_impure() or writes(node))
+        graph, known = trace(what, tuple(inputs)), make_fx(what)(*inputs)
+        known.graph.eliminate_dead_code(lambda node: node.is_impure() or is_in_place(node))
         nodes, expected = ([n for n in g.graph.nodes if n.op != "get_attr"] for g in (graph, known))
         assert [(n.op, n.target) for n in nodes[2:]] == [(n.op, n.target) for n in expected[2:]]
         for node, twin in zip(nodes, expected, strict=True):
@@ -77,7 +77,7 @@ def test_the_operations_are_make_fxs(function: Callable[[Tensor, Tensor], Tensor
                 val, like = node.meta["val"], twin.meta["val"]
                 assert (val.shape, val.stride(), val.dtype) == (like.shape, like.stride(), like.dtype)
     for _ in range(2):  # what a graph holds stays as it was
-        for found, truth in zip(written_down(gradient, tuple(given))(*other), gradient(*other), strict=True):
+        for found, truth in zip(trace(gradient, tuple(given))(*other), gradient(*other), strict=True):
             assert torch.equal(found, truth)
 
 
@@ -86,20 +86,20 @@ def test_a_decomposition_takes_an_operations_place() -> None:
         return x.exp() / x.exp().sum(dim, keepdim=True)
 
     x = torch.tensor([0.2, -3.0, 1.1])
-    graph = written_down(lambda t: torch.softmax(t, 0), [x], {torch.ops.aten._softmax.default: how})
+    graph = trace(lambda t: torch.softmax(t, 0), [x], {torch.ops.aten._softmax.default: how})
     assert not any("softmax" in str(node.target) for node in graph.graph.nodes)
     torch.testing.assert_close(graph(x), torch.softmax(x, 0))
 
 
 def test_one_tensor_given_twice_is_two_arguments() -> None:
     x, y = torch.tensor([1.0, 2.0]), torch.tensor([5.0, 7.0])
-    assert torch.equal(written_down(lambda a, b: a - b, (x, x))(y, x), y - x)
+    assert torch.equal(trace(lambda a, b: a - b, (x, x))(y, x), y - x)
 
 
 def test_numbers_of_what_a_function_holds_are_known() -> None:
     counts = torch.tensor([7.0, 3.0, 1.0])
     x = torch.tensor([0.5, 2.0])
-    assert torch.equal(written_down(lambda t: t * int(counts.sum()), [x])(x), 11 * x)
+    assert torch.equal(trace(lambda t: t * int(counts.sum()), [x])(x), 11 * x)
 
 
 def written_through(x: Tensor) -> Tensor:
@@ -115,5 +115,5 @@ def written_through(x: Tensor) -> Tensor:
 )
 def test_a_number_that_depends_on_the_inputs_is_refused(asks: Callable[[Tensor], Tensor]) -> None:
     with pytest.raises(RuntimeError, match="data-dependent control flow") as raised:
-        written_down(asks, [torch.ones(2)])
-    assert branches(raised.value)
+        trace(asks, [torch.ones(2)])
+    assert decides_by_value(raised.value)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ppl_vi.compiler import toolchain
 from ppl_vi.compiler.kernel import written
-from ppl_vi.compiler.trace import written_down
+from ppl_vi.compiler.trace import trace
 from ppl_vi.compiler.translate import Signature, translate
 from ppl_vi.compiler.values import Loop, UnsupportedError
 from ppl_vi.compiler.vectors import prelude
@@ -217,7 +217,7 @@ def test_what_a_plate_repeats_is_computed_once() -> None:
         return torch.where(change, t[0].exp(), t[1].exp()).log1p().sum(1)[:12] + n[0]
 
     theta, noise = torch.ones(12, dtype=torch.float64), torch.ones(1, 12, dtype=torch.float64)
-    graph = written_down(lambda t, n: (rates(t, n).sum(),), (theta, noise))
+    graph = trace(lambda t, n: (rates(t, n).sum(),), (theta, noise))
     signature = Signature(num_scalars=0, num_carried=0, num_fixed=1, num_data=0, num_noise=1)
     loops = [item for item in translate(graph, signature, torch.float64).items if isinstance(item, Loop)]
     assert [loop.num for loop in loops if "log_of_1_plus" in loop.text] == [2]

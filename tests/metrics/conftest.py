@@ -8,7 +8,7 @@ from torch.distributions import transform_to
 
 from models.exponential_normal import target
 from ppl_vi.guides import FAMILIES
-from ppl_vi.metrics.exact.grid import overlay
+from ppl_vi.metrics.exact.grid import quadrature_grid
 from ppl_vi.svi.fit import fit
 from ppl_vi.truth import ground_truth
 
@@ -54,7 +54,7 @@ def place():
         for name, value in parameters.items():
             value = torch.as_tensor(value, dtype=torch.float64)
             values[name] = value.reshape((1, 1) if value.dim() == 0 else (1, *value.shape))
-        return overlay(found, truth_at((float(x),)), theta_of(found, values))
+        return quadrature_grid(found, truth_at((float(x),)), theta_of(found, values))
 
     return at
 

@@ -14,7 +14,7 @@ import torch
 from scipy import optimize, special, stats
 
 from ppl_vi.metrics import METRICS
-from ppl_vi.metrics.exact.grid import overlay
+from ppl_vi.metrics.exact.grid import quadrature_grid
 
 LOG_ROOT_2PI = 0.5 * np.log(2 * np.pi)
 STEP = 3e-4
@@ -228,7 +228,7 @@ def test_contract(name, fits, truths):
     xs = (1.5, -3.0, 40.0)
     found, truth = fits("lognormal", xs), truths(xs)
     theta = found.theta + 0.1 * torch.arange(4)[:, None]  # (3, 4, 2): problems and replicas can't be mixed up
-    estimate = METRICS[name](overlay(found, truth, theta))
+    estimate = METRICS[name](quadrature_grid(found, truth, theta))
     assert estimate.value.shape == estimate.std_error.shape == estimate.error.shape == (3, 4)
     assert (estimate.std_error == 0).all()
     assert np.isfinite(estimate.error).all()
@@ -237,7 +237,7 @@ def test_contract(name, fits, truths):
     assert not np.isnan(estimate.value).any()
     assert bool(estimate.reason) == bool(np.isinf(estimate.value).any())
     for replica in range(4):  # each member as if it were alone
-        alone = METRICS[name](overlay(found, truth, theta[:, replica : replica + 1]))
+        alone = METRICS[name](quadrature_grid(found, truth, theta[:, replica : replica + 1]))
         np.testing.assert_allclose(alone.value[:, 0], estimate.value[:, replica], rtol=1e-9, atol=1e-10)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from models import funnel, mixture
-from ppl_vi.numerics.laplace import centred_on_mass, laplace_of
+from ppl_vi.numerics.laplace import centred_on_mass, laplace_approximation
 from ppl_vi.target.isolation import isolated
 
 
@@ -24,7 +24,7 @@ def test_a_mode_that_symmetry_hides() -> None:
         return -((u.sum() - 1) ** 2) / 2 - ((u[0] - u[1]) ** 2 - 4) ** 2 / 8
 
     with isolated():
-        found = laplace_of(log_density, torch.zeros(1, 2, dtype=torch.float64), (), 1e-12)
+        found = laplace_approximation(log_density, torch.zeros(1, 2, dtype=torch.float64), (), 1e-12)
     assert bool(found.converged)
     assert abs(float(found.loc[0, 0] - found.loc[0, 1])) == pytest.approx(2, abs=1e-5)
     assert float(found.loc.sum()) == pytest.approx(1, abs=1e-5)
@@ -60,7 +60,7 @@ def test_only_those_problems_that_need_it_are_moved() -> None:
     args = (torch.tensor([1.0, 0.0], dtype=torch.float64),)
     start = torch.full((2, 4), 0.5, dtype=torch.float64)
     with isolated():
-        mode = laplace_of(log_density, start, args, 1e-10)
+        mode = laplace_approximation(log_density, start, args, 1e-10)
         moved = centred_on_mass(mode, log_density, start, args, 1e-10)
     assert mode.converged.tolist() == [True, True]
     assert float(mode.loc[0, 0]) == pytest.approx(-27 / 2, abs=1e-3)
@@ -77,7 +77,7 @@ def test_a_density_that_ends_at_a_hard_edge_has_a_start_inside() -> None:
         return torch.where(u > 2, -u, -torch.inf).sum()
 
     with isolated():
-        found = laplace_of(log_density, torch.full((1, 1), 2.01, dtype=torch.float64), (), 1e-10)
+        found = laplace_approximation(log_density, torch.full((1, 1), 2.01, dtype=torch.float64), (), 1e-10)
     assert not bool(found.converged)
     assert float(found.loc) > 2
     assert 0 < float(found.scale) < 1

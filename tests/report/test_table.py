@@ -9,7 +9,7 @@ from rich.console import Console
 from scipy import special
 
 from models import exponential_normal
-from ppl_vi.comparison.comparison import Comparison, Settings
+from ppl_vi.comparison.comparison import Comparison, FitSettings
 from ppl_vi.comparison.records import SCORES
 from ppl_vi.comparison.run import compare_each
 from ppl_vi.report import plots, table
@@ -128,7 +128,7 @@ def test_several_problems_without_labels_say_where_they_come_from() -> None:
 def test_a_comparison_without_labels_numbers_its_problems(detailed: bool) -> None:
     """log p(x) = 1/2 - x + log Phi(x - 1) of each problem stands beside its own number."""
     target = exponential_normal.target([1.5, -3.0])
-    settings = Settings(num_steps=20, num_particles=8, num_replicas=2, num_draws=500)
+    settings = FitSettings(num_steps=20, num_particles=8, num_replicas=2, num_draws=500)
     start = Comparison(target, ground_truth(target), settings, (), detailed=detailed)
     *_, found = compare_each(start, ["lognormal"], num_workers=1)
     text = table.as_text(found.records(), width=300)

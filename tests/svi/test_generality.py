@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ppl_vi.guides.autoguides import ACCEPTED, laplace
-from ppl_vi.svi.engines.adam import pace
+from ppl_vi.svi.engines.adam import step_schedule
 from ppl_vi.svi.engines.batched import BatchedEngine
 from ppl_vi.svi.engines.compiled import compiled_engine
 from ppl_vi.svi.engines.step import State, gradients
@@ -221,7 +221,7 @@ def test_every_autoguide_compiles_in_several_dimensions(name: str) -> None:
         program = Program(SHAPES, build_guide(AUTOGUIDES[name], SHAPES))
         theta = program.initial + 0.05 * torch.randn((2, 2, program.layout.size), dtype=torch.float64)
         noise = pseudo_random(program.draws, (8, 2, 2, 2), torch.Generator().manual_seed(8))
-        scalars = torch.tensor([[*pace(0.01, t + 1), 0.5] for t in range(2)]).T
+        scalars = torch.tensor([[*step_schedule(0.01, t + 1), 0.5] for t in range(2)]).T
         alive = torch.ones(2, 2, dtype=torch.bool)
         found = []
         for engine in (BatchedEngine(program, objective), compiled_engine(program, objective, theta, noise, 2)):

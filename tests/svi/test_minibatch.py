@@ -27,7 +27,7 @@ from ppl_vi.svi.minibatch import (
     HELD_OUT_PARTICLES,
     Alpha,
     CheckpointError,
-    Settings,
+    TrainingSettings,
     gradient_step,
     train,
     warmed_up,
@@ -35,7 +35,7 @@ from ppl_vi.svi.minibatch import (
 from ppl_vi.target.isolation import isolated
 
 ROOT = Path(__file__).resolve().parents[2]
-SHORT = Settings(num_epochs=6, batch_size=16, lr=5e-3, patience=6, seed=3)
+SHORT = TrainingSettings(num_epochs=6, batch_size=16, lr=5e-3, patience=6, seed=3)
 
 
 class StoppedError(Exception):
@@ -61,7 +61,7 @@ def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
 def test_training_raises_the_held_out_elbo_and_leaves_the_module_alone() -> None:
     vae, data = small_vae(), some_data(256)
     before = {name: value.clone() for name, value in vae.state_dict().items()}
-    found = train(vae, data, data[:64], Settings(num_epochs=25, batch_size=32, lr=1e-2, seed=0))
+    found = train(vae, data, data[:64], TrainingSettings(num_epochs=25, batch_size=32, lr=1e-2, seed=0))
     assert all(torch.equal(before[name], value) for name, value in vae.state_dict().items())
     assert found.held_out_elbo[found.best_epoch] == found.held_out_elbo.max()
     assert found.held_out_elbo.max() > found.held_out_elbo[0] + 0.2
@@ -81,7 +81,7 @@ def test_the_weight_of_the_kl_grows_linearly_and_then_stays() -> None:
     with isolated(torch.float32, seed=1):
         vae = Listening(5, AMORTIZED["full"](2), hidden=(8,))
     data = some_data(32)
-    train(vae, data, data, Settings(num_epochs=3, batch_size=16), alpha=warmed_up(0.5, 2))
+    train(vae, data, data, TrainingSettings(num_epochs=3, batch_size=16), alpha=warmed_up(0.5, 2))
     # of each epoch two steps, then the held-out particles
     held_out = [1.0] * HELD_OUT_PARTICLES
     assert found == [0.25, 0.25, *held_out, 0.5, 0.5, *held_out, 0.5, 0.5, *held_out]
@@ -112,7 +112,7 @@ def test_a_resumed_run_ends_at_the_same_bits(tmp_path: Path, stop_at: int, alpha
 
 def test_patience_stops_on_the_held_out_elbo() -> None:
     data = some_data()
-    found = train(small_vae(), data, 1 - data, Settings(num_epochs=200, batch_size=16, lr=3e-2, patience=3))
+    found = train(small_vae(), data, 1 - data, TrainingSettings(num_epochs=200, batch_size=16, lr=3e-2, patience=3))
     assert len(found.held_out_elbo) == found.best_epoch + 1 + 3 < 200
     assert "no better held-out ELBO for 3 epochs" in found.stop_reason
 
@@ -121,7 +121,7 @@ def test_the_caller_is_left_as_it_was() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    train(small_vae(), some_data(), some_data(), Settings(num_epochs=1))
+    train(small_vae(), some_data(), some_data(), TrainingSettings(num_epochs=1))
     assert torch.equal(torch.rand(3), expected)
     assert torch.get_default_dtype() == torch.float32
 
@@ -131,7 +131,7 @@ def test_a_checkpoint_is_for_everybody_and_on_the_disk(tmp_path: Path, monkeypat
     monkeypatch.setattr(os, "fsync", synced.append)
     other, file = tmp_path / "other", tmp_path / "one.checkpoint"
     other.touch()
-    train(small_vae(), some_data(), some_data(), Settings(num_epochs=2), checkpoint=file)
+    train(small_vae(), some_data(), some_data(), TrainingSettings(num_epochs=2), checkpoint=file)
     assert file.stat().st_mode == other.stat().st_mode
     assert len(synced) == 2
 
@@ -156,7 +156,7 @@ def test_a_checkpoint_of_other_settings_or_another_model_is_refused(tmp_path: Pa
     file = tmp_path / "one.checkpoint"
     train(small_vae(), some_data(), some_data(), SHORT, checkpoint=file)
     with pytest.raises(CheckpointError, match="was made with"):
-        train(small_vae(), some_data(), some_data(), Settings(num_epochs=7), checkpoint=file, resume=True)
+        train(small_vae(), some_data(), some_data(), TrainingSettings(num_epochs=7), checkpoint=file, resume=True)
     with isolated(torch.float32, seed=1):
         other = VAE(5, AMORTIZED["diagonal"](2), hidden=(8,))
     with pytest.raises(CheckpointError, match="another model"):
@@ -190,7 +190,7 @@ def test_data_drawn_from_the_global_generator_are_the_same_with_a_checkpoint(tmp
 
 
 def test_a_checkpoint_of_another_alpha_is_refused(tmp_path: Path) -> None:
-    file, long = tmp_path / "one.checkpoint", Settings(num_epochs=5)
+    file, long = tmp_path / "one.checkpoint", TrainingSettings(num_epochs=5)
 
     def stop(epoch: int, *_: float) -> None:
         if epoch == 3:
@@ -220,7 +220,7 @@ def test_killed_at_any_moment_a_good_checkpoint_is_there(tmp_path: Path) -> None
             time.sleep(0.05)
         time.sleep(0.3)
         os.kill(running.pid, signal.SIGKILL)
-    settings = Settings(num_epochs=100000, patience=100000)
+    settings = TrainingSettings(num_epochs=100000, patience=100000)
     reached: list[int] = []
 
     def stop(epoch: int, *_: float) -> None:
@@ -235,7 +235,7 @@ def test_killed_at_any_moment_a_good_checkpoint_is_there(tmp_path: Path) -> None
 @pytest.mark.parametrize("bad", [{"num_epochs": 0}, {"lr": -1.0}, {"lr": float("inf")}, {"batch_size": 0}])
 def test_bad_settings_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
-        Settings(**bad)  # type: ignore[arg-type]
+        TrainingSettings(**bad)  # type: ignore[arg-type]
 
 
 def test_a_loss_that_is_not_finite_names_the_epoch() -> None:
@@ -280,7 +280,7 @@ def test_every_family_that_fits_the_toy_can_be_amortized(name: str) -> None:
     with isolated(torch.float64, seed=0):
         module = AmortizedToy(exponential_normal.target([1.0]), FAMILIES[name], hidden=(8,))
     x = torch.linspace(-2, 4, 32, dtype=torch.float64)
-    found = train(module, x, x, Settings(num_epochs=6, batch_size=16, lr=1e-2))
+    found = train(module, x, x, TrainingSettings(num_epochs=6, batch_size=16, lr=1e-2))
     assert found.held_out_elbo.max() > found.held_out_elbo[0]
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 import ppl_vi
-from ppl_vi.target.supports import Moving, ends
+from ppl_vi.target.supports import MovingSupport, ends
 from ppl_vi.target.target import Target
 from ppl_vi.target.truncation import support_of
 
@@ -149,5 +149,5 @@ def test_an_infinite_density_at_an_end_that_rounding_reaches_is_refused() -> Non
 
 def test_an_end_that_moves_is_a_moving_support() -> None:
     (_, site) = Target.of(bounded, (Y,)).latents
-    assert isinstance(site.support, Moving)
+    assert isinstance(site.support, MovingSupport)
     assert type(site.support.example) is type(constraints.less_than(0.0))

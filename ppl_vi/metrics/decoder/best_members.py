@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.func import grad, jacrev, vmap
 
 from ppl_vi.guides.amortized import Head
-from ppl_vi.metrics.decoder.elbo import blocks
+from ppl_vi.metrics.decoder.elbo import row_blocks
 from ppl_vi.metrics.decoder.entropy import Expansion, affine, coordinates, negative_entropy, rule_levels
-from ppl_vi.metrics.decoder.lattice_values import MOST_TILES, Gaussians, Tiles, inverted, stein, tiled_elbo
-from ppl_vi.metrics.decoder.starts import candidates, mixed
-from ppl_vi.numerics.mixtures import LOG_2PI, Mixture
+from ppl_vi.metrics.decoder.lattice_values import MOST_TILES, CachedLattice, Gaussians, inverted, lattice_elbo, stein
+from ppl_vi.metrics.decoder.starts import mixed, multistart
+from ppl_vi.numerics.mixtures import LOG_2PI, GaussianMixtures
 from ppl_vi.numerics.newton import descent_step, predicted_gain
-from ppl_vi.numerics.rules import num_levels, rule
+from ppl_vi.numerics.rules import gaussian_rule, num_rule_levels
 from ppl_vi.target.evaluation import log_likelihood_at
 from ppl_vi.target.target import Target
 
@@ -56,11 +56,11 @@ class BestMembers:
 
 
 def best_members(
-    target: Target, head: Head, local: Tensor, *, starts: Tensor | None = None, tiles: Tiles | None = None
+    target: Target, head: Head, local: Tensor, *, starts: Tensor | None = None, tiles: CachedLattice | None = None
 ) -> BestMembers:
     """Maximises the ELBO of each problem over the family's local parameters.
 
-    Starts are the encoder's own parameters, those of `candidates`, and what the caller adds: with a poorer family's
+    Starts are the encoder's own parameters, those of `multistart`, and what the caller adds: with a poorer family's
     best members (`embed`) among them those of a family that holds it are never worse. Newton's method has the exact
     Hessian of the quadrature; since an optimiser exploits a rule of few nodes, the rules grow until two in a row have
     one optimum.
@@ -80,16 +80,16 @@ def best_members(
     """
     given = local[:, None] if starts is None else torch.cat([local[:, None], starts], 1)
     given = given.detach()
-    tiles = Tiles(target) if tiles is None else tiles
+    tiles = CachedLattice(target) if tiles is None else tiles
     if tiles.target is not target:
         raise ValueError(f"the tiles are of target '{tiles.target.name}', not of '{target.name}'")
-    found, index = candidates(tiles, head, given[:, 0]) if head.num_components == 1 else mixed(tiles, head, given)
+    found, index = multistart(tiles, head, given[:, 0]) if head.num_components == 1 else mixed(tiles, head, given)
     everyone = torch.arange(len(local), device=local.device)
     theta = torch.cat([given.flatten(0, 1), found])
     index = torch.cat([everyone.repeat_interleave(given.shape[1]), index])
     theta, index = _rough(tiles, head, theta, index)
     theta, index, promise = _polish(tiles, head, theta, index)
-    final = tiled_elbo(tiles, head, theta, index)
+    final = lattice_elbo(tiles, head, theta, index)
     chosen = _best(final.value, index, len(local))
     sure = torch.maximum(promise, final.error)[chosen] <= ACCEPTED * final.value[chosen].abs().clamp(min=1)
     return BestMembers(theta[chosen], final.value[chosen], final.error[chosen], sure)
@@ -116,7 +116,7 @@ def _best(value: Tensor, index: Tensor, num_problems: int) -> Tensor:
     return row
 
 
-def _rough(tiles: Tiles, head: Head, theta: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+def _rough(tiles: CachedLattice, head: Head, theta: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     """Climbs from every start by the coarsest rule; each problem's best optimum and its rivals go on.
 
     Climbs that have met, and those that fell far behind, are dropped between the rounds.
@@ -133,7 +133,7 @@ def _rough(tiles: Tiles, head: Head, theta: Tensor, index: Tensor) -> tuple[Tens
 @torch.no_grad()
 def _rivals(head: Head, theta: Tensor, index: Tensor, value: Tensor, within: float) -> Tensor:
     """Rows of the different q of each problem whose values are within reach of its best, in order."""
-    mixture, num = Mixture(*head.components(theta)), int(index.max()) + 1
+    mixture, num = GaussianMixtures(*head.components(theta)), int(index.max()) + 1
     value = torch.where(value.isnan(), -torch.inf, value)
     pending, kept = torch.arange(len(index), device=index.device), []
     top = value[_best(value, index, num)][index] if len(index) else value
@@ -146,7 +146,7 @@ def _rivals(head: Head, theta: Tensor, index: Tensor, value: Tensor, within: flo
     return torch.cat(kept).sort().values
 
 
-def _alike(one: Mixture, other: Mixture) -> Tensor:
+def _alike(one: GaussianMixtures, other: GaussianMixtures) -> Tensor:
     """Whether two mixtures have one density, however their components are numbered, `(N,)`."""
     middle = other.locs.flatten(1, -2)
     spread = (other.locs[:, :, None] + 2 * other.trils.mT).flatten(1, 2)
@@ -154,7 +154,7 @@ def _alike(one: Mixture, other: Mixture) -> Tensor:
     return (one.log_prob(z) - other.log_prob(z)).abs().amax(-1) < ALIKE
 
 
-def _polish(tiles: Tiles, head: Head, theta: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _polish(tiles: CachedLattice, head: Head, theta: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Climbs by finer and finer rules until the next would not climb farther.
 
     As the rules' errors fall, so does how far behind a rival may be.
@@ -166,7 +166,7 @@ def _polish(tiles: Tiles, head: Head, theta: Tensor, index: Tensor) -> tuple[Ten
     behind = RIVAL / 10 if head.num_components == 1 else MIXED_ROUNDS[-1][1]
     value, promise = torch.zeros_like(theta[:, 0]), torch.full_like(theta[:, 0], torch.inf)
     settled = torch.zeros_like(index, dtype=torch.bool)
-    for level in range(2, num_levels(tiles.dim) - 1):
+    for level in range(2, num_rule_levels(tiles.dim) - 1):
         pending = (~settled).nonzero()[:, 0]
         found, climb = ascend(tiles, head, theta[pending], index[pending], level, TOLERANCE)
         theta, value = theta.index_copy(0, pending, found), value.index_copy(0, pending, climb.value)
@@ -181,31 +181,31 @@ def _polish(tiles: Tiles, head: Head, theta: Tensor, index: Tensor) -> tuple[Ten
     return theta, index, promise
 
 
-class Rules(NamedTuple):
+class ElboRules(NamedTuple):
     """By which rules the ELBO of each of `N` mixtures is summed: as fine as its components are narrow."""
 
     lattice: Tensor  # (N, K), of log p(x | z) under each component
     entropy: Tensor  # (N, K), of log q
 
     @classmethod
-    def of(cls, mixture: Mixture, level: int) -> Rules:
+    def of(cls, mixture: GaussianMixtures, level: int) -> ElboRules:
         """Those of a level."""
-        lattice = Tiles.levels(Gaussians.of(mixture, mixture.locs[:, 0, 0]), max(level - COARSE, 0))
+        lattice = CachedLattice.levels(Gaussians.of(mixture, mixture.locs[:, 0, 0]), max(level - COARSE, 0))
         return cls(lattice.reshape(mixture.locs.shape[:2]), rule_levels(mixture, max(level, 1)))
 
-    def rows(self, index: Tensor) -> Rules:
+    def rows(self, index: Tensor) -> ElboRules:
         """Some of them."""
-        return Rules(self.lattice[index], self.entropy[index])
+        return ElboRules(self.lattice[index], self.entropy[index])
 
-    def fitted(self, due: Rules) -> Rules:
+    def fitted(self, due: ElboRules) -> ElboRules:
         """Those that are `due` where these are coarser, or too fine to be worth it."""
         parts = (
             torch.where((part < other) | (part > other + WASTED), other, part)
             for part, other in zip(self, due, strict=True)
         )
-        return Rules(*parts)
+        return ElboRules(*parts)
 
-    def differs(self, other: Rules) -> Tensor:
+    def differs(self, other: ElboRules) -> Tensor:
         """`(N,)`."""
         return (self.lattice != other.lattice).any(-1) | (self.entropy != other.entropy).any(-1)
 
@@ -228,7 +228,7 @@ class Climb:
     hessian: Tensor
     metric: Tensor
     converged: Tensor
-    rules: Rules
+    rules: ElboRules
 
     def put(self, rows: Tensor, other: Climb) -> None:
         """Overwrites some rows."""
@@ -244,7 +244,13 @@ class Climb:
 
 
 def ascend(
-    tiles: Tiles, head: Head, theta: Tensor, index: Tensor, level: int, tolerance: float, max_steps: int = MAX_STEPS
+    tiles: CachedLattice,
+    head: Head,
+    theta: Tensor,
+    index: Tensor,
+    level: int,
+    tolerance: float,
+    max_steps: int = MAX_STEPS,
 ) -> tuple[Tensor, Climb]:
     """Newton's method in a trust region for the ELBO by one rule.
 
@@ -293,9 +299,11 @@ def ascend(
     return theta, climb
 
 
-def _refit(tiles: Tiles, head: Head, theta: Tensor, index: Tensor, level: int, climb: Climb, moved: Tensor) -> None:
+def _refit(
+    tiles: CachedLattice, head: Head, theta: Tensor, index: Tensor, level: int, climb: Climb, moved: Tensor
+) -> None:
     """Looks again, by the rules that are due, from where components have become too narrow or wide for theirs."""
-    rules = climb.rules.rows(moved).fitted(Rules.of(Mixture(*head.components(theta[moved])), level))
+    rules = climb.rules.rows(moved).fitted(ElboRules.of(GaussianMixtures(*head.components(theta[moved])), level))
     wrong = rules.differs(climb.rules.rows(moved)).nonzero()[:, 0]
     if len(wrong):
         rows = moved[wrong]
@@ -304,24 +312,24 @@ def _refit(tiles: Tiles, head: Head, theta: Tensor, index: Tensor, level: int, c
 
 @torch.no_grad()
 def _look(
-    tiles: Tiles,
+    tiles: CachedLattice,
     head: Head,
     theta: Tensor,
     index: Tensor,
     level: int,
     curved: bool = True,
     *,
-    rules: Rules | None = None,
+    rules: ElboRules | None = None,
 ) -> Climb:
     """Value, and gradient and Hessian of minus the ELBO in Fisher's units; the Hessian is 0 if not `curved`."""
-    base = Mixture(*head.components(theta))
-    rules = Rules.of(base, level) if rules is None else rules
+    base = GaussianMixtures(*head.components(theta))
+    rules = ElboRules.of(base, level) if rules is None else rules
     entropy = negative_entropy(base, max(level, 1), curved, levels=rules.entropy)
     energy = _energy(tiles, base, index, level, rules.lattice, curved)
     value, slope, curvature = (part - other for part, other in zip(entropy, energy, strict=True))
 
     def point(theta: Tensor) -> Tensor:
-        return coordinates(Mixture(*head.components(theta)))
+        return coordinates(GaussianMixtures(*head.components(theta)))
 
     def along(theta: Tensor, slope: Tensor) -> Tensor:
         return point(theta) @ slope
@@ -346,7 +354,7 @@ def _look(
     return Climb(-value, gradient, (second + second.mT) / 2, root, torch.zeros_like(usable), rules)
 
 
-def _fisher(base: Mixture, chart: Tensor) -> Tensor:
+def _fisher(base: GaussianMixtures, chart: Tensor) -> Tensor:
     """A bound on Fisher's information on the parameters in a draw, `(N, P, P)`.
 
     The sum over components of `v_k d log w_k^2 + |L_k^-1 [dm_k, dL_k]|^2 + tr(L_k^-1 dL_k L_k^-1 dL_k)`, with v_k = w_k
@@ -370,7 +378,9 @@ def _fisher(base: Mixture, chart: Tensor) -> Tensor:
     )
 
 
-def _energy(tiles: Tiles, base: Mixture, index: Tensor, level: int, lattice: Tensor, curved: bool) -> Expansion:
+def _energy(
+    tiles: CachedLattice, base: GaussianMixtures, index: Tensor, level: int, lattice: Tensor, curved: bool
+) -> Expansion:
     """E_q[log p(x, z)]."""
     value, slope, curvature = _moments(tiles, base, index, level, lattice, curved)
     at, num = affine(base).flatten(2), base.locs.shape[1]
@@ -390,7 +400,7 @@ def _energy(tiles: Tiles, base: Mixture, index: Tensor, level: int, lattice: Ten
 
 
 def _moments(
-    tiles: Tiles, base: Mixture, index: Tensor, level: int, lattice: Tensor, curved: bool
+    tiles: CachedLattice, base: GaussianMixtures, index: Tensor, level: int, lattice: Tensor, curved: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """E[f], E[grad f (1, e)'] and E[Hess f x (1, e) (1, e)'] of f = log p(x | z) under each component.
 
@@ -416,14 +426,14 @@ def _moments(
 
 
 def _ruled_moments(
-    target: Target, base: Mixture, index: Tensor, level: int, curved: bool
+    target: Target, base: GaussianMixtures, index: Tensor, level: int, curved: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`_moments` by a rule of its own for each component, where the decoder is differentiated."""
-    nodes, weights = (part.to(base.locs) for part in rule(level, target.dim))
+    nodes, weights = (part.to(base.locs) for part in gaussian_rule(level, target.dim))
     basis = torch.cat([torch.ones_like(nodes[:, :1]), nodes], -1)
     first, second = weights[:, None] * basis, weights[:, None, None] * basis[:, :, None] * basis[:, None, :]
     parts = []
-    for block in blocks(len(index), base.locs.shape[1] * len(nodes)):
+    for block in row_blocks(len(index), base.locs.shape[1] * len(nodes)):
         z = base.rows(block).points(nodes)
         jets = (part.unflatten(1, z.shape[1:3]) for part in _jets(target, z.flatten(1, 2), index[block], curved))
         value, slope, curvature = jets

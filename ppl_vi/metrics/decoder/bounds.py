@@ -21,7 +21,7 @@ from ppl_vi.numerics.weights import check_draws, log_mean_weights
 from ppl_vi.target.decoder import log_prior
 from ppl_vi.target.isolation import isolated
 from ppl_vi.target.target import Target
-from ppl_vi.truth import Bound, Sandwich
+from ppl_vi.truth import AnnealedBound, Sandwich
 
 DRAWS_AT_ONCE = 2**13
 
@@ -82,7 +82,7 @@ class BoundsScorecard:
 
 
 @dataclass(frozen=True, eq=False)
-class Drawn:
+class WeightedDraws:
     """What `N` draws of a guide say at each of `B` data points, nats, `(B, N)` each.
 
     Attributes:
@@ -100,7 +100,7 @@ class Drawn:
 
 def amortized_bounds(
     target: Target,
-    bound: Bound,
+    bound: AnnealedBound,
     sandwich: Sandwich,
     head: Head,
     local: Tensor,
@@ -146,7 +146,7 @@ def amortized_bounds(
     )
 
 
-def weighted_draws(target: Target, head: Head, local: Tensor, num: int, seed: int) -> Drawn:
+def weighted_draws(target: Target, head: Head, local: Tensor, num: int, seed: int) -> WeightedDraws:
     """Draws from the guide at every data point, weighed; any family, as its distribution alone is asked.
 
     Args:
@@ -167,10 +167,10 @@ def weighted_draws(target: Target, head: Head, local: Tensor, num: int, seed: in
             z, log_q = head.draw(local[rows].to(target.dtype), num)
             log_likelihood = target.decoded.log_likelihood_at(z, *(arg[rows] for arg in target.args))
             parts.append((log_likelihood + log_prior(z) - log_q, log_q - log_prior(z), z.mean(1), z.var(1) / num))
-    return Drawn(*(torch.cat(part) for part in zip(*parts, strict=True)))
+    return WeightedDraws(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
-def _activity(drawn: Drawn) -> Tensor:
+def _activity(drawn: WeightedDraws) -> Tensor:
     """Means of draws vary more than the means themselves: by their sampling variance, which is taken off."""
     known = drawn.mean.isfinite().all(-1)
     return drawn.mean[known].var(0, correction=0) - drawn.variance[known].mean(0)

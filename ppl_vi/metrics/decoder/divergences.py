@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ppl_vi.guides.amortized import Head
-from ppl_vi.numerics.mixtures import Mixture
+from ppl_vi.numerics.mixtures import GaussianMixtures
 from ppl_vi.target.decoder import log_prior
 from ppl_vi.target.evaluation import decoded_at_once, decoded_of, log_likelihood_at
 from ppl_vi.target.target import Target
@@ -65,7 +65,7 @@ def divergences(target: Target, log_evidence: Tensor, head: Head, local: Tensor)
         local: its parameters, `(B, num_outputs)`.
     """
     decoded_of(target)
-    mixture = Mixture(*head.components(local))
+    mixture = GaussianMixtures(*head.components(local))
     reach = REACH * mixture.trils.square().sum(-1).sqrt()
     low, high = (mixture.locs - reach).amin(1), (mixture.locs + reach).amax(1)
     box = torch.stack([low.clamp(max=-REACH), high.clamp(min=REACH)])
@@ -88,7 +88,7 @@ def divergences(target: Target, log_evidence: Tensor, head: Head, local: Tensor)
 
 
 def _on_boxes(
-    target: Target, log_evidence: Tensor, mixture: Mixture, box: Tensor, index: Tensor, num: int, shared: bool
+    target: Target, log_evidence: Tensor, mixture: GaussianMixtures, box: Tensor, index: Tensor, num: int, shared: bool
 ) -> tuple[Tensor, Tensor]:
     """The five rows of `Divergences` `(5, N)` and the boxes `(2, N, D)` that hold what has mass."""
     dim = target.dim

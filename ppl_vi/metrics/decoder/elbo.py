@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ppl_vi.guides.amortized import Head
-from ppl_vi.numerics.mixtures import Mixture
-from ppl_vi.numerics.rules import num_levels, rule
+from ppl_vi.numerics.mixtures import GaussianMixtures
+from ppl_vi.numerics.rules import gaussian_rule, num_rule_levels
 from ppl_vi.target.evaluation import decoded_of, log_likelihood_at
 from ppl_vi.target.target import Target
 
@@ -30,16 +30,18 @@ class Elbo:
     error: Tensor
 
 
-def blocks(num_rows: int, num_points: int) -> Iterator[slice]:
+def row_blocks(num_rows: int, num_points: int) -> Iterator[slice]:
     """Slices of rows that have about `BLOCK` points together."""
     size = max(1, BLOCK // num_points)
     return (slice(first, first + size) for first in range(0, num_rows, size))
 
 
-def expect(mixture: Mixture, function: Callable[[Tensor, slice], Tensor], nodes: Tensor, weights: Tensor) -> Tensor:
+def expect(
+    mixture: GaussianMixtures, function: Callable[[Tensor, slice], Tensor], nodes: Tensor, weights: Tensor
+) -> Tensor:
     """E_q of `function(points (M, S, D), slice of rows) -> (M, S)`, `(N,)`."""
     out = []
-    for block in blocks(len(mixture.locs), mixture.locs.shape[1] * len(nodes)):
+    for block in row_blocks(len(mixture.locs), mixture.locs.shape[1] * len(nodes)):
         part = mixture.rows(block)
         z = part.points(nodes)
         value = function(z.flatten(1, 2), block).unflatten(1, z.shape[1:3])
@@ -50,8 +52,8 @@ def expect(mixture: Mixture, function: Callable[[Tensor, slice], Tensor], nodes:
 @torch.no_grad()
 def elbo_by(target: Target, head: Head, local: Tensor, index: Tensor, level: int) -> Tensor:
     """The ELBO of the problems `index` `(N,)` by one rule, `(N,)`, nats."""
-    mixture = Mixture(*head.components(local))
-    nodes, weights = (part.to(local) for part in rule(level, target.dim))
+    mixture = GaussianMixtures(*head.components(local))
+    nodes, weights = (part.to(local) for part in gaussian_rule(level, target.dim))
     likelihood = expect(mixture, lambda z, block: log_likelihood_at(target, z, index[block]), nodes, weights)
     return likelihood - mixture.prior_kl(level)
 
@@ -87,7 +89,7 @@ def elbo(
     )  # fmt: skip
 
 
-def settled_prior_kl(mixture: Mixture, tolerance: float = 1e-8) -> Elbo:
+def settled_prior_kl(mixture: GaussianMixtures, tolerance: float = 1e-8) -> Elbo:
     """KL(q || Normal(0, I)) and its error, `(N,)`, nats: closed form for one Gaussian, else by rules that agree."""
     if mixture.locs.shape[1] == 1:
         value = mixture.prior_kl(0)
@@ -101,7 +103,7 @@ def _settled(evaluate: Callable[[Tensor, int], Tensor], num_rows: int, dim: int,
     everyone = torch.arange(num_rows)
     value = evaluate(everyone, 0)
     error, change = torch.full_like(value, torch.inf), torch.full_like(value, torch.inf)
-    for level in range(1, num_levels(dim)):
+    for level in range(1, num_rule_levels(dim)):
         pending = (error > tolerance * value.abs().clamp(min=1)).nonzero()[:, 0]
         if not len(pending):
             break

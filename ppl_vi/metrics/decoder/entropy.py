@@ -20,10 +20,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ppl_vi.metrics.decoder.elbo import blocks
+from ppl_vi.metrics.decoder.elbo import row_blocks
 from ppl_vi.metrics.decoder.lattice_values import inverted
-from ppl_vi.numerics.mixtures import LOG_2PI, Mixture
-from ppl_vi.numerics.rules import num_levels, rule
+from ppl_vi.numerics.mixtures import LOG_2PI, GaussianMixtures
+from ppl_vi.numerics.rules import gaussian_rule, num_rule_levels
 
 REACH = (5.0, 5.0, 5.5, 6.0, 6.5, 7.0)  # of each level's nodes, standard deviations
 
@@ -56,17 +56,19 @@ class Moves(NamedTuple):
     log_density: Tensor  # (N, K, K, U, C), dl_j as coefficients of the U products
 
 
-def affine(mixture: Mixture) -> Tensor:
+def affine(mixture: GaussianMixtures) -> Tensor:
     """`[loc, L]` `(..., K, D, 1 + D)`: a point of a component is its product with `(1, e)`."""
     return torch.cat([mixture.locs[..., None], mixture.trils], -1)
 
 
-def coordinates(mixture: Mixture) -> Tensor:
+def coordinates(mixture: GaussianMixtures) -> Tensor:
     """Log weights, then `affine`, `(..., C)`."""
     return torch.cat([mixture.log_weights, affine(mixture).flatten(-3)], -1)
 
 
-def negative_entropy(mixture: Mixture, level: int, curved: bool = True, *, levels: Tensor | None = None) -> Expansion:
+def negative_entropy(
+    mixture: GaussianMixtures, level: int, curved: bool = True, *, levels: Tensor | None = None
+) -> Expansion:
     """E_q[log q], nats, by rules, and the derivatives of that very sum.
 
     Where a component sees narrower ones its rule is as much finer: else a search for the best mixture would hide
@@ -99,14 +101,14 @@ def negative_entropy(mixture: Mixture, level: int, curved: bool = True, *, level
 @lru_cache
 def _rule(level: int, finer: int, dim: int) -> tuple[Tensor, Tensor]:
     """The rule of level `finer`, without the nodes that are too far out to matter for one of `level`."""
-    nodes, weights = rule(finer, dim)
+    nodes, weights = gaussian_rule(finer, dim)
     if not finer:  # one Gaussian's, exact as it is
         return nodes, weights
     kept = nodes.square().sum(-1) <= REACH[min(level, len(REACH) - 1)] ** 2
     return nodes[kept], weights[kept] / weights[kept].sum()
 
 
-def rule_levels(mixture: Mixture, level: int) -> Tensor:
+def rule_levels(mixture: GaussianMixtures, level: int) -> Tensor:
     """The level of each component's rule, `(N, K)`: the spacing shrinks as the narrowest component does, by powers of
     `1 / sqrt(2)`.
 
@@ -121,10 +123,10 @@ def rule_levels(mixture: Mixture, level: int) -> Tensor:
     matrix = torch.where(matrix.isfinite(), matrix, 1.0)
     # Schatten's 4-norm: the largest singular value, and no more than D^(1/4) times it
     stretch = (matrix.mT @ matrix).square().sum((-2, -1)).amax(-1).log2() / 4
-    return (level + (2 * stretch - math.log2(dim) / 2).ceil().clamp(min=0)).clamp(max=num_levels(dim) - 1).long()
+    return (level + (2 * stretch - math.log2(dim) / 2).ceil().clamp(min=0)).clamp(max=num_rule_levels(dim) - 1).long()
 
 
-def _sums(mixture: Mixture, white: Tensor, level: int, levels: Tensor, curved: bool) -> Sums:
+def _sums(mixture: GaussianMixtures, white: Tensor, level: int, levels: Tensor, curved: bool) -> Sums:
     """Over the nodes of each component; those of four coordinates are 0 if not `curved`."""
     dim = mixture.locs.shape[-1]
     log_scale = torch.diagonal(mixture.trils, dim1=-2, dim2=-1).log().sum(-1)
@@ -135,7 +137,7 @@ def _sums(mixture: Mixture, white: Tensor, level: int, levels: Tensor, curved: b
     for finer in flat.unique().tolist():
         nodes, weights = (part.to(white) for part in _rule(level, finer, dim))
         rows = (flat == finer).nonzero()[:, 0]
-        for block in blocks(len(rows), len(nodes) * white.shape[1]):
+        for block in row_blocks(len(rows), len(nodes) * white.shape[1]):
             order.append(rows[block])
             found.append(_summed(white[rows[block]], constant[rows[block]], nodes, weights, curved))
     sums = torch.cat(found)[torch.cat(order).argsort()].unflatten(0, levels.shape)
@@ -161,7 +163,7 @@ def _summed(white: Tensor, constant: Tensor, nodes: Tensor, weights: Tensor, cur
     return torch.cat([first, second.flatten(1), fourth.flatten(1)], -1)
 
 
-def _moves(mixture: Mixture) -> Moves:
+def _moves(mixture: GaussianMixtures) -> Moves:
     """Of all pairs of a component k, whose nodes they are, and a component j."""
     num, dim = mixture.locs.shape[1:]
     eye = torch.eye(num * dim * (1 + dim)).to(mixture.locs)

@@ -19,8 +19,8 @@ from torch import Tensor
 from ppl_vi.guides.amortized import Head
 from ppl_vi.metrics.decoder.best_members import BestMembers, best_members, embed
 from ppl_vi.metrics.decoder.divergences import divergences
-from ppl_vi.metrics.decoder.lattice_values import Tiles, tiled_elbo
-from ppl_vi.numerics.mixtures import Mixture
+from ppl_vi.metrics.decoder.lattice_values import CachedLattice, lattice_elbo
+from ppl_vi.numerics.mixtures import GaussianMixtures
 from ppl_vi.numerics.weights import check_draws, log_mean_weights
 from ppl_vi.target.decoder import log_prior
 from ppl_vi.target.evaluation import log_likelihood_at
@@ -165,15 +165,15 @@ def amortized_gaps(
         rows = f"{len(local)} rows of local parameters and {len(truth.log_evidence)} log evidences"
         raise ValueError(f"the target has {target.num_problems} problems, got {rows}")
     local = local.detach().to(target.dtype)
-    tiles = Tiles(target)
-    reached = tiled_elbo(tiles, head, local, torch.arange(len(local), device=local.device))
+    tiles = CachedLattice(target)
+    reached = lattice_elbo(tiles, head, local, torch.arange(len(local), device=local.device))
     families = _best_of_each(tiles, {"": head, **(others or {})}, head, local)
     best = families.pop("")
     evidence = torch.as_tensor(truth.log_evidence, dtype=target.dtype, device=target.device)
     apart = divergences(target, evidence, head, local)
     bound, std_error = iwae(target, head, local, num_particles, num_repeats, seed)
     with torch.no_grad():
-        mixture = Mixture(*head.components(local))
+        mixture = GaussianMixtures(*head.components(local))
         prior_kl, by_latent, mean = mixture.prior_kl(FINEST), prior_kl_by_latent(mixture), mixture.mean()
     return AmortizedScorecard(
         log_evidence=truth.log_evidence,
@@ -202,7 +202,9 @@ def amortized_gaps(
     )
 
 
-def _best_of_each(tiles: Tiles, families: Mapping[str, Head], own: Head, local: Tensor) -> dict[str, BestMembers]:
+def _best_of_each(
+    tiles: CachedLattice, families: Mapping[str, Head], own: Head, local: Tensor
+) -> dict[str, BestMembers]:
     """The best members of several families, each starting from those of the poorer ones, too: a family that holds
     another has none worse."""
     found: dict[str, BestMembers] = {}
@@ -239,7 +241,7 @@ def iwae(
     Source: Burda, Grosse and Salakhutdinov (2016), Importance weighted autoencoders.
     """
     check_draws(num_particles, num_repeats)
-    mixture, num = Mixture(*head.components(local)), num_particles * num_repeats
+    mixture, num = GaussianMixtures(*head.components(local)), num_particles * num_repeats
     generator = torch.Generator(local.device).manual_seed(seed)
     size, bounds = max(1, BLOCK // num), []
     for index in torch.arange(len(local), device=local.device).split(size):
@@ -251,7 +253,7 @@ def iwae(
     return bound.mean(-1), bound.std(-1) / math.sqrt(num_repeats)
 
 
-def _draw(mixture: Mixture, num: int, generator: torch.Generator) -> Tensor:
+def _draw(mixture: GaussianMixtures, num: int, generator: torch.Generator) -> Tensor:
     """`(N, num, D)` draws."""
     locs = mixture.locs
     which = torch.multinomial(mixture.log_weights.exp(), num, replacement=True, generator=generator)
@@ -260,12 +262,12 @@ def _draw(mixture: Mixture, num: int, generator: torch.Generator) -> Tensor:
     return locs[rows, which] + (mixture.trils[rows, which] @ noise[..., None])[..., 0]
 
 
-def prior_kl_by_latent(mixture: Mixture) -> Tensor:
+def prior_kl_by_latent(mixture: GaussianMixtures) -> Tensor:
     """KL(q(z_d) || Normal(0, 1)) of each latent's marginal, `(B, D)`, nats; (s^2 + m^2 - 1 - log s^2) / 2 for one
     Gaussian."""
     scales = mixture.trils.square().sum(-1).sqrt()
     marginals = [
-        Mixture(mixture.log_weights, mixture.locs[..., d : d + 1], scales[..., d : d + 1, None])
+        GaussianMixtures(mixture.log_weights, mixture.locs[..., d : d + 1], scales[..., d : d + 1, None])
         for d in range(scales.shape[-1])
     ]
     return torch.stack([marginal.prior_kl(FINEST) for marginal in marginals], -1)

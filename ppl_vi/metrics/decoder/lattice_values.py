@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ppl_vi.guides.amortized import Head
 from ppl_vi.metrics.decoder.elbo import Elbo, elbo, elbo_by, settled_prior_kl
-from ppl_vi.numerics.mixtures import Mixture
+from ppl_vi.numerics.mixtures import GaussianMixtures
 from ppl_vi.target.evaluation import decoded_at_once
 from ppl_vi.target.target import Target
 
@@ -51,7 +51,7 @@ class Gaussians(NamedTuple):
     problem: Tensor  # (M,)
 
     @classmethod
-    def of(cls, mixture: Mixture, index: Tensor) -> Gaussians:
+    def of(cls, mixture: GaussianMixtures, index: Tensor) -> Gaussians:
         """Every component of mixtures `(N, K)` of the problems `index` `(N,)`."""
         problem = index.repeat_interleave(mixture.locs.shape[1])
         return cls(mixture.locs.flatten(0, 1), mixture.trils.flatten(0, 1), problem)
@@ -84,7 +84,7 @@ class Total(NamedTuple):
 Integrate = Callable[[Tensor, Tensor, Total], Tensor]
 
 
-class Tiles:
+class CachedLattice:
     """log p(x | z) of a target's problems wherever it was asked for so far, in tiles of lattices of spacing 2^-level.
 
     Args:
@@ -308,9 +308,9 @@ def _powers(part: Tensor, e: Tensor, degree: int) -> list[Tensor]:
 
 
 @torch.no_grad()
-def rough_elbo(tiles: Tiles, head: Head, local: Tensor, index: Tensor) -> Tensor:
-    """The ELBO of each row by the coarsest lattice, `(N,)`, nats, to compare rows by; see `tiled_elbo`."""
-    mixture = Mixture(*head.components(local))
+def rough_elbo(tiles: CachedLattice, head: Head, local: Tensor, index: Tensor) -> Tensor:
+    """The ELBO of each row by the coarsest lattice, `(N,)`, nats, to compare rows by; see `lattice_elbo`."""
+    mixture = GaussianMixtures(*head.components(local))
     gaussians = Gaussians.of(mixture, index)
     value, _ = tiles.moments(gaussians, tiles.levels(gaussians, 0), 0)
     value = (mixture.log_weights.exp() * value.reshape(mixture.log_weights.shape)).sum(-1) - mixture.prior_kl(0)
@@ -321,7 +321,7 @@ def rough_elbo(tiles: Tiles, head: Head, local: Tensor, index: Tensor) -> Tensor
 
 
 @torch.no_grad()
-def tiled_elbo(tiles: Tiles, head: Head, local: Tensor, index: Tensor, tolerance: float = 1e-8) -> Elbo:
+def lattice_elbo(tiles: CachedLattice, head: Head, local: Tensor, index: Tensor, tolerance: float = 1e-8) -> Elbo:
     """The ELBO of each row of local parameters by `tiles`; by `elbo`'s rules where no lattice serves.
 
     The lattices grow finer until their sub-lattices agree: for a function that is smooth on their scale, of twice the
@@ -335,7 +335,7 @@ def tiled_elbo(tiles: Tiles, head: Head, local: Tensor, index: Tensor, tolerance
         index: the problem of each row, `(N,)`.
         tolerance: relative to max(1, |E[log p(x | z)]|).
     """
-    mixture = Mixture(*head.components(local))
+    mixture = GaussianMixtures(*head.components(local))
     share, each = mixture.log_weights.exp(), Gaussians.of(mixture, index)
     value, spread = local.new_full((share.numel(),), torch.nan), local.new_full((share.numel(),), torch.inf)
     pending = torch.arange(share.numel(), device=local.device)

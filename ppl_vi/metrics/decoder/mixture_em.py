@@ -16,8 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ppl_vi.numerics.mixtures import Mixture
-from ppl_vi.numerics.rules import rule
+from ppl_vi.numerics.mixtures import GaussianMixtures
+from ppl_vi.numerics.rules import gaussian_rule
 from ppl_vi.target.decoder import log_prior
 from ppl_vi.target.evaluation import log_likelihood_at
 from ppl_vi.target.target import Target
@@ -40,7 +40,7 @@ class Weighed(NamedTuple):
     scale: Tensor  # (B, D, D), the hills' mean covariance
 
 
-class Parts(NamedTuple):
+class MixtureParts(NamedTuple):
     """Components of mixtures."""
 
     mass: Tensor  # (B, K)
@@ -49,7 +49,7 @@ class Parts(NamedTuple):
 
 
 @torch.no_grad()
-def matched(target: Target, hills: Mixture, num_components: int) -> Mixture:
+def em_fit(target: Target, hills: GaussianMixtures, num_components: int) -> GaussianMixtures:
     """Mixtures of Gaussians near each posterior.
 
     One Gaussian is split, along its widest axis, until there are enough; after each splitting come a few steps of EM.
@@ -65,12 +65,12 @@ def matched(target: Target, hills: Mixture, num_components: int) -> Mixture:
         parts = _split(parts)
         for _ in range(NUM_STEPS):
             parts = _moments(posterior, _responsibilities(posterior, parts))
-    return Mixture(parts.mass.log(), parts.loc, torch.linalg.cholesky(parts.cov))
+    return GaussianMixtures(parts.mass.log(), parts.loc, torch.linalg.cholesky(parts.cov))
 
 
-def _weighed(target: Target, hills: Mixture) -> Weighed:
+def _weighed(target: Target, hills: GaussianMixtures) -> Weighed:
     """The posteriors at the nodes of every hill, weighed by the density of all of them together."""
-    nodes, weights = (part.to(hills.locs) for part in rule(LEVEL[target.dim], target.dim))
+    nodes, weights = (part.to(hills.locs) for part in gaussian_rule(LEVEL[target.dim], target.dim))
     near = nodes.square().sum(-1) <= REACH**2
     wide = hills._replace(trils=WIDENED * hills.trils)
     z = wide.points(nodes[near])
@@ -85,7 +85,7 @@ def _weighed(target: Target, hills: Mixture) -> Weighed:
     return Weighed(flat.take_along_dim(kept[..., None], 1), weight / weight.sum(-1, keepdim=True), scale)
 
 
-def _moments(posterior: Weighed, share: Tensor) -> Parts:
+def _moments(posterior: Weighed, share: Tensor) -> MixtureParts:
     """The mass, mean and covariance of the points that belong to each component by `share`, `(B, K, S)`."""
     mass = share.sum(-1)
     within = share / mass.clamp(min=torch.finfo(mass.dtype).tiny)[..., None]
@@ -93,10 +93,10 @@ def _moments(posterior: Weighed, share: Tensor) -> Parts:
     away = posterior.z[:, None] - loc[:, :, None]
     cov = (within[..., None] * away).mT @ away + NARROWEST * posterior.scale[:, None]
     mass = mass.clamp(min=LIGHTEST)
-    return Parts(mass / mass.sum(-1, keepdim=True), loc, cov)
+    return MixtureParts(mass / mass.sum(-1, keepdim=True), loc, cov)
 
 
-def _responsibilities(posterior: Weighed, parts: Parts) -> Tensor:
+def _responsibilities(posterior: Weighed, parts: MixtureParts) -> Tensor:
     """Each component's share in each point's weight, `(B, K, S)`."""
     tril = torch.linalg.cholesky(parts.cov)
     white = torch.linalg.solve_triangular(tril, (posterior.z[:, None] - parts.loc[:, :, None]).mT, upper=False)
@@ -105,7 +105,7 @@ def _responsibilities(posterior: Weighed, parts: Parts) -> Tensor:
     return log_density.softmax(1) * posterior.weight[:, None]
 
 
-def _split(parts: Parts) -> Parts:
+def _split(parts: MixtureParts) -> MixtureParts:
     """The component that spreads most mass is cut in two halves of the same mean and covariance."""
     eigenvalues, axes = torch.linalg.eigh(parts.cov)
     rows = torch.arange(len(parts.mass), device=parts.mass.device)
@@ -116,14 +116,14 @@ def _split(parts: Parts) -> Parts:
     cov[rows, chosen] -= step[:, :, None] * step[:, None, :]
     other = loc[rows, chosen] - step
     loc[rows, chosen] += step
-    return Parts(
+    return MixtureParts(
         torch.cat([mass, mass[rows, chosen][:, None]], 1),
         torch.cat([loc, other[:, None]], 1),
         torch.cat([cov, cov[rows, chosen][:, None]], 1),
     )
 
 
-def padded(log_weights: Tensor, loc: Tensor, tril: Tensor, index: Tensor, num_problems: int) -> Mixture:
+def padded(log_weights: Tensor, loc: Tensor, tril: Tensor, index: Tensor, num_problems: int) -> GaussianMixtures:
     """Gaussians `(N,)` of the problems `index`, each problem's as one mixture."""
     num = torch.bincount(index, minlength=num_problems)
     order = index.argsort(stable=True)
@@ -133,4 +133,4 @@ def padded(log_weights: Tensor, loc: Tensor, tril: Tensor, index: Tensor, num_pr
     weights = log_weights.new_full(shape, -math.inf).index_put(at, log_weights[order])
     locs = loc.new_zeros(*shape, dim).index_put(at, loc[order])
     trils = torch.eye(dim).to(tril).repeat(*shape, 1, 1).index_put(at, tril[order])
-    return Mixture(weights.log_softmax(-1), locs, trils)
+    return GaussianMixtures(weights.log_softmax(-1), locs, trils)

@@ -11,9 +11,9 @@ from torch.nn import functional
 
 from ppl_vi.guides.amortized import Head
 from ppl_vi.guides.amortized.full import Full
-from ppl_vi.metrics.decoder.lattice_values import Tiles, rough_elbo
-from ppl_vi.metrics.decoder.mixture_em import matched, padded
-from ppl_vi.numerics.mixtures import LOG_2PI, Mixture
+from ppl_vi.metrics.decoder.lattice_values import CachedLattice, rough_elbo
+from ppl_vi.metrics.decoder.mixture_em import em_fit, padded
+from ppl_vi.numerics.mixtures import LOG_2PI, GaussianMixtures
 from ppl_vi.numerics.newton import minimize
 from ppl_vi.target.evaluation import decoded_of, log_likelihood_at
 from ppl_vi.target.target import Target
@@ -27,7 +27,7 @@ NUM_HILLS = 3  # a problem
 WITHIN = 10.0  # nats of its best
 
 
-def candidates(tiles: Tiles, head: Head, local: Tensor) -> tuple[Tensor, Tensor]:
+def multistart(tiles: CachedLattice, head: Head, local: Tensor) -> tuple[Tensor, Tensor]:
     """Local parameters from which to maximise the ELBO.
 
     The ELBO of every diagonal Gaussian with its mean on a lattice and one of a few widths is a convolution of the log
@@ -43,8 +43,8 @@ def candidates(tiles: Tiles, head: Head, local: Tensor) -> tuple[Tensor, Tensor]
     Returns:
         Starts `(N, num_outputs)` and the problem of each, `(N,)`.
     """
-    target, mean = tiles.target, Mixture(*head.components(local)).mean()
-    loc, scale, kept = hills(target, max(REACH, float(mean.abs().max()) + MARGIN))
+    target, mean = tiles.target, GaussianMixtures(*head.components(local)).mean()
+    loc, scale, kept = posterior_modes(target, max(REACH, float(mean.abs().max()) + MARGIN))
     index, which = kept.nonzero(as_tuple=True)
     loc, scale = loc[index, which], scale[index, which]
     everyone = torch.arange(len(local), device=local.device)
@@ -56,13 +56,13 @@ def candidates(tiles: Tiles, head: Head, local: Tensor) -> tuple[Tensor, Tensor]
     return torch.where(better[:, None], laplace, simple), index
 
 
-def mixed(tiles: Tiles, head: Head, given: Tensor) -> tuple[Tensor, Tensor]:
+def mixed(tiles: CachedLattice, head: Head, given: Tensor) -> tuple[Tensor, Tensor]:
     """Local parameters of mixtures matched to each posterior, from which to maximise the ELBO.
 
     Args:
         tiles: of the target.
         head: a family of mixtures.
-        given: the encoder's members and, last, the nearest that is known, `(B, M, num_outputs)`; `candidates` adds the
+        given: the encoder's members and, last, the nearest that is known, `(B, M, num_outputs)`; `multistart` adds the
             hills that these don't see.
 
     Returns:
@@ -70,15 +70,15 @@ def mixed(tiles: Tiles, head: Head, given: Tensor) -> tuple[Tensor, Tensor]:
     """
     num, simple = len(given), Full(tiles.dim)
     everyone = torch.arange(num, device=given.device)
-    one = simple.packed(*_spread(Mixture(*head.components(given))))
-    found, index = candidates(tiles, simple, one[:, 0])
+    one = simple.packed(*_spread(GaussianMixtures(*head.components(given))))
+    found, index = multistart(tiles, simple, one[:, 0])
     found, index = torch.cat([one[:, -1], found]), torch.cat([everyone, index])
-    gaussians = Mixture(*simple.components(found))
-    hills = padded(torch.zeros_like(found[:, 0]), gaussians.locs[:, 0], gaussians.trils[:, 0], index, num)
-    return head.holding(*matched(tiles.target, hills, head.num_components)), everyone
+    gaussians = GaussianMixtures(*simple.components(found))
+    posterior_modes = padded(torch.zeros_like(found[:, 0]), gaussians.locs[:, 0], gaussians.trils[:, 0], index, num)
+    return head.holding(*em_fit(tiles.target, posterior_modes, head.num_components)), everyone
 
 
-def _spread(mixture: Mixture) -> tuple[Tensor, Tensor]:
+def _spread(mixture: GaussianMixtures) -> tuple[Tensor, Tensor]:
     """Mean `(..., D)` and the covariance's Cholesky factor `(..., D, D)`."""
     share, loc = mixture.log_weights.exp()[..., None], mixture.mean()
     away = mixture.locs - loc[..., None, :]
@@ -99,7 +99,7 @@ def _laplace(target: Target, head: Head, loc: Tensor, index: Tensor) -> tuple[Te
 
 
 @torch.no_grad()
-def hills(target: Target, reach: float) -> tuple[Tensor, Tensor, Tensor]:
+def posterior_modes(target: Target, reach: float) -> tuple[Tensor, Tensor, Tensor]:
     """Local maxima of the ELBO over a lattice of diagonal Gaussians.
 
     Args:

@@ -9,9 +9,9 @@ from torch.func import vmap
 
 from ppl_vi.metrics.estimate import Estimate
 from ppl_vi.metrics.exact.divergence import reverse_kl
-from ppl_vi.metrics.exact.grid import NODES, WEIGHTS, far_ends, geometric_edges, overlay
+from ppl_vi.metrics.exact.grid import NODES, WEIGHTS, far_ends, geometric_edges, quadrature_grid
 from ppl_vi.metrics.family_gap import BestMember
-from ppl_vi.metrics.sampled.best_member import nearest_members
+from ppl_vi.metrics.sampled.best_member import reverse_kl_projection
 from ppl_vi.numerics.newton import minimize
 from ppl_vi.svi.result import Fit
 from ppl_vi.target.isolation import isolated
@@ -46,13 +46,13 @@ def best_member(fit: Fit, truth: Truth, fitted: Estimate, upper_bound: bool = Fa
     starts = torch.take_along_dim(fit.theta, nearest[..., None], 1)
     polished = _polish(fit, truth, starts, MAX_STEPS_UPPER_BOUND if upper_bound else MAX_STEPS)
     if polished is None:
-        by_noise = nearest_members(fit, -fitted.value, truth.log_evidence, fit.seed + 20)
+        by_noise = reverse_kl_projection(fit, -fitted.value, truth.log_evidence, fit.seed + 20)
         found, converged = by_noise.theta, np.repeat(by_noise.converged[:, None], by_noise.theta.shape[1], 1)
         promise = np.zeros(converged.shape)
     else:
         found, converged, promise = polished
     candidates = torch.cat([found, starts], 1)
-    divergence = reverse_kl(overlay(fit, truth, candidates))
+    divergence = reverse_kl(quadrature_grid(fit, truth, candidates))
     order = np.where(np.isnan(divergence.value), np.inf, divergence.value)
     best = order.argmin(1)
     rows = np.arange(batch)

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 
 from ppl_vi.metrics.estimate import LEAK, ROUNDING, SMALLER, Estimate
-from ppl_vi.metrics.exact.grid import Grid, Overlay
+from ppl_vi.metrics.exact.grid import Grid, QuadratureGrid
 
 ONE_RULE = 1e-3  # of a divergence, that masses may be off: a figure shows no more
 
 
 def by_quadrature(
-    pair: Overlay,
+    pair: QuadratureGrid,
     function: Callable[[Grid], np.ndarray],
     unit: str,
     scale: np.ndarray | float = 1.0,
@@ -47,12 +47,12 @@ def relative(over: np.ndarray, log_over: np.ndarray, log_under: np.ndarray, unde
     return np.where((over > 0) & np.isneginf(log_under), np.inf, value)
 
 
-def reverse_kl(pair: Overlay) -> Estimate:
+def reverse_kl(pair: QuadratureGrid) -> Estimate:
     """KL(q || p) = E_q[log q - log p], nats."""
     return by_quadrature(pair, lambda g: _divergence(g, relative(g.q, g.log_q, g.log_p, g.p)), "nats", reason=LEAK)
 
 
-def reverse_kl_of_many(pair: Overlay) -> np.ndarray:
+def reverse_kl_of_many(pair: QuadratureGrid) -> np.ndarray:
     """KL(q || p) of members so many that figures alone show them, `(B, R)`, nats: one rule, without an error.
 
     Panels are not refined where both masses come out right to a thousandth of the divergence, which is more than a
@@ -67,7 +67,7 @@ def reverse_kl_of_many(pair: Overlay) -> np.ndarray:
     return found
 
 
-def forward_kl(pair: Overlay) -> Estimate:
+def forward_kl(pair: QuadratureGrid) -> Estimate:
     """KL(p || q) = E_p[log p - log q], nats."""
     return by_quadrature(pair, lambda g: _divergence(g, relative(g.p, g.log_p, g.log_q, g.q)), "nats", reason=SMALLER)
 
@@ -83,22 +83,22 @@ def _smaller(grid: Grid) -> np.ndarray:
     return np.asarray(lacking.any((1, 2)))
 
 
-def total_variation(pair: Overlay) -> Estimate:
+def total_variation(pair: QuadratureGrid) -> Estimate:
     """sup_A |P(A) - Q(A)| = 1/2 int |p - q|."""
     return by_quadrature(pair, lambda g: g.absolute_integral(g.p - g.q) / 2, "1")
 
 
-def hellinger(pair: Overlay) -> Estimate:
+def hellinger(pair: QuadratureGrid) -> Estimate:
     """(1/2 int (sqrt p - sqrt q)^2)^(1/2), between 0 and 1."""
     return by_quadrature(pair, lambda g: np.sqrt(g.integral((np.sqrt(g.p) - np.sqrt(g.q)) ** 2) / 2), "1")
 
 
-def wasserstein(pair: Overlay) -> Estimate:
+def wasserstein(pair: QuadratureGrid) -> Estimate:
     """The Wasserstein-1 distance int |P(Z <= z) - Q(Z <= z)| dz, in the unit of the latent."""
     return by_quadrature(pair, lambda g: g.absolute_integral(g.cumulative(g.p - g.q)), "z")
 
 
-def chi_square(pair: Overlay) -> Estimate:
+def chi_square(pair: QuadratureGrid) -> Estimate:
     """int p^2 / q - 1, the variance of the normalised importance weights p/q under q; often infinite.
 
     It is so where the guide has no mass and the posterior has some. Else it is read off the tails whether the integral
@@ -121,7 +121,7 @@ def chi_square(pair: Overlay) -> Estimate:
     return replace(found, error=found.error + np.where(diverges, 0.0, beyond).reshape(pair.shape))
 
 
-def _beyond(pair: Overlay) -> np.ndarray:
+def _beyond(pair: QuadratureGrid) -> np.ndarray:
     """The integral of p^2 / q beyond the ends, as of exponentials in u; inf where it does not fall there, `(F,)`."""
     out = np.zeros(pair.shape[0] * pair.shape[1])
     rows = np.arange(len(out))
@@ -139,7 +139,7 @@ def _beyond(pair: Overlay) -> np.ndarray:
     return out
 
 
-def elbo(pair: Overlay) -> Estimate:
+def elbo(pair: QuadratureGrid) -> Estimate:
     """E_q[log p(x, z) - log q(z)], nats; -inf for a guide that leaks mass."""
 
     def function(grid: Grid) -> np.ndarray:
@@ -150,7 +150,7 @@ def elbo(pair: Overlay) -> Estimate:
     return by_quadrature(pair, function, "nats", scale, reason=LEAK, only_guide=True)
 
 
-def surrogate_elbo(pair: Overlay) -> Estimate:
+def surrogate_elbo(pair: QuadratureGrid) -> Estimate:
     """The ELBO that validation off reports: the model's formula continued outside its support, nats.
 
     Only a guide that leaks mass has one that differs from its ELBO, and it may exceed log p(x).

@@ -159,7 +159,7 @@ class Grid:
 
 
 @dataclass(frozen=True, eq=False)
-class Overlay:
+class QuadratureGrid:
     """Members of a fit's family over the posterior, for a target with one latent number.
 
     Attributes:
@@ -389,7 +389,7 @@ def geometric_edges(center: np.ndarray, width: np.ndarray, ends: np.ndarray) -> 
     return np.clip(center[:, None] + width[:, None] * offsets, low, high)
 
 
-def overlay(fit: Fit, truth: Truth, theta: Tensor | None = None) -> Overlay:
+def quadrature_grid(fit: Fit, truth: Truth, theta: Tensor | None = None) -> QuadratureGrid:
     """A fit's densities, or other members of its family, over the posterior.
 
     Raises:
@@ -397,4 +397,4 @@ def overlay(fit: Fit, truth: Truth, theta: Tensor | None = None) -> Overlay:
     """
     if truth.target.dim != 1:
         raise ValueError(f"exact scores here take one latent number; the target has {truth.target.dim}")
-    return Overlay(fit, truth, fit.theta if theta is None else theta)
+    return QuadratureGrid(fit, truth, fit.theta if theta is None else theta)

@@ -6,20 +6,20 @@ import numpy as np
 
 from ppl_vi.metrics.estimate import Estimate
 from ppl_vi.metrics.exact.divergence import by_quadrature
-from ppl_vi.metrics.exact.grid import Grid, Overlay
+from ppl_vi.metrics.exact.grid import Grid, QuadratureGrid
 
 
-def _repeated(pair: Overlay, values: np.ndarray) -> np.ndarray:
+def _repeated(pair: QuadratureGrid, values: np.ndarray) -> np.ndarray:
     return np.repeat(values, pair.shape[1])
 
 
-def mean_error(pair: Overlay) -> Estimate:
+def mean_error(pair: QuadratureGrid) -> Estimate:
     """(E_q z - E_p z) / sd_p: positive where the guide sits too high."""
     mean, sd = _repeated(pair, pair.truth.mean), _repeated(pair, pair.truth.sd)
     return by_quadrature(pair, lambda g: g.integral(g.q * (g.z - mean[:, None, None])) / sd, "sd")
 
 
-def sd_ratio(pair: Overlay) -> Estimate:
+def sd_ratio(pair: QuadratureGrid) -> Estimate:
     """sd_q / sd_p: below 1 where the guide is too narrow."""
     mean, sd = _repeated(pair, pair.truth.mean), _repeated(pair, pair.truth.sd)
 
@@ -31,11 +31,11 @@ def sd_ratio(pair: Overlay) -> Estimate:
     return by_quadrature(pair, function, "1")
 
 
-def coverage_90(pair: Overlay) -> Estimate:
+def coverage_90(pair: QuadratureGrid) -> Estimate:
     """The posterior mass of the guide's central 90% interval: 0.9 where the guide is right."""
     return by_quadrature(pair, lambda g: g.transport(g.q, g.p, 0.95) - g.transport(g.q, g.p, 0.05), "1")
 
 
-def leaked_mass(pair: Overlay) -> Estimate:
+def leaked_mass(pair: QuadratureGrid) -> Estimate:
     """The guide's mass outside the posterior's support."""
     return by_quadrature(pair, lambda g: g.integral(np.where(np.isneginf(g.log_p), g.q, 0.0)), "1")

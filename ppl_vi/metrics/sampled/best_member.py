@@ -22,7 +22,7 @@ from scipy import optimize
 from torch import Tensor
 
 from ppl_vi.metrics.sampled.elbo_on_nodes import MAX_PARAMETERS, NegativeElbo, nodes
-from ppl_vi.metrics.sampled.noise_rules import Rules
+from ppl_vi.metrics.sampled.noise_rules import NoiseRules
 from ppl_vi.svi.result import Fit
 from ppl_vi.target.isolation import isolated
 
@@ -44,7 +44,7 @@ ABOVE = 100.0  # nats: an ELBO that much above log p(x) is rounding in a density
 
 
 @dataclass(frozen=True)
-class Nearest:
+class Projection:
     """Candidates for each problem's best member.
 
     Attributes:
@@ -58,7 +58,7 @@ class Nearest:
     short: np.ndarray
 
 
-def nearest_members(fit: Fit, elbo: np.ndarray, log_evidence: np.ndarray, seed: int) -> Nearest:
+def reverse_kl_projection(fit: Fit, elbo: np.ndarray, log_evidence: np.ndarray, seed: int) -> Projection:
     """Maximises each problem's ELBO over the family, from its replicas of highest `elbo` `(B, R)`.
 
     Searches turn back where the ELBO lies far above `log_evidence` `(B,)`, which none can.
@@ -94,15 +94,15 @@ def nearest_members(fit: Fit, elbo: np.ndarray, log_evidence: np.ndarray, seed: 
         theta.append(torch.stack([*optima, (optima[0] + optima[1]) / 2]))
         converged.append(one.gain <= GAIN and two.gain <= GAIN)
         short.append(_short(on, one, two) + (max(one.gain, two.gain) if converged[-1] else 0.0))
-    return Nearest(torch.stack(theta).to(fit.theta), np.array(converged), np.array(short))
+    return Projection(torch.stack(theta).to(fit.theta), np.array(converged), np.array(short))
 
 
 # `(theta, row, rule)` to the gradient and the value of minus the ELBO on the rule's nodes
-Objective = Callable[[Tensor, tuple[Tensor, ...], Rules], tuple[Tensor, Tensor]]
+Objective = Callable[[Tensor, tuple[Tensor, ...], NoiseRules], tuple[Tensor, Tensor]]
 
 
 def _bounded(
-    objective: Objective, least: float, theta: Tensor, row: tuple[Tensor, ...], rule: Rules
+    objective: Objective, least: float, theta: Tensor, row: tuple[Tensor, ...], rule: NoiseRules
 ) -> tuple[Tensor, Tensor]:
     """The same, minus the ELBO nan where it lies below the least it can be."""
     gradient, value = objective(theta, row, rule)
@@ -112,7 +112,7 @@ def _bounded(
 Function = Callable[[np.ndarray], tuple[float, np.ndarray]]
 
 
-def _function(objective: Objective, like: Tensor, row: tuple[Tensor, ...], rule: Rules) -> Function:
+def _function(objective: Objective, like: Tensor, row: tuple[Tensor, ...], rule: NoiseRules) -> Function:
     """Minus the ELBO on a rule and its gradient, as SciPy takes them."""
 
     def function(x: np.ndarray) -> tuple[float, np.ndarray]:

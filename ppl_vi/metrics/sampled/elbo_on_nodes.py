@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ppl_vi.compiler.many_points import POINT_OVERHEAD, SEARCH_WORTH_NUMBERS, WeightedSum
-from ppl_vi.metrics.sampled.noise_rules import MOST_LATTICE, Rules, rules
+from ppl_vi.metrics.sampled.noise_rules import MOST_LATTICE, NoiseRules, noise_rules
 from ppl_vi.svi.program import Program, guide_sites
 from ppl_vi.svi.randomness import Draw
 from ppl_vi.target.isolation import isolated, whole_plates
@@ -35,7 +35,7 @@ def no_gradient(program: Program) -> str:
     return ""
 
 
-def nodes(draws: tuple[Draw, ...], num_points: int, seed: int, plain: bool = False, finer: int = 1) -> Rules:
+def nodes(draws: tuple[Draw, ...], num_points: int, seed: int, plain: bool = False, finer: int = 1) -> NoiseRules:
     """One rule for the expectation over a guide's noise, with which members are searched for.
 
     Sobol points of normal numbers are shifted and scaled to mean 0 and covariance 1, unless they are to be plain. The
@@ -52,14 +52,14 @@ def nodes(draws: tuple[Draw, ...], num_points: int, seed: int, plain: bool = Fal
     """
     sizes = [draw.shape.numel() for draw in draws]
     if plain or any(draw.kind != "normal" for draw in draws) or not MOST_LATTICE < sum(sizes) < num_points / 2:
-        return rules(draws, num_points, seed, num_rules=1)
-    rule = rules(draws, finer * num_points, seed, num_rules=1)
+        return noise_rules(draws, num_points, seed, num_rules=1)
+    rule = noise_rules(draws, finer * num_points, seed, num_rules=1)
     points = torch.cat([part[0].reshape(finer * num_points, -1) for part in rule.noise], -1)
     points = points - points.mean(0)
     factor = torch.linalg.cholesky(points.mT @ points / len(points))
     points = torch.linalg.solve_triangular(factor, points.mT, upper=False).mT
     noise = tuple(part.reshape(old.shape) for part, old in zip(points.split(sizes, -1), rule.noise, strict=True))
-    return Rules(noise, rule.weight)
+    return NoiseRules(noise, rule.weight)
 
 
 class NegativeElbo:
@@ -73,7 +73,7 @@ class NegativeElbo:
         sum: what computes it.
     """
 
-    def __init__(self, program: Program, rule: Rules) -> None:
+    def __init__(self, program: Program, rule: NoiseRules) -> None:
         gate = partial(isolated, program.target.dtype, seed=0)
         num_noise = len(program.latent_draws)
 
@@ -85,17 +85,17 @@ class NegativeElbo:
         if _pays(program, rule):
             self.sum.compile(program.initial, *_points(rule, program.initial), program.target.row(0))
 
-    def __call__(self, theta: Tensor, row: tuple[Tensor, ...], rule: Rules) -> tuple[Tensor, Tensor]:
+    def __call__(self, theta: Tensor, row: tuple[Tensor, ...], rule: NoiseRules) -> tuple[Tensor, Tensor]:
         """The gradient `(D,)` and the value, nats, at `theta` `(D,)` for one problem's data."""
         return self.sum(theta, *_points(rule, theta), row)
 
 
-def _points(rule: Rules, like: Tensor) -> tuple[list[Tensor], Tensor]:
+def _points(rule: NoiseRules, like: Tensor) -> tuple[list[Tensor], Tensor]:
     """The nodes `(S, *shape)` and weights `(S,)` of the only rule that there is, in the parameters' dtype."""
     return [part[0].to(like) for part in rule.noise], rule.weight[0].to(like)
 
 
-def _pays(program: Program, rule: Rules) -> bool:
+def _pays(program: Program, rule: NoiseRules) -> bool:
     """Whether a search on a rule takes longer than making machine code for it."""
     per_evaluation = rule.weight.numel() * (program.target.width + POINT_OVERHEAD)
     num = program.layout.size  # machine code holds a gradient of each node, which for many parameters is too much

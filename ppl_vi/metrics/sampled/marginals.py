@@ -10,7 +10,7 @@ from scipy import stats
 
 from ppl_vi.compiler.many_points import blocks
 from ppl_vi.metrics.estimate import Estimate
-from ppl_vi.metrics.sampled.noise_rules import Drawn
+from ppl_vi.metrics.sampled.noise_rules import GuideNodes
 from ppl_vi.svi.result import Fit
 from ppl_vi.target.evaluation import drawn_at_once, log_joint
 from ppl_vi.target.sites import latents_of, numbers_of
@@ -46,23 +46,23 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Line:
+class NumberSample:
     """One number's marginal: sorted points and the probability up to the middle of each."""
 
     z: np.ndarray
     up_to: np.ndarray
 
     @staticmethod
-    def of(sample: Sample, k: int) -> Line:
+    def of(sample: Sample, k: int) -> NumberSample:
         """The marginal of number `k`."""
         present = sample.weight > 0
         z, place = np.unique(sample.z[present, k], return_inverse=True)  # nodes of a lattice coincide
         weight = np.bincount(place.ravel(), sample.weight[present])
-        return Line(z, np.cumsum(weight) - weight / 2)
+        return NumberSample(z, np.cumsum(weight) - weight / 2)
 
-    def thinned(self) -> Line:
+    def thinned(self) -> NumberSample:
         """Every other point of it: interpolated between them, the line tells what interpolation may be off by."""
-        return Line(self.z[::2], self.up_to[::2])
+        return NumberSample(self.z[::2], self.up_to[::2])
 
     def cdf(self, z: np.ndarray) -> np.ndarray:
         """P(Z <= z)."""
@@ -73,7 +73,7 @@ class Line:
         return np.interp(probability, self.up_to, self.z)
 
 
-def wasserstein(one: Line, other: Line) -> float:
+def wasserstein(one: NumberSample, other: NumberSample) -> float:
     """int |F - G| dz, by the trapezoid over all points of both."""
     z = np.sort(np.concatenate([one.z, other.z]))
     gap = np.abs(one.cdf(z) - other.cdf(z))
@@ -81,7 +81,7 @@ def wasserstein(one: Line, other: Line) -> float:
 
 
 @dataclass(frozen=True)
-class Posterior:
+class PosteriorSample:
     """The truth's points for one problem.
 
     Attributes:
@@ -92,12 +92,12 @@ class Posterior:
     moments: Sample
     lines: Sample
 
-    def numbers(self, some: np.ndarray) -> Posterior:
+    def numbers(self, some: np.ndarray) -> PosteriorSample:
         """Some of the `K` numbers."""
-        return Posterior(self.moments.numbers(some), self.lines.numbers(some))
+        return PosteriorSample(self.moments.numbers(some), self.lines.numbers(some))
 
 
-def marginal_scores(q: Sample, p: Posterior, thin: bool = False) -> np.ndarray:
+def marginal_scores(q: Sample, p: PosteriorSample, thin: bool = False) -> np.ndarray:
     """For each number: mean error, sd ratio, Wasserstein, coverage of 90% and 50%, five quantile errors, `(K, 10)`.
 
     Errors and distances are in standard deviations of the posterior's marginal. If `thin`, its lines are.
@@ -105,7 +105,7 @@ def marginal_scores(q: Sample, p: Posterior, thin: bool = False) -> np.ndarray:
     mean, sd = p.moments.mean(), p.moments.sd()
     rows = []
     for k in range(q.z.shape[1]):
-        guide, posterior = Line.of(q, k), Line.of(p.lines, k)
+        guide, posterior = NumberSample.of(q, k), NumberSample.of(p.lines, k)
         posterior = posterior.thinned() if thin else posterior
         quantiles = guide.quantile(np.array(PROBABILITIES))
         covered = posterior.cdf(quantiles)
@@ -173,12 +173,12 @@ def _numpy(values: object) -> np.ndarray:
     return values.cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
 
 
-def posterior_of(truth: Truth, problem: int) -> Posterior:
+def posterior_of(truth: Truth, problem: int) -> PosteriorSample:
     """The truth's points for one problem, and points that are spread evenly."""
     best = posterior_samples(truth, problem)[0]
     if truth.points[0].kind == "draws":
-        return Posterior(best, best)
-    return Posterior(best, evenly_spread(truth, problem) or best)
+        return PosteriorSample(best, best)
+    return PosteriorSample(best, evenly_spread(truth, problem) or best)
 
 
 def evenly_spread(truth: Truth, problem: int) -> Sample | None:
@@ -209,15 +209,15 @@ def evenly_spread(truth: Truth, problem: int) -> Sample | None:
     return Sample(flattened(target, u.to(target.device)), weight)
 
 
-def halves(truth: Truth, problem: int) -> list[Posterior]:
+def halves(truth: Truth, problem: int) -> list[PosteriorSample]:
     """Two independent answers of the truth to any question: two rules, or two halves of the points."""
     samples = posterior_samples(truth, problem)
-    lines = split(posterior_of(truth, problem).lines, truth.points[0].group)
+    lines = split_sample(posterior_of(truth, problem).lines, truth.points[0].group)
     moments = samples[:2] if len(samples) > 1 else lines
-    return [Posterior(*pair) for pair in zip(moments, lines, strict=True)]
+    return [PosteriorSample(*pair) for pair in zip(moments, lines, strict=True)]
 
 
-def split(sample: Sample, group: object) -> list[Sample]:
+def split_sample(sample: Sample, group: object) -> list[Sample]:
     """Half of the groups of points and the other half; every other point where there is one group."""
     of = _numpy(group)
     if len(of) != len(sample.weight) or len(np.unique(of)) < 2:
@@ -234,7 +234,7 @@ def shares(truth: Truth) -> np.ndarray:
     return np.where([name in MOMENTS and len(truth.points) > 1 for name in NAMES], 1.0, 0.5)
 
 
-def guide_samples(seen: Drawn, problem: int, replica: int) -> list[Sample]:
+def guide_samples(seen: GuideNodes, problem: int, replica: int) -> list[Sample]:
     """A member's points by each rule."""
     z, weight = seen.z[problem, replica].cpu().numpy(), seen.rules.weight.cpu().numpy()
     return [Sample(points, w) for points, w in zip(z, weight, strict=True)]
@@ -251,7 +251,7 @@ def varying(truth: Truth) -> np.ndarray:
     return np.flatnonzero(np.ptp(np.concatenate(best), 0) > 0)
 
 
-def marginals(truth: Truth, seen: Drawn) -> Marginals:
+def marginals(truth: Truth, seen: GuideNodes) -> Marginals:
     """Marginal scores of every member; the standard error is the guide's rules', the error the truth's.
 
     The error has two parts: what two independent answers of the truth differ by, and what interpolation between its
@@ -283,7 +283,7 @@ def marginals(truth: Truth, seen: Drawn) -> Marginals:
     return Marginals(names, scores)
 
 
-def relative_covariance_error(truth: Truth, seen: Drawn) -> Estimate:
+def relative_covariance_error(truth: Truth, seen: GuideNodes) -> Estimate:
     """The largest |eigenvalue| of `L^-1 C_q L^-T - I`, `C_p = L L'`, covariances in unconstrained space.
 
     By it the guide's variance along some direction is wrong, relative to the posterior's.
@@ -295,7 +295,7 @@ def relative_covariance_error(truth: Truth, seen: Drawn) -> Estimate:
     for b in range(batch):
         sets = [Sample(_numpy(points.u[b]), np.exp(_numpy(points.log_weight[b]))) for points in truth.points]
         several = len(sets) > 1
-        answers = sets[:2] if several else split(sets[0], truth.points[0].group)
+        answers = sets[:2] if several else split_sample(sets[0], truth.points[0].group)
         share = 1.0 if several else 0.5
         for r in range(replicas):
             u = _unconstrained(target, seen.z[b, r])

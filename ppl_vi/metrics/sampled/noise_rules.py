@@ -35,7 +35,7 @@ MOST_LATTICE = 3  # normal numbers that a lattice spans
 
 
 @dataclass(frozen=True)
-class Rules:
+class NoiseRules:
     """`S` independently randomised rules of `P` nodes each for the noise of a guide.
 
     Attributes:
@@ -53,12 +53,12 @@ class Rules:
         return torch.where(infinite.any(-1), torch.where(infinite, values, 0.0).sum(-1), sums)
 
 
-def rules(draws: tuple[Draw, ...], num_points: int, seed: int, num_rules: int = NUM_RULES) -> Rules:
+def noise_rules(draws: tuple[Draw, ...], num_points: int, seed: int, num_rules: int = NUM_RULES) -> NoiseRules:
     """Rules of about `num_points` nodes each; the lattice where it reaches."""
     sizes = [draw.shape.numel() for draw in draws]
     if sum(sizes) == 0:  # the guide draws nothing
         weight = torch.full((num_rules, 1), 1.0, dtype=torch.float64)
-        return Rules(tuple(torch.zeros((num_rules, 1, *draw.shape), dtype=draw.dtype) for draw in draws), weight)
+        return NoiseRules(tuple(torch.zeros((num_rules, 1, *draw.shape), dtype=draw.dtype) for draw in draws), weight)
     if any(draw.kind != "normal" for draw in draws) or sum(sizes) > MOST_LATTICE:
         return sobol_rules(draws, num_points, seed, num_rules)
     dim = sum(sizes)
@@ -72,17 +72,17 @@ def rules(draws: tuple[Draw, ...], num_points: int, seed: int, num_rules: int = 
     weight = log_weight.exp()
     parts = nodes.split(sizes, -1)
     noise = tuple(p.reshape(*p.shape[:2], *d.shape).to(d.dtype) for p, d in zip(parts, draws, strict=True))
-    return Rules(noise, weight / weight.sum(-1, keepdim=True))
+    return NoiseRules(noise, weight / weight.sum(-1, keepdim=True))
 
 
-def sobol_rules(draws: tuple[Draw, ...], num_points: int, seed: int, num_rules: int = NUM_RULES) -> Rules:
+def sobol_rules(draws: tuple[Draw, ...], num_points: int, seed: int, num_rules: int = NUM_RULES) -> NoiseRules:
     """Scrambled Sobol points, all of one weight."""
     noise = quasi_random(draws, num_points, num_rules, seed)
-    return Rules(noise, torch.full((num_rules, num_points), 1.0 / num_points, dtype=torch.float64))
+    return NoiseRules(noise, torch.full((num_rules, num_points), 1.0 / num_points, dtype=torch.float64))
 
 
 @dataclass(frozen=True)
-class Drawn:
+class GuideNodes:
     """Where the nodes of common rules take the members of a family.
 
     Attributes:
@@ -90,12 +90,12 @@ class Drawn:
         z: the latents' own numbers, site after site, `(B, R, S, P, K)`.
     """
 
-    rules: Rules
+    rules: NoiseRules
     z: Tensor
 
 
 @dataclass(frozen=True)
-class Cloud(Drawn):
+class ScoredNodes(GuideNodes):
     """Members of a family at the nodes of common rules.
 
     Attributes:
@@ -114,7 +114,7 @@ class Cloud(Drawn):
         return torch.where(self.inside, self.log_joint - self.log_guide, -torch.inf)
 
 
-def cloud(fit: Fit, theta: Tensor, rule: Rules) -> Cloud:
+def scored_nodes(fit: Fit, theta: Tensor, rule: NoiseRules) -> ScoredNodes:
     """Evaluates members `theta` `(B, R, D)` of a fit's family on rules."""
     target = fit.target
 
@@ -124,19 +124,21 @@ def cloud(fit: Fit, theta: Tensor, rule: Rules) -> Cloud:
 
     z, log_guide, inside = _over_nodes(fit, theta, rule, one)
     joint = log_joint(target, latents_of(target.latents, z.flatten(1, 3)))
-    return Cloud(rule, z, joint.reshape(log_guide.shape), log_guide, inside)
+    return ScoredNodes(rule, z, joint.reshape(log_guide.shape), log_guide, inside)
 
 
-def drawn(fit: Fit, theta: Tensor, rule: Rules) -> Drawn:
+def guide_nodes(fit: Fit, theta: Tensor, rule: NoiseRules) -> GuideNodes:
     """The same of the latents alone: the model is not run."""
 
     def one(point: Tensor, row: tuple[Tensor, ...], draws: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (numbers_of(fit.target.latents, fit.program.latents(point, row, draws)),)
 
-    return Drawn(rule, *_over_nodes(fit, theta, rule, one))
+    return GuideNodes(rule, *_over_nodes(fit, theta, rule, one))
 
 
-def _over_nodes(fit: Fit, theta: Tensor, rule: Rules, one: Callable[..., tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+def _over_nodes(
+    fit: Fit, theta: Tensor, rule: NoiseRules, one: Callable[..., tuple[Tensor, ...]]
+) -> tuple[Tensor, ...]:
     """What `one` gives for each member and node, `(B, R, S, P, ...)`."""
     target = fit.target
 

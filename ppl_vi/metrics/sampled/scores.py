@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ppl_vi.metrics.estimate import LEAK, ROUNDING, Estimate
 from ppl_vi.metrics.family_gap import BestMember, never
-from ppl_vi.metrics.sampled.best_member import Nearest, nearest_members
+from ppl_vi.metrics.sampled.best_member import Projection, reverse_kl_projection
 from ppl_vi.metrics.sampled.elbo_on_nodes import no_gradient
 from ppl_vi.metrics.sampled.marginals import Marginals, forward_kl, marginals, relative_covariance_error
-from ppl_vi.metrics.sampled.noise_rules import Cloud, cloud, drawn, rules, sobol_rules
+from ppl_vi.metrics.sampled.noise_rules import ScoredNodes, guide_nodes, noise_rules, scored_nodes, sobol_rules
 from ppl_vi.svi.result import Fit
 from ppl_vi.truth import Truth
 
@@ -22,7 +22,7 @@ FEWEST, MOST = 2**11, 2**14  # nodes of a rule: doubled twice at most, where the
 MARGINAL_POINTS = 2**12  # of each rule for the marginals
 
 
-def scores_by_noise(
+def sampled_scores(
     fit: Fit, truth: Truth, *, upper_bound: bool = False
 ) -> tuple[dict[str, Estimate], BestMember | None, Marginals | None]:
     """Measures every replica of a fit, and the family's best member, on common nodes of noise.
@@ -37,10 +37,12 @@ def scores_by_noise(
         upper_bound: whether the family has many local optima.
     """
     lacking = fit.support_mismatch or no_gradient(fit.program)
-    rough = None if lacking else cloud(fit, fit.theta, rules(fit.program.latent_draws, FEWEST, fit.seed + 10))
+    rough = (
+        None if lacking else scored_nodes(fit, fit.theta, noise_rules(fit.program.latent_draws, FEWEST, fit.seed + 10))
+    )
     found = None
     if rough is not None:
-        found = nearest_members(fit, _elbo(rough).mean(-1).cpu().numpy(), truth.log_evidence, fit.seed + 20)
+        found = reverse_kl_projection(fit, _elbo(rough).mean(-1).cpu().numpy(), truth.log_evidence, fit.seed + 20)
     theta = fit.theta if found is None else torch.cat([fit.theta, found.theta], 1)
     seen = _seen(fit, theta)
     per_rule = _elbo(seen)
@@ -72,7 +74,7 @@ def _over_points(fit: Fit, truth: Truth) -> tuple[Marginals | None, dict[str, Es
     """The scores over the truth's points, if it has any: those of each number, and those of all together."""
     if not truth.points:
         return None, {}
-    marginal = drawn(fit, fit.theta, sobol_rules(fit.program.latent_draws, MARGINAL_POINTS, fit.seed + 30))
+    marginal = guide_nodes(fit, fit.theta, sobol_rules(fit.program.latent_draws, MARGINAL_POINTS, fit.seed + 30))
     over = marginals(truth, marginal)
     over = replace(over, scores={name: tuple(_doubted(truth, e) for e in each) for name, each in over.scores.items()})
     scores = {name: over.worst(name) for name in ("mean_error", "sd_ratio", "wasserstein", "coverage_90")}
@@ -95,16 +97,16 @@ def _bound(truth: Truth, per_rule: Tensor) -> tuple[Estimate, Estimate]:
     return replace(elbo, error=rounding), _with_evidence(truth, divergence)
 
 
-def _elbo(seen: Cloud) -> Tensor:
+def _elbo(seen: ScoredNodes) -> Tensor:
     """E_q[log p(x, z) - log q(z)] by each rule, `(B, R, S)`."""
     return seen.rules.mean(seen.log_weight)
 
 
-def _seen(fit: Fit, theta: Tensor) -> Cloud:
+def _seen(fit: Fit, theta: Tensor) -> ScoredNodes:
     """The members on rules that grow until the ELBOs are known to `TOLERANCE`, or as far as they may grow."""
     num = FEWEST
     while True:
-        seen = cloud(fit, theta, rules(fit.program.latent_draws, num, fit.seed + 40 + num))
+        seen = scored_nodes(fit, theta, noise_rules(fit.program.latent_draws, num, fit.seed + 40 + num))
         error = estimate(_elbo(seen), "nats").std_error
         if num >= MOST or not np.any(error > TOLERANCE):  # an ELBO that is infinite has no error
             return seen
@@ -136,7 +138,7 @@ def _infinite(fit: Fit, score: Estimate, value: float) -> Estimate:
 
 
 def _best(
-    truth: Truth, found: Nearest, theta: Tensor, per_rule: Tensor, replicas: int, upper_bound: bool
+    truth: Truth, found: Projection, theta: Tensor, per_rule: Tensor, replicas: int, upper_bound: bool
 ) -> tuple[BestMember, Estimate]:
     """The best of all members seen, and how far each replica falls short of it."""
     mean = per_rule.mean(-1).cpu().numpy()

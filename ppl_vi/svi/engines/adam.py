@@ -11,7 +11,7 @@ from torch import Tensor
 BETA1, BETA2, EPS = 0.9, 0.99, 1e-12
 
 
-def pace(lr: Any, step: Any) -> tuple[Any, Any]:
+def step_schedule(lr: Any, step: Any) -> tuple[Any, Any]:
     """What a step takes from its place in the run, numbers or arrays: `lr / (1 - beta1^t)` and `1 / (1 - beta2^t)`."""
     return lr / (1 - BETA1**step), 1 / (1 - BETA2**step)
 
@@ -34,7 +34,7 @@ def adam(
         theta, first, second: parameters and moments, any common shape.
         gradient: of the loss in `theta`.
         unit: size of a step of 1.
-        rate, correction: the step's `pace`.
+        rate, correction: the step's `step_schedule`.
 
     Returns:
         The new `(theta, first, second)`.
@@ -70,7 +70,12 @@ class UnitAdam(torch.optim.Optimizer):
                     state.update(step=0, first=torch.zeros_like(p), second=torch.zeros_like(p))
                 state["step"] += 1
                 new = adam(
-                    p, state["first"], state["second"], p.grad, self._units[p], *pace(group["lr"], state["step"])
+                    p,
+                    state["first"],
+                    state["second"],
+                    p.grad,
+                    self._units[p],
+                    *step_schedule(group["lr"], state["step"]),
                 )
                 p.copy_(new[0])
                 state["first"], state["second"] = new[1], new[2]

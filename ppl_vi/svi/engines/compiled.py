@@ -17,7 +17,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from ppl_vi.compiler import inductor
 from ppl_vi.compiler.kernel import Kernel, operation_sizes
-from ppl_vi.svi.engines.step import STANDING, TOGETHER, Engine, State, trace_step, written_step
+from ppl_vi.svi.engines.step import NO_OP_STEP, TOGETHER, Engine, State, trace_step, written_step
 from ppl_vi.svi.objectives import Objective
 from ppl_vi.svi.program import Program
 
@@ -53,7 +53,7 @@ class CompiledEngine:
         for begin in range(0, num, self.num_steps):
             end = begin + self.num_steps
             out = self.run(
-                _filled_up(scalars.mT[begin:end], scalars.new_tensor([STANDING]), self.num_steps).mT.contiguous(),
+                _filled_up(scalars.mT[begin:end], scalars.new_tensor([NO_OP_STEP]), self.num_steps).mT.contiguous(),
                 *state.tensors,
                 *self.args,
                 *(_filled_up(n[begin:end], n[-1:], self.num_steps) for n in noise),
@@ -175,7 +175,7 @@ def _inductor_plan(
         return CompiledEngine(program.target.args, sizes, num, inductor.compiled(unrolled, example))
 
     seconds = compile_seconds(num * len(graph.graph.nodes))
-    return Plan(make, inductor.is_kept(unrolled, example), seconds, _batched_seconds(operation_sizes(graph)))
+    return Plan(make, inductor.is_cached(unrolled, example), seconds, _batched_seconds(operation_sizes(graph)))
 
 
 def num_unrolled(num_nodes: int, block: int, num_steps: int) -> int:

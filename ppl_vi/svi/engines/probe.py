@@ -12,19 +12,19 @@ import torch
 from torch import Tensor
 
 from ppl_vi.svi.engines.adam import BETA1
-from ppl_vi.svi.engines.step import STANDING, Engine, State
+from ppl_vi.svi.engines.step import NO_OP_STEP, Engine, State
 
 LEAST = 32  # particles of a step: with fewer, too many steps are called for
 
 
-def probe_of(engine: Engine, num_replicas: int, num_particles: int) -> Probe | None:
+def step_gradients(engine: Engine, num_replicas: int, num_particles: int) -> StepGradients | None:
     """The probe of an engine made for so many replicas and particles; None where it takes several steps at a time."""
     several = getattr(engine, "num_steps", 1) > 1
-    return None if several or num_particles < LEAST else Probe(engine, num_replicas, num_particles)
+    return None if several or num_particles < LEAST else StepGradients(engine, num_replicas, num_particles)
 
 
 @dataclass(frozen=True)
-class Probe:
+class StepGradients:
     """Mean gradients at any points on any noise.
 
     Attributes:
@@ -62,7 +62,7 @@ class Probe:
         noise = tuple(n.expand(1, batch, self.num_replicas, *n.shape).contiguous() for n in draws)
         found = []
         for state in states:
-            scalars = torch.tensor(STANDING, dtype=state.theta[0].dtype, device=state.theta[0].device)[:, None]
+            scalars = torch.tensor(NO_OP_STEP, dtype=state.theta[0].dtype, device=state.theta[0].device)[:, None]
             after, _ = self.engine.advance(state, scalars, noise)
             gradient = torch.cat(after.first, -1) / (1 - BETA1)
             found.append(torch.where(after.alive[..., None], gradient, torch.nan))

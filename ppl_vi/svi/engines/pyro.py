@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ppl_vi.svi.engines.adam import UnitAdam
 from ppl_vi.svi.objectives import Objective
-from ppl_vi.svi.program import Program, NoReparameterization
+from ppl_vi.svi.program import NoReparameterization, Program
 from ppl_vi.svi.randomness import Replay, seeded
 
 ELBOS: dict[str, Callable[..., ELBO]] = {

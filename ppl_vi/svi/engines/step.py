@@ -23,7 +23,7 @@ from ppl_vi.svi.program import Program
 from ppl_vi.svi.randomness import pseudo_random
 from ppl_vi.svi.stopping import surrogate
 
-STANDING = (0.0, 1.0, 0.0)  # Adam's rate and correction, and the weight of the iterate, of a step that goes nowhere
+NO_OP_STEP = (0.0, 1.0, 0.0)  # Adam's rate and correction, and the weight of the iterate, of a step that goes nowhere
 TOGETHER = 8  # steps that an engine may take as one
 SHORT, LONG = 32, 64  # steps of a portion: fewer where one replica's noise is much, more where all of it is little
 MOST_NUMBERS = {"cpu": 2**18}  # of noise at once, unless one replica's step has more: they stay in the cache
@@ -234,6 +234,6 @@ def written_step(program: Program, objective: Objective, num_particles: int, num
     alive, ones = torch.ones((), dtype=torch.bool, device=theta.device), torch.ones_like(theta)
     step = step_function(program, objective, [len(theta)], gradient_of_one)
     return written(
-        step, num_fits, num_scalars=len(STANDING), carried=[alive, ones, ones, ones, ones], fixed=[ones],
+        step, num_fits, num_scalars=len(NO_OP_STEP), carried=[alive, ones, ones, ones, ones], fixed=[ones],
         data=program.target.row(0), noise=noise,
     )  # fmt: skip

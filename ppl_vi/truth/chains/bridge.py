@@ -7,12 +7,14 @@ import math
 import numpy as np
 from scipy import special
 
-from ppl_vi.numerics.weights import Evidence
+from ppl_vi.numerics.weights import EvidenceEstimate
 
 ITERATIONS = 1000
 
 
-def bridge(log_p: np.ndarray, log_q: np.ndarray, log_p_proposed: np.ndarray, log_q_proposed: np.ndarray) -> Evidence:
+def bridge(
+    log_p: np.ndarray, log_q: np.ndarray, log_p_proposed: np.ndarray, log_q_proposed: np.ndarray
+) -> EvidenceEstimate:
     """The bridge sampling estimate with the optimal bridge function, and its relative error.
 
     Args:
@@ -40,4 +42,4 @@ def bridge(log_p: np.ndarray, log_q: np.ndarray, log_p_proposed: np.ndarray, log
     # the spread of the chains' means holds what correlation there is within them
     variance = numerator.var() / numerator.mean() ** 2 / other.size
     variance += denominator.mean(1).var(ddof=1) / denominator.mean() ** 2 / len(denominator)
-    return Evidence(value, math.sqrt(variance))
+    return EvidenceEstimate(value, math.sqrt(variance))

@@ -38,8 +38,8 @@ def folder() -> Path:
 
 
 def kept(
-    target: Target, density: Density, problem: int, settings: dict[str, Any], compute: Callable[[], Reference]
-) -> Reference:
+    target: Target, density: Density, problem: int, settings: dict[str, Any], compute: Callable[[], SavedReference]
+) -> SavedReference:
     """What the folder holds for this problem; else what is computed, and then kept.
 
     A file that can't be read is computed anew, and a folder that can't be written to is done without.
@@ -66,7 +66,7 @@ def _key(target: Target, density: Density, problem: int, settings: dict[str, Any
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _arrays(found: Reference) -> dict[str, Any]:
+def _arrays(found: SavedReference) -> dict[str, Any]:
     header = {
         "log_evidence": found.log_evidence,
         "std_error": found.std_error,
@@ -81,7 +81,7 @@ def _digest(u: np.ndarray, header: dict[str, Any]) -> str:
     return hashlib.sha256(u.tobytes() + json.dumps(header, sort_keys=True).encode()).hexdigest()
 
 
-def _read(path: Path) -> Reference | None:
+def _read(path: Path) -> SavedReference | None:
     pass
 
     if not path.exists():
@@ -92,14 +92,16 @@ def _read(path: Path) -> Reference | None:
         if header.pop("digest") != _digest(u, header):
             raise ValueError("its digest is another")
         checks = tuple(Check(*check) for check in header["checks"])
-        return Reference(torch.from_numpy(u), header["log_evidence"], header["std_error"], checks, header["reason"])
+        return SavedReference(
+            torch.from_numpy(u), header["log_evidence"], header["std_error"], checks, header["reason"]
+        )
     except Exception as error:  # whatever a damaged zip makes of itself
         _log.info("computing reference draws again, %s is damaged: %s", path, error)
         return None
 
 
 @dataclass(frozen=True, eq=False)
-class Reference:
+class SavedReference:
     """One problem's draws and log evidence.
 
     Attributes:

@@ -19,15 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vi.numerics.mixtures import DEGREES, fitted
-from ppl_vi.numerics.weights import Evidence, importance
+from ppl_vi.numerics.mixtures import DEGREES, fit_student_mixture
+from ppl_vi.numerics.weights import EvidenceEstimate, importance_evidence
 from ppl_vi.target.evaluation import prior_draws
 from ppl_vi.target.isolation import isolated
 from ppl_vi.target.target import Target
 from ppl_vi.truth.chains.bridge import bridge
-from ppl_vi.truth.chains.cache import Reference, kept
-from ppl_vi.truth.chains.reparametrisation import Coordinates
-from ppl_vi.truth.chains.sampler import Kernel, State, adapted, placed, settled
+from ppl_vi.truth.chains.cache import SavedReference, kept
+from ppl_vi.truth.chains.reparametrisation import Reparametrisation
+from ppl_vi.truth.chains.sampler import ChainState, Trajectories, adapted, chains_at, settled
 from ppl_vi.truth.result import Check, Points, Truth
 
 R_HAT = 1.01
@@ -53,7 +53,7 @@ RELATIVE = ", with {} in coordinates relative to their priors,"
 
 
 @dataclass(frozen=True)
-class Settings:
+class ChainSettings:
     """How many chains and draws.
 
     Attributes:
@@ -74,7 +74,7 @@ class Settings:
 
 
 @dataclass(frozen=True, eq=False)
-class Draws:
+class ReferenceDraws:
     """What the chains of one problem gave.
 
     Attributes:
@@ -87,7 +87,7 @@ class Draws:
         given_up: why there are no better ones, or "".
     """
 
-    coordinates: Coordinates
+    coordinates: Reparametrisation
     u: Tensor
     value: Tensor
     slope: Tensor
@@ -107,7 +107,7 @@ class Draws:
         return torch.cat([self.v, value[..., None]], -1)
 
 
-def reference_truth(target: Target, *, settings: Settings | None = None, seed: int = 0) -> Truth:
+def reference_truth(target: Target, *, settings: ChainSettings | None = None, seed: int = 0) -> Truth:
     """Posterior draws of every problem, of any number of latents, with log p(x) and its standard error.
 
     They are kept in the user's cache folder, `ppl_vi/truths`: the same target, settings, seed and versions find them
@@ -118,9 +118,9 @@ def reference_truth(target: Target, *, settings: Settings | None = None, seed: i
         settings: how many.
         seed: of starts, chains and proposals.
     """
-    chosen = settings or Settings()
+    chosen = settings or ChainSettings()
     with isolated(target.dtype, seed=seed):
-        coordinates = [Coordinates.of(target, problem) for problem in range(target.num_problems)]
+        coordinates = [Reparametrisation.of(target, problem) for problem in range(target.num_problems)]
         found = [_found(begun, chosen, seed) for begun in coordinates]
     reasons = tuple(one.reason for one in found)
     relative = [site.name for site in target.latents if any(site.name in begun.pulls for begun in coordinates)]
@@ -166,10 +166,10 @@ def _size(check: Check) -> float:
     return math.inf if math.isnan(check.error) else check.error
 
 
-def _found(coordinates: Coordinates, settings: Settings, seed: int) -> Reference:
+def _found(coordinates: Reparametrisation, settings: ChainSettings, seed: int) -> SavedReference:
     target, problem = coordinates.target, coordinates.problem
 
-    def compute() -> Reference:
+    def compute() -> SavedReference:
         prior = prior_draws(target, problem, settings.num_chains, seed)
         with torch.no_grad():
             return reference(coordinates, prior, settings, seed)
@@ -177,7 +177,7 @@ def _found(coordinates: Coordinates, settings: Settings, seed: int) -> Reference
     return kept(target, coordinates.plain, problem, asdict(settings) | {"seed": seed}, compute)
 
 
-def reference(coordinates: Coordinates, prior: Tensor, settings: Settings, seed: int) -> Reference:
+def reference(coordinates: Reparametrisation, prior: Tensor, settings: ChainSettings, seed: int) -> SavedReference:
     """Draws from one density, with all that checks them.
 
     Args:
@@ -199,14 +199,14 @@ def reference(coordinates: Coordinates, prior: Tensor, settings: Settings, seed:
     )
     failed = [f"{c.name}: {c.error:.3g}, allowed {c.tolerance:g}" for c in checks if not c.error <= c.tolerance]
     reason = "; ".join([draws.given_up, *failed] if draws.given_up else failed)
-    return Reference(draws.v.transpose(0, 1).flatten(0, 1), by_bridge.value, by_bridge.std_error, checks, reason)
+    return SavedReference(draws.v.transpose(0, 1).flatten(0, 1), by_bridge.value, by_bridge.std_error, checks, reason)
 
 
-def _ratio(one: Evidence, other: Evidence) -> float:
+def _ratio(one: EvidenceEstimate, other: EvidenceEstimate) -> float:
     return abs(one.value - other.value) / math.hypot(one.std_error, other.std_error)
 
 
-def _dispersed(coordinates: Coordinates, prior: Tensor, num: int, generator: torch.Generator) -> Tensor:
+def _dispersed(coordinates: Reparametrisation, prior: Tensor, num: int, generator: torch.Generator) -> Tensor:
     """Half of the chains anywhere within 2 of 0, as Stan's start, and half where the prior's draws are, `(C, D)`."""
     density, prior = coordinates.density, coordinates.inward(prior)
     anywhere = REACH * (2 * torch.rand(20 * num, density.dim, generator=generator, dtype=prior.dtype) - 1)
@@ -217,7 +217,9 @@ def _dispersed(coordinates: Coordinates, prior: Tensor, num: int, generator: tor
     return start
 
 
-def _sampled(coordinates: Coordinates, start: Tensor, settings: Settings, generator: torch.Generator) -> Draws:
+def _sampled(
+    coordinates: Reparametrisation, start: Tensor, settings: ChainSettings, generator: torch.Generator
+) -> ReferenceDraws:
     coordinates, state, kernel = _warmed_up(coordinates, start, settings, generator)
     kernel, thinning, pilot, state = _piloted(coordinates, state, kernel, settings.num_draws, generator)
     if thinning > HOPELESS * LONGEST_THINNING:
@@ -238,12 +240,12 @@ def _sampled(coordinates: Coordinates, start: Tensor, settings: Settings, genera
 
 
 def _warmed_up(
-    coordinates: Coordinates, start: Tensor, settings: Settings, generator: torch.Generator
-) -> tuple[Coordinates, State, Kernel]:
+    coordinates: Reparametrisation, start: Tensor, settings: ChainSettings, generator: torch.Generator
+) -> tuple[Reparametrisation, ChainState, Trajectories]:
     """Coordinates, metric and step from where chains have been, set anew after each window."""
-    kernel = Kernel(torch.tensor(0.1), TIMES[0], torch.eye(start.shape[1], dtype=start.dtype))
+    kernel = Trajectories(torch.tensor(0.1), TIMES[0], torch.eye(start.shape[1], dtype=start.dtype))
     num, goal = settings.num_warmup, settings.acceptance
-    state = placed(coordinates.density, start)
+    state = chains_at(coordinates.density, start)
     first = replace(kernel, most=FIRST_STEPS)
     states, kernel = settled(coordinates.density, state, first, 2 * num, goal, generator)
     for _ in range(settings.num_windows):
@@ -253,16 +255,16 @@ def _warmed_up(
         moved = again.inward(coordinates.outward(u))
         if bool(moved.isfinite().all()):  # else a point lies where the new ones overflow
             coordinates, u = again, moved
-        kernel = Kernel(kernel.step.clamp(max=0.3), TIMES[0], _factor(u))
-        state = placed(coordinates.density, u[-len(start) :])
+        kernel = Trajectories(kernel.step.clamp(max=0.3), TIMES[0], _factor(u))
+        state = chains_at(coordinates.density, u[-len(start) :])
         states, kernel = settled(coordinates.density, state, kernel, num, goal, generator)
     states, kernel = adapted(coordinates.density, states[-1], kernel, num, goal, generator)
     return coordinates, states[-1], kernel
 
 
 def _piloted(
-    coordinates: Coordinates, state: State, kernel: Kernel, num: int, generator: torch.Generator
-) -> tuple[Kernel, float, Draws, State]:
+    coordinates: Reparametrisation, state: ChainState, kernel: Trajectories, num: int, generator: torch.Generator
+) -> tuple[Trajectories, float, ReferenceDraws, ChainState]:
     """The length of trajectories at which a draw costs least, the transitions from one to the next, and the pilot."""
     found = []
     for time in TIMES:
@@ -283,8 +285,13 @@ def _factor(u: Tensor) -> Tensor:
 
 
 def _run(
-    coordinates: Coordinates, state: State, kernel: Kernel, num: int, thinning: int, generator: torch.Generator
-) -> tuple[Draws, State]:
+    coordinates: Reparametrisation,
+    state: ChainState,
+    kernel: Trajectories,
+    num: int,
+    thinning: int,
+    generator: torch.Generator,
+) -> tuple[ReferenceDraws, ChainState]:
     """`num` draws of each chain, `thinning` transitions apart."""
     states, energy, diverged = [], [], 0
     for step in range(num * thinning):
@@ -295,7 +302,7 @@ def _run(
         if (step + 1) % thinning == 0:
             states.append(state)
     u, value, slope = (torch.stack(parts) for parts in zip(*((s.u, s.value, s.slope) for s in states), strict=True))
-    return Draws(coordinates, u, value, slope, torch.stack(energy), diverged), state
+    return ReferenceDraws(coordinates, u, value, slope, torch.stack(energy), diverged), state
 
 
 def autocorrelation(values: Tensor, lag: int) -> Tensor:
@@ -314,7 +321,7 @@ def _thinning(values: Tensor) -> float:
     return lag * math.log(UNNOTICED) / math.log(correlated) if correlated < 1 else math.inf
 
 
-def _diagnosed(draws: Draws) -> tuple[Check, ...]:
+def _diagnosed(draws: ReferenceDraws) -> tuple[Check, ...]:
     """The criteria that the chains themselves can fail."""
     from arviz_stats.base import array_stats  # takes two seconds, with xarray and pandas
 
@@ -333,14 +340,14 @@ def _diagnosed(draws: Draws) -> tuple[Check, ...]:
     )
 
 
-def _evidence(draws: Draws, num: int, seed: int) -> tuple[Evidence, Evidence, float]:
+def _evidence(draws: ReferenceDraws, num: int, seed: int) -> tuple[EvidenceEstimate, EvidenceEstimate, float]:
     """By bridge and by importance sampling, each with a density fitted to the other half of the chains, and k-hat."""
     from arviz_stats.base import array_stats
 
     density, half = draws.coordinates.density, draws.u.shape[1] // 2
     first, second = draws.u[:, :half], draws.u[:, half:]
     generator = torch.Generator().manual_seed(seed + 1)
-    normal = fitted(first.flatten(0, 1), math.inf, seed)
+    normal = fit_student_mixture(first.flatten(0, 1), math.inf, seed)
     proposed = normal.draw(num, generator)
     log_q = normal.log_prob(second.flatten(0, 1)).reshape(second.shape[:2])
     by_bridge = bridge(
@@ -349,10 +356,10 @@ def _evidence(draws: Draws, num: int, seed: int) -> tuple[Evidence, Evidence, fl
         density(proposed).numpy(),
         normal.log_prob(proposed).numpy(),
     )
-    student = fitted(second.flatten(0, 1), DEGREES, seed)
+    student = fit_student_mixture(second.flatten(0, 1), DEGREES, seed)
     proposed = student.draw(num, generator)
     log_weight = (density(proposed) - student.log_prob(proposed)).numpy()
     with np.errstate(divide="ignore", invalid="ignore"):
         # ArviZ's function takes the log likelihood of leave-one-out, so it negates what it is given
         heavy = float(array_stats.psislw(-log_weight)[1])
-    return by_bridge, importance(log_weight), heavy
+    return by_bridge, importance_evidence(log_weight), heavy

@@ -39,7 +39,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.func import vmap
 
-from ppl_vi.target.inspection import SEEDS, run
+from ppl_vi.target.inspection import SEEDS, run_model
 from ppl_vi.target.isolation import isolated, whole_plates
 from ppl_vi.target.log_density import Density
 from ppl_vi.target.sites import split
@@ -71,7 +71,7 @@ def prior_frame(fn: Any, shape: torch.Size) -> tuple[Tensor, Tensor] | None:
 
 
 @dataclass(frozen=True, eq=False)
-class Pull:
+class GaussianSiteTerm:
     """What the model says of a latent beside its prior, as if that were a sum of `K` terms -w (z - center)^2 / 2.
 
     Attributes:
@@ -85,17 +85,17 @@ class Pull:
     powers: Tensor
 
     @staticmethod
-    def none(like: Tensor, num_scales: int) -> Pull:
+    def none(like: Tensor, num_scales: int) -> GaussianSiteTerm:
         """No pull at all on a latent like that; of two terms where there are scales that it may depend on."""
         nothing = like.new_zeros(*like.shape, 2 if num_scales else 1)
-        return Pull(nothing, nothing, like.new_zeros(*nothing.shape, num_scales))
+        return GaussianSiteTerm(nothing, nothing, like.new_zeros(*nothing.shape, num_scales))
 
     @property
     def numbers(self) -> tuple[Tensor, ...]:
         """All of it but what is empty."""
         return (self.center, self.precision, self.powers) if self.powers.numel() else (self.center, self.precision)
 
-    def of(self, numbers: Iterable[Tensor]) -> Pull:
+    def of(self, numbers: Iterable[Tensor]) -> GaussianSiteTerm:
         """One of the same shapes from its numbers."""
         return replace(self, **dict(zip(("center", "precision", "powers"), numbers, strict=False)))
 
@@ -105,13 +105,15 @@ class Pull:
         s = scale * (1 + w.sum(-1) * scale.square()).rsqrt()
         return loc + s.square() * (w * (self.center - loc[..., None])).sum(-1), s
 
-    def element(self, place: int) -> Pull:
+    def element(self, place: int) -> GaussianSiteTerm:
         """That of one of a vector's numbers."""
-        return Pull(self.center[..., place, :], self.precision[..., place, :], self.powers[..., place, :, :])
+        return GaussianSiteTerm(
+            self.center[..., place, :], self.precision[..., place, :], self.powers[..., place, :, :]
+        )
 
 
 @dataclass(frozen=True, eq=False)
-class Coordinates:
+class Reparametrisation:
     """Those of one problem.
 
     Attributes:
@@ -125,27 +127,27 @@ class Coordinates:
 
     target: Target
     problem: int
-    pulls: dict[str, Pull]
+    pulls: dict[str, GaussianSiteTerm]
     plain: Density
     density: Density
 
     @staticmethod
-    def of(target: Target, problem: int) -> Coordinates:
+    def of(target: Target, problem: int) -> Reparametrisation:
         """The non-centred ones, of all latents whose prior's location or scale moves with other latents."""
         with whole_plates():
-            traces = [run(target.model, target.row(problem), target.dtype, target.name, seed) for seed in SEEDS]
+            traces = [run_model(target.model, target.row(problem), target.dtype, target.name, seed) for seed in SEEDS]
         pulls, plain, num_scales = {}, Density.of(target, problem), 0
         for site in target.latents:
             shape = site.unconstrained_shape
             frames = [prior_frame(trace.nodes[site.name]["fn"], shape) for trace in traces]
             pairs = [frame for frame in frames if frame is not None]
             if any(not all(map(torch.equal, pairs[0], pair)) for pair in pairs):
-                pulls[site.name] = Pull.none(pairs[0][0], min(num_scales, MOST_SCALES))
+                pulls[site.name] = GaussianSiteTerm.none(pairs[0][0], min(num_scales, MOST_SCALES))
             else:
                 num_scales += _is_scale(site.support, shape)
-        return Coordinates(target, problem, pulls, plain, _density(target, problem, pulls, plain))
+        return Reparametrisation(target, problem, pulls, plain, _density(target, problem, pulls, plain))
 
-    def pulled(self, pulls: dict[str, Pull]) -> Coordinates:
+    def pulled(self, pulls: dict[str, GaussianSiteTerm]) -> Reparametrisation:
         """Those in which the same latents are pulled otherwise."""
         return replace(self, pulls=pulls, density=self.density.with_numbers(_numbers(pulls)))
 
@@ -157,7 +159,7 @@ class Coordinates:
         """The inverse of `outward`."""
         return _walked(self.target, self.problem, self.pulls, v, inward=True)[0] if self.pulls else v
 
-    def fitted(self, u: Tensor, slope: Tensor) -> Coordinates:
+    def fitted(self, u: Tensor, slope: Tensor) -> Reparametrisation:
         """Those in which the gradient of the log density comes nearest to -u.
 
         Args:
@@ -180,17 +182,17 @@ def _is_scale(support: Any, shape: torch.Size) -> bool:
     return support in SCALES and shape.numel() == 1
 
 
-def _numbers(pulls: dict[str, Pull]) -> tuple[Tensor, ...]:
+def _numbers(pulls: dict[str, GaussianSiteTerm]) -> tuple[Tensor, ...]:
     return tuple(number for pull in pulls.values() for number in pull.numbers)
 
 
-def _density(target: Target, problem: int, pulls: dict[str, Pull], plain: Density) -> Density:
+def _density(target: Target, problem: int, pulls: dict[str, GaussianSiteTerm], plain: Density) -> Density:
     """That of the coordinates with these pulls, a density with the pulls' numbers."""
     if not pulls:
         return plain
     row = target.row(problem)
 
-    def of(numbers: tuple[Tensor, ...]) -> dict[str, Pull]:
+    def of(numbers: tuple[Tensor, ...]) -> dict[str, GaussianSiteTerm]:
         left = iter(numbers)
         return {name: pull.of(next(left) for _ in pull.numbers) for name, pull in pulls.items()}
 
@@ -211,7 +213,7 @@ def _density(target: Target, problem: int, pulls: dict[str, Pull], plain: Densit
 
 
 def _walked(
-    target: Target, problem: int, pulls: dict[str, Pull], points: Tensor, inward: bool = False
+    target: Target, problem: int, pulls: dict[str, GaussianSiteTerm], points: Tensor, inward: bool = False
 ) -> tuple[Tensor, dict[str, Frame]]:
     """Points `(S, D)` in the other coordinates, and the latents' frames there."""
     row = target.row(problem)
@@ -226,7 +228,7 @@ def _walked(
         return vmap(of_one)(points)
 
 
-def _regressed(z: Tensor, s: Tensor, force: Tensor, log_scales: Tensor) -> Pull:
+def _regressed(z: Tensor, s: Tensor, force: Tensor, log_scales: Tensor) -> GaussianSiteTerm:
     """The centers and w >= 0 with the least mean square of force - s sum_k w_k (c_k - z), over the leading axis.
 
     First one w for all, by linear regression; then powers of the scales `(S, F)` in it; then two terms, the second of
@@ -257,7 +259,7 @@ def _regressed(z: Tensor, s: Tensor, force: Tensor, log_scales: Tensor) -> Pull:
         terms[..., 1] -= terms[..., 2:] @ middle
     center, log_w, powers = terms[..., 0], terms[..., 1], terms[..., 2:]
     there = told[..., None]
-    return Pull(center * there, torch.where(there, log_w.exp(), 0.0), powers * there[..., None])
+    return GaussianSiteTerm(center * there, torch.where(there, log_w.exp(), 0.0), powers * there[..., None])
 
 
 def _least_squares(z: Tensor, s: Tensor, force: Tensor, x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
@@ -296,7 +298,7 @@ class _Walk(Messenger):
         log_jacobian: of the map from the coordinates to the latents, nats.
     """
 
-    def __init__(self, target: Target, pulls: dict[str, Pull], point: Tensor, inward: bool = False) -> None:
+    def __init__(self, target: Target, pulls: dict[str, GaussianSiteTerm], point: Tensor, inward: bool = False) -> None:
         super().__init__()
         self.pulls, self.inward = pulls, inward
         self.given = split(target.latents, point)
@@ -323,7 +325,7 @@ class _Walk(Messenger):
         msg["value"], msg["is_observed"] = bijector(unconstrained), True
         self.log_jacobian = self.log_jacobian + bijector.log_abs_det_jacobian(unconstrained, msg["value"]).sum()
 
-    def _placed(self, pull: Pull, own: Tensor, loc: Tensor, scale: Tensor) -> tuple[Tensor, Frame]:
+    def _placed(self, pull: GaussianSiteTerm, own: Tensor, loc: Tensor, scale: Tensor) -> tuple[Tensor, Frame]:
         """A latent's numbers in the other coordinates; those of a vector one after another, as a chain of latents."""
         num = pull.powers.shape[-1]
         log_scales = torch.stack(self.log_scales[:num]) if num else own.new_zeros(0)

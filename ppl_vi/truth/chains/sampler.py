@@ -19,7 +19,7 @@ DIVERGED = 1000.0  # nats of energy that a trajectory may be off, as in Stan
 
 
 @dataclass(frozen=True, eq=False)
-class State:
+class ChainState:
     """Where `C` chains stand.
 
     Attributes:
@@ -32,20 +32,20 @@ class State:
     value: Tensor
     slope: Tensor
 
-    def moved(self, to: State, where: Tensor) -> State:
+    def moved(self, to: ChainState, where: Tensor) -> ChainState:
         """These chains, those marked in `where` `(C,)` in their new place."""
-        return State(
+        return ChainState(
             torch.where(where[:, None], to.u, self.u),
             torch.where(where, to.value, self.value),
             torch.where(where[:, None], to.slope, self.slope),
         )
 
 
-def placed(density: Density, u: Tensor) -> State:
+def chains_at(density: Density, u: Tensor) -> ChainState:
     """Chains at `u` `(C, D)`: a step of no length tells value and slope."""
     still = Phase(u, torch.zeros_like(u), u.new_zeros(len(u)), torch.zeros_like(u))
     here = advanced(density, still, u.new_zeros(len(u), 1), torch.eye(u.shape[1], dtype=u.dtype), 1)
-    return State(u, here.value, here.slope)
+    return ChainState(u, here.value, here.slope)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,14 +59,14 @@ class Moved:
         diverged: trajectories that went astray, `(C,)`.
     """
 
-    state: State
+    state: ChainState
     acceptance: Tensor
     energy: Tensor
     diverged: Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class Kernel:
+class Trajectories:
     """How trajectories run: a step, the longest time, and a factor L of the metric's inverse L L'.
 
     Attributes:
@@ -81,7 +81,7 @@ class Kernel:
     factor: Tensor
     most: int = 64
 
-    def transition(self, density: Density, state: State, generator: torch.Generator) -> Moved:
+    def transition(self, density: Density, state: ChainState, generator: torch.Generator) -> Moved:
         """One trajectory of each chain, accepted or refused by Metropolis' rule.
 
         The time is uniform up to `time`, the same for all chains, each of which varies its step by up to a tenth.
@@ -99,7 +99,7 @@ class Kernel:
         # a trajectory that ends where the density is 0 or no number is refused
         acceptance = torch.where(change.isnan(), 0.0, (-change).clamp(max=0.0).exp())
         accepted = threshold < acceptance
-        moved = state.moved(State(end.u, end.value, end.slope), accepted)
+        moved = state.moved(ChainState(end.u, end.value, end.slope), accepted)
         return Moved(moved, acceptance, before, ~(change < DIVERGED))
 
 
@@ -121,8 +121,8 @@ class DualAveraging:
 
 
 def adapted(
-    density: Density, state: State, kernel: Kernel, num: int, goal: float, generator: torch.Generator
-) -> tuple[list[State], Kernel]:
+    density: Density, state: ChainState, kernel: Trajectories, num: int, goal: float, generator: torch.Generator
+) -> tuple[list[ChainState], Trajectories]:
     """Runs `num` transitions that settle the step of all chains; gives the state after each."""
     tuner = DualAveraging(torch.as_tensor(kernel.step, dtype=state.u.dtype), goal)
     states = _tuned(density, state, kernel, num, tuner, generator)
@@ -130,8 +130,8 @@ def adapted(
 
 
 def settled(
-    density: Density, state: State, kernel: Kernel, num: int, goal: float, generator: torch.Generator
-) -> tuple[list[State], Kernel]:
+    density: Density, state: ChainState, kernel: Trajectories, num: int, goal: float, generator: torch.Generator
+) -> tuple[list[ChainState], Trajectories]:
     """The same with a step of its own for each chain, so that those in steep places get out; then their median."""
     tuner = DualAveraging(torch.full_like(state.value, float(kernel.step)), goal)
     states = _tuned(density, state, kernel, num, tuner, generator)
@@ -139,8 +139,13 @@ def settled(
 
 
 def _tuned(
-    density: Density, state: State, kernel: Kernel, num: int, tuner: DualAveraging, generator: torch.Generator
-) -> list[State]:
+    density: Density,
+    state: ChainState,
+    kernel: Trajectories,
+    num: int,
+    tuner: DualAveraging,
+    generator: torch.Generator,
+) -> list[ChainState]:
     """The state after each of `num` transitions by the tuner's step, one for all chains or one for each."""
     states, own = [state], tuner.log_step.dim() > 0
     for _ in range(num):

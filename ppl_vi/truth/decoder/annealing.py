@@ -68,7 +68,7 @@ class Annealing:
 
 
 @dataclass(frozen=True, eq=False)
-class Bound:
+class AnnealedBound:
     """A bound on each problem's log evidence that holds on average, from `C` chains.
 
     Attributes:
@@ -97,8 +97,8 @@ class Bound:
 class Sandwich:
     """Lower and upper bounds on the log evidence of data that were simulated together with their latents."""
 
-    lower: Bound
-    upper: Bound
+    lower: AnnealedBound
+    upper: AnnealedBound
 
     @property
     def width(self) -> np.ndarray:
@@ -106,7 +106,7 @@ class Sandwich:
         return self.upper.log_evidence - self.lower.log_evidence
 
 
-def annealed_bound(target: Target, settings: Annealing | None = None, *, seed: int = 0) -> Bound:
+def annealed_bound(target: Target, settings: Annealing | None = None, *, seed: int = 0) -> AnnealedBound:
     """A lower bound on log p(x) of every problem of a decoded target.
 
     A pilot run adapts a step size for each temperature and problem; the chains that count then use them with other
@@ -219,13 +219,13 @@ class _Run:
         return transition(self.decoded, self.args, chains, beta, step, self.settings.num_leapfrog, generator)
 
 
-def _bound(runs: list[tuple[Tensor, Tensor]], sign: int = 1) -> Bound:
+def _bound(runs: list[tuple[Tensor, Tensor]], sign: int = 1) -> AnnealedBound:
     """From all blocks' log weights: the log of the mean of w^sign, times sign."""
     log_weights = sign * torch.cat([log_weight for log_weight, _ in runs])
     num = log_weights.shape[-1]
     log_mean = log_weights.logsumexp(-1) - math.log(num)
     relative = (log_weights - log_mean[:, None]).exp()  # of mean 1
-    return Bound(
+    return AnnealedBound(
         log_evidence=(sign * log_mean).cpu().numpy(),
         std_error=(relative.std(-1) / math.sqrt(num)).cpu().numpy(),
         effective_chains=(num**2 / relative.square().sum(-1)).cpu().numpy(),

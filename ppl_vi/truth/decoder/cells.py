@@ -39,7 +39,7 @@ class Joint:
         return self.log_likelihood(z, *self.target.args) + log_prior(z)
 
 
-def points_at_once(num_problems: int) -> int:
+def nodes_at_once(num_problems: int) -> int:
     """How many points to evaluate that many problems at in one go."""
     return max(1, min(POINTS, BLOCK // num_problems))
 
@@ -147,7 +147,7 @@ def look(joint: Joint, cells: Cells, order: int) -> Seen:
     abscissas, weights = (torch.from_numpy(a).to(cells.center) for a in np.polynomial.legendre.leggauss(order))
     unit = torch.cartesian_prod(*[abscissas] * cells.dim).reshape(-1, cells.dim)
     weight = torch.cartesian_prod(*[weights / 2] * cells.dim).reshape(-1, cells.dim).prod(-1)
-    step = max(1, points_at_once(joint.target.num_problems) // len(unit))
+    step = max(1, nodes_at_once(joint.target.num_problems) // len(unit))
     return merged([_look(joint, cells[i : i + step], unit, weight) for i in range(0, max(1, len(cells)), step)])
 
 

@@ -15,7 +15,7 @@ from ppl_vi.target.target import Target
 from ppl_vi.truth.decoder.cells import Cells, Joint, Seen, graded, joined, look, merged
 from ppl_vi.truth.decoder.lattice import lattice_sum
 from ppl_vi.truth.decoder.modes import Ascents, ascend, separate_tops
-from ppl_vi.truth.decoder.tree import NEGLIGIBLE, Branch, Rule, grow
+from ppl_vi.truth.decoder.tree import NEGLIGIBLE, Branch, CellRule, grow
 from ppl_vi.truth.result import Check, Grade, Truth
 
 AGREEMENT = 1e-6  # nats: what the tree and the lattice must agree to, and what the stated error must stay below
@@ -27,9 +27,9 @@ FIRST_SPACING = 0.5  # of the lattice, in widths of the cells that the tree acce
 ASSUMED = ("inside the box no part of the posterior is so narrow that cells, lattice and ascents all step over it",)
 ATTEMPTS = 6  # at a spacing that makes the sub-lattices agree
 RULES = {  # by the number of latents
-    1: Rule(order=12, widest=0.5, steepness=8.0, tolerance=1e-11, limit=1000),
-    2: Rule(order=8, widest=1.0, steepness=8.0, tolerance=1e-9, limit=4096),
-    3: Rule(order=5, widest=1.0, steepness=4.0, tolerance=1e-9, limit=16384),
+    1: CellRule(order=12, widest=0.5, steepness=8.0, tolerance=1e-11, limit=1000),
+    2: CellRule(order=8, widest=1.0, steepness=8.0, tolerance=1e-9, limit=4096),
+    3: CellRule(order=5, widest=1.0, steepness=4.0, tolerance=1e-9, limit=16384),
 }
 
 
@@ -65,7 +65,7 @@ def decoded_truth(target: Target) -> Truth:
 
 
 @dataclass(frozen=True, eq=False)
-class Evidence:
+class DecodedEvidence:
     """What was found for `P` problems, as arrays `(P,)`, nats, one entry a problem.
 
     Attributes:
@@ -123,13 +123,13 @@ class Evidence:
         """The problems that are not to be trusted."""
         return self.problems[np.array([bool(reason) for reason in self.reasons])]
 
-    def updated(self, other: Evidence) -> Evidence:
+    def updated(self, other: DecodedEvidence) -> DecodedEvidence:
         """With what `other` found for its problems, which are among these."""
         where = np.searchsorted(self.problems, other.problems)
         fields = {name: value.copy() for name, value in vars(self).items()}
         for name, value in fields.items():
             value[where] = getattr(other, name)
-        return Evidence(**fields)
+        return DecodedEvidence(**fields)
 
     def truth(self, target: Target) -> Truth:
         """As the truth of all the target's problems."""
@@ -161,7 +161,7 @@ class Evidence:
         )
 
 
-def certify(target: Target, problems: Tensor, rule: Rule) -> Evidence:
+def certify(target: Target, problems: Tensor, rule: CellRule) -> DecodedEvidence:
     """The evidence of some of the problems of a target, with every check of it."""
     joint = Joint(target.rows(problems))
     cells, seen, log_outside = first_look(joint, rule)
@@ -173,10 +173,10 @@ def certify(target: Target, problems: Tensor, rule: Rule) -> Evidence:
     whole = {name: np.concatenate([vars(part)[name] for part in parts]) for name in vars(parts[0])}
     order = np.argsort(whole["problems"])
     ordered = {name: value[order] for name, value in whole.items()}
-    return Evidence(**ordered | {"problems": problems.cpu().numpy()})
+    return DecodedEvidence(**ordered | {"problems": problems.cpu().numpy()})
 
 
-def first_look(joint: Joint, rule: Rule) -> tuple[Cells, Seen, float]:
+def first_look(joint: Joint, rule: CellRule) -> tuple[Cells, Seen, float]:
     """The cells that trees start from, in a box large enough for every problem, and what is seen in them.
 
     A problem whose ceiling asks for more than the largest box has no say, and will fail.
@@ -219,7 +219,7 @@ def log_chi_tail(radius: float, dim: int) -> float:
     return float(np.logaddexp(two_sided, math.log(radius) + math.log(2 / math.pi) / 2 - radius**2 / 2))
 
 
-def _evidence_of(branch: Branch, joint: Joint, ascents: Ascents, log_outside: float) -> Evidence:
+def _evidence_of(branch: Branch, joint: Joint, ascents: Ascents, log_outside: float) -> DecodedEvidence:
     """Checks the problems of a branch, the rows of `joint` and `ascents`, by all that is independent of the tree."""
     target = joint.target
     ceiling = joint.ceiling()
@@ -242,7 +242,7 @@ def _evidence_of(branch: Branch, joint: Joint, ascents: Ascents, log_outside: fl
         "excess": branch.highest - ceiling,
         "missed": ascents.missed(branch),
     }
-    return Evidence(**{name: value.cpu().numpy() for name, value in found.items()})
+    return DecodedEvidence(**{name: value.cpu().numpy() for name, value in found.items()})
 
 
 def _by_lattice(branch: Branch, joint: Joint) -> tuple[Tensor, Tensor]:

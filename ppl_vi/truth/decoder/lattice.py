@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ppl_vi.truth.decoder.cells import Cells, Joint, points_at_once
+from ppl_vi.truth.decoder.cells import Cells, Joint, nodes_at_once
 
 OFFSET = (0.2360679775, 0.4142135624, 0.7320508076)  # of the lattice, in spacings: no node on a plane of symmetry
 MOST_NODES = 2**22
@@ -73,7 +73,7 @@ def lattice_sum(joint: Joint, cells: Cells, spacing: float, scale: Tensor) -> Su
         return None
     points, sub = found
     member = torch.nn.functional.one_hot(sub, 2**cells.dim).to(scale)
-    step = points_at_once(len(scale))
+    step = nodes_at_once(len(scale))
     sums = scale.new_zeros(len(scale), 2**cells.dim)
     for z, of in zip(points.split(step), member.split(step), strict=True):
         sums += (joint(z) - scale[:, None]).exp_() @ of

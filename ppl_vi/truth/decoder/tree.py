@@ -18,7 +18,7 @@ SMALLEST = 1e-11  # half-width of a cell, relative to 1 + |center|, at which hal
 
 
 @dataclass(frozen=True)
-class Rule:
+class CellRule:
     """How a tree is grown.
 
     Attributes:
@@ -103,7 +103,7 @@ class Branch:
         )
 
 
-def grow(joint: Joint, problems: Tensor, cells: Cells, seen: Seen, rule: Rule) -> list[Branch]:
+def grow(joint: Joint, problems: Tensor, cells: Cells, seen: Seen, rule: CellRule) -> list[Branch]:
     """Halves cells until those of every problem agree with their halves, or hold nothing.
 
     A cell is dropped, its integral kept, where the most it may hold lies 28 nats below the evidence so far. The halves
@@ -148,7 +148,7 @@ def grow(joint: Joint, problems: Tensor, cells: Cells, seen: Seen, rule: Rule) -
     return grown
 
 
-def _next(joint: Joint, branch: Branch, rule: Rule) -> Branch:
+def _next(joint: Joint, branch: Branch, rule: CellRule) -> Branch:
     """The branch one generation on."""
     cells = branch.cells.children()
     seen = look(joint, cells, rule.order)

@@ -19,8 +19,8 @@ from ppl_vi.target.evaluation import prior_draws
 from ppl_vi.target.isolation import isolated
 from ppl_vi.target.log_density import Density
 from ppl_vi.target.target import Target
-from ppl_vi.truth.chains.sampler import Kernel, adapted, placed
-from ppl_vi.truth.quadrature.bricks import MOST_POINTS, Bricks, Rule, Tree, grow, look
+from ppl_vi.truth.chains.sampler import Trajectories, adapted, chains_at
+from ppl_vi.truth.quadrature.bricks import MOST_POINTS, BrickRule, Bricks, Tree, grow_tree, look
 from ppl_vi.truth.quadrature.search import AT_AN_END, Found, search
 from ppl_vi.truth.quadrature.standardized import Standardized
 from ppl_vi.truth.result import Check, Grade, Points, Truth
@@ -222,8 +222,8 @@ def _tree(surface: Standardized, order: int, tolerance: float, found: Found, hal
     inverse = torch.linalg.inv(surface.factor)
     width = torch.linalg.vector_norm(inverse @ found.modes.factor, dim=-1)  # of the modes, along each axis
     center, half = around(center, torch.ones_like(center), surface.inverse(found.modes.u), width)
-    rule = Rule.of(order, dim, center)
-    return grow(surface, look(surface, center, half, rule), rule, tolerance, _most_points(surface.density))
+    rule = BrickRule.of(order, dim, center)
+    return grow_tree(surface, look(surface, center, half, rule), rule, tolerance, _most_points(surface.density))
 
 
 def _most_points(density: Density) -> int:
@@ -260,7 +260,7 @@ def beyond(bricks: Bricks, log_mass: float, half_width: float) -> float:
 
 def _nodes(surface: Standardized, tree: Tree, order: int) -> tuple[Tensor, Tensor]:
     """Nodes s of a rule in every leaf, with the log of density times weight."""
-    s, log_weight = tree.leaves.nodes(Rule.of(order, surface.density.dim, surface.center))
+    s, log_weight = tree.leaves.nodes(BrickRule.of(order, surface.density.dim, surface.center))
     return s, surface(s) + log_weight
 
 
@@ -317,8 +317,8 @@ def region_surprise(density: Density, surface: Standardized, sample: Tensor, tre
     mass = (tree.leaves.log_mass - tree.log_mass).exp()
     masses = mass.new_zeros(9).index_add(0, region[:-1], mass)
     generator = torch.Generator(sample.device).manual_seed(seed)
-    state = placed(density, sample[torch.randperm(len(sample), generator=generator)[:NUM_CHAINS]])
-    kernel = Kernel(torch.tensor(0.3), math.pi / 2, surface.factor, most=16)
+    state = chains_at(density, sample[torch.randperm(len(sample), generator=generator)[:NUM_CHAINS]])
+    kernel = Trajectories(torch.tensor(0.3), math.pi / 2, surface.factor, most=16)
     states, kernel = adapted(density, state, kernel, NUM_WARMUP, 0.8, generator)
     state, visited = states[-1], []
     for _ in range(NUM_KEPT):

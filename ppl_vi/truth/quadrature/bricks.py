@@ -29,7 +29,7 @@ SMALLEST = 1e-12  # half-width of a brick, relative to 1 + |center|, at which ha
 
 
 @dataclass(frozen=True, eq=False)
-class Rule:
+class BrickRule:
     """A product Gauss-Legendre rule of `order` nodes an axis in the cube from -1 to 1.
 
     Attributes:
@@ -54,7 +54,7 @@ class Rule:
         return float(1 - self.nodes.max()) / 2
 
     @staticmethod
-    def of(order: int, dim: int, like: Tensor) -> Rule:
+    def of(order: int, dim: int, like: Tensor) -> BrickRule:
         """The rule in `dim` dimensions."""
         x, w = np.polynomial.legendre.leggauss(order)
         degrees = np.array([order - 2, order - 1])
@@ -67,7 +67,7 @@ class Rule:
         grid = torch.cartesian_prod(*[nodes] * dim).reshape(-1, dim)
         log_weight = torch.cartesian_prod(*[weights.log()] * dim).reshape(-1, dim).sum(-1)
         corners = torch.cartesian_prod(*[nodes.new_tensor([-1.0, 1.0])] * dim).reshape(-1, dim)
-        return Rule(
+        return BrickRule(
             order, grid, log_weight, corners, torch.from_numpy(at_ends).to(like), torch.from_numpy(tails).to(like)
         )
 
@@ -105,7 +105,7 @@ class Bricks:
         """`(C,)`."""
         return (2 * self.half).log().sum(-1)
 
-    def nodes(self, rule: Rule) -> tuple[Tensor, Tensor]:
+    def nodes(self, rule: BrickRule) -> tuple[Tensor, Tensor]:
         """The rule's nodes in all of them, `(C * n, D)`, and their log weights `(C * n,)`."""
         points = self.center[:, None] + self.half[:, None] * rule.nodes
         log_weight = self.log_volume[:, None] + rule.log_weight
@@ -130,7 +130,7 @@ def joined(parts: list[Bricks]) -> Bricks:
     return Bricks(*(torch.cat([getattr(part, name) for part in parts]) for name in Bricks.__dataclass_fields__))
 
 
-def look(function: Function, center: Tensor, half: Tensor, rule: Rule) -> Bricks:
+def look(function: Function, center: Tensor, half: Tensor, rule: BrickRule) -> Bricks:
     """What the rule sees in bricks at `center` `(C, D)` of half-widths `half` `(C, D)`."""
     dim = center.shape[1]
     step = max(1, 2**20 // len(rule.nodes))
@@ -162,7 +162,7 @@ def look(function: Function, center: Tensor, half: Tensor, rule: Rule) -> Bricks
     return joined(parts)
 
 
-def peak_above(values: Tensor, rule: Rule) -> Tensor:
+def peak_above(values: Tensor, rule: BrickRule) -> Tensor:
     """How far the log density may rise above its value at the best node, `(C,)`, by parabolas along each axis.
 
     The log density is smooth where its exponential is not: along any axis a thin ridge is a parabola in it.
@@ -222,7 +222,7 @@ class Tree:
     reason: str
 
 
-def grow(function: Function, start: Bricks, rule: Rule, tolerance: float, most: int = MOST_POINTS) -> Tree:
+def grow_tree(function: Function, start: Bricks, rule: BrickRule, tolerance: float, most: int = MOST_POINTS) -> Tree:
     """Halves bricks until each agrees with its halves, or holds nothing.
 
     A brick is dropped, its integral kept, where the most it may hold lies 28 nats below the integral so far. The halves

@@ -11,8 +11,8 @@ from scipy.stats import qmc
 from torch import Tensor
 from torch.func import vmap
 
-from ppl_vi.numerics.mixtures import DEGREES, fitted
-from ppl_vi.numerics.weights import importance
+from ppl_vi.numerics.mixtures import DEGREES, fit_student_mixture
+from ppl_vi.numerics.weights import importance_evidence
 from ppl_vi.target.evaluation import prior_draws
 from ppl_vi.target.isolation import isolated
 from ppl_vi.target.log_density import Density
@@ -163,13 +163,13 @@ def _held_to_the_model(
     checks = (Check("Stein's identities at the points, standard errors", stein, STEIN),)
     generator = torch.Generator().manual_seed(seed)
     some = u[torch.randperm(len(u), generator=generator)[:NUM_WEIGHED]]
-    proposal = fitted(some, DEGREES, seed)
+    proposal = fit_student_mixture(some, DEGREES, seed)
     proposed = proposal.draw(NUM_WEIGHED, generator)
     log_weight = (density(proposed) - proposal.log_prob(proposed)).numpy()
     with np.errstate(divide="ignore", invalid="ignore"):
         heavy = float(array_stats.psislw(-log_weight)[1])  # ArviZ's function negates what it is given
     if not heavy <= HEAVY:
         return checks, ("the conditional's log marginal is that of the model: importance sampling could not tell",)
-    evidence = importance(log_weight)
+    evidence = importance_evidence(log_weight)
     away_by = abs(evidence.value - found.log_evidence) / math.hypot(evidence.std_error, found.error)
     return (*checks, Check("evidence of the joint density by importance sampling", away_by, SURPRISE)), ()

@@ -30,7 +30,7 @@ ASSUMED = ("no part of the posterior is so narrow that both rules step over it",
 Integrand = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-class Posterior:
+class QuadraturePosterior:
     """Each problem's posterior of its unconstrained latent `u`, in units of its own mode and width.
 
     With `t = (u - mode) / width` every problem looks alike, and one rule serves x = -1e4 and 1e4 at once; on the
@@ -216,7 +216,7 @@ def quadrature_truth(target: Target) -> Truth:
     if not bool(target.laplace.converged.all()):
         lost = int((~target.laplace.converged).nonzero()[0])
         raise UncertifiedTruthError(f"the posterior mode of problem {lost} was not found")
-    posterior = Posterior(target)
+    posterior = QuadraturePosterior(target)
     mass, error = _tanh_sinh(posterior, posterior.problems, TO_BE_CONFIRMED)
     rounding = posterior.rounding
     second = _gauss_kronrod(posterior, allowed=(TOLERANCE / 4 + rounding) * mass)
@@ -248,14 +248,16 @@ def quadrature_truth(target: Target) -> Truth:
     )
 
 
-def _tanh_sinh(posterior: Posterior, problems: np.ndarray, rule: dict[str, float]) -> tuple[np.ndarray, np.ndarray]:
+def _tanh_sinh(
+    posterior: QuadraturePosterior, problems: np.ndarray, rule: dict[str, float]
+) -> tuple[np.ndarray, np.ndarray]:
     """The integrals of the posterior densities of some problems and the rule's own error estimates, `(N,)` each."""
     everywhere = np.full_like(problems, np.inf)
     found = tanhsinh(posterior.density, -everywhere, everywhere, args=(problems,), **rule)
     return found.integral, found.error
 
 
-def _gauss_kronrod(posterior: Posterior, allowed: np.ndarray) -> np.ndarray:
+def _gauss_kronrod(posterior: QuadraturePosterior, allowed: np.ndarray) -> np.ndarray:
     """The same integrals by an adaptive 21-point rule, all problems on one partition, to errors `allowed`, `(B,)`."""
     num = len(posterior.mode)
 

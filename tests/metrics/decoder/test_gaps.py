@@ -20,10 +20,10 @@ from ppl_vi.metrics.decoder.best_members import _look, _rivals, ascend, best_mem
 from ppl_vi.metrics.decoder.divergences import divergences
 from ppl_vi.metrics.decoder.elbo import elbo, settled_prior_kl
 from ppl_vi.metrics.decoder.gaps import amortized_gaps, iwae
-from ppl_vi.metrics.decoder.lattice_values import Tiles
-from ppl_vi.metrics.decoder.starts import candidates
+from ppl_vi.metrics.decoder.lattice_values import CachedLattice
+from ppl_vi.metrics.decoder.starts import multistart
 from ppl_vi.numerics.gaussian_kl import gaussian_kl
-from ppl_vi.numerics.mixtures import Mixture
+from ppl_vi.numerics.mixtures import GaussianMixtures
 from ppl_vi.target.decoder import Decoded, log_prior
 from ppl_vi.target.target import Target
 from ppl_vi.truth.result import Truth
@@ -205,7 +205,7 @@ def test_one_start_stays_on_its_hill_and_many_find_the_higher() -> None:
     of = two_hills(torch.tensor([[2.0], [3.0]]).double())
     local = torch.tensor([[-1.5, -2.0], [-1.8, -2.0]]).double()  # the encoder sits left
     head = Diagonal(1)
-    alone, _ = ascend(Tiles(of), head, local, torch.arange(2), 3, 1e-10)
+    alone, _ = ascend(CachedLattice(of), head, local, torch.arange(2), 3, 1e-10)
     assert (alone[:, 0] < 0).all()
     best = best_members(of, head, local)
     assert best.converged.all()
@@ -225,7 +225,7 @@ def test_one_start_stays_on_its_hill_and_many_find_the_higher() -> None:
 def test_candidates_stand_on_every_hill_that_matters() -> None:
     of = two_hills(torch.tensor([[2.0], [3.0]]).double())
     local = torch.tensor([[-1.5, -2.0], [-1.8, -2.0]]).double()
-    found, index = candidates(Tiles(of), Diagonal(1), local)
+    found, index = multistart(CachedLattice(of), Diagonal(1), local)
     for row in range(2):
         x = float(of.args[0][row, 0])
         at = found[index == row][:, 0]
@@ -344,13 +344,13 @@ def test_a_light_component_takes_no_long_steps() -> None:
     linear, head = Linear(1), AMORTIZED["mixture"](1)
     local = linear.perturbed(head)
     local[:, 0] = -60.0
-    seen = _look(Tiles(linear.target), head, local, torch.arange(NUM_DATA), 2)
+    seen = _look(CachedLattice(linear.target), head, local, torch.arange(NUM_DATA), 2)
     assert float(torch.linalg.inv(seen.metric).abs().max()) < 1e5  # in units of the weight's root, 1e13
 
 
 def test_a_shift_of_all_logits_does_not_stop_the_search() -> None:
     linear, head = Linear(1), AMORTIZED["mixture"](1)
-    seen = _look(Tiles(linear.target), head, linear.perturbed(head), torch.arange(NUM_DATA), 2)
+    seen = _look(CachedLattice(linear.target), head, linear.perturbed(head), torch.arange(NUM_DATA), 2)
     assert seen.gradient.isfinite().all()
     # in Fisher's units curvatures are a few, but for what rounding makes of 0 / 1e-8
     assert float(seen.hessian.abs().max()) < 1e3
@@ -369,7 +369,7 @@ def test_an_optimum_whose_components_are_numbered_otherwise_is_the_same() -> Non
 
 def test_the_prior_kl_of_a_mixture_is_that_of_a_fine_grid() -> None:
     local = torch.tensor([[0.3, -1.5, 1.4, -1.0, -0.5], [2.0, 0.0, 0.1, 0.2, -1.5]]).double()
-    mixture = Mixture(*Pair(1).components(local))
+    mixture = GaussianMixtures(*Pair(1).components(local))
     axis = torch.linspace(-12, 12, 40001, dtype=torch.float64)[:, None]
     log_q = mixture.log_prob(axis.expand(2, -1, -1))
     expected = (log_q.exp() * (log_q - log_prior(axis))).sum(-1) * (axis[1] - axis[0])
@@ -385,18 +385,18 @@ def test_derivatives_are_those_of_the_elbo(make: Callable[[int], Head]) -> None:
     generator = torch.Generator().manual_seed(1)
     local = 0.5 * torch.randn(2, head.num_outputs, dtype=torch.float64, generator=generator)
     index = torch.arange(2)
-    seen = _look(Tiles(of), head, local, index, 3)
+    seen = _look(CachedLattice(of), head, local, index, 3)
     gradient = (seen.metric @ seen.gradient[..., None])[..., 0]
     curvature = seen.metric @ seen.hessian @ seen.metric.mT
     step = 1e-5
 
     def slope(at: Tensor) -> Tensor:
-        found = _look(Tiles(of), head, at, index, 3)
+        found = _look(CachedLattice(of), head, at, index, 3)
         return (found.metric @ found.gradient[..., None])[..., 0]
 
     for place in range(head.num_outputs):
         move = torch.zeros_like(local).index_fill(-1, torch.tensor([place]), step)
-        up, down = (_look(Tiles(of), head, local + sign * move, index, 3).value for sign in (1, -1))
+        up, down = (_look(CachedLattice(of), head, local + sign * move, index, 3).value for sign in (1, -1))
         # central differences: h^2 times the third derivative, and rounding of 1e-15 x 10 / h
         torch.testing.assert_close(gradient[:, place], -(up - down) / (2 * step), rtol=1e-6, atol=1e-6)
         second = (slope(local + move) - slope(local - move)) / (2 * step)

@@ -14,8 +14,16 @@ from ppl_vi.guides.amortized.full import Full
 from ppl_vi.metrics.decoder import lattice_values as module
 from ppl_vi.metrics.decoder.best_members import best_members
 from ppl_vi.metrics.decoder.elbo import elbo, elbo_by
-from ppl_vi.metrics.decoder.lattice_values import Gaussians, Tiles, inverted, monomials, rough_elbo, stein, tiled_elbo
-from ppl_vi.numerics.mixtures import Mixture
+from ppl_vi.metrics.decoder.lattice_values import (
+    CachedLattice,
+    Gaussians,
+    inverted,
+    lattice_elbo,
+    monomials,
+    rough_elbo,
+    stein,
+)
+from ppl_vi.numerics.mixtures import GaussianMixtures
 from ppl_vi.target.decoder import Decoded
 from ppl_vi.target.target import Target
 
@@ -54,7 +62,7 @@ def gaussians(dim: int, num: int = 12, num_problems: int = 3, scale: float = 1.0
 def test_moments_of_a_quadratic_are_its_closed_forms(dim: int, scale: float) -> None:
     of, x = quadratic(dim)
     at = gaussians(dim, scale=scale)
-    value, sums = Tiles(of).moments(at, Tiles.levels(at, 1), 4)
+    value, sums = CachedLattice(of).moments(at, CachedLattice.levels(at, 1), 4)
     away = at.loc - x[at.problem]
     trace = at.tril.square().sum((-1, -2))
     torch.testing.assert_close(value, -CURVATURE / 2 * (away.square().sum(-1) + trace), rtol=1e-11, atol=1e-11)
@@ -82,8 +90,8 @@ def test_a_decoder_that_is_not_linear_has_the_elbo_of_another_rule(dim: int) -> 
     x = (torch.rand(4, 10, generator=torch.Generator().manual_seed(3)) < 0.5).double()
     of = target(vae, x)
     local = 0.5 * torch.randn(4, head.num_outputs, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
-    index, tiles = torch.arange(4), Tiles(of)
-    found, other = tiled_elbo(tiles, head, local, index), elbo(of, head, local, tolerance=1e-10)
+    index, tiles = torch.arange(4), CachedLattice(of)
+    found, other = lattice_elbo(tiles, head, local, index), elbo(of, head, local, tolerance=1e-10)
     torch.testing.assert_close(found.value, other.value, rtol=0, atol=1e-8)
     assert float(found.error.max()) < 1e-6
     assert bool((found.error >= (found.value - other.value).abs() - 1e-10).all())
@@ -102,10 +110,10 @@ def test_the_spread_of_sub_lattices_bounds_the_error_of_a_function_too_rough_for
     )
     exact = torch.cos(0.3 * x[:, 0]) * torch.exp(-((0.8 * x[:, 0]) ** 2) / 2)
     for finer in (0, 1, 2):
-        value, spread = Tiles(of).expect(at, Tiles.levels(at, finer))
+        value, spread = CachedLattice(of).expect(at, CachedLattice.levels(at, finer))
         assert bool(((value - exact).abs() <= spread + 1e-13).all())
     assert float((value - exact).abs().max()) < 1e-10
-    assert float((Tiles(of).expect(at, Tiles.levels(at, 0))[0] - exact).abs().max()) > 0.01
+    assert float((CachedLattice(of).expect(at, CachedLattice.levels(at, 0))[0] - exact).abs().max()) > 0.01
 
 
 def test_what_no_lattice_reaches_is_nan_and_goes_to_the_other_rule() -> None:
@@ -113,16 +121,16 @@ def test_what_no_lattice_reaches_is_nan_and_goes_to_the_other_rule() -> None:
     thin = torch.diag_embed(torch.tensor([[1e-6, 1.0], [1.0, 1.0], [1.0, 1.0]]).double())
     loc = torch.tensor([[0.0, 0.0], [1e12, 0.0], [math.inf, 0.0]]).double()
     at = Gaussians(loc, thin, torch.zeros(3, dtype=torch.long))
-    value, sums = Tiles(of).moments(at, Tiles.levels(at, 0), 2)
+    value, sums = CachedLattice(of).moments(at, CachedLattice.levels(at, 0), 2)
     assert value.isnan().all()
     assert sums.isnan().all()
     head = Full(2)
     local = head.initial(torch.zeros(1, 2).double(), torch.diag_embed(torch.tensor([[1e12, 1.0]]).double()))
     index = torch.zeros(1, dtype=torch.long)
-    found = tiled_elbo(Tiles(of), head, local, index)
+    found = lattice_elbo(CachedLattice(of), head, local, index)
     torch.testing.assert_close(found.value, elbo(of, head, local).value, rtol=1e-9, atol=0)
     level = elbo_by(of, head, local, index, 0)
-    torch.testing.assert_close(rough_elbo(Tiles(of), head, local, index), level, rtol=1e-12, atol=0)
+    torch.testing.assert_close(rough_elbo(CachedLattice(of), head, local, index), level, rtol=1e-12, atol=0)
 
 
 def test_each_tile_is_decoded_once_and_forgetting_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,25 +138,25 @@ def test_each_tile_is_decoded_once_and_forgetting_changes_nothing(monkeypatch: p
     assert of.decoded is not None
     calls, decode = [], of.decoded.log_likelihood
     counted = Decoded(lambda z, x: (calls.append(len(z)), decode(z, x))[1], of.decoded.ceiling)
-    tiles = Tiles(Target(of.model, of.args, decoded=counted))
+    tiles = CachedLattice(Target(of.model, of.args, decoded=counted))
     at = gaussians(2)
-    value, sums = tiles.moments(at, Tiles.levels(at, 1), 4)
+    value, sums = tiles.moments(at, CachedLattice.levels(at, 1), 4)
     num = len(calls)
     assert num > 0
-    again, _ = tiles.moments(at, Tiles.levels(at, 1), 4)
+    again, _ = tiles.moments(at, CachedLattice.levels(at, 1), 4)
     assert len(calls) == num
     torch.testing.assert_close(again, value, rtol=0, atol=0)
     monkeypatch.setattr(module, "MOST_KEPT", 1)
     monkeypatch.setattr(module, "PAIRS", 50)
     monkeypatch.setattr(module, "BLOCK", 640)
-    few, few_sums = Tiles(of).moments(at, Tiles.levels(at, 1), 4)
+    few, few_sums = CachedLattice(of).moments(at, CachedLattice.levels(at, 1), 4)
     torch.testing.assert_close(few, value, rtol=1e-13, atol=1e-13)
     torch.testing.assert_close(few_sums, sums, rtol=1e-11, atol=1e-11)
 
 
 def test_components_of_a_mixture_are_gaussians_of_its_problem() -> None:
     locs = torch.arange(8.0).double().reshape(2, 2, 2)
-    mixture = Mixture(torch.zeros(2, 2).double(), locs, torch.eye(2).double().expand(2, 2, 2, 2))
+    mixture = GaussianMixtures(torch.zeros(2, 2).double(), locs, torch.eye(2).double().expand(2, 2, 2, 2))
     found = Gaussians.of(mixture, torch.tensor([5, 3]))
     assert found.problem.tolist() == [5, 5, 3, 3]
     assert found.loc.tolist() == locs.reshape(4, 2).tolist()
@@ -166,13 +174,13 @@ def test_more_problems_than_keys_can_number_are_refused() -> None:
     x = torch.zeros(2**17 + 1, 2).double()
     decoded = Decoded(lambda z, x: torch.zeros(len(x), len(z)).double(), lambda x: torch.zeros(len(x)).double())
     with pytest.raises(ValueError, match="at most 131072 problems at once, target 'target' has 131073"):
-        Tiles(Target(standard_normal(2), (x,), decoded=decoded))
-    last = Tiles(Target(standard_normal(2), (x[:-1],), decoded=decoded))
+        CachedLattice(Target(standard_normal(2), (x,), decoded=decoded))
+    last = CachedLattice(Target(standard_normal(2), (x[:-1],), decoded=decoded))
     at = Gaussians(torch.zeros(1, 2).double(), torch.eye(2).double()[None], torch.tensor([2**17 - 1]))
-    assert float(last.expect(at, Tiles.levels(at, 1))[0]) == 0.0
+    assert float(last.expect(at, CachedLattice.levels(at, 1))[0]) == 0.0
 
 
 def test_tiles_of_another_target_are_refused() -> None:
     one, other = quadratic(2)[0], quadratic(2)[0]
     with pytest.raises(ValueError, match="the tiles are of target"):
-        best_members(one, Full(2), torch.zeros(3, 5).double(), tiles=Tiles(other))
+        best_members(one, Full(2), torch.zeros(3, 5).double(), tiles=CachedLattice(other))

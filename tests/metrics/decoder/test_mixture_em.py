@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from models.ppca import posterior, simulate, target
-from ppl_vi.metrics.decoder.mixture_em import NARROWEST, matched, padded
-from ppl_vi.numerics.mixtures import Mixture
+from ppl_vi.metrics.decoder.mixture_em import NARROWEST, em_fit, padded
+from ppl_vi.numerics.mixtures import GaussianMixtures
 
 SIGMA = 0.6
 
@@ -23,7 +23,7 @@ def test_a_matched_mixture_has_the_posteriors_moments(num_latents: int, toleranc
     near = torch.cat([exact - 0.7 * tril.sum(-1), exact[:2] + 0.5 * tril[:, 0]])
     trils, index = tril.expand(5, -1, -1), torch.tensor([0, 1, 2, 0, 1])
     hills = padded(torch.zeros(5).double(), near, trils, index, 3)
-    mixture = matched(target(weight, bias, SIGMA, x), hills, 3)
+    mixture = em_fit(target(weight, bias, SIGMA, x), hills, 3)
     loc = mixture.mean()
     away = mixture.locs - loc[:, None]
     each = mixture.trils @ mixture.trils.mT + away[..., :, None] * away[..., None, :]
@@ -40,7 +40,7 @@ def test_gaussians_are_gathered_by_problem() -> None:
     loc = torch.tensor([[1.0], [2.0], [3.0]]).double()
     tril = torch.tensor([0.5, 0.25, 0.75]).double()[:, None, None]
     found = padded(torch.zeros(3).double(), loc, tril, torch.tensor([1, 0, 1]), 2)
-    assert isinstance(found, Mixture)
+    assert isinstance(found, GaussianMixtures)
     assert found.locs[0, 0] == 2.0
     assert found.locs[1, :, 0].tolist() == [1.0, 3.0]
     torch.testing.assert_close(found.log_weights.exp(), torch.tensor([[1.0, 0.0], [0.5, 0.5]]).double())

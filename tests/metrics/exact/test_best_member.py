@@ -10,7 +10,7 @@ from scipy import optimize, special, stats
 from ppl_vi.guides import MULTIMODAL
 from ppl_vi.metrics.exact.best_member import best_member
 from ppl_vi.metrics.exact.divergence import reverse_kl
-from ppl_vi.metrics.exact.grid import overlay
+from ppl_vi.metrics.exact.grid import quadrature_grid
 from ppl_vi.metrics.family_gap import optimization_gap
 from ppl_vi.numerics.newton import minimize
 
@@ -79,7 +79,7 @@ def measured(fits, truths):
         found, truth = fits(family, XS), truths(XS)
         spread = torch.linspace(0, 0.4, replicas, dtype=torch.float64)[:, None]
         theta = found.theta + spread  # replicas that are not alike
-        members = reverse_kl(overlay(found, truth, theta))
+        members = reverse_kl(quadrature_grid(found, truth, theta))
         return found, truth, members, best_member(found, truth, members)
 
     return of
@@ -118,13 +118,13 @@ def test_the_family_of_the_posterior_has_no_gap(measured, truths):
 
 def test_the_best_members_parameters_give_its_divergence(measured):
     found, truth, _, best = measured("gamma")
-    again = reverse_kl(overlay(found, truth, best.theta[:, None]))
+    again = reverse_kl(quadrature_grid(found, truth, best.theta[:, None]))
     np.testing.assert_allclose(again.value, best.divergence.value, rtol=1e-12)
     for step in (0.05, -0.05):  # and a step away is worse, by half its square at most scales
         for d in range(2):
             away = best.theta.clone()
             away[:, d] += step
-            assert (reverse_kl(overlay(found, truth, away[:, None])).value > best.divergence.value + 1e-6).all()
+            assert (reverse_kl(quadrature_grid(found, truth, away[:, None])).value > best.divergence.value + 1e-6).all()
 
 
 def test_rate_of_the_best_exponential(measured):
@@ -168,7 +168,7 @@ def test_many_moded_families_are_all_tested():
 def test_many_moded_families_are_bounded_above_only(fits, truths, family):
     xs = (1.5,)
     found, truth = fits(family, xs), truths(xs)
-    fitted = reverse_kl(overlay(found, truth))
+    fitted = reverse_kl(quadrature_grid(found, truth))
     best = best_member(found, truth, fitted, upper_bound=True)
     assert best.upper_bound
     assert "upper bound" in best.divergence.reason

@@ -10,7 +10,7 @@ from scipy import integrate, special, stats
 
 from ppl_vi.metrics import METRICS
 from ppl_vi.metrics.exact import divergence as d
-from ppl_vi.metrics.exact.grid import overlay
+from ppl_vi.metrics.exact.grid import quadrature_grid
 
 
 def value(estimate):
@@ -260,7 +260,7 @@ def test_chi_square_is_infinite_where_a_tail_is_too_light(place, family, paramet
 def test_more_than_one_latent_number_is_refused(fits):
     two = SimpleNamespace(target=SimpleNamespace(dim=2))
     with pytest.raises(ValueError, match="one latent number; the target has 2"):
-        overlay(fits("lognormal", (1.5,)), two)
+        quadrature_grid(fits("lognormal", (1.5,)), two)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from scipy import special
 
 from ppl_vi.metrics.exact import divergence
-from ppl_vi.metrics.exact.grid import overlay
+from ppl_vi.metrics.exact.grid import quadrature_grid
 from ppl_vi.metrics.sampled import importance as imp
 
 NUM = 20_000
@@ -105,7 +105,7 @@ def test_ess_is_that_of_the_chi_square(fits, truths, place):
 
 def test_std_error_is_infinite_where_the_variance_is(fits, truths):
     found = fits("lognormal", (1.5,))
-    chi_square = divergence.chi_square(overlay(found, truths((1.5,)))).value
+    chi_square = divergence.chi_square(quadrature_grid(found, truths((1.5,)))).value
     w = imp.weights(found, 1000)
     evidence = imp.importance_log_evidence(w, chi_square)
     assert np.isinf(evidence.std_error).all()

@@ -17,8 +17,8 @@ from models.gaussian import target as gaussian
 from ppl_vi.compiler import many_points
 from ppl_vi.metrics.sampled import elbo_on_nodes
 from ppl_vi.metrics.sampled.best_member import _leads_down
-from ppl_vi.metrics.sampled.marginals import Line, Sample, flattened, marginals, wasserstein
-from ppl_vi.metrics.sampled.noise_rules import REACH, cloud, drawn, rules
+from ppl_vi.metrics.sampled.marginals import NumberSample, Sample, flattened, marginals, wasserstein
+from ppl_vi.metrics.sampled.noise_rules import REACH, guide_nodes, noise_rules, scored_nodes
 from ppl_vi.metrics.scorecard import score
 from ppl_vi.numerics.gaussian_kl import gaussian_kl
 from ppl_vi.svi.fit import fit
@@ -138,7 +138,7 @@ def test_divergences_and_moments_of_gaussians_are_those_of_closed_forms():
 
 def test_a_lattice_of_noise_is_unbiased_and_exact_for_smooth_integrands():
     draws = (Draw("normal", torch.Size((2,)), torch.float64),)
-    rule = rules(draws, 2**9, seed=1)
+    rule = noise_rules(draws, 2**9, seed=1)
     z = rule.noise[0]
     assert float(z.abs().max()) <= REACH + 1
     # E exp(a z1 + b z2) = exp((a^2 + b^2) / 2)
@@ -149,7 +149,9 @@ def test_a_lattice_of_noise_is_unbiased_and_exact_for_smooth_integrands():
 def test_wasserstein_of_shifted_and_stretched_normals():
     probability = (np.arange(20_000) + 0.5) / 20_000
     z = stats.norm.ppf(probability)
-    lines = [Line.of(Sample(points[:, None], np.full(len(z), 1 / len(z))), 0) for points in (z, 0.3 + z, 1.5 * z)]
+    lines = [
+        NumberSample.of(Sample(points[:, None], np.full(len(z), 1 / len(z))), 0) for points in (z, 0.3 + z, 1.5 * z)
+    ]
     assert wasserstein(lines[0], lines[1]) == pytest.approx(0.3, abs=1e-3)
     assert wasserstein(lines[0], lines[2]) == pytest.approx(0.5 * math.sqrt(2 / math.pi), abs=1e-3)  # E |z| / 2
 
@@ -200,8 +202,8 @@ def test_a_number_that_is_always_the_same_has_no_marginal_scores():
 
 def test_draws_alone_are_those_of_the_cloud():
     found = fit(gaussian(2), "AutoNormal", num_steps=2, num_particles=2, engine="batched")
-    rule = rules(found.program.latent_draws, 64, seed=1)
-    assert torch.equal(drawn(found, found.theta, rule).z, cloud(found, found.theta, rule).z)
+    rule = noise_rules(found.program.latent_draws, 64, seed=1)
+    assert torch.equal(guide_nodes(found, found.theta, rule).z, scored_nodes(found, found.theta, rule).z)
 
 
 def test_the_way_from_a_replica_to_another_optimum_climbs():

@@ -13,7 +13,7 @@ from torch.func import grad, vmap
 
 from models.exponential_normal import target as toy
 from ppl_vi.guides import FAMILIES, REAL
-from ppl_vi.svi.engines.adam import adam, pace
+from ppl_vi.svi.engines.adam import adam, step_schedule
 from ppl_vi.svi.engines.batched import BatchedEngine
 from ppl_vi.svi.engines.pyro import PyroSVI, loss_and_gradient
 from ppl_vi.svi.engines.step import State, gradients
@@ -137,7 +137,7 @@ def test_steps_of_the_traced_graph_are_steps_of_pyros_svi(name: str, target: Tar
     generator = torch.Generator().manual_seed(8)
     prefix = (batch, replicas, NUM_PARTICLES)
     noise = pseudo_random(program.draws, (num_steps, *prefix), generator)
-    numbers = [[*pace(rate, t + 1), weights[t]] for t, rate in enumerate(rates)]
+    numbers = [[*step_schedule(rate, t + 1), weights[t]] for t, rate in enumerate(rates)]
     scalars = torch.tensor(numbers, dtype=torch.float64).T
     alive = torch.ones(batch, replicas, dtype=torch.bool)
     with isolated(seed=0):
@@ -177,7 +177,7 @@ def test_adam_is_torchs_in_units() -> None:
         reference.zero_grad()
         loss(inner * unit).backward()
         reference.step()
-        theta, first, second = adam(theta, first, second, grad(loss)(theta), unit, *pace(0.3, step))
+        theta, first, second = adam(theta, first, second, grad(loss)(theta), unit, *step_schedule(0.3, step))
         torch.testing.assert_close(theta, inner.detach() * unit, rtol=1e-12, atol=1e-12)
 
 

@@ -25,7 +25,7 @@ from torch.distributions import constraints
 from models.exponential_normal import target as toy
 from ppl_vi.compiler import inductor
 from ppl_vi.guides import FAMILIES
-from ppl_vi.svi.engines.adam import pace
+from ppl_vi.svi.engines.adam import step_schedule
 from ppl_vi.svi.engines.batched import BatchedEngine
 from ppl_vi.svi.engines.choice import choose
 from ppl_vi.svi.engines.compiled import KernelEngine, Plan, compiled_engine, inductor_engine, num_unrolled
@@ -78,7 +78,7 @@ def steps_by_both(
         start = start_of(program, 2, 3)
         unit = torch.linspace(0.5, 1.5, program.layout.size).expand_as(start)
         noise = pseudo_random(program.draws, (8, 2, 3, num_particles), torch.Generator().manual_seed(8))
-        scalars = torch.tensor([[*pace(0.1, t + 1), 0.25] for t in range(num_steps)]).T
+        scalars = torch.tensor([[*step_schedule(0.1, t + 1), 0.25] for t in range(num_steps)]).T
         alive = torch.ones(2, 3, dtype=torch.bool)
         alive[1, 2] = False  # keeps its place
         both = []

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from models.exponential_normal import target as toy
-from ppl_vi.compiler.trace import written_down
+from ppl_vi.compiler.trace import trace
 from ppl_vi.guides import FAMILIES
 from ppl_vi.svi.engines.memory import Footprint, footprint, free_bytes, peak_bytes
 from ppl_vi.svi.fit import fit
@@ -23,7 +23,7 @@ def test_the_peak_is_what_is_alive_at_once() -> None:
         z = y.sin()  # while y is still there
         return z.sum() + x.sum()
 
-    graph = written_down(function, [torch.ones(100, dtype=torch.float64)])
+    graph = trace(function, [torch.ones(100, dtype=torch.float64)])
     assert peak_bytes(graph) == pytest.approx(8 * (100 + 2 * 100 * 100), rel=1e-2)
 
 

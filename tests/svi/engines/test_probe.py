@@ -9,7 +9,7 @@ from models.exponential_normal import target
 from ppl_vi.guides import find_family
 from ppl_vi.svi.engines.batched import BatchedEngine
 from ppl_vi.svi.engines.memory import ChunkedEngine
-from ppl_vi.svi.engines.probe import Probe, probe_of
+from ppl_vi.svi.engines.probe import StepGradients, step_gradients
 from ppl_vi.svi.fit import fit
 from ppl_vi.svi.objectives import find_objective
 from ppl_vi.svi.program import Program
@@ -29,7 +29,7 @@ def test_a_probe_finds_the_mean_gradients(family: str, objective: str, size: int
         program = Program(TARGET, build_guide(find_family(family), TARGET))
         points = program.initial + 0.3 * torch.randn(3, 7, program.layout.size)  # 7 is no multiple of the replicas
         noise = check_noise(program, wanted, PARTICLES, 128, seed=3)
-        probe = Probe(ChunkedEngine(BatchedEngine(program, wanted), size), REPLICAS, PARTICLES)
+        probe = StepGradients(ChunkedEngine(BatchedEngine(program, wanted), size), REPLICAS, PARTICLES)
         assert probe.fits(noise)
         found = probe.gradients(points, noise)
         expected = mean_gradients(program, wanted, points, TARGET.args, noise)
@@ -45,7 +45,7 @@ def test_a_gradient_that_is_not_finite_is_not_taken_for_none() -> None:
         points = program.initial.expand(3, 2, -1).clone()
         points[1, 0] = 800.0  # exp of it is infinite
         noise = check_noise(program, objective, PARTICLES, 64, seed=3)
-        found = Probe(BatchedEngine(program, objective), 2, PARTICLES).gradients(points, noise)
+        found = StepGradients(BatchedEngine(program, objective), 2, PARTICLES).gradients(points, noise)
     assert found[1, 0].isnan().all()
     assert found[[0, 0, 1, 2, 2], [0, 1, 1, 0, 1]].isfinite().all()
 
@@ -55,12 +55,12 @@ def test_there_is_no_probe_where_steps_are_few_particles_or_several_at_a_time() 
         sizes = (1,)
         num_steps = 4
 
-    assert probe_of(Several(), 2, 256) is None  # type: ignore[arg-type]
+    assert step_gradients(Several(), 2, 256) is None  # type: ignore[arg-type]
     with isolated(TARGET.dtype, seed=0):
         program = Program(TARGET, build_guide(find_family("lognormal"), TARGET))
         engine = BatchedEngine(program, find_objective("trace_elbo"))
-        assert probe_of(engine, 2, 8) is None
-        assert not Probe(engine, 2, 100).fits(check_noise(program, engine.objective, 100, 128, seed=0))
+        assert step_gradients(engine, 2, 8) is None
+        assert not StepGradients(engine, 2, 100).fits(check_noise(program, engine.objective, 100, 128, seed=0))
 
 
 def test_a_check_says_the_same_with_a_probe_and_without(monkeypatch: pytest.MonkeyPatch) -> None:

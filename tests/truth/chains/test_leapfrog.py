@@ -9,7 +9,7 @@ from ppl_vi.compiler import toolchain
 from ppl_vi.target.target import Target
 from ppl_vi.truth.chains import leapfrog
 from ppl_vi.truth.chains.leapfrog import Phase, advanced
-from ppl_vi.truth.chains.reparametrisation import Coordinates, Pull
+from ppl_vi.truth.chains.reparametrisation import GaussianSiteTerm, Reparametrisation
 
 REAL = torch.float64
 
@@ -30,7 +30,7 @@ def random(*shape, seed=0):
 
 
 def phase(num):
-    begin = Coordinates.of(TARGET, 0)
+    begin = Reparametrisation.of(TARGET, 0)
     u = random(num, TARGET.dim) / 2
     value, slope = begin.density.slope(u)
     return begin, Phase(u, random(num, TARGET.dim, seed=1), value, slope)
@@ -40,12 +40,12 @@ def phase(num):
 def test_machine_code_takes_the_same_steps(num, monkeypatch):
     begin, at = phase(num)
     step, factor = 0.005 + 0.01 * random(num, 1).abs(), torch.linalg.cholesky(torch.cov(random(TARGET.dim, 40)))
-    pulled = begin.pulled({"z": Pull(random(3, 2), random(3, 2).square(), random(3, 2, 1) / 2)})
+    pulled = begin.pulled({"z": GaussianSiteTerm(random(3, 2), random(3, 2).square(), random(3, 2, 1) / 2)})
     fast = [advanced(one.density, at, step, factor, 7) for one in (begin, pulled)]
     assert all(begin.density.kernels.values()), "nothing was compiled"
     monkeypatch.setattr(leapfrog, "_compiled", lambda *_: None)
     for found, pulls in zip(fast, (begin.pulls, pulled.pulls), strict=True):
-        slow = advanced(Coordinates.of(TARGET, 0).pulled(pulls).density, at, step, factor, 7)
+        slow = advanced(Reparametrisation.of(TARGET, 0).pulled(pulls).density, at, step, factor, 7)
         for name in ("u", "momentum", "value", "slope"):
             torch.testing.assert_close(getattr(found, name), getattr(slow, name), rtol=1e-10, atol=1e-10)
     assert float((fast[0].u - fast[1].u).abs().max()) > 1e-3

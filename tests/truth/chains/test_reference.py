@@ -10,15 +10,15 @@ import torch
 from scipy import stats
 
 from models import correlated_gaussian, eight_schools, funnel
-from ppl_vi.numerics.mixtures import fitted
-from ppl_vi.numerics.weights import importance
+from ppl_vi.numerics.mixtures import fit_student_mixture
+from ppl_vi.numerics.weights import importance_evidence
 from ppl_vi.target.log_density import Density
 from ppl_vi.target.target import Conditional, Target
 from ppl_vi.truth import ground_truth, reference_truth
 from ppl_vi.truth.chains import cache
 from ppl_vi.truth.chains.bridge import bridge
-from ppl_vi.truth.chains.reference import Settings, autocorrelation
-from ppl_vi.truth.chains.sampler import Kernel, placed
+from ppl_vi.truth.chains.reference import ChainSettings, autocorrelation
+from ppl_vi.truth.chains.sampler import Trajectories, chains_at
 
 REAL = torch.float64
 
@@ -44,15 +44,15 @@ def test_bridge_and_importance_sampling_of_a_known_constant():
         return (1.7 - u.abs().sum(-1) - 2 * math.log(2)).numpy()
 
     generator = torch.Generator().manual_seed(1)
-    normal = fitted(draws[:50].flatten(0, 1), math.inf, 0)
+    normal = fit_student_mixture(draws[:50].flatten(0, 1), math.inf, 0)
     proposed = normal.draw(4000, generator)
     log_q = normal.log_prob(draws[50:].flatten(0, 1)).reshape(50, 50).numpy()
     found = bridge(log_p(draws[50:]), log_q, log_p(proposed), normal.log_prob(proposed).numpy())
     assert 0.001 < found.std_error < 0.02
     assert abs(found.value - 1.7) < 4 * found.std_error
-    student = fitted(draws[50:].flatten(0, 1), 5.0, 0)
+    student = fit_student_mixture(draws[50:].flatten(0, 1), 5.0, 0)
     proposed = student.draw(4000, generator)
-    other = importance(log_p(proposed) - student.log_prob(proposed).numpy())
+    other = importance_evidence(log_p(proposed) - student.log_prob(proposed).numpy())
     assert 0.001 < other.std_error < 0.03
     assert abs(other.value - 1.7) < 4 * other.std_error
 
@@ -61,7 +61,7 @@ def test_a_fitted_mixture_is_a_density():
     u = torch.from_numpy(np.random.default_rng(0).normal(size=(2000, 1)) * [2.0] + [1.0])
     line = torch.linspace(-400, 400, 160_001, dtype=REAL)[:, None]
     for degrees in (math.inf, 5.0):
-        total = fitted(u, degrees, 0).log_prob(line).exp().sum() * 0.005
+        total = fit_student_mixture(u, degrees, 0).log_prob(line).exp().sum() * 0.005
         assert float(total) == pytest.approx(1.0, abs=1e-6)
 
 
@@ -81,8 +81,8 @@ def test_a_transition_keeps_the_density():
     density = Density(lambda u: 3 * u[0] - u[0].exp(), 1, REAL, lambda u: torch.ones(len(u), dtype=torch.bool))
     u = torch.from_numpy(np.log(np.random.default_rng(2).gamma(3.0, size=(20_000, 1))))
     generator = torch.Generator().manual_seed(0)
-    kernel = Kernel(torch.tensor(0.9), math.pi / 2, torch.tensor([[0.7]], dtype=REAL))
-    state = placed(density, u)
+    kernel = Trajectories(torch.tensor(0.9), math.pi / 2, torch.tensor([[0.7]], dtype=REAL))
+    state = chains_at(density, u)
     for _ in range(10):
         moved = kernel.transition(density, state, generator)
         state = moved.state
@@ -120,7 +120,7 @@ def test_draws_of_eight_schools_agree_with_the_reduction_to_two_numbers():
     exact = ground_truth(target)
     assert exact.grade == "checked", exact.reasons
     assert exact.method == "quadrature over mu, tau"
-    drawn = reference_truth(target, settings=Settings(num_warmup=60))
+    drawn = reference_truth(target, settings=ChainSettings(num_warmup=60))
     assert drawn.grade == "checked", drawn.reasons
     off = drawn.log_evidence - exact.log_evidence
     assert abs(float(off[0])) < 4 * float(drawn.log_evidence_std_error[0])
@@ -141,7 +141,9 @@ def two_hills(y):
 @pytest.mark.slow
 def test_separate_modes_are_refused():
     target = Target(two_hills, (torch.zeros(1, 1, dtype=REAL),))
-    truth = reference_truth(target, settings=Settings(num_chains=20, num_draws=25, num_warmup=20, num_proposed=1000))
+    truth = reference_truth(
+        target, settings=ChainSettings(num_chains=20, num_draws=25, num_warmup=20, num_proposed=1000)
+    )
     assert truth.grade == "uncertified"
     assert "given up after a pilot" in truth.reasons[0]
     assert "R-hat" in truth.reasons[0]
@@ -157,7 +159,7 @@ def plain(y):
 
 @pytest.mark.slow
 def test_draws_are_found_again_unless_anything_differs_or_is_damaged(monkeypatch):
-    few = Settings(num_chains=10, num_draws=20, num_warmup=20, num_proposed=500)
+    few = ChainSettings(num_chains=10, num_draws=20, num_warmup=20, num_proposed=500)
     target = Target(plain, (torch.ones(1, 1, dtype=REAL),))
     first = reference_truth(target, settings=few)
     (path,) = cache.folder().iterdir()

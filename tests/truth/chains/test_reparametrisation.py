@@ -15,8 +15,8 @@ from models import eight_schools, funnel
 from ppl_vi.target.evaluation import prior_draws
 from ppl_vi.target.target import Target
 from ppl_vi.truth import ground_truth, reference_truth
-from ppl_vi.truth.chains.reference import Settings, reference
-from ppl_vi.truth.chains.reparametrisation import Coordinates, Pull
+from ppl_vi.truth.chains.reference import ChainSettings, reference
+from ppl_vi.truth.chains.reparametrisation import GaussianSiteTerm, Reparametrisation
 
 REAL = torch.float64
 
@@ -48,19 +48,19 @@ NESTED = Target.of(nested, (torch.tensor([0.5, -1.0, 2.0], dtype=REAL),))
 
 
 def test_sites_whose_prior_moves_are_found():
-    assert set(Coordinates.of(NESTED, 0).pulls) == {"rate", "pair", "inner", "last"}
-    assert set(Coordinates.of(eight_schools.target("centred"), 0).pulls) == {"theta"}
-    assert not Coordinates.of(eight_schools.target("non_centred"), 0).pulls
+    assert set(Reparametrisation.of(NESTED, 0).pulls) == {"rate", "pair", "inner", "last"}
+    assert set(Reparametrisation.of(eight_schools.target("centred"), 0).pulls) == {"theta"}
+    assert not Reparametrisation.of(eight_schools.target("non_centred"), 0).pulls
 
 
 def pull_like(pull, seed):
     center, precision, powers = (points(1, n.numel(), seed)[0].reshape(n.shape) for n in pull.numbers)
-    return Pull(center, precision.square(), powers)
+    return GaussianSiteTerm(center, precision.square(), powers)
 
 
 @pytest.mark.parametrize("pulled", [False, True])
 def test_coordinates_are_a_bijection_with_its_jacobian(pulled):
-    start = Coordinates.of(NESTED, 0)
+    start = Reparametrisation.of(NESTED, 0)
     pulls = {name: pull_like(pull, seed) for seed, (name, pull) in enumerate(start.pulls.items())}
     coordinates = start.pulled(pulls) if pulled else start
     u = points(5, NESTED.dim)
@@ -81,7 +81,7 @@ def pulled_by(pull, log_scales):
 def test_a_normal_likelihood_is_found_exactly_whatever_the_points():
     """theta_j | mu, tau, y is normal with h = y_j / sigma_j^2 and w = 1 / sigma_j^2, and u then Normal(0, 1)."""
     target = replace(eight_schools.target("centred"), conditional=None)
-    start = Coordinates.of(target, 0)
+    start = Reparametrisation.of(target, 0)
     u = points(40, target.dim)
     fitted = start.fitted(u, start.density.slope(u)[1])
     y, sigma = target.row(0)
@@ -104,7 +104,7 @@ def test_noise_that_is_inferred_pulls_by_its_own_size():
     """z_j | tau, sigma, y is normal with w = 1 / sigma^2, whatever tau and sigma are, and u then Normal(0, 1)."""
     y = torch.tensor([0.7, -1.1, 2.0], dtype=REAL)
     target = Target.of(noisy, (y,))
-    start = Coordinates.of(target, 0)
+    start = Reparametrisation.of(target, 0)
     u = points(400, target.dim)
     fitted = start.fitted(u, start.density.slope(u)[1])
     for log_sigma in (-3.0, 0.5):  # of a thousandth of the points at most
@@ -116,7 +116,7 @@ def test_noise_that_is_inferred_pulls_by_its_own_size():
 
 
 def test_a_prior_alone_is_non_centred():
-    start = Coordinates.of(funnel.target(4), 0)
+    start = Reparametrisation.of(funnel.target(4), 0)
     u = points(40, 4)
     (pull,) = start.fitted(u, start.density.slope(u)[1]).pulls.values()
     assert float(pull.precision.abs().max()) < 1e-12
@@ -172,8 +172,8 @@ def test_draws_of_centred_eight_schools_reach_the_neck():
     assert ((necks.value[0] - mass).abs() < 4.5 * necks.std_error[0]).all()
     assert (necks.std_error < 0.01).all()
     # without the coordinates the same chains are refused
-    few = Settings(num_chains=30, num_draws=60, num_warmup=40, num_proposed=1000)
-    moved = Coordinates.of(target, 0)
+    few = ChainSettings(num_chains=30, num_draws=60, num_warmup=40, num_proposed=1000)
+    moved = Reparametrisation.of(target, 0)
     plain = reference(replace(moved, pulls={}, density=moved.plain), prior_draws(target, 0, 30, 0), few, 0)
     assert "effective size" in plain.reason
 

@@ -12,7 +12,7 @@ from scipy import integrate, special, stats
 
 from ppl_vi.target.target import Target
 from ppl_vi.truth import ground_truth
-from ppl_vi.truth.quadrature.bricks import Rule, grow, look
+from ppl_vi.truth.quadrature.bricks import BrickRule, grow_tree, look
 
 REAL = torch.float64
 NOTHING = (torch.zeros(1, 1, dtype=REAL),)
@@ -291,9 +291,9 @@ def test_each_point_is_found_in_the_brick_that_holds_it():
     def density(s):
         return -(s.square() * torch.tensor([1.0, 30.0, 4.0])).sum(-1) / 2 + torch.cos(3 * s[:, 0])
 
-    rule = Rule.of(5, 3, torch.zeros((), dtype=REAL))
+    rule = BrickRule.of(5, 3, torch.zeros((), dtype=REAL))
     start = look(density, torch.zeros((1, 3), dtype=REAL), torch.full((1, 3), 6.0, dtype=REAL), rule)
-    bricks = grow(density, start, rule, 1e-4).leaves
+    bricks = grow_tree(density, start, rule, 1e-4).leaves
     assert len(bricks) > 500
     points = 2 * torch.randn((1000, 3), generator=torch.Generator().manual_seed(1), dtype=REAL)
     inside = ((points[:, None] - bricks.center).abs() <= bricks.half).all(-1)

@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 
 from ppl_vi.truth.quadrature import bricks
-from ppl_vi.truth.quadrature.bricks import Rule, grow, look
+from ppl_vi.truth.quadrature.bricks import BrickRule, grow_tree, look
 
 REAL = torch.float64
 
@@ -18,13 +18,13 @@ def test_a_jump_at_the_rim_of_a_brick_is_seen(dim: int, share: float) -> None:
     """No node of ten lies in the outermost 1.3% of a brick, nor in the half of that in its halves."""
     order, tolerance = 10, 1e-10
     center = torch.cartesian_prod(*[torch.arange(-7.0, 8.0, 2.0, dtype=REAL)] * dim).reshape(-1, dim)
-    rule = Rule.of(order, dim, center)
+    rule = BrickRule.of(order, dim, center)
     end = 2 * share  # in the brick from 0 to 2
 
     def density(s: torch.Tensor) -> torch.Tensor:
         return torch.where(s[:, 0] < end, -s.square().sum(1) / 2 - dim * math.log(2 * math.pi) / 2, -torch.inf)
 
-    tree = grow(density, look(density, center, torch.ones_like(center), rule), rule, tolerance)
+    tree = grow_tree(density, look(density, center, torch.ones_like(center), rule), rule, tolerance)
     assert tree.reason or abs(tree.log_mass - stats.norm.logcdf(end)) < 1e-8
 
 
@@ -32,14 +32,14 @@ def test_a_jump_at_the_rim_of_a_brick_is_seen(dim: int, share: float) -> None:
 def test_a_smooth_density_has_no_jump(dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the corners promise is met where the tails of the Legendre series are small: nothing more is halved."""
     center = torch.cartesian_prod(*[torch.arange(-7.0, 8.0, 2.0, dtype=REAL)] * dim).reshape(-1, dim)
-    rule = Rule.of(7, dim, center)
+    rule = BrickRule.of(7, dim, center)
 
     def density(s: torch.Tensor) -> torch.Tensor:
         return -s.square().sum(1) / 2 - dim * math.log(2 * math.pi) / 2
 
     start = look(density, center, torch.ones_like(center), rule)
-    tree = grow(density, start, rule, 1e-10)
+    tree = grow_tree(density, start, rule, 1e-10)
     assert tree.reason == ""
     assert tree.log_mass == pytest.approx(0.0, abs=1e-9)
     monkeypatch.setattr(bricks, "LEAST_JUMP", math.inf)
-    assert len(tree.bricks) == len(grow(density, start, rule, 1e-10).bricks)
+    assert len(tree.bricks) == len(grow_tree(density, start, rule, 1e-10).bricks)
