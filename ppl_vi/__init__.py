@@ -1,5 +1,6 @@
 """The ruler for variational inference in Pyro."""
 
+from ppl_vi._version import __version__
 from ppl_vi.compare import ModelComparison, compare
 from ppl_vi.metrics import Estimate, Scorecard, score
 from ppl_vi.svi.fit import UnsuitableObjectiveError, fit
@@ -18,8 +19,14 @@ __all__ = [
     "Truth",
     "UncertifiedTruthError",
     "UnsuitableObjectiveError",
+    "__version__",
     "compare",
     "fit",
     "ground_truth",
     "score",
 ]
+
+
+def __dir__() -> list[str]:
+    """The public names alone, for completion in a shell or a notebook."""
+    return list(__all__)

@@ -1,5 +1,3 @@
-"""TODO."""
-
-from __future__ import annotations
+"""The version of the package."""
 
 __version__ = "0.1.0"

@@ -210,8 +210,8 @@ def test_a_checkpoint_of_another_alpha_is_refused(tmp_path: Path) -> None:
 def test_killed_at_any_moment_a_good_checkpoint_is_there(tmp_path: Path) -> None:
     file = tmp_path / "one.checkpoint"
     code = (
-        "from tests.svi.test_amortized import *\n"
-        "settings = Settings(num_epochs=100000, patience=100000)\n"
+        "from tests.svi.test_minibatch import *\n"
+        "settings = TrainingSettings(num_epochs=100000, patience=100000)\n"
         f"train(small_vae(), some_data(), some_data(), settings, checkpoint=Path({str(file)!r}))"
     )
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) as running:

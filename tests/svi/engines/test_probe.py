@@ -66,7 +66,7 @@ def test_there_is_no_probe_where_steps_are_few_particles_or_several_at_a_time() 
 def test_a_check_says_the_same_with_a_probe_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"num_steps": 40, "num_particles": 64, "num_replicas": 2, "seed": 3, "engine": "batched"}
     probed = fit(TARGET, "gamma", **settings)  # type: ignore[arg-type]
-    monkeypatch.setattr("ppl_vi.svi.fit.probe_of", lambda *given: None)
+    monkeypatch.setattr("ppl_vi.svi.fit.step_gradients", lambda *given: None)
     plain = fit(TARGET, "gamma", **settings)  # type: ignore[arg-type]
     assert (plain.predicted_gain > 0).all()
     torch.testing.assert_close(
