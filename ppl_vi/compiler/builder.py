@@ -40,6 +40,8 @@ class Builder:
 
     Args:
         dtype: of all numbers.
+        tables: the constants that the items refer to; new ones by default.
+        prefix: of the names of arrays.
 
     Attributes:
         items: what has been built, each after what it reads.
@@ -48,10 +50,10 @@ class Builder:
         sizes: how many elements each array has that was built here.
     """
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
+    def __init__(self, dtype: torch.dtype, tables: Tables | None = None, prefix: str = "x") -> None:
+        self.dtype, self.prefix = dtype, prefix
         self.items: list[Item] = []
-        self.tables = Tables()
+        self.tables = tables or Tables()
         self.varying: set[str] = set()
         self.sizes: dict[str, int] = {}
         self._values: dict[Node, Any] = {}
@@ -96,7 +98,7 @@ class Builder:
     def new_name(self) -> str:
         """A name for an array."""
         self._count += 1
-        return f"x{self._count}"
+        return f"{self.prefix}{self._count}"
 
     def loop(self, text: str, kind: str, shape: torch.Size, operands: Iterable[Value], wants: str = "") -> Ref:
         """A value each of whose elements is `text` of the operands' elements; equal elements are computed once.

@@ -7,22 +7,25 @@ time before, and knows nothing of what its tensors mean: see `ppl_vi.compiler.tr
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule, Node
 
 from ppl_vi.compiler import inductor, toolchain
 from ppl_vi.compiler.emit import source
+from ppl_vi.compiler.hoist import Prepare, hoisted
+from ppl_vi.compiler.rows import Rows, swept
 from ppl_vi.compiler.simplify import traced
-from ppl_vi.compiler.translate import Signature, decomposed, translate
+from ppl_vi.compiler.translate import Signature, Translation, decomposed, translate
 from ppl_vi.compiler.values import UnsupportedError
 from ppl_vi.compiler.vectors import num_lanes
 
@@ -31,6 +34,7 @@ SMALL_FRAME_BYTES = 2**19
 STACK_MARGIN_BYTES = 2**20
 
 Tensors = Sequence[Tensor]
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class Step:
         carried, fixed, data, noise: what each argument is like; `carried` also those that come back.
         results: what else comes back.
         operations: of each of the step's operations in torch, how many numbers it computes.
+        prepared: what is computed from the data alone.
     """
 
     code: str = field(repr=False)
@@ -64,6 +69,7 @@ class Step:
     noise: tuple[Like, ...]
     results: tuple[Like, ...]
     operations: tuple[int, ...]
+    prepared: Prepared
 
     @property
     def is_kept(self) -> bool:
@@ -79,7 +85,7 @@ class Step:
         """
         library = toolchain.library(self.code)
         function = library.advance
-        function.argtypes, function.restype = [ctypes.c_int64] * 3 + [ctypes.c_void_p] * 7, None
+        function.argtypes, function.restype = [ctypes.c_int64] * 3 + [ctypes.c_void_p] * 10, None
         return Kernel(self, function, ctypes.c_int64.in_dll(library, "frame_bytes").value)
 
 
@@ -115,14 +121,36 @@ def written(
     flat = traced(step, example)
     graph = decomposed(flat, example)
     signature = Signature(num_scalars, len(carried), len(fixed), len(data), len(noise))
-    translation = translate(graph, signature, dtype)
-    outputs = next(node for node in graph.graph.nodes if node.op == "output").args[0]
+    translation, prepared = _translated(graph, signature, dtype)
+    outputs: Any = next(node for node in graph.graph.nodes if node.op == "output").args[0]
     results = tuple(Like(torch.Size(node.meta["val"].shape), dtype) for node in outputs[len(carried) :])
     code = source(translation, most_lanes)
     return Step(
         code, most_lanes, dtype, num_scalars, _likes(carried), _likes(fixed), _likes(data), _likes(noise), results,
-        operation_sizes(flat),
+        operation_sizes(flat), prepared,
     )  # fmt: skip
+
+
+def _translated(graph: GraphModule, signature: Signature, dtype: torch.dtype) -> tuple[Translation, Prepared]:
+    """The translation, by sweeps over rows of data where there are some and that can be done."""
+    copy = Graph()
+    copy.output(copy.graph_copy(graph.graph, {}))
+    by_rows = GraphModule(graph, copy)
+    nodes = [node for node in by_rows.graph.nodes if node.op == "placeholder"]
+    begin = signature.num_scalars + signature.num_carried + signature.num_fixed
+    data, noise = nodes[begin : begin + signature.num_data], nodes[begin + signature.num_data :]
+    before = noise[0] if noise else next(node for node in by_rows.graph.nodes if node.op != "placeholder")
+    prepare, placeholders = hoisted(by_rows, data, before)
+    rows = swept(by_rows, placeholders)
+    if rows.lengths:
+        with_prepared = replace(signature, num_prepared=len(placeholders))
+        try:
+            translation = translate(by_rows, with_prepared, dtype, rows)
+        except UnsupportedError as error:
+            _log.info("without sweeps over rows: %s", error)
+        else:
+            return translation, Prepared(prepare, tuple(placeholders), rows, dtype)
+    return translate(graph, signature, dtype), Prepared.nothing()
 
 
 def _likes(tensors: Tensors) -> tuple[Like, ...]:
@@ -133,6 +161,63 @@ def operation_sizes(graph: GraphModule) -> tuple[int, ...]:
     """How many numbers each operation of a graph computes."""
     values = (node.meta.get("val") for node in graph.graph.nodes if node.op == "call_function")
     return tuple(value.numel() for value in values if isinstance(value, Tensor))
+
+
+@dataclass(eq=False)
+class Prepared:
+    """What a step takes that is computed from data alone: once for the same data.
+
+    Args:
+        prepare: the function of one problem's data.
+        placeholders: of what it computes, in the step's graph.
+        rows: which of these have an axis of rows.
+        dtype: of numbers.
+    """
+
+    prepare: Prepare
+    placeholders: tuple[Node, ...]
+    rows: Rows
+    dtype: torch.dtype
+    _last: tuple[tuple[Any, ...], Tensors, list[Tensor], list[Tensor]] | None = field(default=None, init=False)
+
+    @staticmethod
+    def nothing() -> Prepared:
+        """For a step that takes nothing of that sort."""
+        return Prepared(lambda *_: [], (), Rows(), torch.float64)
+
+    def of(self, data: Tensors, batch: int) -> tuple[list[Tensor], list[Tensor]]:
+        """The shared tensors `(B, *shape)` and the rows `(B, n, N)`, whose last axis is filled up to whole vectors."""
+        if not self.placeholders:
+            return [], []
+        key = tuple((tensor.data_ptr(), tensor._version, tuple(tensor.shape)) for tensor in data)
+        if self._last is None or self._last[0] != key:
+            found = [self.prepare(*(tensor[b] for tensor in data)) for b in range(batch)]
+            whole = [torch.stack(parts) for parts in zip(*found, strict=True)]
+            order = {node: place for place, node in enumerate(self.placeholders)}
+            packed = [
+                _packed(whole[order[node]], length, self.dtype)
+                for length, inputs in zip(self.rows.lengths, self.rows.inputs, strict=True)
+                for node in inputs
+            ]
+            shared = [
+                part.to(self.dtype) if node.users else part[:1, ...].new_zeros(0, dtype=self.dtype)
+                for part, node in zip(whole, self.placeholders, strict=True)
+            ]
+            self._last = (key, data, [part.contiguous() for part in shared], packed)
+        return self._last[2], self._last[3]
+
+    def counts(self) -> Tensor:
+        """The lengths of the axes of rows."""
+        return torch.tensor(self.rows.lengths or [0], dtype=torch.int64)
+
+
+def _packed(tensor: Tensor, length: int, dtype: torch.dtype) -> Tensor:
+    """`(B, ..., N, ...)` as `(B, n, N)`, filled up by the last row to whole vectors; counts stay integers."""
+    dim = 1 + tensor.shape[1:].index(length)
+    flat = tensor.movedim(dim, -1).reshape(len(tensor), -1, length)
+    flat = flat if flat.dtype == torch.int64 else flat.to(dtype)
+    short = -length % (64 // dtype.itemsize)
+    return torch.cat([flat, flat[..., -1:].expand(-1, -1, short)], -1).contiguous()
 
 
 @dataclass(frozen=True)
@@ -195,9 +280,12 @@ class Kernel:
         results = [
             torch.empty((num_steps, batch, like.shape.numel(), lanes), dtype=like.dtype) for like in step.results
         ]
-        groups = (*per_lane[:2], shared, per_lane[2], renewed, results)
+        prepared, rows = step.prepared.of(shared, batch)
+        groups = (*per_lane[:2], shared, per_lane[2], prepared, rows, [step.prepared.counts()], renewed, results)
         numbers = (num_steps, batch, lanes, scalars.data_ptr())
-        self._run((*numbers, *(_pointers(group) for group in groups)), (scalars, groups))
+        pointers = [_pointers(group) for group in groups]
+        pointers[6] = groups[6][0].data_ptr()
+        self._run((*numbers, *pointers), (scalars, groups))
         return (
             [_lanes_first(tensor, like) for tensor, like in zip(renewed, step.carried, strict=True)],
             [_lanes_first(tensor, like) for tensor, like in zip(results, step.results, strict=True)],

@@ -7,14 +7,16 @@ hold to torch's and mpmath's.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 
 from ppl_vi.compiler.builder import Builder
+from ppl_vi.compiler.places import affine
 from ppl_vi.compiler.values import (
     MAX_CHOICES,
     Ref,
@@ -94,9 +96,48 @@ def computed(build: Builder, node: Node) -> Any:
     counted = isinstance(like, Tensor) and like.dtype == torch.int64 and name in (*COUNTING, *MOVES)
     if isinstance(like, Tensor) and like.dtype not in (build.dtype, torch.bool) and not counted:
         raise UnsupportedError(f"{node.target} gives {like.dtype}")
+    if name == "index" and _row_place(build, node) is not None:
+        return _picked(build, node)
     if name in MOVES and not _converts(node):
         return build.moved(node)
     return SPECIAL.get(name, _pointwise)(build, node)
+
+
+def _row_place(build: Builder, node: Node) -> tuple[int, Ref] | None:
+    """The dimension that an operation indexes by the places that rows of data tell, and these; None of all others."""
+    given: Any = node.args[1]
+    used = [(dim, build.value(index)) for dim, index in enumerate(given) if index is not None]
+    if len(used) == 1 and isinstance(used[0][1], Ref) and used[0][1].kind == "I":
+        return used[0][0], used[0][1]
+    return None
+
+
+def _picked(build: Builder, node: Node) -> Ref:
+    """Elements at a place that each row tells, of numbers that all rows share."""
+    dim, index = _row_place(build, node)  # type: ignore[misc]
+    source, shape = build.value(node.args[0]), node.meta["val"].shape
+    if isinstance(source, Tensor):
+        source = build.tables.constant(source)
+    if source.kind != "T":
+        raise UnsupportedError(f"{node.target} of rows")
+    places = source.index.movedim(dim, -1)
+    step = affine(places[(0,) * (places.dim() - 1)])
+    steps = places[..., 1:] - places[..., :-1]
+    if step is None or (steps.numel() and not bool((steps == step[1][0]).all())):
+        raise UnsupportedError(f"{node.target} of numbers that are not evenly spaced")
+    first, name = Ref(source.array, "T", places[..., 0]), build.new_name()
+    lines = [
+        f"for (int i = 0; i < {first.index.numel()}; ++i)",
+        "for (int l = 0; l < LANES; ++l)",
+        f"{name}[i][l] = {source.array}[{build.tables.place(first, ('i',))} + {step[1][0]} * {index.array}[l]];",
+    ]
+    found = build.block((name,), (torch.Size(first.index.shape),), (source,), lines)[0]
+    at = torch.Size(1 if d == dim else n for d, n in enumerate(source.index.shape))
+    return (
+        reshaped(reshaped(found, places[..., :1].movedim(-1, dim).shape), shape)
+        if at.numel() == shape.numel()
+        else found
+    )  # type: ignore[return-value]
 
 
 def filled(node: Node) -> Tensor | None:
@@ -418,3 +459,32 @@ SPECIAL: dict[str, Callable[[Builder, Node], Any]] = {
     "linalg_cholesky_ex": _linalg_cholesky_ex,
     "linalg_solve_triangular": _linalg_solve_triangular,
 }
+
+
+def value_of(build: Builder, graph: GraphModule, node: Node) -> Any:
+    """The value of a node, or the tuple of its values."""
+    if node.op == "get_attr":
+        held = getattr(graph, str(node.target))
+        if not isinstance(held, Tensor):
+            raise UnsupportedError("a constant that is no tensor")
+        return held.detach()
+    if node.target is operator.getitem:
+        source, place = node.args
+        return build.known(source)[place]  # type: ignore[arg-type]
+    found = filled(node)
+    if found is not None:
+        return found
+    if all(isinstance(build.known(given), Tensor) for given in node.all_input_nodes):
+        return _evaluated(build, node)
+    return computed(build, node)
+
+
+def _evaluated(build: Builder, node: Node) -> Any:
+    """The value of an operation on constants."""
+
+    def known(given: Any) -> Any:
+        return build.known(given) if isinstance(given, Node) else given
+
+    args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), known)
+    found = node.target(*args, **kwargs)  # type: ignore[operator]
+    return tuple(found) if isinstance(found, (tuple, list)) else found

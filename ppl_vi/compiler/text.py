@@ -69,7 +69,7 @@ class Tables:
                 return literal(value.reshape(-1)[int(axes[0])].item(), want)
             if value.numel() and bool((value == value.reshape(-1)[0]).all()):
                 return literal(value.reshape(-1)[0].item(), want)
-            value = self._constant(value)
+            value = self.constant(value)
         text = (local or {}).get(value.array) or f"{value.array}[{self.place(value, axes)}]"
         if value.kind == "T":
             text = f"all({text})"
@@ -115,7 +115,7 @@ class Tables:
             begin = f"{self.name('int', first.tolist())}[{element} % {num}]"
         return f"{begin} + {step} * ({element} / {num})"
 
-    def _constant(self, value: Tensor) -> Ref:
+    def constant(self, value: Tensor) -> Ref:
         """A value that is known while the code is written, as a table; what is repeated along an axis stands once."""
         kind, shape = "B" if value.dtype == torch.bool else "T", value.shape
         for dim in range(value.dim()):

@@ -9,7 +9,6 @@ integer picks is found by comparing it with each number that it may be.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +18,9 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from ppl_vi.compiler.builder import Builder
-from ppl_vi.compiler.operations import computed, filled, is_known
+from ppl_vi.compiler.operations import is_known, value_of
+from ppl_vi.compiler.rows import Rows, Sweep
+from ppl_vi.compiler.sweeps import sweep_values
 from ppl_vi.compiler.text import Tables
 from ppl_vi.compiler.trace import trace
 from ppl_vi.compiler.values import MAX_ELEMENTS, Array, Item, Ref, UnsupportedError, Value
@@ -40,6 +41,7 @@ class Signature:
         num_fixed: tensors of a lane that stay.
         num_data: tensors that all lanes of a problem share.
         num_noise: tensors of a lane, with values of their own for each step.
+        num_prepared: tensors that were computed from data alone; they stand before the noise.
     """
 
     num_scalars: int
@@ -47,6 +49,7 @@ class Signature:
     num_fixed: int
     num_data: int
     num_noise: int
+    num_prepared: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,9 @@ class Translation:
     carried: tuple[Array, ...]
     fixed: tuple[Array, ...]
     data: tuple[Array, ...]
+    prepared: tuple[Array, ...]
     noise: tuple[Array, ...]
+    has_sweeps: bool
     renewed: tuple[Value, ...]
     results: tuple[Value, ...]
 
@@ -88,8 +93,14 @@ def decomposed(graph: GraphModule, example: Sequence[Tensor]) -> GraphModule:
     return graph
 
 
-def translate(graph: GraphModule, signature: Signature, dtype: torch.dtype) -> Translation:
+def translate(graph: GraphModule, signature: Signature, dtype: torch.dtype, rows: Rows | None = None) -> Translation:
     """Translates the graph of one lane's step.
+
+    Args:
+        graph: of the step.
+        signature: of its arguments.
+        dtype: of all numbers.
+        rows: the axes that its sweeps run over, if it has any.
 
     Raises:
         UnsupportedError: it does something that has no translation.
@@ -97,11 +108,14 @@ def translate(graph: GraphModule, signature: Signature, dtype: torch.dtype) -> T
     build = Builder(dtype)
     arguments = _arguments(build, [node for node in graph.graph.nodes if node.op == "placeholder"], signature)
     outputs: list[Value] = []
+    places = _places(rows or Rows())
     for node in graph.graph.nodes:
         if node.op == "output":
             outputs = [build.value(given) for given in node.args[0]]
+        elif isinstance(node.target, Sweep):
+            build.know(node, sweep_values(build, node, places[node.target.axis]))
         elif node.op != "placeholder":
-            build.know(node, _value(build, graph, node))
+            build.know(node, value_of(build, graph, node))
     renewed, results = outputs[: signature.num_carried], outputs[signature.num_carried :]
     return Translation(
         dtype=dtype,
@@ -109,7 +123,9 @@ def translate(graph: GraphModule, signature: Signature, dtype: torch.dtype) -> T
         carried=arguments["carried"],
         fixed=arguments["fixed"],
         data=arguments["data"],
+        prepared=arguments["prepared"],
         noise=arguments["noise"],
+        has_sweeps=bool(rows and rows.lengths),
         renewed=_apart(build, arguments["carried"], renewed),
         results=tuple(results),
         items=tuple(build.items),
@@ -118,11 +134,20 @@ def translate(graph: GraphModule, signature: Signature, dtype: torch.dtype) -> T
     )
 
 
+def _places(rows: Rows) -> list[list[int]]:
+    """Where the inputs of each axis's sweeps stand among all arrays of rows."""
+    found, begin = [], 0
+    for inputs in rows.inputs:
+        found.append(list(range(begin, begin + len(inputs))))
+        begin += len(inputs)
+    return found
+
+
 def _arguments(build: Builder, nodes: Sequence[Node], signature: Signature) -> dict[str, tuple[Array, ...]]:
     """The arrays of a step's arguments by their role."""
     roles = {
         "scalars": signature.num_scalars, "carried": signature.num_carried, "fixed": signature.num_fixed,
-        "data": signature.num_data, "noise": signature.num_noise,
+        "data": signature.num_data, "prepared": signature.num_prepared, "noise": signature.num_noise,
     }  # fmt: skip
     if len(nodes) != sum(roles.values()):
         raise ValueError(f"expected a step of {sum(roles.values())} arguments, got one of {len(nodes)}")
@@ -135,46 +160,19 @@ def _arguments(build: Builder, nodes: Sequence[Node], signature: Signature) -> d
 
 def _argument(build: Builder, node: Node, role: str, number: int) -> Array:
     like = node.meta["val"]
+    if not node.users and role in ("data", "prepared"):  # nothing reads it, or sweeps alone do
+        return Array(f"{role}_{number}", "T", like.numel())
     if like.numel() > MAX_ELEMENTS:
         raise UnsupportedError(f"an argument of {like.numel()} numbers")
     condition = like.dtype == torch.bool and role in ("carried", "fixed")
     if like.dtype != build.dtype and not condition:
         raise UnsupportedError(f"an argument of {like.dtype}")
-    shared = role in ("scalars", "data")
+    shared = role in ("scalars", "data", "prepared")
     array = Array(f"{role}_{number}", "T" if shared else "M" if condition else "V", like.numel())
     if role in ("scalars", "carried", "noise"):
         build.varying.add(array.name)
     build.know(node, Ref(array.name, array.kind, torch.arange(like.numel()).reshape(like.shape)))
     return array
-
-
-def _value(build: Builder, graph: GraphModule, node: Node) -> Any:
-    """The value of a node, or the tuple of its values."""
-    if node.op == "get_attr":
-        held = getattr(graph, str(node.target))
-        if not isinstance(held, Tensor):
-            raise UnsupportedError("a constant that is no tensor")
-        return held.detach()
-    if node.target is operator.getitem:
-        source, place = node.args
-        return build.known(source)[place]  # type: ignore[arg-type]
-    found = filled(node)
-    if found is not None:
-        return found
-    if all(isinstance(build.known(given), Tensor) for given in node.all_input_nodes):
-        return _evaluated(build, node)
-    return computed(build, node)
-
-
-def _evaluated(build: Builder, node: Node) -> Any:
-    """The value of an operation on constants."""
-
-    def known(given: Any) -> Any:
-        return build.known(given) if isinstance(given, Node) else given
-
-    args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), known)
-    found = node.target(*args, **kwargs)  # type: ignore[operator]
-    return tuple(found) if isinstance(found, (tuple, list)) else found
 
 
 def _apart(build: Builder, carried: Sequence[Array], renewed: Sequence[Value]) -> tuple[Value, ...]:

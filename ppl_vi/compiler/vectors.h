@@ -454,4 +454,28 @@ inline void store(M from, bool* to) {
     for (int i = 0; i < VALID; ++i) to[i] = from[i] != 0;
 }
 
+// ---- rows of data, which fill all lanes
+
+inline V load_rows(const Real* from) {
+    V to;
+    std::memcpy(&to, from, sizeof to);
+    return to;
+}
+inline M first_lanes(int64_t num) {
+    M found;
+    for (int i = 0; i < LANES; ++i) found[i] = -int(i < num);
+    return found;
+}
+inline Real sum_of_lanes(V x) {
+    Real sum = 0;
+    for (int i = 0; i < LANES; ++i) sum += x[i];
+    return sum;
+}
+inline Real largest_of_lanes(V x) {
+    Real found = x[0];
+    for (int i = 1; i < LANES; ++i) found = x[i] > found || x[i] != x[i] ? x[i] : found;
+    return found;
+}
+inline Real smallest_of_lanes(V x) { return -largest_of_lanes(-x); }
+
 }  // namespace

@@ -53,9 +53,9 @@ def special_functions() -> str:
     return "\n".join(lines)
 
 
-def prelude(dtype: torch.dtype, num_replicas: int) -> str:
+def prelude(dtype: torch.dtype, num_replicas: int, full: bool = False) -> str:
     """All that a translation stands on, for so many fits side by side; for a full vector of them all larger numbers."""
-    lanes = num_lanes(num_replicas, dtype)
+    lanes = 64 // dtype.itemsize if full else num_lanes(num_replicas, dtype)
     return "\n".join(
         [
             "#include <cstddef>",

@@ -1,0 +1,183 @@
+"""The C++ of sweeps over rows: vectors hold rows, and each lane of a step makes a sweep of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from ppl_vi.compiler.builder import Builder
+from ppl_vi.compiler.operations import value_of
+from ppl_vi.compiler.rows import Sweep, Total
+from ppl_vi.compiler.schedule import scheduled
+from ppl_vi.compiler.text import Tables, passes
+from ppl_vi.compiler.values import Ref, UnsupportedError, Value, shape_of
+
+# What an accumulator holds before the first row, and how a row is added to it where it is a row at all.
+STARTS = {"sum": "V{}", "max": "all(-INFINITY)", "min": "all(INFINITY)"}
+ADDED = {
+    "sum": "{to} + choose(valid, {0}, V{{}})",
+    "max": "choose(valid, maximum({to}, {0}), {to})",
+    "min": "choose(valid, minimum({to}, {0}), {to})",
+}
+ACROSS = {"sum": "sum_of_lanes", "max": "largest_of_lanes", "min": "smallest_of_lanes"}
+
+
+def sweep_values(build: Builder, node: Node, inputs: Sequence[int]) -> tuple[Ref, ...]:
+    """The totals of a sweep.
+
+    Args:
+        build: of the step.
+        node: of the step's graph, whose target is the sweep.
+        inputs: where each of the sweep's own inputs stands among all arrays of rows.
+    """
+    sweep: Any = node.target
+    shared = [build.value(given) for given in node.args]
+    prefix = build.new_name() + "_"
+    inner = Builder(build.dtype, build.tables, prefix)
+    placeholders = [n for n in sweep.graph.graph.nodes if n.op == "placeholder"]
+    own, others = placeholders[: sweep.num_inputs], placeholders[sweep.num_inputs :]
+    for k, n in enumerate(own):
+        inner.know(n, _row_input(n, f"{prefix}row_{k}", build.dtype))
+    for k, (n, value) in enumerate(zip(others, shared, strict=True)):
+        kind = "B" if n.meta["val"].dtype == torch.bool else "T"
+        inner.know(n, value if isinstance(value, Tensor) else _all(f"{prefix}shared_{k}", kind, shape_of(value)))
+    contributions = _contributions(inner, sweep)
+    names = [build.new_name() for _ in sweep.totals]
+    lines = [
+        "{",
+        f"const int64_t num_rows = row_counts[{sweep.axis}];",
+        "const int64_t stride = (num_rows + LANES - 1) / LANES * LANES;",
+        *_pointers(own, inputs, prefix),
+        *(line for name, total in zip(names, sweep.totals, strict=True) for line in _cleared(name, total)),
+        "for (int lane = 0; lane < VALID; ++lane) {",
+        *_lane_values(build.tables, shared, others, prefix),
+        *(line for k, total in enumerate(sweep.totals) for line in _accumulator(f"{prefix}total_{k}", total)),
+        "for (int64_t row = 0; row < num_rows; row += LANES) {",
+        "const M valid = first_lanes(num_rows - row);",
+        *_row_loads(own, prefix, build.dtype),
+        *scheduled(inner.items, {value.array for value in contributions if isinstance(value, Ref)}, inner.tables),
+        *(
+            line
+            for k, (value, total) in enumerate(zip(contributions, sweep.totals, strict=True))
+            for line in _accumulated(inner.tables, value, total, prefix, k)
+        ),
+        "}",
+        *(line for k, (name, total) in enumerate(zip(names, sweep.totals, strict=True))
+          for line in _ended(name, f"{prefix}total_{k}", total)),
+        "}",
+        "}",
+    ]  # fmt: skip
+    return tuple(build.block(names, [total.shape for total in sweep.totals], shared, lines))
+
+
+def _all(name: str, kind: str, shape: torch.Size) -> Ref:
+    return Ref(name, kind, torch.arange(shape.numel()).reshape(shape))
+
+
+def _row_input(node: Node, name: str, dtype: torch.dtype) -> Ref:
+    like = node.meta["val"]
+    if like.dtype not in (dtype, torch.bool, torch.int64):
+        raise UnsupportedError(f"rows of {like.dtype}")
+    kind = {torch.bool: "M", torch.int64: "I"}.get(like.dtype, "V")
+    return _all(name, kind, like.shape)
+
+
+def _contributions(inner: Builder, sweep: Sweep) -> list[Value]:
+    for node in sweep.graph.graph.nodes:
+        if node.op == "output":
+            return [inner.value(given) for given in node.args[0]]
+        if node.op != "placeholder":
+            inner.know(node, value_of(inner, sweep.graph, node))
+    raise ValueError("expected a graph with an output")
+
+
+def _pointers(own: Sequence[Node], inputs: Sequence[int], prefix: str) -> list[str]:
+    lines = []
+    for k, (node, place) in enumerate(zip(own, inputs, strict=True)):
+        like = node.meta["val"]
+        c_type = "int64_t" if like.dtype == torch.int64 else "Real"
+        lines.append(
+            f"const {c_type}* const {prefix}rows_{k} = static_cast<const {c_type}*>(rows[{place}])"
+            f" + b * {like.numel()} * stride;"
+        )
+    return lines
+
+
+def _cleared(name: str, total: Total) -> list[str]:
+    """Lanes that hold no fit are 0."""
+    return passes(total.shape.numel(), lambda i: [f"{name}[{i}] = V{{}};"])
+
+
+def _lane_values(tables: Tables, shared: Sequence[Value], others: Sequence[Node], prefix: str) -> list[str]:
+    """The numbers of one lane that all rows share."""
+    lines: list[str] = []
+    for k, (value, node) in enumerate(zip(shared, others, strict=True)):
+        if isinstance(value, Tensor):
+            continue
+        num, condition = shape_of(value).numel(), node.meta["val"].dtype == torch.bool
+
+        def copy(i: str, value: Value = value, k: int = k, condition: bool = condition) -> list[str]:
+            text = f"({tables.element(value, 'M' if condition else 'V', (i,))})[lane]"
+            return [f"{prefix}shared_{k}[{i}] = {text}{' != 0' if condition else ''};"]
+
+        lines += [f"{'bool' if condition else 'Real'} {prefix}shared_{k}[{num}];", *passes(num, copy)]
+    return lines
+
+
+def _accumulator(name: str, total: Total) -> list[str]:
+    num = total.shape.numel()
+    if total.kind == "scatter":
+        return [f"Real {name}[{num}] = {{}};"]
+    return [f"V {name}[{num}];", *passes(num, lambda i: [f"{name}[{i}] = {STARTS[total.kind]};"])]
+
+
+def _row_loads(own: Sequence[Node], prefix: str, dtype: torch.dtype) -> list[str]:
+    lines: list[str] = []
+    for k, node in enumerate(own):
+        like = node.meta["val"]
+        name, rows = f"{prefix}row_{k}", f"{prefix}rows_{k}"
+        if like.dtype == torch.int64:
+            lines.append(f"const int64_t* const {name} = {rows} + row;")
+            continue
+        condition = like.dtype == torch.bool
+
+        def load(i: str, name: str = name, rows: str = rows, condition: bool = condition) -> list[str]:
+            return [f"{name}[{i}] = load_rows({rows} + {i} * stride + row){' != 0' if condition else ''};"]
+
+        lines += [f"{'M' if condition else 'V'} {name}[{like.numel()}];", *passes(like.numel(), load)]
+    return lines
+
+
+def _accumulated(tables: Tables, value: Value, total: Total, prefix: str, number: int) -> list[str]:
+    """A row's contribution, added to its total."""
+    name, num = f"{prefix}total_{number}", total.shape.numel()
+    if total.kind != "scatter":
+
+        def add(i: str) -> list[str]:
+            text = ADDED[total.kind].format(tables.element(value, "V", (i,)), to=f"{name}[{i}]")
+            return [f"{name}[{i}] = {text};"]
+
+        return passes(num, add)
+    places = torch.arange(num).reshape(total.shape)
+    first = places.narrow(total.dim, 0, 1)
+    step = int(places.stride(total.dim))
+    begin = tables.place(Ref("", "V", first), ("i",))
+    return [
+        f"for (int i = 0; i < {first.numel()}; ++i) {{",
+        f"const V added = {tables.element(value, 'V', ('i',))};",
+        "for (int l = 0; l < LANES && row + l < num_rows; ++l)",
+        f"{name}[{begin} + {step} * {prefix}row_{total.index}[l]] += added[l];",
+        "}",
+    ]
+
+
+def _ended(name: str, accumulator: str, total: Total) -> list[str]:
+    """The totals of one lane."""
+    if total.kind == "scatter":
+        return passes(total.shape.numel(), lambda i: [f"{name}[{i}][lane] = {accumulator}[{i}];"])
+    across = ACROSS[total.kind]
+    return passes(total.shape.numel(), lambda i: [f"{name}[{i}][lane] = {across}({accumulator}[{i}]);"])
