@@ -294,8 +294,7 @@ class Builder:
             raise UnsupportedError(f"a sum of {like.numel()} numbers")
         into = torch.arange(kept.numel()).reshape(kept).expand(like.shape).reshape(-1)
         found = Ref(self.new_name(), "V", torch.arange(kept.numel()).reshape(shape))
-        flat = (reshaped(source, torch.Size([like.numel()])),)
-        self.add(Loop(found.array, "V", like.numel(), text, flat, "V", into, start))
+        self.add(Loop(found.array, "V", like.numel(), text, (reshaped(source, like.shape),), "V", into, start))
         return found
 
 

@@ -301,7 +301,10 @@ def _total(
     if name in SCATTERS:
         return _scattered(node, copies, inputs, shape)
     if name in SUMS:
-        return Total("sum", shape), _of_one_row(part, node, copies, length)
+        contribution = _of_one_row(part, node, copies, length)
+        if name in ("mm", "bmm"):  # of one column and one row: nothing is summed
+            contribution.target = aten.mul.Tensor
+        return Total("sum", shape), contribution
     if name == "mean":
         return Total("sum", shape), _mean(part, node, copies)
     if name in EXTREMES:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from ppl_vi.compiler.text import Tables, passes
-from ppl_vi.compiler.values import Block, Item, Loop, Ref, reads, writes
+from ppl_vi.compiler.text import Tables, flat_place, nested_passes, passes
+from ppl_vi.compiler.values import Block, Item, Loop, Ref, reads, reshaped, shape_of, writes
 
 
 def scheduled(items: Sequence[Item], later: set[str], tables: Tables) -> list[str]:
@@ -64,28 +64,38 @@ def _group(left: Sequence[Item], num: int, ready: Callable[[str], bool]) -> list
 
 def _fused(loops: Sequence[Loop], outside: set[str], tables: Tables) -> list[str]:
     """One C++ loop for several; arrays that nothing in `outside` names are single variables inside it."""
-    num, declared, kept = loops[0].num, [], {loop.out for loop in loops} & outside
+    declared, kept = [], {loop.out for loop in loops if loop.into is None} & outside
     for loop in loops:
         (array,) = writes(loop)
-        if loop.into is not None or loop.out in kept:
+        if loop.start or loop.out in kept:
             declared.append(f"{array.kind} {array.name}[{array.num}];")
-        if loop.into is not None:
+        if loop.start:
 
             def begin(i: str, loop: Loop = loop) -> list[str]:
                 return [f"{loop.out}[{i}] = {loop.start};"]
 
             declared += passes(array.num, begin)
-    return [*declared, *passes(num, lambda i: _pass(loops, kept, i, tables))]
+    shape = _common_shape(loops)
+    return [*declared, *nested_passes(shape, lambda axes: _pass(loops, kept, axes, shape, tables))]
 
 
-def _pass(loops: Sequence[Loop], kept: set[str], at: str, tables: Tables) -> list[str]:
-    """The statements for one element, whose number is the loop's variable or a numeral, `at`."""
+def _common_shape(loops: Sequence[Loop]) -> torch.Size:
+    """The shape over whose axes the elements are counted: that of all operands, axes of length 1 left out."""
+    shapes = {shape_of(operand) for loop in loops for operand in loop.operands}
+    found = {torch.Size(n for n in shape if n != 1) for shape in shapes}
+    return found.pop() if len(found) == 1 else torch.Size([loops[0].num])
+
+
+def _pass(loops: Sequence[Loop], kept: set[str], axes: tuple[str, ...], shape: torch.Size, tables: Tables) -> list[str]:
+    """The statements for one element, whose place along each axis is a loop's variable or a numeral."""
     local: dict[str, str] = {}
     lines = []
+    at = flat_place(axes, shape)
     for loop in loops:
-        texts = [tables.element(o, w, (at,), local) for o, w in zip(loop.operands, loop.wants, strict=True)]
+        operands = [reshaped(operand, shape) for operand in loop.operands]
+        texts = [tables.element(o, w, axes, local) for o, w in zip(operands, loop.wants, strict=True)]
         if loop.into is not None:
-            to = f"{loop.out}[{tables.place(Ref(loop.out, 'V', loop.into), (at,))}]"
+            to = f"{loop.out}[{tables.place(Ref(loop.out, 'V', loop.into.reshape(shape)), axes)}]"
             lines.append(f"{to} = {loop.text.format(*texts, to=to)};")
             continue
         local[loop.out] = f"v_{loop.out}"

@@ -26,6 +26,7 @@ RESHAPES = (
     aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.unsqueeze.default, aten.squeeze.default,
     aten.squeeze.dim, aten.squeeze.dims,
 )  # fmt: skip
+PERMUTED = (aten.permute.default, aten.t.default, aten.transpose.int, aten.expand.default)
 TRIANGLES = {aten.tril.default: 1, aten.triu.default: -1}
 PRODUCTS = (aten.bmm.default, aten.mm.default)
 NEUTRAL = {aten.mul.Tensor: 1, aten.add.Tensor: 0, aten.sub.Tensor: 0, aten.div.Tensor: 1, aten.pow.Tensor_Scalar: 1}
@@ -50,6 +51,7 @@ def tidy(module: GraphModule, example: tuple[Tensor, ...]) -> GraphModule:
         _inline_number(node)
         _reshaped(node)
         _single(node)
+        _logarithm_of_exponential(node)
         same = _same_as(node) or _part_of_whole(node)
         if same is not None:
             node.replace_all_uses_with(same)
@@ -122,6 +124,24 @@ def _single(node: Node) -> None:
             node.target, node.args, node.kwargs = aten.div.Tensor, (node.args[1], node.args[0]), {}
     elif node.target in PRODUCTS and _matrix(node.args[0])[-1:] == (1,):
         node.target = aten.mul.Tensor
+
+
+def _logarithm_of_exponential(node: Node) -> None:
+    """x log(exp y) is x y, as in a Poisson's density where the rate is an exponential."""
+    if node.target is not aten.xlogy.Tensor or not isinstance(node.args[1], Node):
+        return
+    moves: list[Any] = []
+    rate: Any = node.args[1]
+    while rate.target in (*RESHAPES, *PERMUTED):
+        moves.append(rate)
+        rate = rate.args[0]
+    if rate.target is not aten.exp.default or _dtype(rate) != _dtype(node):
+        return
+    exponent: Any = rate.args[0]
+    with node.graph.inserting_before(node):
+        for move in reversed(moves):
+            exponent = _added(node.graph, move.target, exponent, *move.args[1:])
+    node.target, node.args = aten.mul.Tensor, (node.args[0], exponent)
 
 
 def _matrix(node: Any) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from ppl_vi.compiler.operations import value_of
 from ppl_vi.compiler.rows import Sweep, Total
 from ppl_vi.compiler.schedule import scheduled
 from ppl_vi.compiler.text import Tables, passes
-from ppl_vi.compiler.values import Ref, UnsupportedError, Value, shape_of
+from ppl_vi.compiler.values import Loop, Ref, UnsupportedError, Value, reshaped, shape_of
 
 # What an accumulator holds before the first row, and how a row is added to it where it is a row at all.
 STARTS = {"sum": "V{}", "max": "all(-INFINITY)", "min": "all(INFINITY)"}
@@ -46,6 +46,9 @@ def sweep_values(build: Builder, node: Node, inputs: Sequence[int]) -> tuple[Ref
         kind = "B" if n.meta["val"].dtype == torch.bool else "T"
         inner.know(n, value if isinstance(value, Tensor) else _all(f"{prefix}shared_{k}", kind, shape_of(value)))
     contributions = _contributions(inner, sweep)
+    for k, (value, total) in enumerate(zip(contributions, sweep.totals, strict=True)):
+        if total.kind != "scatter":
+            _accumulate(inner, value, total, f"{prefix}total_{k}")
     names = [build.new_name() for _ in sweep.totals]
     lines = [
         "{",
@@ -59,11 +62,12 @@ def sweep_values(build: Builder, node: Node, inputs: Sequence[int]) -> tuple[Ref
         "for (int64_t row = 0; row < num_rows; row += LANES) {",
         "const M valid = first_lanes(num_rows - row);",
         *_row_loads(own, prefix, build.dtype),
-        *scheduled(inner.items, {value.array for value in contributions if isinstance(value, Ref)}, inner.tables),
+        *scheduled(inner.items, _scattered(contributions, sweep), inner.tables),
         *(
             line
             for k, (value, total) in enumerate(zip(contributions, sweep.totals, strict=True))
-            for line in _accumulated(inner.tables, value, total, prefix, k)
+            if total.kind == "scatter"
+            for line in _added_at_places(inner.tables, value, total, prefix, k)
         ),
         "}",
         *(line for k, (name, total) in enumerate(zip(names, sweep.totals, strict=True))
@@ -152,16 +156,22 @@ def _row_loads(own: Sequence[Node], prefix: str, dtype: torch.dtype) -> list[str
     return lines
 
 
-def _accumulated(tables: Tables, value: Value, total: Total, prefix: str, number: int) -> list[str]:
-    """A row's contribution, added to its total."""
+def _accumulate(inner: Builder, value: Value, total: Total, name: str) -> None:
+    """Adds a row's contribution to its total, in the loop that computes it where that can be."""
+    whole = reshaped(value, total.shape)
+    into = torch.arange(total.shape.numel())
+    inner.add(Loop(name, "V", len(into), ADDED[total.kind], (whole,), "V", into))
+
+
+def _scattered(contributions: Sequence[Value], sweep: Sweep) -> set[str]:
+    """The arrays that are read after all loops: those that are added at places."""
+    pairs = zip(contributions, sweep.totals, strict=True)
+    return {value.array for value, total in pairs if isinstance(value, Ref) and total.kind == "scatter"}
+
+
+def _added_at_places(tables: Tables, value: Value, total: Total, prefix: str, number: int) -> list[str]:
+    """A row's contribution, added at the place that the row tells."""
     name, num = f"{prefix}total_{number}", total.shape.numel()
-    if total.kind != "scatter":
-
-        def add(i: str) -> list[str]:
-            text = ADDED[total.kind].format(tables.element(value, "V", (i,)), to=f"{name}[{i}]")
-            return [f"{name}[{i}] = {text};"]
-
-        return passes(num, add)
     places = torch.arange(num).reshape(total.shape)
     first = places.narrow(total.dim, 0, 1)
     step = int(places.stride(total.dim))

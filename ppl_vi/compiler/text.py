@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,6 +22,32 @@ def passes(num: int, statements: Callable[[str], list[str]]) -> list[str]:
     if num > MAX_WRITTEN_OUT:
         return [f"for (int i = 0; i < {num}; ++i) {{", *statements("i"), "}"]
     return [line for i in range(num) for line in ("{", *statements(str(i)), "}")]
+
+
+def nested_passes(shape: Sequence[int], statements: Callable[[tuple[str, ...]], list[str]]) -> list[str]:
+    """C++ that runs `statements(axes)` for each element of a shape: a loop for each axis."""
+    num = math.prod(shape)
+    if len(shape) <= 1 or num <= MAX_WRITTEN_OUT:
+        if len(shape) == 1:
+            return passes(num, lambda i: statements((i,)))
+        places = itertools.product(*(range(n) for n in shape))
+        return [line for axes in places for line in ("{", *statements(tuple(map(str, axes))), "}")]
+    axes = tuple(f"i{k}" for k in range(len(shape)))
+    heads = [f"for (int {axis} = 0; {axis} < {n}; ++{axis})" for axis, n in zip(axes, shape, strict=True)]
+    return [*heads, "{", *statements(axes), "}"]
+
+
+def flat_place(axes: Sequence[str], shape: Sequence[int]) -> str:
+    """C++ for the number of an element of a shape, whose place along each axis is given."""
+    if all(axis.isdigit() for axis in axes):
+        place = 0
+        for axis, num in zip(axes, shape, strict=True):
+            place = place * num + int(axis)
+        return str(place)
+    flat = axes[0]
+    for axis, num in zip(axes[1:], shape[1:], strict=True):
+        flat = f"({flat}) * {num} + {axis}"
+    return flat
 
 
 def number(value: float) -> str:
@@ -65,8 +92,8 @@ class Tables:
             local: C++ that stands for the current element of an array, by the array's name.
         """
         if isinstance(value, Tensor):
-            if len(axes) == 1 and axes[0].isdigit():
-                return literal(value.reshape(-1)[int(axes[0])].item(), want)
+            if all(axis.isdigit() for axis in axes):
+                return literal(value.reshape(-1)[int(flat_place(axes, value.shape) if axes else 0)].item(), want)
             if value.numel() and bool((value == value.reshape(-1)[0]).all()):
                 return literal(value.reshape(-1)[0].item(), want)
             value = self.constant(value)
@@ -83,8 +110,8 @@ class Tables:
     def place(self, value: Ref, axes: Sequence[str]) -> str:
         """C++ for the place of one element in the value's array; `axes` as of `element`."""
         index = value.index if len(axes) > 1 else value.index.reshape(-1)
-        if len(axes) == 1 and axes[0].isdigit():
-            return str(int(index[int(axes[0])]))
+        if all(axis.isdigit() for axis in axes):
+            return str(int(index.reshape(-1)[int(flat_place(axes, index.shape) if axes else 0)]))
         even = affine(index)
         if even is not None:
             offset, strides = even
@@ -94,10 +121,7 @@ class Tables:
             return " + ".join([*terms, str(offset)] if offset or not terms else terms)
         if len(axes) == 1:
             return self._place_in_row(value, index, axes[0])
-        flat = axes[0]
-        for axis, num in zip(axes[1:], index.shape[1:], strict=True):
-            flat = f"({flat}) * {num} + {axis}"
-        return f"{self.name('int', index.reshape(-1).tolist())}[{flat}]"
+        return f"{self.name('int', index.reshape(-1).tolist())}[{flat_place(axes, index.shape)}]"
 
     def _place_in_row(self, value: Ref, index: Tensor, element: str) -> str:
         """C++ for the place of element number `element`, where the row of all places is not evenly spaced."""

@@ -62,7 +62,7 @@ class Loop:
         operands: values of `num` elements each.
         wants: one letter for each operand, "V" or "M": as what the text takes it.
         into: the element that each of the `num` statements of a reduction changes.
-        start: what the elements of a reduction hold before.
+        start: what the elements of a reduction hold before; "" where the array is there already.
     """
 
     out: str
