@@ -149,8 +149,8 @@ def _swept(graph: GraphModule, length: int, axis: int, prepared: set[Node]) -> l
     for sweep, shared, wanted in made:
         parts = _replace(graph, sweep, [replaced.get(node, node) for node in shared], wanted)
         replaced |= dict(zip(wanted, parts, strict=True))
-    graph.graph.eliminate_dead_code()
     _sort(graph)
+    graph.graph.eliminate_dead_code()
     return inputs
 
 
@@ -206,13 +206,13 @@ def _sweep(
     needed = _ancestors(wanted, inside)
     order = [node for node in graph.graph.nodes if node in needed or node in wanted]
     outside = _outside(order, inside, inputs)
-    shared = [node for node in outside if node.op != "get_attr"]
+    constants = [node for node in outside if node.op != "placeholder" and not node.all_input_nodes]
+    shared = [node for node in outside if node not in constants]
     part, copies = Graph(), {}
     for node in (*inputs, *shared):
         copies[node] = _placeholder(part, node, length)
-    for node in outside:
-        if node.op == "get_attr":
-            copies[node] = part.node_copy(node)
+    for node in constants:
+        copies[node] = part.node_copy(node)
     totals, outputs = [], []
     for node in order:
         if node in inside:
