@@ -72,6 +72,11 @@ class Step:
     prepared: Prepared
 
     @property
+    def rows(self) -> Rows:
+        """The axes of rows that it sweeps over."""
+        return self.prepared.rows
+
+    @property
     def is_kept(self) -> bool:
         """Whether its machine code was compiled before and is in the cache."""
         return toolchain.is_cached(self.code)

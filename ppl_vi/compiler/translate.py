@@ -161,7 +161,7 @@ def _arguments(build: Builder, nodes: Sequence[Node], signature: Signature) -> d
 def _argument(build: Builder, node: Node, role: str, number: int) -> Array:
     like = node.meta["val"]
     if not node.users and role in ("data", "prepared"):  # nothing reads it, or sweeps alone do
-        return Array(f"{role}_{number}", "T", like.numel())
+        return Array(f"{role}_{number}", "T", 0)
     if like.numel() > MAX_ELEMENTS:
         raise UnsupportedError(f"an argument of {like.numel()} numbers")
     condition = like.dtype == torch.bool and role in ("carried", "fixed")
