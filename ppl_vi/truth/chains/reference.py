@@ -27,7 +27,7 @@ from ppl_vi.target.target import Target
 from ppl_vi.truth.chains.bridge import bridge
 from ppl_vi.truth.chains.cache import SavedReference, kept
 from ppl_vi.truth.chains.reparametrisation import Reparametrisation
-from ppl_vi.truth.chains.sampler import ChainState, Trajectories, adapted, chains_at, settled
+from ppl_vi.truth.chains.sampler import ChainState, HMC, adapt_step_size, chains_at, adapt_step_sizes
 from ppl_vi.truth.result import Check, Points, Truth
 
 R_HAT = 1.01
@@ -241,13 +241,13 @@ def _sampled(
 
 def _warmed_up(
     coordinates: Reparametrisation, start: Tensor, settings: ChainSettings, generator: torch.Generator
-) -> tuple[Reparametrisation, ChainState, Trajectories]:
+) -> tuple[Reparametrisation, ChainState, HMC]:
     """Coordinates, metric and step from where chains have been, set anew after each window."""
-    kernel = Trajectories(torch.tensor(0.1), TIMES[0], torch.eye(start.shape[1], dtype=start.dtype))
+    kernel = HMC(torch.tensor(0.1), TIMES[0], torch.eye(start.shape[1], dtype=start.dtype))
     num, goal = settings.num_warmup, settings.acceptance
     state = chains_at(coordinates.density, start)
-    first = replace(kernel, most=FIRST_STEPS)
-    states, kernel = settled(coordinates.density, state, first, 2 * num, goal, generator)
+    first = replace(kernel, max_leapfrog=FIRST_STEPS)
+    states, kernel = adapt_step_sizes(coordinates.density, state, first, 2 * num, goal, generator)
     for _ in range(settings.num_windows):
         seen = states[-num // 2 :]
         u, slope = torch.cat([state.u for state in seen]), torch.cat([state.slope for state in seen])
@@ -255,16 +255,16 @@ def _warmed_up(
         moved = again.inward(coordinates.outward(u))
         if bool(moved.isfinite().all()):  # else a point lies where the new ones overflow
             coordinates, u = again, moved
-        kernel = Trajectories(kernel.step.clamp(max=0.3), TIMES[0], _factor(u))
+        kernel = HMC(kernel.step.clamp(max=0.3), TIMES[0], _factor(u))
         state = chains_at(coordinates.density, u[-len(start) :])
-        states, kernel = settled(coordinates.density, state, kernel, num, goal, generator)
-    states, kernel = adapted(coordinates.density, states[-1], kernel, num, goal, generator)
+        states, kernel = adapt_step_sizes(coordinates.density, state, kernel, num, goal, generator)
+    states, kernel = adapt_step_size(coordinates.density, states[-1], kernel, num, goal, generator)
     return coordinates, states[-1], kernel
 
 
 def _piloted(
-    coordinates: Reparametrisation, state: ChainState, kernel: Trajectories, num: int, generator: torch.Generator
-) -> tuple[Trajectories, float, ReferenceDraws, ChainState]:
+    coordinates: Reparametrisation, state: ChainState, kernel: HMC, num: int, generator: torch.Generator
+) -> tuple[HMC, float, ReferenceDraws, ChainState]:
     """The length of trajectories at which a draw costs least, the transitions from one to the next, and the pilot."""
     found = []
     for time in TIMES:
@@ -287,7 +287,7 @@ def _factor(u: Tensor) -> Tensor:
 def _run(
     coordinates: Reparametrisation,
     state: ChainState,
-    kernel: Trajectories,
+    kernel: HMC,
     num: int,
     thinning: int,
     generator: torch.Generator,

@@ -66,20 +66,20 @@ class Moved:
 
 
 @dataclass(frozen=True, eq=False)
-class Trajectories:
+class HMC:
     """How trajectories run: a step, the longest time, and a factor L of the metric's inverse L L'.
 
     Attributes:
         step: of the leapfrog rule in whitened coordinates, a scalar or `(C, 1)`.
         time: the longest of a trajectory; each has a random share of it.
         factor: `(D, D)`.
-        most: leapfrog steps of a trajectory at most.
+        max_leapfrog: leapfrog steps of a trajectory at most.
     """
 
     step: Tensor
     time: float
     factor: Tensor
-    most: int = 64
+    max_leapfrog: int = 64
 
     def transition(self, density: Density, state: ChainState, generator: torch.Generator) -> Moved:
         """One trajectory of each chain, accepted or refused by Metropolis' rule.
@@ -88,7 +88,7 @@ class Trajectories:
         """
         like, num = state.u, len(state.u)
         share = float(torch.rand((), generator=generator, dtype=like.dtype))
-        num_steps = max(1, math.ceil(min(self.most, share * self.time / float(self.step.median()))))
+        num_steps = max(1, math.ceil(min(self.max_leapfrog, share * self.time / float(self.step.median()))))
         momentum = torch.randn(like.shape, generator=generator, dtype=like.dtype)
         jitter, threshold = torch.rand((2, num), generator=generator, dtype=like.dtype)
         h = self.step * (0.9 + 0.2 * jitter[:, None])
@@ -120,18 +120,18 @@ class DualAveraging:
         self.mean = decay * self.log_step + (1 - decay) * self.mean
 
 
-def adapted(
-    density: Density, state: ChainState, kernel: Trajectories, num: int, goal: float, generator: torch.Generator
-) -> tuple[list[ChainState], Trajectories]:
+def adapt_step_size(
+    density: Density, state: ChainState, kernel: HMC, num: int, goal: float, generator: torch.Generator
+) -> tuple[list[ChainState], HMC]:
     """Runs `num` transitions that settle the step of all chains; gives the state after each."""
     tuner = DualAveraging(torch.as_tensor(kernel.step, dtype=state.u.dtype), goal)
     states = _tuned(density, state, kernel, num, tuner, generator)
     return states, replace(kernel, step=tuner.mean.exp())
 
 
-def settled(
-    density: Density, state: ChainState, kernel: Trajectories, num: int, goal: float, generator: torch.Generator
-) -> tuple[list[ChainState], Trajectories]:
+def adapt_step_sizes(
+    density: Density, state: ChainState, kernel: HMC, num: int, goal: float, generator: torch.Generator
+) -> tuple[list[ChainState], HMC]:
     """The same with a step of its own for each chain, so that those in steep places get out; then their median."""
     tuner = DualAveraging(torch.full_like(state.value, float(kernel.step)), goal)
     states = _tuned(density, state, kernel, num, tuner, generator)
@@ -141,7 +141,7 @@ def settled(
 def _tuned(
     density: Density,
     state: ChainState,
-    kernel: Trajectories,
+    kernel: HMC,
     num: int,
     tuner: DualAveraging,
     generator: torch.Generator,

@@ -26,7 +26,7 @@ SMALLEST_BOX, LARGEST_BOX = 8.0, 4096.0  # half-widths; powers of two, so that c
 FIRST_SPACING = 0.5  # of the lattice, in widths of the cells that the tree accepted
 ASSUMED = ("inside the box no part of the posterior is so narrow that cells, lattice and ascents all step over it",)
 ATTEMPTS = 6  # at a spacing that makes the sub-lattices agree
-RULES = {  # by the number of latents
+CELL_RULES = {  # by the number of latents
     1: CellRule(order=12, widest=0.5, steepness=8.0, tolerance=1e-11, limit=1000),
     2: CellRule(order=8, widest=1.0, steepness=8.0, tolerance=1e-9, limit=4096),
     3: CellRule(order=5, widest=1.0, steepness=4.0, tolerance=1e-9, limit=16384),
@@ -48,7 +48,7 @@ def decoded_truth(target: Target) -> Truth:
 
     Source: Trefethen and Weideman (2014), The exponentially convergent trapezoidal rule.
     """
-    rule = RULES.get(target.dim)
+    rule = CELL_RULES.get(target.dim)
     if target.decoded is None or rule is None:
         raise ValueError(
             f"this takes a decoder of one to three latent numbers; '{target.name}' has {target.dim} latents and "

@@ -18,7 +18,7 @@ from ppl_vi.truth import ground_truth, reference_truth
 from ppl_vi.truth.chains import cache
 from ppl_vi.truth.chains.bridge import bridge
 from ppl_vi.truth.chains.reference import ChainSettings, autocorrelation
-from ppl_vi.truth.chains.sampler import Trajectories, chains_at
+from ppl_vi.truth.chains.sampler import HMC, chains_at
 
 REAL = torch.float64
 
@@ -81,7 +81,7 @@ def test_a_transition_keeps_the_density():
     density = Density(lambda u: 3 * u[0] - u[0].exp(), 1, REAL, lambda u: torch.ones(len(u), dtype=torch.bool))
     u = torch.from_numpy(np.log(np.random.default_rng(2).gamma(3.0, size=(20_000, 1))))
     generator = torch.Generator().manual_seed(0)
-    kernel = Trajectories(torch.tensor(0.9), math.pi / 2, torch.tensor([[0.7]], dtype=REAL))
+    kernel = HMC(torch.tensor(0.9), math.pi / 2, torch.tensor([[0.7]], dtype=REAL))
     state = chains_at(density, u)
     for _ in range(10):
         moved = kernel.transition(density, state, generator)

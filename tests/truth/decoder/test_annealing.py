@@ -16,7 +16,7 @@ from ppl_vi.guides.amortized import AMORTIZED
 from ppl_vi.target.decoder import Decoded
 from ppl_vi.target.isolation import isolated
 from ppl_vi.target.target import Target
-from ppl_vi.truth import Annealing, Bound, annealed_bound, annealed_sandwich, ground_truth
+from ppl_vi.truth import AnnealedBound, Annealing, annealed_bound, annealed_sandwich, ground_truth
 from ppl_vi.truth.decoder import annealing
 from ppl_vi.truth.decoder.hmc import placed, transition
 
@@ -253,7 +253,7 @@ def test_a_problem_without_numbers_is_told_and_spoils_no_other() -> None:
 
 def test_weights_of_zero_count_and_no_weight_at_all_is_no_bound() -> None:
     log_weights = torch.tensor([[0.0, -math.inf], [-math.inf, -math.inf]], dtype=torch.float64)
-    found: Bound = annealing._bound([(log_weights, torch.ones(2))])
+    found: AnnealedBound = annealing._bound([(log_weights, torch.ones(2))])
     assert found.log_evidence[0] == pytest.approx(-math.log(2))
     assert found.effective_chains[0] == pytest.approx(1)
     assert found.log_evidence[1] == -math.inf
