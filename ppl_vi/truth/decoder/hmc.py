@@ -1,5 +1,4 @@
-"""Hamiltonian Monte Carlo on the path from a decoded target's prior to its posteriors, all chains of all problems at
-once.
+"""Hamiltonian Monte Carlo between a decoded target's prior and its posteriors, all chains of all problems at once.
 
 At inverse temperature beta the density is, up to a factor, Normal(z; 0, I) p(x | z)^beta: the prior for beta = 0, the
 posterior for beta = 1.
