@@ -7,7 +7,7 @@ bridge sampling computes log p(x), on the other half.
 
 The criteria are posteriordb's, and stricter: 10,000 draws of chains from dispersed starts; split R-hat, effective
 sample sizes in bulk and tails, and correlation of neighbouring draws, each for every coordinate and for the log
-density; no divergent trajectory; the energy's fraction of missing information (E-FMI); and two estimates of log p(x),
+density; no divergent transition; the energy's fraction of missing information (E-FMI); and two estimates of log p(x),
 by bridge sampling and by importance sampling, that agree.
 
 Sources: Magnusson et al. (2024), posteriordb; Vehtari et al. (2021), Rank-normalization, folding, and localization: an
@@ -135,7 +135,7 @@ class ReferenceDraws:
         u: the draws in these, `(N, C, D)`, draws by chains.
         value: the log density in these coordinates, `(N, C)`, nats.
         energy: of every transition, including those between draws, `(T, C)`, nats.
-        num_diverged: how many trajectories were divergent.
+        num_diverged: how many transitions were divergent.
         given_up: why no better draws were tried for, or "".
     """
 
@@ -429,7 +429,7 @@ def _diagnosed(draws: ReferenceDraws) -> tuple[Criterion, ...]:
         Criterion("smallest effective sample size in bulk", bulk, MIN_EFFECTIVE_SAMPLE_SIZE, at_least=True),
         Criterion("smallest effective sample size in the tails", tail, MIN_EFFECTIVE_SAMPLE_SIZE, at_least=True),
         Criterion("largest correlation of a draw with the next one of its chain", correlation, MAX_CORRELATION),
-        Criterion("number of divergent trajectories", float(draws.num_diverged), 0.0),
+        Criterion("number of divergent transitions", float(draws.num_diverged), 0.0),
         Criterion("smallest E-FMI of a chain", e_fmi, MIN_E_FMI, at_least=True),
     )
 

@@ -22,7 +22,7 @@ from ppl_vi.truth.chains.leapfrog import ChainState, run_trajectories
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-# A trajectory along which the energy changes by more nats than this is called divergent. This is Stan's limit: exact
+# A transition along whose trajectory the energy changes by more nats than this is called divergent. This is Stan's limit: exact
 # dynamics conserve the energy, and a change as large means that the step size is far too long for the place.
 MAX_ENERGY_CHANGE = 1000.0
 
@@ -68,7 +68,7 @@ class Transition:
         state: where the chains stand after it.
         acceptance: probability with which each end was accepted, `(C,)`.
         energy: minus the log density of the start with its new momentum, `(C,)`, nats.
-        diverged: which trajectories were divergent, `(C,)`.
+        diverged: which chains made a divergent transition, `(C,)`.
     """
 
     state: ChainState

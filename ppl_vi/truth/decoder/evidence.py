@@ -227,8 +227,10 @@ def starting_cells(joint: LogJoint, rule: CellRule) -> tuple[Cells, CellIntegral
 
 
 def sufficient_box(allowed: list[float], dim: int) -> float:
-    """The smallest half-width R with log P(|z| > R) at most `allowed`; problems that need more than the largest box have
-    no say."""
+    """The smallest half-width R with log P(|z| > R) at most `allowed`.
+
+    Problems that would need more than the largest box have no say.
+    """
     half_width = MIN_HALF_WIDTH
     least = min((a for a in allowed if a >= log_chi_tail(MAX_HALF_WIDTH, dim)), default=0.0)
     while log_chi_tail(half_width, dim) > least:
