@@ -22,8 +22,8 @@ from ppl_vi.truth.chains.leapfrog import ChainState, run_trajectories
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-# A transition along whose trajectory the energy changes by more nats than this is called divergent. This is Stan's limit: exact
-# dynamics conserve the energy, and a change as large means that the step size is far too long for the place.
+# Nats: a transition is called divergent if the energy changes by more than this along its trajectory. This is Stan's
+# limit. Exact dynamics conserve the energy, and so large a change means that the step size is too long for the place.
 MAX_ENERGY_CHANGE = 1000.0
 
 State = TypeVar("State", bound="DataclassInstance")

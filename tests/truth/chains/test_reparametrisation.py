@@ -13,6 +13,7 @@ from torch.func import vmap
 
 from models import eight_schools, funnel
 from ppl_vi.target.evaluation import prior_draws
+from ppl_vi.target.sites import split
 from ppl_vi.target.target import Target
 from ppl_vi.truth import ground_truth, reference_truth
 from ppl_vi.truth.chains.reference import ChainSettings, sampled_reference
@@ -71,6 +72,17 @@ def test_coordinates_are_a_bijection_with_its_jacobian(pulled):
     moved = coordinates.unconstrained_density(v) + torch.linalg.slogdet(jacobian)[1]
     torch.testing.assert_close(coordinates.density(u), moved, rtol=1e-10, atol=1e-9)
     assert float((v - u).abs().max()) > 1
+
+
+def test_without_a_term_a_vector_is_non_centred():
+    """pair = (top, top) + scale L u, with the matrix L of the model `nested`."""
+    coordinates = Reparametrisation.of(NESTED, 0)
+    u = points(5, NESTED.dim)
+    given = split(NESTED.latents, u)
+    latents, _ = NESTED.constrain(coordinates.to_unconstrained(u))
+    scaled = given["pair"] @ torch.tensor([[1.0, 0.7], [0.0, 0.5]], dtype=REAL)
+    expected = latents["top"].reshape(-1, 1, 1) + latents["scale"].reshape(-1, 1, 1) * scaled
+    torch.testing.assert_close(latents["pair"].reshape(expected.shape), expected)
 
 
 def pulled_by(term, log_scales):
