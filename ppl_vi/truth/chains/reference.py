@@ -2,17 +2,15 @@
 
 The chains run Hamiltonian Monte Carlo in coordinates that are adapted to hierarchies (`reparametrisation`). A warm-up
 sets coordinates, inverse mass matrix and step size; a pilot run chooses the length of trajectories and how many
-transitions apart the draws are kept; then the draws are taken. Half of the chains give a proposal density from which
-bridge sampling computes log p(x), on the other half.
+transitions apart the draws are kept; then the draws are taken. A proposal density fitted to half of the chains gives
+log p(x) by bridge sampling on the other half.
 
 The criteria are posteriordb's, and stricter: 10,000 draws of chains from dispersed starts; split R-hat, effective
 sample sizes in bulk and tails, and correlation of neighbouring draws, each for every coordinate and for the log
 density; no divergent transition; the energy's fraction of missing information (E-FMI); and two estimates of log p(x),
 by bridge sampling and by importance sampling, that agree.
 
-Sources: Magnusson et al. (2024), posteriordb; Vehtari et al. (2021), Rank-normalization, folding, and localization: an
-improved R-hat; Betancourt (2016), Diagnosing suboptimal cotangent disintegrations in Hamiltonian Monte Carlo; Gronau et
-al. (2017), A tutorial on bridge sampling.
+Sources: Magnusson et al. (2024), posteriordb; Gronau et al. (2017), A tutorial on bridge sampling.
 """
 
 from __future__ import annotations
@@ -32,38 +30,38 @@ from ppl_vi.target.isolation import isolated
 from ppl_vi.target.target import Target
 from ppl_vi.truth.chains.bridge import bridge
 from ppl_vi.truth.chains.cache import SavedReference, cached_reference
+from ppl_vi.truth.chains.criteria import (
+    MAX_CORRELATION,
+    MAX_LOG_EVIDENCE_ERROR,
+    MAX_PARETO_K_HAT,
+    MAX_STANDARD_ERRORS,
+    Criterion,
+    autocorrelation,
+    chain_criteria,
+)
 from ppl_vi.truth.chains.leapfrog import ChainState
 from ppl_vi.truth.chains.reparametrisation import Reparametrisation
 from ppl_vi.truth.chains.sampler import HMC, adapt_step_size, adapt_step_sizes, chains_at
 from ppl_vi.truth.result import Check, Points, Truth
 
-# The criteria. Draws that miss one of them make the truth uncertified.
-MAX_R_HAT = 1.01  # the limit of Vehtari et al. (2021): above it the chains disagree about the posterior
-MIN_EFFECTIVE_SAMPLE_SIZE = 5000  # in bulk and tails; it keeps standard errors of means below 1.5% of a deviation
-MAX_CORRELATION = 0.05  # of a draw with the next one of its chain
-MIN_E_FMI = 0.2  # below it chains move through the energies too slowly to reach the tails
-MAX_STANDARD_ERRORS = 4.0  # between two estimates of log p(x): once in 16,000 runs by chance alone
-MAX_LOG_EVIDENCE_ERROR = 0.05  # nats: joint standard error of both estimates, so that their agreement says something
-MAX_PARETO_K_HAT = 0.7  # above it the importance weights have too heavy a tail for a reliable standard error
-
 # The warm-up.
-START_HALF_WIDTH = 2.0  # half of the chains start uniformly within so much of 0 in unconstrained space, as in Stan
-FIRST_STEP_SIZE = 0.1
+START_HALF_WIDTH = 2.0  # half of the chains start uniformly within this of 0 in unconstrained space, as in Stan
+FIRST_STEP_SIZE = 0.1  # of the leapfrog steps, before the first transition
 FIRST_MAX_LEAPFROG = 10  # leapfrog steps of a trajectory at most, before the first inverse mass matrix is known
-WINDOW_MAX_STEP_SIZE = 0.3  # at which a window starts: the step size was adapted to another inverse mass matrix
+WINDOW_MAX_STEP_SIZE = 0.3  # with which a window may start, because its inverse mass matrix is a new one
 
 # The pilot. It tries two lengths of trajectories, in whitened coordinates: half a period of a standard normal density
 # and a whole one. A transition costs as much as its leapfrog steps and OVERHEAD_IN_LEAPFROG_STEPS more.
 TRAJECTORY_LENGTHS = (math.pi, 2 * math.pi)
 OVERHEAD_IN_LEAPFROG_STEPS = 4
-MAX_PILOT_LAG = 30  # transitions apart: correlations at larger lags are extrapolated, the pilot being too short
-MAX_PILOT_CORRELATION = 0.6 * MAX_CORRELATION  # below the criterion, so that draws at this lag seldom miss it
+MAX_PILOT_LAG = 30  # transitions apart: at larger lags correlations are extrapolated, because the pilot is too short
+MAX_PILOT_CORRELATION = 0.6 * MAX_CORRELATION  # smaller than the limit itself, so that draws at this lag seldom miss it
 
-# The draws. A run is repeated at half the step size where a trajectory diverged, and with twice as many transitions
-# between draws where these are correlated.
+# The draws. A run is repeated at half the step size if a transition was divergent, and with twice as many transitions
+# between draws if these are correlated.
 MAX_RUNS = 6
-MAX_THINNING = 60  # transitions between draws: more take too long
-MAX_PILOT_THINNING = 2 * MAX_THINNING  # the pilot's figure above which no run is tried: it may err by a factor of 2
+MAX_THINNING = 60  # transitions from one draw to the next; more would take too long
+MAX_PILOT_THINNING = 2 * MAX_THINNING  # no full run is tried if the pilot asks for more; it may err by a factor of 2
 
 GIVEN_UP = (
     "given up after a pilot run: by its correlations, independent draws would be about {:.3g} transitions apart, and "
@@ -93,37 +91,6 @@ class ChainSettings:
     num_windows: int = 5
     acceptance: float = 0.9
     num_proposed: int = 20_000
-
-
-@dataclass(frozen=True)
-class Criterion:
-    """One of the criteria that the draws have to meet.
-
-    Attributes:
-        name: which figure.
-        value: what it is.
-        limit: what it may be at most, or has to be at least.
-        at_least: whether the limit is the smallest value allowed.
-    """
-
-    name: str
-    value: float
-    limit: float
-    at_least: bool = False
-
-    @property
-    def check(self) -> Check:
-        """As a check, whose figure must not exceed its tolerance: a limit from below is divided by the value."""
-        if self.at_least:
-            return Check(f"{self.limit:g} divided by {self.name}", self.limit / self.value, 1.0)
-        return Check(self.name, self.value, self.limit)
-
-    @property
-    def failure(self) -> str:
-        """In words what is wrong; "" where the criterion is met."""
-        if self.check.error <= self.check.tolerance:
-            return ""
-        return f"{self.name} is {self.value:.3g} and must be at {'least' if self.at_least else 'most'} {self.limit:g}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -257,7 +224,7 @@ def sampled_reference(
     joint_error = math.hypot(by_bridge.std_error, by_importance.std_error)
     away = abs(by_bridge.value - by_importance.value) / joint_error
     criteria = (
-        *_diagnosed(draws),
+        *chain_criteria(draws.numbers, draws.energy, draws.num_diverged),
         Criterion("difference of bridge and importance sampling (in standard errors)", away, MAX_STANDARD_ERRORS),
         Criterion("joint standard error of bridge and importance sampling (nats)", joint_error, MAX_LOG_EVIDENCE_ERROR),
         Criterion("Pareto k-hat of the importance weights", k_hat, MAX_PARETO_K_HAT),
@@ -395,12 +362,6 @@ def _run(sampler: _Sampler, num: int, thinning: int, generator: torch.Generator)
     return replace(sampler, state=state), draws
 
 
-def autocorrelation(values: Tensor, lag: int) -> Tensor:
-    """The correlation of draws `(N, C, K)` with those `lag` later, about the common mean of all chains, `(K,)`."""
-    away = values - values.mean((0, 1))
-    return (away[lag:] * away[:-lag]).mean((0, 1)) / away.square().mean((0, 1))
-
-
 def _thinning(values: Tensor) -> float:
     """The smallest lag at which no number of `values` `(N, C, K)` is correlated with itself any more.
 
@@ -412,26 +373,6 @@ def _thinning(values: Tensor) -> float:
         if correlation < MAX_PILOT_CORRELATION:
             return lag
     return lag * math.log(MAX_PILOT_CORRELATION) / math.log(correlation) if correlation < 1 else math.inf
-
-
-def _diagnosed(draws: ReferenceDraws) -> tuple[Criterion, ...]:
-    """The criteria for the chains themselves, each with the worst figure over coordinates, log density and chains."""
-    from arviz_stats.base import array_stats  # importing it takes two seconds, with xarray and pandas
-
-    chains = draws.numbers.permute(2, 1, 0).cpu().numpy()  # number, chain, draw
-    r_hat = max(float(array_stats.rhat(one)) for one in chains)
-    bulk = min(float(array_stats.ess(one, method="bulk")) for one in chains)
-    tail = min(float(array_stats.ess(one, method="tail", prob=(0.05, 0.95))) for one in chains)
-    e_fmi = float(np.asarray(array_stats.bfmi(draws.energy.T.cpu().numpy())).min())
-    correlation = float(autocorrelation(draws.numbers, 1).abs().max())
-    return (
-        Criterion("split R-hat", r_hat, MAX_R_HAT),
-        Criterion("smallest effective sample size in bulk", bulk, MIN_EFFECTIVE_SAMPLE_SIZE, at_least=True),
-        Criterion("smallest effective sample size in the tails", tail, MIN_EFFECTIVE_SAMPLE_SIZE, at_least=True),
-        Criterion("largest correlation of a draw with the next one of its chain", correlation, MAX_CORRELATION),
-        Criterion("number of divergent transitions", float(draws.num_diverged), 0.0),
-        Criterion("smallest E-FMI of a chain", e_fmi, MIN_E_FMI, at_least=True),
-    )
 
 
 def _evidence(draws: ReferenceDraws, num: int, seed: int) -> tuple[EvidenceEstimate, EvidenceEstimate, float]:

@@ -17,7 +17,8 @@ from ppl_vi.target.target import Conditional, Target
 from ppl_vi.truth import ground_truth, reference_truth
 from ppl_vi.truth.chains import cache, reference
 from ppl_vi.truth.chains.bridge import bridge
-from ppl_vi.truth.chains.reference import ChainSettings, autocorrelation
+from ppl_vi.truth.chains.criteria import Criterion, autocorrelation
+from ppl_vi.truth.chains.reference import ChainSettings
 from ppl_vi.truth.chains.sampler import HMC, chains_at
 
 REAL = torch.float64
@@ -73,6 +74,23 @@ def test_autocorrelation_of_an_autoregressive_chain():
     values = torch.from_numpy(np.stack(chain))
     for lag in (1, 3):
         assert float(autocorrelation(values, lag)) == pytest.approx(0.7**lag, abs=0.02)  # 80,000 values
+
+
+@pytest.mark.parametrize(
+    ("value", "at_least", "failure"),
+    [
+        (3.0, False, ""),
+        (5.0, False, "size is 5 and must be at most 4"),
+        (math.nan, False, "size is nan and must be at most 4"),
+        (5.0, True, ""),
+        (3.0, True, "size is 3 and must be at least 4"),
+        (0.0, True, "size is 0 and must be at least 4"),
+    ],
+)
+def test_a_criterion_says_what_is_wrong(value, at_least, failure):
+    criterion = Criterion("size", value, 4.0, at_least)
+    assert criterion.failure == failure
+    assert (criterion.check.error <= criterion.check.tolerance) == (not failure)
 
 
 @pytest.mark.slow

@@ -60,11 +60,11 @@ def term_like(term, seed):
     return GaussianSiteTerm(center, precision.square(), powers)
 
 
-@pytest.mark.parametrize("pulled", [False, True])
-def test_coordinates_are_a_bijection_with_its_jacobian(pulled):
+@pytest.mark.parametrize("with_terms", [False, True])
+def test_coordinates_are_a_bijection_with_its_jacobian(with_terms):
     start = Reparametrisation.of(NESTED, 0)
     site_terms = {name: term_like(term, seed) for seed, (name, term) in enumerate(start.site_terms.items())}
-    coordinates = start.with_site_terms(site_terms) if pulled else start
+    coordinates = start.with_site_terms(site_terms) if with_terms else start
     u = points(5, NESTED.dim)
     v = coordinates.to_unconstrained(u)
     torch.testing.assert_close(coordinates.from_unconstrained(v), u, rtol=1e-9, atol=1e-9)
@@ -85,7 +85,7 @@ def test_without_a_term_a_vector_is_non_centred():
     torch.testing.assert_close(latents["pair"].reshape(expected.shape), expected)
 
 
-def pulled_by(term, log_scales):
+def precision_and_height(term, log_scales):
     """w and h, the sum of all terms, where the scales have these logarithms."""
     w = term.precision * (term.powers * log_scales).sum(-1).exp()
     return w.sum(-1), (w * term.center).sum(-1)
@@ -99,7 +99,7 @@ def test_a_normal_likelihood_is_found_exactly_whatever_the_points():
     fitted = start.fitted(u, start.density.slope(u)[1])
     y, sigma = target.row(0)
     for log_tau in (-2.0, 1.0):
-        w, h = pulled_by(fitted.site_terms["theta"], torch.tensor([log_tau], dtype=REAL))
+        w, h = precision_and_height(fitted.site_terms["theta"], torch.tensor([log_tau], dtype=REAL))
         torch.testing.assert_close(w, sigma**-2)
         torch.testing.assert_close(h, y / sigma**2)
     _, slope = fitted.density.slope(u)
@@ -121,7 +121,7 @@ def test_noise_that_is_inferred_pulls_by_its_own_size():
     u = points(400, target.dim)
     fitted = start.fitted(u, start.density.slope(u)[1])
     for log_sigma in (-3.0, 0.5):  # of a thousandth of the points at most
-        w, h = pulled_by(fitted.site_terms["z"], torch.tensor([0.3, log_sigma], dtype=REAL))
+        w, h = precision_and_height(fitted.site_terms["z"], torch.tensor([0.3, log_sigma], dtype=REAL))
         torch.testing.assert_close(w, torch.full_like(y, math.exp(-2 * log_sigma)), rtol=1e-6, atol=0)
         torch.testing.assert_close(h, y * math.exp(-2 * log_sigma), rtol=1e-6, atol=0)
     _, slope = fitted.density.slope(u)
