@@ -123,11 +123,12 @@ class DecodedEvidence:
     @property
     def reasons(self) -> tuple[str, ...]:
         """Why each problem is not to be trusted, "" where it is."""
-        is_nan, most = np.isnan(self.excess), LOG_EVIDENCE_TOLERANCE
+        is_nan, gave_up, most = np.isnan(self.excess), np.isinf(self.tree_error), LOG_EVIDENCE_TOLERANCE
         tests = (
-            (~is_nan, "log p(x | z) is nan at some z", self.excess),
+            (~is_nan, "log p(x | z) or its ceiling is nan", self.excess),
             (self.excess <= self.rounding, "log p(x | z) exceeds its ceiling by {:.1e} nats", self.excess),
             (self.outside <= MAX_MASS_OUTSIDE, "a share of up to {:.1e} of p(x) may lie outside the box", self.outside),
+            (~gave_up, "the tree of cells gave up, because it needed too many or too small cells", self.tree_error),
             (self.tree_error <= most, "the tree of cells ended with an error of {:.1e} nats", self.tree_error),
             (~self.missed, "an ascent found a mode that the tree of cells has stepped over", self.excess),
             (self.mismatch <= most, "decoder and model differ by {:.1e} nats at the mode", self.mismatch),
