@@ -22,7 +22,6 @@ from torch.func import grad_and_value
 from ppl_vi.compiler.kernel import Kernel, written
 from ppl_vi.compiler.many_points import agree
 from ppl_vi.compiler.vectors import num_lanes
-from ppl_vi.target.isolation import isolated
 from ppl_vi.target.log_density import Density
 
 # Largest difference of machine code's values and gradients from the density's own, relative to the largest number of a
@@ -84,7 +83,7 @@ def _compiled(density: Density, num_chains: int) -> Kernel | None:
     point = torch.zeros(density.dim, dtype=density.dtype)
     factor = torch.eye(density.dim, dtype=density.dtype)
     try:
-        with isolated(density.dtype, seed=0):
+        with density.isolated():
             step = written(leap, num_chains, carried=[point] * 3, fixed=[point[:1]], data=[factor, *density.numbers])
             return step.compiled()
     except Exception as error:  # whatever a model does that tracing, translation or the compiler do not know

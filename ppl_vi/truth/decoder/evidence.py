@@ -10,7 +10,6 @@ import torch
 from scipy import special
 from torch import Tensor
 
-from ppl_vi.target.isolation import isolated
 from ppl_vi.target.target import Target
 from ppl_vi.truth.decoder.cells import Cells, Joint, Seen, graded, joined, look, merged
 from ppl_vi.truth.decoder.lattice import lattice_sum
@@ -54,7 +53,7 @@ def decoded_truth(target: Target) -> Truth:
             f"this takes a decoder of one to three latent numbers; '{target.name}' has {target.dim} latents and "
             f"{'no' if target.decoded is None else 'a'} decoder"
         )
-    with isolated(target.dtype), torch.no_grad():
+    with target.isolated(), torch.no_grad():
         everyone = torch.arange(target.num_problems, device=target.device)
         found = certify(target, everyone, rule)
         again = torch.from_numpy(found.failed).to(target.device)
