@@ -28,7 +28,6 @@ from torch.func import grad_and_value
 from ppl_vi.compiler.kernel import Kernel, written
 from ppl_vi.compiler.many_points import agree
 from ppl_vi.compiler.vectors import num_lanes
-from ppl_vi.target.isolation import isolated
 from ppl_vi.target.log_density import Density
 
 # Machine code is used if its values and gradients differ from the density's own by at most this, relative to the
@@ -134,7 +133,7 @@ def _compiled(density: Density, num_chains: int) -> Kernel | None:
     point = torch.zeros(density.dim, dtype=density.dtype)
     factor = torch.eye(density.dim, dtype=density.dtype)
     try:
-        with isolated(density.dtype, seed=0):
+        with density.isolated():
             code = written(step, num_chains, carried=[point] * 3, fixed=[point[:1]], data=[factor, *density.numbers])
             return code.compiled()
     except Exception as error:  # whatever a model does that tracing, translation or the compiler do not know

@@ -26,7 +26,6 @@ from torch import Tensor
 from ppl_vi.numerics.mixtures import DEGREES, fit_student_mixture
 from ppl_vi.numerics.weights import EvidenceEstimate, importance_evidence, pareto_khat
 from ppl_vi.target.evaluation import prior_draws
-from ppl_vi.target.isolation import isolated
 from ppl_vi.target.target import Target
 from ppl_vi.truth.chains.bridge import bridge
 from ppl_vi.truth.chains.cache import SavedReference, cached_reference
@@ -137,7 +136,7 @@ def reference_truth(target: Target, *, settings: ChainSettings | None = None, se
         seed: of starts, chains and proposals.
     """
     chosen = settings or ChainSettings()
-    with isolated(target.dtype, seed=seed):
+    with target.isolated(seed):
         coordinates = [Reparametrisation.of(target, problem) for problem in range(target.num_problems)]
         found = [_saved_or_sampled(one, chosen, seed) for one in coordinates]
     reasons = tuple(one.reason for one in found)

@@ -33,7 +33,7 @@ from torch.distributions import constraints
 from torch.func import vmap
 
 from ppl_vi.target.inspection import SEEDS, run_model
-from ppl_vi.target.isolation import isolated, whole_plates
+from ppl_vi.target.isolation import whole_plates
 from ppl_vi.target.log_density import Density
 from ppl_vi.target.sites import split
 from ppl_vi.target.target import Target
@@ -197,7 +197,7 @@ def _mapped(
             change(target.model)(*row)
         return torch.cat([change.mapped[site.name].flatten() for site in target.latents]), change.frames
 
-    with isolated(target.dtype, seed=0):
+    with target.isolated(seed=0):
         return vmap(of_one)(points)
 
 

@@ -26,7 +26,6 @@ import torch
 from torch import Tensor
 
 from ppl_vi.target.decoder import Decoded
-from ppl_vi.target.isolation import isolated
 from ppl_vi.target.target import Target
 from ppl_vi.truth.decoder.hmc import TemperedChains, transition
 
@@ -136,7 +135,7 @@ def annealed_bound(target: Target, settings: Annealing | None = None, *, seed: i
         ValueError: the target has no decoder.
     """
     settings = settings or Annealing()
-    with isolated(target.dtype), torch.no_grad():
+    with target.isolated(), torch.no_grad():
         return bound_from_weights([run.forward(run.pilot()) for run in _runs(target, settings, seed)])
 
 
@@ -157,7 +156,7 @@ def annealed_sandwich(target: Target, z: Tensor, settings: Annealing | None = No
         raise ValueError(f"z must be ({target.num_problems}, {target.dim}), one row a problem, got {tuple(z.shape)}")
     z = z.detach().to(target.device, target.dtype)
     lower, upper = [], []
-    with isolated(target.dtype), torch.no_grad():
+    with target.isolated(), torch.no_grad():
         for run in _runs(target, settings, seed):
             step_sizes = run.pilot()
             lower.append(run.forward(step_sizes))

@@ -15,7 +15,6 @@ import torch
 from scipy import special
 from torch import Tensor
 
-from ppl_vi.target.isolation import isolated
 from ppl_vi.target.target import Target
 from ppl_vi.truth.decoder.cells import (
     CellIntegrals,
@@ -73,7 +72,7 @@ def decoded_truth(target: Target) -> Truth:
             f"decoded_truth needs a decoder of one to three latent numbers; '{target.name}' has {target.dim} latent "
             f"numbers and {'no' if target.decoded is None else 'a'} decoder"
         )
-    with isolated(target.dtype), torch.no_grad():
+    with target.isolated(), torch.no_grad():
         everyone = torch.arange(target.num_problems, device=target.device)
         found = certify(target, everyone, rule)
         again = torch.from_numpy(found.failed).to(target.device)

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from ppl_vi.target.evaluation import prior_draws
-from ppl_vi.target.isolation import isolated
 from ppl_vi.target.log_density import Density
 from ppl_vi.target.target import Target
 from ppl_vi.truth.chains.sampler import HMC, adapt_step_size, chains_at
@@ -64,7 +63,7 @@ def black_box_truth(target: Target, *, seed: int = 0) -> Truth:
     """
     if target.dim not in RULES:
         raise ValueError(f"quadrature reaches {max(RULES)} unconstrained numbers; '{target.name}' has {target.dim}")
-    with isolated(target.dtype, seed=seed):
+    with target.isolated(seed):
         found = []
         for problem in range(target.num_problems):
             prior = prior_draws(target, problem, seed=seed)
