@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ppl_vi.numerics.mixtures import DEGREES, fit_student_mixture
-from ppl_vi.numerics.weights import EvidenceEstimate, importance_evidence
+from ppl_vi.numerics.weights import EvidenceEstimate, importance_evidence, pareto_khat
 from ppl_vi.target.evaluation import prior_draws
 from ppl_vi.target.target import Target
 from ppl_vi.truth.chains.bridge import bridge
@@ -341,8 +341,6 @@ def _diagnosed(draws: ReferenceDraws) -> tuple[Check, ...]:
 
 def _evidence(draws: ReferenceDraws, num: int, seed: int) -> tuple[EvidenceEstimate, EvidenceEstimate, float]:
     """By bridge and by importance sampling, each with a density fitted to the other half of the chains, and k-hat."""
-    from arviz_stats.base import array_stats
-
     density, half = draws.coordinates.density, draws.u.shape[1] // 2
     first, second = draws.u[:, :half], draws.u[:, half:]
     generator = torch.Generator().manual_seed(seed + 1)
@@ -358,7 +356,4 @@ def _evidence(draws: ReferenceDraws, num: int, seed: int) -> tuple[EvidenceEstim
     student = fit_student_mixture(second.flatten(0, 1), DEGREES, seed)
     proposed = student.draw(num, generator)
     log_weight = (density(proposed) - student.log_prob(proposed)).numpy()
-    with np.errstate(divide="ignore", invalid="ignore"):
-        # ArviZ's function takes the log likelihood of leave-one-out, so it negates what it is given
-        heavy = float(array_stats.psislw(-log_weight)[1])
-    return by_bridge, importance_evidence(log_weight), heavy
+    return by_bridge, importance_evidence(log_weight), pareto_khat(log_weight)
