@@ -28,7 +28,7 @@ from torch.fx import Graph, GraphModule, Node
 from ppl_vi.compiler import inductor_cache
 
 KNOWN = ("2.13",)  # versions of torch whose internals have been tried
-CACHE = "TORCHINDUCTOR_CACHE_DIR"
+CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 _log = logging.getLogger(__name__)
 
 
@@ -48,7 +48,7 @@ def check_version() -> None:
 
 def cache_folder() -> Path:
     """Where machine code is kept."""
-    chosen, default = os.environ.get(CACHE), Path(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}")
+    chosen, default = os.environ.get(CACHE_VARIABLE), Path(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}")
     if chosen and Path(chosen) != default:  # torch sets the variable to its own default, which a restart may empty
         return Path(chosen)
     home = os.environ.get("XDG_CACHE_HOME")
@@ -124,7 +124,7 @@ def with_constants_given(module: GraphModule) -> tuple[GraphModule, list[Tensor]
 
 def _compiled(module: GraphModule, example: Sequence[Tensor], folder: Path, key: str) -> inductor_cache.Run:
     """Compiles, and keeps what can be run without inductor."""
-    with inductor_cache.environment(CACHE, str(folder)), _quiet():
+    with inductor_cache.environment(CACHE_VARIABLE, str(folder)), _quiet():
         from torch._guards import TracingContext, tracing
         from torch._inductor import codecache, config, cpu_vec_isa
         from torch._inductor.codegen import common

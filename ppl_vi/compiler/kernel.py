@@ -21,7 +21,7 @@ from torch.fx import GraphModule
 
 from ppl_vi.compiler import inductor, toolchain
 from ppl_vi.compiler.emit import source
-from ppl_vi.compiler.simplify import traced
+from ppl_vi.compiler.simplify import trace_simplified
 from ppl_vi.compiler.translate import Signature, decomposed, translate
 from ppl_vi.compiler.values import UnsupportedError
 from ppl_vi.compiler.vectors import num_lanes
@@ -42,7 +42,7 @@ class Like:
 
 
 @dataclass(frozen=True)
-class Step:
+class KernelSource:
     """The C++ of a step.
 
     Attributes:
@@ -66,11 +66,11 @@ class Step:
     operations: tuple[int, ...]
 
     @property
-    def is_kept(self) -> bool:
+    def is_cached(self) -> bool:
         """Whether its machine code was compiled before and is in the cache."""
         return toolchain.is_cached(self.code)
 
-    def compiled(self) -> Kernel:
+    def compile(self) -> Kernel:
         """Compiles the step, or loads the machine code that is kept from before.
 
         Raises:
@@ -83,7 +83,7 @@ class Step:
         return Kernel(self, function, ctypes.c_int64.in_dll(library, "frame_bytes").value)
 
 
-def written(
+def kernel_source(
     step: Callable[..., Sequence[Tensor]],
     most_lanes: int,
     *,
@@ -92,7 +92,7 @@ def written(
     fixed: Tensors = (),
     data: Tensors = (),
     noise: Tensors = (),
-) -> Step:
+) -> KernelSource:
     """Traces a step of one lane and writes its C++.
 
     Args:
@@ -112,14 +112,14 @@ def written(
         raise UnsupportedError("numbers on another device")
     dtype = next(tensor.dtype for tensor in given if tensor.is_floating_point())
     example = (*torch.ones(num_scalars, dtype=dtype), *given)
-    flat = traced(step, example)
+    flat = trace_simplified(step, example)
     graph = decomposed(flat, example)
     signature = Signature(num_scalars, len(carried), len(fixed), len(data), len(noise))
     translation = translate(graph, signature, dtype)
     outputs = next(node for node in graph.graph.nodes if node.op == "output").args[0]
     results = tuple(Like(torch.Size(node.meta["val"].shape), dtype) for node in outputs[len(carried) :])
     code = source(translation, most_lanes)
-    return Step(
+    return KernelSource(
         code, most_lanes, dtype, num_scalars, _likes(carried), _likes(fixed), _likes(data), _likes(noise), results,
         operation_sizes(flat),
     )  # fmt: skip
@@ -148,7 +148,7 @@ class Kernel:
         frame_bytes: about the most that the function takes of the stack.
     """
 
-    step: Step
+    source: KernelSource
     advance: Callable[..., None]
     frame_bytes: int
 
@@ -177,7 +177,7 @@ class Kernel:
         Raises:
             ValueError: a tensor is not what the machine code was made for.
         """
-        step, (batch, lanes) = self.step, num_lanes_of
+        step, (batch, lanes) = self.source, num_lanes_of
         scalars = torch.zeros((0, 1), dtype=step.dtype) if scalars is None else scalars.contiguous()
         num_steps = scalars.shape[-1]
         self._check_lanes(lanes)
@@ -204,7 +204,7 @@ class Kernel:
         )
 
     def _check_lanes(self, lanes: int) -> None:
-        most, full = self.step.most_lanes, num_lanes(self.step.most_lanes, self.step.dtype)
+        most, full = self.source.most_lanes, num_lanes(self.source.most_lanes, self.source.dtype)
         if lanes != most and min(lanes, most) < full:
             raise ValueError(f"expected {most} lanes, got {lanes}: make a kernel for so many")
 

@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 
 from ppl_vi.compiler.eager import eager
-from ppl_vi.compiler.kernel import Kernel, written
-from ppl_vi.compiler.simplify import traced
+from ppl_vi.compiler.kernel import Kernel, kernel_source
+from ppl_vi.compiler.simplify import trace_simplified
 from ppl_vi.compiler.trace import trace
 
 Tensors = Sequence[Tensor]
@@ -29,9 +29,9 @@ Vectorise = Callable[..., Callable[..., Any]]  # torch.func.vmap, or what stands
 Gate = Callable[[], AbstractContextManager[Any]]
 
 # Machine code takes as long to make as a call whose widest temporaries, of all points together, hold so many numbers.
-WORTH_NUMBERS = 2**22
+MIN_CALL_NUMBERS = 2**22
 # The same for a search, which evaluates a sum many times.
-SEARCH_WORTH_NUMBERS = 2**26
+MIN_SEARCH_NUMBERS = 2**26
 # Operations on single numbers take as long at one point as one on so many numbers more than the widest temporary has.
 POINT_OVERHEAD = 20
 # Points at which machine code is held to the function, and the fewest for which it is made.
@@ -56,10 +56,10 @@ def pays(num_points: int, width: int) -> bool:
         num_points: of the call.
         width: how many numbers the largest temporary of one point has.
     """
-    return num_points >= NUM_CHECKED and num_points * (width + POINT_OVERHEAD) >= WORTH_NUMBERS
+    return num_points >= NUM_CHECKED and num_points * (width + POINT_OVERHEAD) >= MIN_CALL_NUMBERS
 
 
-def blocks(num: int, size: int) -> Iterator[slice]:
+def chunks(num: int, size: int) -> Iterator[slice]:
     """`range(num)` in slices of `size`, 1 at least."""
     size = max(1, size)
     return (slice(first, first + size) for first in range(0, num, size))
@@ -146,9 +146,9 @@ class AtPoints:
         inner = self.vectorise(self.function, in_dims=(*(0 for _ in points), *(None for _ in data)))
         mapped = self.vectorise(inner, in_dims=0)
         rows = []
-        for few in blocks(batch, self.block // max(num, 1)):
+        for few in chunks(batch, self.block // max(num, 1)):
             parts = []
-            for some in blocks(num, self.block):
+            for some in chunks(num, self.block):
                 with self.gate():
                     parts.append(_tuple(mapped(*(part[few, some] for part in points), *(part[few] for part in data))))
             rows.append([torch.cat(tensors, 1) for tensors in zip(*parts, strict=True)])
@@ -159,7 +159,7 @@ class AtPoints:
         num = len(points[0])
         size = next((size for size in self.sizes if num <= size), self.sizes[-1])
         parts = []
-        for some in blocks(num, size):
+        for some in chunks(num, size):
             few = [part[some] for part in points]
             here = len(few[0])
             padded = [torch.cat([part, part[:1].expand(size - here, *part.shape[1:])]) for part in few]
@@ -197,7 +197,7 @@ def _held_to(at_points: AtPoints, points: Tensors, data: Tensors) -> Kernel | No
     try:
         with at_points.gate():
             fixed, row = [part[0, 0] for part in points], [part[0] for part in data]
-            kernel = written(step, MANY_LANES, fixed=fixed, data=row).compiled()
+            kernel = kernel_source(step, MANY_LANES, fixed=fixed, data=row).compile()
         with torch.no_grad():
             expected = at_points._by_operations(points, data)
         found = _by_kernel(kernel, points, data)
@@ -260,7 +260,7 @@ class WeightedSum:
         try:
             with self.gate():
                 expected = _on_points(self.function, len(few) - 1)(x, *few, *data)
-                kernel = written(step, MANY_LANES, fixed=[part[0] for part in points], data=(x, *data)).compiled()
+                kernel = kernel_source(step, MANY_LANES, fixed=[part[0] for part in points], data=(x, *data)).compile()
             found = _summed(kernel, x, few[:-1], few[-1], data)
         except (
             Exception
@@ -288,7 +288,7 @@ class WeightedSum:
         summed = _on_points(self.function, len(few) - 1)
         with self.gate():
             try:
-                return eager(traced(summed, (x, *few, *data)))
+                return eager(trace_simplified(summed, (x, *few, *data)))
             except Exception as error:  # what can't be traced is only slower
                 _log.info("a sum runs untraced: %s", error)
 

@@ -31,16 +31,16 @@ PRODUCTS = (aten.bmm.default, aten.mm.default)
 NEUTRAL = {aten.mul.Tensor: 1, aten.add.Tensor: 0, aten.sub.Tensor: 0, aten.div.Tensor: 1, aten.pow.Tensor_Scalar: 1}
 
 
-def traced(function: Callable[..., Any], example: tuple[Tensor, ...]) -> GraphModule:
+def trace_simplified(function: Callable[..., Any], example: tuple[Tensor, ...]) -> GraphModule:
     """A function of tensors as a tidied graph, for inputs like `example`: the same shapes, dtypes and device.
 
     Raises:
         Exception: whatever a function does that can't be traced.
     """
-    return tidy(trace(function, example), example)
+    return simplify(trace(function, example), example)
 
 
-def tidy(module: GraphModule, example: tuple[Tensor, ...]) -> GraphModule:
+def simplify(module: GraphModule, example: tuple[Tensor, ...]) -> GraphModule:
     """The same graph with fewer operations, none of them in place; `example` is what it was traced with."""
     if any(is_in_place(node) for node in module.graph.nodes):  # only now: functionalize knows no autograd.Function
         module = trace(functionalize(module), example)

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from ppl_vi.compiler import toolchain
-from ppl_vi.compiler.many_points import NUM_CHECKED, WORTH_NUMBERS, AtPoints, pays
+from ppl_vi.compiler.many_points import MIN_CALL_NUMBERS, NUM_CHECKED, AtPoints, pays
 from ppl_vi.numerics.vmapping import vmap_or_loop
 from ppl_vi.target import evaluation
 from ppl_vi.target.target import Target
 
 pytestmark = pytest.mark.filterwarnings("ignore:Found vars in model but not guide")
-WIDE = WORTH_NUMBERS  # a temporary so wide that machine code pays for 64 points
+WIDE = MIN_CALL_NUMBERS  # a temporary so wide that machine code pays for 64 points
 COUNTS = torch.tensor([4.0, 5, 3, 6, 1, 0, 1, 2])
 
 
@@ -57,7 +57,7 @@ MODELS: dict[str, tuple[Callable[..., None], Tensor]] = {
 def test_the_log_joint_by_machine_code_is_the_models(name: str) -> None:
     model, data = MODELS[name]
     target = Target.of(model, (data,))
-    num = WORTH_NUMBERS // target.width  # so many that machine code is made
+    num = MIN_CALL_NUMBERS // target.width  # so many that machine code is made
     generator = torch.Generator().manual_seed(1)
     u = target.laplace.loc[:1] + torch.randn((num, target.dim), generator=generator, dtype=torch.float64)
     latents = {name: value[None] for name, value in target.constrain(u)[0].items()}
@@ -73,7 +73,7 @@ def test_each_problem_has_its_own_data() -> None:
         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
     target = Target(model, (torch.tensor([1.5, -3.0, 0.2]),))
-    z = torch.rand((2, WORTH_NUMBERS // 40), generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    z = torch.rand((2, MIN_CALL_NUMBERS // 40), generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     index = torch.tensor([2, 0])
     got = evaluation.log_joint(target, {"z": z}, index)
     assert made(evaluation.evaluator(target))
@@ -132,6 +132,6 @@ def test_machine_code_that_disagrees_with_the_function_is_not_used() -> None:
 
 
 def test_few_points_do_not_pay() -> None:
-    assert not pays(NUM_CHECKED - 1, WORTH_NUMBERS)
-    assert pays(NUM_CHECKED, WORTH_NUMBERS)
+    assert not pays(NUM_CHECKED - 1, MIN_CALL_NUMBERS)
+    assert pays(NUM_CHECKED, MIN_CALL_NUMBERS)
     assert not pays(1000, 1)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from ppl_vi.compiler.eager import eager
-from ppl_vi.compiler.simplify import tidy
+from ppl_vi.compiler.simplify import simplify
 from ppl_vi.compiler.trace import trace
 
 
@@ -35,7 +35,7 @@ def test_fewer_operations_give_the_same_numbers(function: object) -> None:
 
     traced = trace(gradient, given)
     before = len(traced.graph.nodes)
-    tidied = tidy(traced, given)
+    tidied = simplify(traced, given)
     assert len(tidied.graph.nodes) < 0.8 * before
     other = torch.randn(5, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
     assert torch.equal(tidied(*other), gradient(*other))
@@ -47,7 +47,7 @@ def test_what_changes_a_shape_or_a_dtype_stays(shape: tuple[int, ...]) -> None:
         return x + torch.zeros(3, 4), (y * 1).to(torch.float64) * torch.ones(1, dtype=torch.float64)
 
     given = torch.randn(shape, dtype=torch.float64), torch.randn(shape)
-    tidied = tidy(trace(function, given), given)
+    tidied = simplify(trace(function, given), given)
     for found, expected in zip(tidied(*given), function(*given), strict=True):
         assert torch.equal(found, expected)
         assert found.dtype == expected.dtype
@@ -76,7 +76,7 @@ def test_what_is_known_is_not_computed(function: object, shape: tuple[int, ...],
     given = torch.randn(shape, dtype=torch.float64), torch.randn(shape, dtype=torch.float64)
     traced = trace(gradient, given)
     before = len(traced.graph.nodes)
-    tidied = tidy(traced, given)
+    tidied = simplify(traced, given)
     assert len(tidied.graph.nodes) < share * before
     assert not any("triangular" in str(node.target) or "tril" in str(node.target) for node in tidied.graph.nodes)
     other = torch.randn(shape, dtype=torch.float64), torch.randn(shape, dtype=torch.float64)
@@ -91,7 +91,7 @@ def test_a_larger_triangle_and_one_off_the_diagonal_stay() -> None:
         return solved, x[:1, :1].tril(-1) + x[:1, :1].triu(1)
 
     given = torch.randn(3, 3, dtype=torch.float64), torch.randn(3, 2, dtype=torch.float64)
-    tidied = tidy(trace(function, given), given)
+    tidied = simplify(trace(function, given), given)
     for found, expected in zip(tidied(*given), function(*given), strict=True):
         assert torch.equal(found, expected)
     assert torch.equal(tidied(*given)[1], torch.zeros(1, 1, dtype=torch.float64))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ppl_vi.compiler import toolchain
-from ppl_vi.compiler.kernel import written
+from ppl_vi.compiler.kernel import kernel_source
 from ppl_vi.compiler.trace import trace
 from ppl_vi.compiler.translate import Signature, translate
 from ppl_vi.compiler.values import Loop, UnsupportedError
@@ -156,9 +156,9 @@ def run(function: Callable[[Tensor, Tensor], Tensor], size: int, noise: Tensor) 
         return value, value.sum()
 
     theta = torch.randn((1, replicas, size), generator=torch.Generator().manual_seed(4), dtype=dtype)
-    made = written(step, replicas, num_scalars=1, carried=[theta[0, 0]], noise=[noise[0]])
+    made = kernel_source(step, replicas, num_scalars=1, carried=[theta[0, 0]], noise=[noise[0]])
     scalars = torch.ones((1, 1), dtype=dtype)
-    (after,), (total,) = made.compiled()((1, replicas), scalars=scalars, carried=[theta], noise=[noise[None, None]])
+    (after,), (total,) = made.compile()((1, replicas), scalars=scalars, carried=[theta], noise=[noise[None, None]])
     want = torch.stack([function(theta[0, r], noise[r]).reshape(-1) for r in range(replicas)])
     torch.testing.assert_close(total[0, 0], after[0].sum(-1))
     return after[0], want

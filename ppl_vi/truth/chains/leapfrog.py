@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value
 
-from ppl_vi.compiler.kernel import Kernel, written
+from ppl_vi.compiler.kernel import Kernel, kernel_source
 from ppl_vi.compiler.many_points import agree
 from ppl_vi.compiler.vectors import num_lanes
 from ppl_vi.target.isolation import isolated
@@ -85,8 +85,10 @@ def _compiled(density: Density, num_chains: int) -> Kernel | None:
     factor = torch.eye(density.dim, dtype=density.dtype)
     try:
         with isolated(density.dtype, seed=0):
-            step = written(leap, num_chains, carried=[point] * 3, fixed=[point[:1]], data=[factor, *density.numbers])
-            return step.compiled()
+            source = kernel_source(
+                leap, num_chains, carried=[point] * 3, fixed=[point[:1]], data=[factor, *density.numbers]
+            )
+            return source.compile()
     except Exception as error:  # whatever a model does that tracing, translation or the compiler do not know
         _log.info("leapfrog steps run operation by operation: %s", error)
         return None
