@@ -13,7 +13,7 @@ import torch
 from ppl_vi.compiler.text import Tables, passes
 from ppl_vi.compiler.translate import Translation
 from ppl_vi.compiler.values import Array, Block, Item, Loop, Ref, UnsupportedError, Value, reads, writes
-from ppl_vi.compiler.vectors import num_lanes, prelude
+from ppl_vi.compiler.vectors import lanes_per_vector, prelude
 
 # Beyond so many bytes of values in one step the code runs slower than the same operations one by one in torch.
 MAX_BYTES = 2**26
@@ -72,17 +72,17 @@ const int64_t r = place(begin, g, num_lanes);
 """
 
 
-def source(translation: Translation, most_lanes: int) -> str:
+def source_text(translation: Translation, num_lanes: int) -> str:
     """C++ whose function `advance` takes steps of many lanes.
 
     Args:
         translation: of the step.
-        most_lanes: how many lanes the code is for; code for a full vector of them goes for all larger numbers.
+        num_lanes: how many lanes the code is for; code for a full vector of them goes for all larger numbers.
 
     Raises:
         UnsupportedError: the step holds more numbers than fit in the cache.
     """
-    lanes, dtype = num_lanes(most_lanes, translation.dtype), translation.dtype
+    lanes, dtype = lanes_per_vector(num_lanes, translation.dtype), translation.dtype
     wanted = {value.array for value in (*translation.renewed, *translation.results) if isinstance(value, Ref)}
     items = _needed(translation.items, wanted)
     before, during = _split(items, translation.varying)
@@ -99,7 +99,7 @@ def source(translation: Translation, most_lanes: int) -> str:
     body, prologue = scheduled(during, wanted, translation.tables), scheduled(before, later, translation.tables)
     moves = _memory(translation, kept)
     return FRAME.format(
-        prelude=prelude(dtype, most_lanes),
+        prelude=prelude(dtype, num_lanes),
         tables="\n".join(translation.tables.definitions),
         frame_bytes=numbers * lanes * dtype.itemsize,
         groups=groups,

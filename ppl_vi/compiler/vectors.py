@@ -17,7 +17,7 @@ ERF_TERMS = {torch.float32: 7, torch.float64: 12}
 C_TYPES = {torch.float32: "float", torch.float64: "double"}
 
 
-def num_lanes(num_replicas: int, dtype: torch.dtype) -> int:
+def lanes_per_vector(num_replicas: int, dtype: torch.dtype) -> int:
     """Fits in a vector: 64 bytes of them, fewer where there are fewer replicas."""
     most = 64 // dtype.itemsize
     return min(most, max(4, 1 << (num_replicas - 1).bit_length()))
@@ -55,7 +55,7 @@ def special_functions() -> str:
 
 def prelude(dtype: torch.dtype, num_replicas: int) -> str:
     """All that a translation stands on, for so many fits side by side; for a full vector of them all larger numbers."""
-    lanes = num_lanes(num_replicas, dtype)
+    lanes = lanes_per_vector(num_replicas, dtype)
     return "\n".join(
         [
             "#include <cstddef>",

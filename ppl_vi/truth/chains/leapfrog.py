@@ -21,7 +21,7 @@ from torch.func import grad_and_value
 
 from ppl_vi.compiler.kernel import Kernel, kernel_source
 from ppl_vi.compiler.many_points import agree
-from ppl_vi.compiler.vectors import num_lanes
+from ppl_vi.compiler.vectors import lanes_per_vector
 from ppl_vi.target.isolation import isolated
 from ppl_vi.target.log_density import Density
 
@@ -61,7 +61,7 @@ def advanced(density: Density, begin: Phase, step: Tensor, factor: Tensor, num_s
         factor: L, `(D, D)`.
         num_steps: at least 1.
     """
-    lanes = min(len(begin.u), num_lanes(len(begin.u), density.dtype))
+    lanes = min(len(begin.u), lanes_per_vector(len(begin.u), density.dtype))
     if lanes not in density.kernels:
         kernel = _compiled(density, len(begin.u))
         right = kernel is not None and _agrees(density, _by_kernel(kernel, density, begin, step, factor, num_steps))
