@@ -3,8 +3,8 @@
 A *step* is a function of plain tensors that takes what it gave back the time before: x_t = f(scalars_t, x_(t-1), fixed,
 data, noise_t), together with results r_t. It is written for one *lane*: one fit, one chain, one point. `kernel_source`
 traces it and writes C++ in which every number is a vector of lanes (SIMD: single instruction, multiple data), and
-`KernelSource.compile` gives the `Kernel`, a function that takes many steps of the lanes of many problems. What the tensors
-mean is the caller's business: a step of SVI, a leapfrog step or a log density at a point are all alike here.
+`KernelSource.compile` gives the `Kernel`, a function that takes many steps of the lanes of many problems. What the
+tensors mean is the caller's business: a step of SVI, a leapfrog step or a log density at a point are all alike here.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from ppl_vi.compiler.translate import Signature, decomposed, translate
 from ppl_vi.compiler.values import UnsupportedError
 from ppl_vi.compiler.vectors import lanes_per_vector
 
-# The smallest stack that a thread has by default is 512 KiB (macOS; Linux gives 8 MiB). A kernel whose arrays are larger
-# runs in a thread of its own, since overrunning the stack would end the process.
+# The smallest stack that a thread has by default is 512 KiB (macOS; Linux gives 8 MiB). A kernel whose arrays are
+# larger runs in a thread of its own, since overrunning the stack would end the process.
 MAX_FRAME_BYTES_ON_ANY_STACK = 2**19
-# What such a thread's stack holds beside the kernel's arrays: the frames of Python, of ctypes and of the functions that the
-# kernel calls. A larger margin only maps memory that is not used.
+# What such a thread's stack holds beside the kernel's arrays: the frames of Python, of ctypes and of the functions that
+# the kernel calls. A larger margin only maps memory that is not used.
 STACK_MARGIN_BYTES = 2**20
 
 Tensors = Sequence[Tensor]
@@ -120,8 +120,8 @@ def kernel_source(
     """Traces the step of one lane and writes its C++.
 
     Args:
-        step: a function of the scalars, then of the carried, fixed, data and noise tensors, each an argument. It gives back
-            the new carried tensors, and then its results.
+        step: a function of the scalars, then of the carried, fixed, data and noise tensors, each an argument. It gives
+            back the new carried tensors, and then its results.
         num_lanes: how many lanes the kernel will have. Where these fill a vector, it serves all larger numbers, too.
         num_scalars: how many scalars the step takes: numbers that all lanes share and that differ from step to step.
         carried: examples of the tensors that each step changes. The values of these and of all other examples do not
@@ -147,9 +147,10 @@ def kernel_source(
     graph = trace_simplified(step, example)
     decomposed_graph = decomposed(graph, example)
     signature = Signature(num_scalars, len(carried), len(fixed), len(data), len(noise))
+    translation = translate(decomposed_graph, signature, dtype)
     results = _results(decomposed_graph, [TensorSpec.of(tensor) for tensor in carried], dtype)
     return KernelSource(
-        code=source_text(translate(decomposed_graph, signature, dtype), num_lanes),
+        code=source_text(translation, num_lanes),
         num_lanes=num_lanes,
         dtype=dtype,
         num_scalars=num_scalars,
@@ -181,9 +182,9 @@ def operation_sizes(graph: GraphModule) -> tuple[int, ...]:
 class Kernel:
     """The machine code of a step.
 
-    In memory the numbers of neighbouring lanes stand next to each other: the axis of the lanes is the last and innermost.
-    Tensors that a kernel gives back lie so behind their transposed axes, and when they are handed in again they are not
-    copied.
+    In memory the numbers of neighbouring lanes stand next to each other: the axis of the lanes is the last and
+    innermost. Tensors that a kernel gives back are transposed views of such memory, which are not copied when they are
+    handed in again.
 
     Attributes:
         source: what was compiled.
@@ -215,7 +216,7 @@ class Kernel:
             noise: `(T, B, R, *shape)` each.
 
         Returns:
-            The carried tensors after the last step, `(B, R, *shape)`, and the results of all steps, `(T, B, R, *shape)`.
+            The carried tensors after the last step, `(B, R, *shape)`, and each step's results, `(T, B, R, *shape)`.
 
         Raises:
             ValueError: a tensor's dtype, shape or device is not that for which the kernel was compiled.
@@ -269,7 +270,7 @@ def _check(role: str, tensors: Tensors, specs: Sequence[TensorSpec], axes: tuple
     expected = [(spec.dtype, (*axes, *spec.shape), "cpu") for spec in specs]
     given = [(tensor.dtype, tuple(tensor.shape), tensor.device.type) for tensor in tensors]
     if given != expected:
-        raise ValueError(f"machine code reads {role} of (dtype, shape, device) {expected}, as it was compiled; got {given}")
+        raise ValueError(f"machine code reads {role} of (dtype, shape, device) {expected}; got {given}")
 
 
 def _empty(specs: Sequence[TensorSpec], axes: tuple[int, ...]) -> list[Tensor]:
