@@ -30,11 +30,10 @@ Vectorise = Callable[..., Callable[..., Any]]  # `torch.func.vmap`, or a loop wi
 Gate = Callable[[], AbstractContextManager[Any]]
 
 # Machine code is made for a call whose widest temporaries, those of all points together, hold at least so many numbers:
-# by measurement torch's operations then take as long as compiling. A larger bound leaves calls slow that compiling
-# would speed up.
+# by measurement torch's operations take about as long for such a call as compiling does. With a larger bound more calls
+# run by the slower operations, with a smaller one more calls wait for a compiler that does not pay.
 MIN_CALL_NUMBERS = 2**22
-# The same for a search, where the numbers of all its evaluations are added up. It is larger because a search whose
-# evaluations are cheap is fast by torch's operations, too.
+# The same for a search, which evaluates a weighted sum many times: the numbers of all its evaluations are added up.
 MIN_SEARCH_NUMBERS = 2**26
 # A point costs torch's operations as much as so many numbers of its widest temporary, beside the numbers that this has:
 # most operations of a log joint are on single numbers.
@@ -43,8 +42,8 @@ POINT_OVERHEAD = 20
 # the comparison more certain, and calls of few points slower.
 NUM_CHECKED = 64
 # Largest accepted difference between machine code and torch's operations, relative to a point's largest number, in
-# double precision. Both round some hundred operations; a wrong translation differs by far more. In single precision the
-# tolerance is larger by as much as the rounding is.
+# double precision. In single precision it is larger by the ratio of the two roundings, 0.05. A larger one would let a
+# wrong translation pass, a smaller one would refuse machine code for its rounding alone.
 KERNEL_TOLERANCE = 1e-10
 # The sum over all points has its own rounding, so that its tolerance is so many times larger.
 SUM_TOLERANCE_RATIO = 10
@@ -77,8 +76,7 @@ def chunks(num: int, size: int) -> Iterator[slice]:
 
 
 def agree(found: Tensors, expected: Tensors, tolerance: float = KERNEL_TOLERANCE) -> bool:
-    """Whether machine code gives a function's values: |found - expected| <= tolerance (1 + max |expected|), point by
-    point.
+    """Whether machine code gives a function's values: |found - expected| <= tolerance (1 + max |expected|), by point.
 
     Args:
         found: tensors by machine code, whose first axis is that of the points.
