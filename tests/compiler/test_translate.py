@@ -167,6 +167,8 @@ def run(function: Callable[[Tensor, Tensor], Tensor], size: int, noise: Tensor) 
 INDEX = torch.tensor([2, 0, 2, 1])
 GRAPHS: dict[str, tuple[int, Callable[[Tensor, Tensor], Tensor]]] = {  # 12 parameters, noise (1, 12)
     "arithmetic": (12, lambda t, n: torch.where(t > n[0], t.exp(), -2 * n[0]) / (1 + t.square())),
+    "scaled differences": (12, lambda t, n: torch.rsub(t, n[0], alpha=3) + torch.sub(t, n[0], alpha=2) - 5 * n[0].add(
+        t, alpha=0.5)),
     "broadcast": (12, lambda t, n: t.reshape(3, 4) * n.reshape(4, 3)[:, 1] + t.reshape(3, 4)[:, :1]),
     "matrices": (12, lambda t, n: (t.reshape(3, 4) @ n.reshape(4, 3) @ t.reshape(3, 4))),
     "triangles": (12, lambda t, n: (torch.tril(t.reshape(3, 4), -1) + torch.triu(n.reshape(3, 4), 1))),
