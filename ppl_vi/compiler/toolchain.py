@@ -82,7 +82,7 @@ def build(compiler_path: str, source: str, path: Path) -> None:
     """Compiles `source` to `path`.
 
     Raises:
-        RuntimeError: the compiler refuses the source; the message begins with what it says.
+        RuntimeError: the compiler refuses the source.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
@@ -92,7 +92,8 @@ def build(compiler_path: str, source: str, path: Path) -> None:
             [compiler_path, *FLAGS, str(text), "-o", str(made)], capture_output=True, text=True, check=False
         )
         if done.returncode:
-            raise RuntimeError(f"{compiler_path} failed: {' '.join(done.stderr.split())[:200]}")
+            message = done.stderr.replace(f"{folder}{os.sep}", "")  # which would fill the line
+            raise RuntimeError(f"{compiler_path} failed: {' '.join(message.split())[:200]}")
         held = made.read_bytes()
         made.write_bytes(held + sha256(held).digest())
         os.replace(made, path)
