@@ -204,10 +204,12 @@ class AtPoints:
             few = [part[some] for part in points]
             num = len(few[0])
             padded = [torch.cat([part, part[:1].expand(size - num, *part.shape[1:])]) for part in few]
-            if size not in self._graphs:
-                function = self._over_points(len(points), len(data))
-                self._graphs[size] = _flat(trace, function, (*padded, *data), self.gate)
-            parts.append([tensor[:num] for tensor in _as_tuple(self._graphs[size](*padded, *data))])
+            with self.gate():
+                if size not in self._graphs:
+                    function = self._over_points(len(points), len(data))
+                    self._graphs[size] = _flat(trace, function, (*padded, *data))
+                found = _as_tuple(self._graphs[size](*padded, *data))
+            parts.append([tensor[:num] for tensor in found])
         return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
 
 
@@ -216,21 +218,16 @@ def _by_kernel(kernel: Kernel, points: Tensors, data: Tensors) -> tuple[Tensor, 
     return tuple(result[0] for result in results)
 
 
-def _flat(
-    tracing: Callable[..., Any], function: Callable[..., Any], example: Tensors, gate: Gate
-) -> Callable[..., Any]:
-    """The graph that `tracing(function, example)` gives; the function itself where it can't be traced."""
-    with gate():
-        try:
-            return tracing(function, example)
-        except Exception as error:  # a model may do anything that tracing does not know, which is only slower
-            _log.info("points are evaluated without a graph: %s", error)
+def _flat(tracing: Callable[..., Any], function: Callable[..., Any], example: Tensors) -> Callable[..., Any]:
+    """The graph that `tracing(function, example)` gives; the function itself where it can't be traced.
 
-    def untraced(*given: Tensor) -> Any:
-        with gate():
-            return function(*given)
-
-    return untraced
+    Graphs are made and run inside of the gate: where a function makes tensors of the default dtype, so does its graph.
+    """
+    try:
+        return tracing(function, example)
+    except Exception as error:  # a model may do anything that tracing does not know, which is only slower
+        _log.info("points are evaluated without a graph: %s", error)
+        return function
 
 
 @dataclass(eq=False)
@@ -297,11 +294,12 @@ class WeightedSum:
         size = len(weight)
         while size % 2 == 0 and size > self.chunk_size:
             size //= 2
-        if size not in self._graphs:
-            example = (x, *(part[:size] for part in (*points, weight)), *data)
-            self._graphs[size] = _flat(_simplified, _over_points(self.function, len(points)), example, self.gate)
         pieces = zip(*(part.split(size) for part in (*points, weight)), strict=True)
-        slopes, values = zip(*(self._graphs[size](x, *few, *data) for few in pieces), strict=True)
+        with self.gate():
+            if size not in self._graphs:
+                example = (x, *(part[:size] for part in (*points, weight)), *data)
+                self._graphs[size] = _flat(_simplified, _over_points(self.function, len(points)), example)
+            slopes, values = zip(*(self._graphs[size](x, *few, *data) for few in pieces), strict=True)
         return torch.stack(slopes).sum(0), torch.stack(values).sum()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -15,6 +16,7 @@ from ppl_vi.compiler import many_points, toolchain
 from ppl_vi.compiler.many_points import MIN_CALL_NUMBERS, NUM_CHECKED, AtPoints, WeightedSum, agree, chunks, pays
 from ppl_vi.numerics.vmapping import vmap_or_loop
 from ppl_vi.target import evaluation
+from ppl_vi.target.isolation import isolated
 from ppl_vi.target.target import Target
 
 pytestmark = pytest.mark.filterwarnings("ignore:Found vars in model but not guide")
@@ -136,6 +138,21 @@ def test_few_points_do_not_pay() -> None:
     assert not pays(NUM_CHECKED - 1, MIN_CALL_NUMBERS)
     assert pays(NUM_CHECKED, MIN_CALL_NUMBERS)
     assert not pays(1000, 1)
+
+
+def test_a_graph_makes_tensors_in_the_dtype_of_the_gate() -> None:
+    """A function may make tensors of the default dtype, which its graph then does each time it runs."""
+    points, weight = torch.tensor([[0.3, -1.2], [0.7, 2.0]], dtype=torch.float64), torch.tensor([1.5, -0.5]).double()
+    x, gate = torch.tensor([2.0, 3.0], dtype=torch.float64), partial(isolated, torch.float64)
+
+    def function(x: torch.Tensor, point: torch.Tensor) -> torch.Tensor:
+        return (torch.eye(2) @ x) @ (torch.full((2,), 2.0) * point)
+
+    (values,) = AtPoints(partial(function, x), 4, 2, gate=gate, sizes=(2,))((points[None],))
+    assert torch.equal(values, 2 * (points @ x)[None])
+    gradient, total = WeightedSum(function, 4, 2, gate)(x, (points,), weight)
+    torch.testing.assert_close(gradient, 2 * weight @ points, rtol=1e-15, atol=0)
+    torch.testing.assert_close(total, 2 * weight @ points @ x, rtol=1e-15, atol=0)
 
 
 # ---- functions of several tensors, at points of several problems
