@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from ppl_vi.compiler.eager import eager
-from ppl_vi.compiler.simplify import tidy
+from ppl_vi.compiler.simplify import simplify
 from ppl_vi.compiler.trace import trace
 
 
@@ -42,7 +42,7 @@ def test_fewer_operations_give_the_same_numbers(function: object) -> None:
 
     traced = trace(gradient, given)
     before = len(traced.graph.nodes)
-    tidied = tidy(traced, given)
+    tidied = simplify(traced, given)
     assert len(tidied.graph.nodes) < 0.8 * before
     other = two_of(5, seed=1)
     assert torch.equal(tidied(*other), gradient(*other))
@@ -55,7 +55,7 @@ def test_what_changes_a_shape_or_a_dtype_stays(shape: tuple[int, ...]) -> None:
 
     x, y = two_of(*shape)
     given = x, y.float()
-    tidied = tidy(trace(function, given), given)
+    tidied = simplify(trace(function, given), given)
     for found, expected in zip(tidied(*given), function(*given), strict=True):
         assert torch.equal(found, expected)
         assert found.dtype == expected.dtype
@@ -84,7 +84,7 @@ def test_what_is_known_is_not_computed(function: object, shape: tuple[int, ...],
     given = two_of(*shape)
     traced = trace(gradient, given)
     before = len(traced.graph.nodes)
-    tidied = tidy(traced, given)
+    tidied = simplify(traced, given)
     assert len(tidied.graph.nodes) < share * before
     assert not any("triangular" in str(node.target) or "tril" in str(node.target) for node in tidied.graph.nodes)
     other = two_of(*shape, seed=1)
@@ -100,7 +100,7 @@ def test_a_larger_triangle_and_one_off_the_diagonal_stay() -> None:
 
     x, y = two_of(3, 3)
     given = x, y[:, :2].clone()
-    tidied = tidy(trace(function, given), given)
+    tidied = simplify(trace(function, given), given)
     for found, expected in zip(tidied(*given), function(*given), strict=True):
         assert torch.equal(found, expected)
     assert torch.equal(tidied(*given)[1], torch.zeros(1, 1, dtype=torch.float64))

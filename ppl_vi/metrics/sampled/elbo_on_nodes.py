@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ppl_vi.compiler.many_points import POINT_OVERHEAD, SEARCH_WORTH_NUMBERS, WeightedSum
+from ppl_vi.compiler.many_points import MIN_SEARCH_NUMBERS, POINT_OVERHEAD, WeightedSum
 from ppl_vi.metrics.sampled.noise_rules import MOST_LATTICE, NoiseRules, noise_rules
 from ppl_vi.svi.program import Program, guide_sites
 from ppl_vi.svi.randomness import Draw
@@ -96,4 +96,4 @@ def _pays(program: Program, rule: NoiseRules) -> bool:
     """Whether a search on a rule takes longer than making machine code for it."""
     per_evaluation = rule.weight.numel() * (program.target.width + POINT_OVERHEAD)
     num = program.layout.size  # machine code holds a gradient of each node, which for many parameters is too much
-    return num <= MAX_PARAMETERS and EVALUATIONS_PER_PARAMETER * num * per_evaluation >= SEARCH_WORTH_NUMBERS
+    return num <= MAX_PARAMETERS and EVALUATIONS_PER_PARAMETER * num * per_evaluation >= MIN_SEARCH_NUMBERS
