@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
 
-from ppl_vi.compiler.kernel import Step, written
+from ppl_vi.compiler.kernel import KernelSource, kernel_source
 
 pytestmark = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
 
@@ -92,19 +92,29 @@ def one_step(likelihood: Likelihood, held: tuple[Tensor, ...]) -> Callable[..., 
     return step
 
 
+def other(part: Tensor, problem: int) -> Tensor:
+    """The data of another problem."""
+    return (problem + 1) * part if part.is_floating_point() else part.roll(problem, 0)
+
+
 def both(
     name: str, num: int, lanes: int, batch: int = 1, as_arguments: bool = True, dtype: torch.dtype = torch.float64
-) -> tuple[Step, float]:
+) -> tuple[KernelSource, float]:
     """Two steps of a kernel and of torch: the kernel's code, and the largest difference of anything."""
     rows = data(num, dtype)[name]
     step = one_step(LIKELIHOODS[name], () if as_arguments else rows)
     rows = rows if as_arguments else ()
     noise = random(2, batch, lanes, NUM_DRAWS, SIZE, seed=6, dtype=dtype)
     w = random(batch, lanes, SIZE, seed=7, dtype=dtype) / 3
-    many = [torch.stack([(b + 1) * part if part.is_floating_point() else part.roll(b, 0) for b in range(batch)]) for part in rows]
-    code = written(step, lanes, num_scalars=1, carried=[w[0, 0]], data=[part[0] for part in many], noise=[noise[0, 0, 0]])
+    many = [
+        torch.stack([(b + 1) * part if part.is_floating_point() else part.roll(b, 0) for b in range(batch)])
+        for part in rows
+    ]
+    code = kernel_source(
+        step, lanes, num_scalars=1, carried=[w[0, 0]], data=[part[0] for part in many], noise=[noise[0, 0, 0]]
+    )
     rates = torch.full((1, 2), 0.01, dtype=dtype)
-    (got,), (value,) = code.compiled()((batch, lanes), scalars=rates, carried=[w], data=many, noise=[noise])
+    (got,), (value,) = code.compile()((batch, lanes), scalars=rates, carried=[w], data=many, noise=[noise])
     off = 0.0
     for b in range(batch):
         for r in range(lanes):
@@ -162,9 +172,9 @@ def test_what_mixes_rows_is_not_swept_and_still_right(name: str) -> None:
     y = random(80, seed=2)
     step = one_step(UNSUITED[name], ())
     w, noise = random(1, 2, SIZE, seed=7) / 3, random(1, 1, 2, NUM_DRAWS, SIZE, seed=6)
-    code = written(step, 2, num_scalars=1, carried=[w[0, 0]], data=[y], noise=[noise[0, 0, 0]])
+    code = kernel_source(step, 2, num_scalars=1, carried=[w[0, 0]], data=[y], noise=[noise[0, 0, 0]])
     rate = torch.full((1, 1), 0.01, dtype=torch.float64)
-    (got,), _ = code.compiled()((1, 2), scalars=rate, carried=[w], data=[y[None]], noise=[noise])
+    (got,), _ = code.compile()((1, 2), scalars=rate, carried=[w], data=[y[None]], noise=[noise])
     for r in range(2):
         torch.testing.assert_close(got[0, r], step(rate[0, 0], w[0, r], y, noise[0, 0, r])[0], rtol=1e-10, atol=1e-10)
 
@@ -177,6 +187,6 @@ def test_a_parameter_of_each_row_is_not_swept_and_still_right() -> None:
         return w + 0.1 * gradient, value
 
     w = random(1, 3, 70, seed=7)
-    code = written(step, 3, carried=[w[0, 0]], data=[y])
-    (got,), _ = code.compiled()((1, 3), carried=[w], data=[y[None]])
+    code = kernel_source(step, 3, carried=[w[0, 0]], data=[y])
+    (got,), _ = code.compile()((1, 3), carried=[w], data=[y[None]])
     torch.testing.assert_close(got, w + 0.2 * (y - w), rtol=1e-12, atol=1e-12)
