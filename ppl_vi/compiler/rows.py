@@ -284,11 +284,11 @@ def _value(node: Node) -> None:
     def like(given: Any) -> Any:
         return given.meta["val"] if isinstance(given, Node) else given
 
-    args, kwargs = map_aggregate(node.args, like), dict(map_aggregate(node.kwargs, like))  # type: ignore[arg-type]
+    args, kwargs = map_aggregate(node.args, like), dict(map_aggregate(node.kwargs, like))
     if "device" in kwargs:
         kwargs["device"] = torch.device("meta")
     try:
-        node.meta["val"] = node.target(*args, **kwargs)  # type: ignore[operator, misc]
+        node.meta["val"] = node.target(*args, **kwargs)  # type: ignore[operator]
     except Exception as error:
         raise NotByRowsError(f"{node.target} of one row: {error}") from error
 

@@ -50,6 +50,13 @@ def flat_place(axes: Sequence[str], shape: Sequence[int]) -> str:
     return flat
 
 
+def _number_of(axes: Sequence[str], shape: Sequence[int]) -> int:
+    """The number of an element whose place, in a row or along each axis, is given by numerals."""
+    if len(axes) == 1:
+        return int(axes[0])
+    return int(flat_place(axes, shape)) if axes else 0
+
+
 def number(value: float) -> str:
     """C++ for one number."""
     if math.isnan(value):
@@ -93,7 +100,7 @@ class Tables:
         """
         if isinstance(value, Tensor):
             if all(axis.isdigit() for axis in axes):
-                return literal(value.reshape(-1)[int(flat_place(axes, value.shape) if axes else 0)].item(), want)
+                return literal(value.reshape(-1)[_number_of(axes, value.shape)].item(), want)
             if value.numel() and bool((value == value.reshape(-1)[0]).all()):
                 return literal(value.reshape(-1)[0].item(), want)
             value = self.constant(value)
@@ -111,7 +118,7 @@ class Tables:
         """C++ for the place of one element in the value's array; `axes` as of `element`."""
         index = value.index if len(axes) > 1 else value.index.reshape(-1)
         if all(axis.isdigit() for axis in axes):
-            return str(int(index.reshape(-1)[int(flat_place(axes, index.shape) if axes else 0)]))
+            return str(int(index.reshape(-1)[_number_of(axes, index.shape)]))
         even = affine(index)
         if even is not None:
             offset, strides = even
