@@ -451,9 +451,9 @@ def show_comparison(comparison: Comparison, arguments: argparse.Namespace) -> No
     """Writes `table.txt` and prints it."""
     from ppl_vi.report import table
 
-    records = comparison.records()
-    write_text(arguments.out / "table.txt", table.as_text(records))
-    show_records(records, arguments, table.show)
+    records, show = comparison.records(), partial(table.show, layout=table.layout_of(comparison))
+    write_text(arguments.out / "table.txt", table.as_text(records, show))
+    show_records(records, arguments, show)
 
 
 def write_figures(

@@ -127,7 +127,7 @@ def begun(
     target = target_of(model, args)
     with one_thread():
         truth = ground_truth(target, seed=settings.seed)
-    return ModelComparison(target, truth, settings, labels=(), families=named, detailed=True)
+    return ModelComparison(target, truth, settings, labels=(), families=named)
 
 
 def target_of(model: Callable[..., Any] | Target, args: tuple[Any, ...]) -> Target:

@@ -38,14 +38,6 @@ def plain(axes: Axes, *, label_size: float | None = None) -> None:
         axes.tick_params(labelsize=label_size)
 
 
-def label(comparison: Comparison, problem: int) -> str:
-    """What a figure calls a problem."""
-    if comparison.labels and not comparison.detailed:
-        return f"x = {comparison.labels[problem]:g}"
-    several = len(comparison.truth.log_evidence) > 1
-    return f"{comparison.target.name}, problem {problem}" if several else comparison.target.name
-
-
 def densities(comparison: Comparison, problem: int) -> Figure:
     """The exact posterior, grey, and the fitted density of each family's replica of median reverse KL."""
     entries = _sorted(comparison, problem, lambda entry: entry.curves is not None)
@@ -63,7 +55,7 @@ def densities(comparison: Comparison, problem: int) -> Figure:
         axes.set_xlim(z[problem, 0], z[problem, -1])
         axes.set_ylim(0, TOO_HIGH * posterior.max())
 
-    heading = f"{label(comparison, problem)}: the posterior (grey) and the fitted guides, by reverse KL in nats"
+    heading = f"{comparison.label(problem)}: the posterior (grey) and the fitted guides, by reverse KL in nats"
     return _multiples(entries, panel, scales, heading, ("z", "density"), problem)
 
 
@@ -88,7 +80,7 @@ def divergences_by_step(comparison: Comparison, problem: int) -> Figure:
         axes.set_ylim(floor, 2 * values.max())
 
     heading = (
-        f"{label(comparison, problem)}: reverse KL, median (line) and range (band) of replicas; "
+        f"{comparison.label(problem)}: reverse KL, median (line) and range (band) of replicas; "
         "dashed: the best the family can do"
     )
     return _multiples(entries, panel, scales, heading, ("SVI steps", "reverse KL [nats]"), problem)
@@ -119,7 +111,7 @@ def elbos_by_step(comparison: Comparison, problem: int) -> Figure:
         axes.set_ylim(ceiling - span, ceiling + 0.1 * span)
 
     heading = (
-        f"{label(comparison, problem)}: ELBO, median (line) and range (band) of replicas; "
+        f"{comparison.label(problem)}: ELBO, median (line) and range (band) of replicas; "
         f"dashed: log p(x) = {ceiling:.4f}"
     )
     return _multiples(entries, panel, scales, heading, ("SVI steps", "ELBO [nats]"), problem)
@@ -140,7 +132,7 @@ def gaps(comparison: Comparison, problem: int) -> Figure:
         _bars(axes, records, name, color, sign, high)
         axes.set_title(text, fontsize=10)
         axes.set_xlabel("nats")
-    figure.suptitle(f"{label(comparison, problem)}: why each guide is away from the posterior", fontsize=12)
+    figure.suptitle(f"{comparison.label(problem)}: why each guide is away from the posterior", fontsize=12)
     return figure
 
 
