@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ppl_vi.report.columns import Footnotes, Record, bound, uncertainty
 from ppl_vi.report.numbers import MISSING, number, short, three_digits
 from ppl_vi.report.plots import DARK, DPI, LIGHT, plain
-from ppl_vi.report.table import Footnotes, Record, bound, uncertainty
 
 RANGE = (1e-4, 10.0)  # nats, of the colours
 MIDDLE = 0.55  # of the colours' scale: beyond it the text is white

@@ -4,17 +4,26 @@ On the real line the trapezoid rule converges exponentially for analytic integra
 `z = exp(c + w sinh t)` it gives all the digits there are. What has a kink is taken from closed-form cdfs instead.
 """
 
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 
 import mpmath as mp
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from scipy import optimize, special, stats
 
-from ppl_vi.metrics import METRICS
+import ppl_vi
+from models import exponential_normal
+from ppl_vi.metrics import METRICS, Metric
+from ppl_vi.metrics.exact.divergence import by_quadrature
 from ppl_vi.metrics.exact.grid import quadrature_grid
+from ppl_vi.metrics.sampled.scores import estimate
+from ppl_vi.report.columns import BY_MODEL, BY_OBSERVATION, Footnotes
+from ppl_vi.report.numbers import three_digits
+from ppl_vi.report.table import as_text, show
 
 LOG_ROOT_2PI = 0.5 * np.log(2 * np.pi)
 STEP = 3e-4
@@ -265,3 +274,59 @@ def test_second_route(place, case, name):
     eps = np.finfo(float).eps
     scale = max(abs(exact), 1.0, in_nats if name == "elbo_gap" else 0.0)  # that gap is a difference of two such values
     assert error <= 1e-11 * scale + 20 * eps * (abs(p.log_evidence) + size), (value, error)
+
+
+# ---- a line in the table reaches everything that lists metrics
+
+
+def mean_squared(grid):
+    """E_q[z^2], by quadrature."""
+    return by_quadrature(grid, lambda g: g.integral(g.q * g.z**2), "1", only_guide=True)
+
+
+def mean_squared_on_points(sampled):
+    """E_q[|z|^2], over the guide's Sobol points."""
+    nodes = sampled.nodes
+    return estimate(nodes.rules.mean(nodes.z.square().sum(-1)), "1")
+
+
+def two_normals(y):
+    a = pyro.sample("a", dist.Normal(0.5, 1.0))
+    b = pyro.sample("b", dist.Normal(0.0, 2.0))
+    pyro.sample("y", dist.Normal(a + b, 1.0), obs=y)
+
+
+def mean_square_of_normals(parameters):
+    """The sum of loc^2 + scale^2 over the sites of an `AutoNormal`, which holds its scales by softplus."""
+    locs = [value for name, value in parameters.items() if "loc" in name]
+    scales = [torch.nn.functional.softplus(value) for name, value in parameters.items() if "scale" in name]
+    return float(sum(value.square().sum() for value in locs + scales))
+
+
+def mean_square_of_lognormal(parameters):
+    """exp(2 loc + 2 scale^2)."""
+    loc, log_scale = (float(value) for value in parameters.values())
+    return float(np.exp(2 * loc + 2 * np.exp(log_scale) ** 2))
+
+
+@pytest.mark.parametrize(
+    ("model", "args", "guide", "exact"),
+    [
+        (exponential_normal.target([1.5]), (), "lognormal", mean_square_of_lognormal),
+        (two_normals, (torch.tensor(1.7),), "AutoNormal", mean_square_of_normals),
+    ],
+)
+def test_a_new_metric_is_a_score_a_key_of_the_records_and_a_column(monkeypatch, model, args, guide, exact):
+    new = Metric(mean_squared, mean_squared_on_points, heading=("mean", "square"), per_replica=True)
+    monkeypatch.setitem(METRICS, "mean_square", new)
+    settings = {"num_steps": 30, "num_particles": 16, "num_replicas": 1, "num_draws": 500}
+    result = ppl_vi.compare(model, [guide, "AutoDelta"], args=args, **settings)
+    value = float(result.entries[0].card.scores["mean_square"].value[0, 0])
+    assert value == pytest.approx(exact(result[guide].parameters), rel=1e-3)  # of points on Sobol noise
+    fitted, skipped = result.records()
+    assert fitted["mean_square"] == fitted["replicas"][0]["mean_square"] == value
+    assert (fitted["units"]["mean_square"], skipped["mean_square"]) == ("1", None)
+    for layout in (BY_MODEL, BY_OBSERVATION):
+        (column,) = [column for column in layout.columns() if column.heading == ("mean", "square")]
+        assert column.cell(fitted, Footnotes()) == three_digits(value)
+        assert " square" in as_text(result.records(), partial(show, layout=layout))

@@ -13,7 +13,7 @@ from models import exponential_normal
 from ppl_vi.comparison.comparison import Comparison, FitSettings
 from ppl_vi.comparison.run import compare_each
 from ppl_vi.metrics import METRICS
-from ppl_vi.report import table
+from ppl_vi.report import columns, table
 from ppl_vi.report.numbers import short, three_digits
 from ppl_vi.truth import ground_truth
 
@@ -35,7 +35,7 @@ def record(guide: str, reverse_kl: Any, **more: Any) -> dict[str, Any]:
     } | more
 
 
-BY_OBSERVATION = partial(table.show, layout=table.BY_OBSERVATION)
+BY_OBSERVATION = partial(table.show, layout=columns.BY_OBSERVATION)
 ROWS = [
     record("skipping", None, status="skipped", reason="no density"),
     record("leaking", "inf", elbo="-inf", surrogate_elbo=-1.0, leaked_mass=0.3, support_mismatch="wrong; z"),
@@ -92,8 +92,8 @@ def test_numbers_have_three_digits(value: Any, error: Any, text: str) -> None:
 
 
 def test_the_spread_is_the_range_over_replicas() -> None:
-    assert table.spread(ROWS[3], "reverse_kl") == pytest.approx(2e-7, rel=1e-12)
-    assert math.isnan(table.spread(record("one", 1.0, replicas=[{"reverse_kl": 1.0}]), "reverse_kl"))
+    assert columns.spread(ROWS[3], "reverse_kl") == pytest.approx(2e-7, rel=1e-12)
+    assert math.isnan(columns.spread(record("one", 1.0, replicas=[{"reverse_kl": 1.0}]), "reverse_kl"))
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_the_spread_is_the_range_over_replicas() -> None:
     [("0.62", "≤", "≤0.62"), ("<8e-9", "≤", "≤8e-9"), ("<8e-9", "≥", "≥0"), ("inf", "≥", "inf"), ("0.1", "≥", "≥0.1")],
 )
 def test_a_bound_is_shown_with_one_sign(text, sign, expected):
-    assert table.bound(text, sign) == expected
+    assert columns.bound(text, sign) == expected
 
 
 def test_an_error_without_bound_is_shown_as_such() -> None:
@@ -121,7 +121,7 @@ def test_several_problems_without_labels_say_where_they_come_from() -> None:
         )
         _, own = text.split(said)
         assert divergence in own.split("toy, problem")[0]
-    (alone,) = (table.title(row) for row in [record("mine", 0.5, label="toy")])
+    (alone,) = (columns.title(row) for row in [record("mine", 0.5, label="toy")])
     assert alone.startswith("toy    log p(x)")
 
 
