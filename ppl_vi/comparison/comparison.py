@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ppl_vi.comparison.axes import MARGIN, NUM_BINS, NUM_POINTS, PROBABILITIES, axes_of, binned, limits_of
-from ppl_vi.metrics.sampled.marginals import NumberSample, posterior_of
+from ppl_vi.metrics.sampled.weighted_samples import NumberSample, posterior_of
 from ppl_vi.metrics.scorecard import Scorecard
 from ppl_vi.target.target import Target
 from ppl_vi.truth import Truth
@@ -83,7 +83,7 @@ class Comparison:
         return np.array([self._edges_of(problem) for problem in range(self.target.num_problems)])
 
     def _edges_of(self, problem: int) -> np.ndarray:
-        sample = posterior_of(self.truth, problem).lines
+        sample = posterior_of(self.truth, problem).even
         numbers = [NumberSample.of(sample, k) for k in range(sample.z.shape[1])]
         axes = axes_of(np.array([number.quantile(np.array(PROBABILITIES)) for number in numbers]))
         ends = axes[:, :1] + (axes[:, 1:] - axes[:, :1]) * np.array([-MARGIN, 1 + MARGIN])
@@ -94,7 +94,7 @@ class Comparison:
     def posterior(self, problem: int) -> np.ndarray:
         """The posterior's density of each latent number at `z` of one problem, 0 outside the support, `(K, Z)`."""
         if self.truth.line is None:
-            return binned(posterior_of(self.truth, problem).lines, self.edges[problem])
+            return binned(posterior_of(self.truth, problem).even, self.edges[problem])
         site, z = self.target.latents[0], self.z
         values = torch.from_numpy(z).to(self.target.device)
         log_density = self.truth.log_prob({site.name: values.reshape((*z.shape, *site.shape))})

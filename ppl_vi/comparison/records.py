@@ -14,7 +14,8 @@ import numpy as np
 
 from ppl_vi.comparison.comparison import Comparison
 from ppl_vi.metrics.estimate import Estimate
-from ppl_vi.metrics.sampled.marginals import NAMES, number_names
+from ppl_vi.metrics.sampled.marginals import MARGINAL_SCORES
+from ppl_vi.metrics.sampled.weighted_samples import number_names
 from ppl_vi.metrics.scorecard import Scorecard
 from ppl_vi.metrics.table import METRICS
 from ppl_vi.runtime.provenance import versions
@@ -100,7 +101,7 @@ def _marginals(card: Scorecard, problem: int) -> list[dict[str, Any]]:
         numbers, scores = card.marginals.names, card.marginals.scores
     elif card.truth.line is not None:
         numbers = number_names(card.fit.target)
-        scores = {name: (card.scores[name],) for name in NAMES if name in card.scores}
+        scores = {name: (card.scores[name],) for name in MARGINAL_SCORES if name in card.scores}
     else:
         return []
     out = []

@@ -15,12 +15,11 @@ from ppl_vi.guides import MULTIMODAL
 from ppl_vi.guides.own import has_network
 from ppl_vi.metrics import table
 from ppl_vi.metrics.estimate import Estimate
-from ppl_vi.metrics.exact.best_member import best_member
-from ppl_vi.metrics.exact.grid import quadrature_grid
-from ppl_vi.metrics.family_gap import BestMember, never, optimization_gap
+from ppl_vi.metrics.exact.scores import FitOnGrid
+from ppl_vi.metrics.family_gap import BestMember
 from ppl_vi.metrics.sampled import importance
 from ppl_vi.metrics.sampled.marginals import Marginals
-from ppl_vi.metrics.sampled.scores import sampled_scores
+from ppl_vi.metrics.sampled.sampled_fit import SampledFit
 from ppl_vi.svi.result import Fit
 from ppl_vi.truth import Truth
 
@@ -49,7 +48,7 @@ def score(fit: Fit, truth: Truth, *, num_draws: int = 10_000, upper_bound: bool 
     """Measures every replica of a fit against the truth, by all metrics of `ppl_vi.metrics.METRICS`.
 
     With one latent number the metrics are computed by quadrature. With several they are computed on weighted points of
-    the guide and of the truth (`sampled_scores`). In either case draws of the guide alone give what a user without the
+    the guide and of the truth (`SampledFit`). In either case draws of the guide alone give what a user without the
     truth would see: an estimate of the ELBO, importance-sampled log p(x), k-hat and ESS.
 
     Args:
@@ -64,13 +63,7 @@ def score(fit: Fit, truth: Truth, *, num_draws: int = 10_000, upper_bound: bool 
     """
     if truth.target is not fit.target:
         raise ValueError("the fit and the truth must be of the same target")
-    upper_bound = many_optima(fit) if upper_bound is None else upper_bound
-    if truth.line is None:
-        found, best, marginals = sampled_scores(fit, truth, upper_bound=upper_bound)
-        scores = table.on_points(table.SampledFit(fit, truth, found))
-    else:
-        scores, best = _scores_by_quadrature(fit, truth, upper_bound)
-        marginals = None
+    scores, best, marginals = _against_truth(fit, truth, many_optima(fit) if upper_bound is None else upper_bound)
     scores = {name: estimate.without_swamped() for name, estimate in scores.items()}
     weights = importance.weights(fit, num_draws, fit.seed + 1)
     scores |= table.on_draws(table.WeightedDraws(weights, _known_chi_square(scores)))
@@ -84,13 +77,15 @@ def many_optima(fit: Fit) -> bool:
     return name in MULTIMODAL or (fit.target.dim > 1 and has_network(fit.program.guide))
 
 
-def _scores_by_quadrature(fit: Fit, truth: Truth, upper_bound: bool) -> tuple[dict[str, Estimate], BestMember | None]:
-    scores = table.on_grid(quadrature_grid(fit, truth))
-    if fit.support_mismatch:
-        return scores | {"family_gap": never(len(truth.log_evidence), fit.support_mismatch)}, None
-    fitted = scores["reverse_kl"]
-    best = best_member(fit, truth, fitted, upper_bound)
-    return scores | {"family_gap": best.divergence, "optimization_gap": optimization_gap(fitted, best)}, best
+def _against_truth(
+    fit: Fit, truth: Truth, upper_bound: bool
+) -> tuple[dict[str, Estimate], BestMember | None, Marginals | None]:
+    """The scores, the family's best member, and the scores of each number where there are several."""
+    if truth.line is None:
+        sampled = SampledFit(fit, truth, upper_bound)
+        return table.on_points(sampled), sampled.best, sampled.marginals
+    grid = FitOnGrid(fit, truth, fit.theta, upper_bound)
+    return table.on_grid(grid), grid.best, None
 
 
 def _without_swamped(marginals: Marginals) -> Marginals:

@@ -8,43 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
 
 from ppl_vi.metrics.estimate import Estimate
 from ppl_vi.metrics.exact import divergence, moments
-from ppl_vi.metrics.exact.grid import QuadratureGrid
+from ppl_vi.metrics.exact import scores as exact
+from ppl_vi.metrics.exact.scores import FitOnGrid
 from ppl_vi.metrics.sampled import importance
+from ppl_vi.metrics.sampled import scores as sampled
 from ppl_vi.metrics.sampled.importance import Weights
-from ppl_vi.metrics.sampled.noise_rules import GuideNodes, guide_nodes, sobol_rules
-from ppl_vi.metrics.sampled.scores import MARGINAL_POINTS
-from ppl_vi.svi.result import Fit
-from ppl_vi.truth import Truth
+from ppl_vi.metrics.sampled.sampled_fit import SampledFit
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, eq=False)
-class SampledFit:
-    """A fit of several latent numbers, and what metrics on weighted points are computed from.
-
-    Attributes:
-        fit: the fit.
-        truth: of the same target; its `points` are weighted points of the posterior.
-        scores: by name, the metrics that `sampled_scores` computes together because they share their points.
-    """
-
-    fit: Fit
-    truth: Truth
-    scores: dict[str, Estimate]
-
-    @cached_property
-    def nodes(self) -> GuideNodes:
-        """Sobol points of every replica's guide, on which expectations under the guide can be taken."""
-        rules = sobol_rules(self.fit.program.latent_draws, MARGINAL_POINTS, self.fit.seed + 30)
-        return guide_nodes(self.fit, self.fit.theta, rules)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,30 +48,18 @@ class Metric:
 
     Attributes:
         on_grid: computes it from the densities of guide and posterior on a quadrature grid, exact to the stated error.
+            A function of a plain `QuadratureGrid` will do where the family's best member is not needed.
         on_points: computes it from weighted points of guide and posterior.
         on_draws: computes it from draws of the guide alone, as a user without the truth would.
         heading: the two lines of its column's heading; () where the printed tables do not show it.
         per_replica: whether a record lists its value for each replica, beside the median over replicas.
     """
 
-    on_grid: Callable[[QuadratureGrid], Estimate | None] | None = None
+    on_grid: Callable[[FitOnGrid], Estimate | None] | None = None
     on_points: Callable[[SampledFit], Estimate | None] | None = None
     on_draws: Callable[[WeightedDraws], Estimate | None] | None = None
     heading: tuple[str, ...] = ()
     per_replica: bool = False
-
-
-def elbo_gap(grid: QuadratureGrid) -> Estimate:
-    """log p(x) - ELBO, nats: the reverse KL by another way."""
-    truth, elbo = grid.truth, divergence.elbo(grid)
-    value = truth.log_evidence[:, None] - elbo.value
-    error = elbo.error + truth.log_evidence_error[:, None]
-    return Estimate(value, np.zeros_like(value), error, "nats", elbo.reason)
-
-
-def surrogate_elbo(grid: QuadratureGrid) -> Estimate | None:
-    """The ELBO that validation off reports, nats, of a guide whose support is not inside the model's; else None."""
-    return divergence.surrogate_elbo(grid) if grid.fit.support_mismatch else None
 
 
 def khat_of_few(draws: WeightedDraws) -> Estimate | None:
@@ -109,30 +74,26 @@ def iwae_bound(draws: WeightedDraws) -> Estimate | None:
     return importance.iwae_bound(draws.weights, importance.IWAE_SAMPLES) if enough else None
 
 
-def _shared(name: str) -> Callable[[SampledFit], Estimate | None]:
-    """Picks a metric that `sampled_scores` has computed."""
-    return lambda sampled: sampled.scores.get(name)
-
-
 METRICS: dict[str, Metric] = {
-    "elbo": Metric(divergence.elbo, _shared("elbo"), heading=("", "ELBO"), per_replica=True),
-    "elbo_gap": Metric(elbo_gap, _shared("elbo_gap")),
+    "elbo": Metric(divergence.elbo, sampled.elbo, heading=("", "ELBO"), per_replica=True),
+    "elbo_gap": Metric(exact.elbo_gap, sampled.reverse_kl),
     "reverse_kl": Metric(
-        divergence.reverse_kl, _shared("reverse_kl"), heading=("reverse KL", "median"), per_replica=True
+        divergence.reverse_kl, sampled.reverse_kl, heading=("reverse KL", "median"), per_replica=True
     ),
-    "forward_kl": Metric(divergence.forward_kl, _shared("forward_kl"), heading=("forward", "KL")),
+    "forward_kl": Metric(divergence.forward_kl, sampled.forward_kl, heading=("forward", "KL")),
     "total_variation": Metric(divergence.total_variation, heading=("", "TV")),
     "hellinger": Metric(divergence.hellinger),
-    "wasserstein": Metric(divergence.wasserstein, _shared("wasserstein"), heading=("", "W1")),
-    "mean_error": Metric(moments.mean_error, _shared("mean_error"), heading=("mean", "error")),
-    "sd_ratio": Metric(moments.sd_ratio, _shared("sd_ratio"), heading=("sd", "ratio")),
-    "coverage_90": Metric(moments.coverage_90, _shared("coverage_90"), heading=("coverage", "of 90%")),
-    "leaked_mass": Metric(moments.leaked_mass, _shared("leaked_mass"), heading=("leaked", "mass")),
+    "wasserstein": Metric(divergence.wasserstein, sampled.wasserstein, heading=("", "W1")),
+    "mean_error": Metric(moments.mean_error, sampled.mean_error, heading=("mean", "error")),
+    "sd_ratio": Metric(moments.sd_ratio, sampled.sd_ratio, heading=("sd", "ratio")),
+    "coverage_90": Metric(moments.coverage_90, sampled.coverage_90, heading=("coverage", "of 90%")),
+    "leaked_mass": Metric(moments.leaked_mass, sampled.leaked_mass, heading=("leaked", "mass")),
     "chi_square": Metric(divergence.chi_square),
-    # On a grid `score` fills in the two gaps, which the search for the family's best member gives.
-    "family_gap": Metric(on_points=_shared("family_gap"), heading=("family", "gap")),
-    "optimization_gap": Metric(on_points=_shared("optimization_gap"), heading=("optimiz.", "gap"), per_replica=True),
-    "surrogate_elbo": Metric(surrogate_elbo, _shared("surrogate_elbo")),
+    "family_gap": Metric(exact.family_gap, sampled.family_gap, heading=("family", "gap")),
+    "optimization_gap": Metric(
+        exact.optimization_gap, sampled.optimization_gap, heading=("optimiz.", "gap"), per_replica=True
+    ),
+    "surrogate_elbo": Metric(exact.surrogate_elbo, sampled.surrogate_elbo),
     "khat": Metric(on_draws=lambda draws: importance.khat(draws.weights), heading=("", "k-hat")),
     "ess": Metric(on_draws=lambda draws: importance.effective_sample_size(draws.weights), heading=("", "ESS")),
     "elbo_estimate": Metric(on_draws=lambda draws: importance.elbo_estimate(draws.weights)),
@@ -144,21 +105,21 @@ METRICS: dict[str, Metric] = {
         on_draws=lambda draws: importance.importance_log_evidence(draws.weights)
     ),
     "relative_covariance_error": Metric(
-        on_points=_shared("relative_covariance_error"), heading=("covariance", "error")
+        on_points=sampled.relative_covariance_error, heading=("covariance", "error")
     ),
     "khat_1000": Metric(on_draws=khat_of_few),
     "iwae_bound": Metric(on_draws=iwae_bound, heading=("", "IWAE-64")),
 }  # fmt: skip
 
 
-def on_grid(grid: QuadratureGrid) -> dict[str, Estimate]:
+def on_grid(grid: FitOnGrid) -> dict[str, Estimate]:
     """Every metric of the table that is computed on a quadrature grid."""
     return _computed({name: metric.on_grid for name, metric in METRICS.items()}, grid)
 
 
-def on_points(sampled: SampledFit) -> dict[str, Estimate]:
+def on_points(fit: SampledFit) -> dict[str, Estimate]:
     """Every metric of the table that is computed from weighted points."""
-    return _computed({name: metric.on_points for name, metric in METRICS.items()}, sampled)
+    return _computed({name: metric.on_points for name, metric in METRICS.items()}, fit)
 
 
 def on_draws(draws: WeightedDraws) -> dict[str, Estimate]:
