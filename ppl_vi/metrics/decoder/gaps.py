@@ -27,9 +27,12 @@ from ppl_vi.target.evaluation import log_likelihood_at
 from ppl_vi.target.target import Target
 from ppl_vi.truth import Truth
 
-ACTIVE = 0.01  # variance of the posterior mean over the data from which a latent counts as in use
-FINEST = 4  # level of the rule for a mixture's entropy
-BLOCK = 1 << 16  # points at once
+# A latent is in use where the variance over the data of its mean under q is larger than this (Burda et al. 2016).
+MIN_ACTIVITY = 0.01
+# Level of the rule for a mixture's divergence from the prior, which is reported without an error.
+PRIOR_KL_LEVEL = 4
+# Draws that are decoded at once: they bound memory.
+NUM_DRAWS_AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,7 @@ class AmortizedScorecard:
 
         Source: Burda, Grosse and Salakhutdinov (2016), Importance weighted autoencoders, appendix C.
         """
-        return int((self.activity > ACTIVE).sum())
+        return int((self.activity > MIN_ACTIVITY).sum())
 
 
 def amortized_gaps(
@@ -153,7 +156,7 @@ def amortized_gaps(
         truth: their log evidence.
         head: the guide's family.
         local: the encoder's outputs, `(B, num_outputs)`.
-        others: further families, whose best members are sought, too.
+        others: further families by name, whose best members are searched for, too.
         num_particles: K of the importance-weighted bound.
         num_repeats: independent estimates of it.
         seed: of its draws.
@@ -165,32 +168,32 @@ def amortized_gaps(
         rows = f"{len(local)} rows of local parameters and {len(truth.log_evidence)} log evidences"
         raise ValueError(f"the target has {target.num_problems} problems, got {rows}")
     local = local.detach().to(target.dtype)
-    tiles = CachedLattice(target)
-    reached = lattice_elbo(tiles, head, local, torch.arange(len(local), device=local.device))
-    families = _best_of_each(tiles, {"": head, **(others or {})}, head, local)
+    lattice = CachedLattice(target)
+    encoder = lattice_elbo(lattice, head, local, torch.arange(len(local), device=local.device))
+    families = _best_of_each(lattice, {"": head, **(others or {})}, head, local)
     best = families.pop("")
     evidence = torch.as_tensor(truth.log_evidence, dtype=target.dtype, device=target.device)
-    apart = divergences(target, evidence, head, local)
+    distances = divergences(target, evidence, head, local)
     bound, std_error = iwae(target, head, local, num_particles, num_repeats, seed)
     with torch.no_grad():
         mixture = GaussianMixtures(*head.components(local))
-        prior_kl, by_latent, mean = mixture.prior_kl(FINEST), prior_kl_by_latent(mixture), mixture.mean()
+        prior_kl, by_latent, mean = mixture.prior_kl(PRIOR_KL_LEVEL), prior_kl_by_latent(mixture), mixture.mean()
     return AmortizedScorecard(
         log_evidence=truth.log_evidence,
         log_evidence_error=truth.log_evidence_error,
         trusted=truth.trusted,
-        elbo=_numpy(reached.value),
-        elbo_error=_numpy(reached.error),
+        elbo=_numpy(encoder.value),
+        elbo_error=_numpy(encoder.error),
         best_elbo=_numpy(best.elbo),
         best_elbo_error=_numpy(best.elbo_error),
         converged=_numpy(best.converged),
         best=_numpy(best.local),
-        reverse_kl=_numpy(apart.reverse_kl),
-        forward_kl=_numpy(apart.forward_kl),
-        total_variation=_numpy(apart.total_variation),
-        reverse_kl_error=_numpy(apart.error(apart.reverse_kl)),
-        forward_kl_error=_numpy(apart.error(apart.forward_kl)),
-        total_variation_error=_numpy(apart.total_variation_error),
+        reverse_kl=_numpy(distances.reverse_kl),
+        forward_kl=_numpy(distances.forward_kl),
+        total_variation=_numpy(distances.total_variation),
+        reverse_kl_error=_numpy(distances.error(distances.reverse_kl)),
+        forward_kl_error=_numpy(distances.error(distances.forward_kl)),
+        total_variation_error=_numpy(distances.total_variation_error),
         num_particles=num_particles,
         iwae=_numpy(bound),
         iwae_std_error=_numpy(std_error),
@@ -203,17 +206,20 @@ def amortized_gaps(
 
 
 def _best_of_each(
-    tiles: CachedLattice, families: Mapping[str, Head], own: Head, local: Tensor
+    lattice: CachedLattice, families: Mapping[str, Head], own: Head, local: Tensor
 ) -> dict[str, BestMembers]:
-    """The best members of several families, each starting from those of the poorer ones, too: a family that holds
-    another has none worse."""
+    """The best members of several families, each searched from those of the families of fewer parameters, too.
+
+    So a family that holds another has no worse best members. `local` are the parameters of the encoder in its `own`
+    family.
+    """
     found: dict[str, BestMembers] = {}
     for name in sorted(families, key=lambda name: families[name].num_outputs):
         head = families[name]
         given = local if head is own else embed(head, own, local)
         starts = [embed(head, families[poorer], members.local) for poorer, members in found.items()]
         more = torch.stack(starts, 1) if starts else None
-        found[name] = best_members(tiles.target, head, given, starts=more, tiles=tiles)
+        found[name] = best_members(lattice.target, head, given, starts=more, lattice=lattice)
     return {name: found[name] for name in families}
 
 
@@ -243,7 +249,7 @@ def iwae(
     check_draws(num_particles, num_repeats)
     mixture, num = GaussianMixtures(*head.components(local)), num_particles * num_repeats
     generator = torch.Generator(local.device).manual_seed(seed)
-    size, bounds = max(1, BLOCK // num), []
+    size, bounds = max(1, NUM_DRAWS_AT_ONCE // num), []
     for index in torch.arange(len(local), device=local.device).split(size):
         part = mixture.rows(index)
         z = _draw(part, num, generator)
@@ -270,4 +276,4 @@ def prior_kl_by_latent(mixture: GaussianMixtures) -> Tensor:
         GaussianMixtures(mixture.log_weights, mixture.locs[..., d : d + 1], scales[..., d : d + 1, None])
         for d in range(scales.shape[-1])
     ]
-    return torch.stack([marginal.prior_kl(FINEST) for marginal in marginals], -1)
+    return torch.stack([marginal.prior_kl(PRIOR_KL_LEVEL) for marginal in marginals], -1)
