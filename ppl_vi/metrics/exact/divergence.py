@@ -1,4 +1,8 @@
-"""Distances between a guide and the posterior, by quadrature: exact to the error each carries."""
+"""Distances between a guide and the posterior, by quadrature: exact to the error that each carries.
+
+Each is a small function of a `QuadratureGrid`. KL(q || p) is the integral of `q log(q/p) - q + p` over both densities,
+which is nowhere negative, so that nothing cancels.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,9 @@ import torch
 from ppl_vi.metrics.estimate import LEAK, ROUNDING, SMALLER, Estimate
 from ppl_vi.metrics.exact.grid import Grid, QuadratureGrid
 
-ONE_RULE = 1e-3  # of a divergence, that masses may be off: a figure shows no more
+# Members of which only a plot shows the divergence have it by unrefined panels where both masses are off by no more
+# than this share of it: a plot shows no more digits.
+PLOT_TOLERANCE = 1e-3
 
 
 def by_quadrature(
@@ -22,10 +28,19 @@ def by_quadrature(
     reason: str = "",
     only_guide: bool = False,
 ) -> Estimate:
-    """A functional of both densities, or of the guide's alone, on the finer of two grids.
+    """A functional of both densities on the finer of two grids.
 
-    The stated error is their difference, what the masses lack of 1 (densities that are themselves rounded, or mass that
-    no node saw), and rounding.
+    The stated error is the sum of the difference of the two grids, what the masses lack of 1 (since densities are
+    themselves rounded, or no node saw some mass), and rounding.
+
+    Args:
+        pair: the members and the posteriors.
+        function: of a grid, to its values `(F,)`.
+        unit: of the values.
+        scale: how large the terms are that sum to the value, where that is more than the value itself: the last two
+            errors are relative to it.
+        reason: why values are infinite, where some are.
+        only_guide: whether the functional is of the guide's density alone, so that the posterior's mass does not count.
     """
     coarse, fine = (function(grid) for grid in pair.grids)
     error = np.zeros_like(fine)
@@ -53,13 +68,13 @@ def reverse_kl(pair: QuadratureGrid) -> Estimate:
 
 
 def reverse_kl_of_many(pair: QuadratureGrid) -> np.ndarray:
-    """KL(q || p) of members so many that figures alone show them, `(B, R)`, nats: one rule, without an error.
+    """KL(q || p) of members so many that they are only plotted, `(B, R)`, nats, without an error.
 
-    Panels are not refined where both masses come out right to a thousandth of the divergence, which is more than a
-    figure shows; the others take the way of `reverse_kl`.
+    Panels are not refined where both masses come out right to a thousandth of the divergence, which is more than a plot
+    shows; the other members get theirs by `reverse_kl`.
     """
-    value, missing = pair.at_once
-    members = (~(missing <= ONE_RULE * value)).reshape(pair.shape).any(0)
+    value, missing = pair.unrefined
+    members = (~(missing <= PLOT_TOLERANCE * value)).reshape(pair.shape).any(0)
     found = value.reshape(pair.shape)
     if members.any():
         index = torch.from_numpy(members).to(pair.theta.device)
@@ -73,6 +88,7 @@ def forward_kl(pair: QuadratureGrid) -> Estimate:
 
 
 def _divergence(grid: Grid, integrand: np.ndarray) -> np.ndarray:
+    """The integral of a divergence's integrand, infinite where that is infinite at a node with weight."""
     infinite = (np.isinf(integrand) & (grid.weight > 0)).any((1, 2))
     return np.where(infinite, np.inf, grid.integral(np.where(np.isinf(integrand), 0.0, integrand)))
 
@@ -101,9 +117,9 @@ def wasserstein(pair: QuadratureGrid) -> Estimate:
 def chi_square(pair: QuadratureGrid) -> Estimate:
     """int p^2 / q - 1, the variance of the normalised importance weights p/q under q; often infinite.
 
-    It is so where the guide has no mass and the posterior has some. Else it is read off the tails whether the integral
-    exists: `2 log p - log q + log |dz/du|` must fall outwards, at the far ends of the numbers that floats hold. What
-    lies beyond them is part of the stated error.
+    It is infinite where the guide has no mass and the posterior has some. Otherwise the tails tell whether the integral
+    exists: `2 log p - log q + log |dz/du|` must fall outwards at the far ends of the panels, which are those of the
+    floating-point numbers. What lies beyond them is part of the stated error.
     """
     beyond = _beyond(pair)
     smaller = _smaller(pair.grids[0])
@@ -122,12 +138,16 @@ def chi_square(pair: QuadratureGrid) -> Estimate:
 
 
 def _beyond(pair: QuadratureGrid) -> np.ndarray:
-    """The integral of p^2 / q beyond the ends, as of exponentials in u; inf where it does not fall there, `(F,)`."""
+    """The integral of p^2 / q beyond both ends of the panels, `(F,)`.
+
+    The integrand is continued there as an exponential of u; the integral is infinite where that does not fall.
+    """
     out = np.zeros(pair.shape[0] * pair.shape[1])
     rows = np.arange(len(out))
-    for u, log_p, log_q, log_slope in pair.tails:
-        usable = np.isfinite(log_p) & np.isfinite(log_q)
-        value = np.where(usable, 2 * np.where(usable, log_p, 0.0) - np.where(usable, log_q, 0.0) + log_slope, -np.inf)
+    for tail in pair.tails:
+        u, usable = tail.u, np.isfinite(tail.log_p) & np.isfinite(tail.log_q)
+        log_p, log_q = np.where(usable, tail.log_p, 0.0), np.where(usable, tail.log_q, 0.0)
+        value = np.where(usable, 2 * log_p - log_q + tail.log_slope, -np.inf)
         last = np.where(usable, np.arange(value.shape[1]), 0).max(1)
         before = np.maximum(last - 1, 0)
         fall = value[rows, before] - value[rows, last]
@@ -151,7 +171,7 @@ def elbo(pair: QuadratureGrid) -> Estimate:
 
 
 def surrogate_elbo(pair: QuadratureGrid) -> Estimate:
-    """The ELBO that validation off reports: the model's formula continued outside its support, nats.
+    """The ELBO that Pyro reports without validation: the model's formula continued outside its support, nats.
 
     Only a guide that leaks mass has one that differs from its ELBO, and it may exceed log p(x).
     """
@@ -160,6 +180,7 @@ def surrogate_elbo(pair: QuadratureGrid) -> Estimate:
 
 
 def _continued(grid: Grid) -> np.ndarray:
+    """E_q[log p(x, z) - log q(z)] with the model's formula continued outside its support, `(F,)`."""
     present = grid.q > 0
     log_weight = grid.log_joint - np.where(present, grid.log_q, 0.0)
     return grid.integral(np.multiply(grid.q, log_weight, out=np.zeros_like(grid.q), where=present))

@@ -10,6 +10,7 @@ from ppl_vi.metrics.exact.grid import Grid, QuadratureGrid
 
 
 def _repeated(pair: QuadratureGrid, values: np.ndarray) -> np.ndarray:
+    """Values of each problem `(B,)` for each pair, `(F,)`."""
     return np.repeat(values, pair.shape[1])
 
 
@@ -33,7 +34,9 @@ def sd_ratio(pair: QuadratureGrid) -> Estimate:
 
 def coverage_90(pair: QuadratureGrid) -> Estimate:
     """The posterior mass of the guide's central 90% interval: 0.9 where the guide is right."""
-    return by_quadrature(pair, lambda g: g.transport(g.q, g.p, 0.95) - g.transport(g.q, g.p, 0.05), "1")
+    return by_quadrature(
+        pair, lambda g: g.mass_below_quantile(g.p, g.q, 0.95) - g.mass_below_quantile(g.p, g.q, 0.05), "1"
+    )
 
 
 def leaked_mass(pair: QuadratureGrid) -> Estimate:

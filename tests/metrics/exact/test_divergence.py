@@ -277,7 +277,7 @@ def test_one_rule_shows_what_the_exact_one_does(place, family, parameters):
     exact = d.reverse_kl(pair).value
     np.testing.assert_allclose(d.reverse_kl_of_many(pair), exact, rtol=2e-3)
     assert (exact > 0).all()
-    alone = pair.at_once[0].reshape(exact.shape)
+    alone = pair.unrefined[0].reshape(exact.shape)
     assert family == "spline_flow" or np.allclose(alone, exact, rtol=1e-8)
 
 
