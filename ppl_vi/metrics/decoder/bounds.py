@@ -34,16 +34,16 @@ class BoundsScorecard:
 
     Attributes:
         ais_lower: annealed importance sampling's lower bound on log p(x), `(B,)`.
-        ais_std_error: its standard error.
-        effective_chains: over which its weight is spread.
-        acceptance: mean probability of its transitions.
+        ais_std_error: the standard error of `ais_lower`.
+        effective_chains: over how many chains the weight of AIS is spread.
+        acceptance: mean acceptance probability of AIS's transitions.
         num_particles: K of the importance-weighted bound.
         iwae: E[log mean of K weights], by Monte Carlo.
-        iwae_std_error: its standard error.
+        iwae_std_error: the standard error of `iwae`.
         elbo: E_q[log p(x, z) - log q(z)], by Monte Carlo.
-        elbo_std_error: its standard error.
+        elbo_std_error: the standard error of `elbo`.
         prior_kl: KL(q || Normal(0, I)), by Monte Carlo.
-        prior_kl_std_error: its standard error.
+        prior_kl_std_error: the standard error of `prior_kl`.
         activity: variance over the data of each latent's mean under q, `(D,)`; unbiased, so it may fall below 0.
         width: AIS's upper minus its lower bound on as many simulated data points as there are, `(S,)`.
     """
@@ -69,12 +69,12 @@ class BoundsScorecard:
 
     @property
     def total_lower_std_error(self) -> np.ndarray:
-        """Of `total_lower`, `(B,)`, nats."""
+        """The standard error of `total_lower`, `(B,)`, nats."""
         return np.hypot(self.ais_std_error, self.elbo_std_error)
 
     @property
     def finite(self) -> np.ndarray:
-        """Whether a point has all of its bounds, `(B,)`: average no other."""
+        """Whether all bounds of a point are finite, `(B,)`; other points should not enter averages."""
         return np.isfinite(self.ais_lower) & np.isfinite(self.iwae) & np.isfinite(self.elbo)
 
     @property

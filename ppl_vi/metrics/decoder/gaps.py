@@ -1,4 +1,4 @@
-"""Why an encoder's guide is far from each posterior: its family can't do better, or the encoder fell short of it.
+"""The gap of an encoder's guide, split by its causes: the family can't do better, or the encoder falls short of it.
 
     log p(x) - ELBO(encoder)  =  [log p(x) - ELBO(best member)]  +  [ELBO(best member) - ELBO(encoder)]
                 total gap     =       approximation gap          +          amortization gap
@@ -41,20 +41,20 @@ class AmortizedScorecard:
 
     Attributes:
         log_evidence: log p(x), `(B,)`.
-        log_evidence_error: bound on its error.
-        trusted: whether the truth passed every check; average and measure by no other point.
+        log_evidence_error: a bound on its numerical error.
+        trusted: whether the truth passed every check; points that did not should not enter averages.
         elbo: of the encoder's guide.
-        elbo_error: of quadrature.
+        elbo_error: the quadrature's error of `elbo`.
         best_elbo: of the family's best member.
-        best_elbo_error: of quadrature.
+        best_elbo_error: the quadrature's error of `best_elbo`.
         converged: whether the search for the best member ended in an optimum.
-        best: its local parameters, `(B, num_outputs)`.
-        reverse_kl: KL(q || p) by another rule than the ELBO's; equal to `total`.
+        best: the best member's local parameters, `(B, num_outputs)`.
+        reverse_kl: KL(q || p) by another rule than the ELBO's, as a check on `total`, which it equals.
         forward_kl: KL(p || q).
         total_variation: half the integral of |p - q|, between 0 and 1.
-        reverse_kl_error: of `reverse_kl`.
-        forward_kl_error: of `forward_kl`.
-        total_variation_error: of the total variation.
+        reverse_kl_error: the numerical error of `reverse_kl`.
+        forward_kl_error: that of `forward_kl`.
+        total_variation_error: that of `total_variation`.
         num_particles: K of the importance-weighted bound.
         iwae: E[log mean of K weights], by Monte Carlo.
         iwae_std_error: its standard error.
@@ -101,7 +101,7 @@ class AmortizedScorecard:
 
     @property
     def total_error(self) -> np.ndarray:
-        """Of `total`, `(B,)`, nats."""
+        """The numerical error of `total`, `(B,)`, nats."""
         return self.log_evidence_error + self.elbo_error
 
     @property
@@ -111,7 +111,7 @@ class AmortizedScorecard:
 
     @property
     def approximation_error(self) -> np.ndarray:
-        """Of `approximation`, `(B,)`, nats."""
+        """The numerical error of `approximation`, `(B,)`, nats."""
         return self.log_evidence_error + self.best_elbo_error
 
     @property
@@ -121,7 +121,7 @@ class AmortizedScorecard:
 
     @property
     def amortization_error(self) -> np.ndarray:
-        """Of `amortization`, `(B,)`, nats."""
+        """The numerical error of `amortization`, `(B,)`, nats."""
         return self.best_elbo_error + self.elbo_error
 
     @property
@@ -250,17 +250,17 @@ def iwae(
     mixture, num = GaussianMixtures(*head.components(local)), num_particles * num_repeats
     generator = torch.Generator(local.device).manual_seed(seed)
     size, bounds = max(1, NUM_DRAWS_AT_ONCE // num), []
-    for index in torch.arange(len(local), device=local.device).split(size):
-        part = mixture.rows(index)
+    for problem in torch.arange(len(local), device=local.device).split(size):
+        part = mixture.rows(problem)
         z = _draw(part, num, generator)
-        log_weight = log_likelihood_at(target, z, index) + log_prior(z) - part.log_prob(z)
+        log_weight = log_likelihood_at(target, z, problem) + log_prior(z) - part.log_prob(z)
         bounds.append(log_mean_weights(log_weight, num_particles))
     bound = torch.cat(bounds)
     return bound.mean(-1), bound.std(-1) / math.sqrt(num_repeats)
 
 
 def _draw(mixture: GaussianMixtures, num: int, generator: torch.Generator) -> Tensor:
-    """`(N, num, D)` draws."""
+    """Draws from mixtures, `(N, num, D)`."""
     locs = mixture.locs
     which = torch.multinomial(mixture.log_weights.exp(), num, replacement=True, generator=generator)
     noise = torch.randn(len(locs), num, locs.shape[-1], generator=generator, dtype=locs.dtype, device=locs.device)
@@ -269,8 +269,10 @@ def _draw(mixture: GaussianMixtures, num: int, generator: torch.Generator) -> Te
 
 
 def prior_kl_by_latent(mixture: GaussianMixtures) -> Tensor:
-    """KL(q(z_d) || Normal(0, 1)) of each latent's marginal, `(B, D)`, nats; (s^2 + m^2 - 1 - log s^2) / 2 for one
-    Gaussian."""
+    """KL(q(z_d) || Normal(0, 1)) of each latent's marginal, `(B, D)`, nats.
+
+    For one Gaussian it is (s^2 + m^2 - 1 - log s^2) / 2.
+    """
     scales = mixture.trils.square().sum(-1).sqrt()
     marginals = [
         GaussianMixtures(mixture.log_weights, mixture.locs[..., d : d + 1], scales[..., d : d + 1, None])

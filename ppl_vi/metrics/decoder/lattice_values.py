@@ -54,7 +54,7 @@ NUM_LEVELS = 64
 MAX_PAIRS = 2**17
 MAX_SUMMED_NODES = 2**17
 MAX_CACHED_VALUES = 2**25
-# Lattices, each of half the spacing of the one before, on which an ELBO is sought before other rules take over.
+# Lattices, each of half the spacing of the one before, on which an ELBO is summed before other rules take over.
 MAX_REFINEMENTS = 4
 
 # The exponents of e_1, ..., e_D in each monomial, and its coefficient.

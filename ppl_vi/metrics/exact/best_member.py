@@ -1,6 +1,6 @@
 """The member of a family nearest to the posterior in reverse KL, for one latent number: Newton's method on quadrature.
 
-What it falls short of the posterior is the family's fault; what a fitted guide falls short of it is the optimiser's.
+Its divergence from the posterior is the family's; by what a fitted guide is farther away, the optimiser fell short.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def test_a_matched_mixture_has_the_posteriors_moments(num_latents: int, toleranc
     each = mixture.trils @ mixture.trils.mT + away[..., :, None] * away[..., None, :]
     found = (mixture.log_weights.exp()[..., None, None] * each).sum(1)
     white = torch.linalg.inv(tril)
-    # an M-step keeps the points' mean and covariance, to which the floor is added; the nodes end 5 sd from a hill that
+    # an M-step keeps the points' mean and covariance, to which the floor is added; the nodes end 5 sd from a mode that
     # is 0.7 off along each axis, and of many only the heaviest are kept
     assert float((white @ (loc - exact)[..., None]).abs().max()) < 0.02
     expected = (1 + COVARIANCE_FLOOR) * torch.eye(num_latents).double().expand(3, -1, -1)
