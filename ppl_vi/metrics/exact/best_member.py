@@ -19,7 +19,6 @@ from ppl_vi.metrics.family_gap import BestMember
 from ppl_vi.metrics.sampled.best_member import reverse_kl_projection
 from ppl_vi.numerics.newton import minimize
 from ppl_vi.svi.result import Fit
-from ppl_vi.target.isolation import isolated
 from ppl_vi.target.sites import off_edge
 from ppl_vi.truth import Truth
 
@@ -136,10 +135,7 @@ def _newton_searches(fit: Fit, truth: Truth, starts: Tensor, max_steps: int) -> 
 
     problem = torch.arange(batch, device=starts.device).repeat_interleave(num)
     args = tuple(tensor[problem] for tensor in (*nodes, *target.args))
-    with isolated(target.dtype, seed=0):
-        found = minimize(
-            divergence, starts.reshape(-1, dim), args=args, tolerance=NEWTON_TOLERANCE, max_steps=max_steps
-        )
+    found = minimize(divergence, starts.reshape(-1, dim), args=args, tolerance=NEWTON_TOLERANCE, max_steps=max_steps)
     converged, gain = (part.reshape(batch, num).cpu().numpy() for part in (found.converged, found.gain))
     return Searches(found.x.reshape(batch, num, dim), converged, gain)
 

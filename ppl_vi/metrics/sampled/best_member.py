@@ -25,7 +25,6 @@ from ppl_vi.metrics.sampled.elbo_on_nodes import MAX_PARAMETERS, NegativeElbo, s
 from ppl_vi.metrics.sampled.noise_rules import NoiseRules
 from ppl_vi.svi.program import Program
 from ppl_vi.svi.result import Fit
-from ppl_vi.target.isolation import isolated
 
 # Searches start at most from so many replicas of each problem, those of highest ELBO. A replica from which the straight
 # path to an optimum already found leads down is left out. More starts may find a better optimum, at a search each.
@@ -151,7 +150,7 @@ def _objectives(
 
     def on(rule: NoiseRules) -> Objective:
         def objective(x: np.ndarray) -> tuple[float, np.ndarray]:
-            with isolated(like.dtype, seed=0), torch.no_grad():
+            with torch.no_grad():
                 gradient, value = negative_elbo(torch.from_numpy(x).to(like), row, rule)
             if bool(value < least) or not (bool(value.isfinite()) and bool(gradient.isfinite().all())):
                 return REJECTED_VALUE, np.zeros_like(x)

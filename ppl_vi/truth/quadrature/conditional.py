@@ -14,7 +14,6 @@ from torch.func import vmap
 from ppl_vi.numerics.mixtures import DEGREES, fit_student_mixture
 from ppl_vi.numerics.weights import importance_evidence
 from ppl_vi.target.evaluation import prior_draws
-from ppl_vi.target.isolation import isolated
 from ppl_vi.target.log_density import Density
 from ppl_vi.target.sites import constrain, inside, unconstrain
 from ppl_vi.target.target import LatentSite, Target
@@ -87,7 +86,7 @@ def partial_truth(target: Target, *, seed: int = 0) -> Truth:
     sites = outer_sites(target)
     if _size(sites) not in RULES:
         raise ValueError(f"quadrature reaches {max(RULES)} outer numbers; '{target.name}' has {_size(sites)}")
-    with isolated(target.dtype, seed=seed):
+    with target.isolated(seed):
         found, points, more = [], [], []
         for problem in range(target.num_problems):
             drawn, _ = target.constrain(prior_draws(target, problem, seed=seed))
