@@ -27,9 +27,9 @@ from ppl_vi.target.target import Target
 RULE_LEVEL = {1: 4, 2: 3, 3: 2}
 RULE_REACH = 4.0
 # Nodes to which a posterior is reduced: those of the largest weights.
-MAX_NODES = 384
+MAX_POSTERIOR_POINTS = 384
 # The Gaussian at a mode, the best in reverse KL, is narrower than the posterior there: its rule is widened by so much.
-WIDENING = 1.25
+MODE_WIDENING = 1.25
 # Where a component is split, its halves stand so many of its standard deviations from its middle; at 1 they would have
 # no width left along that axis.
 SPLIT_DISTANCE = 0.6
@@ -94,7 +94,7 @@ def _weighted_posterior(target: Target, modes: GaussianMixtures) -> WeightedPost
     """The posteriors at the nodes around every mode, weighted by posterior density over the modes' whole mixture."""
     nodes, weights = (part.to(modes.locs) for part in gaussian_rule(RULE_LEVEL[target.dim], target.dim))
     near = nodes.square().sum(-1) <= RULE_REACH**2
-    wide = modes._replace(trils=WIDENING * modes.trils)
+    wide = modes._replace(trils=MODE_WIDENING * modes.trils)
     z = wide.points(nodes[near])
     log_rule = (modes.log_weights[..., None] + weights[near].log()).flatten(1)
     flat = z.flatten(1, 2)
@@ -103,7 +103,7 @@ def _weighted_posterior(target: Target, modes: GaussianMixtures) -> WeightedPost
     weight = (log_rule + log_joint - wide.log_prob(flat)).softmax(-1)
     mass = weight.unflatten(-1, z.shape[1:3]).sum(-1)
     scale = torch.einsum("bh,bhde->bde", mass, modes.trils @ modes.trils.mT)
-    weight, kept = weight.topk(min(MAX_NODES, weight.shape[1]), -1)
+    weight, kept = weight.topk(min(MAX_POSTERIOR_POINTS, weight.shape[1]), -1)
     z = flat.take_along_dim(kept[..., None], 1)
     return WeightedPosterior(z, weight / weight.sum(-1, keepdim=True), scale)
 

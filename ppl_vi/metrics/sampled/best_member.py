@@ -31,7 +31,7 @@ from ppl_vi.svi.result import Fit
 NUM_STARTS = 3
 # Nodes of the rule on which a search runs: more of them bring its optimum nearer to the best member, and cost as much
 # more. The rules of the last searches have `NUM_REFINED` times as many, where their moments are matched.
-NUM_NODES = 4096
+NUM_SEARCH_NODES = 4096
 NUM_REFINED = 4
 # Nodes of the rule from which curvatures are taken: they only precondition, and take one gradient for each parameter.
 NUM_CURVATURE_NODES = 512
@@ -126,8 +126,8 @@ class SearchRules:
 
 def _search_rules(program: Program, seed: int) -> SearchRules:
     draws, many = program.latent_draws, program.layout.size > MAX_PARAMETERS
-    first = search_rule(draws, NUM_NODES, seed, plain=many)
-    one, two = (search_rule(draws, NUM_NODES, seed + i, plain=many, refined=NUM_REFINED) for i in range(2))
+    first = search_rule(draws, NUM_SEARCH_NODES, seed, plain=many)
+    one, two = (search_rule(draws, NUM_SEARCH_NODES, seed + i, plain=many, refined=NUM_REFINED) for i in range(2))
     if one.weight.shape == first.weight.shape:  # the same points: nothing was refined
         one = first
     return SearchRules(first, (one, two), None if many else search_rule(draws, NUM_CURVATURE_NODES, seed + 2))
