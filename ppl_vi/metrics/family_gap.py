@@ -27,7 +27,7 @@ class BestMember:
         upper_bound: whether a better member may exist, because the family has many local optima and every search is
             local.
         converged: whether Newton's method converged, `(B,)`: from the start that led to the best member, or from
-            another start to a divergence that is as low up to a tolerance (`exact/best_member.py`).
+            another start to a divergence that is as low up to `SAME_OPTIMUM` (`exact/best_member.py`).
     """
 
     theta: Tensor

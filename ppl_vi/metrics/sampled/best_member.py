@@ -25,14 +25,13 @@ from ppl_vi.metrics.sampled.elbo_on_nodes import MAX_PARAMETERS, NegativeElbo, s
 from ppl_vi.metrics.sampled.noise_rules import NoiseRules
 from ppl_vi.svi.program import Program
 from ppl_vi.svi.result import Fit
-from ppl_vi.target.isolation import isolated
 
 # Searches start at most from so many replicas of each problem, those of highest ELBO. A replica from which the straight
 # path to an optimum already found leads down is left out. More starts may find a better optimum, at a search each.
 NUM_STARTS = 3
 # Nodes of the rule on which a search runs: more of them bring its optimum nearer to the best member, and cost as much
 # more. The rules of the last searches have `NUM_REFINED` times as many, where their moments are matched.
-NUM_NODES = 4096
+NUM_SEARCH_NODES = 4096
 NUM_REFINED = 4
 # Nodes of the rule from which curvatures are taken: they only precondition, and take one gradient for each parameter.
 NUM_CURVATURE_NODES = 512
@@ -127,8 +126,8 @@ class SearchRules:
 
 def _search_rules(program: Program, seed: int) -> SearchRules:
     draws, many = program.latent_draws, program.layout.size > MAX_PARAMETERS
-    first = search_rule(draws, NUM_NODES, seed, plain=many)
-    one, two = (search_rule(draws, NUM_NODES, seed + i, plain=many, refined=NUM_REFINED) for i in range(2))
+    first = search_rule(draws, NUM_SEARCH_NODES, seed, plain=many)
+    one, two = (search_rule(draws, NUM_SEARCH_NODES, seed + i, plain=many, refined=NUM_REFINED) for i in range(2))
     if one.weight.shape == first.weight.shape:  # the same points: nothing was refined
         one = first
     return SearchRules(first, (one, two), None if many else search_rule(draws, NUM_CURVATURE_NODES, seed + 2))
@@ -151,7 +150,7 @@ def _objectives(
 
     def on(rule: NoiseRules) -> Objective:
         def objective(x: np.ndarray) -> tuple[float, np.ndarray]:
-            with isolated(like.dtype, seed=0), torch.no_grad():
+            with torch.no_grad():
                 gradient, value = negative_elbo(torch.from_numpy(x).to(like), row, rule)
             if bool(value < least) or not (bool(value.isfinite()) and bool(gradient.isfinite().all())):
                 return REJECTED_VALUE, np.zeros_like(x)

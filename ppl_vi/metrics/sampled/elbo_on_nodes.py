@@ -6,8 +6,6 @@ is a weighted sum over the nodes: an ordinary function of the guide's parameters
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
@@ -15,7 +13,7 @@ from ppl_vi.compiler.many_points import POINT_OVERHEAD, SEARCH_WORTH_NUMBERS, We
 from ppl_vi.metrics.sampled.noise_rules import MAX_LATTICE_DIM, NoiseRules, noise_rules
 from ppl_vi.svi.program import Program, guide_sites
 from ppl_vi.svi.randomness import Draw
-from ppl_vi.target.isolation import isolated, whole_plates
+from ppl_vi.target.isolation import whole_plates
 
 # Where torch's operations run, the largest temporary of all nodes together may hold so many numbers: 2 MiB in double
 # precision, which stay in the processor's cache. More of them would be slower, not different.
@@ -31,7 +29,7 @@ def no_gradient(program: Program) -> str:
     """Why a family's members can't be improved along the ELBO's gradient on fixed noise; "" where they can."""
     if not program.latent_draws:
         return "the guide draws nothing"
-    with isolated(program.target.dtype, seed=0), torch.no_grad(), whole_plates():
+    with torch.no_grad(), whole_plates():
         noise = tuple(torch.full(draw.shape, 0.5, dtype=draw.dtype) for draw in program.latent_draws)
         trace = program.guide_trace(program.initial, program.target.row(0), noise)
     for name, node in guide_sites(trace).items():
@@ -81,14 +79,15 @@ class NegativeElbo:
     """
 
     def __init__(self, program: Program, rule: NoiseRules) -> None:
-        gate = partial(isolated, program.target.dtype, seed=0)
         num_noise = len(program.latent_draws)
 
         def of_one(theta: Tensor, *given: Tensor) -> Tensor:
             particle = program.sample(theta, given[num_noise:], given[:num_noise])
             return particle.log_guide - particle.log_joint
 
-        self.sum = WeightedSum(of_one, program.target.width, MAX_TEMPORARY_NUMBERS // program.target.width, gate)
+        self.sum = WeightedSum(
+            of_one, program.target.width, MAX_TEMPORARY_NUMBERS // program.target.width, program.isolated
+        )
         if _pays(program, rule):
             self.sum.compile(program.initial, *_points(rule, program.initial), program.target.row(0))
 

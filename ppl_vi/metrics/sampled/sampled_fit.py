@@ -29,7 +29,7 @@ from ppl_vi.truth import Truth
 # Rules grow until the standard error of every ELBO is at most so many nats: smaller gaps are hardly ever compared.
 ELBO_TOLERANCE = 1e-4
 # Nodes of a rule at first and at most; they are quadrupled where the standard error asks for it.
-MIN_NODES, MAX_NODES = 2**11, 2**14
+MIN_RULE_NODES, MAX_RULE_NODES = 2**11, 2**14
 # Nodes of each rule by which marginal scores are computed.
 NUM_MARGINAL_NODES = 2**12
 
@@ -94,7 +94,7 @@ class SampledFit:
         """Candidates for the family's best member; None where it is not searched for."""
         if self.no_search:
             return None
-        rules = noise_rules(self.fit.program.latent_draws, MIN_NODES, self.fit.seed + 10)
+        rules = noise_rules(self.fit.program.latent_draws, MIN_RULE_NODES, self.fit.seed + 10)
         elbo = elbo_by_rule(scored_nodes(self.fit, self.fit.theta, rules)).mean(-1).cpu().numpy()
         return reverse_kl_projection(self.fit, elbo, self.truth.log_evidence, self.fit.seed + 20)
 
@@ -107,13 +107,15 @@ class SampledFit:
 
     @cached_property
     def nodes(self) -> ScoredNodes:
-        """The members on rules that grow until every ELBO is known to `ELBO_TOLERANCE`, or to `MAX_NODES` nodes."""
-        num = MIN_NODES
+        """The members on rules that grow until every ELBO is known to `ELBO_TOLERANCE`, or to `MAX_RULE_NODES` nodes."""
+        num = MIN_RULE_NODES
         while True:
             rules = noise_rules(self.fit.program.latent_draws, num, self.fit.seed + 40 + num)
             nodes = scored_nodes(self.fit, self.theta, rules)
             error = mean_over_rules(elbo_by_rule(nodes), "nats").std_error
-            if num >= MAX_NODES or not np.any(error > ELBO_TOLERANCE):  # nan, of an ELBO that is infinite, is not above
+            if num >= MAX_RULE_NODES or not np.any(
+                error > ELBO_TOLERANCE
+            ):  # nan, of an ELBO that is infinite, is not above
                 return nodes
             num *= 4
 
