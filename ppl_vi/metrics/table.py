@@ -64,14 +64,14 @@ class Metric:
 
 def khat_of_few(draws: WeightedDraws) -> Estimate | None:
     """k-hat of the first 1,000 draws, since k-hat depends on their number; None where there are no more than these."""
-    few, num = importance.FEW, draws.weights.num_draws
+    few, num = importance.NUM_KHAT_DRAWS, draws.weights.num_draws
     return importance.khat(Weights(draws.weights.log[..., :few])) if num > few else None
 
 
 def iwae_bound(draws: WeightedDraws) -> Estimate | None:
     """The bound on log p(x) from groups of 64 draws, nats; None where 1,000 draws or fewer make too few groups."""
-    enough = draws.weights.num_draws > importance.FEW
-    return importance.iwae_bound(draws.weights, importance.IWAE_SAMPLES) if enough else None
+    enough = draws.weights.num_draws > importance.NUM_KHAT_DRAWS
+    return importance.iwae_bound(draws.weights, importance.NUM_IWAE_PARTICLES) if enough else None
 
 
 METRICS: dict[str, Metric] = {

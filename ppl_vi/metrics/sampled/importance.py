@@ -60,28 +60,6 @@ def log_densities(fit: Fit, latents: Latents) -> tuple[np.ndarray, np.ndarray]:
     return np.where(inside, log_joint.cpu().numpy(), -np.inf), log_q.cpu().numpy()
 
 
-def scores(fit: Fit, num_draws: int, chi_square: np.ndarray | None = None) -> dict[str, Estimate]:
-    """What a user without the truth would see of each fit, all from the same draws.
-
-    Args:
-        fit: the fits.
-        num_draws: of each replica's guide.
-        chi_square: what is known of the chi-square divergence, for `importance_log_evidence`.
-    """
-    w = weights(fit, num_draws, fit.seed + 1)
-    found = {
-        "elbo_estimate": elbo_estimate(w),
-        "importance_log_evidence": importance_log_evidence(w, chi_square),
-        "importance_log_evidence_naive": importance_log_evidence(w),
-        "khat": khat(w),
-        "ess": effective_sample_size(w),
-    }
-    if num_draws > NUM_KHAT_DRAWS:
-        found["khat_1000"] = khat(Weights(w.log[..., :NUM_KHAT_DRAWS]))
-        found["iwae_bound"] = iwae_bound(w, NUM_IWAE_PARTICLES)
-    return found
-
-
 def iwae_bound(w: Weights, num_particles: int) -> Estimate:
     """E[log mean of K weights], nats, from independent groups of K draws: between the ELBO and log p(x).
 
