@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, Protocol
@@ -35,6 +36,29 @@ class Check:
     name: str
     error: float
     tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the figure is within the tolerance; a nan is not."""
+        return self.error <= self.tolerance
+
+    @property
+    def failure(self) -> str:
+        """The check as a reason against the truth."""
+        return f"{self.name}: {self.error:.2g}, at most {self.tolerance:g} is allowed"
+
+
+def worst_checks(checks: Iterable[Check]) -> tuple[Check, ...]:
+    """For each name the check with the largest figure, in the order of their first appearance; nan counts as inf."""
+    worst: dict[str, Check] = {}
+    for check in checks:
+        if check.name not in worst or _figure(check) > _figure(worst[check.name]):
+            worst[check.name] = check
+    return tuple(worst.values())
+
+
+def _figure(check: Check) -> float:
+    return math.inf if math.isnan(check.error) else check.error
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,6 @@ from scipy import integrate, special, stats
 
 from ppl_vi.target.target import Target
 from ppl_vi.truth import ground_truth
-from ppl_vi.truth.quadrature.bricks import BrickRule, grow_tree, look
 
 REAL = torch.float64
 NOTHING = (torch.zeros(1, 1, dtype=REAL),)
@@ -283,20 +282,3 @@ def test_several_problems_and_a_closed_form():
     mean = truth.expectation(lambda latents: latents["b"])
     np.testing.assert_allclose(mean.value, 2 / 3 * y, atol=1e-7)
     assert (mean.error <= 1e-7).all()
-
-
-def test_each_point_is_found_in_the_brick_that_holds_it():
-    """Looked up along the first axis, and in every brick; some points are in none."""
-
-    def density(s):
-        return -(s.square() * torch.tensor([1.0, 30.0, 4.0])).sum(-1) / 2 + torch.cos(3 * s[:, 0])
-
-    rule = BrickRule.of(5, 3, torch.zeros((), dtype=REAL))
-    start = look(density, torch.zeros((1, 3), dtype=REAL), torch.full((1, 3), 6.0, dtype=REAL), rule)
-    bricks = grow_tree(density, start, rule, 1e-4).leaves
-    assert len(bricks) > 500
-    points = 2 * torch.randn((1000, 3), generator=torch.Generator().manual_seed(1), dtype=REAL)
-    inside = ((points[:, None] - bricks.center).abs() <= bricks.half).all(-1)
-    held = inside.any(1)
-    assert 100 < int(held.sum()) < 900
-    assert torch.equal(bricks.holding(points), torch.where(held, inside.to(torch.uint8).argmax(1), -1))
