@@ -87,7 +87,7 @@ def black_box_truth(target: Target, *, seed: int = 0) -> Truth:
             prior = prior_draws(target, problem, seed=seed)
             with torch.no_grad():
                 integrals.append(integrate(Density.of(target, problem), prior, target.laplace.loc[problem], seed))
-    return truth_of(target, "tree of bricks", integrals)
+    return joint_truth(target, "tree of bricks", integrals)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +111,7 @@ class Integral:
     assumptions: tuple[str, ...] = ASSUMPTIONS
 
 
-def truth_of(target: Target, method: str, integrals: list[Integral]) -> Truth:
+def joint_truth(target: Target, method: str, integrals: list[Integral]) -> Truth:
     """The truth of all problems from their integrals, compared with the target's closed form where it has one."""
     log_evidence = np.array([one.log_evidence for one in integrals])
     error = np.array([one.error for one in integrals])

@@ -28,7 +28,7 @@ from ppl_vi.truth.quadrature.adaptive import (
     MAX_STANDARD_ERRORS,
     Integral,
     integrate,
-    truth_of,
+    joint_truth,
 )
 from ppl_vi.truth.result import Check, Points, Truth
 
@@ -129,7 +129,7 @@ def partial_truth(target: Target, *, seed: int = 0) -> Truth:
                 draws = _draws_at_nodes(target, problem, outer.points[0], seed)
                 joint = Density.of(target, problem)
                 integrals.append(_held_to_the_model(replace(outer, points=(draws,)), joint, seed))
-    return truth_of(target, "quadrature over " + ", ".join(site.name for site in sites), integrals)
+    return joint_truth(target, "quadrature over " + ", ".join(site.name for site in sites), integrals)
 
 
 def _draws_at_nodes(target: Target, problem: int, nodes: Points, seed: int) -> Points:

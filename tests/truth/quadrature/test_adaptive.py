@@ -12,6 +12,8 @@ from scipy import integrate, special, stats
 
 from ppl_vi.target.target import Target
 from ppl_vi.truth import ground_truth
+from ppl_vi.truth.quadrature.adaptive import Integral, joint_truth
+from ppl_vi.truth.result import Check, Points
 
 REAL = torch.float64
 NOTHING = (torch.zeros(1, 1, dtype=REAL),)
@@ -282,3 +284,22 @@ def test_several_problems_and_a_closed_form():
     mean = truth.expectation(lambda latents: latents["b"])
     np.testing.assert_allclose(mean.value, 2 / 3 * y, atol=1e-7)
     assert (mean.error <= 1e-7).all()
+
+
+def test_problems_with_unequal_points_and_checks_make_one_truth():
+    """The problem whose tree gave up has one check and few points; the other's checks are shown all the same."""
+
+    def integral(log_evidence, num_points, checks, reason):
+        u = torch.arange(1.0, 1 + 2 * num_points, dtype=REAL).reshape(1, num_points, 2)
+        log_weight = torch.full((1, num_points), -math.log(num_points), dtype=REAL)
+        points = Points(u, log_weight, torch.zeros(num_points, dtype=torch.int64), "rule")
+        return Integral(log_evidence, 1e-9, checks, reason, (points,), assumptions=(f"{num_points} points are enough",))
+
+    target = Target(banana, (torch.zeros(2, 1, dtype=REAL),), name="banana")
+    settled = integral(-1.0, 3, (Check("tree", 1e-9, 1e-6), Check("chains", 2.0, 5.0)), "")
+    truth = joint_truth(target, "tree", [settled, integral(-2.0, 1, (Check("tree", math.inf, 1e-6),), "a jump")])
+    assert truth.checks == (Check("tree", math.inf, 1e-6), Check("chains", 2.0, 5.0))
+    assert truth.trusted.tolist() == [True, False]
+    assert truth.assumptions == ("3 points are enough", "1 points are enough")
+    assert truth.points[0].log_weight.exp().tolist() == pytest.approx([[1 / 3] * 3, [1, 0, 0]])
+    assert truth.points[0].mean(truth.points[0].u).tolist() == pytest.approx([[3.0, 4.0], [1.0, 2.0]])
