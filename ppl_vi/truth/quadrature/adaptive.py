@@ -27,10 +27,10 @@ from ppl_vi.truth.quadrature.bricks import BrickRule
 from ppl_vi.truth.quadrature.cross_checks import (
     RULES_TOLERANCE,
     density_above_bricks,
+    largest_region_deviation,
     lattice_nodes,
-    region_surprise,
 )
-from ppl_vi.truth.quadrature.search import FINITE_AT_ENDS, Found, search
+from ppl_vi.truth.quadrature.search import FINITE_AT_ENDS, SearchResult, search
 from ppl_vi.truth.quadrature.standardized import StandardizedDensity, WeightedNodes
 from ppl_vi.truth.quadrature.tree import Tree
 from ppl_vi.truth.result import Check, Grade, Points, Truth, worst_checks
@@ -178,14 +178,14 @@ def integrate(density: Density, prior: Tensor, start: Tensor, seed: int) -> Inte
     rounding = 16 * torch.finfo(density.dtype).eps * (1 + abs(tree.log_mass) + float(found.modes.value.abs().max()))
     above = density_above_bricks(standardized, tree, found)
     importance = abs(found.log_evidence - tree.log_mass) / math.hypot(found.std_error, 1e-6)
-    surprise = region_surprise(standardized, found.sample, tree, seed)
+    regions = largest_region_deviation(standardized, found.sample, tree, seed)
     checks = (
         _tree_error(tree.error),
         Check(f"tree of bricks against {second_rule}, nats", difference, RULES_TOLERANCE + rounding),
         Check("estimated mass outside the box of integration, relative to p(x)", outside, MAX_MASS_OUTSIDE),
         Check("log density at modes and scanned points above their bricks', nats", above, MAX_NATS_ABOVE_BRICK),
         Check("log p(x) by importance sampling, standard errors off", importance, MAX_STANDARD_ERRORS),
-        Check("masses of regions by Hamiltonian Monte Carlo, standard errors off", surprise, MAX_STANDARD_ERRORS),
+        Check("masses of regions by Hamiltonian Monte Carlo, standard errors off", regions, MAX_STANDARD_ERRORS),
     )
     reason = next((check.failure for check in checks if not check.passed), "")
     error = max(difference, tree.error) + 10 * outside + rounding
@@ -197,7 +197,7 @@ def _tree_error(error: float) -> Check:
 
 
 def _points(
-    standardized: StandardizedDensity, found: Found, half_width: float, lattice: WeightedNodes | None
+    standardized: StandardizedDensity, found: SearchResult, half_width: float, lattice: WeightedNodes | None
 ) -> tuple[Points, Points]:
     """The lattice, or else the nodes of a higher order in a coarse tree, and the nodes of the coarse tree."""
     accuracy = POINTS_ACCURACY[standardized.density.dim]
@@ -238,7 +238,7 @@ def _numbers(u: Tensor) -> str:
     return f"[{', '.join(f'{number:.4g}' for number in u.tolist())}]"
 
 
-def in_standardized_coordinates(density: Density, found: Found) -> StandardizedDensity:
+def in_standardized_coordinates(density: Density, found: SearchResult) -> StandardizedDensity:
     """The density in coordinates in which the posterior has about mean 0 and covariance I."""
     center, covariance = found.sample.mean(0), torch.cov(found.sample.T).reshape(density.dim, density.dim)
     if not (found.efficiency > MIN_EFFICIENCY and bool((torch.diagonal(covariance) > 0).all())):

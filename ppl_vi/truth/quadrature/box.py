@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ppl_vi.truth.quadrature.bricks import BORDER_TOLERANCE, BrickRule, look
-from ppl_vi.truth.quadrature.search import Found
+from ppl_vi.truth.quadrature.bricks import BORDER_TOLERANCE, BrickRule, evaluated_bricks
+from ppl_vi.truth.quadrature.search import SearchResult
 from ppl_vi.truth.quadrature.standardized import StandardizedDensity
 from ppl_vi.truth.quadrature.tree import MAX_TREE_POINTS, Tree, grow_tree
 
@@ -38,7 +38,9 @@ class Accuracy(NamedTuple):
     tolerance: float
 
 
-def tree_in_large_enough_box(standardized: StandardizedDensity, accuracy: Accuracy, found: Found) -> tuple[Tree, float]:
+def tree_in_large_enough_box(
+    standardized: StandardizedDensity, accuracy: Accuracy, found: SearchResult
+) -> tuple[Tree, float]:
     """The tree over the smallest box that leaves out a negligible mass, and the half-width of that box."""
     farthest = float(standardized.inverse(found.modes.u).abs().max()) + 2 * LAYER
     for half_width in [each for each in HALF_WIDTHS if each >= farthest] or HALF_WIDTHS[-1:]:
@@ -48,7 +50,7 @@ def tree_in_large_enough_box(standardized: StandardizedDensity, accuracy: Accura
     return tree, half_width
 
 
-def tree_in_box(standardized: StandardizedDensity, accuracy: Accuracy, found: Found, half_width: float) -> Tree:
+def tree_in_box(standardized: StandardizedDensity, accuracy: Accuracy, found: SearchResult, half_width: float) -> Tree:
     """The tree over a box: unit cubes at first, which are cut to the width of the modes that lie in them."""
     density = standardized.density
     line = torch.arange(-half_width + 1, half_width, 2, dtype=standardized.center.dtype)
@@ -59,7 +61,9 @@ def tree_in_box(standardized: StandardizedDensity, accuracy: Accuracy, found: Fo
     center, half_widths = cut_around(center, torch.ones_like(center), modes, mode_width)
     rule = BrickRule.of(accuracy.order, density.dim, center)
     max_points = max(MAX_TREE_POINTS, min(MAX_CHEAP_POINTS, MAX_TREE_NUMBERS // density.width))
-    return grow_tree(standardized, look(standardized, center, half_widths, rule), rule, accuracy.tolerance, max_points)
+    return grow_tree(
+        standardized, evaluated_bricks(standardized, center, half_widths, rule), rule, accuracy.tolerance, max_points
+    )
 
 
 def cut_around(center: Tensor, half_width: Tensor, points: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:

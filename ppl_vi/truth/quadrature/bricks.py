@@ -169,15 +169,15 @@ def joined(parts: list[Bricks]) -> Bricks:
     return Bricks(**{name: torch.cat([getattr(part, name) for part in parts]) for name in Bricks.__dataclass_fields__})
 
 
-def look(function: Function, center: Tensor, half_width: Tensor, rule: BrickRule) -> Bricks:
+def evaluated_bricks(function: Function, center: Tensor, half_width: Tensor, rule: BrickRule) -> Bricks:
     """Applies a rule to a log density in the bricks at `center` `(C, D)` of half-widths `half_width` `(C, D)`."""
     step = max(1, MAX_NODES_AT_ONCE // len(rule.nodes))
     blocks = zip(center.split(step), half_width.split(step), strict=True)
-    return joined([_look_at_block(function, *block, rule) for block in blocks])
+    return joined([_evaluated_block(function, *block, rule) for block in blocks])
 
 
-def _look_at_block(function: Function, center: Tensor, half_width: Tensor, rule: BrickRule) -> Bricks:
-    """`look` at few enough bricks. All densities are taken relative to the best node's, so that none overflows."""
+def _evaluated_block(function: Function, center: Tensor, half_width: Tensor, rule: BrickRule) -> Bricks:
+    """`evaluated_bricks` for one block. Densities are taken relative to the best node's, so that none overflows."""
     log_volume = (2 * half_width).log().sum(-1)
     at_nodes = _values(function, center, half_width, rule.nodes)
     at_corners = _values(function, center, half_width, rule.corners)

@@ -128,7 +128,7 @@ def partial_truth(target: Target, *, seed: int = 0) -> Truth:
                 outer = integrate(density, prior, start, seed)
                 draws = _draws_at_nodes(target, problem, outer.points[0], seed)
                 joint = Density.of(target, problem)
-                integrals.append(_held_to_the_model(replace(outer, points=(draws,)), joint, seed))
+                integrals.append(_checked_against_model(replace(outer, points=(draws,)), joint, seed))
     return joint_truth(target, "quadrature over " + ", ".join(site.name for site in sites), integrals)
 
 
@@ -156,7 +156,7 @@ def _systematic(weight: np.ndarray, rng: np.random.Generator) -> Tensor:
     return torch.from_numpy(np.searchsorted(np.cumsum(weight) / weight.sum(), edges).clip(max=len(weight) - 1))
 
 
-def _held_to_the_model(outer: Integral, joint: Density, seed: int) -> Integral:
+def _checked_against_model(outer: Integral, joint: Density, seed: int) -> Integral:
     """The same integral with the checks of its draws and its log evidence against the joint density of the model."""
     draws = outer.points[0]
     stein = Check(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ppl_vi.truth.chains.sampler import Trajectories, adapted, chains_at
 from ppl_vi.truth.quadrature.bricks import Bricks
-from ppl_vi.truth.quadrature.search import Found
+from ppl_vi.truth.quadrature.search import SearchResult
 from ppl_vi.truth.quadrature.standardized import StandardizedDensity, WeightedNodes
 from ppl_vi.truth.quadrature.tree import NEGLIGIBLE_NATS, Tree
 
@@ -61,7 +61,7 @@ def lattice_nodes(standardized: StandardizedDensity, tree: Tree) -> WeightedNode
     return None
 
 
-def density_above_bricks(standardized: StandardizedDensity, tree: Tree, found: Found) -> float:
+def density_above_bricks(standardized: StandardizedDensity, tree: Tree, found: SearchResult) -> float:
     """By how much the log density at any mode or scanned point exceeds the mean one of its brick, nats.
 
     A point outside of all leaves is compared with the mean density of a unit cube of negligible mass.
@@ -75,7 +75,7 @@ def density_above_bricks(standardized: StandardizedDensity, tree: Tree, found: F
     return float((value[high] - mean[leaf]).max())
 
 
-def region_surprise(standardized: StandardizedDensity, sample: Tensor, tree: Tree, seed: int) -> float:
+def largest_region_deviation(standardized: StandardizedDensity, sample: Tensor, tree: Tree, seed: int) -> float:
     """The largest difference between a region's mass by chains and by the tree, in standard errors.
 
     There are eight regions of about equal mass, sets of bricks, and a ninth: all that lies in no leaf. Each chain's

@@ -79,7 +79,7 @@ class Modes:
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class SearchResult:
     """What the search found.
 
     Attributes:
@@ -99,7 +99,7 @@ class Found:
     efficiency: float
 
 
-def search(density: Density, prior: Tensor, start: Tensor, seed: int) -> Found:
+def search(density: Density, prior: Tensor, start: Tensor, seed: int) -> SearchResult:
     """Scans a wide box, ascends to modes, and draws from about the posterior.
 
     Args:
@@ -126,7 +126,7 @@ def search(density: Density, prior: Tensor, start: Tensor, seed: int) -> Found:
     chosen = torch.multinomial(relative, NUM_RESAMPLED, replacement=True, generator=generator)
     std_error = float(relative.std()) / math.sqrt(len(u))
     efficiency = float(relative.sum() ** 2 / relative.square().sum()) / len(u)
-    return Found(modes, scanned, u[chosen], log_mean, std_error, efficiency)
+    return SearchResult(modes, scanned, u[chosen], log_mean, std_error, efficiency)
 
 
 def _box(prior: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:

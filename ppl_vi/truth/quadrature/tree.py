@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ppl_vi.truth.quadrature.bricks import BrickRule, Bricks, Function, joined, look
+from ppl_vi.truth.quadrature.bricks import BrickRule, Bricks, Function, evaluated_bricks, joined
 
 # A mass that lies more nats than this below the integral, a share of 7e-13, counts as nothing. Less would lose mass
 # that the tolerances of 1e-10 notice; more would refine bricks that no digit of the result depends on.
@@ -103,7 +103,7 @@ def grow_tree(
         if bool(too_small.any()):
             place = bricks.center[too_small][0]
             return Tree.of([*settled, bricks], math.inf, "the density has a jump or is infinite", place)
-        halves = look(function, *bricks.halves(), rule)
+        halves = evaluated_bricks(function, *bricks.halves(), rule)
         if bool(halves.broken.any()):
             return _broken_tree([*settled, bricks], halves)
         together = halves.log_mass.reshape(-1, 2).logsumexp(1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ppl_vi.truth.quadrature.box import cut_around, mass_outside
-from ppl_vi.truth.quadrature.bricks import BrickRule, look
+from ppl_vi.truth.quadrature.bricks import BrickRule, evaluated_bricks
 from ppl_vi.truth.quadrature.tree import grow_tree
 
 REAL = torch.float64
@@ -15,7 +15,7 @@ REAL = torch.float64
 def tree_of(function, half_width):
     center = torch.arange(-half_width + 1, half_width, 2, dtype=REAL)[:, None]
     rule = BrickRule.of(16, 1, center)
-    return grow_tree(function, look(function, center, torch.ones_like(center), rule), rule, 1e-12)
+    return grow_tree(function, evaluated_bricks(function, center, torch.ones_like(center), rule), rule, 1e-12)
 
 
 @pytest.mark.parametrize("rate", [0.5, 1.0, 2.0])

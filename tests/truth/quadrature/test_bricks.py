@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ppl_vi.truth.quadrature.bricks import BrickRule, look, rise_between_nodes
+from ppl_vi.truth.quadrature.bricks import BrickRule, evaluated_bricks, rise_between_nodes
 from ppl_vi.truth.quadrature.tree import grow_tree
 
 REAL = torch.float64
@@ -17,7 +17,7 @@ def test_each_point_is_found_in_the_brick_that_holds_it():
         return -(s.square() * torch.tensor([1.0, 30.0, 4.0])).sum(-1) / 2 + torch.cos(3 * s[:, 0])
 
     rule = BrickRule.of(5, 3, torch.zeros((), dtype=REAL))
-    start = look(density, torch.zeros((1, 3), dtype=REAL), torch.full((1, 3), 6.0, dtype=REAL), rule)
+    start = evaluated_bricks(density, torch.zeros((1, 3), dtype=REAL), torch.full((1, 3), 6.0, dtype=REAL), rule)
     bricks = grow_tree(density, start, rule, 1e-4).leaves
     assert len(bricks) > 500
     points = 2 * torch.randn((1000, 3), generator=torch.Generator().manual_seed(1), dtype=REAL)
@@ -48,7 +48,7 @@ def test_signs_of_error_of_a_density_whose_legendre_series_is_known() -> None:
         return torch.from_numpy(np.log(value + 0.3 * ((x > 0.999) & (y > 0.999))))
 
     center, half_width = torch.tensor([[3.0, -1.0]], dtype=REAL), torch.tensor([[2.0, 0.5]], dtype=REAL)
-    seen = look(density, center, half_width, rule)
+    seen = evaluated_bricks(density, center, half_width, rule)
     assert float(seen.log_mass.exp()) == pytest.approx(4.0, rel=1e-14)
     # the last coefficient along x is 0.1 on every line, that along y is 0.05
     np.testing.assert_allclose(seen.log_tail.exp() / 4, [[0.1, 0.05]], rtol=1e-12)

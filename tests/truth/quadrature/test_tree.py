@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from ppl_vi.truth.quadrature.bricks import BrickRule, look
+from ppl_vi.truth.quadrature.bricks import BrickRule, evaluated_bricks
 from ppl_vi.truth.quadrature.tree import grow_tree
 
 REAL = torch.float64
@@ -24,7 +24,7 @@ def test_a_jump_at_the_rim_of_a_brick_is_seen(dim: int, share: float) -> None:
     def density(s: torch.Tensor) -> torch.Tensor:
         return torch.where(s[:, 0] < end, -s.square().sum(1) / 2 - dim * math.log(2 * math.pi) / 2, -torch.inf)
 
-    tree = grow_tree(density, look(density, center, torch.ones_like(center), rule), rule, tolerance)
+    tree = grow_tree(density, evaluated_bricks(density, center, torch.ones_like(center), rule), rule, tolerance)
     assert tree.reason or abs(tree.log_mass - stats.norm.logcdf(end)) < 1e-8
 
 
@@ -37,7 +37,7 @@ def test_a_smooth_density_has_no_jump(dim: int) -> None:
     def density(s: torch.Tensor) -> torch.Tensor:
         return -s.square().sum(1) / 2 - dim * math.log(2 * math.pi) / 2
 
-    start = look(density, center, torch.ones_like(center), rule)
+    start = evaluated_bricks(density, center, torch.ones_like(center), rule)
     tree = grow_tree(density, start, rule, 1e-10)
     assert tree.reason == ""
     assert tree.log_mass == pytest.approx(0.0, abs=1e-9)
