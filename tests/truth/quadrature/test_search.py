@@ -47,6 +47,8 @@ def test_importance_sampling_finds_the_evidence_and_both_hills() -> None:
     share = float((found.sample[:, 0] < 0).double().mean())
     # 1,024 draws with replacement from 16,384: at most twice a binomial's variance
     assert abs(share - 0.3) < 5 * math.sqrt(2 * 0.21 / len(found.sample))
+    right = found.sample[found.sample[:, 0] > 0, 0]  # the proposal itself is far wider than the hill, of variance 1
+    assert abs(float(right.var()) - 1) < 5 * math.sqrt(2 * 2 / len(right))
 
 
 @pytest.mark.parametrize("learned", [False, True])
