@@ -131,20 +131,17 @@ def gaps(arguments: argparse.Namespace, guide: str, module: AmortizedToy | str) 
 
 def _module(arguments: argparse.Namespace, guide: str) -> AmortizedToy | str:
     """An untrained encoder of a family's parameters, or why there can be none."""
-    import torch
-
     from models.amortized_toy import AmortizedToy
     from models.exponential_normal import target
     from ppl_vi.comparison.run import refusal
     from ppl_vi.guides import find_family
-    from ppl_vi.target.isolation import isolated
 
     refused = refusal(guide)
     if refused:
         return refused
     middle = target([sum(arguments.range) / 2])
     try:
-        with isolated(torch.float64, seed=arguments.seed):
+        with middle.isolated(arguments.seed):
             return AmortizedToy(middle, find_family(guide))
     except ValueError as error:
         return str(error)

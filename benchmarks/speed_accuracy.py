@@ -26,7 +26,6 @@ from torch.func import vmap
 from benchmarks.speed_case import Case, Loop, MissingError, seconds
 from benchmarks.speed_engines import target_of
 from benchmarks.speed_problems import FORMS, initial
-from ppl_vi.target.isolation import isolated
 from ppl_vi.target.target import Target
 
 ACCURACY = 1e-3  # nats
@@ -46,10 +45,12 @@ class Distance:
     Attributes:
         divergence: parameters as `Loop.parameters` gives them, in float64, to the reverse KL up to a constant, `(R,)`.
         best: the smallest of the family.
+        target: the problem, in float64.
     """
 
     divergence: Divergence
     best: float
+    target: Target
 
     @classmethod
     def of(cls, case: Case) -> Distance:
@@ -59,17 +60,19 @@ class Distance:
             MissingError: the family's best member is not known.
         """
         precise = replace(case, dtype="float64")
-        with isolated(torch.float64, seed=0):
-            target = target_of(precise)
+        target = target_of(precise)
+        with target.isolated(seed=0):
             if case.guide in FORMS:
-                return cls._least(partial(_toy, target, case.guide), *_toy_start(case.guide))
+                return cls._least(target, partial(_toy, target, case.guide), *_toy_start(case.guide))
             if case.guide not in FACTORS:
                 raise MissingError(f"{case.guide} is no Gaussian, and its best member is not known")
             noise = matched_noise(target.dim)
-            return cls._least(partial(_gaussian, target, noise), *_gaussian_start(case.guide, target.dim))
+            return cls._least(target, partial(_gaussian, target, noise), *_gaussian_start(case.guide, target.dim))
 
     @classmethod
-    def _least(cls, divergence: Divergence, unpack: Callable[[Tensor], Parameters], start: Tensor) -> Distance:
+    def _least(
+        cls, target: Target, divergence: Divergence, unpack: Callable[[Tensor], Parameters], start: Tensor
+    ) -> Distance:
         def value_and_gradient(point: np.ndarray) -> tuple[float, np.ndarray]:
             theta = torch.from_numpy(point).requires_grad_()
             value = divergence(unpack(theta)).sum()
@@ -77,11 +80,11 @@ class Distance:
             return value.item(), gradient.numpy()
 
         found = minimize(value_and_gradient, start.numpy(), jac=True, method="L-BFGS-B", options={"maxiter": 2000})
-        return cls(divergence, float(found.fun))
+        return cls(divergence, float(found.fun), target)
 
     def median(self, parameters: Parameters) -> float:
         """Nats above the best, of the median fit among the first `MOST_FITS`; nan where one has gone astray."""
-        with isolated(torch.float64, seed=0), torch.no_grad():
+        with self.target.isolated(seed=0), torch.no_grad():
             divergence = self.divergence({name: value[:MOST_FITS].double() for name, value in parameters.items()})
         return float(divergence.quantile(0.5)) - self.best
 

@@ -257,15 +257,17 @@ def _settings(arguments: argparse.Namespace) -> TrainingSettings:
 
 
 def _vae(arguments: argparse.Namespace, guide: str, num_pixels: int) -> VAE:
-    import torch
 
     from models.vae import VAE
     from ppl_vi.guides.amortized import AMORTIZED
-    from ppl_vi.target.isolation import isolated
+    from ppl_vi.svi.minibatch import untrained
 
-    with isolated(torch.float32, seed=arguments.seed):
+    def build() -> VAE:
         head = AMORTIZED[guide](arguments.latent_dim)
         return VAE(num_pixels, head, hidden=arguments.hidden, likelihood=arguments.likelihood, sigma=arguments.sigma)
+
+    module: VAE = untrained(build, seed=arguments.seed)
+    return module
 
 
 def _scored(jobs: Sequence[Job], arguments: argparse.Namespace) -> Iterator[list[Scored]]:

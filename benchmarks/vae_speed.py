@@ -179,11 +179,14 @@ def rounds(pixels: int, hidden: Sequence[int], batch: int, num_rounds: int) -> d
 
     from models.vae import VAE
     from ppl_vi.guides.amortized import AMORTIZED
-    from ppl_vi.target.isolation import isolated
+    from ppl_vi.svi.minibatch import isolated_module, untrained
 
-    with isolated(torch.float32, seed=0):
+    def build() -> tuple[torch.Tensor, VAE]:
         x = torch.bernoulli(torch.rand(batch, pixels))
-        module = VAE(pixels, AMORTIZED["diagonal"](LATENTS), hidden=hidden)
+        return x, VAE(pixels, AMORTIZED["diagonal"](LATENTS), hidden=hidden)
+
+    x, module = untrained(build, seed=0)
+    with isolated_module(module, seed=0):
         steps = {side: make(copy.deepcopy(module), x) for side, (_, make) in SIDES.items() if _installed(side)}
         for step in steps.values():
             measure(step)  # warm

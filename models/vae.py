@@ -21,7 +21,7 @@ from torch.nn.functional import softplus
 
 from ppl_vi.guides.amortized import Head
 from ppl_vi.target.decoder import Decoded
-from ppl_vi.target.isolation import isolated
+from ppl_vi.target.isolation import own_randomness
 from ppl_vi.target.target import Target
 
 LIKELIHOODS = ("bernoulli", "gaussian")
@@ -175,7 +175,7 @@ def simulate(vae: VAE, num: int, *, seed: int) -> tuple[Tensor, Tensor]:
         x `(B, num_pixels)` and z `(B, D)`.
     """
     frozen = copy.deepcopy(vae).double().requires_grad_(False)
-    with isolated(torch.float64, seed=seed):
+    with own_randomness(seed):
         z = frozen.prior(next(frozen.parameters())).sample((num,))
         return frozen.observation(z).sample(), z
 

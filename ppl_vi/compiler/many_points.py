@@ -163,29 +163,28 @@ class AtPoints:
             few = [part[some] for part in points]
             here = len(few[0])
             padded = [torch.cat([part, part[:1].expand(size - here, *part.shape[1:])]) for part in few]
-            parts.append([tensor[:here] for tensor in _tuple(self._graph(size, padded, data)(*padded, *data))])
+            with self.gate():
+                found = _tuple(self._graph(size, padded, data)(*padded, *data))
+            parts.append([tensor[:here] for tensor in found])
         return tuple(torch.cat(tensors)[None] for tensors in zip(*parts, strict=True))
 
     def _graph(self, size: int, points: Tensors, data: Tensors) -> Callable[..., Any]:
         if size not in self._graphs:
             mapped = self.vectorise(self.function, in_dims=(*(0 for _ in points), *(None for _ in data)))
-            self._graphs[size] = _flat(mapped, [*points, *data], self.gate)
+            self._graphs[size] = _flat(mapped, [*points, *data])
         return self._graphs[size]
 
 
-def _flat(function: Callable[..., Any], example: Tensors, gate: Gate) -> Callable[..., Any]:
-    """A function as a flat graph; itself where it can't be traced, as when it decides by a value."""
-    with gate():
-        try:
-            return trace(function, example)
-        except Exception as error:  # whatever a model does that tracing does not know
-            _log.info("a function runs untraced: %s", error)
+def _flat(function: Callable[..., Any], example: Tensors) -> Callable[..., Any]:
+    """A function as a flat graph; itself where it can't be traced, as when it decides by a value.
 
-    def plain(*given: Tensor) -> Any:
-        with gate():
-            return function(*given)
-
-    return plain
+    It is made and run inside of the gate: a graph makes tensors of the default dtype where the function does.
+    """
+    try:
+        return trace(function, example)
+    except Exception as error:  # whatever a model does that tracing does not know
+        _log.info("a function runs untraced: %s", error)
+        return function
 
 
 def _held_to(at_points: AtPoints, points: Tensors, data: Tensors) -> Kernel | None:
@@ -278,25 +277,20 @@ class WeightedSum:
         size = len(weight)
         while size % 2 == 0 and size > self.block:
             size //= 2
-        if size not in self._graphs:
-            self._graphs[size] = self._traced(x, [part[:size] for part in (*points, weight)], data)
         pieces = zip(*(part.split(size) for part in (*points, weight)), strict=True)
-        slopes, values = zip(*(self._graphs[size](x, *few, *data) for few in pieces), strict=True)
+        with self.gate():
+            if size not in self._graphs:
+                self._graphs[size] = self._traced(x, [part[:size] for part in (*points, weight)], data)
+            slopes, values = zip(*(self._graphs[size](x, *few, *data) for few in pieces), strict=True)
         return torch.stack(slopes).sum(0), torch.stack(values).sum()
 
     def _traced(self, x: Tensor, few: Tensors, data: Tensors) -> Callable[..., Any]:
         summed = _on_points(self.function, len(few) - 1)
-        with self.gate():
-            try:
-                return eager(traced(summed, (x, *few, *data)))
-            except Exception as error:  # what can't be traced is only slower
-                _log.info("a sum runs untraced: %s", error)
-
-        def plain(*given: Tensor) -> Any:
-            with self.gate():
-                return summed(*given)
-
-        return plain
+        try:
+            return eager(traced(summed, (x, *few, *data)))
+        except Exception as error:  # what can't be traced is only slower
+            _log.info("a sum runs untraced: %s", error)
+            return summed
 
 
 def _on_points(function: Callable[..., Tensor], num: int) -> Callable[..., tuple[Tensor, Tensor]]:

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from ppl_vi.guides import REFUSED, Family, RefusedFamilyError, find_family
 from ppl_vi.guides.statements import FunctionGuide, first_run
-from ppl_vi.target.isolation import isolated
 from ppl_vi.target.target import Target
 
 
@@ -115,7 +114,7 @@ def draws_sites(target: Target, function: Callable[..., Any]) -> bool:
         inspect.signature(function).bind(target.model)
     except TypeError:
         return True
-    with isolated(target.dtype, seed=0):
+    with target.isolated(seed=0):
         try:
             trace, _ = first_run(target.bind(function), target.row(0), target.dtype)
         except (

@@ -10,7 +10,6 @@ from pyro.nn.module import PyroParam
 from torch import nn
 from torch.distributions import constraints
 
-from ppl_vi.target.isolation import isolated
 from ppl_vi.target.target import Target
 
 NO_MODE = (
@@ -42,7 +41,7 @@ def finished(guide: nn.Module, target: Target, problem: int, *, at_mode: bool = 
     """
     if not hasattr(guide, "laplace_approximation"):
         return guide
-    with isolated(target.dtype, seed=0):
+    with target.isolated(seed=0):
         normal: Any = _approximation(guide, target, problem) if at_mode else AutoMultivariateNormal(target.model)
         if not at_mode:
             normal(*target.row(problem))

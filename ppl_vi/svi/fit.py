@@ -31,7 +31,6 @@ from ppl_vi.svi.stopping import (
     surrogate,
 )
 from ppl_vi.svi.support import SupportMismatchError, mismatch
-from ppl_vi.target.isolation import isolated
 from ppl_vi.target.target import Target
 
 DECIDES = "decides by a drawn value what to do ('if', 'while', bool(), item())"
@@ -129,7 +128,7 @@ def _fit(
     problem = mismatch(target, guides[0][0])
     if problem and not allow_support_mismatch:
         raise SupportMismatchError(problem)
-    with isolated(target.dtype, seed=seed):
+    with target.isolated(seed):
         program = Program(target, guides[0][0])
         unsuitable = settings.objective.unsuitable(program)
         if unsuitable:

@@ -11,6 +11,7 @@ import hashlib
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -43,6 +44,17 @@ class Amortized(Protocol):
 
     def guide(self, x: Tensor, num_data: int | None = None, alpha: float = 1.0) -> Any:
         """The guide of the same."""
+
+
+def untrained(build: Callable[[], Any], *, seed: int, dtype: torch.dtype = torch.float32) -> Any:
+    """What a function builds, such as an `Amortized` with its initial weights, in one dtype and from one seed."""
+    with isolated(dtype, seed):
+        return build()
+
+
+def isolated_module(module: Any, seed: int) -> AbstractContextManager[None]:
+    """The gate for an `Amortized`, which has no target: see `ppl_vi.target.isolation.isolated`; in its own dtype."""
+    return isolated(next(module.parameters()).dtype, seed)
 
 
 class CheckpointError(ValueError):
@@ -167,9 +179,9 @@ def train(
     settings = settings or TrainingSettings()
     batches = data if callable(data) else lambda epoch: data
     weight = (lambda epoch: float(alpha(epoch))) if callable(alpha) else lambda epoch: float(alpha)
-    module, dtype = copy.deepcopy(module), next(module.parameters()).dtype
+    module = copy.deepcopy(module)
     run = _Run()
-    with isolated(dtype, seed=settings.seed), warnings.catch_warnings():
+    with isolated_module(module, settings.seed), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Encountered (NaN|\\+?-?inf)")  # told below, with the epoch
         sums = None if checkpoint is None else _sums(batches, held_out)
         optimiser = Adam(module.parameters(), lr=settings.lr)

@@ -33,7 +33,7 @@ from ppl_vi.guides import Family
 from ppl_vi.guides.own import ModuleGuide, with_statements
 from ppl_vi.guides.statements import FunctionGuide
 from ppl_vi.target.arguments import BoundModel, private_copy
-from ppl_vi.target.isolation import isolated, whole_plates
+from ppl_vi.target.isolation import whole_plates
 from ppl_vi.target.sites import split
 from ppl_vi.target.target import Target
 
@@ -92,7 +92,7 @@ def build_guide(
         given["init_scale_fn"] = lambda name, location: scales[name].reshape(location.shape)
     elif "init_scale" in names and family is not AutoGaussian:  # whose random factors it would scale as well
         given["init_scale"] = float(scale.log().mean().exp())
-    with isolated(target.dtype, seed=seed), warnings.catch_warnings():
+    with target.isolated(seed), warnings.catch_warnings():
         # a flow over one number is fine
         warnings.filterwarnings("ignore", message=".*AutoRegressiveNN input_dim = 1.*")
         warnings.filterwarnings("ignore", message="The `init_loc_fn` argument to AutoIAFNormal is not used")

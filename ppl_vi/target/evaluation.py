@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from weakref import WeakKeyDictionary
 
 import pyro.poutine as poutine
@@ -14,7 +13,6 @@ from ppl_vi.numerics.rules import SPACINGS
 from ppl_vi.numerics.vmapping import vmap_or_loop
 from ppl_vi.target.arguments import BoundModel, tensors_of
 from ppl_vi.target.decoder import Decoded
-from ppl_vi.target.isolation import isolated
 from ppl_vi.target.sites import Latents, latents_of, numbers_of
 from ppl_vi.target.target import Target
 
@@ -68,7 +66,7 @@ def evaluator(target: Target) -> AtPoints:
             target.width,
             points_at_once(target),
             vectorise=vmap_or_loop,
-            gate=partial(isolated, target.dtype),
+            gate=target.isolated,
             compiles=target.decoded is None,  # torch multiplies a decoder's large matrices faster
         )
     return _evaluators[target]
@@ -77,7 +75,7 @@ def evaluator(target: Target) -> AtPoints:
 def prior_draws(target: Target, problem: int, num: int = NUM_PRIOR, seed: int = 0) -> Tensor:
     """Draws of the model's latents before the data are seen, in unconstrained space, `(num, D)`; non-finite ones go."""
     row, drawn = target.row(problem), []
-    with isolated(target.dtype, seed=seed), torch.no_grad():
+    with target.isolated(seed), torch.no_grad():
         for _ in range(num):
             with poutine.block():
                 trace = poutine.trace(target.model).get_trace(*row)

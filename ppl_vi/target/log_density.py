@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 
 import pyro.poutine as poutine
@@ -68,10 +69,14 @@ class Density:
         self.of_one, self.dim, self.dtype, self.inside, self.name = of_one, dim, dtype, inside, name
         self.numbers = numbers
         self.kernels: dict[int, Kernel | None] = {}
-        block, gate = min(MAX_POINTS, max(FEW_POINTS, MAX_NUMBERS // width)), partial(isolated, dtype, seed=0)
+        block, gate = min(MAX_POINTS, max(FEW_POINTS, MAX_NUMBERS // width)), self.isolated
         self._values = AtPoints(of_one, width, block, gate=gate, sizes=(FEW_POINTS, block))
         self._slopes: dict[int, AtPoints] = {}
         self._new_slopes = partial(AtPoints, grad_and_value(of_one), width, block, gate=gate, compiles=False)
+
+    def isolated(self) -> AbstractContextManager[None]:
+        """The gate through which the model behind the density is run, see `ppl_vi.target.isolation.isolated`."""
+        return isolated(self.dtype)
 
     def with_numbers(self, numbers: tuple[Tensor, ...]) -> Density:
         """The same of other numbers, of the same shapes: what was traced and compiled serves both."""
@@ -102,7 +107,7 @@ class Density:
 
         def culprit(u: Tensor) -> str:
             latents = {name: value[0] for name, value in target.constrain(u[None])[0].items()}
-            with isolated(target.dtype, seed=0):
+            with target.isolated(seed=0):
                 trace = poutine.trace(poutine.condition(target.model, data=latents)).get_trace(*row)
                 trace.compute_log_prob()
             sites = (
@@ -149,7 +154,7 @@ def _where(target: Target) -> str:
                 node["fn"].log_prob(node["value"])
 
     try:
-        with isolated(target.dtype, seed=0):
+        with target.isolated(seed=0):
             vmap(of_one)(torch.zeros(2, target.dim, dtype=target.dtype, device=target.device))
     except Exception:  # the one that is to be told of
         pass

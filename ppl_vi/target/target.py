@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -21,7 +22,7 @@ from ppl_vi.target.decoder import Decoded
 from ppl_vi.target.enumeration import summed_out
 from ppl_vi.target.inplace import InPlaceModel, writes_in_place
 from ppl_vi.target.inspection import SEEDS, latent_sites, run_model
-from ppl_vi.target.isolation import isolated, whole_plates
+from ppl_vi.target.isolation import isolated, runs_isolated, whole_plates
 from ppl_vi.target.precision import ConvertedModel, DtypeConversion
 from ppl_vi.target.sites import Constrained, Latents, batch_of, constrain, inside, unconstrain
 from ppl_vi.target.supports import LatentSite, MovingSupport
@@ -155,10 +156,18 @@ class Target:
         name = name or str(getattr(model, "__name__", type(model).__name__))
         return _of_all_the_data(private_copy(model, dtype), converted_arguments(args, dtype), name, dtype)
 
+    def isolated(self, seed: int | None = None) -> AbstractContextManager[None]:
+        """The gate through which this target's model is run, see `ppl_vi.target.isolation.isolated`.
+
+        Every method that runs the model enters it. It is for whoever runs a model or guide by other means, and for
+        many calls in a row, of which only the first then has to save the caller's settings.
+        """
+        return isolated(self.dtype, seed)
+
     def many_at_once(self) -> RuntimeError | None:
         """What `vmap` says of a log density that can't be computed at many points at once, or None where it can."""
         try:
-            with isolated(self.dtype, seed=0):
+            with self.isolated(seed=0):
                 vmap(lambda u: self.log_density_of_row(u, *self.row(0)))(self._unconstrained_run())
         except RuntimeError as error:
             return error
@@ -214,7 +223,7 @@ class Target:
     @cached_property
     def parts(self) -> dict[str, int]:
         """How much the plates take that take a subsample of their data, by name."""
-        with isolated(self.dtype, seed=0):
+        with self.isolated(seed=0):
             trace = poutine.trace(self.model).get_trace(*self.row(0))
         frames = [frame for node in trace.nodes.values() for frame in node.get("cond_indep_stack", ())]
         return {frame.name: frame.size for frame in frames if frame.size < (frame.full_size or 0)}
@@ -228,7 +237,7 @@ class Target:
     def width(self) -> int:
         """Numbers in the largest tensor that the log density at one point takes, more than the data where a discrete
         latent that is summed out meets them with each of its values."""
-        with isolated(self.dtype, seed=0), torch.no_grad(), _Largest() as largest:
+        with self.isolated(seed=0), torch.no_grad(), _Largest() as largest:
             self.log_density_of_row(self._unconstrained_run()[0], *self.row(0))
         return largest.size
 
@@ -248,7 +257,7 @@ class Target:
         batch = unconstrained.shape[:-1]
 
         def of_one(u: Tensor) -> tuple[Latents, Tensor]:
-            with isolated(self.dtype), poutine.block(), whole_plates(), Constrained(self.latents, u) as constrained:
+            with self.isolated(), poutine.block(), whole_plates(), Constrained(self.latents, u) as constrained:
                 self.model(*self.row(0))
             return constrained.values, constrained.log_jacobian
 
@@ -270,7 +279,7 @@ class Target:
         """The latent sites with the supports that they have at one point, `(*site.shape)` a site."""
         if not self.moving:
             return self.latents
-        with isolated(self.dtype), poutine.block(), whole_plates():
+        with self.isolated(), poutine.block(), whole_plates():
             trace = poutine.trace(poutine.condition(self.model, data=latents)).get_trace(*self.row(0))
         return tuple(replace(site, support=trace.nodes[site.name]["fn"].support) for site in self.latents)
 
@@ -293,6 +302,7 @@ class Target:
 
         return mapped
 
+    @runs_isolated
     def log_joint_of_row(self, latents: Latents, *row: Tensor) -> Tensor:
         """log p(x, z) of one problem at one point, nats: a pure function of tensors, for `torch.func`.
 
@@ -302,11 +312,13 @@ class Target:
             trace = poutine.trace(poutine.condition(self.model, data=latents)).get_trace(*row)
             return trace.log_prob_sum()
 
+    @runs_isolated
     def log_density_of_row(self, unconstrained: Tensor, *row: Tensor) -> Tensor:
         """log p(x, z(u)) + log |dz/du| of one problem at one unconstrained point `(D,)`."""
         latents, log_jacobian = self.constrain(unconstrained)
         return self.log_joint_of_row(latents, *row) + log_jacobian
 
+    @runs_isolated
     def log_joint(self, latents: Latents, index: Tensor | None = None) -> Tensor:
         """log p(x, z), nats.
 
@@ -318,9 +330,8 @@ class Target:
             `(B, S)`.
         """
         rows = self.args if index is None else tuple(arg[index] for arg in self.args)
-        with isolated(self.dtype):
-            over_points = vmap_or_loop(self.log_joint_of_row, in_dims=(0,) + (None,) * len(rows))
-            return vmap_or_loop(over_points)(latents, *rows)
+        over_points = vmap_or_loop(self.log_joint_of_row, in_dims=(0,) + (None,) * len(rows))
+        return vmap_or_loop(over_points)(latents, *rows)
 
     @cached_property
     def laplace(self) -> Laplace:
@@ -332,13 +343,13 @@ class Target:
         Raises:
             ValueError: no point was found where the posterior has a density.
         """
-        with isolated(self.dtype, seed=0):
+        with self.isolated(seed=0):
             return laplace_approximation(self.log_density_of_row, self._feasible, self.args, TOLERANCE)
 
     @cached_property
     def start(self) -> Laplace:
         """Where fits begin: `laplace`, or near the mass where a mode is far from it."""
-        with isolated(self.dtype, seed=0):
+        with self.isolated(seed=0):
             return centred_on_mass(self.laplace, self.log_density_of_row, self._feasible, self.args, TOLERANCE)
 
     @cached_property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -11,9 +12,10 @@ import torch
 from torch import Tensor
 
 from ppl_vi.compiler import toolchain
-from ppl_vi.compiler.many_points import NUM_CHECKED, WORTH_NUMBERS, AtPoints, pays
+from ppl_vi.compiler.many_points import NUM_CHECKED, WORTH_NUMBERS, AtPoints, WeightedSum, pays
 from ppl_vi.numerics.vmapping import vmap_or_loop
 from ppl_vi.target import evaluation
+from ppl_vi.target.isolation import isolated
 from ppl_vi.target.target import Target
 
 pytestmark = pytest.mark.filterwarnings("ignore:Found vars in model but not guide")
@@ -135,3 +137,18 @@ def test_few_points_do_not_pay() -> None:
     assert not pays(NUM_CHECKED - 1, WORTH_NUMBERS)
     assert pays(NUM_CHECKED, WORTH_NUMBERS)
     assert not pays(1000, 1)
+
+
+def test_a_graph_makes_tensors_in_the_dtype_of_the_gate() -> None:
+    """A function may make tensors of the default dtype, which its graph then does each time it runs."""
+    points, weight = torch.tensor([[0.3, -1.2], [0.7, 2.0]], dtype=torch.float64), torch.tensor([1.5, -0.5]).double()
+    x, gate = torch.tensor([2.0, 3.0], dtype=torch.float64), partial(isolated, torch.float64)
+
+    def function(x: torch.Tensor, point: torch.Tensor) -> torch.Tensor:
+        return (torch.eye(2) @ x) @ (torch.full((2,), 2.0) * point)
+
+    (values,) = AtPoints(partial(function, x), 4, 2, gate=gate, sizes=(2,))((points[None],))
+    assert torch.equal(values, 2 * (points @ x)[None])
+    gradient, total = WeightedSum(function, 4, 2, gate)(x, (points,), weight)
+    torch.testing.assert_close(gradient, 2 * weight @ points, rtol=1e-15, atol=0)
+    torch.testing.assert_close(total, 2 * weight @ points @ x, rtol=1e-15, atol=0)

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from ppl_vi.target.evaluation import prior_draws
-from ppl_vi.target.isolation import isolated
 from ppl_vi.target.log_density import Density
 from ppl_vi.target.target import Target
 from ppl_vi.truth.quadrature.box import MAX_MASS_OUTSIDE, Accuracy, mass_outside, tree_in_box, tree_in_large_enough_box
@@ -81,7 +80,7 @@ def black_box_truth(target: Target, *, seed: int = 0) -> Truth:
         raise ValueError(
             f"quadrature reaches {MAX_LATENT_NUMBERS} unconstrained numbers; '{target.name}' has {target.dim}"
         )
-    with isolated(target.dtype, seed=seed):
+    with target.isolated(seed):
         integrals = []
         for problem in range(target.num_problems):
             prior = prior_draws(target, problem, seed=seed)

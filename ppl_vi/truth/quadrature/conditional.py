@@ -19,7 +19,6 @@ from torch.func import vmap
 from ppl_vi.numerics.mixtures import DEGREES, fit_student_mixture
 from ppl_vi.numerics.weights import importance_evidence, pareto_khat
 from ppl_vi.target.evaluation import prior_draws
-from ppl_vi.target.isolation import isolated
 from ppl_vi.target.log_density import Density
 from ppl_vi.target.sites import constrain, inside, unconstrain
 from ppl_vi.target.target import Conditional, LatentSite, Target
@@ -116,7 +115,7 @@ def partial_truth(target: Target, *, seed: int = 0) -> Truth:
         raise ValueError(
             f"quadrature reaches {MAX_LATENT_NUMBERS} outer numbers; '{target.name}' has {_num_numbers(sites)}"
         )
-    with isolated(target.dtype, seed=seed):
+    with target.isolated(seed):
         integrals = []
         for problem in range(target.num_problems):
             drawn, _ = target.constrain(prior_draws(target, problem, seed=seed))

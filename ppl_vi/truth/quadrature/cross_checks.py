@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from ppl_vi.truth.chains.sampler import Trajectories, adapted, chains_at
+from ppl_vi.truth.chains.sampler import HMC, adapt_step_size, chains_at
 from ppl_vi.truth.quadrature.bricks import Bricks
 from ppl_vi.truth.quadrature.search import SearchResult
 from ppl_vi.truth.quadrature.standardized import StandardizedDensity, WeightedNodes
@@ -104,11 +104,11 @@ def _visited(standardized: StandardizedDensity, sample: Tensor, seed: int) -> Te
     density = standardized.density
     generator = torch.Generator(sample.device).manual_seed(seed)
     state = chains_at(density, sample[torch.randperm(len(sample), generator=generator)[:NUM_CHAINS]])
-    kernel = Trajectories(torch.tensor(FIRST_STEP), TRAJECTORY_TIME, standardized.factor, MAX_LEAPFROG_STEPS)
-    states, kernel = adapted(density, state, kernel, NUM_WARMUP, ACCEPTANCE, generator)
+    hmc = HMC(torch.tensor(FIRST_STEP), TRAJECTORY_TIME, standardized.factor, max_leapfrog=MAX_LEAPFROG_STEPS)
+    states, hmc = adapt_step_size(density, state, hmc, NUM_WARMUP, ACCEPTANCE, generator)
     state, visited = states[-1], []
     for _ in range(NUM_TRANSITIONS):
-        state = kernel.transition(density, state, generator).state
+        state = hmc.transition(density, state, generator).state
         visited.append(state.u)
     return torch.cat(visited)
 
