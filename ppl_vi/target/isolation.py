@@ -8,12 +8,14 @@ else has to. Entering it is cheap where the thread is inside already.
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
+import numpy as np
 import pyro
 import torch
 from pyro.poutine.subsample_messenger import SubsampleMessenger
@@ -44,7 +46,7 @@ def isolated(dtype: torch.dtype = torch.float64, seed: int | None = None) -> Ite
     Inside: an empty parameter store, parameters local to their modules (so that two `AutoNormal` never share names),
     validation off (supports are checked beforehand; a traced graph can't branch on data), `dtype` as the default, a
     random state of its own, and functions that `vmap` knows (`ppl_vi.target.vmap_rules`). Outside: everything as
-    before, also after an exception.
+    before, also after an exception, the generators of Python and NumPy included, which `pyro.set_rng_seed` seeds, too.
 
     Entered again with the same dtype, it does nothing without a seed; with one, the random state alone is seeded, and
     put back afterwards.
@@ -68,6 +70,8 @@ def _entered(dtype: torch.dtype, seed: int | None) -> Iterator[None]:
     """The gate as it is entered from outside, or from inside of one with another dtype."""
     outer_dtype, outer_gate = torch.get_default_dtype(), _gate.dtype
     with ExitStack() as stack:
+        stack.callback(random.setstate, random.getstate())
+        stack.callback(np.random.set_state, np.random.get_state())
         stack.enter_context(own_randomness(seed))
         stack.enter_context(pyro.validation_enabled(False))
         stack.enter_context(pyro.settings.context(module_local_params=True))

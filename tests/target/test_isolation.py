@@ -1,12 +1,14 @@
 """`isolated` leaves the caller's process as it was, two fits in it never touch, and it is the only gate there is."""
 
 import ast
+import random
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro
 import pytest
 import torch
@@ -30,6 +32,8 @@ def snapshot() -> dict[str, Any]:
     store = pyro.get_param_store()
     return {
         "random": torch.get_rng_state().tolist(),
+        "numpy": str(np.random.get_state()),
+        "python": random.getstate(),
         "dtype": torch.get_default_dtype(),
         "validation": torch.distributions.Distribution._validate_args,
         "pyro validation": pyro.infer.is_validation_enabled(),
@@ -61,7 +65,7 @@ def test_everything_is_put_back(validation: bool, dtype: torch.dtype, fails: boo
                 assert len(pyro.get_param_store()) == 0
                 assert pyro.settings.get("module_local_params")
                 pyro.param("mine", torch.tensor(-1.0))
-                torch.rand(5)
+                pyro.set_rng_seed(21)
                 pyro.enable_validation(True)
                 torch.set_default_dtype(torch.float16)
                 if fails:
@@ -248,6 +252,7 @@ def test_the_leak_that_is_kept_out_exists() -> None:
 # Who may enter the gate itself; all others run a model or guide by methods of `Target`, `Program` and `Density`.
 ENTRANCES = {
     "ppl_vi/target/inspection.py": "runs a model before there is a target of it",
+    "ppl_vi/target/preparation.py": "changes a model before there is a target of it",
     "ppl_vi/target/log_density.py": "a density may be of another function than a target's model",
     "ppl_vi/target/target.py": "runs models",
     "ppl_vi/svi/minibatch.py": "trains a module that is model and guide at once, of which there is no target",

@@ -13,9 +13,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy import special
 
-from ppl_vi.numerics.weights import EvidenceEstimate
+from ppl_vi.numerics.weights import EvidenceEstimate, log_mean
 
 # The iteration ends when log p(x) changes by less than the tolerance, which is far below any standard error; it
 # converges at a fixed rate, mostly within tens of iterations, and after so many the last value is returned.
@@ -42,8 +41,8 @@ def bridge(
     log_s1, log_s2 = math.log(share), math.log1p(-share)
     value = float(np.median(own))
     for _ in range(MAX_ITERATIONS):
-        above = special.logsumexp(other - np.logaddexp(log_s1 + other, log_s2 + value)) - math.log(other.size)
-        below = special.logsumexp(-np.logaddexp(log_s1 + own, log_s2 + value)) - math.log(own.size)
+        above = log_mean(other - np.logaddexp(log_s1 + other, log_s2 + value))
+        below = log_mean(-np.logaddexp(log_s1 + own, log_s2 + value), axis=None)
         change = float(above - below) - value
         value += change
         if abs(change) < ITERATION_TOLERANCE:
