@@ -18,10 +18,12 @@ from torch.func import vmap
 
 from ppl_vi.numerics.mixtures import DEGREES, fit_student_mixture
 from ppl_vi.numerics.weights import importance_evidence, pareto_khat
+from ppl_vi.target.conditional import Conditional
 from ppl_vi.target.evaluation import prior_draws
 from ppl_vi.target.log_density import Density
 from ppl_vi.target.sites import constrain, inside, unconstrain
-from ppl_vi.target.target import Conditional, LatentSite, Target
+from ppl_vi.target.supports import LatentSite
+from ppl_vi.target.target import Target
 from ppl_vi.truth.quadrature.adaptive import (
     MAX_LATENT_NUMBERS,
     MAX_STANDARD_ERRORS,

@@ -12,7 +12,6 @@ from scipy import stats
 from models import correlated_gaussian, eight_schools
 from ppl_vi.numerics.mixtures import fit_student_mixture
 from ppl_vi.numerics.weights import importance_evidence
-from ppl_vi.target.conditional import Conditional
 from ppl_vi.target.log_density import Density
 from ppl_vi.target.target import Target
 from ppl_vi.truth import ground_truth, reference_truth

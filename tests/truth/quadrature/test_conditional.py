@@ -10,7 +10,8 @@ import torch
 from scipy import stats
 
 from models import funnel
-from ppl_vi.target.target import Conditional, Target
+from ppl_vi.target.conditional import Conditional
+from ppl_vi.target.target import Target
 from ppl_vi.truth import ground_truth, partial_truth
 
 REAL = torch.float64
