@@ -107,7 +107,7 @@ class SampledFit:
 
     @cached_property
     def nodes(self) -> ScoredNodes:
-        """The members on rules that grow until every ELBO is known to `ELBO_TOLERANCE`, or to `MAX_RULE_NODES` nodes."""
+        """The members on rules that grow until every ELBO is known to `ELBO_TOLERANCE`, or have `MAX_RULE_NODES` nodes."""
         num = MIN_RULE_NODES
         while True:
             rules = noise_rules(self.fit.program.latent_draws, num, self.fit.seed + 40 + num)
