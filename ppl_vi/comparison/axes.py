@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ppl_vi.metrics.sampled.marginals import NumberSample, Sample
+from ppl_vi.metrics.sampled.weighted_samples import NumberSample, Sample
 from ppl_vi.target.supports import LatentSite, ends
 
 NUM_POINTS = 481  # of a curve over the latent

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ppl_vi.comparison.axes import BEYOND, NUM_BINS, NUM_POINTS, SHOWN, binned, limits_of, tails_of
-from ppl_vi.metrics.sampled.marginals import NumberSample, posterior_of
+from ppl_vi.metrics.sampled.weighted_samples import NumberSample, posterior_of
 from ppl_vi.metrics.scorecard import Scorecard
 from ppl_vi.target.target import Target
 from ppl_vi.truth import Truth
@@ -79,7 +79,7 @@ class Comparison:
         grid = np.linspace(0, 1, NUM_BINS + 1)
         rows = []
         for b in range(self.target.num_problems):
-            sample = posterior_of(self.truth, b).lines
+            sample = posterior_of(self.truth, b).even
             lines = [NumberSample.of(sample, k) for k in range(sample.z.shape[1])]
             tails = tails_of(np.array([line.quantile(np.array(SHOWN)) for line in lines]))
             edges = tails[:, :1] + (tails[:, 1:] - tails[:, :1]) * np.array([-BEYOND, 1 + BEYOND])
@@ -91,7 +91,7 @@ class Comparison:
     def posterior(self, problem: int) -> np.ndarray:
         """The exact density at `z()` of one problem, 0 outside the support, `(K, Z)`."""
         if self.truth.line is None:
-            return binned(posterior_of(self.truth, problem).lines, self.edges[problem])
+            return binned(posterior_of(self.truth, problem).even, self.edges[problem])
         site, z = self.target.latents[0], self.z
         values = torch.from_numpy(z).to(self.target.device)
         log_density = self.truth.log_prob({site.name: values.reshape((*z.shape, *site.shape))})

@@ -11,8 +11,8 @@ from ppl_vi.comparison.comparison import Comparison, Curves
 from ppl_vi.comparison.records import middle_replica
 from ppl_vi.metrics.exact.divergence import reverse_kl_of_many
 from ppl_vi.metrics.exact.grid import quadrature_grid
-from ppl_vi.metrics.sampled.marginals import guide_samples, pooled
 from ppl_vi.metrics.sampled.noise_rules import guide_nodes, noise_rules, scored_nodes, sobol_rules
+from ppl_vi.metrics.sampled.weighted_samples import guide_samples, pooled
 from ppl_vi.metrics.scorecard import Scorecard
 
 WAY_POINTS, WAY_RULES = 1024, 2  # on which the way of several numbers is measured

@@ -9,7 +9,7 @@ import numpy as np
 
 from ppl_vi.comparison.comparison import Comparison
 from ppl_vi.metrics.estimate import Estimate
-from ppl_vi.metrics.sampled.marginals import number_names
+from ppl_vi.metrics.sampled.weighted_samples import number_names
 from ppl_vi.metrics.scorecard import Scorecard
 from ppl_vi.runtime.provenance import versions
 from ppl_vi.truth import Truth

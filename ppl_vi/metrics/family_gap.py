@@ -20,7 +20,7 @@ class BestMember:
             search still promised, unless it is an upper bound.
         upper_bound: whether a better member may exist, since the search is only local in a family of many modes.
         converged: whether Newton's method arrived, `(B,)`: from the best's own start, or from another of the same
-            problem at a value no more than `ALIKE` above the best's.
+            problem at a value no more than `SAME_OPTIMUM` above the best's.
     """
 
     theta: Tensor

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ppl_vi.comparison.comparison import Comparison, Entry
-from ppl_vi.metrics.sampled.marginals import number_names
+from ppl_vi.metrics.sampled.weighted_samples import number_names
 from ppl_vi.report.numbers import three_digits
 from ppl_vi.report.plots import BLUE, DPI, LIGHT, TOO_HIGH, VERMILION, divergences_by_step, elbos_by_step, gaps, plain
 from ppl_vi.report.table import sort_key

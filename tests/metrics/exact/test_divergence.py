@@ -278,16 +278,16 @@ KINKED = {
         ("spline_flow", KINKED),
     ],
 )
-def test_one_rule_shows_what_the_exact_one_does(place, family, parameters):
-    """To a thousandth, whether the rule alone was enough (smooth densities) or not (a spline's kinks)."""
+def test_unrefined_panels_show_what_the_refined_ones_do(place, family, parameters):
+    """To a thousandth, whether the unrefined panels were enough (smooth densities) or not (a spline's kinks)."""
     pair = place(family, 1.5, **parameters)
     exact = d.reverse_kl(pair).value
     np.testing.assert_allclose(d.reverse_kl_of_many(pair), exact, rtol=2e-3)
     assert (exact > 0).all()
-    alone = pair.at_once[0].reshape(exact.shape)
+    alone = pair.unrefined[0].reshape(exact.shape)
     assert np.allclose(alone, exact, rtol=1e-8) == (family != "spline_flow")
 
 
-def test_one_rule_does_not_overlook_leaked_mass(place):
+def test_unrefined_panels_do_not_overlook_leaked_mass(place):
     pair = place("normal", 0.0, loc=1.0, scale=0.5)
     assert np.isinf(d.reverse_kl_of_many(pair)).all()
