@@ -25,7 +25,7 @@ from ppl_vi.target.isolation import own_randomness
 from ppl_vi.target.target import Target
 
 LIKELIHOODS = ("bernoulli", "gaussian")
-FLOOR = 1e-3  # of a learned sigma: without one the density of data that are met exactly has no bound
+MIN_SIGMA = 1e-3  # of a learned sigma: without it the density of data that the decoder meets exactly is unbounded
 
 
 def perceptron(sizes: Sequence[int]) -> nn.Sequential:
@@ -80,7 +80,7 @@ class VAE(PyroModule):
     def sigma(self) -> Tensor:
         """The Gaussian likelihood's standard deviation."""
         if self._raw_sigma is not None:
-            return FLOOR + softplus(self._raw_sigma)
+            return MIN_SIGMA + softplus(self._raw_sigma)
         return torch.as_tensor(self._sigma, dtype=next(self.parameters()).dtype)
 
     def observation(self, z: Tensor) -> dist.Independent:

@@ -30,9 +30,7 @@ from pyro.nn.module import PyroModule
 from torch import Tensor, nn
 
 from ppl_vi.guides import Family
-from ppl_vi.guides.own import ModuleGuide, with_statements
-from ppl_vi.guides.statements import FunctionGuide
-from ppl_vi.target.arguments import BoundModel, private_copy
+from ppl_vi.guides.own import BoundGuide, as_module, name_of
 from ppl_vi.target.isolation import whole_plates
 from ppl_vi.target.sites import split
 from ppl_vi.target.target import Target
@@ -105,15 +103,10 @@ def build_guide(
         if isinstance(guide, AutoGuide) and not isinstance(guide, AutoContinuous):
             _refuse_clash(guide, target)
         row = target.row(problem)
-        if not isinstance(guide, nn.Module):
-            guide = FunctionGuide(target.bind(guide), row, target.dtype)
-        elif not isinstance(guide, AutoGuide):
-            guide = private_copy(guide, target.dtype)
-            guide = ModuleGuide(guide, target.model.given) if isinstance(target.model, BoundModel) else guide
-            guide = with_statements(guide, row, target.dtype)
+        guide = as_module(guide, target, row, name_of(family))
         _first_run(guide, target, row)
         guide = guide.to(target.device, target.dtype)
-        own = guide.guide if isinstance(guide, ModuleGuide) else guide
+        own = guide.guide if isinstance(guide, BoundGuide) else guide
         if isinstance(own, AutoNormalizingFlow):
             _place_flow(own, loc, scale)
         elif isinstance(own, SCALE_VECTOR + SCALE_BY_SITE):

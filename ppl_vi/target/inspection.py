@@ -75,11 +75,19 @@ def run_model(model: Callable[..., Any], row: Row, dtype: torch.dtype, name: str
         except Exception as error:
             if _is_improper(reached.fn):
                 raise ValueError(IMPROPER_PRIOR.format(name=name, site=reached.site)) from error
-            raise ValueError(f"{name}: {_described_error(error, reached.site, dtype)}") from error
+            raise ValueError(f"{name}: {raised_by('the model', error, reached.site, dtype)}") from error
     return trace
 
 
-def _described_error(error: Exception, site: str, dtype: torch.dtype) -> str:
+def raised_by(function: str, error: Exception, site: str, dtype: torch.dtype) -> str:
+    """Says in one line what a model or a guide raised, where, and what may mend it.
+
+    Args:
+        function: how to call the model or guide.
+        error: what it raised.
+        site: the last sample site or plate that it had reached, or "".
+        dtype: the dtype of its data.
+    """
     said, *_ = str(error).split("Trace Shapes:")  # Pyro adds a table
     lines = [line for line in said.splitlines() if line.strip()] or [""]
     said = " ".join(line.strip() for line in lines[:2])
@@ -90,8 +98,8 @@ def _described_error(error: Exception, site: str, dtype: torch.dtype) -> str:
     elif "Multiple sample sites" in said:
         hint = ": give each site and plate a name of its own"
     elif any(words in said for words in ("must match", "Shape mismatch", "inconsistent tensor size")):
-        hint = ": do the data have the shape that the model takes?"
-    return f"the model raised {type(error).__name__} {where}: {said}{hint}"
+        hint = f": do the data have the shape that {function} takes?"
+    return f"{function} raised {type(error).__name__} {where}: {said}{hint}".removesuffix(": ")
 
 
 def latent_sites(

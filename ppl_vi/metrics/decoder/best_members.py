@@ -32,19 +32,29 @@ MAX_DEFICIT = 0.2
 # Two optima are one where their log densities differ by less, in nats: climbs end closer together.
 SAME_DENSITY = 0.01
 # Iterations of Newton's method.
-MAX_STEPS = 100
+MAX_CLIMB_STEPS = 100
 
 
-class Round(NamedTuple):
+class ClimbRound(NamedTuple):
     """A round of the first climbs: so many steps of each, after which rivals within so many nats go on."""
 
     num_steps: int
     within: float
 
 
-ROUNDS = (Round(6, 3.0), Round(6, 1.0), Round(12, MAX_DEFICIT), Round(MAX_STEPS, MAX_DEFICIT))
+CLIMB_ROUNDS = (
+    ClimbRound(6, 3.0),
+    ClimbRound(6, 1.0),
+    ClimbRound(12, MAX_DEFICIT),
+    ClimbRound(MAX_CLIMB_STEPS, MAX_DEFICIT),
+)
 # Mixtures have many optima of nearly one height and start near them, so that rivals are closer.
-MIXTURE_ROUNDS = (Round(0, 0.03), Round(6, 0.01), Round(12, 0.003), Round(MAX_STEPS, 0.001))
+MIXTURE_CLIMB_ROUNDS = (
+    ClimbRound(0, 0.03),
+    ClimbRound(6, 0.01),
+    ClimbRound(12, 0.003),
+    ClimbRound(MAX_CLIMB_STEPS, 0.001),
+)
 
 
 @dataclass(frozen=True)
@@ -133,7 +143,7 @@ def _climb_coarsely(lattice: CachedLattice, head: Head, theta: Tensor, problem: 
 
     Climbs that have met, and those that fell far behind, are dropped between the rounds.
     """
-    for round_ in ROUNDS if head.num_components == 1 else MIXTURE_ROUNDS:
+    for round_ in CLIMB_ROUNDS if head.num_components == 1 else MIXTURE_CLIMB_ROUNDS:
         climb = ascend(lattice, head, theta, problem, 0, ROUGH_GAIN, round_.num_steps)
         kept = rivals(head, climb.theta, problem, climb.at.value, round_.within)
         theta, problem = climb.theta[kept], problem[kept]
@@ -187,7 +197,7 @@ def _polish(lattice: CachedLattice, head: Head, theta: Tensor, problem: Tensor) 
         The optima that are left, the problem of each, and how much a further step promises by the last rule or the
         next, whichever promises more, `(M,)`, nats.
     """
-    deficit = MAX_DEFICIT / 10 if head.num_components == 1 else MIXTURE_ROUNDS[-1].within
+    deficit = MAX_DEFICIT / 10 if head.num_components == 1 else MIXTURE_CLIMB_ROUNDS[-1].within
     value, promise = torch.zeros_like(theta[:, 0]), torch.full_like(theta[:, 0], torch.inf)
     settled = torch.zeros_like(problem, dtype=torch.bool)
     for level in range(2, num_rule_levels(lattice.dim) - 1):
@@ -226,7 +236,7 @@ def ascend(
     problem: Tensor,
     level: int,
     tolerance: float,
-    max_steps: int = MAX_STEPS,
+    max_steps: int = MAX_CLIMB_STEPS,
 ) -> Climb:
     """Newton's method in a trust region for the ELBO by rules of one level.
 

@@ -21,7 +21,7 @@ from ppl_vi.target.target import Target
 # Nodes along an axis of the first lattice, by the number of latents.
 NUM_AXIS_NODES = {1: 2048, 2: 256, 3: 64}
 # A mass that differs from 1 by more, of p and q together, sends a problem to the next lattice.
-MASS_TOLERANCE = 2e-8
+MAX_MISSING_MASS = 2e-8
 # A box is drawn around the nodes at which a density is no more than so many nats below its peak; beyond lies less than
 # rounding.
 MAX_DEPTH = 40.0
@@ -33,7 +33,7 @@ NUM_LIKELIHOODS_AT_ONCE = 1 << 25
 NUM_DENSITIES_AT_ONCE = 1 << 17
 
 
-class Round(NamedTuple):
+class LatticeRound(NamedTuple):
     """A round of lattices, for the problems that the rounds before left.
 
     Attributes:
@@ -46,13 +46,13 @@ class Round(NamedTuple):
     shared: bool
 
 
-ROUNDS = (
-    Round(1, True),
-    Round(2, True),
-    Round(0.1875, False),
-    Round(0.375, False),
-    Round(0.75, False),
-    Round(2, False),
+LATTICE_ROUNDS = (
+    LatticeRound(1, True),
+    LatticeRound(2, True),
+    LatticeRound(0.1875, False),
+    LatticeRound(0.375, False),
+    LatticeRound(0.75, False),
+    LatticeRound(2, False),
 )
 
 
@@ -113,7 +113,7 @@ def divergences(target: Target, log_evidence: Tensor, head: Head, local: Tensor)
     box = torch.stack([low.clamp(max=-BOX_REACH), high.clamp(min=BOX_REACH)])
     result = Divergences(*(local.new_full((len(local),), torch.inf) for _ in fields(Divergences)))
     pending = torch.arange(len(local), device=local.device)
-    for refinement, shared in ROUNDS:
+    for refinement, shared in LATTICE_ROUNDS:
         num, wanted = round(refinement * NUM_AXIS_NODES[target.dim]), box[:, pending]
         if shared:
             wanted = torch.stack([wanted[0].amin(0), wanted[1].amax(0)])[:, None].expand_as(wanted)
@@ -124,7 +124,7 @@ def divergences(target: Target, log_evidence: Tensor, head: Head, local: Tensor)
         box = box.index_copy(1, pending, tight)
         # a mass that stays as it was on a finer lattice over the problem's own box is not the lattice's fault
         improved = (found.missing < before / 2) | (refinement < 1) | shared
-        pending = pending[(found.missing > MASS_TOLERANCE) & improved]
+        pending = pending[(found.missing > MAX_MISSING_MASS) & improved]
         if not len(pending):
             break
     return result

@@ -22,9 +22,9 @@ from ppl_vi.numerics.newton import minimize
 from ppl_vi.target.evaluation import decoded_of, log_likelihood_at
 from ppl_vi.target.target import Target
 
-# Nodes along an axis of the lattice of means, by the number of latents, and problems that are searched at once: more
-# nodes see narrower modes; nodes and problems together bound memory.
-NUM_AXIS_NODES = {1: 401, 2: 81, 3: 25}
+# Trial means along an axis of their lattice, by the number of latents, and problems that are searched at once: more
+# means see narrower modes; means and problems together bound memory.
+NUM_AXIS_MEANS = {1: 401, 2: 81, 3: 25}
 NUM_PROBLEMS_AT_ONCE = {1: 2000, 2: 64, 3: 16}
 # Standard deviations of the trial guides, in spacings of the lattice: narrower ones fall between its nodes.
 TRIAL_SCALES = (1.0, 2.0, 4.0, 8.0)
@@ -129,7 +129,7 @@ def elbo_modes(target: Target, reach: float) -> tuple[Tensor, Tensor, Tensor]:
         Means `(B, M, D)`, standard deviations `(B, M, D)`, and whether a mode is no more than `MAX_MODE_DEFICIT` lower
         than the best one, `(B, M)`.
     """
-    decoded, dim, num = decoded_of(target), target.dim, NUM_AXIS_NODES[target.dim]
+    decoded, dim, num = decoded_of(target), target.dim, NUM_AXIS_MEANS[target.dim]
     axis = torch.linspace(-reach, reach, num, dtype=target.dtype, device=target.device)
     scales = (axis[1] - axis[0]) * torch.tensor(TRIAL_SCALES, dtype=axis.dtype, device=axis.device)
     kernels = torch.softmax(-((axis[:, None] - axis) / scales[:, None, None]).square() / 2, -1)

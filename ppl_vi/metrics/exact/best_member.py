@@ -28,8 +28,8 @@ NEWTON_TOLERANCE = 1e-10
 # and of Newton's method are smaller.
 SAME_OPTIMUM = 1e-9
 # Steps of Newton's method at most; fewer for families of which only an upper bound is promised, whose steps take long.
-MAX_STEPS = 100
-MAX_STEPS_UPPER_BOUND = 25
+MAX_NEWTON_STEPS = 100
+MAX_NEWTON_STEPS_UPPER_BOUND = 25
 # Panels reach so far from the posterior's mode in unconstrained space, in its widths or, where these are smaller, in
 # units: beyond, no density has mass, and second derivatives overflow.
 PANEL_REACH = (-100.0, 20.0)
@@ -56,7 +56,7 @@ def best_member(fit: Fit, truth: Truth, fitted: Estimate, upper_bound: bool = Fa
     finite = np.where(np.isfinite(fitted.value), fitted.value, np.inf)
     nearest = np.argsort(finite, 1)[:, : min(NUM_STARTS, replicas)].copy()
     starts = torch.take_along_dim(fit.theta, torch.from_numpy(nearest).to(fit.theta.device)[..., None], 1)
-    found = _newton_searches(fit, truth, starts, MAX_STEPS_UPPER_BOUND if upper_bound else MAX_STEPS)
+    found = _newton_searches(fit, truth, starts, MAX_NEWTON_STEPS_UPPER_BOUND if upper_bound else MAX_NEWTON_STEPS)
     if found is None:
         found = _searches_on_noise(fit, truth, fitted)
     candidates = torch.cat([found.theta, starts], 1)

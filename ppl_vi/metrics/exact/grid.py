@@ -39,7 +39,7 @@ REAL_REACH = 1e3
 PANEL_TOLERANCE = 1e-11
 PANEL_RELATIVE_TOLERANCE = 1e-14
 # A panel is halved at most so often: a jump within it is then confined to 2^-14 of its width.
-MAX_HALVINGS = 14
+MAX_PANEL_HALVINGS = 14
 # A point is usable where rounding of z moves its unconstrained number by no more than this.
 MAX_ROUNDING_IN_U = 1e-3
 # Points between the mode and either end at which the tails are looked at.
@@ -415,7 +415,7 @@ class QuadratureGrid:
         integrals = self._panel_integrals(piece, panels)
         done: list[Panels] = []
         before = np.full(len(integrals), np.inf)
-        for _ in range(MAX_HALVINGS):
+        for _ in range(MAX_PANEL_HALVINGS):
             halves = panels.halved()
             parts = self._panel_integrals(piece, halves)
             difference = np.abs(parts.reshape(-1, 2, parts.shape[1]).sum(1) - integrals)

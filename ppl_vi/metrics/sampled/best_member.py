@@ -21,7 +21,7 @@ import torch
 from scipy import optimize
 from torch import Tensor
 
-from ppl_vi.metrics.sampled.elbo_on_nodes import MAX_PARAMETERS, NegativeElbo, search_rule
+from ppl_vi.metrics.sampled.elbo_on_nodes import MAX_CURVATURE_PARAMETERS, NegativeElbo, search_rule
 from ppl_vi.metrics.sampled.noise_rules import NoiseRules
 from ppl_vi.svi.program import Program
 from ppl_vi.svi.result import Fit
@@ -36,7 +36,7 @@ NUM_REFINED = 4
 # Nodes of the rule from which curvatures are taken: they only precondition, and take one gradient for each parameter.
 NUM_CURVATURE_NODES = 512
 # The curvature is taken anew after so many iterations of L-BFGS, and a search is continued at most so many times.
-MAX_ITERATIONS = 200
+MAX_LBFGS_ITERATIONS = 200
 MAX_CONTINUATIONS = 2
 # A search has converged where a quasi-Newton step promises no more than this, in nats.
 GAIN_TOLERANCE = 1e-5
@@ -125,7 +125,7 @@ class SearchRules:
 
 
 def _search_rules(program: Program, seed: int) -> SearchRules:
-    draws, many = program.latent_draws, program.layout.size > MAX_PARAMETERS
+    draws, many = program.latent_draws, program.layout.size > MAX_CURVATURE_PARAMETERS
     first = search_rule(draws, NUM_SEARCH_NODES, seed, plain=many)
     one, two = (search_rule(draws, NUM_SEARCH_NODES, seed + i, plain=many, refined=NUM_REFINED) for i in range(2))
     if one.weight.shape == first.weight.shape:  # the same points: nothing was refined
@@ -228,7 +228,7 @@ def _minimized(
         value, gradient = objective(start + scaling @ y)
         return value, gradient @ scaling
 
-    limits = {"maxcor": LBFGS_MEMORY, "maxiter": MAX_ITERATIONS, "maxfun": 2 * MAX_ITERATIONS}
+    limits = {"maxcor": LBFGS_MEMORY, "maxiter": MAX_LBFGS_ITERATIONS, "maxfun": 2 * MAX_LBFGS_ITERATIONS}
     options = {**limits, "ftol": flat, "gtol": 1e-7}
     found = optimize.minimize(rescaled, np.zeros_like(start), jac=True, method="L-BFGS-B", options=options)
     gain = float(found.jac @ found.hess_inv.matvec(found.jac)) / 2

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ppl_vi.compiler.many_points import POINT_OVERHEAD, SEARCH_WORTH_NUMBERS, WeightedSum
+from ppl_vi.compiler.many_points import MIN_SEARCH_NUMBERS, POINT_OVERHEAD, WeightedSum
 from ppl_vi.metrics.sampled.noise_rules import MAX_LATTICE_DIM, NoiseRules, noise_rules
 from ppl_vi.svi.program import Program, guide_sites
 from ppl_vi.svi.randomness import Draw
@@ -20,7 +20,7 @@ from ppl_vi.target.isolation import whole_plates
 MAX_TEMPORARY_NUMBERS = 2**18
 # The curvature at a member takes one gradient for each parameter, which for more parameters than these takes too long:
 # a search in more of them goes without.
-MAX_PARAMETERS = 400
+MAX_CURVATURE_PARAMETERS = 400
 # About how often a search evaluates the ELBO for each parameter, as measured: it decides whether machine code pays.
 EVALUATIONS_PER_PARAMETER = 20
 
@@ -108,4 +108,4 @@ def _pays(program: Program, rule: NoiseRules) -> bool:
     """
     per_evaluation = rule.weight.numel() * (program.target.width + POINT_OVERHEAD)
     num = program.layout.size
-    return num <= MAX_PARAMETERS and EVALUATIONS_PER_PARAMETER * num * per_evaluation >= SEARCH_WORTH_NUMBERS
+    return num <= MAX_CURVATURE_PARAMETERS and EVALUATIONS_PER_PARAMETER * num * per_evaluation >= MIN_SEARCH_NUMBERS

@@ -54,7 +54,7 @@ def with_evidence_errors(truth: Truth, difference: Estimate) -> Estimate:
     )
 
 
-class Chosen(NamedTuple):
+class BestSeen(NamedTuple):
     """The best of all members seen for each problem.
 
     Attributes:
@@ -107,7 +107,7 @@ class SampledFit:
 
     @cached_property
     def nodes(self) -> ScoredNodes:
-        """The members on rules that grow until each ELBO is known to `ELBO_TOLERANCE`, or to `MAX_RULE_NODES` nodes."""
+        """The members on rules that grow until all ELBOs are known to `ELBO_TOLERANCE`, up to `MAX_RULE_NODES`."""
         num = MIN_RULE_NODES
         while True:
             rules = noise_rules(self.fit.program.latent_draws, num, self.fit.seed + 40 + num)
@@ -134,7 +134,7 @@ class SampledFit:
         return torch.from_numpy(self.truth.log_evidence).to(self.elbo_by_rule)[:, None, None]
 
     @cached_property
-    def chosen(self) -> Chosen | None:
+    def best_seen(self) -> BestSeen | None:
         """The best of all members seen, replicas and candidates; None where none is searched for."""
         if self.projection is None:
             return None
@@ -148,18 +148,18 @@ class SampledFit:
         seen = np.abs(mean.max(1) - mean[:, first : first + 2].mean(1))
         shortfall = np.maximum(self.projection.shortfall, seen)[:, None]
         shortfall = shortfall + ROUNDING * np.maximum(1.0, np.abs(mean.max(1)))[:, None]
-        return Chosen(self.theta[rows, best], self.elbo_by_rule[rows, best][:, None], shortfall)
+        return BestSeen(self.theta[rows, best], self.elbo_by_rule[rows, best][:, None], shortfall)
 
     @cached_property
     def best(self) -> BestMember | None:
         """The family's best member; None where none is searched for."""
-        if self.chosen is None or self.projection is None:
+        if self.best_seen is None or self.projection is None:
             return None
-        difference = mean_over_rules(self.log_evidence - self.chosen.elbo_by_rule, "nats")
+        difference = mean_over_rules(self.log_evidence - self.best_seen.elbo_by_rule, "nats")
         divergence = with_evidence_errors(self.truth, difference)
         reason = "an upper bound: the best of several local searches" if self.upper_bound else ""
-        divergence = replace(divergence, error=divergence.error + self.chosen.shortfall, reason=reason)
-        return BestMember(self.chosen.theta, divergence, self.upper_bound, self.projection.converged)
+        divergence = replace(divergence, error=divergence.error + self.best_seen.shortfall, reason=reason)
+        return BestMember(self.best_seen.theta, divergence, self.upper_bound, self.projection.converged)
 
     @cached_property
     def marginal_nodes(self) -> GuideNodes:

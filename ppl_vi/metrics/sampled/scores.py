@@ -82,10 +82,10 @@ def optimization_gap(sampled: SampledFit) -> Estimate | None:
 
     The standard error is that of the difference itself, which is smaller than those of the two ELBOs.
     """
-    if sampled.chosen is None:
+    if sampled.best_seen is None:
         return None
-    gap = mean_over_rules(sampled.chosen.elbo_by_rule - sampled.replicas(sampled.elbo_by_rule), "nats")
-    return replace(gap, error=gap.error + sampled.chosen.shortfall)
+    gap = mean_over_rules(sampled.best_seen.elbo_by_rule - sampled.replicas(sampled.elbo_by_rule), "nats")
+    return replace(gap, error=gap.error + sampled.best_seen.shortfall)
 
 
 def mean_error(sampled: SampledFit) -> Estimate | None:

@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value
 
-from ppl_vi.compiler.kernel import Kernel, written
+from ppl_vi.compiler.kernel import Kernel, kernel_source
 from ppl_vi.compiler.many_points import agree
-from ppl_vi.compiler.vectors import num_lanes
+from ppl_vi.compiler.vectors import lanes_per_vector
 from ppl_vi.target.log_density import Density
 
 # Machine code is used if its values and gradients differ from the density's own by at most this, relative to the
@@ -96,7 +96,7 @@ def run_trajectories(
         factor: L, `(D, D)`.
         num_steps: at least 1.
     """
-    lanes = min(len(state.u), num_lanes(len(state.u), density.dtype))
+    lanes = min(len(state.u), lanes_per_vector(len(state.u), density.dtype))
     if lanes not in density.kernels:
         kernel = _compiled(density, len(state.u))
         right = kernel is not None and _agrees(
@@ -134,8 +134,10 @@ def _compiled(density: Density, num_chains: int) -> Kernel | None:
     factor = torch.eye(density.dim, dtype=density.dtype)
     try:
         with density.isolated():
-            code = written(step, num_chains, carried=[point] * 3, fixed=[point[:1]], data=[factor, *density.numbers])
-            return code.compiled()
+            source = kernel_source(
+                step, num_chains, carried=[point] * 3, fixed=[point[:1]], data=[factor, *density.numbers]
+            )
+            return source.compile()
     except Exception as error:  # whatever a model does that tracing, translation or the compiler do not know
         _log.info("leapfrog steps run operation by operation: %s", error)
         return None
