@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
-from ppl_vi.svi.objectives import Objective
+from ppl_vi.svi.objectives import Objective, surrogate_loss
 from ppl_vi.svi.program import Program, guide_sites
-from ppl_vi.svi.stopping import surrogate
 
 
 def culprit(
@@ -35,7 +34,7 @@ def culprit(
                 if found:
                     at = "" if "log" not in found else f" at {_shown(node['value'])}"
                     return f"{kind} site '{name}' has {found}{at}"
-    gradient = grad(lambda point: surrogate(program, objective, point, row, noise)[0])(theta)
+    gradient = grad(lambda point: surrogate_loss(program, objective, point, row, noise)[0])(theta)
     for name, part in program.layout.unflatten(gradient).items():
         found = _bad(part, "gradient")
         if found:

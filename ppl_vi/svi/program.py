@@ -76,8 +76,13 @@ class Layout:
         return torch.cat(flat, -1)
 
 
+def flat_parameters(layout: Layout, guide: nn.Module) -> Tensor:
+    """The unconstrained parameters that a guide has now, `(size,)`, without their history for gradients."""
+    return layout.flatten({name: value.detach() for name, value in guide.named_parameters()})
+
+
 def load_parameters(guide: nn.Module, parameters: dict[str, Tensor]) -> None:
-    """Puts named unconstrained values into a guide, in place."""
+    """Puts unconstrained values by name into a guide, in place."""
     values = dict(guide.named_parameters())
     with torch.no_grad():
         for name, value in parameters.items():
