@@ -256,7 +256,7 @@ class Program:
         return {site.name: trace.nodes[site.name]["value"] for site in self.target.latents}
 
     def drawn(self, theta: Tensor, row: tuple[Tensor, ...], noise: tuple[Tensor, ...]) -> tuple[Latents, Tensor]:
-        """One draw of the latents from the noise of `latent_draws`, and log q there, nats; both can be differentiated."""
+        """One draw of the latents from the noise of `latent_draws` and log q there, nats, both with their gradients."""
         with whole_plates():
             trace = self.guide_trace(theta, row, noise)
         return {site.name: trace.nodes[site.name]["value"] for site in self.target.latents}, _log_guide(trace)

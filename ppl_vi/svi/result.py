@@ -26,7 +26,7 @@ from ppl_vi.runtime.files import replace_file
 from ppl_vi.svi.finishing import finished
 from ppl_vi.svi.program import Program, load_parameters
 from ppl_vi.svi.randomness import UnsupportedRandomnessError, pseudo_random, quasi_random
-from ppl_vi.svi.start import build_guide
+from ppl_vi.svi.start import build_guide, structure_seed
 from ppl_vi.target.fingerprint import fingerprint
 from ppl_vi.target.isolation import isolated
 from ppl_vi.target.sites import Latents
@@ -116,7 +116,8 @@ class Fit:
         Its parameters have the target's dtype. Where a guide makes tensors of its own while it runs, as `AutoGaussian`
         does, set torch's default dtype to that before.
         """
-        guide = finished(build_guide(self.family, self.target, problem), self.target, problem, at_mode=False)
+        built = build_guide(self.family, self.target, problem, seed=structure_seed(self.seed))
+        guide = finished(built, self.target, problem, at_mode=False)
         load_parameters(guide, {name: stacked[problem, replica] for name, stacked in self.parameters.items()})
         _rename(guide, f"{type(guide).__name__}_{next(_GUIDE_NUMBERS)}")
         return guide
@@ -242,7 +243,8 @@ class Fit:
         if header["target"] != fingerprint(target):
             raise ValueError(f"{path} was fitted to another target or other data: {header['target']}")
         family = _loaded(path, target, header["family"], family)
-        program = Program(target, drawn_by_latents(finished(build_guide(family, target), target, 0, at_mode=False)))
+        built = build_guide(family, target, seed=structure_seed(header["seed"]))
+        program = Program(target, drawn_by_latents(finished(built, target, 0, at_mode=False)))
         names = header["parameters"]
         if tuple(names) != program.layout.names:
             raise ValueError(

@@ -203,12 +203,22 @@ def _place_flow(guide: AutoNormalizingFlow, loc: Tensor, scale: Tensor) -> None:
     bias += torch.cat([loc - slope * centre - mean, slope.log() - log_scale])
 
 
+def structure_seed(seed: int) -> int:
+    """The seed of the first guide of a fit with a seed.
+
+    Some guides draw a part of their structure when they are made, as flows draw the order of the latents. All fits have
+    the structure of the first guide, so whoever makes it anew has to give this seed.
+    """
+    return seed * 1_000_003
+
+
 def start_guides(family: Family, target: Target, num_replicas: int, seed: int) -> list[list[nn.Module]]:
     """One guide for each problem and replica, at its own initial values."""
     loc, scale = start_points(target, num_replicas, seed)
+    first = structure_seed(seed)
     return [
         [
-            build_guide(family, target, b, loc[b, r], scale[b, r], seed=seed * 1_000_003 + b * num_replicas + r)
+            build_guide(family, target, b, loc[b, r], scale[b, r], seed=first + b * num_replicas + r)
             for r in range(num_replicas)
         ]
         for b in range(target.num_problems)
