@@ -63,7 +63,7 @@ class InductorEngine:
                 *self.args,
                 *(_filled_up(n[begin:end], n[-1:], self.num_steps) for n in noise),
             )
-            state = state.advanced(out)
+            state = state.advanced(out[: -self.num_steps])
             bounds.extend(out[-self.num_steps :])
         return state, torch.stack(bounds[:num])
 

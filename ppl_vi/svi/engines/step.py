@@ -62,7 +62,13 @@ class State:
 
     @staticmethod
     def of(tensors: Sequence[Tensor], num_parts: int) -> State:
-        """The state whose `tensors` are these."""
+        """The state whose `tensors` are these.
+
+        Raises:
+            ValueError: there are not as many tensors as a state of `num_parts` parts has.
+        """
+        if len(tensors) != 1 + 5 * num_parts:
+            raise ValueError(f"a state of {num_parts} parts has {1 + 5 * num_parts} tensors, got {len(tensors)}")
         rest = iter(tensors[1:])
         return State(tensors[0], *(tuple(islice(rest, num_parts)) for _ in range(5)))
 
