@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 
     from models.amortized_toy import AmortizedToy
 
-MOST_ACROSS = 4  # panels
-FLOOR = 1e-6  # nats: smaller gaps are drawn as this
+MAX_PANELS_ACROSS = 4
+MIN_DRAWN_GAP = 1e-6  # nats; the figure has a logarithmic axis, and draws smaller gaps as this
 OUT = Path("results/amortized_toy")
 GUIDES = ("truncated_normal", "lognormal", "gamma")
 RANGE = (-3.0, 6.0)
 FULL = {"num_epochs": 150, "num_x": 37}
 QUICK = {"num_epochs": 20, "num_x": 10}
-NUM_DATA = 8192  # observations an epoch, new ones each time
-BATCH_SIZE = 512  # one draw of the guide each
+NUM_DATA = 8192  # observations an epoch; every epoch draws new ones
+BATCH_SIZE = 512  # observations a step, with one draw of the guide for each
 FIGURES = (
     "x", "log_evidence", "total", "total_error", "family_gap", "family_gap_error", "family_gap_is_upper_bound",
     "amortization",
@@ -131,20 +131,17 @@ def gaps(arguments: argparse.Namespace, guide: str, module: AmortizedToy | str) 
 
 def _module(arguments: argparse.Namespace, guide: str) -> AmortizedToy | str:
     """An untrained encoder of a family's parameters, or why there can be none."""
-    import torch
-
     from models.amortized_toy import AmortizedToy
     from models.exponential_normal import target
     from ppl_vi.comparison.run import refusal
     from ppl_vi.guides import find_family
-    from ppl_vi.target.isolation import isolated
 
     refused = refusal(guide)
     if refused:
         return refused
     middle = target([sum(arguments.range) / 2])
     try:
-        with isolated(torch.float64, seed=arguments.seed):
+        with middle.isolated(arguments.seed):
             return AmortizedToy(middle, find_family(guide))
     except ValueError as error:
         return str(error)
@@ -208,7 +205,7 @@ def figure(records: Sequence[dict[str, Any]]) -> Figure:
     from ppl_vi.report.plots import BLUE, DPI, ORANGE, plain
 
     guides = list(dict.fromkeys(record["guide"] for record in records if record["reason"] is None))
-    across = min(len(guides), MOST_ACROSS)
+    across = min(len(guides), MAX_PANELS_ACROSS)
     down = -(-len(guides) // across)
     drawn = Figure(figsize=(max(4.0, 3.4 * across), 0.6 + 3.0 * down), dpi=DPI, layout="constrained")
     panels = drawn.subplots(down, across, sharey=True, squeeze=False).flatten()
@@ -218,12 +215,12 @@ def figure(records: Sequence[dict[str, Any]]) -> Figure:
         rows = [record for record in records if record["guide"] == guide]
         x = [record["x"] for record in rows]
         for name, text, color in (("family_gap", "family", BLUE), ("amortization", "amortization", ORANGE)):
-            axes.plot(x, [max(record[name], FLOOR) for record in rows], color=color, label=text)
+            axes.plot(x, [max(record[name], MIN_DRAWN_GAP) for record in rows], color=color, label=text)
         axes.set_yscale("log")
         axes.set_title(guide, fontsize=10)
         axes.set_xlabel("x")
         plain(axes)
-    drawn.supylabel(f"gap [nats] (below {FLOOR:g}: drawn there)", fontsize=10)
+    drawn.supylabel(f"gap [nats] (below {MIN_DRAWN_GAP:g}: drawn there)", fontsize=10)
     drawn.axes[0].legend(frameon=False, fontsize=9)
     drawn.suptitle("What the family can't do, and what one encoder for all x adds", fontsize=11)
     return drawn

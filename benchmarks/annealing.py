@@ -62,13 +62,11 @@ class Row:
 
 def trained(likelihood: str, num_epochs: int, seed: int) -> tuple[VAE, Tensor]:
     """A VAE in double precision, and the test digits."""
-    import torch
 
     from models.images import binarise, dequantise, load
     from models.vae import VAE
     from ppl_vi.guides.amortized import AMORTIZED
-    from ppl_vi.svi.minibatch import TrainingSettings, train
-    from ppl_vi.target.isolation import isolated
+    from ppl_vi.svi.minibatch import TrainingSettings, train, untrained
 
     images = load("digits", data_dir=None, seed=0)
     parts = images.train, images.test
@@ -76,8 +74,7 @@ def trained(likelihood: str, num_epochs: int, seed: int) -> tuple[VAE, Tensor]:
         x, held_out = (binarise(part, seed + i) for i, part in enumerate(parts))
     else:
         x, held_out = (dequantise(part, 17, seed + i) for i, part in enumerate(parts))
-    with isolated(torch.float32, seed=seed):
-        module = VAE(x.shape[1], AMORTIZED["full"](2), likelihood=likelihood)
+    module = untrained(lambda: VAE(x.shape[1], AMORTIZED["full"](2), likelihood=likelihood), seed=seed)
     settings = TrainingSettings(num_epochs=num_epochs, lr=1e-2, seed=seed)
     return train(module, x, held_out, settings).module.double(), held_out
 

@@ -68,7 +68,6 @@ def toy(seed: int) -> list[Spread]:
     from ppl_vi.svi.fit import fit
     from ppl_vi.svi.objectives import find_objective
     from ppl_vi.svi.randomness import pseudo_random
-    from ppl_vi.target.isolation import isolated
 
     problem = target([1.5])
     fitted = fit(problem, "lognormal", seed=seed)
@@ -77,9 +76,8 @@ def toy(seed: int) -> list[Spread]:
     for stage, theta in (("at the start", program.layout.flatten(fitted.initial)), ("fitted", fitted.theta)):
         for name in ESTIMATORS:
             noise = pseudo_random(program.draws, (1, NUM_DRAWS, 1), torch.Generator().manual_seed(seed))
-            with isolated(torch.float64, seed=seed):
-                everywhere = theta.expand(1, NUM_DRAWS, -1)
-                found, _ = gradients(program, find_objective(name), everywhere, problem.args, noise)
+            everywhere = theta.expand(1, NUM_DRAWS, -1)
+            found, _ = gradients(program, find_objective(name), everywhere, problem.args, noise)
             draws[stage, name] = -found[0, :, 0].numpy()
     return [
         Spread(f"toy, lognormal, {stage}: d ELBO / d loc", draws[stage, ESTIMATORS[0]], draws[stage, ESTIMATORS[1]])
@@ -89,18 +87,15 @@ def toy(seed: int) -> list[Spread]:
 
 def vae(seed: int) -> list[Spread]:
     """d ELBO / d (bias of the encoder's first output), a data point, of a VAE of digits."""
-    import torch
 
     from models.images import binarise, load
     from models.vae import VAE
     from ppl_vi.guides.amortized import AMORTIZED
-    from ppl_vi.svi.minibatch import TrainingSettings, train
-    from ppl_vi.target.isolation import isolated
+    from ppl_vi.svi.minibatch import TrainingSettings, train, untrained
 
     images = load("digits", data_dir=None, seed=0)
     x, held_out = binarise(images.train, seed), binarise(images.test, seed + 1)
-    with isolated(torch.float32, seed=seed):
-        module = VAE(x.shape[1], AMORTIZED["diagonal"](2))
+    module = untrained(lambda: VAE(x.shape[1], AMORTIZED["diagonal"](2)), seed=seed)
     trained = train(module, x, held_out, TrainingSettings(num_epochs=NUM_EPOCHS, seed=seed)).module
     return [
         Spread(f"VAE, {stage}: d ELBO / d encoder bias", _drawn(one, x, True, seed), _drawn(one, x, False, seed))
@@ -115,14 +110,14 @@ def _drawn(module: Any, x: Any, path: bool, seed: int) -> np.ndarray:
     import torch
     from pyro.infer import Trace_ELBO
 
+    from ppl_vi.svi.minibatch import isolated_module
     from ppl_vi.svi.program import without_reparameterization
-    from ppl_vi.target.isolation import isolated
 
     module = copy.deepcopy(module).requires_grad_(True)
     bias = module.encoder[-1].bias
     guide = module.guide if path else without_reparameterization(module.guide)
     found = []
-    with isolated(torch.float32, seed=seed):
+    with isolated_module(module, seed):
         for _ in range(NUM_BATCH_DRAWS):
             loss = Trace_ELBO().differentiable_loss(module.model, guide, x[:BATCH_SIZE]) / BATCH_SIZE
             found.append(-float(torch.autograd.grad(loss, bias)[0][0]))

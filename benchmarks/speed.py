@@ -30,13 +30,14 @@ if TYPE_CHECKING:
     from ppl_vi.report.table import Footnotes
 
 OUT = Path("results/speed")
-MEASURED = ("toy", "eight_schools", "logistic_regression")
+MEASURED_PROBLEMS = ("toy", "eight_schools", "logistic_regression")
 DTYPES = ("float32", "float64")
-ACCURACY_REPLICAS = (1, 1000)  # with which the way to the accuracy is gone
+ACCURACY_REPLICAS = (1, 1000)  # the time to accuracy is measured for these numbers of fits
+# Fields of `speed_case.Case` that say how long to measure, without and with --quick.
 FULL: dict[str, Any] = {"blocks": 7, "block_seconds": 0.15, "accuracy": 4.0}
 QUICK: dict[str, Any] = {"blocks": 5, "block_seconds": 0.05, "accuracy": 0.0}
 QUICK_REPLICAS = (1, 1000)
-BASELINE = "numpyro"  # whose time a step the ratio is to
+BASELINE = "numpyro"  # the table shows the ratio of its time a step to that of each engine
 TITLES = {
     "pyro": "Pyro, Trace_ELBO",
     "pyro_jit": "Pyro, JitTrace_ELBO",
@@ -46,11 +47,11 @@ TITLES = {
     "pymc": "PyMC, ADVI",
     "floor": "C++ by hand",
 }
-WIDEST = max(map(len, TITLES.values()))
+ENGINE_WIDTH = max(map(len, TITLES.values()))
 HEADINGS = (
     "µs\na step", "of the\nblocks", "ns a fit\nand step", "NumPyro's\n/ this", "compile\n[s]", "to 1e-3\nnats [s]",
 )  # fmt: skip
-ABSENT = "not installed"
+NOT_INSTALLED = "not installed"
 GROWTH_ENGINES = ("pyro", "batched", "compiled", "numpyro", "floor")
 ONE_FIT = frozenset({"pymc"})  # measured with one replica alone
 
@@ -63,7 +64,7 @@ def cases(arguments: argparse.Namespace) -> list[Case]:
     Raises:
         UsageError: no such problem or engine, or too few blocks.
     """
-    problems = _among("problem", arguments.problems or MEASURED, MEASURED)
+    problems = _among("problem", arguments.problems or MEASURED_PROBLEMS, MEASURED_PROBLEMS)
     engines = _among("engine", arguments.engines or tuple(ENTRY), tuple(ENTRY))
     from benchmarks.speed_problems import PROBLEMS
 
@@ -171,7 +172,7 @@ def show(records: Sequence[Record], console: Console) -> None:
         shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="")
         more = f", {particles} draws" * (particles > 1) + f", size {size}" * (size is not None)
         console.print(f"{problem}, {guide}: {replicas:,} at once{more}", style="bold", highlight=False, markup=False)
-        shown.add_column("engine", min_width=WIDEST, no_wrap=True)
+        shown.add_column("engine", min_width=ENGINE_WIDTH, no_wrap=True)
         for heading in HEADINGS:
             shown.add_column(heading, justify="right", no_wrap=True, min_width=9)
         base = next((record["us_per_step"] for record in group if record["engine"] == BASELINE), None)
@@ -204,8 +205,8 @@ def _cells(record: Record, base: float | None, notes: Footnotes) -> list[str]:
 
     time = record["us_per_step"]
     if time is None:
-        absent = record["missing"].startswith(ABSENT)
-        return [ABSENT if absent else MISSING + notes.mark(record["missing"]), *[""] * (len(HEADINGS) - 1)]
+        absent = record["missing"].startswith(NOT_INSTALLED)
+        return [NOT_INSTALLED if absent else MISSING + notes.mark(record["missing"]), *[""] * (len(HEADINGS) - 1)]
     about = "~" if record["extrapolated_from"] else ""
     to_accuracy = three_digits(record["seconds_to_accuracy"])
     low, high = (three_digits(value) for value in record["us_per_step_range"])
@@ -257,7 +258,7 @@ def _growth(arguments: argparse.Namespace) -> int:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     found = cli.Parser(prog="speed", description=(__doc__ or "").splitlines()[0])
-    found.add_argument("--problems", nargs="+", metavar="NAME", help=f"{', '.join(MEASURED)} (all)")
+    found.add_argument("--problems", nargs="+", metavar="NAME", help=f"{', '.join(MEASURED_PROBLEMS)} (all)")
     found.add_argument(
         "--replicas", nargs="+", type=cli.whole(1), metavar="N", help="fits at once (1, 1000, 10000; 100000)"
     )

@@ -4,9 +4,9 @@ The distance is the reverse KL less the family's smallest, in nats, deterministi
 trapezoid rule in log z, for guides that are Gaussian in unconstrained space by a fixed quasi-random point set, the same
 for the fits and for the best, so that errors cancel.
 
-The way there is gone with `Case.accuracy_particles` draws a step, 16. With a single one it has no end: Adam divides a
-gradient by the root of a mean that holds the gradient's own square, so where gradients are skewed it stands still
-beside the optimum, whatever the step size; on the toy with a lognormal guide 5e-3 nats above it.
+The fit takes `Case.accuracy_particles` draws a step, 16. With a single draw it would never arrive: Adam divides a
+gradient by the root of a mean that includes the gradient's own square, so that where gradients are skewed it comes to
+rest beside the optimum, whatever the step size; on the toy with a lognormal guide 5e-3 nats above it.
 """
 
 from __future__ import annotations
@@ -26,14 +26,13 @@ from torch.func import vmap
 from benchmarks.speed_case import Case, Loop, MissingError, seconds
 from benchmarks.speed_engines import target_of
 from benchmarks.speed_problems import FORMS, initial
-from ppl_vi.target.isolation import isolated
 from ppl_vi.target.target import Target
 
-ACCURACY = 1e-3  # nats
-MOST_FITS = 64  # of which the median is taken
-NUM_POINTS = 4096
-NODES = (-40.0, 6.0, 4000)  # of the trapezoid rule in log z
-GROWTH = 1.2  # of the number of steps between two looks, so that it is known to this factor
+ACCURACY = 1e-3  # nats above the best of the family: the tolerance within which `ppl_vi.fit` calls a fit converged
+MAX_FITS_IN_MEDIAN = 64  # more would make the median more precise and each look slower
+NUM_POINTS = 4096  # of the quasi-random set
+TRAPEZOID = (-40.0, 6.0, 4000)  # the ends and the number of nodes of the trapezoid rule in log z
+LOOK_FACTOR = 1.2  # from one look at the distance to the next; the number of steps is known to this factor
 
 Parameters = dict[str, Tensor]
 Divergence = Callable[[Parameters], Tensor]
@@ -46,10 +45,12 @@ class Distance:
     Attributes:
         divergence: parameters as `Loop.parameters` gives them, in float64, to the reverse KL up to a constant, `(R,)`.
         best: the smallest of the family.
+        target: the problem, in float64.
     """
 
     divergence: Divergence
     best: float
+    target: Target
 
     @classmethod
     def of(cls, case: Case) -> Distance:
@@ -59,17 +60,19 @@ class Distance:
             MissingError: the family's best member is not known.
         """
         precise = replace(case, dtype="float64")
-        with isolated(torch.float64, seed=0):
-            target = target_of(precise)
+        target = target_of(precise)
+        with target.isolated(seed=0):
             if case.guide in FORMS:
-                return cls._least(partial(_toy, target, case.guide), *_toy_start(case.guide))
+                return cls._least(target, partial(_toy, target, case.guide), *_toy_start(case.guide))
             if case.guide not in FACTORS:
                 raise MissingError(f"{case.guide} is no Gaussian, and its best member is not known")
             noise = matched_noise(target.dim)
-            return cls._least(partial(_gaussian, target, noise), *_gaussian_start(case.guide, target.dim))
+            return cls._least(target, partial(_gaussian, target, noise), *_gaussian_start(case.guide, target.dim))
 
     @classmethod
-    def _least(cls, divergence: Divergence, unpack: Callable[[Tensor], Parameters], start: Tensor) -> Distance:
+    def _least(
+        cls, target: Target, divergence: Divergence, unpack: Callable[[Tensor], Parameters], start: Tensor
+    ) -> Distance:
         def value_and_gradient(point: np.ndarray) -> tuple[float, np.ndarray]:
             theta = torch.from_numpy(point).requires_grad_()
             value = divergence(unpack(theta)).sum()
@@ -77,12 +80,14 @@ class Distance:
             return value.item(), gradient.numpy()
 
         found = minimize(value_and_gradient, start.numpy(), jac=True, method="L-BFGS-B", options={"maxiter": 2000})
-        return cls(divergence, float(found.fun))
+        return cls(divergence, float(found.fun), target)
 
     def median(self, parameters: Parameters) -> float:
-        """Nats above the best, of the median fit among the first `MOST_FITS`; nan where one has gone astray."""
-        with isolated(torch.float64, seed=0), torch.no_grad():
-            divergence = self.divergence({name: value[:MOST_FITS].double() for name, value in parameters.items()})
+        """Nats of the median of the first `MAX_FITS_IN_MEDIAN` fits above the best; nan where a fit is not finite."""
+        with self.target.isolated(seed=0), torch.no_grad():
+            divergence = self.divergence(
+                {name: value[:MAX_FITS_IN_MEDIAN].double() for name, value in parameters.items()}
+            )
         return float(divergence.quantile(0.5)) - self.best
 
 
@@ -94,7 +99,7 @@ def steps_until(loop: Loop, distance: Distance, most_seconds: float) -> tuple[fl
     """
     taken, steps = 0.0, 0
     while taken < most_seconds:
-        more = max(50, 2 * math.ceil((GROWTH - 1) * steps / 2))
+        more = max(50, 2 * math.ceil((LOOK_FACTOR - 1) * steps / 2))
         taken, steps = taken + seconds(loop, more), steps + more
         away = distance.median(loop.parameters())
         if away <= ACCURACY:
@@ -106,7 +111,7 @@ def steps_until(loop: Loop, distance: Distance, most_seconds: float) -> tuple[fl
 
 
 def _toy(target: Target, guide: str, parameters: Parameters) -> Tensor:
-    low, high, num = NODES
+    low, high, num = TRAPEZOID
     u = torch.linspace(low, high, num, dtype=torch.float64)
     z = u.exp()
     log_joint = target.log_joint({"z": z[None]})[0] + u

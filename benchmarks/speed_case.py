@@ -1,11 +1,12 @@
-"""One measurement of `benchmarks.speed`, in a process of its own that is pinned to one core before it imports anything.
+"""What the files of `benchmarks.speed` share: a case to measure, the engines to measure it on, and what is found.
 
-The process gets a `Case` as JSON and the core's number, and prints its `Timing` as JSON in the last line of standard
-output.
+An engine is a function from a `Case` to a `Loop` that takes SVI steps. Each is imported only when it is asked for
+(`engine`), because the libraries that they are written in change one another's settings and need not be installed.
 """
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,8 +15,10 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from torch import Tensor
 
-LONG = 3.0  # seconds, for all blocks together where two steps take more than a block should
-ENTRY = {  # where each engine begins
+# Where steps are slow, there are as many blocks as fit into so many seconds, but at least three.
+MAX_SECONDS_OF_SLOW_BLOCKS = 3.0
+# The function that makes the loop of each engine, as `module:attribute`.
+ENTRY = {
     "pyro": "benchmarks.speed_engines:pyro_loop",
     "pyro_jit": "benchmarks.speed_engines:pyro_jit_loop",
     "batched": "benchmarks.speed_engines:batched_loop",
@@ -24,6 +27,8 @@ ENTRY = {  # where each engine begins
     "pymc": "benchmarks.speed_peers:pymc_loop",
     "floor": "benchmarks.speed_floor:floor_loop",
 }
+# The engines that run one fit after another, so that one fit is measured and its time multiplied.
+ONE_BY_ONE = frozenset({"pyro", "pyro_jit", "pymc"})
 
 
 class MissingError(Exception):
@@ -35,16 +40,18 @@ class Case:
     """What is measured.
 
     Attributes:
-        problem, guide: of `benchmarks.speed_problems`.
-        engine: of `ENTRY`.
-        replicas: independent fits at once.
+        problem: a name of `benchmarks.speed_problems.PROBLEMS`.
+        guide: the name of one of the problem's guides.
+        engine: a name of `ENTRY`.
+        replicas: how many independent fits are made at once.
         dtype: "float32" or "float64".
         num_particles: draws of the guide a step.
-        size: of the problem, None for its own.
-        blocks: timed.
-        block_seconds: how long a block takes about.
-        accuracy: seconds that the way to the accuracy may take, 0 not to go it.
-        accuracy_particles: draws a step on it.
+        size: size of the problem; None is its default.
+        blocks: how many blocks of steps are timed.
+        block_seconds: about how long a block takes.
+        accuracy: seconds that a fit may take to come within `speed_accuracy.ACCURACY` of the best of its family; where
+            they are 0, that time isn't measured.
+        accuracy_particles: draws a step of the fit that is followed until it is so accurate.
     """
 
     problem: str
@@ -61,7 +68,7 @@ class Case:
 
 
 class Loop(Protocol):
-    """An engine ready to take steps of one case; making it traces, compiles and starts."""
+    """An engine that is ready to take the steps of one case; making it includes tracing and compiling."""
 
     def advance(self, num_steps: int) -> None:
         """Takes an even number of steps, and returns when they have been computed."""
@@ -69,11 +76,11 @@ class Loop(Protocol):
     def parameters(self) -> dict[str, Tensor]:
         """The guide's parameters now, `(R, *shape)`.
 
-        For the toy those of its form by name; for guides that are Gaussian in unconstrained space `loc` `(R, D)` and
-        `factor` `(R, D, K)`, with u = loc + factor noise.
+        For a guide of the toy these are the parameters of its form by name. For a guide that is Gaussian in
+        unconstrained space they are `loc` `(R, D)` and `factor` `(R, D, K)`, with u = loc + factor noise.
 
         Raises:
-            MissingError: they can't be told.
+            MissingError: the guide is of neither kind.
         """
 
 
@@ -82,15 +89,17 @@ Engine = Callable[[Case], Loop]
 
 @dataclass(frozen=True)
 class Timing:
-    """What was found.
+    """What was measured of a case.
 
     Attributes:
         compile_seconds: from the first call to the end of the first two steps, by the clock.
-        seconds_per_step: of each block, all replicas together, in the process's own time.
-        steps_per_block: in each.
-        measured_replicas: fewer than asked for where an engine runs fits one by one, so that its time is proportional.
-        seconds_to_accuracy: with what compiling took; None if not reached or not measured.
-        steps_to_accuracy: likewise.
+        seconds_per_step: seconds of processor time that a step of all replicas took, one number a block.
+        steps_per_block: how many steps a block has.
+        measured_replicas: how many replicas were run; one where the engine runs fits one by one, because its time is
+            then proportional to their number.
+        seconds_to_accuracy: seconds until the fit was accurate, compilation included; None if that was not reached or
+            not measured.
+        steps_to_accuracy: the number of its steps, likewise.
         no_accuracy: why `seconds_to_accuracy` is None.
         missing: why nothing was measured, or "".
     """
@@ -106,29 +115,33 @@ class Timing:
 
 
 def engine(name: str) -> Engine:
-    """An engine by name."""
-    import importlib
-
+    """Imports an engine by its name."""
     module, _, attribute = ENTRY[name].partition(":")
     found: Engine = getattr(importlib.import_module(module), attribute)
     return found
 
 
-ONE_BY_ONE = frozenset({"pyro", "pyro_jit", "pymc"})  # fits are a Python loop
-
-
 def timed_blocks(loop: Loop, blocks: int, block_seconds: float) -> tuple[int, list[float]]:
-    """Steps a block, and the seconds a step took in each of them; fewer blocks where a step takes long, 3 at least."""
+    """Times blocks of steps.
+
+    Args:
+        loop: what takes the steps.
+        blocks: how many blocks are timed; fewer where steps are slow, see `MAX_SECONDS_OF_SLOW_BLOCKS`.
+        block_seconds: about how long a block takes.
+
+    Returns:
+        The number of steps a block, and the seconds that a step took in each block.
+    """
     num_steps = 2
     while (taken := seconds(loop, num_steps)) < block_seconds / 8:
         num_steps *= 2
-    blocks = max(min(blocks, 3), min(blocks, int(LONG / taken)))
+    blocks = max(min(blocks, 3), min(blocks, int(MAX_SECONDS_OF_SLOW_BLOCKS / taken)))
     num_steps = max(2, 2 * round(num_steps * block_seconds / taken / 2))
     return num_steps, [seconds(loop, num_steps) / num_steps for _ in range(blocks)]
 
 
 def seconds(loop: Loop, num_steps: int) -> float:
-    """Of the steps, in the process's own time: on a core that it has to itself that is the clock's."""
+    """The processor time that steps take; on a core that the process has to itself, that is the time by the clock."""
     began = time.process_time()
     loop.advance(num_steps)
     return time.process_time() - began

@@ -26,7 +26,7 @@ from ppl_vi.svi.randomness import pseudo_random
 from ppl_vi.svi.start import build_guide
 from ppl_vi.target.target import Target
 
-MANY = 10**7  # steps, for which an engine gets ready
+NUM_PLANNED_STEPS = 10**7  # so many that an engine never saves compile time at the cost of its steps
 
 
 def target_of(case: Case) -> Target:
@@ -97,7 +97,7 @@ class ReplicaLoop:
         theta = self._program.initial.expand(1, case.replicas, -1).contiguous()
         self._portion = Portion.of(self._program, 1, case.replicas, case.num_particles)
         some = theta[:, : self._portion.num_replicas].contiguous()
-        chosen = choose(engine, self._program, trace_elbo, some, case.num_particles, MANY)
+        chosen = choose(engine, self._program, trace_elbo, some, case.num_particles, NUM_PLANNED_STEPS)
         if chosen.name != engine:
             raise MissingError(chosen.reason)
         self._engine = ChunkedEngine(chosen.engine, self._portion.num_replicas)

@@ -1,4 +1,4 @@
-"""The limit: the toy's steps by hand, compiled from `fused_toy.cpp` by torch's loader of extensions."""
+"""The lower limit of a step's time: the steps of the toy written by hand in `fused_toy.cpp`, for `benchmarks.speed`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from ppl_vi.svi.engines.adam import BETA1, BETA2, EPS
 
 SOURCE = Path(__file__).with_name("fused_toy.cpp")
 FLAGS = ["-std=c++17", "-O3", "-march=native", "-ffast-math"]
+# The words of random bits that the loop's generators hold for each dtype.
 WORDS: dict[str, type[np.unsignedinteger[Any]]] = {"float32": np.uint32, "float64": np.uint64}
 
 

@@ -1,4 +1,4 @@
-"""How a step's cost grows: with the fits at once, the draws a step, the latents, the data; log-log, with the slope."""
+"""How the cost of a step grows with the number of fits, draws, latents and data points: `benchmarks.speed --growth`."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Record = dict[str, Any]
-FITTED = 3  # of the largest points, through which the slope goes: the first ones pay for the call alone
+NUM_FITTED = 3  # The slope goes through the largest values only: at small ones a step costs what its call costs.
 
 
 @dataclass(frozen=True)
 class Axis:
-    """What is varied, all else the same.
+    """One number that is varied while all else stays the same.
 
     Attributes:
-        title: of the panel.
-        label: of its axis.
-        case: all else; the engine is filled in.
-        field: of the case.
-        values: ascending.
-        quick: fewer.
+        title: title of the figure's panel.
+        label: label of the panel's horizontal axis.
+        case: the case that is varied; its engine and dtype are filled in.
+        field: the field of the case that is varied.
+        values: the values of the field, ascending.
+        quick: fewer values, for `--quick`.
     """
 
     title: str
@@ -69,8 +69,8 @@ def growth_cases(engines: Sequence[str], dtype: str, quick: bool, effort: dict[s
 
 
 def slope(values: Sequence[float], times: Sequence[float]) -> float:
-    """Of log time in log value, by least squares through the last `FITTED` points; nan for fewer than two."""
-    x, y = np.log(values[-FITTED:]), np.log(times[-FITTED:])
+    """Of log time in log value, by least squares through the last `NUM_FITTED` points; nan for fewer than two."""
+    x, y = np.log(values[-NUM_FITTED:]), np.log(times[-NUM_FITTED:])
     return float(np.polyfit(x, y, 1)[0]) if len(x) > 1 else float("nan")
 
 
@@ -100,5 +100,5 @@ def figure(records: Sequence[Record], titles: dict[str, str]) -> Figure:
         if axes.lines:
             axes.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
         plain(axes, label_size=8)
-    made.suptitle(f"What a step costs; slopes through the last {FITTED} points", fontsize=12)
+    made.suptitle(f"What a step costs; slopes through the last {NUM_FITTED} points", fontsize=12)
     return made

@@ -1,4 +1,9 @@
-"""TODO."""
+"""Measures one case of `benchmarks.speed` in a process of its own, with one thread on one core.
+
+A new process starts with nothing compiled and no library's settings changed by another. `in_own_process` starts it with
+the case as JSON and the core's number; `main` runs in it, and prints the `Timing` as JSON in the last line of standard
+output.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +15,15 @@ import tempfile
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    pass
 from benchmarks.speed_case import ONE_BY_ONE, Case, Engine, MissingError, Timing, engine, timed_blocks
 
-PROCESS = "import sys; from benchmarks.speed_process import main; sys.exit(main(sys.argv[1:]))"
+MAIN = "import sys; from benchmarks.speed_process import main; sys.exit(main(sys.argv[1:]))"
 ROOT = Path(__file__).resolve().parent.parent
-CACHE = "TORCHINDUCTOR_CACHE_DIR"
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
-LONGEST = 900.0  # seconds that one measurement may take
+INDUCTOR_CACHE = "TORCHINDUCTOR_CACHE_DIR"
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+MAX_SECONDS = 900.0  # A measurement that takes longer is given up, and its row says so.
 
 
 def measure(case: Case) -> Timing:
@@ -45,9 +48,10 @@ def measure(case: Case) -> Timing:
 
 
 def _to_accuracy(case: Case, run: Case, make: Engine, timing: Timing) -> Timing:
-    """A fit with more draws a step, followed from its start until it is near enough.
+    """Adds the time that a new fit, with more draws a step, takes until it is accurate.
 
-    The time for getting ready is that of the first fit: a process is faster at it the second time, a user has one.
+    The time to compile is that of the loop that was timed before: a process compiles faster the second time, and a user
+    compiles once.
     """
     from benchmarks.speed_accuracy import Distance, steps_until
 
@@ -67,27 +71,27 @@ def _to_accuracy(case: Case, run: Case, make: Engine, timing: Timing) -> Timing:
 def in_own_process(case: Case, core: int | None) -> Timing:
     """Measures one case in a new process, on one core with one thread and with nothing compiled before."""
     with tempfile.TemporaryDirectory() as folder:
-        return _in_own_process(case, core, {CACHE: folder})
+        return _in_own_process(case, core, {INDUCTOR_CACHE: folder})
 
 
 def _in_own_process(case: Case, core: int | None, settings: dict[str, str]) -> Timing:
-    one_core = {name: "1" for name in THREADS} | {
+    one_core = {name: "1" for name in THREAD_VARIABLES} | {
         "JAX_PLATFORMS": "cpu",
         "JAX_ENABLE_X64": str(int(case.dtype == "float64")),
         "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip(),
         "PYTENSOR_FLAGS": f"floatX={case.dtype}",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",  # where pip puts ninja
     }
-    command = [sys.executable, "-c", PROCESS, json.dumps(asdict(case))]
+    command = [sys.executable, "-c", MAIN, json.dumps(asdict(case))]
     if core is not None:
         command.append(str(core))
     environment = os.environ | one_core | settings
     try:
         done = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LONGEST, check=False
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=MAX_SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
-        return Timing(missing=f"not finished in {LONGEST:g} s")
+        return Timing(missing=f"not finished in {MAX_SECONDS:g} s")
     lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
     last = lines[-1] if lines else f"exit code {done.returncode}"
     return _read(last) if done.returncode == 0 else Timing(missing=f"failed: {' '.join(last.split())[:200]}")
@@ -99,7 +103,7 @@ def _read(line: str) -> Timing:
 
 
 def main(arguments: list[str]) -> int:
-    """Pins the process, measures, prints."""
+    """Pins the process to the core, measures the case and prints the timing."""
     if len(arguments) > 1:
         os.sched_setaffinity(0, {int(arguments[1])})
     import torch

@@ -33,8 +33,8 @@ PROBLEMS = {  # pixels, widths, batch
     "28x28, hidden 400, batch 128": (784, (400,), 128),
     "28x28, hidden 400 400, batch 256": (784, (400, 400), 256),
 }
-STEPS = 20  # a round
-LATENTS = 2
+STEPS_PER_ROUND = 20
+NUM_LATENTS = 2
 Step = Callable[[], object]
 
 
@@ -166,9 +166,9 @@ def _one_core() -> Iterator[None]:
 def measure(step: Step) -> float:
     """Milliseconds a step."""
     began = time.perf_counter()
-    for _ in range(STEPS):
+    for _ in range(STEPS_PER_ROUND):
         step()
-    return (time.perf_counter() - began) / STEPS * 1e3
+    return (time.perf_counter() - began) / STEPS_PER_ROUND * 1e3
 
 
 def rounds(pixels: int, hidden: Sequence[int], batch: int, num_rounds: int) -> dict[str, list[float]]:
@@ -179,11 +179,14 @@ def rounds(pixels: int, hidden: Sequence[int], batch: int, num_rounds: int) -> d
 
     from models.vae import VAE
     from ppl_vi.guides.amortized import AMORTIZED
-    from ppl_vi.target.isolation import isolated
+    from ppl_vi.svi.minibatch import isolated_module, untrained
 
-    with isolated(torch.float32, seed=0):
+    def build() -> tuple[torch.Tensor, VAE]:
         x = torch.bernoulli(torch.rand(batch, pixels))
-        module = VAE(pixels, AMORTIZED["diagonal"](LATENTS), hidden=hidden)
+        return x, VAE(pixels, AMORTIZED["diagonal"](NUM_LATENTS), hidden=hidden)
+
+    x, module = untrained(build, seed=0)
+    with isolated_module(module, seed=0):
         steps = {side: make(copy.deepcopy(module), x) for side, (_, make) in SIDES.items() if _installed(side)}
         for step in steps.values():
             measure(step)  # warm
@@ -235,7 +238,9 @@ def _range(values: Sequence[float]) -> str:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     found = cli.Parser(prog="vae_speed", description=(__doc__ or "").splitlines()[0])
-    found.add_argument("--rounds", type=cli.whole(1), default=15, metavar="N", help=f"of {STEPS} steps a side (15)")
+    found.add_argument(
+        "--rounds", type=cli.whole(1), default=15, metavar="N", help=f"of {STEPS_PER_ROUND} steps a side (15)"
+    )
     cli.add_out(found, OUT)
     return found
 

@@ -26,7 +26,7 @@ from ppl_vi.svi.start import build_guide
 from ppl_vi.svi.support import mismatch
 from ppl_vi.target.target import Target
 
-UNIT = 3.0  # of x, for the network's input
+INPUT_SCALE = 3.0  # The encoder sees x divided by this, so that observations from -3 to 6 lie within -1 to 2.
 
 Law = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -57,7 +57,7 @@ class AmortizedToy(PyroModule):
 
     def theta(self, x: Tensor) -> Tensor:
         """The guide's parameters as one vector: `(B,)` to `(B, P)`."""
-        return self.start + self.encoder(x[:, None] / UNIT)
+        return self.start + self.encoder(x[:, None] / INPUT_SCALE)
 
     def model(self, x: Tensor, num_data: int | None = None, alpha: float = 1.0) -> None:
         """Observations `(M,)` out of `num_data`."""

@@ -19,8 +19,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from ppl_vi.target.conditional import Conditional
 from ppl_vi.target.sites import Latents
-from ppl_vi.target.target import Conditional, Target
+from ppl_vi.target.target import Target
 
 EFFECTS = (28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0)  # points
 ERRORS = (15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0)  # their standard errors

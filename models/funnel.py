@@ -28,8 +28,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from ppl_vi.target.conditional import Conditional
 from ppl_vi.target.sites import Latents
-from ppl_vi.target.target import Conditional, Target
+from ppl_vi.target.target import Target
 
 SD = 3.0
 

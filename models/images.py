@@ -23,10 +23,10 @@ from torch import Tensor
 NUM_DIGITS_TEST = 500
 GREYS = 256
 DIGITS_LEVELS = 17
-TEST_SHARE = 5  # one in five points of an array that comes without a split
+POINTS_PER_TEST_POINT = 5  # one in five points of an array that comes without a split is a test point
 MNIST_SIDE = 28
 
-# of the files as they are after decompression
+# SHA-256 of each of MNIST's files after decompression.
 MNIST_SHA256 = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
     "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
@@ -36,6 +36,7 @@ MNIST_SHA256 = {
 HOW_TO_GET_MNIST = (
     "run scripts/fetch_mnist.sh FOLDER, then pass --data-dir FOLDER (load: data_dir=FOLDER) or set PPL_VI_DATA"
 )
+# What NumPy and gzip raise where a file is damaged or of another kind.
 UNREADABLE = (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error)
 
 
@@ -139,7 +140,7 @@ def dequantise(x: Tensor, levels: int, seed: int) -> Tensor:
 
 
 def _between(x: Tensor, levels: int) -> Tensor:
-    """Where x lies between two grey levels."""
+    """Whether each x lies between two grey levels."""
     scaled = x.double() * (levels - 1)
     return (scaled - scaled.round()).abs() > 1e-3  # single precision moves 255 x by 2e-5
 
@@ -237,7 +238,7 @@ def _from_file(path: Path, seed: int) -> Images:
         if len(x) < 2:
             raise ValueError(f"{path} holds {len(x)} image: at least 2 are needed, one of them to test")
         labels = _labels(path, arrays.get("labels"), len(x))
-        return _split(name, x, labels, shape, max(1, len(x) // TEST_SHARE), seed, _levels(x))
+        return _split(name, x, labels, shape, max(1, len(x) // POINTS_PER_TEST_POINT), seed, _levels(x))
     (train, test), shape = _pixels(path, arrays["train"], arrays["test"])
     train_labels = _labels(path, arrays.get("train_labels"), len(train))
     test_labels = _labels(path, arrays.get("test_labels"), len(test))

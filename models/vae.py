@@ -21,11 +21,11 @@ from torch.nn.functional import softplus
 
 from ppl_vi.guides.amortized import Head
 from ppl_vi.target.decoder import Decoded
-from ppl_vi.target.isolation import isolated
+from ppl_vi.target.isolation import own_randomness
 from ppl_vi.target.target import Target
 
 LIKELIHOODS = ("bernoulli", "gaussian")
-FLOOR = 1e-3  # of a learned sigma: without one the density of data that are met exactly has no bound
+MIN_SIGMA = 1e-3  # of a learned sigma: without it the density of data that the decoder meets exactly is unbounded
 
 
 def perceptron(sizes: Sequence[int]) -> nn.Sequential:
@@ -80,7 +80,7 @@ class VAE(PyroModule):
     def sigma(self) -> Tensor:
         """The Gaussian likelihood's standard deviation."""
         if self._raw_sigma is not None:
-            return FLOOR + softplus(self._raw_sigma)
+            return MIN_SIGMA + softplus(self._raw_sigma)
         return torch.as_tensor(self._sigma, dtype=next(self.parameters()).dtype)
 
     def observation(self, z: Tensor) -> dist.Independent:
@@ -175,7 +175,7 @@ def simulate(vae: VAE, num: int, *, seed: int) -> tuple[Tensor, Tensor]:
         x `(B, num_pixels)` and z `(B, D)`.
     """
     frozen = copy.deepcopy(vae).double().requires_grad_(False)
-    with isolated(torch.float64, seed=seed):
+    with own_randomness(seed):
         z = frozen.prior(next(frozen.parameters())).sample((num,))
         return frozen.observation(z).sample(), z
 

@@ -1,5 +1,6 @@
-"""What every test runs under."""
+"""The settings, the random state and the helpers that all tests share."""
 
+import random
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pytest
 import torch
 
@@ -16,11 +18,30 @@ torch.set_num_threads(1)  # the tests already share the cores among them
 
 Done = subprocess.CompletedProcess[str]
 ROOT = Path(__file__).resolve().parent.parent
+SEED = 20
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Seeds all generators before the fixtures of a test, so that no number depends on which tests ran before."""
+    _seed_everything()
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Seeds all generators after the fixtures that several tests share, which were made for the first of them."""
+    _seed_everything()
+
+
+def _seed_everything() -> None:
+    torch.manual_seed(SEED)
+    np.random.seed(SEED)
+    random.seed(SEED)
 
 
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Callable[[Callable[[list[str]], int], list[str]], str]:
-    """Runs a program that is to refuse its arguments with one line on standard error and exit code 2: that line."""
+    """Runs a program that must refuse its arguments, with one line on standard error and exit code 2; returns it."""
 
     def run(main: Callable[[list[str]], int], arguments: list[str]) -> str:
         try:
@@ -37,9 +58,10 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[[Callable[[list[str]
 
 @pytest.fixture
 def with_ctrl_c() -> Iterator[Callable[[list[str], Path], Done]]:
-    """Runs a module with its arguments and presses Ctrl-C once a file is there.
+    """Runs a module with its arguments and presses Ctrl-C as soon as a file exists.
 
-    Children of a job in the background ignore Ctrl-C, since their parents do; here they don't.
+    A shell lets jobs in the background ignore Ctrl-C, and their children inherit that; while this fixture is in use,
+    Ctrl-C has its usual effect.
     """
 
     def run(module: list[str], once: Path) -> Done:

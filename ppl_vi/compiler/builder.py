@@ -30,13 +30,15 @@ from ppl_vi.compiler.values import (
     writes,
 )
 
-# Where no larger share of a value's elements differ, only those that differ are computed and the rest refer to them.
+# Where at most this share of a value's elements differ, only these are computed and the others refer to them. Above it
+# computing all in one plain loop costs less than finding them by their places.
 MAX_DISTINCT_SHARE = 0.5
-INDEXED = ("index", "index_select", "index_put", "gather")
+# Operations that take indices.
+INDEXING = ("index", "index_select", "index_put", "gather")
 
 
 class Builder:
-    """The items of a translation so far.
+    """Collects the loops and blocks of a translation, and the values that they compute.
 
     Args:
         dtype: of all numbers.
@@ -60,11 +62,11 @@ class Builder:
     # ---- values of nodes
 
     def know(self, node: Node, value: Any) -> None:
-        """Takes a value, or a tuple of them, for what a node of the graph computes."""
+        """Makes a value, or a tuple of values, that of a node of the graph."""
         self._values[node] = value
 
     def known(self, node: Node) -> Any:
-        """What a node of the graph computes: a value, or a tuple of them."""
+        """The value, or the tuple of values, of a node of the graph."""
         return self._values[node]
 
     def value(self, given: Any) -> Value:
@@ -178,9 +180,10 @@ class Builder:
     # ---- operations that only move elements
 
     def moved(self, node: Node) -> Any:
-        """The value of an operation that moves elements about, found by doing it to their places.
+        """The value of an operation that only moves elements, found by applying it to the elements' places.
 
-        Places are counted from 1 through all operands; where the operation fills in zeros, their place is 0.
+        The places are counted from 1 through all operands, so that a 0 in the result is a zero that the operation
+        filled in.
         """
         name = operation_name(node)
         self._check_indices(node, name)
@@ -215,7 +218,7 @@ class Builder:
 
     def _check_indices(self, node: Node, name: str) -> None:
         """Refuses to move elements to or from places that are known only when the code runs."""
-        indices = {n for n in node.all_input_nodes[1:] if name in INDEXED}
+        indices = {n for n in node.all_input_nodes[1:] if name in INDEXING}
         integers = [n for n in node.all_input_nodes if n.meta["val"].dtype == torch.int64]
         if any(isinstance(self.value(n), Ref) for n in indices.intersection(integers)):
             raise UnsupportedError(f"{node.target}: an index that depends on values")

@@ -1,5 +1,9 @@
-"""A traced graph by way of torch's Python functions: half the time an operation of a few thousand numbers takes is the
-call, and a call of `torch.mul` is a microsecond cheaper than one of `torch.ops.aten.mul.Tensor`."""
+"""Runs a traced graph by torch's own operations, one after another, with as cheap a call of each as there is.
+
+Half of the time that an operation on a few thousand numbers takes is its call, and a call of `torch.mul` takes a
+microsecond less than one of `torch.ops.aten.mul.Tensor`, which a trace has. So operations are replaced by their
+functions in `torch`, or by the tensor's methods.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +38,7 @@ METHODS = {
 
 
 def eager(module: GraphModule) -> GraphModule:
-    """The same graph, to be run operation by operation."""
+    """The same graph with cheaper calls."""
     graph = Graph()
     graph.output(graph.graph_copy(module.graph, {}))
     for node in graph.nodes:

@@ -1,7 +1,8 @@
-"""The C++ of a translated step.
+"""The C++ of a translated step: one function that takes all steps of all lanes of all problems.
 
-All steps of a block are taken with some lanes before the next lanes': what is carried from step to step stays in the
-cache, and only noise and results go through memory. Loops over the same number of elements run as one.
+A few vectors of lanes, a group each, take all steps before the next vectors begin. So what is carried from step to step
+stays in the processor's cache, and only noise and results go through memory. Loops over the same number of elements are
+fused into one.
 """
 
 from __future__ import annotations
@@ -13,21 +14,23 @@ import torch
 from ppl_vi.compiler.text import Tables, passes
 from ppl_vi.compiler.translate import Translation
 from ppl_vi.compiler.values import Array, Block, Item, Loop, Ref, UnsupportedError, Value, reads, writes
-from ppl_vi.compiler.vectors import num_lanes, prelude
+from ppl_vi.compiler.vectors import lanes_per_vector, prelude
 
-# Beyond so many bytes of values in one step the code runs slower than the same operations one by one in torch.
-MAX_BYTES = 2**26
-# While one group of lanes waits for a result, another group's arithmetic goes on: up to so many groups take turns, and
-# together they hold no more than so many arrays' elements.
+# The values of one step may take so many bytes. By measurement larger steps run faster by torch's operations, so that
+# they have no translation.
+MAX_STEP_BYTES = 2**26
+# Up to so many groups take each step in turn, so that the processor has independent arithmetic to do while one group
+# waits for a result. Together they hold at most so many elements of arrays, to stay in the cache.
 MAX_GROUPS = 4
 MAX_GROUPED_ELEMENTS = 1000
 
 FRAME = """{prelude}
 {tables}
 struct Group {{ {fields} }};
-extern "C" const int64_t frame_bytes = {frame_bytes};  // about the most that `advance` takes of the stack
+extern "C" const int64_t frame_bytes = {frame_bytes};  // about how much of the stack `advance` takes
 
-// The last vector of lanes is full, too: it begins among those of the last but one, and gives the same numbers twice.
+// The first lane of a group. The last group is a full vector, too: it overlaps the one before, and computes the lanes
+// that both have twice, to the same numbers.
 inline int64_t place(int64_t begin, int g, int64_t num_lanes) {{
     const int64_t next = begin + g * LANES, last = num_lanes - VALID;
     return next < last ? next : last;
@@ -48,14 +51,14 @@ const int64_t r = place(begin, g, num_lanes);
 {state}
 {loads}
 {prologue}
-{keep}
+{hoist}
 }}
 for (int64_t t = 0; t < num_steps; ++t) {{
 {scalars}
 for (int g = 0; g < num_groups; ++g) {{
 const int64_t r = place(begin, g, num_lanes);
 {state}
-{kept}
+{hoisted}
 {noise}
 {body}
 {results}
@@ -72,34 +75,35 @@ const int64_t r = place(begin, g, num_lanes);
 """
 
 
-def source(translation: Translation, most_lanes: int) -> str:
+def source_text(translation: Translation, num_lanes: int) -> str:
     """C++ whose function `advance` takes steps of many lanes.
 
     Args:
         translation: of the step.
-        most_lanes: how many lanes the code is for; code for a full vector of them goes for all larger numbers.
+        num_lanes: how many lanes are to be served. Where these fill a vector, the code serves all larger numbers, too.
 
     Raises:
-        UnsupportedError: the step holds more numbers than fit in the cache.
+        UnsupportedError: the values of the step take more than `MAX_STEP_BYTES`.
     """
-    lanes, dtype = num_lanes(most_lanes, translation.dtype), translation.dtype
+    lanes, dtype = lanes_per_vector(num_lanes, translation.dtype), translation.dtype
     wanted = {value.array for value in (*translation.renewed, *translation.results) if isinstance(value, Ref)}
     items = _needed(translation.items, wanted)
-    before, during = _split(items, translation.varying)
-    later = {name for item in during for name in reads(item)} | wanted
-    kept = [array for item in before for array in writes(item) if array.name in later]
+    invariant, per_step = _split(items, translation.varying)
+    later = {name for item in per_step for name in reads(item)} | wanted
+    hoisted = [array for item in invariant for array in writes(item) if array.name in later]
     state = (*translation.carried, *translation.fixed)
     total = sum(array.num for item in items for array in writes(item))
     held = sum(array.num for array in state)
-    if (total + held) * lanes * dtype.itemsize > MAX_BYTES:
+    if (total + held) * lanes * dtype.itemsize > MAX_STEP_BYTES:
         raise UnsupportedError(f"a step of {total} numbers")
     groups = max(1, min(MAX_GROUPS, MAX_GROUPED_ELEMENTS // max(total, 1)))
     drawn = sum(array.num for array in translation.noise)
-    numbers = total + drawn + groups * (held + sum(array.num for array in kept))
-    body, prologue = scheduled(during, wanted, translation.tables), scheduled(before, later, translation.tables)
-    moves = _memory(translation, kept)
+    numbers = total + drawn + groups * (held + sum(array.num for array in hoisted))
+    body = scheduled(per_step, wanted, translation.tables)
+    prologue = scheduled(invariant, later, translation.tables)
+    moves = _memory(translation, hoisted)
     return FRAME.format(
-        prelude=prelude(dtype, most_lanes),
+        prelude=prelude(dtype, num_lanes),
         tables="\n".join(translation.tables.definitions),
         frame_bytes=numbers * lanes * dtype.itemsize,
         groups=groups,
@@ -120,19 +124,19 @@ def _needed(items: Sequence[Item], wanted: set[str]) -> list[Item]:
 
 
 def _split(items: Sequence[Item], varying: frozenset[str]) -> tuple[list[Item], list[Item]]:
-    """The items that are the same in all steps, and the others."""
-    during = [item for item in items if any(array.name in varying for array in writes(item))]
-    return [item for item in items if item not in during], during
+    """The items whose arrays are the same in all steps, and the others."""
+    per_step = {item for item in items if any(array.name in varying for array in writes(item))}
+    return [item for item in items if item not in per_step], [item for item in items if item in per_step]
 
 
-def _memory(translation: Translation, kept: Sequence[Array]) -> dict[str, str]:
-    """The parts of the frame that move numbers; `kept` is what is computed once for all steps."""
+def _memory(translation: Translation, hoisted: Sequence[Array]) -> dict[str, str]:
+    """The parts of the frame that move numbers; `hoisted` are the arrays that are computed once for all steps."""
     state = (*translation.carried, *translation.fixed)
     return {
-        "fields": " ".join(f"{array.kind} {array.name}[{array.num}];" for array in (*state, *kept)),
+        "fields": " ".join(f"{array.kind} {array.name}[{array.num}];" for array in (*state, *hoisted)),
         "state": "\n".join(f"{array.kind}* const {array.name} = group[g].{array.name};" for array in state),
-        "kept": "\n".join(f"const {array.kind}* const {array.name} = group[g].{array.name};" for array in kept),
-        "keep": "\n".join(f"std::memcpy(group[g].{a.name}, {a.name}, sizeof {a.name});" for a in kept),
+        "hoisted": "\n".join(f"const {array.kind}* const {array.name} = group[g].{array.name};" for array in hoisted),
+        "hoist": "\n".join(f"std::memcpy(group[g].{a.name}, {a.name}, sizeof {a.name});" for a in hoisted),
         "scalars": "\n".join(
             f"const Real scalars_{k}[] = {{scalars[{k} * num_steps + t]}};" for k in range(translation.num_scalars)
         ),

@@ -1,7 +1,8 @@
-"""What a traced graph knows before it runs: tensors that are one number everywhere, and chains of factors.
+"""Constant folding: a traced graph with known numbers instead of the operations that compute them.
 
 A gradient starts from 1 and passes through means, signs and unit scales, so that a third of a step's operations
-multiply a constant by another one. Here they become one number, to rounding.
+multiply one constant by another. Two things are folded, up to rounding: tensors that hold the same number everywhere,
+and chains of factors, as -(2 x) / 3, which become one product.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ from torch.fx import GraphModule, Node
 
 aten = torch.ops.aten
 
-CREATED = {  # a tensor of one number, and where that number stands among the arguments
+# Operations that make a tensor of one number, with this number.
+CREATED = {
     aten.zeros.default: 0.0, aten.zeros_like.default: 0.0, aten.new_zeros.default: 0.0,
     aten.ones.default: 1.0, aten.ones_like.default: 1.0, aten.new_ones.default: 1.0,
 }  # fmt: skip
+# Operations that fill a tensor with an argument, with the argument's place.
 FILLED = {aten.full.default: 1, aten.full_like.default: 1, aten.new_full.default: 2, aten.scalar_tensor.default: 0}
-UNCHANGED = {  # of a tensor of one number, the same number in another shape
+# Operations that, given a tensor of one number, give the same number in another shape.
+UNCHANGED = {
     aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.expand.default, aten.unsqueeze.default,
     aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default, aten.detach.default, aten.clone.default,
     aten.alias.default, aten.permute.default, aten.transpose.int, aten.slice.Tensor, aten.select.int, aten.mean.dim,
@@ -33,11 +37,17 @@ POINTWISE = {
     aten.sub.Scalar, aten.mul.Scalar, aten.div.Scalar, aten.rsub.Scalar, aten.pow.Tensor_Scalar,
 }  # fmt: skip
 ARITHMETIC = {aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor}
+# What each operation becomes when its arguments change places.
 SWAPPED = {aten.add.Tensor: aten.add.Tensor, aten.mul.Tensor: aten.mul.Tensor, aten.sub.Tensor: aten.rsub.Scalar}
 
 
 def fold(module: GraphModule, device: torch.device) -> None:
-    """Replaces what is known, in place; unused operations are left to be taken away. All is on one device."""
+    """Folds the constants of a graph in place. It leaves behind operations that nothing uses.
+
+    Args:
+        module: the graph.
+        device: of all its tensors.
+    """
     known: dict[Node, Any] = {}
     for node in list(module.graph.nodes):
         value = _value(module, node, known)
@@ -49,7 +59,7 @@ def fold(module: GraphModule, device: torch.device) -> None:
 
 
 def _value(module: GraphModule, node: Node, known: dict[Node, Any]) -> Tensor | None:
-    """The number that the node holds everywhere, a tensor of no dimensions, or None."""
+    """The number that a node's value holds everywhere, as a tensor of no dimensions; None where there is none."""
     like = node.meta.get("val")
     if node.op == "get_attr":
         held = getattr(module, str(node.target))
@@ -78,7 +88,7 @@ def _float(value: Tensor) -> bool:
 
 
 def _filled(node: Node, value: Tensor, device: torch.device) -> Node:
-    """What the node's users take from now on: a tensor filled anew."""
+    """Gives a node's users a new node instead, that fills a tensor with its value."""
     if node.target is aten.full.default:
         return node
     like = node.meta["val"]
@@ -92,7 +102,7 @@ def _filled(node: Node, value: Tensor, device: torch.device) -> Node:
 
 
 def _with_numbers(node: Node) -> None:
-    """Arithmetic with a tensor of one number becomes arithmetic with the number, where the shape stays the same."""
+    """Turns arithmetic with a tensor of one number into arithmetic with the number, where the shape stays the same."""
     if node.target not in ARITHMETIC or node.kwargs:
         return
     one, other = node.args
@@ -104,7 +114,7 @@ def _with_numbers(node: Node) -> None:
 
 
 def _one_factor(node: Node) -> None:
-    """A product of numbers and one tensor becomes a product of one number and that tensor."""
+    """Turns a product of several numbers and a tensor into a product of one number and the tensor."""
     found = _factor(node)
     if found is None:
         return
@@ -116,7 +126,7 @@ def _one_factor(node: Node) -> None:
 
 
 def _factor(node: Node) -> tuple[Node, float] | None:
-    """The tensor and the number whose product the node is, or None."""
+    """The tensor and the number whose product a node is, or None."""
     if not node.args or not isinstance(node.args[0], Node) or not alike(node, node.args[0]):
         return None
     source = node.args[0]

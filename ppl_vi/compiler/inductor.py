@@ -1,8 +1,8 @@
-"""Torch's inductor, the one place that touches its internals: a graph of tensor operations to machine code.
+"""Compiles a graph of tensor operations by torch's inductor. This is the one file that uses inductor's internals.
 
-Machine code is kept in the user's cache folder, `ppl_vi/inductor` in `$XDG_CACHE_HOME` or `~/.cache` (or where
-`$TORCHINDUCTOR_CACHE_DIR` says), so that the same graph is compiled once. Inductor writes there under locks and moves
-whole files into place, so several processes may share it.
+Machine code goes to the compile cache, so that the same graph is compiled once. The cache is the folder
+`ppl_vi/inductor` in `$XDG_CACHE_HOME` or `~/.cache`, or the folder that `$TORCHINDUCTOR_CACHE_DIR` names. Inductor
+writes there under locks and moves whole files into place, so several processes may share it.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from torch.fx import Graph, GraphModule, Node
 
 from ppl_vi.compiler import inductor_cache
 
-KNOWN = ("2.13",)  # versions of torch whose internals have been tried
-CACHE = "TORCHINDUCTOR_CACHE_DIR"
+TRIED_VERSIONS = ("2.13",)  # of torch: with these the tests of the compiled engine pass
+CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 _log = logging.getLogger(__name__)
 
 
@@ -42,50 +42,53 @@ def check_version() -> None:
     Raises:
         UnknownTorchError: it is not.
     """
-    if not torch.__version__.startswith(tuple(f"{known}." for known in KNOWN)):
-        raise UnknownTorchError(f"torch {torch.__version__} has not been tried, only {', '.join(KNOWN)}")
+    if not torch.__version__.startswith(tuple(f"{known}." for known in TRIED_VERSIONS)):
+        raise UnknownTorchError(f"torch {torch.__version__} has not been tried, only {', '.join(TRIED_VERSIONS)}")
 
 
 def cache_folder() -> Path:
-    """Where machine code is kept."""
-    chosen, default = os.environ.get(CACHE), Path(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}")
-    if chosen and Path(chosen) != default:  # torch sets the variable to its own default, which a restart may empty
+    """The folder of the compile cache."""
+    chosen, default = os.environ.get(CACHE_VARIABLE), Path(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}")
+    # Torch itself sets the variable to its default, a temporary folder that a restart may empty: that is no choice.
+    if chosen and Path(chosen) != default:
         return Path(chosen)
     home = os.environ.get("XDG_CACHE_HOME")
     return (Path(home) if home else Path.home() / ".cache") / "ppl_vi" / "inductor"
 
 
 def writable_folder() -> Path:
-    """Where machine code is kept, or, where nothing can be written there, a folder that passes with the process."""
+    """The folder of the compile cache; where it can't be written to, one that is removed when the process ends."""
     folder = cache_folder()
-    return folder if usable(folder) else _passing_folder()
+    return folder if is_writable(folder) else _temporary_folder()
 
 
 def compiled(module: GraphModule, example: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
-    """A graph as machine code, for inputs like `example`: the same shapes, strides, dtypes and device.
+    """The machine code of a graph, for inputs like `example`: of the same shapes, strides, dtypes and device.
 
-    What is found in the cache folder but can't be used is compiled anew, in a folder that passes with the process.
+    Where the compile cache can't be used, it is compiled in a folder that is removed when the process ends.
+
+    Returns:
+        A function of the inputs. It raises a `ValueError` for inputs of other dtypes, shapes or devices.
 
     Raises:
-        UnknownTorchError: see `check_version`.
-        Exception: whatever the compiler meets, an absent one among it. What is returned raises a `ValueError` for other
-            inputs than those.
+        UnknownTorchError: the installed torch is one whose internals have not been tried.
+        Exception: whatever goes wrong in inductor or the C++ compiler, or that there is none.
     """
     check_version()
-    module, constants = with_constants_given(module)
+    module, constants = with_constants_as_inputs(module)
     example = [*constants, *example]
     folder, key = cache_folder(), inductor_cache.key_of(module, example)
     found = inductor_cache.load(folder, key)
-    if found is None and usable(folder):
+    if found is None and is_writable(folder):
         try:
             found = _compiled(module, example, folder, key)
         except Exception as error:
             _log.info("compiling again, without the cache in %s: %s", folder, error)
-    run = found or _compiled(module, example, _passing_folder(), key)
-    expected = [_read(tensor) for tensor in example[len(constants) :]]
+    run = found or _compiled(module, example, _temporary_folder(), key)
+    expected = [_described(tensor) for tensor in example[len(constants) :]]
 
     def checked(*args: Tensor) -> Sequence[Tensor]:
-        given = [_read(arg) for arg in args]
+        given = [_described(arg) for arg in args]
         if given != expected:
             raise ValueError(f"machine code reads (dtype, shape, device) {expected}; got {given}")
         return run([*constants, *args])
@@ -93,19 +96,19 @@ def compiled(module: GraphModule, example: Sequence[Tensor]) -> Callable[..., Se
     return checked
 
 
-def _read(tensor: Tensor) -> tuple[torch.dtype, torch.Size, str]:
-    """What machine code takes for granted of an input."""
+def _described(tensor: Tensor) -> tuple[torch.dtype, torch.Size, str]:
+    """The dtype, shape and device of an input, which machine code relies on without looking."""
     return tensor.dtype, tensor.shape, tensor.device.type
 
 
 def is_cached(module: GraphModule, example: Sequence[Tensor]) -> bool:
-    """Whether the machine code is there already."""
-    module, constants = with_constants_given(module)
+    """Whether the machine code of a graph is in the compile cache."""
+    module, constants = with_constants_as_inputs(module)
     return inductor_cache.is_cached(cache_folder(), inductor_cache.key_of(module, [*constants, *example]))
 
 
-def with_constants_given(module: GraphModule) -> tuple[GraphModule, list[Tensor]]:
-    """The same graph with its own tensors as its first inputs, and these."""
+def with_constants_as_inputs(module: GraphModule) -> tuple[GraphModule, list[Tensor]]:
+    """The same graph with the tensors that it holds as its first inputs, and these tensors."""
     graph = Graph()
     constants: list[Tensor] = []
     places: dict[Any, Node] = {}
@@ -123,8 +126,8 @@ def with_constants_given(module: GraphModule) -> tuple[GraphModule, list[Tensor]
 
 
 def _compiled(module: GraphModule, example: Sequence[Tensor], folder: Path, key: str) -> inductor_cache.Run:
-    """Compiles, and keeps what can be run without inductor."""
-    with inductor_cache.environment(CACHE, str(folder)), _quiet():
+    """Compiles, and writes to the compile cache what later processes can run without inductor."""
+    with inductor_cache.environment(CACHE_VARIABLE, str(folder)), _quiet():
         from torch._guards import TracingContext, tracing
         from torch._inductor import codecache, config, cpu_vec_isa
         from torch._inductor.codegen import common
@@ -139,12 +142,12 @@ def _compiled(module: GraphModule, example: Sequence[Tensor], folder: Path, key:
             return made[-1]
 
         settings: dict[str, Any] = {
-            "compile_threads": 1,  # processes of its own would take longer to start than these graphs to compile
-            "size_asserts": False,  # the shapes are the engine's
+            "compile_threads": 1,  # inductor's worker processes take longer to start than such graphs to compile
+            "size_asserts": False,  # `compiled` checks the inputs' shapes itself
             "cpp.threads": torch.get_num_threads(),
-            "cpp_cache_precompile_headers": False,  # which would take longer than the headers of five graphs
+            "cpp_cache_precompile_headers": False,  # precompiling takes as long as reading them for five graphs
         }
-        shapes = ShapeEnv(assume_static_by_default=True)  # without one inductor keeps nothing
+        shapes = ShapeEnv(assume_static_by_default=True)  # without one inductor caches nothing
         context = TracingContext(FakeTensorMode(shape_env=shapes, allow_non_fake_inputs=True))
         with config.patch(settings), tracing(context), torch.no_grad(), _shortcuts(cpu_vec_isa, common):
             run: Any = compile_fx(module, list(example), inner_compile=inner)
@@ -164,10 +167,10 @@ def _same(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
 
 @contextmanager
 def _shortcuts(cpu_vec_isa: Any, common: Any) -> Iterator[None]:
-    """Spares inductor what takes it seconds, to the same code.
+    """Spares inductor work that takes seconds and does not change the code that it generates.
 
-    These are the compiler runs by which it finds out what torch knows of the processor, and the table of types, which
-    it fills anew for every operation.
+    Inductor would run the C++ compiler to find out which vectors the processor has, which torch knows, and would fill a
+    table of dtypes anew for every operation.
     """
     known = {"AVX512": cpu_vec_isa.VecAVX512, "AVX2": cpu_vec_isa.VecAVX2}.get(torch.backends.cpu.get_cpu_capability())
     before = cpu_vec_isa.valid_vec_isa_list, common.DtypePropagationOpsHandler
@@ -182,13 +185,14 @@ def _shortcuts(cpu_vec_isa: Any, common: Any) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No warnings of torch's about its own code, whatever the user makes of warnings."""
+    """Silences the warnings that torch gives about its own code, also where the user turns warnings into errors."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
-def usable(folder: Path) -> bool:
+def is_writable(folder: Path) -> bool:
+    """Whether files can be written to a folder, which is made where it does not exist."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -197,7 +201,8 @@ def usable(folder: Path) -> bool:
 
 
 @cache
-def _passing_folder() -> Path:
+def _temporary_folder() -> Path:
+    """A folder that is removed when the process ends."""
     folder = Path(tempfile.mkdtemp(prefix="ppl_vi_inductor_"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder

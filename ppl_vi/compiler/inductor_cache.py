@@ -1,8 +1,9 @@
-"""Inductor's machine code, kept so that a later process runs it without inductor, whose import takes over a second.
+"""The compile cache of inductor's machine code.
 
-A record is a folder, named after the graph and all that shaped its code: inductor's own Python, which allocates and
-calls, and the libraries that it calls, with their digests. It is moved into place whole, so that several processes may
-share the cache; what is damaged is not used.
+From it a later process runs a compiled graph without inductor, whose import alone takes more than a second. An entry is
+a folder. Its name is a digest of the graph and of all that its machine code depends on. In it are the Python code that
+inductor generated, which allocates memory and calls kernels, the shared libraries of these kernels, and the digests of
+both. An entry is moved into place whole, so that several processes may share the cache; a damaged one is not used.
 """
 
 from __future__ import annotations
@@ -27,64 +28,69 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-ADDRESS = "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR"
-CODE, DIGESTS = "code.py", "digests.json"
-MULTIPLICATIONS = {name: getattr(torch, name) for name in ("mm", "bmm", "addmm", "baddbmm")}
-KERNEL = re.compile(r"^(\w+) = async_compile\.(\w+)\(", re.MULTILINE)
-BORROWED = re.compile(r"extern_kernels\.(\w+)")
-IMPORTED = re.compile(r"^from torch\._inductor\b.*$", re.MULTILINE)
+ENTRIES = "kept"  # the folder of the entries inside the cache
+CODE_FILE, DIGESTS_FILE = "code.py", "digests.json"  # the files of an entry, beside its libraries
+# The variable of the environment in which inductor's libraries find, when they are loaded, the address of torch's
+# function that gives a tensor's memory.
+ADDRESS_VARIABLE = "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR"
+# The operations of torch itself that an entry's code may call; code that calls others is not cached.
+EXTERN_KERNELS = {name: getattr(torch, name) for name in ("mm", "bmm", "addmm", "baddbmm")}
+# Lines of inductor's code: a kernel's definition, a call of one of torch's operations, an import.
+KERNEL_LINE = re.compile(r"^(\w+) = async_compile\.(\w+)\(", re.MULTILINE)
+EXTERN_CALL = re.compile(r"extern_kernels\.(\w+)")
+IMPORT_LINE = re.compile(r"^from torch\._inductor\b.*$", re.MULTILINE)
 
 Run = Callable[[list[Tensor]], Sequence[Tensor]]
 
 
 @cache
 def processor() -> str:
-    """What the processor can do, in its own words."""
+    """The processor's features as the operating system lists them, for which machine code is made."""
     file = Path("/proc/cpuinfo")
     lines = file.read_text().splitlines() if file.exists() else []
     return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
 
 
 def key_of(module: GraphModule, example: Sequence[Tensor]) -> str:
-    """What tells a graph's machine code from any other's."""
+    """The name of a graph's entry: a digest of the graph, its inputs' shapes, torch, Python, processor and threads."""
     shapes = [(tuple(t.shape), t.stride(), str(t.dtype), str(t.device)) for t in example]
     where = (torch.__version__, platform.python_version(), processor(), torch.get_num_threads())
     return sha256(repr((module.code, shapes, where)).encode()).hexdigest()[:32]
 
 
 def is_cached(folder: Path, key: str) -> bool:
-    """Whether there is a record."""
-    return (folder / "kept" / key / DIGESTS).is_file()
+    """Whether there is an entry."""
+    return (folder / ENTRIES / key / DIGESTS_FILE).is_file()
 
 
 def load(folder: Path, key: str) -> Run | None:
-    """The function of a record: it takes all inputs as one list and empties it. None where it can't be used."""
-    record = folder / "kept" / key
+    """An entry's function, which takes all inputs as one list and empties it; None where there is no usable entry."""
+    entry = folder / ENTRIES / key
     try:
-        digests = json.loads((record / DIGESTS).read_text())
-        if any(sha256((record / name).read_bytes()).hexdigest() != digest for name, digest in digests.items()):
+        digests = json.loads((entry / DIGESTS_FILE).read_text())
+        if any(sha256((entry / name).read_bytes()).hexdigest() != digest for name, digest in digests.items()):
             return None
-        return _executed(record)
-    except Exception:  # a damaged record may be anything
+        return _executed(entry)
+    except Exception:  # a damaged entry may raise anything
         return None
 
 
-def _executed(record: Path) -> Run:
-    """Inductor's Python, run with stand-ins for what it imports of inductor's."""
-    libraries = _Libraries(record)
+def _executed(entry: Path) -> Run:
+    """Runs inductor's Python code, with substitutes for what it imports from inductor, and gives its function."""
+    libraries = _Libraries(entry)
     namespace: dict[str, Any] = {
         "AsyncCompile": lambda: libraries,
-        "extern_kernels": SimpleNamespace(**MULTIPLICATIONS),
-        "__name__": f"ppl_vi_kept_{record.name}",
+        "extern_kernels": SimpleNamespace(**EXTERN_KERNELS),
+        "__name__": f"ppl_vi_kept_{entry.name}",
     }
-    source = IMPORTED.sub("", (record / CODE).read_text())
-    exec(compile(source, str(record / CODE), "exec"), namespace)
+    source = IMPORT_LINE.sub("", (entry / CODE_FILE).read_text())
+    exec(compile(source, str(entry / CODE_FILE), "exec"), namespace)
     return namespace["call"]
 
 
 @contextmanager
 def environment(name: str, value: str) -> Iterator[None]:
-    """Sets a variable of the environment for a while."""
+    """Sets a variable of the environment while the context is open."""
     before = os.environ.get(name)
     os.environ[name] = value
     try:
@@ -97,20 +103,19 @@ def environment(name: str, value: str) -> Iterator[None]:
 
 
 class _Libraries:
-    """Stands in for inductor's `async_compile`: hands out kept libraries in the order of their making."""
+    """Takes the place of inductor's `async_compile`: gives the kernels of an entry's libraries, in the code's order."""
 
-    def __init__(self, record: Path) -> None:
-        self.record, self.number = record, 0
+    def __init__(self, entry: Path) -> None:
+        self.entry, self.number = entry, 0
 
     def cpp_pybinding(self, *_: Any, **__: Any) -> Callable[..., Any]:
-        path = self.record / f"{self.number}.so"
+        path = self.entry / f"{self.number}.so"
         self.number += 1
         loader = ExtensionFileLoader("kernel", str(path))  # the name that inductor gives each
         spec = importlib.util.spec_from_file_location("kernel", path, loader=loader)
         assert spec is not None
         guards: Any = torch._C._dynamo.guards
-        # where torch's function is that finds a tensor's memory
-        with environment(ADDRESS, str(guards._torchinductor_pyobject_tensor_data_ptr)):
+        with environment(ADDRESS_VARIABLE, str(guards._torchinductor_pyobject_tensor_data_ptr)):
             module = importlib.util.module_from_spec(spec)
         loader.exec_module(module)
         return module.kernel
@@ -120,25 +125,34 @@ class _Libraries:
 
 
 def save(folder: Path, key: str, source: str, namespace: dict[str, Any]) -> bool:
-    """Keeps inductor's Python with the libraries of its kernels; False where it needs more than `load` can give it.
+    """Writes an entry.
+
+    Args:
+        folder, key: of the cache and of the entry.
+        source: the Python code that inductor generated.
+        namespace: what it defines, the kernels among it.
+
+    Returns:
+        Whether it was written: not where the code needs more than `load` can give it.
 
     Raises:
-        OSError: it can't be written.
+        OSError: the entry can't be written.
     """
-    kernels = KERNEL.findall(source)
-    if any(kind != "cpp_pybinding" for _, kind in kernels) or not set(BORROWED.findall(source)) <= set(MULTIPLICATIONS):
+    kernels = KERNEL_LINE.findall(source)
+    calls = set(EXTERN_CALL.findall(source))
+    if any(kind != "cpp_pybinding" for _, kind in kernels) or not calls <= set(EXTERN_KERNELS):
         return False
-    (folder / "kept").mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder / "kept") as passing:
-        record = Path(passing, key)
-        record.mkdir()
-        (record / CODE).write_text(source)
+    (folder / ENTRIES).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder / ENTRIES) as temporary:
+        entry = Path(temporary, key)
+        entry.mkdir()
+        (entry / CODE_FILE).write_text(source)
         for number, (name, _) in enumerate(kernels):
-            shutil.copyfile(namespace[name].__self__.__file__, record / f"{number}.so")
-        digests = {path.name: sha256(path.read_bytes()).hexdigest() for path in record.iterdir()}
-        (record / DIGESTS).write_text(json.dumps(digests))
-        place = folder / "kept" / key
-        if place.exists():  # damaged, or another process was faster
-            os.replace(place, Path(passing, "before"))
-        os.replace(record, place)
+            shutil.copyfile(namespace[name].__self__.__file__, entry / f"{number}.so")
+        digests = {path.name: sha256(path.read_bytes()).hexdigest() for path in entry.iterdir()}
+        (entry / DIGESTS_FILE).write_text(json.dumps(digests))
+        place = folder / ENTRIES / key
+        if place.exists():  # a damaged one, or that of a process that was faster
+            os.replace(place, Path(temporary, "before"))
+        os.replace(entry, place)
     return True

@@ -1,7 +1,10 @@
-"""Machine code for a step of many lanes: fits, chains or points side by side in the processor's vectors.
+"""Machine code for a map that is applied again and again, in many lanes at once.
 
-A step is a function of plain tensors. It is written for one lane, is called again and again with what it gave back the
-time before, and knows nothing of what its tensors mean: see `ppl_vi.compiler.translate.Signature` for its arguments.
+A *step* is a function of plain tensors that takes what it gave back the time before: x_t = f(scalars_t, x_(t-1), fixed,
+data, noise_t), together with results r_t. It is written for one *lane*: one fit, one chain, one point. `kernel_source`
+traces it and writes C++ in which every number is a vector of lanes (SIMD: single instruction, multiple data), and
+`KernelSource.compile` gives the `Kernel`, a function that takes many steps of the lanes of many problems. What the
+tensors mean is the caller's business: a step of SVI, a leapfrog step or a log density at a point are all alike here.
 """
 
 from __future__ import annotations
@@ -20,113 +23,153 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from ppl_vi.compiler import inductor, toolchain
-from ppl_vi.compiler.emit import source
-from ppl_vi.compiler.simplify import traced
+from ppl_vi.compiler.emit import source_text
+from ppl_vi.compiler.simplify import trace_simplified
 from ppl_vi.compiler.translate import Signature, decomposed, translate
 from ppl_vi.compiler.values import UnsupportedError
-from ppl_vi.compiler.vectors import num_lanes
+from ppl_vi.compiler.vectors import lanes_per_vector
 
-# Threads have at least half a MiB of stack; steps that need more run in a thread whose stack is made for them.
-SMALL_FRAME_BYTES = 2**19
+# The smallest stack that a thread has by default is 512 KiB (macOS; Linux gives 8 MiB). A kernel whose arrays are
+# larger runs in a thread of its own, since overrunning the stack would end the process.
+MAX_FRAME_BYTES_ON_ANY_STACK = 2**19
+# What such a thread's stack holds beside the kernel's arrays: the frames of Python, of ctypes and of the functions that
+# the kernel calls. A larger margin only maps memory that is not used.
 STACK_MARGIN_BYTES = 2**20
 
 Tensors = Sequence[Tensor]
 
 
 @dataclass(frozen=True)
-class Like:
-    """The shape of one lane's or one problem's tensor, and its dtype."""
+class TensorSpec:
+    """The shape and the dtype of one argument of a step, without axes for problems, lanes and steps."""
 
     shape: torch.Size
     dtype: torch.dtype
 
+    @staticmethod
+    def of(tensor: Tensor) -> TensorSpec:
+        """That of a tensor."""
+        return TensorSpec(tensor.shape, tensor.dtype)
+
 
 @dataclass(frozen=True)
-class Step:
+class KernelSource:
     """The C++ of a step.
 
     Attributes:
         code: the C++.
-        most_lanes: how many lanes it is for; a full vector of them goes for all larger numbers.
-        num_scalars: see `Signature`.
-        carried, fixed, data, noise: what each argument is like; `carried` also those that come back.
-        results: what else comes back.
-        operations: of each of the step's operations in torch, how many numbers it computes.
+        num_lanes: how many lanes it is for. Where these fill a vector, it serves all larger numbers of lanes, too.
+        dtype: of all numbers.
+        num_scalars: how many scalars a step takes.
+        carried: the tensors that each step changes: they are arguments, and come back.
+        fixed, data, noise: the other arguments, as of `kernel_source`.
+        results: what else a step gives back; integers and conditions (as 0 and 1) come in `dtype`.
+        operations: how many numbers each of torch's operations of the step computes in one lane.
     """
 
     code: str = field(repr=False)
-    most_lanes: int
+    num_lanes: int
     dtype: torch.dtype
     num_scalars: int
-    carried: tuple[Like, ...]
-    fixed: tuple[Like, ...]
-    data: tuple[Like, ...]
-    noise: tuple[Like, ...]
-    results: tuple[Like, ...]
+    carried: tuple[TensorSpec, ...]
+    fixed: tuple[TensorSpec, ...]
+    data: tuple[TensorSpec, ...]
+    noise: tuple[TensorSpec, ...]
+    results: tuple[TensorSpec, ...]
     operations: tuple[int, ...]
 
     @property
-    def is_kept(self) -> bool:
-        """Whether its machine code was compiled before and is in the cache."""
+    def is_cached(self) -> bool:
+        """Whether its machine code is in the compile cache."""
         return toolchain.is_cached(self.code)
 
-    def compiled(self) -> Kernel:
-        """Compiles the step, or loads the machine code that is kept from before.
+    def compile(self) -> Kernel:
+        """Compiles the C++, or loads its machine code from the compile cache.
 
         Raises:
             NoCompilerError: there is no C++ compiler.
-            RuntimeError: the code does not compile.
+            RuntimeError: the compiler refuses the code.
         """
         library = toolchain.library(self.code)
         function = library.advance
         function.argtypes, function.restype = [ctypes.c_int64] * 3 + [ctypes.c_void_p] * 7, None
         return Kernel(self, function, ctypes.c_int64.in_dll(library, "frame_bytes").value)
 
+    def check_lanes(self, num_lanes: int) -> None:
+        """Checks that the code serves so many lanes.
 
-def written(
+        Raises:
+            ValueError: it does not.
+        """
+        full = lanes_per_vector(self.num_lanes, self.dtype)
+        if num_lanes != self.num_lanes and min(num_lanes, self.num_lanes) < full:
+            served = f"{self.num_lanes} lanes" if self.num_lanes < full else f"{full} lanes or more"
+            raise ValueError(f"this kernel serves {served}, got {num_lanes}: compile one for so many")
+
+
+def kernel_source(
     step: Callable[..., Sequence[Tensor]],
-    most_lanes: int,
+    num_lanes: int,
     *,
     num_scalars: int = 0,
     carried: Tensors = (),
     fixed: Tensors = (),
     data: Tensors = (),
     noise: Tensors = (),
-) -> Step:
-    """Traces a step of one lane and writes its C++.
+) -> KernelSource:
+    """Traces the step of one lane and writes its C++.
 
     Args:
-        step: a function of scalars, carried, fixed, data and noise, one after another, that gives back the carried
-            tensors and its results.
-        most_lanes: how many lanes it will be called with; a full vector of them goes for all larger numbers.
-        num_scalars: how many scalars it takes.
-        carried, fixed, data, noise: one lane's and one problem's tensors, on the CPU; their shapes and dtypes count.
+        step: a function of the scalars, then of the carried, fixed, data and noise tensors, each an argument. It gives
+            back the new carried tensors, and then its results.
+        num_lanes: how many lanes the kernel will have. Where these fill a vector, it serves all larger numbers, too.
+        num_scalars: how many scalars the step takes: numbers that all lanes share and that differ from step to step.
+        carried: examples of the tensors that each step changes. The values of these and of all other examples do not
+            matter, their shapes and dtypes do; they are on the CPU and have no axes for problems, lanes or steps.
+        fixed: of tensors of which each lane has its own, and which stay the same in all steps.
+        data: of tensors that all lanes of a problem share.
+        noise: of tensors of which each lane has its own for each step.
 
     Raises:
+        UnknownTorchError: the installed torch is one whose internals have not been tried.
         UnsupportedError: the step does something that has no translation.
+        ValueError: no argument is of a floating-point dtype, or a carried tensor comes back in another shape or dtype.
         Exception: whatever a step does that can't be traced.
     """
     inductor.check_version()
-    given = (*carried, *fixed, *data, *noise)
-    if any(tensor.device.type != "cpu" for tensor in given):
+    tensors = (*carried, *fixed, *data, *noise)
+    if any(tensor.device.type != "cpu" for tensor in tensors):
         raise UnsupportedError("numbers on another device")
-    dtype = next(tensor.dtype for tensor in given if tensor.is_floating_point())
-    example = (*torch.ones(num_scalars, dtype=dtype), *given)
-    flat = traced(step, example)
-    graph = decomposed(flat, example)
+    dtype = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), None)
+    if dtype is None:
+        raise ValueError("a step needs at least one argument of a floating-point dtype, got none")
+    example = (*torch.ones(num_scalars, dtype=dtype), *tensors)
+    graph = trace_simplified(step, example)
+    decomposed_graph = decomposed(graph, example)
     signature = Signature(num_scalars, len(carried), len(fixed), len(data), len(noise))
-    translation = translate(graph, signature, dtype)
-    outputs = next(node for node in graph.graph.nodes if node.op == "output").args[0]
-    results = tuple(Like(torch.Size(node.meta["val"].shape), dtype) for node in outputs[len(carried) :])
-    code = source(translation, most_lanes)
-    return Step(
-        code, most_lanes, dtype, num_scalars, _likes(carried), _likes(fixed), _likes(data), _likes(noise), results,
-        operation_sizes(flat),
-    )  # fmt: skip
+    translation = translate(decomposed_graph, signature, dtype)
+    results = _results(decomposed_graph, [TensorSpec.of(tensor) for tensor in carried], dtype)
+    return KernelSource(
+        code=source_text(translation, num_lanes),
+        num_lanes=num_lanes,
+        dtype=dtype,
+        num_scalars=num_scalars,
+        carried=tuple(map(TensorSpec.of, carried)),
+        fixed=tuple(map(TensorSpec.of, fixed)),
+        data=tuple(map(TensorSpec.of, data)),
+        noise=tuple(map(TensorSpec.of, noise)),
+        results=results,
+        operations=operation_sizes(graph),
+    )
 
 
-def _likes(tensors: Tensors) -> tuple[Like, ...]:
-    return tuple(Like(tensor.shape, tensor.dtype) for tensor in tensors)
+def _results(graph: GraphModule, carried: list[TensorSpec], dtype: torch.dtype) -> tuple[TensorSpec, ...]:
+    """What a step gives back beside the carried tensors, once these are found to come back as they were given."""
+    (outputs,) = next(node for node in graph.graph.nodes if node.op == "output").args
+    specs = [TensorSpec.of(node.meta["val"]) for node in outputs]
+    if specs[: len(carried)] != carried:
+        raise ValueError(f"expected a step that gives back carried tensors of {carried} first, got {specs}")
+    return tuple(TensorSpec(spec.shape, dtype) for spec in specs[len(carried) :])
 
 
 def operation_sizes(graph: GraphModule) -> tuple[int, ...]:
@@ -139,22 +182,23 @@ def operation_sizes(graph: GraphModule) -> tuple[int, ...]:
 class Kernel:
     """The machine code of a step.
 
-    Lanes lie side by side in memory: what comes back is the transpose of a contiguous tensor whose last axis is that of
-    the lanes, and tensors in that order are not copied when they are handed in.
+    In memory the numbers of neighbouring lanes stand next to each other: the axis of the lanes is the last and
+    innermost. Tensors that a kernel gives back are transposed views of such memory, which are not copied when they are
+    handed in again.
 
     Attributes:
-        step: what it was made of.
+        source: what was compiled.
         advance: the C function.
-        frame_bytes: about the most that the function takes of the stack.
+        frame_bytes: about how many bytes of the stack the function takes.
     """
 
-    step: Step
+    source: KernelSource
     advance: Callable[..., None]
     frame_bytes: int
 
     def __call__(
         self,
-        num_lanes_of: tuple[int, int],
+        problems_and_lanes: tuple[int, int],
         *,
         scalars: Tensor | None = None,
         carried: Tensors = (),
@@ -162,108 +206,126 @@ class Kernel:
         data: Tensors = (),
         noise: Tensors = (),
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Takes steps of all lanes.
+        """Takes `T` steps of all lanes. The roles of the arguments are those of `kernel_source`.
 
         Args:
-            num_lanes_of: the number of problems `B` and of the lanes of each, `R`.
-            scalars: for each step the step's scalars, `(num_scalars, T)`; one step without scalars by default.
-            carried, fixed: `(B, R, *shape)`.
-            data: `(B, *shape)`.
-            noise: `(T, B, R, *shape)`.
+            problems_and_lanes: the number of problems `B`, and that of the lanes of each problem `R`.
+            scalars: `(num_scalars, T)`. Where it is left out, one step is taken.
+            carried, fixed: `(B, R, *shape)` each.
+            data: `(B, *shape)` each.
+            noise: `(T, B, R, *shape)` each.
 
         Returns:
             The carried tensors after the last step, `(B, R, *shape)`, and each step's results, `(T, B, R, *shape)`.
 
         Raises:
-            ValueError: a tensor is not what the machine code was made for.
+            ValueError: a tensor's dtype, shape or device is not that for which the kernel was compiled.
         """
-        step, (batch, lanes) = self.step, num_lanes_of
-        scalars = torch.zeros((0, 1), dtype=step.dtype) if scalars is None else scalars.contiguous()
+        source, (num_problems, num_lanes) = self.source, problems_and_lanes
+        scalars = torch.zeros((0, 1), dtype=source.dtype) if scalars is None else scalars.contiguous()
         num_steps = scalars.shape[-1]
-        self._check_lanes(lanes)
-        (scalars,) = _checked("scalars", [scalars], [Like(torch.Size(), step.dtype)], (step.num_scalars, num_steps))
-        per_lane = [
-            [_lanes_last(tensor, like) for tensor, like in zip(tensors, likes, strict=True)]
-            for tensors, likes in (
-                (_checked("carried tensors", carried, step.carried, (batch, lanes)), step.carried),
-                (_checked("fixed tensors", fixed, step.fixed, (batch, lanes)), step.fixed),
-                (_checked("noise", noise, step.noise, (num_steps, batch, lanes)), step.noise),
-            )
-        ]
-        shared = [tensor.contiguous() for tensor in _checked("data", data, step.data, (batch,))]
-        renewed = [torch.empty((batch, like.shape.numel(), lanes), dtype=like.dtype) for like in step.carried]
-        results = [
-            torch.empty((num_steps, batch, like.shape.numel(), lanes), dtype=like.dtype) for like in step.results
-        ]
-        groups = (*per_lane[:2], shared, per_lane[2], renewed, results)
-        numbers = (num_steps, batch, lanes, scalars.data_ptr())
-        self._run((*numbers, *(_pointers(group) for group in groups)), (scalars, groups))
-        return (
-            [_lanes_first(tensor, like) for tensor, like in zip(renewed, step.carried, strict=True)],
-            [_lanes_first(tensor, like) for tensor, like in zip(results, step.results, strict=True)],
+        source.check_lanes(num_lanes)
+        of_a_lane, of_a_step = (num_problems, num_lanes), (num_steps, num_problems, num_lanes)
+        _check("scalars", [scalars], [TensorSpec(torch.Size(), source.dtype)], (source.num_scalars, num_steps))
+        _check("carried tensors", carried, source.carried, of_a_lane)
+        _check("fixed tensors", fixed, source.fixed, of_a_lane)
+        _check("data", data, source.data, (num_problems,))
+        _check("noise", noise, source.noise, of_a_step)
+        renewed, results = _empty(source.carried, of_a_lane), _empty(source.results, of_a_step)
+        self._run(
+            of_a_step,
+            scalars,
+            carried=_lanes_last(carried, source.carried),
+            fixed=_lanes_last(fixed, source.fixed),
+            data=[tensor.contiguous() for tensor in data],
+            noise=_lanes_last(noise, source.noise),
+            renewed=renewed,
+            results=results,
         )
+        return _lanes_first(renewed, source.carried), _lanes_first(results, source.results)
 
-    def _check_lanes(self, lanes: int) -> None:
-        most, full = self.step.most_lanes, num_lanes(self.step.most_lanes, self.step.dtype)
-        if lanes != most and min(lanes, most) < full:
-            raise ValueError(f"expected {most} lanes, got {lanes}: make a kernel for so many")
-
-    def _run(self, arguments: Sequence[Any], held: Any) -> None:
-        if self.frame_bytes <= SMALL_FRAME_BYTES:
+    def _run(
+        self,
+        counts: tuple[int, int, int],
+        scalars: Tensor,
+        *,
+        carried: Tensors,
+        fixed: Tensors,
+        data: Tensors,
+        noise: Tensors,
+        renewed: Tensors,
+        results: Tensors,
+    ) -> None:
+        """Calls the C function, whose arguments these are in its order, with the tensors as they lie in memory."""
+        groups = (carried, fixed, data, noise, renewed, results)
+        arguments = (*counts, scalars.data_ptr(), *map(_pointers, groups))
+        if self.frame_bytes <= MAX_FRAME_BYTES_ON_ANY_STACK:
             self.advance(*arguments)
         else:
-            _on_a_stack(2 * self.frame_bytes, self.advance, arguments, held)
+            _on_a_stack(2 * self.frame_bytes, self.advance, arguments, (scalars, groups))
 
 
-def _checked(role: str, tensors: Tensors, likes: Sequence[Like], prefix: tuple[int, ...]) -> Tensors:
-    """The tensors, if they are what machine code takes them for: reading other memory would end the process."""
-    expected = [(like.dtype, (*prefix, *like.shape), "cpu") for like in likes]
+def _check(role: str, tensors: Tensors, specs: Sequence[TensorSpec], axes: tuple[int, ...]) -> None:
+    """Refuses tensors that the machine code would misread: reading other memory could end the process."""
+    expected = [(spec.dtype, (*axes, *spec.shape), "cpu") for spec in specs]
     given = [(tensor.dtype, tuple(tensor.shape), tensor.device.type) for tensor in tensors]
     if given != expected:
         raise ValueError(f"machine code reads {role} of (dtype, shape, device) {expected}; got {given}")
-    return tensors
 
 
-def _lanes_last(tensor: Tensor, like: Like) -> Tensor:
-    """`(..., R, *shape)` as a contiguous `(..., n, R)`."""
-    return tensor.reshape((*tensor.shape[: tensor.dim() - len(like.shape)], -1)).mT.contiguous()
+def _empty(specs: Sequence[TensorSpec], axes: tuple[int, ...]) -> list[Tensor]:
+    """Memory for tensors `(*axes, *shape)`, the last of whose `axes` is that of the lanes, as `(..., n, R)`."""
+    *before, num_lanes = axes
+    return [torch.empty((*before, spec.shape.numel(), num_lanes), dtype=spec.dtype) for spec in specs]
 
 
-def _lanes_first(tensor: Tensor, like: Like) -> Tensor:
-    """`(..., n, R)` as `(..., R, *shape)`."""
-    return tensor.mT.reshape((*tensor.shape[:-2], tensor.shape[-1], *like.shape))
+def _lanes_last(tensors: Tensors, specs: Sequence[TensorSpec]) -> list[Tensor]:
+    """Each tensor `(..., R, *shape)` as a contiguous `(..., n, R)`, where `n` is the number of elements of `shape`."""
+    return [
+        tensor.reshape((*tensor.shape[: tensor.dim() - len(spec.shape)], spec.shape.numel())).mT.contiguous()
+        for tensor, spec in zip(tensors, specs, strict=True)
+    ]
 
 
-def _pointers(tensors: Sequence[Tensor]) -> Any:
+def _lanes_first(tensors: Tensors, specs: Sequence[TensorSpec]) -> list[Tensor]:
+    """Each tensor `(..., n, R)` as `(..., R, *shape)`."""
+    return [
+        tensor.mT.reshape((*tensor.shape[:-2], tensor.shape[-1], *spec.shape))
+        for tensor, spec in zip(tensors, specs, strict=True)
+    ]
+
+
+def _pointers(tensors: Tensors) -> Any:
+    """A C array of pointers to the tensors' numbers."""
     return (ctypes.c_void_p * max(len(tensors), 1))(*(tensor.data_ptr() for tensor in tensors))
 
 
-def _on_a_stack(size: int, function: Callable[..., None], arguments: Sequence[Any], held: Any) -> None:
+def _on_a_stack(num_bytes: int, function: Callable[..., None], arguments: Sequence[Any], held: Any) -> None:
     """Calls `function(*arguments)` in a thread whose stack has so many bytes and a margin.
 
     Args:
-        size: of the stack; a process has 8 MiB of it, and a function that takes more would end the process.
+        num_bytes: that the function may take of the stack.
         function: machine code.
-        arguments: of the function, pointers into `held` among them.
-        held: what the pointers point into; kept until the function is done, also when waiting for it is interrupted.
+        arguments: of the function, some of them pointers into the memory of `held`.
+        held: tensors, which must live until the function is done, even where waiting for it is interrupted.
     """
 
     def call(_held: Any = held) -> None:
         function(*arguments)
 
-    whole = 1 << (size + STACK_MARGIN_BYTES).bit_length()
-    before = threading.stack_size(whole)
+    stack_bytes = 1 << (num_bytes + STACK_MARGIN_BYTES).bit_length()
+    before = threading.stack_size(stack_bytes)
     try:
-        done = _thread_with(whole, os.getpid()).submit(call)
+        done = _thread_with(stack_bytes, os.getpid()).submit(call)
     finally:
         threading.stack_size(before)
     done.result()
 
 
 @lru_cache(maxsize=2)
-def _thread_with(stack_size: int, process: int) -> ThreadPoolExecutor:
-    """A thread that was started with this stack size and is kept, since a new stack has to be mapped page by page.
+def _thread_with(stack_bytes: int, process: int) -> ThreadPoolExecutor:
+    """A thread with a stack of this size. It is used again, since a new stack has to be mapped page by page.
 
     Threads do not outlive a fork, so each process has its own.
     """
-    return ThreadPoolExecutor(1, f"stack_of_{stack_size}_in_{process}")
+    return ThreadPoolExecutor(1, f"stack_of_{stack_bytes}_in_{process}")

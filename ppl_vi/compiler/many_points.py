@@ -1,9 +1,10 @@
 """One function at many points: the only evaluator of the package.
 
-`AtPoints` gives a function's values at many points, `WeightedSum` the sum of a function over many points and the sum's
-gradient. Either is done by machine code where the points are so many that making it pays; otherwise, and where there is
-no compiler or no translation, torch's own operations run on so many points at once that their temporaries stay in the
-cache. Machine code is held to those operations at the first points it is asked for, and is not used where it differs.
+`AtPoints` gives a function's values at many points, `WeightedSum` the sum of a function over weighted points and the
+sum's gradient. Where the points are so many that compiling takes less time than it saves, either is done by machine
+code (`ppl_vi.compiler.kernel`). Everywhere else, and where there is no compiler or the function has no translation,
+torch's own operations run, on chunks of points whose temporaries stay in the processor's cache. Machine code is
+compared with these operations at the first points of the call for which it is made, and is not used where it differs.
 """
 
 from __future__ import annotations
@@ -20,57 +21,67 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 
 from ppl_vi.compiler.eager import eager
-from ppl_vi.compiler.kernel import Kernel, written
-from ppl_vi.compiler.simplify import traced
+from ppl_vi.compiler.kernel import Kernel, kernel_source
+from ppl_vi.compiler.simplify import trace_simplified
 from ppl_vi.compiler.trace import trace
 
 Tensors = Sequence[Tensor]
-Vectorise = Callable[..., Callable[..., Any]]  # torch.func.vmap, or what stands for it where a function can't be mapped
+Vectorise = Callable[..., Callable[..., Any]]  # `torch.func.vmap`, or a loop with its signature
 Gate = Callable[[], AbstractContextManager[Any]]
 
-# Machine code takes as long to make as a call whose widest temporaries, of all points together, hold so many numbers.
-WORTH_NUMBERS = 2**22
-# The same for a search, which evaluates a sum many times.
-SEARCH_WORTH_NUMBERS = 2**26
-# Operations on single numbers take as long at one point as one on so many numbers more than the widest temporary has.
+# Machine code is made for a call whose widest temporaries, those of all points together, hold at least so many numbers:
+# by measurement torch's operations take about as long for such a call as compiling does. With a larger bound more calls
+# run by the slower operations, with a smaller one more calls wait for a compiler that does not pay.
+MIN_CALL_NUMBERS = 2**22
+# The same for a search, which evaluates a weighted sum many times: the numbers of all its evaluations are added up.
+MIN_SEARCH_NUMBERS = 2**26
+# A point costs torch's operations as much as so many numbers of its widest temporary, beside the numbers that this has:
+# most operations of a log joint are on single numbers.
 POINT_OVERHEAD = 20
-# Points at which machine code is held to the function, and the fewest for which it is made.
+# Machine code is compared with torch's operations at so many points, and is made for no fewer. More points would make
+# the comparison more certain, and calls of few points slower.
 NUM_CHECKED = 64
-# Largest difference between machine code and the function, relative to the largest number of a point, in double
-# precision; in single precision it is larger by as much as the rounding is.
-AGREEMENT = 1e-10
-# The machine code of so many lanes serves all larger numbers of points: its vectors are full.
-MANY_LANES = 2**10
-# Gradients of single points are held together up to so many numbers: 4 MiB in double precision.
+# Largest accepted difference between machine code and torch's operations, relative to a point's largest number, in
+# double precision. In single precision it is larger by the ratio of the two roundings, 0.05. A larger one would let a
+# wrong translation pass, a smaller one would refuse machine code for its rounding alone.
+KERNEL_TOLERANCE = 1e-10
+# The sum over all points has its own rounding, so that its tolerance is so many times larger.
+SUM_TOLERANCE_RATIO = 10
+# Kernels are compiled for so many lanes. These fill a vector of any dtype, so that all larger numbers of points are
+# served.
+KERNEL_LANES = 2**10
+# A weighted sum holds the gradients of so many points at once that they have no more numbers than this: 4 MiB in double
+# precision, which stay in the processor's cache.
 MAX_GRADIENT_NUMBERS = 2**19
 
 _log = logging.getLogger(__name__)
 
 
 def pays(num_points: int, width: int) -> bool:
-    """Whether machine code is worth being made for a call at so many points.
+    """Whether compiling takes less time than it saves in one call.
 
-    It is decided for each call alone, so that what a call gives does not depend on the calls before it.
+    Each call is judged by itself, so that its result does not depend on the calls before it.
 
     Args:
-        num_points: of the call.
+        num_points: of the call, those of all problems together.
         width: how many numbers the largest temporary of one point has.
     """
-    return num_points >= NUM_CHECKED and num_points * (width + POINT_OVERHEAD) >= WORTH_NUMBERS
+    return num_points >= NUM_CHECKED and num_points * (width + POINT_OVERHEAD) >= MIN_CALL_NUMBERS
 
 
-def blocks(num: int, size: int) -> Iterator[slice]:
-    """`range(num)` in slices of `size`, 1 at least."""
+def chunks(num: int, size: int) -> Iterator[slice]:
+    """Slices that cut `range(num)` into chunks of `size`, at least 1; the last has what is left."""
     size = max(1, size)
     return (slice(first, first + size) for first in range(0, num, size))
 
 
-def agree(found: Tensors, expected: Tensors, tolerance: float = AGREEMENT) -> bool:
-    """Whether machine code gives a function's values.
+def agree(found: Tensors, expected: Tensors, tolerance: float = KERNEL_TOLERANCE) -> bool:
+    """Whether machine code gives a function's values: |found - expected| <= tolerance (1 + max |expected|), by point.
 
     Args:
-        found, expected: tensors whose first axis is that of the points; infinities and nans must be the same in both.
-        tolerance: of the difference, relative to the largest number of a point and to 1, in double precision.
+        found: tensors by machine code, whose first axis is that of the points.
+        expected: the same by torch's operations. Infinities and nans must stand at the same places in both.
+        tolerance: for double precision; in single precision it is larger by the ratio of the two roundings.
     """
     return all(
         _agree(got.reshape(len(got), -1), want.reshape(len(want), -1), tolerance)
@@ -85,164 +96,167 @@ def _agree(found: Tensor, expected: Tensor, tolerance: float) -> bool:
     return bool((same | ((found - expected).abs() <= limit * (1 + size))).all())
 
 
-def _tuple(found: Any) -> tuple[Tensor, ...]:
+def _as_tuple(found: Any) -> tuple[Tensor, ...]:
     return tuple(found) if isinstance(found, (tuple, list)) else (found,)
 
 
 @dataclass(eq=False)
 class AtPoints:
-    """A function of one point and of data, at many points.
+    """A function of one point and of data, at many points of one or several problems.
 
     Attributes:
-        function: `(*point, *data)` to a tensor or several: `point` are tensors of which each point has its own, `data`
-            tensors that the points of a problem share.
+        function: from `(*point, *data)` to a tensor or several. `point` are tensors of which each point has its own,
+            `data` are tensors that all points of a problem share.
         width: how many numbers the largest temporary of one point has.
-        block: how many points torch's operations take at once.
-        vectorise: maps the function over points.
-        gate: entered whenever the function runs.
-        sizes: numbers of points for which the operations are traced to a flat graph, which then serves every call of
-            as many points or fewer of one problem; without any the function is run anew at each call.
+        chunk_size: at how many points torch's operations run at once.
+        vectorise: maps the function over points and over problems.
+        gate: gives a context in which alone the function is run.
+        sizes: rising numbers of points. For each a graph is traced, padded to that number, and serves all calls for one
+            problem of as many points or fewer, with data of the same shapes. Where there are none the function itself
+            runs at each call.
         compiles: whether machine code may be made at all.
+        is_tried: whether a call was large enough for machine code, so that it was made or found impossible.
+        kernel: the machine code, where it was made and gives the function's values.
     """
 
     function: Callable[..., Any]
     width: int
-    block: int
+    chunk_size: int
     vectorise: Vectorise = vmap
     gate: Gate = nullcontext
     sizes: tuple[int, ...] = ()
     compiles: bool = True
-    kernels: list[Kernel | None] = field(default_factory=list, init=False)
+    is_tried: bool = field(default=False, init=False)
+    kernel: Kernel | None = field(default=None, init=False)
     _graphs: dict[int, Callable[..., Any]] = field(default_factory=dict, init=False)
 
     def __call__(self, points: Tensors, data: Tensors = ()) -> tuple[Tensor, ...]:
         """The function's values.
 
         Args:
-            points: the points' tensors, `(B, S, *shape)`.
-            data: those of the problems, `(B, *shape)`.
+            points: the points' tensors, `(B, S, *shape)` each, for `S` points of each of `B` problems.
+            data: those of the problems, `(B, *shape)` each.
 
         Returns:
             Each of the function's tensors, `(B, S, *shape)`.
+
+        Raises:
+            ValueError: there is no point.
         """
-        batch, num = points[0].shape[:2]
-        if self.compiles and num >= NUM_CHECKED and pays(batch * num, self.width):
-            kernel = self._kernel(points, data)
-            if kernel is not None:
-                return _by_kernel(kernel, points, data)
+        num_problems, num_points = points[0].shape[:2]
+        if not num_problems * num_points:
+            raise ValueError(f"expected at least one point, got {num_points} points of {num_problems} problems")
+        if self.compiles and num_points >= NUM_CHECKED and pays(num_problems * num_points, self.width):
+            if not self.is_tried:
+                self.kernel = self._compiled([part[:1, :NUM_CHECKED] for part in points], [part[:1] for part in data])
+                self.is_tried = True
+            if self.kernel is not None:
+                return _by_kernel(self.kernel, points, data)
         return self._by_operations(points, data)
 
-    def _kernel(self, points: Tensors, data: Tensors) -> Kernel | None:
-        """The machine code, made at the first call; None where it can't be had or differs from the function."""
-        if not self.kernels:
-            few = [part[:1, :NUM_CHECKED] for part in points]
-            self.kernels.append(_held_to(self, few, [part[:1] for part in data]))
-        return self.kernels[0]
+    def _compiled(self, points: Tensors, data: Tensors) -> Kernel | None:
+        """Machine code, None where it can't be had or differs from the function at these points `(1, S, *shape)`."""
+
+        def step(*given: Tensor) -> tuple[Tensor, ...]:
+            return _as_tuple(self.function(*given))
+
+        point, row = [part[0, 0] for part in points], [part[0] for part in data]
+        try:
+            with self.gate():
+                kernel = kernel_source(step, KERNEL_LANES, fixed=point, data=row).compile()
+            with torch.no_grad():
+                expected = self._by_operations(points, data)
+            found = _by_kernel(kernel, points, data)
+        except Exception as error:  # a model may do anything that tracing, translation or the compiler do not know
+            _log.info("points are evaluated by torch's operations: %s", error)
+            return None
+        if not agree([part[0] for part in found], [part[0] for part in expected]):
+            _log.info("points are evaluated by torch's operations: machine code differs from the function")
+            return None
+        return kernel
 
     def _by_operations(self, points: Tensors, data: Tensors) -> tuple[Tensor, ...]:
-        batch, num = points[0].shape[:2]
-        if self.sizes and batch == 1:
-            return self._by_graph([part[0] for part in points], [part[0] for part in data])
-        inner = self.vectorise(self.function, in_dims=(*(0 for _ in points), *(None for _ in data)))
-        mapped = self.vectorise(inner, in_dims=0)
+        num_problems, num_points = points[0].shape[:2]
+        if self.sizes and num_problems == 1:
+            values = self._by_graph([part[0] for part in points], [part[0] for part in data])
+            return tuple(value[None] for value in values)
+        mapped = self.vectorise(self._over_points(len(points), len(data)), in_dims=0)
         rows = []
-        for few in blocks(batch, self.block // max(num, 1)):
+        for some_problems in chunks(num_problems, self.chunk_size // num_points):
             parts = []
-            for some in blocks(num, self.block):
+            for some in chunks(num_points, self.chunk_size):
+                few, shared = [part[some_problems, some] for part in points], [part[some_problems] for part in data]
                 with self.gate():
-                    parts.append(_tuple(mapped(*(part[few, some] for part in points), *(part[few] for part in data))))
+                    parts.append(_as_tuple(mapped(*few, *shared)))
             rows.append([torch.cat(tensors, 1) for tensors in zip(*parts, strict=True)])
         return tuple(torch.cat(tensors) for tensors in zip(*rows, strict=True))
 
+    def _over_points(self, num_point_tensors: int, num_data: int) -> Callable[..., Any]:
+        """The function at many points of one problem."""
+        return self.vectorise(self.function, in_dims=(*[0] * num_point_tensors, *[None] * num_data))
+
     def _by_graph(self, points: Tensors, data: Tensors) -> tuple[Tensor, ...]:
-        """The values `(1, S, *shape)` at points `(S, *shape)` of one problem."""
-        num = len(points[0])
-        size = next((size for size in self.sizes if num <= size), self.sizes[-1])
+        """The values `(S, *shape)` at points `(S, *shape)` of one problem, by the graph of the next larger size."""
+        num_points = len(points[0])
+        size = next((size for size in self.sizes if num_points <= size), self.sizes[-1])
         parts = []
-        for some in blocks(num, size):
+        for some in chunks(num_points, size):
             few = [part[some] for part in points]
-            here = len(few[0])
-            padded = [torch.cat([part, part[:1].expand(size - here, *part.shape[1:])]) for part in few]
-            parts.append([tensor[:here] for tensor in _tuple(self._graph(size, padded, data)(*padded, *data))])
-        return tuple(torch.cat(tensors)[None] for tensors in zip(*parts, strict=True))
-
-    def _graph(self, size: int, points: Tensors, data: Tensors) -> Callable[..., Any]:
-        if size not in self._graphs:
-            mapped = self.vectorise(self.function, in_dims=(*(0 for _ in points), *(None for _ in data)))
-            self._graphs[size] = _flat(mapped, [*points, *data], self.gate)
-        return self._graphs[size]
-
-
-def _flat(function: Callable[..., Any], example: Tensors, gate: Gate) -> Callable[..., Any]:
-    """A function as a flat graph; itself where it can't be traced, as when it decides by a value."""
-    with gate():
-        try:
-            return trace(function, example)
-        except Exception as error:  # whatever a model does that tracing does not know
-            _log.info("a function runs untraced: %s", error)
-
-    def plain(*given: Tensor) -> Any:
-        with gate():
-            return function(*given)
-
-    return plain
-
-
-def _held_to(at_points: AtPoints, points: Tensors, data: Tensors) -> Kernel | None:
-    """Machine code for a function that gives its values at these few points of one problem, `(1, S, *shape)`."""
-
-    def step(*given: Tensor) -> tuple[Tensor, ...]:
-        return _tuple(at_points.function(*given))
-
-    try:
-        with at_points.gate():
-            fixed, row = [part[0, 0] for part in points], [part[0] for part in data]
-            kernel = written(step, MANY_LANES, fixed=fixed, data=row).compiled()
-        with torch.no_grad():
-            expected = at_points._by_operations(points, data)
-        found = _by_kernel(kernel, points, data)
-    except Exception as error:  # whatever a model does that tracing, translation or the compiler do not know
-        _log.info("points run operation by operation: %s", error)
-        return None
-    if not agree([part[0] for part in found], [part[0] for part in expected]):
-        _log.info("points run operation by operation: machine code differs from the function")
-        return None
-    return kernel
+            num = len(few[0])
+            padded = [torch.cat([part, part[:1].expand(size - num, *part.shape[1:])]) for part in few]
+            with self.gate():
+                if size not in self._graphs:
+                    function = self._over_points(len(points), len(data))
+                    self._graphs[size] = _flat(trace, function, (*padded, *data))
+                found = _as_tuple(self._graphs[size](*padded, *data))
+            parts.append([tensor[:num] for tensor in found])
+        return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
 
 
 def _by_kernel(kernel: Kernel, points: Tensors, data: Tensors) -> tuple[Tensor, ...]:
-    batch, num = points[0].shape[:2]
-    _, results = kernel((batch, num), fixed=points, data=data)
+    _, results = kernel((points[0].shape[0], points[0].shape[1]), fixed=points, data=data)
     return tuple(result[0] for result in results)
+
+
+def _flat(tracing: Callable[..., Any], function: Callable[..., Any], example: Tensors) -> Callable[..., Any]:
+    """The graph that `tracing(function, example)` gives; the function itself where it can't be traced.
+
+    Graphs are made and run inside of the gate: where a function makes tensors of the default dtype, so does its graph.
+    """
+    try:
+        return tracing(function, example)
+    except Exception as error:  # a model may do anything that tracing does not know, which is only slower
+        _log.info("points are evaluated without a graph: %s", error)
+        return function
 
 
 @dataclass(eq=False)
 class WeightedSum:
-    """The sum over points i of w_i f(x, point_i, data), and its gradient in x.
+    """The sum over points of w_i f(x, point_i, data), and its gradient in x.
 
     Attributes:
-        function: `(x, *point, *data)` to a scalar.
+        function: from `(x, *point, *data)` to a scalar.
         width: how many numbers the largest temporary of one point has.
-        block: how many points torch's operations take at once.
-        gate: entered whenever the function runs.
-        kernel: the machine code, where it was made: see `compile`.
+        chunk_size: at about how many points torch's operations run at once.
+        gate: gives a context in which alone the function is run.
+        kernel: the machine code, where `compile` made it.
     """
 
     function: Callable[..., Tensor]
     width: int
-    block: int
+    chunk_size: int
     gate: Gate = nullcontext
     kernel: Kernel | None = field(default=None, init=False)
     _graphs: dict[int, Callable[..., Any]] = field(default_factory=dict, init=False)
 
     def __call__(self, x: Tensor, points: Tensors, weight: Tensor, data: Tensors = ()) -> tuple[Tensor, Tensor]:
-        """The gradient `(D,)` and the sum, at `x` `(D,)`.
+        """The gradient `(D,)` and the sum, a scalar.
 
         Args:
-            x: of the function.
-            points: the points' tensors, `(S, *shape)`.
-            weight: `(S,)`.
-            data: of one problem.
+            x: `(D,)`.
+            points: the points' tensors, `(S, *shape)` each.
+            weight: w, `(S,)`.
+            data: tensors that all points share.
         """
         if self.kernel is not None:
             return _summed(self.kernel, x, points, weight, data)
@@ -250,57 +264,51 @@ class WeightedSum:
 
     def compile(self, x: Tensor, points: Tensors, weight: Tensor, data: Tensors = ()) -> None:
         """Makes machine code for arguments like these, unless it can't be had or differs from the function here."""
-        few = [part[:NUM_CHECKED] for part in (*points, weight)]
-        gradient = grad_and_value(self.function)
         num = len(points)
+        few, few_weights = [part[:NUM_CHECKED] for part in points], weight[:NUM_CHECKED]
+        gradient_of_one = grad_and_value(self.function)
 
         def step(*given: Tensor) -> tuple[Tensor, Tensor]:
-            return gradient(given[num], *given[:num], *given[num + 1 :])
+            point, x, row = given[:num], given[num], given[num + 1 :]
+            return gradient_of_one(x, *point, *row)
 
         try:
             with self.gate():
-                expected = _on_points(self.function, len(few) - 1)(x, *few, *data)
-                kernel = written(step, MANY_LANES, fixed=[part[0] for part in points], data=(x, *data)).compiled()
-            found = _summed(kernel, x, few[:-1], few[-1], data)
-        except (
-            Exception
-        ) as error:  # whatever a guide or model does that tracing, translation or the compiler do not know
-            _log.info("a sum runs operation by operation: %s", error)
+                expected = _over_points(self.function, num)(x, *few, few_weights, *data)
+                kernel = kernel_source(
+                    step, KERNEL_LANES, fixed=[part[0] for part in points], data=(x, *data)
+                ).compile()
+            found = _summed(kernel, x, few, few_weights, data)
+        except Exception as error:  # a model may do anything that tracing, translation or the compiler do not know
+            _log.info("a weighted sum is computed by torch's operations: %s", error)
             return
-        both = [torch.cat([part.reshape(-1) for part in parts])[None] for parts in (found, expected)]
-        if agree(both[:1], both[1:], 10 * AGREEMENT):  # the sum has its own rounding
+        # Gradient and value stand in one row, so that the tolerance is relative to the largest number of both.
+        got, want = (torch.cat([part.reshape(-1) for part in parts])[None] for parts in (found, expected))
+        if agree([got], [want], SUM_TOLERANCE_RATIO * KERNEL_TOLERANCE):
             self.kernel = kernel
         else:
-            _log.info("a sum runs operation by operation: machine code differs from the function")
+            _log.info("a weighted sum is computed by torch's operations: machine code differs from the function")
 
     def _by_operations(self, x: Tensor, points: Tensors, weight: Tensor, data: Tensors) -> tuple[Tensor, Tensor]:
-        """By a flat graph, where the function can be traced, of as many points as stay in the cache."""
+        """By graphs of equal chunks, halved while they are even and larger than `chunk_size`."""
         size = len(weight)
-        while size % 2 == 0 and size > self.block:
+        while size % 2 == 0 and size > self.chunk_size:
             size //= 2
-        if size not in self._graphs:
-            self._graphs[size] = self._traced(x, [part[:size] for part in (*points, weight)], data)
         pieces = zip(*(part.split(size) for part in (*points, weight)), strict=True)
-        slopes, values = zip(*(self._graphs[size](x, *few, *data) for few in pieces), strict=True)
+        with self.gate():
+            if size not in self._graphs:
+                example = (x, *(part[:size] for part in (*points, weight)), *data)
+                self._graphs[size] = _flat(_simplified, _over_points(self.function, len(points)), example)
+            slopes, values = zip(*(self._graphs[size](x, *few, *data) for few in pieces), strict=True)
         return torch.stack(slopes).sum(0), torch.stack(values).sum()
 
-    def _traced(self, x: Tensor, few: Tensors, data: Tensors) -> Callable[..., Any]:
-        summed = _on_points(self.function, len(few) - 1)
-        with self.gate():
-            try:
-                return eager(traced(summed, (x, *few, *data)))
-            except Exception as error:  # what can't be traced is only slower
-                _log.info("a sum runs untraced: %s", error)
 
-        def plain(*given: Tensor) -> Any:
-            with self.gate():
-                return summed(*given)
-
-        return plain
+def _simplified(function: Callable[..., Any], example: tuple[Tensor, ...]) -> Callable[..., Any]:
+    return eager(trace_simplified(function, example))
 
 
-def _on_points(function: Callable[..., Tensor], num: int) -> Callable[..., tuple[Tensor, Tensor]]:
-    """`(x, *points, weight, *data)` to the gradient and value of the weighted sum, of so many points' tensors."""
+def _over_points(function: Callable[..., Tensor], num: int) -> Callable[..., tuple[Tensor, Tensor]]:
+    """`(x, *points, weight, *data)`, with `num` tensors of points, to the weighted sum's gradient and value."""
 
     def total(x: Tensor, *given: Tensor) -> Tensor:
         points, weight, data = given[:num], given[num], given[num + 1 :]
@@ -311,11 +319,11 @@ def _on_points(function: Callable[..., Tensor], num: int) -> Callable[..., tuple
 
 
 def _summed(kernel: Kernel, x: Tensor, points: Tensors, weight: Tensor, data: Tensors) -> tuple[Tensor, Tensor]:
-    """The weighted sum of a kernel's gradients and values, so many points at once as take no more than some MiB."""
-    pieces = math.ceil(len(weight) * len(x) / MAX_GRADIENT_NUMBERS)
+    """The weighted sum of a kernel's gradients and values, in pieces of at most `MAX_GRADIENT_NUMBERS`."""
+    num_pieces = math.ceil(len(weight) * len(x) / MAX_GRADIENT_NUMBERS)
     gradient, total = torch.zeros_like(x), x.new_zeros(())
     shared = [part[None] for part in (x, *data)]
-    for *few, w in zip(*(part.tensor_split(pieces) for part in (*points, weight)), strict=True):
+    for *few, w in zip(*(part.tensor_split(num_pieces) for part in (*points, weight)), strict=True):
         _, (slopes, values) = kernel((1, len(w)), fixed=[part[None] for part in few], data=shared)
         gradient, total = gradient + w @ slopes[0, 0], total + w @ values[0, 0]
     return gradient, total

@@ -1,8 +1,8 @@
 """How torch's operations are written as C++.
 
-Most do the same to each element, and stand in tables as a line of C++ in which `{0}` and `{1}` are the operands'
-elements. The others have a function here. The functions that the C++ calls are those of `vectors.h`, which the tests
-hold to torch's and mpmath's.
+Most operations do the same to each element: for them a table has a line of C++, in which `{0}` and `{1}` are the
+elements of the operands. Every other operation has a function in this file, listed in `SPECIAL`. The C++ calls
+functions of `vectors.h`, which tests compare with those of torch, SciPy and mpmath.
 """
 
 from __future__ import annotations
@@ -66,12 +66,13 @@ MOVES = {
     "roll", "contiguous", "unbind", "split", "split_with_sizes", "diagonal_scatter", "_reshape_alias",
     "view_as", "expand_as",
 }  # fmt: skip
-# Operations that give integers when all that they are given are integers or conditions.
+# Operations that give integers where all their operands are integers or conditions; the C++ computes with these as
+# numbers.
 COUNTING = {
     "sum", "add", "sub", "rsub", "mul", "neg", "abs", "clamp", "clamp_min", "clamp_max", "minimum", "maximum",
     "remainder", "where", "gather", "cumsum",
 }  # fmt: skip
-# Operations that take only the shape of what they are given, and the number that they fill it with.
+# Operations that use only the shape of their operand, with the number that fills it.
 SHAPED = {
     "zeros_like": 0.0, "ones_like": 1.0, "new_zeros": 0.0, "new_ones": 1.0, "empty_like": 0.0, "new_empty": 0.0,
     "new_empty_strided": 0.0,
@@ -85,7 +86,7 @@ def is_known(node: Node) -> bool:
 
 
 def computed(build: Builder, node: Node) -> Any:
-    """The value, or the tuple of values, of an operation at least one of whose operands is not a constant.
+    """The value, or the tuple of values, of an operation with an operand that is known only when the code runs.
 
     Raises:
         UnsupportedError: the operation has no translation.
@@ -100,7 +101,7 @@ def computed(build: Builder, node: Node) -> Any:
 
 
 def filled(node: Node) -> Tensor | None:
-    """The value of an operation that takes only the shape of what it is given, else None."""
+    """The value of an operation that uses only the shape of its operand; None for other operations."""
     name = operation_name(node)
     if name in SHAPED:
         return torch.full(node.meta["val"].shape, SHAPED[name], dtype=node.meta["val"].dtype)
@@ -131,7 +132,8 @@ def _pointwise(build: Builder, node: Node) -> Ref:
     if name in BINARY:
         if len(args) > 2:
             raise UnsupportedError(f"{node.target} of {len(args)}")
-        text = BINARY[name] if alpha == 1 else BINARY[name].replace("{1}", f"(Real({alpha!r}) * {{1}})")
+        scaled = "{0}" if name == "rsub" else "{1}"  # rsub(x, y) is y - alpha x
+        text = BINARY[name] if alpha == 1 else BINARY[name].replace(scaled, f"(Real({alpha!r}) * {scaled})")
         return build.loop(text, "V", shape, [build.value(a) for a in args[:2]])
     if name in COMPARISONS:
         return build.loop(COMPARISONS[name], "M", shape, [build.value(a) for a in args])
@@ -218,7 +220,7 @@ def _softplus_backward(build: Builder, node: Node) -> Ref:
 
 
 def _softplus_arguments(build: Builder, args: Sequence[Any]) -> list[Value]:
-    """Its argument, beta and threshold."""
+    """The argument, beta and threshold of softplus, the last two by default 1 and 20."""
     return [build.value(a) for a in (*args, *(1.0, 20.0)[len(args) - 1 :])]
 
 
@@ -277,6 +279,7 @@ def _dot(build: Builder, node: Node) -> Ref:
 
 
 def _contracted(build: Builder, one: Value, other: Value, node: Node) -> Ref:
+    """The matrix products of a batch: of `(b, i, k)` and `(b, k, j)`."""
     batch, rows, inner = shape_of(one)
     columns = shape_of(other)[-1]
     name, shape = build.new_name(), node.meta["val"].shape
@@ -333,7 +336,7 @@ def _scatter_add(build: Builder, node: Node) -> Ref:
 
 
 def _added_where(build: Builder, node: Node, shape: torch.Size, dim: int) -> Ref:
-    """`scatter_add` at places that counts tell: each place looks which of them are meant for it."""
+    """`scatter_add` where the index is computed: each element compares its own place with all of the index."""
     base, at, source = (build.value(node.args[i]) for i in (0, 2, 3))
     if any(n != m for d, (n, m) in enumerate(zip(shape_of(at), shape, strict=True)) if d != dim):
         raise UnsupportedError(f"{node.target} to a part")

@@ -1,4 +1,4 @@
-"""Patterns in the places of a value's elements, so that C++ can count them off instead of looking them up."""
+"""Patterns in the places of a value's elements, by which C++ computes a place instead of looking it up in a table."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def affine(index: Tensor) -> tuple[int, list[int]] | None:
-    """The offset and the strides of places that are evenly spaced along every axis; None for all others."""
+    """The offset and the strides of places that are evenly spaced along each axis; None where they are not."""
     offset = int(index.reshape(-1)[0]) if index.numel() else 0
     strides, expected = [], torch.full((), offset)
     for dim in range(index.dim()):

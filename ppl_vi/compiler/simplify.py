@@ -1,8 +1,9 @@
-"""Tidies a traced graph: a step that runs a thousand times should not compute what nobody asked for.
+"""Simplifies a traced graph, which may then run a thousand times.
 
-Tracing through `vmap` and Pyro's handlers leaves a third of a step's operations without a use, repeated, or without an
-effect (times 1, plus 0, to the power 1, the logarithm of an exponential). The results stay the same, to rounding. One
-thing is changed: a matrix without a Cholesky factor spoils its own fit alone.
+Tracing through `vmap` and Pyro's handlers leaves a third of a step's operations unused, repeated, or without an effect:
+times 1, plus 0, to the power 1, the logarithm of an exponential. Without them the results are the same up to rounding.
+One result is changed on purpose: where a matrix has no Cholesky factor, the factor is nan instead of an error, so that
+of a batch of fits only the fit of that matrix fails.
 """
 
 from __future__ import annotations
@@ -26,30 +27,33 @@ RESHAPES = (
     aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.unsqueeze.default, aten.squeeze.default,
     aten.squeeze.dim, aten.squeeze.dims,
 )  # fmt: skip
+# For which sign of its diagonal's number each operation keeps a matrix of one element.
 TRIANGLES = {aten.tril.default: 1, aten.triu.default: -1}
 PRODUCTS = (aten.bmm.default, aten.mm.default)
+# The second argument with which each operation gives back its first.
 NEUTRAL = {aten.mul.Tensor: 1, aten.add.Tensor: 0, aten.sub.Tensor: 0, aten.div.Tensor: 1, aten.pow.Tensor_Scalar: 1}
 
 
-def traced(function: Callable[..., Any], example: tuple[Tensor, ...]) -> GraphModule:
-    """A function of tensors as a tidied graph, for inputs like `example`: the same shapes, dtypes and device.
+def trace_simplified(function: Callable[..., Any], example: tuple[Tensor, ...]) -> GraphModule:
+    """The simplified graph of a function, for inputs like `example`: of the same shapes, dtypes and device.
 
     Raises:
         Exception: whatever a function does that can't be traced.
     """
-    return tidy(trace(function, example), example)
+    return simplify(trace(function, example), example)
 
 
-def tidy(module: GraphModule, example: tuple[Tensor, ...]) -> GraphModule:
-    """The same graph with fewer operations, none of them in place; `example` is what it was traced with."""
-    if any(is_in_place(node) for node in module.graph.nodes):  # only now: functionalize knows no autograd.Function
+def simplify(module: GraphModule, example: tuple[Tensor, ...]) -> GraphModule:
+    """The same graph with fewer operations, none of them in place; `example` are the inputs it was traced with."""
+    # A second trace, since `functionalize` can't take the function itself: it does not know autograd.Function.
+    if any(is_in_place(node) for node in module.graph.nodes):
         module = trace(functionalize(module), example)
     fold(module, example[0].device)
     for node in list(module.graph.nodes):
-        _poison_failures(node)
+        _nan_for_failed_cholesky(node)
         _inline_number(node)
-        _reshaped(node)
-        _single(node)
+        _as_one_view(node)
+        _without_matrices_of_one(node)
         same = _same_as(node) or _part_of_whole(node)
         if same is not None:
             node.replace_all_uses_with(same)
@@ -60,8 +64,8 @@ def tidy(module: GraphModule, example: tuple[Tensor, ...]) -> GraphModule:
     return module
 
 
-def _poison_failures(node: Node) -> None:
-    """A Cholesky factor that does not exist is nan, instead of an error that would end all fits of the batch."""
+def _nan_for_failed_cholesky(node: Node) -> None:
+    """Makes a Cholesky factor that does not exist nan, instead of an error that would end all fits of the batch."""
     if node.target is not aten._linalg_check_errors.default:
         return
     info: Any = node.args[0]
@@ -88,7 +92,7 @@ def _added(graph: Graph, target: Any, *args: Any) -> Node:
 
 
 def _inline_number(node: Node) -> None:
-    """A Python number that was made a tensor of no dimensions becomes a number again."""
+    """Gives operations the Python number itself where the traced code made it a tensor of no dimensions."""
     source = node.args[0] if node.target is aten._to_copy.default else None
     if isinstance(source, (int, float)) and not isinstance(source, bool):
         for user in list(node.users):
@@ -97,8 +101,8 @@ def _inline_number(node: Node) -> None:
                 user.args = (like, source)
 
 
-def _reshaped(node: Node) -> None:
-    """A sum over dimensions of size 1 is a view, and a view of a view is one view."""
+def _as_one_view(node: Node) -> None:
+    """Turns a sum over dimensions of size 1 into a view, and a view of a view into one view."""
     source: Any = node.args[0] if node.args else None
     if not isinstance(source, Node) or node.target not in (*RESHAPES, *SUMS):
         return
@@ -115,16 +119,16 @@ def _contiguous(node: Any) -> bool:
     return bool(node.meta["val"].is_contiguous())
 
 
-def _single(node: Node) -> None:
-    """Solving with matrices of one number is dividing by it; a product over one column and row is a plain product."""
-    if node.target is aten.linalg_solve_triangular.default and _matrix(node.args[0])[-1:] == (1,):
+def _without_matrices_of_one(node: Node) -> None:
+    """Turns solving with 1 x 1 matrices into division, and a matrix product over one index into a plain product."""
+    if node.target is aten.linalg_solve_triangular.default and _shape(node.args[0])[-1:] == (1,):
         if not node.kwargs.get("unitriangular"):
             node.target, node.args, node.kwargs = aten.div.Tensor, (node.args[1], node.args[0]), {}
-    elif node.target in PRODUCTS and _matrix(node.args[0])[-1:] == (1,):
+    elif node.target in PRODUCTS and _shape(node.args[0])[-1:] == (1,):
         node.target = aten.mul.Tensor
 
 
-def _matrix(node: Any) -> tuple[int, ...]:
+def _shape(node: Any) -> tuple[int, ...]:
     """A node's shape, () where it is no tensor."""
     value = node.meta.get("val")
     return tuple(value.shape) if isinstance(value, Tensor) else ()
@@ -143,7 +147,7 @@ def _same_as(node: Node) -> Node | None:
         return None
     if node.target in (aten.expand.default, aten.detach.default):
         return source
-    if node.target in TRIANGLES and _matrix(node)[-2:] == (1, 1):
+    if node.target in TRIANGLES and _shape(node)[-2:] == (1, 1):
         off: Any = node.args[1] if len(node.args) > 1 else 0
         return source if off * TRIANGLES[node.target] >= 0 else None
     if node.target is aten.log.default and source.target is aten.exp.default:
@@ -154,7 +158,7 @@ def _same_as(node: Node) -> Node | None:
 
 
 def _part_of_whole(node: Node) -> Node | None:
-    """The tensor that was joined to others and is now split off again, or None."""
+    """The part itself, where a node splits a tensor that was joined of parts into the same parts; else None."""
     if node.target is not operator.getitem:
         return None
     pieces: Any = node.args[0]

@@ -1,8 +1,8 @@
-"""C++ to machine code, kept in the user's cache folder.
+"""The C++ compiler, with a cache of what it made.
 
-A library is one file, named after its source, its compiler and the processor it is made for, with a digest at its end:
-a file that is cut short or changed is never loaded but made again. It is moved into place whole, so several processes
-may share the folder.
+A shared library in the compile cache is one file. Its name is a digest of the source, the compiler, its flags and the
+processor, and at its end stands a digest of all before it: a file that is cut short or changed is compiled anew, never
+loaded. It is moved into place whole, so that several processes may share the cache.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ppl_vi.compiler.inductor_cache import processor
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-w",
          "-fPIC", "-shared")  # fmt: skip
 COMPILERS = ("g++", "clang++", "c++")
-DIGEST = sha256().digest_size
+DIGEST_BYTES = sha256().digest_size
 
 
 class NoCompilerError(RuntimeError):
@@ -29,7 +29,7 @@ class NoCompilerError(RuntimeError):
 
 
 def compiler() -> str:
-    """Path of the C++ compiler: `$CXX` where that is set, else what is found.
+    """The path of the C++ compiler: `$CXX` where that is set, else the first of `COMPILERS` that is installed.
 
     Raises:
         NoCompilerError: there is none.
@@ -42,51 +42,58 @@ def compiler() -> str:
 
 
 def library(source: str) -> ctypes.CDLL:
-    """The shared library of some C++.
+    """The shared library of some C++, compiled or from the compile cache.
 
     Raises:
-        NoCompilerError: see `compiler`.
-        RuntimeError: it does not compile.
+        NoCompilerError: there is no C++ compiler.
+        RuntimeError: the compiler refuses the source.
     """
-    with_what = compiler()
-    path = _place(with_what, source)
-    if not _intact(path):
-        build(with_what, source, path)
+    compiler_path = compiler()
+    path = _cache_path(compiler_path, source)
+    if not _is_intact(path):
+        build(compiler_path, source, path)
     return ctypes.CDLL(str(path))
 
 
 def is_cached(source: str) -> bool:
-    """Whether the library of some C++ is there already."""
+    """Whether the library of some C++ is in the compile cache."""
     try:
-        return _intact(_place(compiler(), source))
+        return _is_intact(_cache_path(compiler(), source))
     except NoCompilerError:
         return False
 
 
-def _place(with_what: str, source: str) -> Path:
-    key = sha256("\n".join([source, with_what, *FLAGS, processor()]).encode()).hexdigest()
+def _cache_path(compiler_path: str, source: str) -> Path:
+    """Where the library of some C++ stands in the compile cache."""
+    key = sha256("\n".join([source, compiler_path, *FLAGS, processor()]).encode()).hexdigest()
     return inductor.writable_folder() / "lanes" / f"{key[:32]}.so"
 
 
-def _intact(path: Path) -> bool:
+def _is_intact(path: Path) -> bool:
+    """Whether a library is there and as it was made."""
     try:
         held = path.read_bytes()
     except OSError:
         return False
-    return len(held) > DIGEST and sha256(held[:-DIGEST]).digest() == held[-DIGEST:]
+    return len(held) > DIGEST_BYTES and sha256(held[:-DIGEST_BYTES]).digest() == held[-DIGEST_BYTES:]
 
 
-def build(with_what: str, source: str, path: Path) -> None:
-    """Compiles `source` to `path`."""
+def build(compiler_path: str, source: str, path: Path) -> None:
+    """Compiles `source` to `path`.
+
+    Raises:
+        RuntimeError: the compiler refuses the source.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         text, made = Path(folder, "step.cpp"), Path(folder, "step.so")
         text.write_text(source)
         done = subprocess.run(
-            [with_what, *FLAGS, str(text), "-o", str(made)], capture_output=True, text=True, check=False
+            [compiler_path, *FLAGS, str(text), "-o", str(made)], capture_output=True, text=True, check=False
         )
         if done.returncode:
-            raise RuntimeError(f"{with_what} failed: {' '.join(done.stderr.split())[:200]}")
+            message = done.stderr.replace(f"{folder}{os.sep}", "")  # which would fill the line
+            raise RuntimeError(f"{compiler_path} failed: {' '.join(message.split())[:200]}")
         held = made.read_bytes()
         made.write_bytes(held + sha256(held).digest())
         os.replace(made, path)

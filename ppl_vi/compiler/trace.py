@@ -1,8 +1,9 @@
-"""A function of tensors as a graph of the operations that it comes down to.
+"""Tracing: the graph of the torch operations that a function of tensors comes down to.
 
-What `torch.fx.experimental.proxy_tensor.make_fx` gives, to the same operations in the same order, in a third of the
-time: that sends a stand-in of each value through torch's dispatcher a second time, and keeps count of sizes known at
-run time alone, which a step has not.
+The graph has the operations that `torch.fx.experimental.proxy_tensor.make_fx` finds, in the same order, in a third of
+the time. `make_fx` also sends a fake tensor for each value through torch's dispatcher, and supports sizes that are
+known only when the graph runs; the functions traced here need neither, since all their sizes follow from their inputs'
+sizes.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 aten = torch.ops.aten
-PLAIN = (Tensor, nn.Parameter)
-VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}  # what such operations ask for
-INDEXED = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default}
-MASKS = (torch.bool, torch.uint8)  # dtypes of indices whose values say how much is taken
-DECIDES = "data-dependent control flow: {} asks for the value of what is being traced"
+PLAIN_TYPES = (Tensor, nn.Parameter)  # subclasses with a dispatcher of their own are left to it
+# Torch's tags of operations that give a number of Python's, or a tensor whose size depends on the values of their
+# inputs.
+DATA_DEPENDENT = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default}
+MASK_DTYPES = (torch.bool, torch.uint8)  # an index of these dtypes takes as many elements as it has true ones
+DATA_DEPENDENT_MESSAGE = "data-dependent control flow: {} asks for the value of what is being traced"
 
 Decompositions = dict[Any, Callable[..., Any]]
 
@@ -32,29 +35,29 @@ Decompositions = dict[Any, Callable[..., Any]]
 def trace(
     function: Callable[..., Any], example: Sequence[Tensor], decompositions: Decompositions | None = None
 ) -> GraphModule:
-    """A function as a graph, for inputs like `example`: the same shapes, strides, dtypes and device.
+    """The graph of a function, for inputs like `example`: of the same shapes, strides, dtypes and device.
 
-    A node's `meta["val"]` is like its value but without numbers, on torch's device "meta". Tensors that the function
-    holds become the graph's own.
+    A node's `meta["val"]` is a tensor on torch's device "meta" with the shape, strides and dtype of the node's value.
+    Tensors that the function takes from outside its arguments (a closure's data, say) become buffers of the graph.
 
     Args:
-        function: of as many tensors, to one or a sequence of them.
-        example: what it is called with.
-        decompositions: by operation, a function of the same arguments that says what it is made of.
+        function: of as many tensors as `example` has, to a tensor or a sequence of tensors.
+        example: the tensors with which the function is called once.
+        decompositions: for some operations, functions of the same arguments that take the operation's place.
 
     Raises:
-        RuntimeError: the function asks for a number that depends on its inputs.
+        RuntimeError: the function asks for the value of a tensor that depends on its inputs, as in `if x > 0`.
         Exception: whatever the function raises.
     """
-    scribe = _Scribe(decompositions or {})
-    inputs = [tensor.detach() for tensor in example]  # an object each, should one tensor be given twice
+    tracer = Tracer(decompositions or {})
+    inputs = [tensor.detach() for tensor in example]  # new objects, since one tensor may be given as two arguments
     for number, tensor in enumerate(inputs):
-        scribe.know(tensor, scribe.graph.placeholder(f"input_{number}"))
-    with scribe:
+        tracer.know(tensor, tracer.graph.placeholder(f"input_{number}"))
+    with tracer:
         out = function(*inputs)
-    scribe.graph.output(map_aggregate(out, scribe.node_of))
-    scribe.graph.eliminate_dead_code(lambda node: node.is_impure() or is_in_place(node))
-    return GraphModule(scribe.holder, scribe.graph)
+    tracer.graph.output(map_aggregate(out, tracer.node_of))
+    tracer.graph.eliminate_dead_code(lambda node: node.is_impure() or is_in_place(node))
+    return GraphModule(tracer.holder, tracer.graph)
 
 
 def is_in_place(node: Node) -> bool:
@@ -63,53 +66,64 @@ def is_in_place(node: Node) -> bool:
     return schema is not None and schema.is_mutable
 
 
-class _Scribe(TorchDispatchMode):
-    """Writes down each operation that is done while it is entered."""
+class Tracer(TorchDispatchMode):
+    """Adds a node to its graph for each operation that torch dispatches while it is entered.
+
+    Args:
+        decompositions: as of `trace`.
+
+    Attributes:
+        graph: the operations so far.
+        holder: a module whose buffers are the tensors from outside, to which the graph refers by name.
+        nodes: the node of each tensor.
+        outside: the nodes of tensors that no operation here has made and that are no inputs.
+        constant: the nodes of operations on nothing but numbers, tensors from outside and other constant nodes: their
+            values are the same whatever the inputs are.
+    """
 
     def __init__(self, decompositions: Decompositions) -> None:
         super().__init__()
         self.decompositions = decompositions
         self.graph, self.holder = Graph(), nn.Module()
         self.nodes = WeakTensorKeyDictionary()
-        self.held: set[Node] = set()  # tensors that no operation here has made
-        self.fixed: set[Node] = set()  # made here of nothing but numbers in the code and what is held
-        self.num_held = 0
+        self.outside: set[Node] = set()
+        self.constant: set[Node] = set()
 
     def know(self, tensor: Tensor, node: Node) -> None:
-        """From now on the node stands for the tensor."""
+        """Makes a node that of a tensor."""
         self.nodes[tensor] = node
         with torch._C._DisableTorchDispatch():
             node.meta["val"] = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
 
     def node_of(self, given: Any) -> Any:
-        """The node that stands for a tensor, a new one where no operation here has made it; other values themselves."""
+        """The node of a tensor, a new one where it comes from outside; whatever is no tensor is given back."""
         if not isinstance(given, Tensor):
             return given
         if given not in self.nodes:
-            name = f"held_{self.num_held}"
-            self.num_held += 1
+            name = f"held_{len(self.outside)}"
             self.holder.register_buffer(name, given.detach())
             self.know(given, self.graph.get_attr(name))
-            self.held.add(self.nodes[given])
+            self.outside.add(self.nodes[given])
         return self.nodes[given]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Does one operation and adds its node; torch calls this for each."""
         kwargs = kwargs or {}
-        if not all(kind in PLAIN for kind in types):
+        if not all(kind in PLAIN_TYPES for kind in types):
             return NotImplemented
-        if func in INDEXED:
-            args = (args[0], self._places(args[1]), *args[2:])
-        if _asks(func, args):
-            return self._number(func, args, kwargs)
-        how = self.decompositions.get(func) or (func.decompose if func._can_decompose() else None)
-        if how is not None:
+        if func in INDEXING:
+            args = (args[0], self._without_known_masks(args[1]), *args[2:])
+        if _is_data_dependent(func, args):
+            return self._known_value(func, args, kwargs)
+        decomposition = self.decompositions.get(func) or (func.decompose if func._can_decompose() else None)
+        if decomposition is not None:
             with self:
-                return how(*args, **kwargs)
+                return decomposition(*args, **kwargs)
         if func is aten.lift_fresh.default:
-            func = aten.lift_fresh_copy.default  # the graph runs more than once
+            func = aten.lift_fresh_copy.default  # else a run that writes to the constant in place would spoil the next
         given = map_aggregate(args, self.node_of), map_aggregate(kwargs, self.node_of)
         node = self.graph.create_node("call_function", func, *given, name=func.overloadpacket.__name__)
-        self._judge(func, node, args)
+        self._mark_constant(func, node, args)
         out = func(*args, **kwargs)
         if isinstance(out, Tensor):
             self.know(out, node)
@@ -119,33 +133,38 @@ class _Scribe(TorchDispatchMode):
                     self.know(part, self.graph.call_function(operator.getitem, (node, place)))
         return out
 
-    def _judge(self, func: Any, node: Node, args: Any) -> None:
-        """Whether the node's value is the same whatever the inputs are."""
-        sources, random = set(node.all_input_nodes), torch.Tag.nondeterministic_seeded in func.tags
-        if sources <= self.fixed | self.held and not random:
-            self.fixed.add(node)
+    def _mark_constant(self, func: Any, node: Node, args: Any) -> None:
+        """Adds a node to the constant ones if it is, and takes out those that the operation overwrites otherwise."""
+        sources, is_random = set(node.all_input_nodes), torch.Tag.nondeterministic_seeded in func.tags
+        if sources <= self.constant | self.outside and not is_random:
+            self.constant.add(node)
         elif is_in_place(node):
-            memory = args[0].untyped_storage().data_ptr()  # what is written to may be a view of some of them
-            self.fixed -= {n for t, n in self.nodes.items() if t.untyped_storage().data_ptr() == memory}
+            memory = args[0].untyped_storage().data_ptr()  # views of the same memory are overwritten, too
+            self.constant -= {n for t, n in self.nodes.items() if t.untyped_storage().data_ptr() == memory}
 
-    def _places(self, indices: Any) -> list[Any]:
-        """Indices with the places in a mask instead of the mask, where these are the same whatever the inputs are."""
+    def _without_known_masks(self, indices: Any) -> list[Any]:
+        """The indices, each mask that depends on no input replaced by the places of its true elements."""
         found: list[Any] = []
         for index in indices:
-            known = index is not None and index.dtype in MASKS and self.node_of(index) in self.fixed | self.held
-            found.extend(index.nonzero().unbind(1) if known else [index])
+            is_mask = index is not None and index.dtype in MASK_DTYPES
+            is_known = is_mask and self.node_of(index) in self.constant | self.outside
+            found.extend(index.nonzero().unbind(1) if is_known else [index])
         return found
 
-    def _number(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """What a tensor that depends on no input says of itself."""
+    def _known_value(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """The result of a data-dependent operation on tensors that depend on no input; no node is added for it.
+
+        Raises:
+            RuntimeError: one of the tensors depends on an input.
+        """
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if not {self.node_of(tensor) for tensor in tensors} <= self.fixed | self.held:
-            raise RuntimeError(DECIDES.format(func))
+        if not {self.node_of(tensor) for tensor in tensors} <= self.constant | self.outside:
+            raise RuntimeError(DATA_DEPENDENT_MESSAGE.format(func))
         return func(*args, **kwargs)
 
 
-def _asks(func: Any, args: Any) -> bool:
-    """Whether an operation's result is a number of Python's, or as large as the values of its inputs say."""
+def _is_data_dependent(func: Any, args: Any) -> bool:
+    """Whether an operation gives a number of Python's, or a tensor whose size depends on the values of its inputs."""
     if func is aten.index.Tensor:
-        return any(index is not None and index.dtype in MASKS for index in args[1])
-    return bool(VALUES & set(func.tags))
+        return any(index is not None and index.dtype in MASK_DTYPES for index in args[1])
+    return bool(DATA_DEPENDENT & set(func.tags))

@@ -2,9 +2,9 @@
 
 A step is a function of tensors that is called again and again, each time with what it gave back the time before
 (`ppl_vi.compiler.kernel`). The graph is that of one lane: one fit, one chain, one point. In the C++ each of its numbers
-becomes a vector of `LANES` of them. What depends neither on what changes from step to step nor on anything that does is
-computed once for all steps. Integers are numbers like all others in the C++, and each lane has its own: what a computed
-integer picks is found by comparing it with each number that it may be.
+becomes a vector of `LANES` numbers. What is the same in all steps, since it depends on no scalar, carried tensor or
+noise, is computed once for all of them. In the C++ integers are floating-point numbers, too, and each lane has its own:
+an element that a computed integer selects is found by comparing the integer with each value that it may take.
 """
 
 from __future__ import annotations
@@ -24,22 +24,23 @@ from ppl_vi.compiler.text import Tables
 from ppl_vi.compiler.trace import trace
 from ppl_vi.compiler.values import MAX_ELEMENTS, Array, Item, Ref, UnsupportedError, Value
 
-# What an operation is made of may itself be made of others; none that a step was seen to hold is nested any deeper.
+# How often operations without a translation are decomposed: the operations of a decomposition may need one themselves.
+# In all steps seen so far three rounds reached operations that have a translation, or that have no decomposition.
 NUM_DECOMPOSITIONS = 3
 
 
 @dataclass(frozen=True)
 class Signature:
-    """What the arguments of a step are: so many of each, in this order.
+    """How many arguments of each role a step takes, in the order of the attributes.
 
-    A step gives back what the carried tensors are after it, and then its results.
+    A step gives back the new carried tensors, and then its results.
 
     Attributes:
-        num_scalars: numbers that all lanes share, with a value of their own for each step.
+        num_scalars: numbers that all lanes share and that differ from step to step.
         num_carried: tensors of a lane that each step changes.
         num_fixed: tensors of a lane that stay.
         num_data: tensors that all lanes of a problem share.
-        num_noise: tensors of a lane, with values of their own for each step.
+        num_noise: tensors of a lane that differ from step to step.
     """
 
     num_scalars: int
@@ -77,7 +78,7 @@ class Translation:
 
 
 def decomposed(graph: GraphModule, example: Sequence[Tensor]) -> GraphModule:
-    """The graph with operations that have no translation replaced by what torch says that they are made of."""
+    """The graph in which operations without a translation are replaced by torch's decompositions of them."""
     for _ in range(NUM_DECOMPOSITIONS):
         nodes = [node for node in graph.graph.nodes if node.op == "call_function" and node.all_input_nodes]
         foreign = {node.target for node in nodes if not is_known(node)}
@@ -110,7 +111,7 @@ def translate(graph: GraphModule, signature: Signature, dtype: torch.dtype) -> T
         fixed=arguments["fixed"],
         data=arguments["data"],
         noise=arguments["noise"],
-        renewed=_apart(build, arguments["carried"], renewed),
+        renewed=_without_overwriting(build, arguments["carried"], renewed),
         results=tuple(results),
         items=tuple(build.items),
         tables=build.tables,
@@ -177,14 +178,14 @@ def _evaluated(build: Builder, node: Node) -> Any:
     return tuple(found) if isinstance(found, (tuple, list)) else found
 
 
-def _apart(build: Builder, carried: Sequence[Array], renewed: Sequence[Value]) -> tuple[Value, ...]:
-    """The new values of the carried arrays, none of them read from a carried array that was overwritten before it."""
+def _without_overwriting(build: Builder, carried: Sequence[Array], renewed: Sequence[Value]) -> tuple[Value, ...]:
+    """The new values of the carried arrays; those that lie in a carried array, which may be overwritten, are copied."""
     names = {array.name for array in carried}
-    found = []
+    found: list[Value] = []
     for array, value in zip(carried, renewed, strict=True):
-        moves = isinstance(value, Ref) and value.array in names
-        stays = moves and value.array == array.name and _in_order(value)  # type: ignore[union-attr, arg-type]
-        found.append(build.copied(value, array.kind) if moves and not stays else value)
+        is_carried = isinstance(value, Ref) and value.array in names
+        stays = is_carried and value.array == array.name and _in_order(value)  # type: ignore[union-attr, arg-type]
+        found.append(build.copied(value, array.kind) if is_carried and not stays else value)
     return tuple(found)
 
 

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-# The place of every element may be listed in the C++ text, so this bounds the text, and with it the compiler's time. A
-# function with a larger value is left to the other engines.
+# The C++ may list the place of every element of a value, so that this bounds its length, and with it the time of the
+# C++ compiler. A function with a larger value has no translation, and runs by inductor or by torch's operations.
 MAX_ELEMENTS = 2**18
-# What a computed integer (a count) picks is found by comparing the count with each number that it may be.
+# An element that a computed integer (a count) selects is found by comparing the integer with each value that it may
+# take, of which there may be so many. More would cost more than they are worth: such a function has no translation.
 MAX_CHOICES = 32
 
 

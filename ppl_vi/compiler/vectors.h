@@ -1,7 +1,12 @@
-// Arithmetic on LANES fits at once, in the compiler's own vectors (GCC's and Clang's `vector_size`): no loop is left to be
-// vectorised, and no function calls the C library for a number at a time unless an argument is out of the usual range.
+// Arithmetic on vectors of LANES numbers, one of each lane (a fit, a chain or a point).
 //
-// Before this file stand LANES, VALID, Real, and the coefficients of two polynomials: see `special_functions` in lanes.py. A condition is a vector of integers, all bits set or none, which `condition ? a : b` takes.
+// The vectors are the compiler's own (`vector_size` of GCC and Clang), so that nothing depends on whether the compiler
+// vectorises loops. Only functions that are rarely needed, and arguments out of the usual range, go through the C
+// library one number after another.
+//
+// vectors.py puts this file behind the definitions of LANES (lanes of a vector), VALID (how many of these are used,
+// from the first), Real (float or double) and Coefficients (of the polynomials for the error function). A condition is
+// a vector of integers in which all bits of a lane are set or none, as `condition ? a : b` takes it.
 
 #include <cmath>
 #include <cstdint>
@@ -12,7 +17,7 @@ namespace {
 
 typedef float Floats __attribute__((vector_size(LANES * sizeof(float))));
 typedef int32_t Ints __attribute__((vector_size(LANES * sizeof(int32_t))));
-constexpr int DOUBLES = LANES < 8 ? LANES : 8;  // in a register: more would go through memory
+constexpr int DOUBLES = LANES < 8 ? LANES : 8;  // lanes of a vector of doubles: more do not fit in 64 bytes
 typedef double Doubles __attribute__((vector_size(DOUBLES * sizeof(double))));
 typedef int64_t Longs __attribute__((vector_size(DOUBLES * sizeof(int64_t))));
 
@@ -93,7 +98,7 @@ inline W with_sign_of(W size, W sign) {
     return bits<W>(bits<B>(absolute(size)) | (bits<B>(sign) & top));
 }
 template <class W>
-inline W minimum(W x, W y) {  // as torch's, nan wherever one is
+inline W minimum(W x, W y) {  // as torch's: nan where x or y is nan
     return (x != x) ? x : ((y != y) ? y : (x < y ? x : y));
 }
 template <class W>
@@ -123,7 +128,8 @@ constexpr double INVERSE_FACTORIALS[] = {
     1, 1, 1.0 / 2, 1.0 / 6, 1.0 / 24, 1.0 / 120, 1.0 / 720, 1.0 / 5040, 1.0 / 40320, 1.0 / 362880, 1.0 / 3628800,
     1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800};
 
-// 2^n e^r with |r| <= log(2) / 2, e^r by Taylor's series; 2^n in two factors, since its own range ends before the result's.
+// exp(x) = 2^n e^r with |r| <= log(2) / 2, and e^r by Taylor's series. 2^n is multiplied in as two factors, since a
+// number 2^n may be out of range where the result is not.
 template <class W>
 inline W exponential(W x) {
     using O = Of<W>;
@@ -137,7 +143,8 @@ inline W exponential(W x) {
     return p * bits<W>((half + O::bias) << O::mantissa) * bits<W>((whole - half + O::bias) << O::mantissa);
 }
 
-// x = 2^e m with sqrt(1/2) <= m < sqrt(2), log m = 2 atanh((m - 1) / (m + 1)) by its series.
+// log(x) = e log(2) + log(m) for x = 2^e m with sqrt(1/2) <= m < sqrt(2), and log(m) = 2 atanh((m - 1) / (m + 1)) by
+// the series of atanh.
 template <class W>
 inline W logarithm(W x) {
     using O = Of<W>;
@@ -165,7 +172,7 @@ inline W log_of_1_plus(W x) {
     return usual ? found + (x - (u - 1)) / u : found;
 }
 template <class W>
-inline W exp_minus_1(W x) {  // Kahan's: the errors of the exponential and of its logarithm cancel
+inline W exp_minus_1(W x) {  // by Kahan's formula, in which the errors of the exponential and of its logarithm cancel
     const W u = exponential(x), below = u - 1;
     const W found = below * x / logarithm(u);
     const auto usual = (u != 1) & (below != -1) & (u < std::numeric_limits<typename Of<W>::T>::infinity());
@@ -208,15 +215,15 @@ inline W polynomial(const T (&coefficients)[num], W t) {
     return sum;
 }
 
-// exp(x^2) erfc(x); (1 + 2 x) times it is a polynomial in (x - 3.75) / (x + 3.75) (Schonfelder 1978, Chebyshev expansions
-// for the error and related functions).
+// exp(x^2) erfc(x) for x >= 0: 1 / (1 + 2 x) times a polynomial in (x - 3.75) / (x + 3.75) (Schonfelder 1978, Chebyshev
+// expansions for the error and related functions).
 template <class W>
 inline W erfcx_positive(W x) {
     const W t = x < std::numeric_limits<typename Of<W>::T>::max() ? 1 - 7.5f / (x + 3.75f) : all<W>(1);
     return polynomial(Coefficients<typename Of<W>::T>::erfcx, t) / (1 + 2 * x);
 }
 template <class W>
-inline W exp_of_square(W x, typename Of<W>::T sign) {  // exp(sign x^2), the square's rounding error made good
+inline W exp_of_square(W x, typename Of<W>::T sign) {  // exp(sign x^2), corrected for the rounding error of the square
     const W high = x * x;
     W low;
     for (int i = 0; i < lanes_of<W>; ++i) low[i] = std::fma(x[i], x[i], -high[i]);
@@ -240,14 +247,15 @@ inline W erf(W x) {
     const W inside = x * polynomial(Coefficients<typename Of<W>::T>::erf, size < 1 ? 2 * x * x - 1 : W{});
     return size < 1 ? inside : with_sign_of(1 - erfc(size), x);
 }
-// log of the normal's mass below x
+// The log of the standard normal's cumulative distribution function.
 template <class W>
 inline W log_ndtr(W x) {
     using T = typename Of<W>::T;
     const W y = x * T(0.70710678118654752440), tail = logarithm(erfcx_positive(absolute(y)) / 2) - y * y;
     return x < -1 ? tail : log_of_1_plus(-erfc(y) / 2);
 }
-// A rational start (Hastings 1955, Approximations for digital computers), then Halley's steps on the logarithm of the mass.
+// The standard normal's quantile: a rational approximation (Hastings 1955, Approximations for digital computers),
+// improved by Halley's steps on the logarithm of the cumulative distribution function.
 template <class W>
 inline W ndtri(W p) {
     using T = typename Of<W>::T;
@@ -274,11 +282,14 @@ inline W erfinv(W y) {
     return with_sign_of(size < T(1e-3) ? series : found, y);
 }
 
-// ---- the gamma function: raised to 8 or more by its recurrence, there by Stirling's series
+// ---- the gamma function and its derivatives: the recurrence raises the argument to 8 or more, where Stirling's series
+// holds
 
 template <class W>
 struct Raised {
-    W x, product, slope, squares;  // the factors' product, its derivative in x, the sum of their 1 / x^2
+    // The raised argument, and of the factors x, x + 1, ... below it: their product, its derivative in x, and the sum of
+    // 1 / factor^2.
+    W x, product, slope, squares;
 };
 template <class W>
 inline Raised<W> raised(W x) {
@@ -332,8 +343,9 @@ inline W trigamma(W x) {
     return inverse + T(0.5) * square + series * inverse + r.squares;
 }
 
-// dz/da of z ~ Gamma(a, 1) at a fixed cdf, by the three formulas of torch's `_standard_gamma_grad`, in double as there.
-inline Doubles gamma_small(Doubles a, Doubles x) {  // the cdf's series for small x
+// dx/da of x ~ Gamma(a, 1) where its cumulative distribution function stays the same, by the formulas of torch's
+// `_standard_gamma_grad`, in double precision as there.
+inline Doubles gamma_small(Doubles a, Doubles x) {  // for small x, by the series of the distribution function
     Doubles numerator = all<Doubles>(1), denominator = a;
     Doubles one = 1 / a, two = one * one;
     for (int i = 1; i <= 5; ++i) {
@@ -343,23 +355,23 @@ inline Doubles gamma_small(Doubles a, Doubles x) {  // the cdf's series for smal
         one += ratio;
         two += ratio / denominator;
     }
-    // the powers of x in cdf and density cancel up to one
+    // of the powers of x in that function and in the density one is left
     const Doubles found = -((logarithm(x) - digamma(a)) * one - two) * x * exponential(x);
     return found == found ? found : Doubles{};
 }
-inline Doubles gamma_middle(Doubles a, Doubles x) {  // Rice's saddle point near the mean
+inline Doubles gamma_middle(Doubles a, Doubles x) {  // for large a and x near the mean, by Rice's expansion
     const Doubles one = 1 + 24 * a * (1 + 12 * a);
     const Doubles two = 1440 * (a * a) + 6 * x * (53 - 120 * x) - 65 * x * x / a + a * (107 + 3600 * x);
     return one * two / (1244160 * (a * a) * (a * a));
 }
-inline Doubles gamma_large(Doubles a, Doubles x) {  // and elsewhere
+inline Doubles gamma_large(Doubles a, Doubles x) {  // for large a and other x, by the same expansion
     const Doubles log_ratio = logarithm(x / a), root = square_root(8 * a), gap = a - x;
     const Doubles base = -gap - a * log_ratio, third = 1 / (base * square_root(base));
     const Doubles inner = root / gap + (x < a ? -third : third);
     const Doubles term = log_ratio * inner - square_root(2 / a) * (a + x) / (gap * gap);
     return -(1 + 1 / (12 * a) * (1 + 1 / (24 * a))) * x * term / root;
 }
-inline Doubles gamma_fitted(Doubles a, Doubles x) {
+inline Doubles gamma_fitted(Doubles a, Doubles x) {  // for all others, by torch's fitted rational function
     static constexpr double fitted[3][8] = {
         {0.16009398, -0.094634809, 0.025146376, -0.0030648343, 1, 0.32668115, 0.10406089, 0.0014179084},
         {0.53487893, 0.1298071, 0.065735949, -0.0015649758, 0.16639465, 0.020070113, -0.0035938915, -0.00058392623},
@@ -397,7 +409,7 @@ inline V standard_gamma_grad(V concentration, V value) {
     return value;
 }
 
-// ---- small matrices, `n` by `n` in rows
+// ---- small matrices, `n` by `n`, row after row
 
 template <int n>
 inline void cholesky(const V* a, V* factor, V* failed) {
@@ -415,11 +427,11 @@ inline void cholesky(const V* a, V* factor, V* failed) {
     }
     *failed = bad ? all(1) : V{};
 }
-// Solves a x = b (or x a = b) with `rows` by `columns` numbers in x.
+// Solves a x = b, or x a = b where `left` is false; x has `rows` by `columns` numbers.
 template <int rows, int columns, bool upper, bool left, bool unit>
 inline void solve_triangular(const V* a, const V* b, V* x) {
     constexpr int n = left ? rows : columns, others = left ? columns : rows;
-    constexpr bool falling = upper == left;  // begins with the last unknown
+    constexpr bool falling = upper == left;  // whether the last unknown comes first
     V inverse[n];
     for (int i = 0; i < n; ++i) inverse[i] = unit ? all(1) : 1 / a[i * n + i];
     for (int o = 0; o < others; ++o)
@@ -433,7 +445,8 @@ inline void solve_triangular(const V* a, const V* b, V* x) {
         }
 }
 
-// ---- memory: fits lie side by side, VALID of them in a vector; where there are fewer than LANES the last is repeated
+// ---- memory: the numbers of neighbouring lanes stand next to each other. VALID of them fill a vector; where these are
+// fewer than LANES, the rest of the vector repeats the last.
 
 inline V load(const Real* from) {
     V to;

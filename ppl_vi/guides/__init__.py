@@ -1,4 +1,8 @@
-"""Guide families: literal tables by the kind of latent they are for, and anybody's by `package.module:attribute`."""
+"""Guide families by name: ours and Pyro's in literal tables, anybody's as `package.module:attribute`.
+
+A family is a function from a model to a guide. The tables are by the kind of latent that a family is for: positive
+numbers, real numbers, or any.
+"""
 
 from __future__ import annotations
 
@@ -41,12 +45,13 @@ ANY: dict[str, Family] = {"laplace": laplace, **AUTOGUIDES}
 
 FAMILIES: dict[str, Family] = POSITIVE | REAL | ANY
 
-# no best member can be proved global, so its KL is an upper bound on the family's
+# Families whose divergence has many local minima: the best member found may not be the best of all, so its divergence
+# is an upper bound on the family gap.
 MULTIMODAL = frozenset({"lognormal_mixture", "spline_flow"})
 
 
 class RefusedFamilyError(ValueError):
-    """The guide exists but can't be compared; the message says why."""
+    """A guide or family exists but can't be compared; the message says why."""
 
 
 def find_family(name: str) -> Family:
@@ -67,7 +72,7 @@ def find_family(name: str) -> Family:
 
 
 def unknown(name: str, known: Iterable[str]) -> str:
-    """Says that there is no such guide, and names the nearest of those that there are."""
+    """The message that there is no guide of this name, with the known names nearest to it."""
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     return f"unknown guide '{name}'" + (f"; did you mean {' or '.join(near)}?" if near else "")
 

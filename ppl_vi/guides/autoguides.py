@@ -43,10 +43,12 @@ def laplace(model: Callable[..., Any], init_loc_fn: Callable[..., Any] = autogui
 
 
 def drawn_by_latents(guide: nn.Module) -> nn.Module:
-    """A shallow copy that draws as many numbers as there are latents, of the same density; the guide itself if it does.
+    """A guide of the same density that draws no more numbers than there are latents.
 
-    `AutoLowRankMultivariateNormal` draws `rank` more. Each is one more dimension of a rule over the noise, of which up
-    to three are integrated to rounding, and lets members of one density differ by the rule's errors.
+    Only `AutoLowRankMultivariateNormal` draws more, `rank` numbers beside those of the latents: of it this is a shallow
+    copy, of any other guide the guide itself. Each additional number is one more dimension of the quadrature over the
+    noise, which is exact to rounding in up to three dimensions, and lets two members of the same density differ by the
+    quadrature's errors.
     """
     if getattr(type(guide), "get_posterior", None) is not autoguide.AutoLowRankMultivariateNormal.get_posterior:
         return guide
@@ -56,7 +58,10 @@ def drawn_by_latents(guide: nn.Module) -> nn.Module:
 
 
 def _by_one_factor(guide: Any, *args: Any, **kwargs: Any) -> dist.MultivariateNormal:
-    """N(loc, D + W W') by the Cholesky factor R' of its covariance, R that of D^(1/2) above W' as an orthogonal Q R."""
+    """N(loc, D + W W') by the Cholesky factor R' of its covariance.
+
+    R is the upper triangle of the QR decomposition of D^(1/2) stacked above W', so that R'R = D + W W'.
+    """
     roots = torch.cat([torch.diag_embed(guide.scale), (guide.cov_factor * guide.scale[:, None]).mT])
     upper = torch.linalg.qr(roots).R
     upper = upper * torch.diagonal(upper).sign()[:, None]

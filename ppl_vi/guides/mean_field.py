@@ -22,13 +22,13 @@ ScaleFn = Callable[[str, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Form:
-    """A parametric family of densities on one number; called with a model, it builds a guide of it at every site.
+    """A parametric family of densities on one number; called with a model, it gives every latent site such a density.
 
     Attributes:
         summary: one line for `--list-guides`.
-        constraints: of each parameter, by name.
-        distribution: parameters, by name, to a distribution; parameters have the site's shape, or one axis more.
-        initial: a location and a scale in unconstrained space, each of the site's shape, to initial parameters.
+        constraints: the constraint of each parameter, by name.
+        distribution: makes a distribution of the parameters by name; each has the site's shape, or one axis more.
+        initial: makes initial parameters of a location and a scale in unconstrained space, each of the site's shape.
     """
 
     summary: str

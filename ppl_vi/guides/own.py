@@ -1,49 +1,55 @@
-"""What users may give as a guide: a family, a family's name, or a guide of their own, written as function or module."""
+"""Makes families of what users give as a guide, and modules of what a family returns.
+
+A user may give the name of a family, a family (a function from a model to a guide), or a guide of their own, written as
+a function or as a module. `family_of` makes a family of each. What a family returns may again be a function or any
+module; `as_module` wraps it, so that the rest of the package deals with one kind of guide: a module that is called with
+a row of the target and whose parameters are all that SVI learns. All wrappers of a user's guide are in this file.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from pyro.distributions import TransformModule
-from pyro.infer.autoguide import (
-    AutoMessenger,
-    AutoStructured,
-)
-from pyro.nn.module import PyroModule
+from pyro.infer.autoguide import AutoGuide, AutoMessenger, AutoStructured
+from pyro.nn.module import PyroModule, PyroParam
 from torch import Tensor, nn
+from torch.distributions import constraints
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ppl_vi.guides import REFUSED, Family, RefusedFamilyError, find_family
-from ppl_vi.guides.statements import FunctionGuide, first_run
-from ppl_vi.target.isolation import isolated
+from ppl_vi.guides.statements import (
+    ReplacedParameters,
+    StatedValues,
+    first_run,
+    networks_prepared,
+    refuse_unregistered,
+    unconstrained_parameter,
+)
+from ppl_vi.target.arguments import BoundModel, private_copy
+from ppl_vi.target.inspection import SiteReached, raised_by
+from ppl_vi.target.precision import DtypeConversion
 from ppl_vi.target.target import Target
 
-
-class HeldGuide(PyroModule):
-    """A module guide with the arguments that its target's model keeps."""
-
-    def __init__(self, guide: nn.Module, target: Target) -> None:
-        super().__init__()
-        self.held = guide
-        self.call = target.bind(guide)
-
-    def forward(self, *args: Any) -> Any:
-        """The guide."""
-        return self.call(*args)
+# ---- what users give
 
 
 @dataclass(frozen=True, eq=False)
 class OwnGuide:
-    """The family of a guide that was written as a function or a module: of a module every fit gets a copy.
+    """The family of a guide that was written as a function or a module.
+
+    The family of a module returns a new copy at each call, so that no two fits share parameters.
 
     Attributes:
-        guide: the guide.
-        target: whose model it is for.
-        name: `package.module:attribute`, as far as that is known.
+        guide: the user's guide.
+        target: the target whose model the guide is for.
+        name: the guide as `package.module:attribute`, or what stands for that where it has no such name.
     """
 
     guide: Callable[..., Any]
@@ -51,27 +57,29 @@ class OwnGuide:
     name: str
 
     def __call__(self, model: Any) -> Any:
-        """The guide, bound to the arguments that the target's model keeps."""
+        """The guide, whose sites are in the target's dtype and which is called with the target's arguments."""
         if isinstance(self.guide, nn.Module):
-            return HeldGuide(deepcopy(self.guide), self.target)
+            return ConvertedGuide(deepcopy(self.guide), self.target.dtype)
         return self.target.bind(self.guide)
 
 
 def family_of(target: Target, given: Any, name: str = "") -> Family:
-    """The family that a user means.
+    """The family that a user means by what they give as a guide.
 
-    A name is looked up and a class is a family. A module is a guide, of which every replica gets a copy, and so is a
-    function that draws sample sites when it is called as the model is. Any other function is a family.
+    - A text is the name of a family, or `package.module:attribute` of what is treated as if it were given itself.
+    - A class is a family.
+    - A module is a guide, of which every replica gets a copy.
+    - Any other function is a guide or a family by the rule of `is_guide`.
 
     Args:
-        target: whose model the guide is for.
-        given: what the user gave; a family of another target's `OwnGuide` is one of this target's.
+        target: the target whose model the guide is for.
+        given: what the user gave. The family of a guide that was made for another target is made anew for this one.
         name: how the user named it.
 
     Raises:
         RefusedFamilyError: an autoguide of Pyro's that can't be compared, with the reason.
-        ValueError: no such name.
-        TypeError: it can't be called.
+        ValueError: there is no such name, or a function is neither a guide nor a family.
+        TypeError: what was given can't be called.
     """
     if isinstance(given, str):
         found = find_family(given)
@@ -85,48 +93,94 @@ def family_of(target: Target, given: Any, name: str = "") -> Family:
         return OwnGuide(given, target, name or name_of(type(given)))
     if not callable(given):
         raise TypeError(f"a guide must be a family, its name, a function or a module; got {type(given).__name__}")
-    own = not isinstance(given, type) and draws_sites(target, given)
-    return OwnGuide(given, target, name or name_of(given)) if own else given
+    if isinstance(given, type):
+        return given
+    name = name or name_of(given)
+    return OwnGuide(given, target, name) if is_guide(target, given, name) else given
+
+
+def is_guide(target: Target, function: Callable[..., Any], name: str) -> bool:
+    """Whether a function is a guide, rather than a family of guides.
+
+    A function that can't be called with a model alone is a guide. Any other is called as the model is called. It is a
+    guide if it reaches a sample site or a plate: if it raises an error after that, the error is the guide's own, and is
+    raised again when the guide is built. It is a family if it returns without having reached one. If it raises an error
+    before its first site, it may be a family that can do nothing with data in place of a model, so it is called with
+    the model: it is a family if that returns something callable.
+
+    Raises:
+        ValueError: the function is neither; the message holds both of its errors.
+    """
+    try:
+        inspect.signature(function).bind(target.model)
+    except TypeError:
+        return True
+    with target.isolated(seed=0):
+        with SiteReached() as reached:
+            try:
+                first_run(target.bind(function), target.row(0), target.dtype)
+            except Exception as error:  # a user's function may raise anything
+                raised = error
+            else:
+                return bool(reached.site)
+        if reached.site:
+            return True
+        called_as_model = raised_by("it", raised, reached.site, target.dtype)
+        neither = f"'{name}' is neither a guide nor a family of guides: called as the model is, {called_as_model}"
+        try:
+            made = function(target.model)
+        except Exception as error:
+            said = " ".join(str(error).split())
+            raise ValueError(f"{neither}; called with the model, it raised {type(error).__name__}: {said}") from raised
+    if not callable(made):
+        raise ValueError(f"{neither}; called with the model, it returned no guide but {made!r:.40}") from raised
+    return False
 
 
 def name_of(family: Any) -> str:
-    """A family as `package.module:attribute`, as far as that can be told."""
+    """A family as `package.module:attribute`, or its `repr` where it has no such name."""
     if isinstance(family, OwnGuide):
         return family.name
     module, name = getattr(family, "__module__", ""), getattr(family, "__qualname__", "")
     return f"{module}:{name}" if name else repr(family)
 
 
-def has_network(guide: nn.Module) -> bool:
-    """Whether a guide has a neural network or a flow, whose parameters have many local optima.
+# ---- guides as modules
 
-    The linear maps of `AutoStructured` are no network: its members are Gaussian.
+
+def as_module(guide: Callable[..., Any], target: Target, row: tuple[Tensor, ...], name: str) -> nn.Module:
+    """What a family returned, as a module that is called with a row of the target; an autoguide stays as it is.
+
+    Args:
+        guide: what the family returned.
+        target: the target whose model the guide is for.
+        row: the arguments of one of the target's problems, with which the guide is run to find its parameters.
+        name: the family's name, for messages.
+
+    Raises:
+        ValueError: the guide raised an error; the message names the guide and the site.
+        RefusedFamilyError: the guide uses a network that it doesn't register.
     """
-    parts = list(guide.modules())
-    if any(isinstance(part, FunctionGuide) and part.has_network for part in parts):
-        return True
-    linear = not any(isinstance(part, AutoStructured) for part in parts)
-    return any(isinstance(part, TransformModule) or (linear and isinstance(part, nn.Linear)) for part in parts)
+    if isinstance(guide, AutoGuide):
+        return guide
+    if not isinstance(guide, nn.Module):
+        return FunctionGuide(target.bind(guide), row, target.dtype, name)
+    module = private_copy(guide, target.dtype)
+    if isinstance(target.model, BoundModel):
+        module = BoundGuide(module, target.model.given)
+    if any(isinstance(part, AutoMessenger) for part in module.modules()):
+        return module  # such a guide makes its parameters in a run of its own, with all of the data
+    stated = FunctionGuide(module, row, target.dtype, name)
+    return stated if stated.has_statements else module
 
 
-def draws_sites(target: Target, function: Callable[..., Any]) -> bool:
-    """Whether a function is a guide: called as the model is, it draws; or it takes more than a model."""
-    try:
-        inspect.signature(function).bind(target.model)
-    except TypeError:
-        return True
-    with isolated(target.dtype, seed=0):
-        try:
-            trace, _ = first_run(target.bind(function), target.row(0), target.dtype)
-        except (
-            Exception
-        ):  # a family, given the data for a model, or a guide that will say what is wrong when it is built
-            return False
-    return any(node["type"] == "sample" for node in trace.nodes.values())
+class BoundGuide(PyroModule):
+    """A guide that is a module, with arguments of its own: it ignores what it is called with, as `BoundModel` does.
 
-
-class ModuleGuide(PyroModule):
-    """A hand-written module that is called with arguments of its own, whatever it is called with."""
+    Args:
+        guide: the guide.
+        given: its positional arguments.
+    """
 
     def __init__(self, guide: nn.Module, given: tuple[Any, ...]) -> None:
         super().__init__()
@@ -134,13 +188,110 @@ class ModuleGuide(PyroModule):
         self.given = given
 
     def forward(self, *_: Any) -> Any:
-        """The module, with its arguments."""
+        """Runs the guide with its own arguments."""
         return self.guide(*self.given)
 
 
-def with_statements(guide: nn.Module, row: tuple[Tensor, ...], dtype: torch.dtype) -> nn.Module:
-    """A module with the parameters that it states by `pyro.param`; the same one where it has none but its own."""
-    if any(isinstance(part, AutoMessenger) for part in guide.modules()):  # which makes its own in a run of all data
-        return guide
-    stated = FunctionGuide(guide, row, dtype)
-    return stated if stated.has_statements else guide
+class ConvertedGuide(PyroModule):
+    """A guide that is a module, whose sites are all in one dtype, as `ConvertedModel` makes those of a function.
+
+    Args:
+        guide: the guide. Saved fits name its parameters by the attribute `held`.
+        dtype: the dtype of its sites.
+    """
+
+    def __init__(self, guide: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.held = guide
+        self.dtype = dtype
+
+    def forward(self, *args: Any) -> Any:
+        """Runs the guide."""
+        with DtypeConversion(self.dtype):
+            return self.held(*args)
+
+
+class FunctionGuide(PyroModule):
+    """A guide as a module whose parameters are what the guide states by `pyro.param` and `pyro.module`.
+
+    The guide is run once to find its statements. `pyro.module` states each parameter of a network; when the guide then
+    calls the network, the network computes with the parameters of this module in place of its own, which are left as
+    they are.
+
+    Args:
+        function: the guide, a function or a module. A module's own parameters are no statements.
+        row: the arguments that the guide is called with.
+        dtype: the dtype of the parameters.
+        name: the guide's name, for messages.
+
+    Raises:
+        ValueError: the guide raised an error; the message names the guide and the site.
+        RefusedFamilyError: the guide uses a network that it doesn't register.
+    """
+
+    def __init__(self, function: Callable[..., Any], row: tuple[Tensor, ...], dtype: torch.dtype, name: str) -> None:
+        super().__init__()
+        self.function, self._dtype = function, dtype
+        called: list[nn.Module] = []
+        hook = register_module_forward_pre_hook(lambda module, _: called.append(module))
+        with errors_naming(name, dtype), torch.enable_grad():
+            with hook:
+                trace, stating = first_run(function, row, dtype)
+            trace.compute_log_prob()
+        self._attributes: dict[str, str] = {}
+        self._leaves = stating.leaves
+        known = stating.own | {id(leaf) for leaf in stating.leaves.values()}
+        statements = [(key, node) for key, node in trace.nodes.items() if node["type"] == "param"]
+        for number, (statement, node) in enumerate(statements):
+            stated = id(unconstrained_parameter(node["value"]))
+            if stated not in known:
+                known.add(stated)
+                # saved fits name the parameters by these attributes
+                self._attributes[statement] = f"param_{number}_{''.join(c if c.isalnum() else '_' for c in statement)}"
+                constraint = node["kwargs"].get("constraint", constraints.real)
+                event_dim = node["kwargs"].get("event_dim")
+                value = PyroParam(node["value"].detach().clone(), constraint, event_dim)
+                setattr(self, self._attributes[statement], value)
+        refuse_unregistered(trace, known, called)
+
+    @property
+    def has_statements(self) -> bool:
+        """Whether the guide stated a parameter that is not one of its own as a module."""
+        return bool(self._attributes)
+
+    @property
+    def has_network(self) -> bool:
+        """Whether the guide registers a network by `pyro.module`."""
+        return any(isinstance(leaf, nn.Parameter) for leaf in self._leaves.values())
+
+    def forward(self, *args: Any) -> Any:
+        """Runs the guide with this module's parameters."""
+        values = {name: getattr(self, attribute) for name, attribute in self._attributes.items()}
+        replaced = ReplacedParameters()
+        for name, leaf in self._leaves.items():
+            replaced.replace(leaf, values[name])
+        networks = replaced if self._leaves else nullcontext()
+        with networks_prepared(self.function, self._dtype), StatedValues(values, replaced), networks:
+            return self.function(*args)
+
+
+@contextmanager
+def errors_naming(name: str, dtype: torch.dtype) -> Iterator[None]:
+    """Raises what a guide raises as a `ValueError` of one line that names the guide and the site it had reached."""
+    with SiteReached() as reached:
+        try:
+            yield
+        except Exception as error:  # a user's guide may raise anything
+            raise ValueError(raised_by(f"the guide '{name}'", error, reached.site, dtype)) from error
+
+
+def has_network(guide: nn.Module) -> bool:
+    """Whether a guide has a neural network or a flow, whose parameters have many local optima.
+
+    The linear maps of `AutoStructured` are no network: the members of its family are Gaussian.
+    """
+    parts = list(guide.modules())
+    if any(isinstance(part, FunctionGuide) and part.has_network for part in parts):
+        return True
+    linear = not any(isinstance(part, AutoStructured) for part in parts)
+    return any(isinstance(part, TransformModule) or (linear and isinstance(part, nn.Linear)) for part in parts)

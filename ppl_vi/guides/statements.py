@@ -1,42 +1,51 @@
-"""A guide written as a function as a module: what it states by `pyro.param` and `pyro.module` becomes parameters."""
+"""Finds and answers the `pyro.param` and `pyro.module` statements of a guide.
+
+A guide that was written as a function names its parameters while it runs, and may compute with networks that belong to
+the user. `first_run` finds the statements. `StatedValues` answers them with the parameters of a fit in every later run,
+and `ReplacedParameters` lets the networks compute with these, so that nothing of the user's is ever written to.
+`ppl_vi.guides.own.FunctionGuide` makes a module of such a guide.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
 import pyro.poutine as poutine
 import torch
-from pyro.nn.module import PyroModule, PyroParam
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
-from torch.distributions import constraints
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
 from ppl_vi.guides import RefusedFamilyError
 
+# The function that torch passes to `__torch_function__` where `tensor.requires_grad` is read.
 REQUIRES_GRAD = torch.Tensor.requires_grad.__get__  # type: ignore[attr-defined]
 
 
-class _Replaced(TorchFunctionMode):
-    """Gives each operation of torch the fit's value in place of a parameter that a network holds.
+class ReplacedParameters(TorchFunctionMode):
+    """While it is active, every operation of torch gets other values in place of the parameters of a user's network.
 
-    So the network itself is never written to, wherever the guide has it from. Whether a parameter requires a gradient
-    is still asked of the parameter: `pyro.module` leaves out those that don't.
+    The network itself is never written to, wherever the guide has it from. Only the question whether a parameter
+    requires a gradient still goes to the parameter itself, because `pyro.module` leaves out those that don't.
+
+    Attributes:
+        values: the value that stands for a parameter, by the parameter's `id`.
+        parameters: these parameters, kept so that no other tensor can get the `id` of one of them.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.held: list[Tensor] = []  # so that no other tensor gets the `id` of one of them
+        self.parameters: list[Tensor] = []
         self.values: dict[int, Tensor] = {}
 
     def replace(self, parameter: Tensor, value: Tensor) -> None:
-        """From now on the value stands for the parameter."""
-        self.held.append(parameter)
+        """Lets the value stand for the parameter from now on."""
+        self.parameters.append(parameter)
         self.values[id(parameter)] = value
 
     def has(self, parameter: Tensor) -> bool:
@@ -44,7 +53,7 @@ class _Replaced(TorchFunctionMode):
         return id(parameter) in self.values
 
     def answer(self, parameter: Tensor, msg: Any) -> bool:
-        """Answers a statement of a parameter by the value that stands for it, and tells whether there is one."""
+        """Answers a statement of the parameter with the value that stands for it; returns whether there is one."""
         if self.has(parameter):
             msg["value"], msg["done"] = self.values[id(parameter)], True
         return self.has(parameter)
@@ -52,30 +61,31 @@ class _Replaced(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func == REQUIRES_GRAD:
             return func(*args)
-        return func(*self._given(args), **{name: self._given(value) for name, value in (kwargs or {}).items()})
+        return func(*self._replaced(args), **{name: self._replaced(value) for name, value in (kwargs or {}).items()})
 
-    def _given(self, value: Any) -> Any:
+    def _replaced(self, value: Any) -> Any:
         if isinstance(value, Tensor):
             return self.values.get(id(value), value)
-        return type(value)(map(self._given, value)) if type(value) in (list, tuple) else value
+        return type(value)(map(self._replaced, value)) if type(value) in (list, tuple) else value
 
 
-class _Stating(Messenger):
-    """A first run: each statement gets a copy in `dtype` of its initial value, the user's own tensors stay apart.
+class FirstStatements(Messenger):
+    """Answers each statement of a first run with a copy of its initial value, so that no tensor of the user's is used.
 
     Args:
-        dtype: of the parameters.
-        own: parameters of the guide itself, where it is a module, by `id`: they are no statements.
+        dtype: the dtype of the copies.
+        own: where the guide is a module, the `id` of each of its own parameters, which are no statements.
 
     Attributes:
-        leaves: by the statement's name, the parameter of a network that was stated.
+        leaves: the stated parameters of networks, by the names of the statements.
+        replaced: lets the networks compute with the copies; it must be active during the run.
     """
 
     def __init__(self, dtype: torch.dtype, own: set[int]) -> None:
         super().__init__()
         self.dtype, self.own = dtype, own
         self.leaves: dict[str, Tensor] = {}
-        self.replaced = _Replaced()
+        self.replaced = ReplacedParameters()
 
     def _pyro_param(self, msg: Any) -> None:
         initial = stated_tensor(msg)
@@ -99,24 +109,36 @@ def stated_tensor(msg: Any) -> Tensor | None:
 
 
 def is_held(tensor: Tensor) -> bool:
-    """Whether a tensor is a parameter, such as a network holds: one that others may use without stating it."""
+    """Whether a tensor is a parameter, such as a network holds and may compute with before it is stated."""
     return tensor.is_leaf and bool(REQUIRES_GRAD(tensor))
 
 
-def first_run(function: Callable[..., Any], row: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Trace, _Stating]:
-    """The trace of a guide that is run to see what it states and draws, and what networks it registers."""
+def first_run(
+    function: Callable[..., Any], row: tuple[Tensor, ...], dtype: torch.dtype
+) -> tuple[Trace, FirstStatements]:
+    """Runs a guide to find what it states and draws.
+
+    Args:
+        function: the guide, a function or a module.
+        row: the arguments that it is called with.
+        dtype: the dtype of the parameters that it states.
+
+    Returns:
+        The trace of the run and the handler that answered its statements.
+    """
     own = {id(parameter) for parameter in function.parameters()} if isinstance(function, nn.Module) else set()
-    stating = _Stating(dtype, own)
-    with pyro.get_param_store().scope(), _around(function, dtype), stating, stating.replaced:
+    stating = FirstStatements(dtype, own)
+    with pyro.get_param_store().scope(), networks_prepared(function, dtype), stating, stating.replaced:
         return poutine.trace(function).get_trace(*row), stating
 
 
 @contextmanager
-def _around(function: Callable[..., Any], dtype: torch.dtype) -> Iterator[None]:
-    """What the networks of a function need while it runs; a guide that is a module has all of it itself.
+def networks_prepared(function: Callable[..., Any], dtype: torch.dtype) -> Iterator[None]:
+    """Prepares the user's networks that a function calls; the networks of a guide that is a module need nothing.
 
-    Pyro's modules may have been made while their parameters were global. Buffers, such as the running means of a batch
-    normalisation, are copies in `dtype` for the time of the run, so that the networks' own are not written to.
+    Parameters are made global while the function runs, because Pyro modules that were made while they were global have
+    no place for local ones. Buffers, such as the running means of a batch normalisation, are replaced by copies in
+    `dtype` while the function runs, so that the networks' own are not written to.
     """
     if isinstance(function, nn.Module):
         yield
@@ -138,72 +160,22 @@ def _around(function: Callable[..., Any], dtype: torch.dtype) -> Iterator[None]:
             module._buffers.update(buffers)
 
 
-class FunctionGuide(PyroModule):
-    """A guide as a module: the `pyro.param` statements of a function, or of a module, become parameters.
-
-    `pyro.module` states each parameter of a network. When the guide then calls the network, the network is given the
-    module's parameters in place of its own, which are left as they are.
-
-    Args:
-        function: the guide.
-        row: what it is called with.
-        dtype: of the parameters.
-
-    Raises:
-        RefusedFamilyError: the guide uses a network that it doesn't register.
-    """
-
-    def __init__(self, function: Callable[..., Any], row: tuple[Tensor, ...], dtype: torch.dtype) -> None:
-        super().__init__()
-        self.function, self._dtype = function, dtype
-        called: list[nn.Module] = []
-        hook = register_module_forward_pre_hook(lambda module, _: called.append(module))
-        with torch.enable_grad(), hook:
-            trace, stating = first_run(function, row, dtype)
-        self._attributes: dict[str, str] = {}
-        self._leaves = stating.leaves
-        known = stating.own | {id(leaf) for leaf in stating.leaves.values()}
-        statements = [(name, node) for name, node in trace.nodes.items() if node["type"] == "param"]
-        for number, (name, node) in enumerate(statements):
-            if id(_unconstrained(node["value"])) not in known:
-                known.add(id(_unconstrained(node["value"])))
-                self._attributes[name] = f"param_{number}_{''.join(c if c.isalnum() else '_' for c in name)}"
-                constraint = node["kwargs"].get("constraint", constraints.real)
-                event_dim = node["kwargs"].get("event_dim")
-                value = PyroParam(node["value"].detach().clone(), constraint, event_dim)
-                setattr(self, self._attributes[name], value)
-        _refuse_unregistered(trace, known, called)
-
-    @property
-    def has_statements(self) -> bool:
-        """Whether there was a `pyro.param` of another's than a module's own parameter."""
-        return bool(self._attributes)
-
-    @property
-    def has_network(self) -> bool:
-        """Whether the function registers a network."""
-        return any(isinstance(leaf, nn.Parameter) for leaf in self._leaves.values())
-
-    def forward(self, *args: Any) -> Any:
-        """The function, its parameters taken from the module."""
-        values = {name: getattr(self, attribute) for name, attribute in self._attributes.items()}
-        replaced = _Replaced()
-        for name, leaf in self._leaves.items():
-            replaced.replace(leaf, values[name])
-        networks = replaced if self._leaves else nullcontext()
-        with _around(self.function, self._dtype), _Substitute(values, replaced), networks:
-            return self.function(*args)
-
-
-def _unconstrained(value: Any) -> Any:
-    """The parameter of which Pyro makes a constrained value."""
+def unconstrained_parameter(value: Any) -> Any:
+    """The unconstrained parameter from which Pyro computed a constrained value, or the value itself."""
     return value.unconstrained() if hasattr(value, "unconstrained") else value
 
 
-class _Substitute(Messenger):
-    """Answers each statement from `values`; a network that is made anew in each run gets them too."""
+class StatedValues(Messenger):
+    """Answers each statement with the value of its name.
 
-    def __init__(self, values: dict[str, Tensor], replaced: _Replaced) -> None:
+    A network that the guide makes anew in each run has other parameters each time; they are replaced when stated.
+
+    Args:
+        values: the values, by the names of the statements.
+        replaced: lets the networks compute with the values; it must be active during the run.
+    """
+
+    def __init__(self, values: dict[str, Tensor], replaced: ReplacedParameters) -> None:
         super().__init__()
         self.values, self.replaced = values, replaced
 
@@ -218,18 +190,17 @@ class _Substitute(Messenger):
             msg["stop"] = self.replaced.answer(initial, msg)
 
 
-def _refuse_unregistered(trace: Trace, known: set[int], called: list[nn.Module]) -> None:
-    """Refuses a guide whose draws or densities depend on a parameter that nobody would learn.
+def refuse_unregistered(trace: Trace, known: set[int], called: list[nn.Module]) -> None:
+    """Refuses a guide whose draws or densities depend on a parameter that no fit would learn.
 
     Args:
-        trace: of the guide.
-        known: the parameters of the fit, by `id`.
-        called: the networks that the guide called.
+        trace: a run of the guide, with the log density of each site.
+        known: the `id` of each tensor that is a parameter of the fit, or stands for one.
+        called: the networks that the guide called in this run.
 
     Raises:
-        RefusedFamilyError: it does.
+        RefusedFamilyError: there is such a parameter; the message says how to register it.
     """
-    trace.compute_log_prob()
     sites = [node for node in trace.nodes.values() if node["type"] == "sample"]
     stray = next((leaf for leaf in _leaves_of(sites) if id(leaf) not in known), None)
     if stray is None:
@@ -249,7 +220,7 @@ def _refuse_unregistered(trace: Trace, known: set[int], called: list[nn.Module])
 
 
 def _leaves_of(sites: list[Any]) -> Iterator[Tensor]:
-    """The tensors that require a gradient on which the values and log densities of sites depend."""
+    """The tensors that require a gradient and from which the sites' values and log densities are computed."""
     tensors = [tensor for node in sites for tensor in (node["value"], node["log_prob"]) if isinstance(tensor, Tensor)]
     yield from (tensor for tensor in tensors if tensor.requires_grad and tensor.is_leaf)
     waiting = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]

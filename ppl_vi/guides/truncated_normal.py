@@ -21,8 +21,10 @@ from torch.special import erfcx, ndtri
 from ppl_vi.distributions import TruncatedNormal
 from ppl_vi.guides.mean_field import Form
 
-TAIL = 1.0  # standard deviations above which the tail is inverted by Newton's method
-NUM_NEWTON = 5
+# Where the interval begins so many standard deviations above loc or further, draws are found by Newton's method on the
+# cumulated hazard, nearer by `ndtri`, which loses digits far out in the tail.
+NEWTON_FROM = 1.0
+NUM_NEWTON_STEPS = 5
 
 
 def _hazard(x: Tensor) -> Tensor:
@@ -45,7 +47,7 @@ class PositiveNormal(TruncatedNormal):
         with torch.no_grad():
             above = 1 - uniform  # in (0, 1]
             start = -self.loc / self.scale
-            beyond = torch.where(start < TAIL, _near_peak(above, start), _in_tail(above, start))
+            beyond = torch.where(start < NEWTON_FROM, _near_peak(above, start), _in_tail(above, start))
             x = start + beyond
             ratio = _hazard(start) / _hazard(x)
         return (
@@ -56,17 +58,17 @@ class PositiveNormal(TruncatedNormal):
 
 
 def _near_peak(above: Tensor, start: Tensor) -> Tensor:
-    """x - a, which rounding may not carry below 0."""
-    mass = torch.special.erfc(start.clamp(max=TAIL) * math.sqrt(0.5)) / 2
+    """x - a from the inverse of the normal cdf; rounding may not carry it below 0."""
+    mass = torch.special.erfc(start.clamp(max=NEWTON_FROM) * math.sqrt(0.5)) / 2
     return (-ndtri(above * mass) - start).clamp(min=0)
 
 
 def _in_tail(above: Tensor, start: Tensor) -> Tensor:
     """Solves `a d + d^2/2 + log(h(a + d) / h(a)) = -log w` for `d = x - a`."""
-    a = start.clamp(min=TAIL)
+    a = start.clamp(min=NEWTON_FROM)
     goal, at_start = -above.log(), _hazard(a)
     d = 2 * goal / (at_start + (at_start.square() + 2 * goal).sqrt())
-    for _ in range(NUM_NEWTON):
+    for _ in range(NUM_NEWTON_STEPS):
         here = _hazard(a + d)
         d = (d + (goal - d * (a + d / 2) - (here / at_start).log()) / here).clamp(min=0)
     return d

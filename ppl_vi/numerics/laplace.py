@@ -1,7 +1,13 @@
-"""The mode of a density and the curvature there; where these say nothing of its mass, a Gaussian that does."""
+"""A Gaussian at the mode of a density, or, where the mode is far from the mass, one that is near the mass.
+
+The first is Laplace's approximation: the mode, found by Newton's method, and the second derivatives there. The second
+is the Gaussian with independent coordinates of least reverse KL, found on few fixed points. It is no truth, but a
+place to begin at, for fits and for quadratures.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,13 +22,21 @@ from torch.func import grad, grad_and_value
 from ppl_vi.numerics.newton import minimize
 from ppl_vi.numerics.vmapping import vmap_or_loop
 
-NUDGE = 0.1  # unconstrained: off a point where the density is level by symmetry alone
-LEVEL = 1e-6  # slope for each nat of the log density, below which a point that is no mode is a saddle
-NUM_NODES = 64  # antithetic points at least, and four for each coordinate
+# Where a search ends on a saddle, it begins again so many unconstrained units beside its start, times a normal draw.
+NUDGE_SCALE = 0.1
+# A search that found no mode ended on a saddle where the slope is at most so much for each nat of the log density.
+LEVEL_SLOPE = 1e-6
+# Expectations over a Gaussian take so many antithetic points, or four for each coordinate where that is more.
+MIN_NODES = 64
+# The search for a Gaussian near the mass begins with this scale, halved so many times at most until all of its points
+# have a finite density.
 START_SCALE = 0.1
 MAX_HALVINGS = 40
-ALLOWED = 3.0  # nats that the mean log density around a mode may differ from what its curvature promises
-MAX_NEWTON = 40  # coordinates; with more, second derivatives cost too much
+# A mode has mass around it where the mean log density there differs by so many nats at most, and a quarter for each
+# coordinate, from what the curvature at the mode promises.
+MASS_TOLERANCE = 3.0
+# With more coordinates second derivatives cost too much, and L-BFGS takes the place of Newton's method.
+MAX_NEWTON_DIM = 40
 
 
 @dataclass(frozen=True)
@@ -72,7 +86,7 @@ def laplace_approximation(
 
     found = minimize(loss, start, args=args, tolerance=tolerance)
     laplace = Laplace(found.x, found.hessian, -found.value, found.converged)
-    level = vmap_or_loop(grad(loss))(found.x, *args).abs().amax(-1) <= LEVEL * (1 + found.value.abs())
+    level = vmap_or_loop(grad(loss))(found.x, *args).abs().amax(-1) <= LEVEL_SLOPE * (1 + found.value.abs())
     laplace = _retried(laplace, ~found.converged & level, _nudged, loss, start, args, tolerance)
     return _retried(laplace, ~laplace.converged, _independent, loss, start, args, tolerance)
 
@@ -80,9 +94,10 @@ def laplace_approximation(
 def centred_on_mass(
     laplace: Laplace, log_density: Callable[..., Tensor], start: Tensor, args: tuple[Tensor, ...], tolerance: float
 ) -> Laplace:
-    """The same, with the nearest independent Gaussian also where a mode has no mass around it.
+    """The same approximations, but Gaussians near the mass for problems whose mode has no mass around it.
 
-    Neal's funnel of ten latents is highest at v = -40, thirteen standard deviations out: no place to begin at.
+    Neal's funnel of ten latents is highest at v = -40, thirteen standard deviations from its mass: nothing could begin
+    there.
 
     Args:
         laplace: of the same problems.
@@ -105,7 +120,7 @@ def _retried(
     args: tuple[Tensor, ...],
     tolerance: float,
 ) -> Laplace:
-    """With the wanted problems, `(B,)`, by another way."""
+    """The same approximations, but those of the wanted problems, `(B,)`, found anew by another way."""
     index = wanted.nonzero()[:, 0]
     if len(index) == 0:
         return laplace
@@ -113,17 +128,17 @@ def _retried(
 
 
 def _replaced(laplace: Laplace, index: Tensor, other: Laplace) -> Laplace:
-    parts = zip(_fields(laplace), _fields(other), strict=True)
-    return Laplace(*(one.index_copy(0, index, new) for one, new in parts))
-
-
-def _fields(laplace: Laplace) -> tuple[Tensor, ...]:
-    return laplace.loc, laplace.precision, laplace.log_density, laplace.converged
+    """The approximations, with those of the problems `index` from another."""
+    names = (field.name for field in dataclasses.fields(Laplace))
+    return Laplace(**{name: getattr(laplace, name).index_copy(0, index, getattr(other, name)) for name in names})
 
 
 def _nudged(loss: Callable[..., Tensor], start: Tensor, args: tuple[Tensor, ...], tolerance: float) -> Laplace:
-    """From a point beside: where a density is symmetric in two coordinates, a path that began level stays so."""
-    offset = NUDGE * torch.special.ndtri(_sobol(1, start.shape[-1], start))
+    """Searches from a point beside the start.
+
+    Where a density is symmetric in two coordinates, a search that starts on the axis of symmetry never leaves it.
+    """
+    offset = NUDGE_SCALE * torch.special.ndtri(_sobol(1, start.shape[-1], start))
     found = minimize(loss, start + offset, args=args, tolerance=tolerance)
     return Laplace(found.x, found.hessian, -found.value, found.converged)
 
@@ -134,13 +149,13 @@ def _stands_for_mass(laplace: Laplace, loss: Callable[..., Tensor], args: tuple[
     Its mean logarithm under the Gaussian of independent coordinates at the mode should be that at the mode, less D / 2.
     """
     dim = laplace.loc.shape[-1]
-    offsets = laplace.scale[:, None] * _nodes(NUM_NODES, laplace.loc)
+    offsets = laplace.scale[:, None] * _nodes(MIN_NODES, laplace.loc)
 
     def mean_loss(loc: Tensor, steps: Tensor, *row: Tensor) -> Tensor:
         return vmap_or_loop(lambda step: loss(loc + step, *row))(steps).mean()
 
     missing = vmap_or_loop(mean_loss)(laplace.loc, offsets, *args) + laplace.log_density - dim / 2
-    return missing.abs() <= ALLOWED + dim / 4
+    return missing.abs() <= MASS_TOLERANCE + dim / 4
 
 
 def _independent(loss: Callable[..., Tensor], start: Tensor, args: tuple[Tensor, ...], tolerance: float) -> Laplace:
@@ -149,7 +164,7 @@ def _independent(loss: Callable[..., Tensor], start: Tensor, args: tuple[Tensor,
     KL(m, s) = -E log p(m + s e) - sum log s + constants, the expectation over antithetic Sobol points.
     """
     dim = start.shape[-1]
-    nodes = _nodes(max(NUM_NODES, 4 * dim), start)
+    nodes = _nodes(max(MIN_NODES, 4 * dim), start)
 
     def divergence(theta: Tensor, *row: Tensor) -> Tensor:
         loc, log_scale = theta.split(dim)
@@ -157,13 +172,13 @@ def _independent(loss: Callable[..., Tensor], start: Tensor, args: tuple[Tensor,
         return vmap_or_loop(lambda u: loss(u, *row))(points).mean() - log_scale.sum()
 
     theta = torch.cat([start, torch.full_like(start, START_SCALE).log()], -1)
-    for _ in range(MAX_HALVINGS):  # where the support ends nearby
+    for _ in range(MAX_HALVINGS):  # points are outside of the support where it ends nearby
         beyond = ~vmap_or_loop(divergence)(theta, *args).isfinite()
         if not bool(beyond.any()):
             break
         theta[:, dim:] -= torch.where(beyond, math.log(2), 0.0)[:, None]
-    smooth = minimize if dim <= MAX_NEWTON else _descended
-    near = vmap_or_loop(divergence)(theta, *args).isfinite()  # a start on the very end of its support stays there
+    smooth = minimize if dim <= MAX_NEWTON_DIM else _descended
+    near = vmap_or_loop(divergence)(theta, *args).isfinite()  # a start on the very end of its support is left as it is
     if bool(near.any()):
         theta[near] = smooth(divergence, theta[near], args=tuple(arg[near] for arg in args), tolerance=tolerance).x
     loc, log_scale = theta.split(dim, -1)
@@ -173,6 +188,8 @@ def _independent(loss: Callable[..., Tensor], start: Tensor, args: tuple[Tensor,
 
 @dataclass(frozen=True)
 class _Point:
+    """What `_descended` found: the points `x`, `(B, D)`, as in `Minimum`."""
+
     x: Tensor
 
 

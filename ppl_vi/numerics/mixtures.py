@@ -1,4 +1,8 @@
-"""TODO."""
+"""Mixtures of Gaussian and of Student t distributions: their draws and densities, entropies, and a fit to draws.
+
+`StudentMixture` is one mixture, fitted to draws and then used as a proposal. `GaussianMixtures` are many at once, of
+which each is the guide of one problem.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +17,13 @@ from torch import Tensor
 
 from ppl_vi.numerics.rules import gaussian_rule
 
-MOST_COMPONENTS = 6
-DRAWS_PER_NUMBER = 10  # of a component, at least
-DEGREES = 5.0  # of freedom of the heavy-tailed proposal
-WIDENED = 1.2  # its factors: what the draws did not reach counts too
+# A fitted mixture has so many components at most, and no more than leave each free number of a component so many draws.
+MAX_COMPONENTS = 6
+MIN_DRAWS_PER_NUMBER = 10
+# Degrees of freedom of a proposal whose tails are to be heavier than those of what it is to propose for.
+DEGREES = 5.0
+# The factors of a heavy-tailed proposal are wider than those fitted, since the draws may not have reached all the mass.
+WIDENING = 1.2
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -26,9 +33,9 @@ class StudentMixture:
     """A mixture of normal densities, or of Student t ones with the same locations and matrices.
 
     Attributes:
-        log_share: `(K,)`.
-        loc: `(K, D)`.
-        factor: `(K, D, D)`, lower triangular.
+        log_share: the logarithm of each component's mass, `(K,)`.
+        loc: the components' locations, `(K, D)`.
+        factor: Cholesky factors of their matrices, `(K, D, D)`.
         degrees: of freedom; inf for the normal.
     """
 
@@ -38,7 +45,7 @@ class StudentMixture:
     degrees: float
 
     def draw(self, num: int, generator: torch.Generator) -> Tensor:
-        """`(num, D)`."""
+        """Random points, `(num, D)`."""
         which = torch.multinomial(self.log_share.exp(), num, replacement=True, generator=generator)
         noise = torch.randn(num, self.loc.shape[1], generator=generator, dtype=self.loc.dtype)
         if math.isfinite(self.degrees):
@@ -47,7 +54,7 @@ class StudentMixture:
         return self.loc[which] + (self.factor[which] @ noise[..., None]).squeeze(-1)
 
     def log_prob(self, u: Tensor) -> Tensor:
-        """At `(S, D)`, `(S,)`, nats."""
+        """The log density at points `(S, D)`, `(S,)`, nats."""
         dim, k, parts = u.shape[1], self.degrees, []
         for log_share, loc, factor in zip(self.log_share, self.loc, self.factor, strict=True):
             square = torch.linalg.solve_triangular(factor, (u - loc).mT, upper=False).square().sum(0)
@@ -62,30 +69,42 @@ class StudentMixture:
 
 
 def fit_student_mixture(u: Tensor, degrees: float, seed: int) -> StudentMixture:
-    """A mixture fitted to draws `(S, D)` by expectation maximisation."""
-    from sklearn.mixture import GaussianMixture  # a second
+    """A mixture fitted to draws `(S, D)` by expectation maximisation.
+
+    Args:
+        u: the draws.
+        degrees: of freedom of the components; inf for normal ones.
+        seed: of the fit's start.
+    """
+    from sklearn.mixture import GaussianMixture  # imported here since it takes a second
 
     num, dim = u.shape
-    size = min(MOST_COMPONENTS, max(1, num // (DRAWS_PER_NUMBER * dim * (dim + 3))))
+    size = min(MAX_COMPONENTS, max(1, num // (MIN_DRAWS_PER_NUMBER * dim * (dim + 3))))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a mixture that has not converged is as good a proposal
         mixture = GaussianMixture(size, random_state=seed, max_iter=100, reg_covar=1e-9).fit(u.cpu().numpy())
     covariance = torch.from_numpy(mixture.covariances_).to(u)
     log_share = torch.from_numpy(np.log(mixture.weights_)).to(u)
-    widened = 1.0 if math.isinf(degrees) else WIDENED
+    widened = 1.0 if math.isinf(degrees) else WIDENING
     factor = widened * torch.linalg.cholesky(covariance)
     return StudentMixture(log_share, torch.from_numpy(mixture.means_).to(u), factor, degrees)
 
 
 class GaussianMixtures(NamedTuple):
-    """Gaussian mixtures of `N` problems: `Head.components`."""
+    """Gaussian mixtures of `N` problems, one each, such as `Head.components` gives.
 
-    log_weights: Tensor  # (N, K)
-    locs: Tensor  # (N, K, D)
-    trils: Tensor  # (N, K, D, D)
+    Attributes:
+        log_weights: the logarithm of each component's mass, `(N, K)`.
+        locs: the components' means, `(N, K, D)`.
+        trils: Cholesky factors of their covariances, `(N, K, D, D)`.
+    """
+
+    log_weights: Tensor
+    locs: Tensor
+    trils: Tensor
 
     def rows(self, index: Tensor | slice) -> GaussianMixtures:
-        """Some of the problems."""
+        """The mixtures of some of the problems."""
         return GaussianMixtures(self.log_weights[index], self.locs[index], self.trils[index])
 
     def points(self, nodes: Tensor) -> Tensor:
@@ -93,7 +112,7 @@ class GaussianMixtures(NamedTuple):
         return self.locs[..., None, :] + nodes @ self.trils.mT
 
     def mean(self) -> Tensor:
-        """`(N, D)`."""
+        """The mean of each mixture, `(N, D)`."""
         return (self.log_weights.exp()[..., None] * self.locs).sum(-2)
 
     def log_prob(self, z: Tensor) -> Tensor:

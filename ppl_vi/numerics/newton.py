@@ -47,8 +47,9 @@ def predicted_gain(
         hessian: `(..., D, D)`, symmetric.
         radius: half-width of the box.
         slack: how many standard errors of the mean of the estimates are added to `a`, axis by axis.
-        unit: `(..., D)`, what a step of 1 is in the parameters' own terms, if these are rescaled. The box is then at
-            least `radius` wide in those as well: a long valley across small units is seen to its end.
+        unit: `(..., D)`, the length of a step of 1 in the parameters' own scales, if these are rescaled. The box is
+            then at least `radius` wide in those scales as well, so that it reaches the end of a long valley whose
+            units are small.
 
     Returns:
         The gain, `(...)`; inf where the input is not finite.
@@ -122,26 +123,26 @@ def minimize(
         raise ValueError(f"the objective must be finite at the start; problem {worst} gives {float(value[worst])}")
     radius = torch.ones_like(value)
     eps = torch.finfo(x.dtype).eps
-    steps = 0
-    for _steps in range(max_steps):
-        steps = _steps
+    num_steps = 0
+    for step_number in range(max_steps):
+        num_steps = step_number
         gain = predicted_gain(gradient, hessian)
         done = gain <= tolerance + 8 * eps * value.abs()
         if bool(done.all()):
             break
         step = descent_step(gradient, hessian, radius)
         if not bool((~done & (step.abs() > eps * (1 + x.abs())).any(-1)).any()):
-            break  # level by symmetry: no step leads down
+            break  # the slope is zero, as by symmetry, and no step leads down
         promised = -(step * gradient).sum(-1) - (step * (hessian @ step[..., None]).squeeze(-1)).sum(-1) / 2
-        trial = all_at(x + step)
-        usable = trial[0].isfinite() & trial[1].isfinite().all(-1) & trial[2].isfinite().all(-1).all(-1)
+        trial_value, trial_gradient, trial_hessian = all_at(x + step)
+        usable = trial_value.isfinite() & trial_gradient.isfinite().all(-1) & trial_hessian.isfinite().all(-1).all(-1)
         noise = 4 * eps * value.abs()
-        better = usable & (value - trial[0] + noise >= 0.1 * promised.clamp(min=0)) & ~done
+        better = usable & (value - trial_value + noise >= 0.1 * promised.clamp(min=0)) & ~done
         length = torch.linalg.vector_norm(step, dim=-1)
         radius = torch.where(better, torch.maximum(radius, 2 * length), torch.where(done, radius, length / 4))
         x = torch.where(better[:, None], x + step, x)
-        value = torch.where(better, trial[0], value)
-        gradient = torch.where(better[:, None], trial[1], gradient)
-        hessian = torch.where(better[:, None, None], trial[2], hessian)
+        value = torch.where(better, trial_value, value)
+        gradient = torch.where(better[:, None], trial_gradient, gradient)
+        hessian = torch.where(better[:, None, None], trial_hessian, hessian)
     gain = predicted_gain(gradient, hessian)
-    return Minimum(x, value, gain, hessian, gain <= tolerance + 8 * eps * value.abs(), steps)
+    return Minimum(x, value, gain, hessian, gain <= tolerance + 8 * eps * value.abs(), num_steps)

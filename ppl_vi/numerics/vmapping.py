@@ -13,30 +13,32 @@ import torch
 from torch.func import vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
-UNASKED = "randomness error mode"  # what vmap says of a function that draws what nobody gave it
-MASKS = "boolean mask"  # of one that takes from a tensor where a mask of drawn values is true
-BRANCHES = ("data-dependent control flow", "calling .item() on a Tensor")  # what vmap says of them
+# Words in the errors of `torch.func.vmap`, by what it refuses: a function that draws random numbers, one that indexes a
+# tensor by a boolean mask, and one that decides by a value what to do.
+RANDOMNESS_REFUSED = "randomness error mode"
+MASKS_REFUSED = "boolean mask"
+BRANCHES_REFUSED = ("data-dependent control flow", "calling .item() on a Tensor")
 
 Axes = int | tuple[int | None, ...]
 
 
 def decides_by_value(error: BaseException) -> bool:
-    """Whether this is vmap's complaint about a function that decides by a value what to do."""
-    return isinstance(error, RuntimeError) and any(said in str(error) for said in BRANCHES)
+    """Whether this is the error of `vmap` for a function that decides by a value what to do."""
+    return isinstance(error, RuntimeError) and any(said in str(error) for said in BRANCHES_REFUSED)
 
 
 def draws_outside_sites(error: BaseException) -> bool:
-    """Whether this is vmap's complaint about a function that draws random numbers of its own."""
-    return isinstance(error, RuntimeError) and UNASKED in str(error)
+    """Whether this is the error of `vmap` for a function that draws random numbers of its own."""
+    return isinstance(error, RuntimeError) and RANDOMNESS_REFUSED in str(error)
 
 
 def indexes_by_mask(error: BaseException) -> bool:
-    """Whether this is vmap's complaint about a function that indexes by a mask."""
-    return isinstance(error, RuntimeError) and "vmap" in str(error) and MASKS in str(error)
+    """Whether this is the error of `vmap` for a function that indexes by a mask."""
+    return isinstance(error, RuntimeError) and "vmap" in str(error) and MASKS_REFUSED in str(error)
 
 
 def loop_over(function: Callable[..., Any], in_dims: Axes = 0) -> Callable[..., Any]:
-    """The same as `vmap`, for the leading axis alone, by a loop."""
+    """What `vmap` gives, by a loop over the leading axis; arguments whose axis is None are the same for all."""
 
     def mapped(*args: Any) -> Any:
         dims = (in_dims,) * len(args) if isinstance(in_dims, int) else in_dims

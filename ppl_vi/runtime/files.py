@@ -15,7 +15,8 @@ def replace_file(path: Path, write: Callable[[BinaryIO], Any], *, durable: bool 
     Args:
         path: of the file; its folder exists.
         write: given a temporary file beside it, writes to that.
-        durable: whether the file's content is on the disk, not just on its way, before it replaces the old one.
+        durable: whether to wait until the content is on the disk before it replaces the old one, so that a loss of
+            power leaves one or the other.
     """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
     partial = Path(name)
@@ -25,7 +26,7 @@ def replace_file(path: Path, write: Callable[[BinaryIO], Any], *, durable: bool 
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
-        partial.chmod(0o666 & ~_umask())  # mkstemp's are for their owner alone
+        partial.chmod(0o666 & ~_umask())  # which `mkstemp` gives to the owner alone
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
@@ -38,7 +39,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _umask() -> int:
-    """The process's umask, which only setting it tells."""
+    """The process's umask, which can only be read by setting it."""
     current = os.umask(0o022)
     os.umask(current)
     return current

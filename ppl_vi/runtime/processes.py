@@ -24,11 +24,15 @@ WorkerKilledError = BrokenProcessPool
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
-METHOD = "forkserver" if sys.platform == "linux" else "spawn"  # elsewhere libraries don't bear to be forked
-COMMON = ("torch._dynamo", "arviz_stats.base")  # that every worker comes to import
-ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+# On other systems than Linux, processes in which certain libraries are loaded must not be forked.
+START_METHOD = "forkserver" if sys.platform == "linux" else "spawn"
+# Modules that every worker comes to import, besides those that `wake` is given.
+PRELOADED_MODULES = ("torch._dynamo", "arviz_stats.base")
+# The environment variables by which libraries of numbers are told how many threads to use.
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
-# One at most, kept for the next jobs: by how many processes, in which folder, with which path to modules.
+# The pool of processes, one at most, kept for the next jobs; its key is the number of processes, the folder that they
+# work in, and the path on which they look for modules.
 _pools: dict[tuple[Any, ...], ProcessPoolExecutor] = {}
 
 
@@ -38,13 +42,13 @@ def num_cores() -> int:
 
 
 def wake(num_workers: int, *modules: str) -> None:
-    """Starts what `shared` makes its processes of, and returns; it imports modules in the meantime."""
-    if num_workers <= 1 or METHOD != "forkserver":
+    """Starts the server that the processes of `shared` are copied from, and returns while it imports modules."""
+    if num_workers <= 1 or START_METHOD != "forkserver":
         return
     from multiprocessing import forkserver
 
     with _one_thread(), interrupts_held():
-        multiprocessing.get_context(METHOD).set_forkserver_preload([*modules, *COMMON])
+        multiprocessing.get_context(START_METHOD).set_forkserver_preload([*modules, *PRELOADED_MODULES])
         forkserver.ensure_running()
 
 
@@ -55,11 +59,11 @@ def shared(work: Callable[[Job], Result], jobs: Iterable[Job], num_workers: int)
 
     Args:
         work: what is done with each job.
-        jobs: each is taken when its turn comes, one ahead of the processes.
+        jobs: each is taken from the iterator when a process is about to be free for it, one job ahead.
         num_workers: processes; with one, the work is done in this one.
 
     Raises:
-        WorkerKilledError: a process was killed from outside; what all of them were at is lost.
+        WorkerKilledError: a process was killed from outside; the jobs that were being worked on are lost.
     """
     if num_workers <= 1:
         yield from map(work, jobs)
@@ -84,7 +88,7 @@ def shared(work: Callable[[Job], Result], jobs: Iterable[Job], num_workers: int)
 
 
 def travels(value: object) -> bool:
-    """Whether another process can be sent it."""
+    """Whether a value can be sent to another process."""
     try:
         cloudpickle.dumps(value)
     except Exception:  # whatever a user's object says of it
@@ -95,13 +99,13 @@ def travels(value: object) -> bool:
 def _pool(*place: Any) -> ProcessPoolExecutor:
     if place not in _pools:
         _end()
-        context = multiprocessing.get_context(METHOD)
+        context = multiprocessing.get_context(START_METHOD)
         _pools[place] = ProcessPoolExecutor(place[0], context, initializer=_begin, initargs=place[1:])
     return _pools[place]
 
 
 def _begin(folder: str, path: Sequence[str]) -> None:
-    """A worker finds what the process that it works for finds, and leaves Ctrl-C to it."""
+    """Sets a worker up: it has its master's folder and path to modules, and leaves Ctrl-C to its master."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.chdir(folder)
     sys.path[:] = path
@@ -113,7 +117,7 @@ def _done(work: bytes, job: bytes) -> bytes:
 
 
 def _end() -> None:
-    """Ends all processes at once, whatever they are at."""
+    """Ends all processes at once, whatever they are working on."""
     while _pools:
         _, pool = _pools.popitem()
         for process in list((pool._processes or {}).values()):  # a method from Python 3.14 on
@@ -122,7 +126,7 @@ def _end() -> None:
 
 
 def alone(work: Callable[[Job], Result], job: Job) -> Result:
-    """One job in a process of its own.
+    """The result of one job that is done in a process of its own.
 
     Raises:
         WorkerKilledError: it was killed from outside.
@@ -134,8 +138,8 @@ def alone(work: Callable[[Job], Result], job: Job) -> Result:
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """Processes started meanwhile compute on one thread each."""
-    before = {name: os.environ.get(name) for name in ONE_THREAD}
-    os.environ.update(dict.fromkeys(ONE_THREAD, "1"))
+    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
     try:
         yield
     finally:
@@ -148,7 +152,10 @@ def _one_thread() -> Iterator[None]:
 
 @contextmanager
 def interrupts_held() -> Iterator[None]:
-    """Holds back Ctrl-C; processes started meanwhile inherit that for good, and so leave it to this one."""
+    """Holds back Ctrl-C until the end of the block.
+
+    Processes that are started in the block inherit this for good, and so leave Ctrl-C to the one that started them.
+    """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

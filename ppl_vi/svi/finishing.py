@@ -16,7 +16,6 @@ from torch.distributions import constraints
 
 from ppl_vi.guides.autoguides import drawn_by_latents
 from ppl_vi.svi.program import Program, flat_parameters, load_parameters
-from ppl_vi.target.isolation import isolated
 from ppl_vi.target.target import Target
 
 NO_MODE_MESSAGE = (
@@ -76,7 +75,7 @@ def finished(guide: nn.Module, target: Target, problem: int, *, at_mode: bool = 
     """
     if not _is_laplace(guide):
         return guide
-    with isolated(target.dtype, seed=0):
+    with target.isolated(seed=0):
         normal: Any = _approximation(guide, target, problem) if at_mode else AutoMultivariateNormal(target.model)
         if not at_mode:
             normal(*target.row(problem))

@@ -29,7 +29,6 @@ from ppl_vi.svi.running import RunningFit
 from ppl_vi.svi.setup import Strategy, UnsuitableModelError, first_preconditioner, prepare
 from ppl_vi.svi.start import start_guides
 from ppl_vi.svi.support import SupportMismatchError, mismatch
-from ppl_vi.target.isolation import isolated
 from ppl_vi.target.target import Target
 
 
@@ -98,7 +97,7 @@ def fit(
         support_mismatch = mismatch(target, guides[0][0])
         if support_mismatch and not allow_support_mismatch:
             raise SupportMismatchError(support_mismatch)
-        with isolated(target.dtype, seed=seed):
+        with target.isolated(seed):
             program = Program(target, guides[0][0])
             unsuitable = strategy.objective.unsuitable(program)
             if unsuitable:

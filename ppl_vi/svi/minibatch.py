@@ -12,6 +12,7 @@ import hashlib
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -47,6 +48,17 @@ class Amortized(Protocol):
 
     def guide(self, x: Tensor, num_data: int | None = None, alpha: float = 1.0) -> Any:
         """The guide of the same mini-batch."""
+
+
+def untrained(build: Callable[[], Any], *, seed: int, dtype: torch.dtype = torch.float32) -> Any:
+    """Builds a module, such as an `Amortized` with its initial weights, in one dtype and from one seed."""
+    with isolated(dtype, seed):
+        return build()
+
+
+def isolated_module(module: Any, seed: int) -> AbstractContextManager[None]:
+    """Isolates the code of an `Amortized`, which has no target, in its own dtype; see `ppl_vi.target.isolation`."""
+    return isolated(next(module.parameters()).dtype, seed)
 
 
 class CheckpointError(ValueError):
@@ -186,7 +198,7 @@ def train(
     batches = data if callable(data) else lambda epoch: data
     weight = (lambda epoch: float(alpha(epoch))) if callable(alpha) else lambda epoch: float(alpha)
     training = _Training(copy.deepcopy(module), batches, held_out, settings, weight)
-    with isolated(next(module.parameters()).dtype, seed=settings.seed), warnings.catch_warnings():
+    with isolated_module(training.module, settings.seed), warnings.catch_warnings():
         # Pyro warns of a loss that is not finite; here it is an error that names the epoch
         warnings.filterwarnings("ignore", message="Encountered (NaN|\\+?-?inf)")
         file = None if checkpoint is None else _Checkpoint(checkpoint, _checksums(batches, held_out))

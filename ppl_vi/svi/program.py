@@ -7,7 +7,7 @@ given noise (`ppl_vi.svi.randomness`). So its parts can be differentiated, run u
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import dataclass
 from functools import cache
@@ -25,7 +25,7 @@ from torch.func import functional_call, jacrev, vmap
 
 from ppl_vi.numerics.vmapping import loop_over
 from ppl_vi.svi.randomness import Draw, Recorder, Replay, UnsupportedRandomnessError, seeded
-from ppl_vi.target.isolation import isolated, whole_plates
+from ppl_vi.target.isolation import runs_isolated, whole_plates
 from ppl_vi.target.sites import Latents, off_edge
 from ppl_vi.target.target import Target
 
@@ -184,7 +184,7 @@ class Program:
         self.one_by_one, self.local = "", ""
         self.over: Callable[..., Callable[..., Any]] = vmap
         self.draws: tuple[Draw, ...] = ()
-        with isolated(target.dtype, seed=0):
+        with self.isolated(seed=0):
             poutine.trace(guide).get_trace(*target.row(0))  # autoguides make their parameters in a first call
             trace = self._record(guide)
         parameters = {name: value for name, value in guide.named_parameters() if value.requires_grad}
@@ -196,6 +196,10 @@ class Program:
         self._auxiliary = {
             name: node["value"].shape for name, node in sites.items() if self._indirect and not is_delta(node["fn"])
         }
+
+    def isolated(self, seed: int | None = None) -> AbstractContextManager[None]:
+        """The gate through which the guide and the target's model are run: the target's, see `Target.isolated`."""
+        return self.target.isolated(seed)
 
     def _record(self, guide: nn.Module) -> Trace:
         """Finds the noise that is drawn, and gives the guide's trace, with all of its plates' data."""
@@ -238,23 +242,27 @@ class Program:
         """Whether the noise itself can be given from outside, and not only its seed."""
         return not any(draw.kind == "seed" for draw in self.draws)
 
+    @runs_isolated
     def call(self, theta: Tensor, function: Callable[[nn.Module], Any]) -> Any:
         """`function(guide)`, run while the guide has the parameters `theta`."""
         parameters = self.layout.unflatten(theta)
         return functional_call(self._runner, {f"guide.{k}": v for k, v in parameters.items()}, (function,))
 
+    @runs_isolated
     def guide_trace(self, theta: Tensor, row: tuple[Tensor, ...], noise: tuple[Tensor, ...]) -> Trace:
         """One run of the guide on given noise, with its log densities; noise of the model is left over."""
         replay = Replay(noise, anchor=(theta * 0).sum()) if self.replayable else seeded(noise)
         with replay:
             return self.call(theta, lambda guide: _scored(guide, row))
 
+    @runs_isolated
     def latents(self, theta: Tensor, row: tuple[Tensor, ...], noise: tuple[Tensor, ...]) -> Latents:
         """One draw of the latents from the noise of `latent_draws`."""
         with whole_plates():
             trace = self.guide_trace(theta, row, noise)
         return {site.name: trace.nodes[site.name]["value"] for site in self.target.latents}
 
+    @runs_isolated
     def drawn(self, theta: Tensor, row: tuple[Tensor, ...], noise: tuple[Tensor, ...]) -> tuple[Latents, Tensor]:
         """One draw of the latents from the noise of `latent_draws` and log q there, nats, both with their gradients."""
         with whole_plates():
@@ -264,13 +272,14 @@ class Program:
     def missing_path(self) -> str | None:
         """Says which site is drawn without a path for gradients, or gives None where each has one."""
         row = self.target.row(0)
-        with isolated(self.target.dtype, seed=0), Recorder():
+        with self.isolated(seed=0), Recorder():
             trace = self.call(self.initial, lambda guide: _scored(guide, row))
         for name, node in guide_sites(trace).items():
             if not node["fn"].has_rsample:
                 return f"site '{name}' is drawn from a {type(node['fn']).__name__}, without a path for gradients"
         return None
 
+    @runs_isolated
     def model_trace(self, guide_trace: Trace, row: tuple[Tensor, ...], noise: tuple[Tensor, ...]) -> Trace:
         """One run of the model on the guide's draw, with its log densities."""
         own = noise[self._num_guide_draws :] if self.replayable else ()
@@ -281,16 +290,19 @@ class Program:
 
     # ---- the particles of the objectives
 
+    @runs_isolated
     def sample(self, theta: Tensor, row: tuple[Tensor, ...], noise: tuple[Tensor, ...]) -> Particle:
         """Pyro's `Trace_ELBO`: each site is reparameterised where it can be, else the score function is used."""
         guide_trace = self.guide_trace(theta, row, noise)
         return _particle(self.model_trace(guide_trace, row, noise), guide_trace)
 
+    @runs_isolated
     def sample_score_function(self, theta: Tensor, row: tuple[Tensor, ...], noise: tuple[Tensor, ...]) -> Particle:
         """The score function is used for all sites (Ranganath et al. 2014, Black box variational inference)."""
         with NoReparameterization():
             return self.sample(theta, row, noise)
 
+    @runs_isolated
     def sample_path_derivative(self, theta: Tensor, row: tuple[Tensor, ...], noise: tuple[Tensor, ...]) -> Particle:
         """log q is differentiated through the draw only (Roeder et al. 2017, Sticking the landing)."""
         guide_trace = self.guide_trace(theta, row, noise)
@@ -298,6 +310,7 @@ class Program:
         latents = {site.name: guide_trace.nodes[site.name]["value"] for site in self.target.latents}
         return particle._replace(entropy=self.log_guide(theta.detach(), row, latents))
 
+    @runs_isolated
     def sample_mean_field(self, theta: Tensor, row: tuple[Tensor, ...], noise: tuple[Tensor, ...]) -> Particle:
         """Pyro's `TraceMeanField_ELBO`: the KL to the prior in closed form, the likelihood by Monte Carlo."""
         guide_trace = self.guide_trace(theta, row, noise)
@@ -314,6 +327,7 @@ class Program:
 
     # ---- the density
 
+    @runs_isolated
     def log_guide(self, theta: Tensor, row: tuple[Tensor, ...], latents: Latents) -> Tensor:
         """log q(z) at given latents of one problem, nats.
 
@@ -327,6 +341,7 @@ class Program:
         auxiliary = self._auxiliary_of(theta, row, self.target.unconstrain(latents))
         return _log_guide(self._conditioned(theta, row, self._split(auxiliary)))
 
+    @runs_isolated
     def log_density(self, theta: Tensor, row: tuple[Tensor, ...], latents: Latents) -> Tensor:
         """log q(z) as `log_guide`, but -inf outside the guide's own support, where formulas may give anything.
 
@@ -360,6 +375,7 @@ class Program:
         parts = auxiliary.split(sizes, -1)
         return {name: part.reshape(self._auxiliary[name]) for name, part in zip(self._auxiliary, parts, strict=True)}
 
+    @runs_isolated
     def unconstrained_of(self, theta: Tensor, row: tuple[Tensor, ...], auxiliary: Tensor) -> Tensor:
         """The point of unconstrained space to which the guide maps given auxiliary values."""
         trace = self._conditioned(theta, row, self._split(auxiliary))
@@ -389,7 +405,7 @@ class Program:
             return "the guide is a point mass: it has no density"
         if num != self.target.dim:
             return f"the guide draws {num} auxiliary numbers for {self.target.dim} latent ones"
-        with isolated(self.target.dtype, seed=0):
+        with self.isolated(seed=0):
             point = torch.randn(num, dtype=self.target.dtype, device=self.target.device)
             try:
                 image = self.unconstrained_of(self.initial, self.target.row(0), point)
@@ -438,7 +454,7 @@ def _is_tensor(node: Any, part: str) -> bool:
 def analytic_divergence_missing(program: Program) -> str | None:
     """Says which latent has no registered KL from the guide's site to the prior, or gives None where each has one."""
     row = program.target.row(0)
-    with isolated(program.target.dtype, seed=0):
+    with program.isolated(seed=0):
         with whole_plates():
             guide_trace = program.call(program.initial, lambda guide: _scored(guide, row))
             model_trace = program.model_trace(guide_trace, row, ())

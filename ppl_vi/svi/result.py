@@ -28,7 +28,6 @@ from ppl_vi.svi.program import Program, load_parameters
 from ppl_vi.svi.randomness import UnsupportedRandomnessError, pseudo_random, quasi_random
 from ppl_vi.svi.start import build_guide, structure_seed
 from ppl_vi.target.fingerprint import fingerprint
-from ppl_vi.target.isolation import isolated
 from ppl_vi.target.sites import Latents
 from ppl_vi.target.target import Target
 
@@ -174,7 +173,7 @@ class Fit:
             return self._over(lambda one: self.program.latents(point, row, one))(draws)
 
         over_replicas = self._over(many, in_dims=(0, None, axis))
-        with isolated(self.target.dtype, seed=0), torch.no_grad():
+        with self.program.isolated(), torch.no_grad():
             return self._over(over_replicas, in_dims=(0, 0, axis))(theta, self.target.args, noise)
 
     def _over(self, function: Callable[..., Any], in_dims: Axes = 0) -> Callable[..., Any]:
@@ -198,7 +197,7 @@ class Fit:
         def many(point: Tensor, row: tuple[Tensor, ...], values: Latents) -> Tensor:
             return self._over(lambda z: self.program.log_density(point, row, z))(values)
 
-        with isolated(self.target.dtype, seed=0), torch.no_grad():
+        with self.program.isolated(), torch.no_grad():
             return self._over(many)(theta, rows, latents)
 
     def save(self, path: str | Path) -> None:

@@ -34,10 +34,8 @@ from pyro.nn.module import PyroModule
 from torch import Tensor, nn
 
 from ppl_vi.guides import Family
-from ppl_vi.guides.own import ModuleGuide, with_statements
-from ppl_vi.guides.statements import FunctionGuide
-from ppl_vi.target.arguments import BoundModel, private_copy
-from ppl_vi.target.isolation import isolated, whole_plates
+from ppl_vi.guides.own import BoundGuide, as_module, name_of
+from ppl_vi.target.isolation import whole_plates
 from ppl_vi.target.sites import split
 from ppl_vi.target.target import Target
 
@@ -115,7 +113,7 @@ def build_guide(
         given["init_scale_fn"] = lambda name, location: scales[name].reshape(location.shape)
     elif "init_scale" in names and family is not AutoGaussian:  # AutoGaussian would scale its random factors as well
         given["init_scale"] = float(scale.log().mean().exp())
-    with isolated(target.dtype, seed=seed), warnings.catch_warnings():
+    with target.isolated(seed), warnings.catch_warnings():
         # Pyro warns of an autoregressive flow over one number, which is a fine guide
         warnings.filterwarnings("ignore", message=".*AutoRegressiveNN input_dim = 1.*")
         warnings.filterwarnings("ignore", message="The `init_loc_fn` argument to AutoIAFNormal is not used")
@@ -128,15 +126,10 @@ def build_guide(
         if isinstance(guide, AutoGuide) and not isinstance(guide, AutoContinuous):
             _refuse_clash(guide, target)
         row = target.row(problem)
-        if not isinstance(guide, nn.Module):
-            guide = FunctionGuide(target.bind(guide), row, target.dtype)
-        elif not isinstance(guide, AutoGuide):
-            guide = private_copy(guide, target.dtype)
-            guide = ModuleGuide(guide, target.model.given) if isinstance(target.model, BoundModel) else guide
-            guide = with_statements(guide, row, target.dtype)
+        guide = as_module(guide, target, row, name_of(family))
         _first_run(guide, target, row)
         guide = guide.to(target.device, target.dtype)
-        own = guide.guide if isinstance(guide, ModuleGuide) else guide
+        own = guide.guide if isinstance(guide, BoundGuide) else guide
         if isinstance(own, AutoNormalizingFlow):
             _place_flow(own, loc, scale)
         elif isinstance(own, SCALE_VECTOR + SCALE_BY_SITE):

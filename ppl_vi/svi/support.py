@@ -18,7 +18,6 @@ from torch.distributions.transforms import ComposeTransform, IndependentTransfor
 
 from ppl_vi.guides import ANY, POSITIVE, REAL, RefusedFamilyError
 from ppl_vi.svi.program import guide_sites, is_delta
-from ppl_vi.target.isolation import isolated
 from ppl_vi.target.supports import LatentSite, ends
 from ppl_vi.target.target import Target
 from ppl_vi.target.truncation import support_of
@@ -112,7 +111,7 @@ def mismatch(target: Target, guide: nn.Module) -> str | None:
         ValueError: the guide lacks a latent site of the model, adds one, or draws one that is discrete, of another
             shape or nan; or it has no parameters.
     """
-    with isolated(target.dtype, seed=0):
+    with target.isolated(seed=0):
         trace = poutine.trace(guide).get_trace(*target.row(0))
         trace.compute_log_prob()
     sites = guide_sites(trace)

@@ -1,4 +1,7 @@
-"""TODO."""
+"""The arguments of a user's model: converted to tensors of one dtype, moved to a device, and kept by the model.
+
+A module that is a model or a guide is copied, so that the user's own is never changed.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,9 @@ from ppl_vi.target.precision import in_dtype
 def private_copy(function: Any, dtype: torch.dtype) -> Any:
     """A module, or a method of one, as a copy in `dtype` that can be run inside `isolated`; anything else as it is.
 
-    A `PyroModule` made while its parameters were global has no place for local ones. The priors of its `PyroSample`s
-    hold tensors that are no parameters or buffers.
+    `isolated` makes parameters local to their modules. A `PyroModule` that was made while they were global has no place
+    for local ones, so its copy gets it. The priors of its `PyroSample`s hold tensors that are neither parameters nor
+    buffers, which `Module.to` would leave as they are, so they are converted, too.
     """
     owner = getattr(function, "__self__", function)
     if not isinstance(owner, nn.Module):
@@ -35,9 +39,9 @@ def private_copy(function: Any, dtype: torch.dtype) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class BoundModel:
-    """A function with arguments of its own: it ignores what it is called with.
+    """A function that is always called with arguments of its own, whatever it is given.
 
-    So a guide may hand its arguments on to the model, whatever they are.
+    So a guide may hand on its own arguments to the model, whatever they are.
 
     Attributes:
         function: a Pyro model or guide.
@@ -52,7 +56,10 @@ class BoundModel:
 
 
 def converted_arguments(value: Any, dtype: torch.dtype) -> Any:
-    """Arrays as tensors, floating point ones in `dtype`, inside of dicts, lists and tuples too; all else as it is."""
+    """A value with its arrays as tensors, and floating-point ones in `dtype`; anything else in it stays as it is.
+
+    Arrays and tensors are found in dicts, lists and tuples, too, nested to any depth.
+    """
     if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
         value = torch.from_numpy(value.copy())
     if isinstance(value, Tensor):
@@ -65,6 +72,7 @@ def converted_arguments(value: Any, dtype: torch.dtype) -> Any:
 
 
 def to_device(value: Any, device: torch.device | str) -> Any:
+    """A value with its tensors on a device, those in dicts, lists and tuples included."""
     if isinstance(value, Tensor):
         return value.to(device)
     if isinstance(value, dict):
@@ -73,7 +81,7 @@ def to_device(value: Any, device: torch.device | str) -> Any:
 
 
 def tensors_of(value: Any) -> list[Tensor]:
-    """The tensors in a value, inside of dicts, lists and tuples too."""
+    """The tensors in a value, those in dicts, lists and tuples included."""
     if isinstance(value, Tensor):
         return [value]
     parts = value.values() if isinstance(value, dict) else value if type(value) in (list, tuple) else ()

@@ -1,4 +1,4 @@
-"""TODO."""
+"""What is known of a model that decodes a standard normal latent, such as the decoder of a variational autoencoder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ppl_vi.numerics.mixtures import LOG_2PI
 
 @dataclass(frozen=True)
 class Decoded:
-    """What a target with one latent z ~ Normal(0, I_D) and one decoder for all its problems can tell beside its model.
+    """What is known of a target, beside its model, whose one latent z ~ Normal(0, I_D) all problems decode alike.
 
     Attributes:
         log_likelihood: `(z, *args)` with common points z `(S, D)` to log p(x | z) of every problem, `(B, S)`, nats; the

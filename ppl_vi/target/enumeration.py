@@ -21,14 +21,17 @@ from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-MAX_VALUES = 64  # combinations of discrete values that are also summed one by one
-SITE = "_summed_out"  # that holds the log density of all that is not a continuous latent
+# A model with so many combinations of discrete values at most is checked by summing over them one by one.
+MAX_CHECKED_COMBINATIONS = 64
+# The `pyro.factor` that holds the log density of all sites but the continuous latents.
+FACTOR_NAME = "_summed_out"
 
 
 def einsum(equation: str, *operands: Tensor) -> Tensor:
-    """Sums of products of numbers given by their logarithms, whose terms may differ by any factor.
+    """Sums of products of numbers that are given by their logarithms: an `einsum` whose result is a logarithm, too.
 
-    Pyro's own takes each operand's largest value out first: where operands disagree by a factor of e^745, it finds 0.
+    The terms of a sum may differ by any factor. Pyro's own function first divides each operand by its largest value, so
+    that where the largest values of two operands belong to different terms, all products may underflow to 0.
     """
     inputs, output = equation.split("->")
     symbols = output + "".join(sorted(set(inputs) - set(output) - {","}))
@@ -42,7 +45,7 @@ def einsum(equation: str, *operands: Tensor) -> Tensor:
 
 
 def _aligned(operand: Tensor, dims: str, symbols: str) -> Tensor:
-    """An operand with axes `dims` with an axis for each of `symbols`, of length 1 where it has none."""
+    """An operand with axes `dims`, given an axis for each of `symbols`: one of length 1 for those that it lacks."""
     present = [dims.index(symbol) for symbol in symbols if symbol in dims]
     permuted = operand.permute(present)
     index = tuple(slice(None) if symbol in dims else None for symbol in symbols)
@@ -50,7 +53,7 @@ def _aligned(operand: Tensor, dims: str, symbols: str) -> Tensor:
 
 
 def transpose(operand: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """Axes in another order."""
+    """The operand with its axes in another order."""
     return operand.permute(axes)
 
 
@@ -58,11 +61,11 @@ tensordot = Tensordot(einsum)
 
 
 class UnsuitableSiteError(ValueError):
-    """A site that can't be summed out, or stands in the way; the message says why."""
+    """A discrete site can't be summed out, or another site prevents it; the message says why."""
 
 
 class _Enumerate(EnumMessenger):
-    """Pyro's, which reads the shape of a value from its `data`: under `vmap` there is none."""
+    """Pyro's messenger, but for the shape of a value: Pyro reads it from `Tensor.data`, which fails under `vmap`."""
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if msg["value"] is None or not hasattr(msg["fn"], "event_dim"):
@@ -76,12 +79,14 @@ class _Enumerate(EnumMessenger):
 
 
 class _Ring(LogRing):
-    _backend = __name__  # whose `einsum`, `tensordot` and `transpose` opt_einsum calls
+    """Pyro's arithmetic of logarithms, by this module's `einsum`, `tensordot` and `transpose`."""
+
+    _backend = __name__  # the module in which opt_einsum looks for these
 
 
 @dataclass(frozen=True, eq=False)
 class SummedOut:
-    """A Pyro model whose discrete latents are summed out: called like the model, it has the continuous ones alone.
+    """A Pyro model whose discrete latents are summed out, so that its only latents are the continuous ones.
 
     Attributes:
         model: a Pyro model that can be enumerated, see Pyro's `config_enumerate`.
@@ -92,7 +97,7 @@ class SummedOut:
     max_plate_nesting: int
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
-        """Draws the continuous latents; all the rest is one `pyro.factor`.
+        """Draws the continuous latents, and adds the log density of all other sites as one `pyro.factor`.
 
         Raises:
             UnsuitableSiteError: a continuous latent depends on a discrete one.
@@ -111,7 +116,7 @@ class SummedOut:
         for name in continuous:
             self._refuse_mixed(name, trace)
             trace.remove_node(name)
-        pyro.factor(SITE, _log_density(trace))
+        pyro.factor(FACTOR_NAME, _log_density(trace))
 
     def _refuse_mixed(self, name: str, trace: Trace) -> None:
         shape = trace.nodes[name]["fn"].batch_shape
@@ -144,10 +149,10 @@ def _log_density(trace: Trace) -> Tensor:
 
 
 def _score(trace: Trace, discrete: Sequence[str]) -> None:
-    """Computes the log density of each site; where a discrete latent is masked, each of its K values has the mass 1/K.
+    """Computes the log density of each site. Where a discrete latent is masked, each of its K values gets the mass 1/K.
 
-    A mask alone leaves each value the mass 1, so that summing a latent out that nothing depends on would give K instead
-    of 1. Pyro's `obs_mask` makes such latents: one for each entry of the data, masked where the entry is observed.
+    Pyro gives each value of a masked site the mass 1, so that summing out a latent on which nothing depends would give
+    K instead of 1. Pyro's `obs_mask` makes such latents: one for each entry of the data, masked where that is observed.
 
     Args:
         trace: of a model; its sites get their `log_prob` and `log_prob_sum`.
@@ -162,13 +167,13 @@ def _score(trace: Trace, discrete: Sequence[str]) -> None:
 
 
 def masks_of(node: Any) -> list[Tensor]:
-    """What says where a site's density counts, by `poutine.mask` or by the distribution itself."""
+    """The masks that say where a site's density counts: that of `poutine.mask` and that of the distribution."""
     masks = (node["mask"], getattr(node["fn"], "_mask", None))
     return [torch.as_tensor(mask) for mask in masks if mask is not None]
 
 
 def summed_out(model: Callable[..., Any], trace: Trace, args: tuple[Any, ...], name: str) -> Callable[..., Any]:
-    """A model without its discrete latents: the same one where there are none.
+    """A model whose discrete latents are summed out; the same model if it has none.
 
     Args:
         model: a Pyro model.
@@ -177,8 +182,8 @@ def summed_out(model: Callable[..., Any], trace: Trace, args: tuple[Any, ...], n
         name: the target's, for messages.
 
     Raises:
-        ValueError: a discrete latent has no finite number of values, or the sum in parallel is not the one over all
-            values one by one.
+        ValueError: a discrete latent can take infinitely many values, or Pyro's enumeration gives another sum than
+            that over all values one by one.
     """
     nodes = [node for node in trace.nodes.values() if node["type"] == "sample"]
     discrete = _discrete_latents(trace)
@@ -193,7 +198,7 @@ def summed_out(model: Callable[..., Any], trace: Trace, args: tuple[Any, ...], n
     if not discrete:
         return model
     summed = SummedOut(model, depth)
-    if math.prod(map(_num_values, discrete)) <= MAX_VALUES:
+    if math.prod(map(_num_values, discrete)) <= MAX_CHECKED_COMBINATIONS:
         _verify(summed, trace, args, name)
     return summed
 
@@ -209,10 +214,13 @@ def _num_values(node: Any) -> int:
 
 
 def _verify(summed: SummedOut, trace: Trace, args: tuple[Any, ...], name: str) -> None:
-    """Compares the sum in parallel with the one over all values one by one.
+    """Compares the sum by enumeration with that over all values one by one.
 
-    Pyro's enumeration gives a site all its values at once along a new dimension, and trusts the model to keep it apart
-    from its own. A model that doesn't may run all the same, to another density.
+    Pyro's enumeration gives a site all of its values at once, along a new dimension, which the model must not mix with
+    dimensions of its own. A model that mixes them may still run, and then has another density.
+
+    Raises:
+        ValueError: the sums differ.
     """
     discrete = _discrete_latents(trace)
     nodes = [node for node in trace.nodes.values() if node["type"] == "sample" and is_continuous_latent(node)]
@@ -221,7 +229,7 @@ def _verify(summed: SummedOut, trace: Trace, args: tuple[Any, ...], name: str) -
     try:
         at_once = _log_joint(summed, fixed, args)
     except Exception:
-        return  # is told when the sites are looked for, with the place
+        return  # `latent_sites` runs the model next, and reports the error with the site
     terms = [
         _log_joint(summed.model, fixed | dict(zip(names, values, strict=True)), args, names)
         for values in itertools.product(*map(_values, discrete))
@@ -237,7 +245,7 @@ def _verify(summed: SummedOut, trace: Trace, args: tuple[Any, ...], name: str) -
 
 
 def _values(node: Any) -> list[Tensor]:
-    """Everything a discrete site can be."""
+    """All values that a discrete site can take, each of the shape of the site."""
     fn = node["fn"]
     one = fn.enumerate_support(expand=False).reshape(-1, *fn.event_shape)
     indices = itertools.product(range(len(one)), repeat=fn.batch_shape.numel())

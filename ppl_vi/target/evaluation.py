@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from weakref import WeakKeyDictionary
 
 import pyro.poutine as poutine
@@ -14,30 +13,33 @@ from ppl_vi.numerics.rules import SPACINGS
 from ppl_vi.numerics.vmapping import vmap_or_loop
 from ppl_vi.target.arguments import BoundModel, tensors_of
 from ppl_vi.target.decoder import Decoded
-from ppl_vi.target.isolation import isolated
 from ppl_vi.target.sites import Latents, latents_of, numbers_of
 from ppl_vi.target.target import Target
 
-DECODED_NUMBERS = 1 << 24  # of decoded points held at once: 128 MB
-
-NUM_PRIOR = 256  # draws of the prior
-
-NUMBERS = 2**19  # of a temporary as large as the data
-MOST_NUMBERS = 2**21  # of any: from 2^22 on each is fetched from the system anew
+# Points are decoded together until what they are decoded to has so many numbers, 128 MB in double precision.
+MAX_DECODED_NUMBERS = 1 << 24
+NUM_PRIOR_DRAWS = 256
+# Points are taken together until the latents, or the data, of all of them have so many numbers: 4 MiB, which stay in
+# the processor's cache.
+MAX_DATA_NUMBERS = 2**19
+# Nor may their largest temporary have more than so many: from 2^22 on each is fetched anew from the operating system.
+MAX_NUMBERS = 2**21
+# So many points are always taken together, however large: fewer would cost more in overhead than they save in memory.
+MIN_POINTS = 64
 
 _evaluators: WeakKeyDictionary[Target, AtPoints] = WeakKeyDictionary()
 
 
 def drawn_at_once(target: Target) -> int:
-    """How many points to take together where a guide meets them, and no data."""
-    return max(64, NUMBERS // sum(site.shape.numel() for site in target.latents))
+    """How many points to take together where a guide is run on them, and no data are."""
+    return max(MIN_POINTS, MAX_DATA_NUMBERS // sum(site.shape.numel() for site in target.latents))
 
 
 def points_at_once(target: Target) -> int:
-    """How many points to take together where each meets the data."""
+    """How many points to take together where the model is run on each of them, with its data."""
     given = tensors_of(target.model.given) if isinstance(target.model, BoundModel) else []
     data = sum(arg[0].numel() for arg in target.args) + sum(tensor.numel() for tensor in given)
-    return max(64, min(drawn_at_once(target), NUMBERS // max(1, data), MOST_NUMBERS // target.width))
+    return max(MIN_POINTS, min(drawn_at_once(target), MAX_DATA_NUMBERS // max(1, data), MAX_NUMBERS // target.width))
 
 
 def log_joint(target: Target, latents: Latents, index: Tensor | None = None) -> Tensor:
@@ -57,7 +59,10 @@ def log_joint(target: Target, latents: Latents, index: Tensor | None = None) -> 
 
 
 def evaluator(target: Target) -> AtPoints:
-    """The log joint of one problem at one point, whose latents' numbers stand one after another, at many points."""
+    """What evaluates the log joint at many points, made once for each target.
+
+    A point is given by the numbers of its latents, one after another, see `ppl_vi.target.sites.numbers_of`.
+    """
     if target not in _evaluators:
 
         def of_one(point: Tensor, *row: Tensor) -> Tensor:
@@ -68,16 +73,19 @@ def evaluator(target: Target) -> AtPoints:
             target.width,
             points_at_once(target),
             vectorise=vmap_or_loop,
-            gate=partial(isolated, target.dtype),
+            gate=target.isolated,
             compiles=target.decoded is None,  # torch multiplies a decoder's large matrices faster
         )
     return _evaluators[target]
 
 
-def prior_draws(target: Target, problem: int, num: int = NUM_PRIOR, seed: int = 0) -> Tensor:
-    """Draws of the model's latents before the data are seen, in unconstrained space, `(num, D)`; non-finite ones go."""
+def prior_draws(target: Target, problem: int, num: int = NUM_PRIOR_DRAWS, seed: int = 0) -> Tensor:
+    """Draws of the latents from the prior, in unconstrained space, `(N, D)`.
+
+    N is `num`, less the draws that are not finite in unconstrained space: those lie on an edge of their support.
+    """
     row, drawn = target.row(problem), []
-    with isolated(target.dtype, seed=seed), torch.no_grad():
+    with target.isolated(seed), torch.no_grad():
         for _ in range(num):
             with poutine.block():
                 trace = poutine.trace(target.model).get_trace(*row)
@@ -88,10 +96,10 @@ def prior_draws(target: Target, problem: int, num: int = NUM_PRIOR, seed: int = 
 
 
 def decoded_of(target: Target) -> Decoded:
-    """What the target decodes.
+    """What is known of the target's decoder.
 
     Raises:
-        ValueError: it decodes nothing, or too many latents for quadrature.
+        ValueError: the target has no decoder, or too many latents for quadrature.
     """
     if target.decoded is None:
         raise ValueError(f"target '{target.name}' has no decoder: amortized gaps need z ~ Normal(0, I) and one decoder")
@@ -119,5 +127,5 @@ def log_likelihood_at(target: Target, z: Tensor, index: Tensor) -> Tensor:
 
 
 def decoded_at_once(target: Target) -> int:
-    """How many points may be decoded together: each takes as many numbers as its problem has data, several times."""
-    return max(1, DECODED_NUMBERS // sum(arg[0].numel() for arg in target.args))
+    """How many points may be decoded together, where each takes as many numbers as a problem has data."""
+    return max(1, MAX_DECODED_NUMBERS // sum(arg[0].numel() for arg in target.args))

@@ -1,4 +1,4 @@
-"""TODO."""
+"""A line of text that tells one target from another, by which a saved fit or truth finds its own again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ppl_vi.target.target import Target
 
 
 def fingerprint(target: Target) -> str:
-    """Tells one target's data, sites and dtype from another's."""
+    """The target's name, its sites with their shapes, and a digest of its data with their dtype."""
     digest = hashlib.sha256()
     for arg in target.data:
         digest.update(str((tuple(arg.shape), str(arg.dtype))).encode())

@@ -1,8 +1,9 @@
-"""Models that write into tensors of their own, made fit for many draws at once.
+"""Models that write into tensors of their own, run for many draws at once.
 
-`mean = torch.zeros(3); mean[0] = z` has no place for many z under `torch.func.vmap`: what was made there is one tensor,
-for all draws. So do Pyro's `OrderedLogistic` and torch's `Multinomial`. Here what such a model makes is made for each
-draw.
+Under `torch.func.vmap` the lines `mean = torch.zeros(3); mean[0] = z` fail: `torch.zeros` makes one tensor for all
+draws, which has no room for the many values of z. Pyro's `OrderedLogistic` and torch's `Multinomial` write in this way,
+too. Here 0 times the latents drawn so far is added to each tensor that such a model makes, so that `vmap` makes one
+for each draw.
 """
 
 from __future__ import annotations
@@ -18,27 +19,33 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-WRITES = ("inplace arithmetic", "index_put_", "copy_", "indexing with a boolean mask")  # in vmap's complaints of these
-MAKERS = {
+# Words in the errors of `torch.func.vmap` for functions that write into a tensor.
+WRITES_REFUSED = ("inplace arithmetic", "index_put_", "copy_", "indexing with a boolean mask")
+# Functions of torch that make a tensor.
+TENSOR_MAKERS = {
     "clone", "empty", "empty_like", "full", "full_like", "new_empty", "new_full", "new_ones", "new_tensor", "new_zeros",
     "ones", "ones_like", "tensor", "zeros", "zeros_like",
 }  # fmt: skip
 
 
 def writes_in_place(error: BaseException) -> bool:
-    """Whether this is vmap's complaint about a function that writes into a tensor."""
+    """Whether this is the error of `vmap` for a function that writes into a tensor."""
     said = str(error)
-    return isinstance(error, RuntimeError) and "vmap" in said and any(words in said for words in WRITES)
+    return isinstance(error, RuntimeError) and "vmap" in said and any(words in said for words in WRITES_REFUSED)
 
 
-class _Draws(Messenger):
-    """A 0 that is, under `vmap`, one for each draw."""
+class _PerDraw(Messenger):
+    """Keeps a 0 of which, under `vmap`, there is one for each draw: 0 times the latents drawn so far.
+
+    Attributes:
+        zero: that scalar; None before the first latent is drawn.
+    """
 
     zero: Tensor | None = None
 
     def _pyro_sample(self, msg: Any) -> None:
-        msg["fn"] = fn = copy(msg["fn"])  # whose density is asked for once the model has run
-        fn.__class__, fn.draws = _scoring(fn.__class__), self
+        msg["fn"] = fn = copy(msg["fn"])  # its density is computed after the model has run, and may write, too
+        fn.__class__, fn.draws = _scored_per_draw(fn.__class__), self
 
     def _pyro_post_sample(self, msg: Any) -> None:
         value = msg["value"]
@@ -46,10 +53,10 @@ class _Draws(Messenger):
             self.zero = torch.zeros_like(value).sum() + (0.0 if self.zero is None else self.zero)
 
 
-class _Made(TorchFunctionMode):
-    """Adds that 0 to every tensor of floating-point numbers that is made."""
+class _MadePerDraw(TorchFunctionMode):
+    """Adds the 0 of each draw to every tensor of floating-point numbers that is made."""
 
-    def __init__(self, draws: _Draws) -> None:
+    def __init__(self, draws: _PerDraw) -> None:
         super().__init__()
         self.draws = draws
 
@@ -62,16 +69,22 @@ class _Made(TorchFunctionMode):
                 return tensor.copy_(torch.where(trailing, value, tensor))
         made = func(*args, **(kwargs or {}))
         zero = self.draws.zero
-        return made + zero.to(made.dtype) if name in MAKERS and zero is not None and made.is_floating_point() else made
+        return (
+            made + zero.to(made.dtype)
+            if name in TENSOR_MAKERS and zero is not None and made.is_floating_point()
+            else made
+        )
 
 
 @cache
-def _scoring(kind: Any) -> Any:
+def _scored_per_draw(kind: Any) -> Any:
+    """A class of distributions like `kind`, whose `log_prob` may write into the tensors that it makes."""
+
     def log_prob(self: Any, *args: Any) -> Tensor:
-        with _Made(self.draws):
+        with _MadePerDraw(self.draws):
             return kind.log_prob(self, *args)
 
-    return type(kind)(kind.__name__, (kind,), {"log_prob": log_prob, "draws": _Draws()})
+    return type(kind)(kind.__name__, (kind,), {"log_prob": log_prob, "draws": _PerDraw()})
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,5 +95,5 @@ class InPlaceModel:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The model."""
-        with _Draws() as draws, _Made(draws):
+        with _PerDraw() as draws, _MadePerDraw(draws):
             return self.model(*args, **kwargs)

@@ -1,4 +1,7 @@
-"""What a model draws, found by running it; and what is the matter with it, by name, before anything is computed."""
+"""A model's latent sites, found by running it with several seeds, and what makes a model unsuitable.
+
+A model that can't be used is refused here, before anything is computed, with a message that names the site.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +15,30 @@ from pyro.distributions.transforms import biject_to
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from ppl_vi.target.enumeration import UnsuitableSiteError, masks_of
 from ppl_vi.target.isolation import isolated
 from ppl_vi.target.supports import LatentSite, MovingSupport, ends, same_support
 
 Row = tuple[Any, ...]
-SEEDS = (0, 4, 6, 1)  # their first draws fall on both sides of a median
-CIRCULAR = ("VonMises", "SineBivariateVonMises", "SineSkewed")
-UNOBSERVED = "_unobserved"  # what Pyro calls the latent half of a site with an `obs_mask`
-IMPROPER = "{name}: site '{site}' has an improper prior, so there is no evidence: give it a proper one"
+# The seeds of the runs that show whether sites, shapes and supports depend on drawn values. A model that decides by its
+# first draw takes both branches: with these seeds first draws lie on both sides of the median.
+SEEDS = (0, 4, 6, 1)
+# Distributions of angles, whose density is periodic along the whole line.
+ANGLE_DISTRIBUTIONS = ("VonMises", "SineBivariateVonMises", "SineSkewed")
+# Pyro appends this to the name of a site with an `obs_mask` for the latent that holds its missing entries.
+UNOBSERVED_SUFFIX = "_unobserved"
+IMPROPER_PRIOR = "{name}: site '{site}' has an improper prior, so there is no evidence: give it a proper one"
 
 
 class SiteReached(Messenger):
-    """Remembers the site that is being run."""
+    """Remembers the site that is being run.
+
+    Attributes:
+        site: its name.
+        fn: its distribution.
+    """
 
     site = ""
     fn: Any = None
@@ -34,11 +47,23 @@ class SiteReached(Messenger):
         self.site, self.fn = msg["name"], msg["fn"]
 
 
+class LargestTensor(TorchFunctionMode):
+    """Remembers how many numbers the largest floating-point tensor has that torch computes meanwhile."""
+
+    size = 1
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if isinstance(found, Tensor) and found.is_floating_point():
+            self.size = max(self.size, found.numel())
+        return found
+
+
 def run_model(model: Callable[..., Any], row: Row, dtype: torch.dtype, name: str, seed: int = 0) -> Trace:
     """One run of a model with the log density of every site.
 
     Raises:
-        ValueError: it raised something.
+        ValueError: the model raised an error; the message says at which site.
     """
     with isolated(dtype, seed=seed), SiteReached() as reached:
         try:
@@ -49,12 +74,20 @@ def run_model(model: Callable[..., Any], row: Row, dtype: torch.dtype, name: str
             raise ValueError(f"{name}: {said}") from error
         except Exception as error:
             if _is_improper(reached.fn):
-                raise ValueError(IMPROPER.format(name=name, site=reached.site)) from error
-            raise ValueError(f"{name}: {_complaint(error, reached.site, dtype)}") from error
+                raise ValueError(IMPROPER_PRIOR.format(name=name, site=reached.site)) from error
+            raise ValueError(f"{name}: {raised_by('the model', error, reached.site, dtype)}") from error
     return trace
 
 
-def _complaint(error: Exception, site: str, dtype: torch.dtype) -> str:
+def raised_by(function: str, error: Exception, site: str, dtype: torch.dtype) -> str:
+    """Says in one line what a model or a guide raised, where, and what may mend it.
+
+    Args:
+        function: how to call the model or guide.
+        error: what it raised.
+        site: the last sample site or plate that it had reached, or "".
+        dtype: the dtype of its data.
+    """
     said, *_ = str(error).split("Trace Shapes:")  # Pyro adds a table
     lines = [line for line in said.splitlines() if line.strip()] or [""]
     said = " ".join(line.strip() for line in lines[:2])
@@ -65,8 +98,8 @@ def _complaint(error: Exception, site: str, dtype: torch.dtype) -> str:
     elif "Multiple sample sites" in said:
         hint = ": give each site and plate a name of its own"
     elif any(words in said for words in ("must match", "Shape mismatch", "inconsistent tensor size")):
-        hint = ": do the data have the shape that the model takes?"
-    return f"the model raised {type(error).__name__} {where}: {said}{hint}"
+        hint = f": do the data have the shape that {function} takes?"
+    return f"{function} raised {type(error).__name__} {where}: {said}{hint}".removesuffix(": ")
 
 
 def latent_sites(
@@ -82,8 +115,8 @@ def latent_sites(
 
     Raises:
         ValueError: the model has no latent site, a discrete one, an improper prior, parameters, a log density that is
-            nan, data outside their distribution's support, latents of another dtype, sites or supports that depend on
-            drawn values, or raises.
+            nan, data outside their distribution's support, latents of another dtype, or sites or supports that depend
+            on drawn values; or it raises an error.
     """
     traces = [run_model(model, last if seed else first, dtype, name, seed=seed) for seed in SEEDS]
     one, *others = ({n: node for n, node in trace.nodes.items() if _is_site(node)} for trace in traces)
@@ -115,7 +148,7 @@ def latent_sites(
 
 
 def _innermost(fn: Any) -> Any:
-    """The distribution inside of what shapes, masks or transforms it."""
+    """The distribution inside of those that reshape, mask or transform it."""
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
     return fn
@@ -126,7 +159,7 @@ def _is_improper(fn: Any) -> bool:
 
 
 def _is_masked(node: Any) -> bool:
-    """Whether some of a site's density is left out: Pyro's way to write a flat prior."""
+    """Whether a mask leaves out some of a site's density, which is one way to write a flat prior in Pyro."""
     return any(not bool(mask.all()) for mask in masks_of(node))
 
 
@@ -155,7 +188,7 @@ def _refuse_nan(node: Any, name: str) -> None:
 
 
 def _refuse_outside(node: Any, other: Any, name: str) -> None:
-    """Data where no parameters could put them: without validation Pyro carries most densities on beyond their ends."""
+    """Refuses data outside of their support, where most of Pyro's densities are finite while validation is off."""
     try:
         support, again = node["fn"].support, other["fn"].support
     except NotImplementedError:
@@ -176,13 +209,14 @@ def _refuse_latent(node: Any, other: Any, name: str, one_problem: bool) -> None:
             f"{name}: site '{site}' is discrete; SVI needs continuous latents: sum it out of the model, as "
             "Target.of does"
         )
-    if site.endswith(UNOBSERVED) and _is_masked(node):
+    if site.endswith(UNOBSERVED_SUFFIX) and _is_masked(node):
         raise ValueError(
-            f"{name}: site '{site.removesuffix(UNOBSERVED)}' has an obs_mask, which makes latents of the data that are "
-            "there, too, without a density: leave out what is missing by poutine.mask, or draw it at a site of its own"
+            f"{name}: site '{site.removesuffix(UNOBSERVED_SUFFIX)}' has an obs_mask, which makes latents of the "
+            "data that are there, too, without a density: leave out what is missing by poutine.mask, or draw it at a "
+            "site of its own"
         )
     if _is_improper(node["fn"]) or _is_masked(node):
-        raise ValueError(IMPROPER.format(name=name, site=site))
+        raise ValueError(IMPROPER_PRIOR.format(name=name, site=site))
     _refuse_without_a_map(node, name)
     if node["value"].shape != other["value"].shape:
         shapes = tuple(node["value"].shape), tuple(other["value"].shape)
@@ -197,7 +231,7 @@ def _refuse_latent(node: Any, other: Any, name: str, one_problem: bool) -> None:
 
 
 def _refuse_dtype(node: Any, name: str, dtype: torch.dtype) -> None:
-    """`Target.of` converts what a model keeps; the model of a target that was made without it is taken as it is."""
+    """Refuses a latent of another dtype: only `Target.of` converts the tensors that a model holds."""
     found = node["value"].dtype
     if found != dtype:
         raise ValueError(
@@ -208,7 +242,7 @@ def _refuse_dtype(node: Any, name: str, dtype: torch.dtype) -> None:
 
 def _refuse_without_a_map(node: Any, name: str) -> None:
     kind, site = type(_innermost(node["fn"])).__name__, node["name"]
-    if kind in CIRCULAR:
+    if kind in ANGLE_DISTRIBUTIONS:
         raise ValueError(
             f"{name}: site '{site}' is an angle: a {kind} repeats itself along the line, so that there is no posterior "
             "in unconstrained space: draw it within (-pi, pi), Uniform with the density by pyro.factor"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 
 import pyro.poutine as poutine
@@ -18,13 +19,13 @@ from ppl_vi.target.inspection import SiteReached
 from ppl_vi.target.isolation import isolated
 from ppl_vi.target.target import Target
 
-# Points at once: at most so many, and no more than keep the largest temporary of all together within so many numbers,
-# 2 MiB in double precision, which stay in the processor's cache. Fewer points than the least are filled up to it, so
-# that one trace serves them all.
+# So many points are taken together at most, and no more than leave the largest temporary of all of them so many
+# numbers: 2 MiB in double precision, which stay in the processor's cache.
 MAX_POINTS = 4096
 MAX_NUMBERS = 2**18
-FEW_POINTS = 64
-BRANCHING = (
+# Fewer points are filled up to so many, so that one trace serves them all.
+MIN_POINTS = 64
+DECIDES_BY_VALUE = (
     "the model, or a distribution, decides by a drawn value what to do ('if', 'while', bool(), item()): choose by "
     "torch.where"
 )
@@ -33,8 +34,8 @@ BRANCHING = (
 class Density:
     """log p(x, z(u)) + log |dz/du| of one problem, nats.
 
-    A nan where a latent has overflowed, or has been rounded onto or past the edge of its support, is taken for a
-    density of 0. Any other is left as it is.
+    Where a latent has overflowed, or has been rounded onto or past the edge of its support, the density is 0, even if
+    its formula gives nan. A nan anywhere else is left as it is.
     """
 
     def __init__(
@@ -51,44 +52,49 @@ class Density:
         """A density given as a function.
 
         Args:
-            of_one: the log density of one point `(D,)`, scalar. The numbers come after the point, here and below.
+            of_one: the log density of one point `(D,)`, a scalar. It is called with the point and then with `numbers`,
+                as `inside` and `culprit` are.
             dim: `D`.
             dtype: of every computation.
             inside: whether the latents at points `(S, D)` are finite and inside their support, `(S,)`.
             name: shown in messages.
-            width: numbers of the largest temporary at one point.
-            culprit: which site has no density at a point `(D,)`, in words.
-            numbers: that it depends on.
+            width: how many numbers the largest temporary at one point has.
+            culprit: a text that names the site without a density at a point `(D,)`.
+            numbers: tensors that the density depends on besides the point.
 
         Attributes:
-            kernels: machine code that moves chains on this density, by the number of lanes; None where there can be
-                none. Densities of other numbers share it.
+            kernels: machine code that moves chains on this density, by the number of chains that it moves together;
+                None where there can be none. Densities that differ in their numbers alone share it.
         """
         self.culprit, self.width = culprit, width
         self.of_one, self.dim, self.dtype, self.inside, self.name = of_one, dim, dtype, inside, name
         self.numbers = numbers
         self.kernels: dict[int, Kernel | None] = {}
-        block, gate = min(MAX_POINTS, max(FEW_POINTS, MAX_NUMBERS // width)), partial(isolated, dtype, seed=0)
-        self._values = AtPoints(of_one, width, block, gate=gate, sizes=(FEW_POINTS, block))
+        block, gate = min(MAX_POINTS, max(MIN_POINTS, MAX_NUMBERS // width)), self.isolated
+        self._values = AtPoints(of_one, width, block, gate=gate, sizes=(MIN_POINTS, block))
         self._slopes: dict[int, AtPoints] = {}
         self._new_slopes = partial(AtPoints, grad_and_value(of_one), width, block, gate=gate, compiles=False)
 
+    def isolated(self) -> AbstractContextManager[None]:
+        """The gate through which the model behind the density is run, see `ppl_vi.target.isolation.isolated`."""
+        return isolated(self.dtype)
+
     def with_numbers(self, numbers: tuple[Tensor, ...]) -> Density:
-        """The same of other numbers, of the same shapes: what was traced and compiled serves both."""
+        """The same density with other numbers of the same shapes; it shares what was traced and compiled."""
         other = copy.copy(self)
         other.numbers = numbers
         return other
 
     @staticmethod
     def of(target: Target, problem: int) -> Density:
-        """That of one of a target's problems.
+        """The density of one of a target's problems.
 
         Raises:
-            ValueError: it can't be computed at many points at once.
+            ValueError: the density can't be computed at many points at once; the message says why, and where.
         """
         error = target.many_at_once()
         if error is not None:
-            why = BRANCHING if decides_by_value(error) else str(error).strip().splitlines()[0]
+            why = DECIDES_BY_VALUE if decides_by_value(error) else str(error).strip().splitlines()[0]
             raise ValueError(
                 f"{target.name}: the density can't be computed at many points at once, {_where(target)}: {why}"
             )
@@ -102,7 +108,7 @@ class Density:
 
         def culprit(u: Tensor) -> str:
             latents = {name: value[0] for name, value in target.constrain(u[None])[0].items()}
-            with isolated(target.dtype, seed=0):
+            with target.isolated(seed=0):
                 trace = poutine.trace(poutine.condition(target.model, data=latents)).get_trace(*row)
                 trace.compute_log_prob()
             sites = (
@@ -114,7 +120,7 @@ class Density:
         return Density(of_one, target.dim, target.dtype, inside, target.name, target.width, culprit)
 
     def __call__(self, u: Tensor) -> Tensor:
-        """At points `(S, D)`, `(S,)`."""
+        """The log density at points `(S, D)`, `(S,)`."""
         if not len(u):
             return u.new_zeros(0)
         value = self._values((u[None],), self._rows)[0][0]
@@ -124,7 +130,7 @@ class Density:
         return value
 
     def slope(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Value `(S,)` and derivative `(S, D)` at points `(S, D)`; one trace for each number of points."""
+        """Value `(S,)` and gradient `(S, D)` at points `(S, D)`; the first call with as many points traces it."""
         if len(u) not in self._slopes:
             self._slopes[len(u)] = self._new_slopes(sizes=(len(u),))
         derivative, value = self._slopes[len(u)]((u[None],), self._rows)
@@ -132,12 +138,12 @@ class Density:
 
     @property
     def _rows(self) -> list[Tensor]:
-        """The numbers as the data of one problem."""
+        """The numbers with a leading axis of length 1, as the data of one problem."""
         return [number[None] for number in self.numbers]
 
 
 def _where(target: Target) -> str:
-    """The site at or after which a density can't be computed at many points at once."""
+    """The site at or after which a density can't be computed at many points at once, in words."""
     reached = SiteReached()
 
     def of_one(u: Tensor) -> None:
@@ -149,8 +155,8 @@ def _where(target: Target) -> str:
                 node["fn"].log_prob(node["value"])
 
     try:
-        with isolated(target.dtype, seed=0):
+        with target.isolated(seed=0):
             vmap(of_one)(torch.zeros(2, target.dim, dtype=target.dtype, device=target.device))
-    except Exception:  # the one that is to be told of
+    except Exception:  # the error that `Density.of` reports
         pass
     return f"at or after site '{reached.site}'"

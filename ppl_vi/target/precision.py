@@ -1,7 +1,8 @@
-"""Distributions in the target's dtype, whatever dtype the tensors that a model or a guide keeps were made in.
+"""Distributions in the target's dtype, in whatever dtype the tensors of a model or a guide were made.
 
-A prior whose scale is a tensor from outside of the model, made while torch's default was single precision, draws
-latents in single precision. What is computed with them, and machine code that expects doubles, would be wrong.
+A model may hold tensors that were made while torch's default dtype was single precision, such as a prior's scale. Its
+latents would be drawn in single precision, and all that is computed with them, by machine code that expects doubles,
+would be wrong.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ from torch.distributions import Distribution, Transform
 
 
 def in_dtype(held: Any, dtype: torch.dtype) -> Any:
-    """A distribution whose floating-point tensors, and those of what it is made of, are in `dtype`.
+    """A distribution whose floating-point tensors, and those of its parts, are in `dtype`.
 
-    It does not validate values, which `expand` makes a distribution do whatever the default is.
+    It does not validate values: `expand` gives a distribution a flag of its own to do so, whatever the default is.
 
     Args:
-        held: a distribution, which stays as it is, or any part of one.
+        held: a distribution or any part of one, which is left as it is.
         dtype: of the copy.
 
     Returns:
-        `held` itself where nothing is to be changed.
+        The converted copy, or `held` itself where it needs no change.
     """
     if isinstance(held, Tensor):
         return held.to(dtype) if held.is_floating_point() and held.dtype != dtype else held
@@ -53,13 +54,13 @@ def _is(one: Any, other: Any) -> bool:
 
 
 class DtypeConversion(Messenger):
-    """Makes distributions of numbers in one dtype, and gives each sample site its distribution and its data in it.
+    """Converts the distributions and the data of a run's sample sites to one dtype.
 
-    What a distribution computes from its arguments when it is made, as a factor of its covariance, is then as exact as
-    all else. One that was made before is converted as it is.
+    A distribution that is made in this run is made of converted arguments, so that what it computes from these, such as
+    the Cholesky factor of its covariance, has the precision of the dtype. One that was made before is converted itself.
 
     Attributes:
-        changed: whether anything needed it.
+        changed: whether anything had to be converted.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -76,7 +77,7 @@ class DtypeConversion(Messenger):
         super().__exit__(*raised)
 
     def _made(self, kind: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What Pyro's `COERCIONS` asks: a distribution in place of `kind(*args, **kwargs)`, or None for that itself."""
+        """For Pyro's `COERCIONS`: the distribution to make in place of `kind(*args, **kwargs)`, or None."""
         given = in_dtype([*args, *kwargs.values()], self.dtype)
         if all(map(_is, given, [*args, *kwargs.values()])):
             return None

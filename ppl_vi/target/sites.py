@@ -1,8 +1,12 @@
-"""TODO."""
+"""The values of a model's latent sites: as tensors by name, as one unconstrained vector, and as one vector of numbers.
+
+Each site's support has a bijection from unconstrained space, `biject_to(support)`. The unconstrained numbers of all
+sites, one after another in the order of the sites, are the `D` coordinates in which posteriors are integrated.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +15,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions.constraints import Constraint
 
+from ppl_vi.numerics.vmapping import vmap_or_loop
 from ppl_vi.target.supports import LatentSite, ends
 
 Latents = dict[str, Tensor]
@@ -31,9 +36,18 @@ def constrain(sites: Sequence[LatentSite], unconstrained: Tensor) -> tuple[Laten
 
 
 def batch_of(sites: Sequence[LatentSite], latents: Latents) -> torch.Size:
-    """What stands before the shape of the sites in latents `(..., *site.shape)`."""
+    """The leading axes of latents `(..., *site.shape)`, those before the shapes of the sites."""
     shape = latents[sites[0].name].shape
     return shape[: len(shape) - len(sites[0].shape)]
+
+
+def point_by_point(function: Callable[[Latents], Tensor], sites: Sequence[LatentSite], latents: Latents) -> Tensor:
+    """A function of the latents of one point, at each of the points in latents `(..., *site.shape)`."""
+    batch = batch_of(sites, latents)
+    if not batch:
+        return function(latents)
+    found = vmap_or_loop(function)({site.name: latents[site.name].reshape((-1, *site.shape)) for site in sites})
+    return found.reshape(batch + found.shape[1:])
 
 
 def unconstrain(sites: Sequence[LatentSite], latents: Latents) -> Tensor:
@@ -56,7 +70,10 @@ def inside(sites: Sequence[LatentSite], latents: Latents) -> Tensor:
 
 
 def off_edge(sites: Sequence[LatentSite], latents: Latents) -> Latents:
-    """Latents with those that lie on an end of their interval moved to the next number inside, as rounding meant."""
+    """Latents in which each number on an end of its interval is moved to the next one inside.
+
+    Only rounding puts a draw there.
+    """
     moved = dict(latents)
     for site in sites:
         value, limits = latents[site.name], ends(site.support)
@@ -67,7 +84,7 @@ def off_edge(sites: Sequence[LatentSite], latents: Latents) -> Latents:
 
 
 def split(sites: Sequence[LatentSite], unconstrained: Tensor) -> dict[str, Tensor]:
-    """The part of each site in `(..., D)`, `(..., *site.unconstrained_shape)`."""
+    """The unconstrained numbers `(..., D)` site by site, by name, `(..., *site.unconstrained_shape)`."""
     shapes = [site.unconstrained_shape for site in sites]
     parts = unconstrained.split([shape.numel() for shape in shapes], -1)
     shaped = (part.reshape(unconstrained.shape[:-1] + shape) for part, shape in zip(parts, shapes, strict=True))
@@ -75,7 +92,7 @@ def split(sites: Sequence[LatentSite], unconstrained: Tensor) -> dict[str, Tenso
 
 
 def numbers_of(sites: Sequence[LatentSite], latents: Latents) -> Tensor:
-    """The sites' own numbers, one after another: latents of shape `(..., *site.shape)` to `(..., K)`."""
+    """The numbers of all sites, constrained as they are, one after another: `(..., *site.shape)` to `(..., K)`."""
     batch = batch_of(sites, latents)
     return torch.cat([latents[site.name].reshape((*batch, -1)) for site in sites], -1)
 
@@ -93,7 +110,13 @@ def _mapped(support: Constraint, u: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Constrained(Messenger):
-    """Gives a run of a model its latents from one unconstrained point `(D,)`, each in the support it has there."""
+    """Gives a run of a model its latents from one unconstrained point `(D,)`, each in the support it has in this run.
+
+    Attributes:
+        parts: the unconstrained numbers of each site, by name.
+        values: the latents so far, by name.
+        log_jacobian: the log absolute determinant of the Jacobian of the map to these, a scalar.
+    """
 
     def __init__(self, sites: Sequence[LatentSite], u: Tensor) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The supports of latent sites: what they are, where an interval ends, and whether two are the same."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from torch.distributions import constraints
 
 
 class MovingSupport(constraints.Constraint):
-    """An interval whose ends move with the latents drawn before it: where they are, `Target.sites_at` tells.
+    """The support of a site whose interval has ends that depend on latents drawn before it.
+
+    `Target.sites_at` gives the interval at given latents.
 
     Attributes:
-        example: the interval of one run.
+        example: the interval in one run of the model.
     """
 
     def __init__(self, example: constraints.Constraint) -> None:
@@ -40,14 +42,17 @@ class LatentSite:
 
     @property
     def unconstrained_shape(self) -> torch.Size:
-        """Shape after `biject_to(support).inv`."""
+        """The shape of one value in unconstrained space, after `biject_to(support).inv`."""
         return (
             self.shape if isinstance(self.support, MovingSupport) else biject_to(self.support).inverse_shape(self.shape)
         )
 
 
 def ends(support: constraints.Constraint) -> tuple[Tensor, Tensor] | None:
-    """The ends of a support that is an interval of the line, or one for each element; None for any other."""
+    """The ends of a support that is an interval of the line, or an interval for each element; None for any other.
+
+    The ends of the whole line are infinite, and so is the open end of a half-line.
+    """
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
     if support is constraints.real:
@@ -60,7 +65,7 @@ def ends(support: constraints.Constraint) -> tuple[Tensor, Tensor] | None:
 
 
 def same_support(one: Any, other: Any) -> bool:
-    """Whether two constraints are the same, numbers within them included."""
+    """Whether two constraints are of the same kind and hold the same numbers."""
     if isinstance(one, Tensor) or isinstance(other, Tensor):
         return torch.equal(torch.as_tensor(one), torch.as_tensor(other))
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):

@@ -2,63 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import pyro.poutine as poutine
 import torch
-from pyro.infer.autoguide.initialization import InitMessenger, init_to_feasible
 from torch import Tensor
 from torch.func import vmap
-from torch.overrides import TorchFunctionMode
 
 from ppl_vi.numerics.laplace import Laplace, centred_on_mass, laplace_approximation
-from ppl_vi.numerics.vmapping import draws_outside_sites, vmap_or_loop
+from ppl_vi.numerics.vmapping import vmap_or_loop
 from ppl_vi.target.arguments import BoundModel, converted_arguments, private_copy, tensors_of, to_device
+from ppl_vi.target.conditional import Conditional
 from ppl_vi.target.decoder import Decoded
-from ppl_vi.target.enumeration import summed_out
-from ppl_vi.target.inplace import InPlaceModel, writes_in_place
-from ppl_vi.target.inspection import SEEDS, latent_sites, run_model
-from ppl_vi.target.isolation import isolated, whole_plates
-from ppl_vi.target.precision import ConvertedModel, DtypeConversion
-from ppl_vi.target.sites import Constrained, Latents, batch_of, constrain, inside, unconstrain
+from ppl_vi.target.inspection import LargestTensor, latent_sites
+from ppl_vi.target.isolation import isolated, runs_isolated, whole_plates
+from ppl_vi.target.precision import ConvertedModel
+from ppl_vi.target.preparation import prepared_model, vectorised_model
+from ppl_vi.target.sites import Constrained, Latents, constrain, inside, point_by_point, unconstrain
+from ppl_vi.target.start import feasible_points
 from ppl_vi.target.supports import LatentSite, MovingSupport
-from ppl_vi.target.truncation import truncated_model
 
-TOLERANCE = 1e-10  # nats that a mode may fall short of the highest point nearby
-NUM_PRIOR_DRAWS = 200
-
-
-@dataclass(frozen=True)
-class Conditional:
-    """What a target can tell whose other latents are known exactly given a few outer ones.
-
-    Attributes:
-        outer: names of the sites, in the order of `Target.latents`, given which the rest is known.
-        log_marginal: `(outer latents, *row)` to log p(x, outer) of one problem at one point, a scalar, nats.
-        sample: `(outer latents, noise, *row)` to the other latents, exact draws given the outer ones, from standard
-            normal noise `(num_noise,)`.
-        num_noise: how many numbers `sample` takes.
-    """
-
-    outer: tuple[str, ...]
-    log_marginal: Callable[..., Tensor]
-    sample: Callable[..., Latents]
-    num_noise: int
-
-
-class _Largest(TorchFunctionMode):
-    """Remembers the size of the largest tensor of floating-point numbers that is computed."""
-
-    size = 1
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
-        if isinstance(found, Tensor) and found.is_floating_point():
-            self.size = max(self.size, found.numel())
-        return found
+MODE_TOLERANCE = 1e-10  # the log density at a mode may fall short of the highest nearby by so many nats
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,13 +102,13 @@ class Target:
         `Target.batch(model, (data,))` poses 12 problems of one point each.
 
         Discrete latents are summed out. The model keeps its arguments, so that it may branch on its data, index by them
-        and take what is no tensor; `args` of the target is one row that nobody reads. A model that is a module is
-        copied, in the target's dtype.
+        and take arguments that are no tensors; the target's own `args` are then one row of zeros that the model does
+        not read. A model that is a module is copied, in the target's dtype.
 
         Args:
             model: a Pyro model.
-            args: its positional arguments; arrays become tensors, and floating point ones get the target's dtype. They
-                are taken at their word: `torch.tensor([0.1])`, in single precision, holds 0.100000001.
+            args: its positional arguments; arrays become tensors, and floating-point ones get the target's dtype. What
+                they hold is not rounded back: `torch.tensor([0.1])`, in single precision, holds 0.100000001.
             name: shown in tables; the model's own by default.
             dtype: of every computation.
 
@@ -153,25 +121,42 @@ class Target:
         if not isinstance(args, tuple):
             raise TypeError(f"args must be a tuple of the model's positional arguments, got {type(args).__name__}")
         name = name or str(getattr(model, "__name__", type(model).__name__))
-        return _of_all_the_data(private_copy(model, dtype), converted_arguments(args, dtype), name, dtype)
+        given = converted_arguments(args, dtype)
+        device = next((tensor.device for tensor in tensors_of(given)), torch.device("cpu"))
+        bound = prepared_model(private_copy(model, dtype), given, name, dtype)
+        target = Target(bound, (torch.zeros(1, dtype=dtype, device=device),), name=name, dtype=dtype)
+        _ = target.latents  # looking for the sites raises here what is wrong with the model
+        vectorised = vectorised_model(bound, target.many_at_once(), name)
+        return target if vectorised is bound else replace(target, model=vectorised)
+
+    def isolated(self, seed: int | None = None) -> AbstractContextManager[None]:
+        """The gate through which this target's model is run, see `ppl_vi.target.isolation.isolated`.
+
+        Every method that runs the model enters it. It is for whoever runs a model or guide by other means, and for
+        many calls in a row, of which only the first then has to save the caller's settings.
+        """
+        return isolated(self.dtype, seed)
 
     def many_at_once(self) -> RuntimeError | None:
-        """What `vmap` says of a log density that can't be computed at many points at once, or None where it can."""
+        """The error with which `vmap` refuses to compute the log density at many points, or None where it does not."""
         try:
-            with isolated(self.dtype, seed=0):
+            with self.isolated(seed=0):
                 vmap(lambda u: self.log_density_of_row(u, *self.row(0)))(self._unconstrained_run())
         except RuntimeError as error:
             return error
         return None
 
     def bind(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A hand-written guide, to be called with a `row`: where the model keeps its arguments, so does the guide."""
+        """A hand-written guide in the target's dtype, to be called with a `row`.
+
+        Where the model keeps its arguments, the guide gets these instead of the row.
+        """
         guide = ConvertedModel(function, self.dtype)
         return BoundModel(guide, self.model.given) if isinstance(self.model, BoundModel) else guide
 
     @property
     def data(self) -> tuple[Tensor, ...]:
-        """All tensors that the model is called with, those it keeps included."""
+        """All tensors that the model is called with, including those that it keeps."""
         return (*self.args, *(tensors_of(self.model.given) if isinstance(self.model, BoundModel) else ()))
 
     @property
@@ -213,8 +198,8 @@ class Target:
 
     @cached_property
     def parts(self) -> dict[str, int]:
-        """How much the plates take that take a subsample of their data, by name."""
-        with isolated(self.dtype, seed=0):
+        """For each plate that takes a subsample of its data, by name, how many of the data it takes."""
+        with self.isolated(seed=0):
             trace = poutine.trace(self.model).get_trace(*self.row(0))
         frames = [frame for node in trace.nodes.values() for frame in node.get("cond_indep_stack", ())]
         return {frame.name: frame.size for frame in frames if frame.size < (frame.full_size or 0)}
@@ -226,29 +211,32 @@ class Target:
 
     @cached_property
     def width(self) -> int:
-        """Numbers in the largest tensor that the log density at one point takes, more than the data where a discrete
-        latent that is summed out meets them with each of its values."""
-        with isolated(self.dtype, seed=0), torch.no_grad(), _Largest() as largest:
+        """How many numbers the largest tensor has that is computed for the log density at one point.
+
+        These are more than the data have where a discrete latent is summed out, which meets the data with each of its
+        values.
+        """
+        with self.isolated(seed=0), torch.no_grad(), LargestTensor() as largest:
             self.log_density_of_row(self._unconstrained_run()[0], *self.row(0))
         return largest.size
 
     @cached_property
     def moving(self) -> tuple[str, ...]:
-        """The sites whose supports move with latents drawn before them."""
+        """The sites whose supports move with latents that the model draws before them."""
         return tuple(site.name for site in self.latents if isinstance(site.support, MovingSupport))
 
     def constrain(self, unconstrained: Tensor) -> tuple[Latents, Tensor]:
         """Maps `(..., D)` to the latents and the log absolute determinant of the Jacobian, `(...)`.
 
-        Sites follow one another in the order of `latents`; each is mapped by `biject_to` of its support, where that
-        moves of what it is given the sites before.
+        The numbers of the sites follow one another in the order of `latents`. Each site is mapped by `biject_to` of its
+        support; where the support moves, it is the support that the site has given the sites before it.
         """
         if not self.moving:
             return constrain(self.latents, unconstrained)
         batch = unconstrained.shape[:-1]
 
         def of_one(u: Tensor) -> tuple[Latents, Tensor]:
-            with isolated(self.dtype), poutine.block(), whole_plates(), Constrained(self.latents, u) as constrained:
+            with self.isolated(), poutine.block(), whole_plates(), Constrained(self.latents, u) as constrained:
                 self.model(*self.row(0))
             return constrained.values, constrained.log_jacobian
 
@@ -260,39 +248,25 @@ class Target:
 
     def unconstrain(self, latents: Latents) -> Tensor:
         """The inverse of `constrain`: latents of shape `(..., *site.shape)` to `(..., D)`."""
-        return self._by_support(unconstrain)(latents)
+        if not self.moving:
+            return unconstrain(self.latents, latents)
+        return point_by_point(lambda one: unconstrain(self.sites_at(one), one), self.latents, latents)
 
     def inside(self, latents: Latents) -> Tensor:
         """Whether latents of shape `(..., *site.shape)` are finite and in their supports, `(...)`."""
-        return self._by_support(inside)(latents)
+        if not self.moving:
+            return inside(self.latents, latents)
+        return point_by_point(lambda one: inside(self.sites_at(one), one), self.latents, latents)
 
     def sites_at(self, latents: Latents) -> tuple[LatentSite, ...]:
         """The latent sites with the supports that they have at one point, `(*site.shape)` a site."""
         if not self.moving:
             return self.latents
-        with isolated(self.dtype), poutine.block(), whole_plates():
+        with self.isolated(), poutine.block(), whole_plates():
             trace = poutine.trace(poutine.condition(self.model, data=latents)).get_trace(*self.row(0))
         return tuple(replace(site, support=trace.nodes[site.name]["fn"].support) for site in self.latents)
 
-    def _by_support(self, function: Callable[[Sequence[LatentSite], Latents], Tensor]) -> Callable[[Latents], Tensor]:
-        """A function of sites and latents `(..., *site.shape)`, point by point where supports move."""
-        if not self.moving:
-            return partial(function, self.latents)
-
-        def of_one(latents: Latents) -> Tensor:
-            return function(self.sites_at(latents), latents)
-
-        def mapped(latents: Latents) -> Tensor:
-            batch = batch_of(self.latents, latents)
-            if not batch:
-                return of_one(latents)
-            found = vmap_or_loop(of_one)(
-                {site.name: latents[site.name].reshape((-1, *site.shape)) for site in self.latents}
-            )
-            return found.reshape(batch + found.shape[1:])
-
-        return mapped
-
+    @runs_isolated
     def log_joint_of_row(self, latents: Latents, *row: Tensor) -> Tensor:
         """log p(x, z) of one problem at one point, nats: a pure function of tensors, for `torch.func`.
 
@@ -302,11 +276,13 @@ class Target:
             trace = poutine.trace(poutine.condition(self.model, data=latents)).get_trace(*row)
             return trace.log_prob_sum()
 
+    @runs_isolated
     def log_density_of_row(self, unconstrained: Tensor, *row: Tensor) -> Tensor:
         """log p(x, z(u)) + log |dz/du| of one problem at one unconstrained point `(D,)`."""
         latents, log_jacobian = self.constrain(unconstrained)
         return self.log_joint_of_row(latents, *row) + log_jacobian
 
+    @runs_isolated
     def log_joint(self, latents: Latents, index: Tensor | None = None) -> Tensor:
         """log p(x, z), nats.
 
@@ -318,47 +294,31 @@ class Target:
             `(B, S)`.
         """
         rows = self.args if index is None else tuple(arg[index] for arg in self.args)
-        with isolated(self.dtype):
-            over_points = vmap_or_loop(self.log_joint_of_row, in_dims=(0,) + (None,) * len(rows))
-            return vmap_or_loop(over_points)(latents, *rows)
+        over_points = vmap_or_loop(self.log_joint_of_row, in_dims=(0,) + (None,) * len(rows))
+        return vmap_or_loop(over_points)(latents, *rows)
 
     @cached_property
     def laplace(self) -> Laplace:
         """Mode and curvature in unconstrained space, by Newton's method on all problems at once.
 
-        The scale of a quadrature comes from it, so it matters that it is of the right width; it need not be the highest
-        mode.
+        The scales of quadratures come from its width. The mode need not be the highest one.
 
         Raises:
             ValueError: no point was found where the posterior has a density.
         """
-        with isolated(self.dtype, seed=0):
-            return laplace_approximation(self.log_density_of_row, self._feasible, self.args, TOLERANCE)
+        with self.isolated(seed=0):
+            return laplace_approximation(self.log_density_of_row, self._feasible, self.args, MODE_TOLERANCE)
 
     @cached_property
     def start(self) -> Laplace:
-        """Where fits begin: `laplace`, or near the mass where a mode is far from it."""
-        with isolated(self.dtype, seed=0):
-            return centred_on_mass(self.laplace, self.log_density_of_row, self._feasible, self.args, TOLERANCE)
+        """The Gaussian at which fits begin: `laplace`, or one around the mass where the mode is far from it."""
+        with self.isolated(seed=0):
+            return centred_on_mass(self.laplace, self.log_density_of_row, self._feasible, self.args, MODE_TOLERANCE)
 
     @cached_property
     def _feasible(self) -> Tensor:
-        """Points `(B, D)` where the log density is finite: Pyro's own choice, else the best of some prior draws."""
-        with InitMessenger(init_to_feasible):
-            start = self._unconstrained_run().expand(self.num_problems, -1)
-        value = vmap_or_loop(self.log_density_of_row)(start, *self.args)
-        for _ in range(NUM_PRIOR_DRAWS if not bool(value.isfinite().all()) else 0):
-            trial = self._unconstrained_run().expand(self.num_problems, -1)
-            found = vmap_or_loop(self.log_density_of_row)(trial, *self.args)
-            better = found.isfinite() & (~value.isfinite() | (found > value))
-            start, value = torch.where(better[:, None], trial, start), torch.where(better, found, value)
-        if not bool(value.isfinite().all()):
-            lost = int((~value.isfinite()).nonzero()[0])
-            raise ValueError(
-                f"{self.name}: problem {lost} has log density {float(value[lost])} at each of {NUM_PRIOR_DRAWS} draws "
-                "from the prior: do the data lie where the model can put them?"
-            )
-        return start
+        """Points `(B, D)` where the log density is finite, see `feasible_points`."""
+        return feasible_points(self._unconstrained_run, self.log_density_of_row, self.args, self.name)
 
     def _unconstrained_run(self) -> Tensor:
         """The latents of one run of the model on the first problem, `(1, D)`."""
@@ -368,34 +328,12 @@ class Target:
         return self.unconstrain(values).to(self.dtype)
 
 
-def _of_all_the_data(model: Callable[..., Any], given: tuple[Any, ...], name: str, dtype: torch.dtype) -> Target:
-    """One problem of a model that keeps its arguments; see `Target.of`."""
-    device = next((tensor.device for tensor in tensors_of(given)), torch.device("cpu"))
-    with DtypeConversion(dtype) as conversion:
-        trace = run_model(model, given, dtype, name)
-    model = ConvertedModel(model, dtype) if conversion.changed else model
-    with isolated(dtype, seed=0):
-        model = truncated_model(model, trace, run_model(model, given, dtype, name, seed=SEEDS[1]))
-        model = BoundModel(summed_out(model, trace, given, name), given)
-    target = Target(model, (torch.zeros(1, dtype=dtype, device=device),), name=name, dtype=dtype)
-    _ = target.latents  # what is the matter with the model should come out here
-    error = target.many_at_once()
-    if error is not None and draws_outside_sites(error):
-        raise ValueError(
-            f"{name}: the model draws random numbers that belong to no sample site, so that its density is random: "
-            "draw them at a site, or before"
-        )
-    if error is not None and writes_in_place(error):
-        return replace(target, model=BoundModel(InPlaceModel(model.function), given))
-    return target
-
-
 def _problems(target: Target) -> str:
-    """How many problems a target poses, of how many latent numbers, and where they come from, in one line."""
+    """A line that says how many problems a target poses, and of how many latent numbers each is."""
     num = target.num_problems
     try:
         with poutine.block():  # where a model is being run meanwhile, its handlers must not see this run's sites
             size = f"{target.dim} latent number{'' if target.dim == 1 else 's'}"
-    except Exception as error:  # a target must be printable; `Target.latents` raises the whole of it
+    except Exception as error:  # a target must be printable; `Target.latents` raises this error in full
         size = f"a model whose latents are not found ({type(error).__name__})"
     return f"1 problem of {size}" if num == 1 else f"{num} problems of {size}: one for each row of its arguments"

@@ -1,7 +1,7 @@
-"""Distributions that end where their support does: Pyro's go on beyond it where validation is off, as it is here.
+"""Distributions whose log density is -inf outside of their support, as Pyro's is not while validation is off.
 
-Exponential and Pareto have a finite formula below their lower end, and torch declares what an affine map of a positive
-number gives to lie anywhere on the line. A density that went on there would have another integral.
+The formulas of Exponential and Pareto are finite below the lower end of the support, and torch declares the support of
+an affine map of a positive number to be the whole line. With such a density the posterior would have another integral.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from torch.distributions.constraints import Constraint
 
 from ppl_vi.target.supports import ends, same_support
 
-OUT = (1.0, 2.0**-20)  # how far outside of a support its density is looked at, absolutely and in units of the end
+# A density is looked at so far outside of its support: both as a distance, and as a multiple of the end's own size.
+STEPS_OUT = (1.0, 2.0**-20)
 
-
-Kind = Callable[[Tensor, Tensor], Constraint]
+SupportKind = Callable[[Tensor, Tensor], Constraint]  # from the ends of an interval to the support
 
 
 def _above(low: Tensor, high: Tensor) -> Constraint:
@@ -34,30 +34,31 @@ def _below(low: Tensor, high: Tensor) -> Constraint:
     return constraints.less_than(high)
 
 
-def support_of(fn: Any, kind: Kind | None = None) -> Constraint:
-    """The support of a distribution, also where it declares a wider one.
+def support_of(fn: Any, kind: SupportKind | None = None) -> Constraint:
+    """The support of a distribution, even if the distribution declares a wider one.
 
-    A transformed distribution declares its last transform's codomain, which of an affine transform is the whole line.
+    A transformed distribution declares the codomain of its last transform. For an affine transform that is the whole
+    line, whatever it is applied to.
 
     Args:
         fn: a distribution.
-        kind: what `kind_of` says of it, for use under `vmap`, where ends can't be looked at.
+        kind: what `kind_of` gives for it; needed under `vmap`, where the values of the ends can't be looked at.
     """
     kind = kind or kind_of(fn)
     if kind is None:
         return fn.support
     if isinstance(fn, Independent):
         return constraints.independent(support_of(fn.base_dist, kind), fn.reinterpreted_batch_ndims)
-    limits = _limits(fn)
+    limits = _affine_ends(fn)
     assert limits is not None
     return kind(torch.minimum(*limits), torch.maximum(*limits))
 
 
-def kind_of(fn: Any) -> Kind | None:
-    """How to make a distribution's support from its ends, where it declares a wider one; else None."""
+def kind_of(fn: Any) -> SupportKind | None:
+    """How to make a distribution's support from its ends if it declares a wider one; None if it does not."""
     while isinstance(fn, Independent):
         fn = fn.base_dist
-    limits = _limits(fn)
+    limits = _affine_ends(fn)
     if limits is None or all(bool(end.isinf().all()) for end in limits):
         return None
     if bool(torch.maximum(*limits).isinf().all()):
@@ -65,8 +66,8 @@ def kind_of(fn: Any) -> Kind | None:
     return _below if bool(torch.minimum(*limits).isinf().all()) else constraints.interval
 
 
-def _limits(fn: Any) -> tuple[Tensor, Tensor] | None:
-    """Where affine transforms put the ends of what they transform, in either order; None where there are none."""
+def _affine_ends(fn: Any) -> tuple[Tensor, Tensor] | None:
+    """The ends to which affine transforms map those of the base, in either order; None if there is no such map."""
     if type(fn) not in (TransformedDistribution, torch.distributions.TransformedDistribution):
         return None
     transforms = list(fn.transforms)
@@ -85,13 +86,13 @@ class TruncatedDistribution(TorchDistribution):
     """A distribution whose log density is -inf outside of its support.
 
     Args:
-        base: what it is inside.
+        base: the distribution that it is inside of the support.
         kind: see `support_of`.
     """
 
     arg_constraints: dict[str, Constraint] = {}
 
-    def __init__(self, base: Any, kind: Kind | None) -> None:
+    def __init__(self, base: Any, kind: SupportKind | None) -> None:
         self.base, self.kind = base, kind
         super().__init__(base.batch_shape, base.event_shape, validate_args=False)
 
@@ -113,31 +114,31 @@ class TruncatedDistribution(TorchDistribution):
         return TruncatedDistribution(self.base.expand(batch_shape), self.kind)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """That of the base inside of the support or at its ends, where small numbers are rounded to, nats."""
+        """The base's log density inside of the support and at its ends, onto which draws may be rounded, nats."""
         closed = support_of(self.base, constraints.interval) if self.kind else self.base.support
         return torch.where(closed.check(value), self.base.log_prob(value), -torch.inf)
 
 
 @dataclass(frozen=True, eq=False)
 class TruncatedModel:
-    """A Pyro model some of whose sites end where their supports do.
+    """A Pyro model whose distributions are truncated to their supports at some sites.
 
     Attributes:
         model: a Pyro model.
-        sites: their names, each with the kind of its support, see `support_of`.
+        sites: the names of these sites, each with the kind of its support, see `support_of`.
     """
 
     model: Callable[..., Any]
-    sites: dict[str, Kind | None]
+    sites: dict[str, SupportKind | None]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The model."""
-        with _End(self.sites):
+        with _Truncating(self.sites):
             return self.model(*args, **kwargs)
 
 
-class _End(Messenger):
-    def __init__(self, sites: dict[str, Kind | None]) -> None:
+class _Truncating(Messenger):
+    def __init__(self, sites: dict[str, SupportKind | None]) -> None:
         super().__init__()
         self.sites = sites
 
@@ -147,10 +148,10 @@ class _End(Messenger):
 
 
 def truncated_model(model: Callable[..., Any], one: Trace, other: Trace) -> Callable[..., Any]:
-    """A model whose sites end where their supports do: the same one where they do so by themselves.
+    """A model in which each site has density 0 outside of its support; the same model if none needs truncation.
 
-    Data whose support stays put are inside of it, or refused; so it is data in a support that moves, and latents whose
-    declared support is too wide, that need an end.
+    A site needs truncation if it declares too wide a support, or if its support moves with the latents and its formula
+    is positive outside. Data whose support does not move have been found inside of it.
 
     Args:
         model: a Pyro model.
@@ -159,25 +160,30 @@ def truncated_model(model: Callable[..., Any], one: Trace, other: Trace) -> Call
     sites = {
         name: kind_of(node["fn"])
         for name, node in one.nodes.items()
-        if node["type"] == "sample" and name in other.nodes and _needs_an_end(node["fn"], other.nodes[name]["fn"])
+        if node["type"] == "sample" and name in other.nodes and _needs_truncation(node["fn"], other.nodes[name]["fn"])
     }
     return TruncatedModel(model, sites) if sites else model
 
 
-def _needs_an_end(fn: Any, other: Any) -> bool:
+def _needs_truncation(fn: Any, other: Any) -> bool:
     try:
         support, again = support_of(fn), support_of(other)
     except (AttributeError, NotImplementedError):  # a plate's subsample, a density without a support
         return False
-    return kind_of(fn) is not None or (not same_support(support, again) and _goes_on(fn, support))
+    return kind_of(fn) is not None or (not same_support(support, again) and _is_positive_outside(fn, support))
 
 
-def _goes_on(fn: Any, support: Constraint) -> bool:
-    """Whether the density is more than 0 beyond an end: Pareto's is so between 0 and its own, and no number below."""
+def _is_positive_outside(fn: Any, support: Constraint) -> bool:
+    """Whether a distribution's formula is positive somewhere outside of its support.
+
+    It is looked at near the ends and farther out: Pareto's is positive between 0 and its lower end, and nan below 0.
+    """
     limits = ends(support)
     if limits is None:
         return False
     low, high = limits
-    outside = [end for out in OUT for end in (low - out, low - out * low.abs(), high + out, high + out * high.abs())]
+    outside = [
+        end for out in STEPS_OUT for end in (low - out, low - out * low.abs(), high + out, high + out * high.abs())
+    ]
     at = (end.expand(fn.batch_shape + fn.event_shape) for end in outside if bool(end.isfinite().all()))
     return any(bool(fn.log_prob(value).isfinite().any()) for value in at)

@@ -1,7 +1,8 @@
-"""Functions of torch's that `torch.func.vmap` knows by a loop over the points alone, themselves or their derivatives.
+"""Functions of torch's for which `torch.func.vmap` has no rule, made of others for which it has.
 
-Here they are made of others that it knows: the same values, derivatives of any order, and the same under any `vmap`.
-`cumprod` stands in every Cholesky factor of correlations and every broken stick.
+Without a rule, `vmap` runs a function, or its derivative, in a loop over the points, which is slow. The functions here
+give the same values and derivatives of any order, at all points together. `cumprod` is the one that matters most: every
+Cholesky factor of correlations and every stick-breaking map takes it.
 """
 
 from __future__ import annotations
@@ -17,21 +18,22 @@ import torch
 from torch import Tensor
 
 LOG_SQRT_2PI = math.log(2 * math.pi) / 2
-ORIGINAL = SimpleNamespace(
+TORCH_FUNCTIONS = SimpleNamespace(
     cumprod=torch.cumprod, cummax=torch.cummax, cummin=torch.cummin, take=torch.take, log_ndtr=torch.special.log_ndtr
 )
 
 
 def cumprod(x: Tensor, dim: int) -> Tensor:
-    """Running products along an axis: products of 1 factor, then of up to 2, of up to 4, each of two that are known."""
-    out, reach = x.movedim(dim, -1), 1
-    while reach < x.shape[dim]:
-        out = torch.cat([out[..., :reach], out[..., reach:] * out[..., :-reach]], -1)
-        reach *= 2
+    """Running products along an axis, first of up to 2 factors, then of up to 4, 8, ..., each as a product of two."""
+    out, num_factors = x.movedim(dim, -1), 1
+    while num_factors < x.shape[dim]:
+        out = torch.cat([out[..., :num_factors], out[..., num_factors:] * out[..., :-num_factors]], -1)
+        num_factors *= 2
     return out.movedim(-1, dim)
 
 
-def _extreme(which: Callable[..., Any], x: Tensor, dim: int) -> Any:
+def _running_extreme(which: Callable[..., Any], x: Tensor, dim: int) -> Any:
+    """`cummax` or `cummin` along an axis, where derivatives are those of picking the extreme element."""
     found = which(x.detach(), dim)
     return type(found)((x.gather(dim, found.indices), found.indices))
 
@@ -42,11 +44,11 @@ def take(x: Tensor, index: Tensor) -> Tensor:
 
 
 class _LogNdtr(torch.autograd.Function):
-    """d/dx log Phi(x) = phi(x) / Phi(x)."""
+    """log Phi(x) of the standard normal, whose derivative is phi(x) / Phi(x)."""
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
-        return ORIGINAL.log_ndtr(x)
+        return TORCH_FUNCTIONS.log_ndtr(x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -62,17 +64,18 @@ class _LogNdtr(torch.autograd.Function):
         return _LogNdtr.apply(x), in_dims[0]
 
 
-MADE_OF_OTHERS: dict[str, tuple[tuple[Any, ...], Callable[..., Any]]] = {  # where it is found, what takes its place
+# By name, the classes and modules that have the function, and what takes its place.
+REPLACEMENTS: dict[str, tuple[tuple[Any, ...], Callable[..., Any]]] = {
     "cumprod": ((torch, Tensor), cumprod),
-    "cummax": ((torch, Tensor), partial(_extreme, ORIGINAL.cummax)),
-    "cummin": ((torch, Tensor), partial(_extreme, ORIGINAL.cummin)),
+    "cummax": ((torch, Tensor), partial(_running_extreme, TORCH_FUNCTIONS.cummax)),
+    "cummin": ((torch, Tensor), partial(_running_extreme, TORCH_FUNCTIONS.cummin)),
     "take": ((torch, Tensor), take),
     "log_ndtr": ((torch.special,), _LogNdtr.apply),
 }
 
 
-def _instead(function: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, or the original for what it was not made for: whole numbers, options."""
+def _for_floating_point(function: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
+    """The function for tensors of floating-point numbers, the original for all else, such as other options."""
 
     def called(*args: Any, **kwargs: Any) -> Any:
         x = args[0] if args else None
@@ -82,21 +85,22 @@ def _instead(function: Callable[..., Any], original: Callable[..., Any]) -> Call
     return called
 
 
-REPLACED = [
-    (owner, name, _instead(function, getattr(ORIGINAL, name)))
-    for name, (owners, function) in MADE_OF_OTHERS.items()
+# Each place that has one of the functions: the owner, the name, and what to put there.
+PLACES = [
+    (owner, name, _for_floating_point(function, getattr(TORCH_FUNCTIONS, name)))
+    for name, (owners, function) in REPLACEMENTS.items()
     for owner in owners
 ]
 
 
 @contextmanager
 def known_to_vmap() -> Iterator[None]:
-    """Puts these in torch's place for a while, for tensors of floating-point numbers."""
-    before = [getattr(owner, name) for owner, name, _ in REPLACED]
+    """Puts these functions in the place of torch's until the end of the block."""
+    before = [getattr(owner, name) for owner, name, _ in PLACES]
     try:
-        for owner, name, function in REPLACED:
+        for owner, name, function in PLACES:
             setattr(owner, name, function)
         yield
     finally:
-        for (owner, name, _), function in zip(REPLACED, before, strict=True):
+        for (owner, name, _), function in zip(PLACES, before, strict=True):
             setattr(owner, name, function)

@@ -9,7 +9,7 @@ import numpy as np
 from ppl_vi.target.target import Target
 from ppl_vi.truth.chains.reference import reference_truth
 from ppl_vi.truth.decoder.annealing import AnnealedBound, Annealing, Sandwich, annealed_bound, annealed_sandwich
-from ppl_vi.truth.decoder.evidence import RULES, decoded_truth
+from ppl_vi.truth.decoder.evidence import CELL_RULES, decoded_truth
 from ppl_vi.truth.quadrature.adaptive import AGREEMENT, black_box_truth
 from ppl_vi.truth.quadrature.adaptive import RULES as BLACK_BOX
 from ppl_vi.truth.quadrature.conditional import partial_truth, reaches
@@ -39,7 +39,7 @@ def ground_truth(target: Target, *, seed: int = 0) -> Truth:
         UncertifiedTruthError: the target's closed form contradicts quadrature.
         ValueError: no method here reaches the target.
     """
-    if target.decoded is not None and target.dim in RULES:
+    if target.decoded is not None and target.dim in CELL_RULES:
         return decoded_truth(target)
     if target.dim == 1:
         return _of_one_number(target, seed)

@@ -75,7 +75,9 @@ def test_the_same_seed_gives_the_same_numbers_whoever_computes_them(out: Path) -
     start = Comparison(problems, ground_truth(problems), settings, (1.5, -2.0))
     *_, last = compare_each(start, ["half_normal", "lognormal"], num_workers=2)
     written = {(r["x"], r["guide"]): r for r in strict((out / "records.json").read_text())}
-    for row in strict(json.dumps(last.records())):
+    rows = strict(json.dumps(last.records()))
+    assert len(rows) == 4
+    for row in rows:
         assert row | {"seconds": 0} == written[row["x"], row["guide"]] | {"seconds": 0}
 
 
@@ -83,13 +85,15 @@ def test_a_family_that_fails_becomes_a_row_and_the_others_go_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "broken_family", sys.modules[__name__])
-    monkeypatch.setattr("ppl_vi.runtime.processes.num_cores", lambda: 1)
+    monkeypatch.setattr("ppl_vi.cli.num_cores", lambda: 1)
     guides = ["--guides", "broken_family:broken", "half_normal"]
     arguments = ["--x", "0", *guides, *TINY, "--out", str(tmp_path), "--no-plots", "--json", "-"]
     assert toy_posterior.main(arguments) == 0
     shown = capsys.readouterr()
     failed, fine = strict(shown.out)
-    assert (failed["status"], failed["reason"]) == ("failed", "RuntimeError: no such luck")
+    assert failed["status"] == "failed"
+    assert failed["reason"].startswith("ValueError: 'broken_family:broken' is neither a guide nor a family of guides: ")
+    assert failed["reason"].endswith("; called with the model, it raised RuntimeError: no such luck and more")
     assert fine["reverse_kl"] > 0
     assert "half_normal" in shown.err  # the table
     assert not list(tmp_path.glob("*.png"))

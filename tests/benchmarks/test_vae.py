@@ -81,7 +81,7 @@ def test_the_alpha_that_trains_grows_as_asked(tmp_path: Path) -> None:
         arguments = [*SMALL, "--guides", "diagonal", "--no-plots", "--alpha", "2", *more, "--out", str(tmp_path / out)]
         parsed = vae.parser().parse_args(arguments)
         vae.cli.check_outputs(parsed)
-        found = vae._train(parsed, "diagonal", *vae._data(parsed))
+        found = vae.train_guide(parsed, "diagonal", *vae.load_data(parsed))
         return torch.cat([value.ravel() for value in found.module.parameters()])
 
     warm, cold = trained("--alpha-warmup", "3", out="warm"), trained(out="cold")
@@ -115,7 +115,7 @@ def press(*_: object) -> None:
 def test_ctrl_c_while_training_points_to_the_checkpoints(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vae, "_train", press)
+    monkeypatch.setattr(vae, "train_guide", press)
     assert vae.main([*SMALL, "--guides", "diagonal", "--out", str(tmp_path)]) == 130
     assert f"--resume goes on from the checkpoints in {tmp_path}" in capsys.readouterr().err
 
@@ -123,8 +123,8 @@ def test_ctrl_c_while_training_points_to_the_checkpoints(
 def test_ctrl_c_while_figures_are_drawn_leaves_the_tables(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vae, "_figures", press)
-    monkeypatch.setattr("ppl_vi.runtime.processes.num_cores", lambda: 1)
+    monkeypatch.setattr(vae, "write_figures", press)
+    monkeypatch.setattr("ppl_vi.cli.num_cores", lambda: 1)
     assert vae.main([*SMALL, "--guides", "diagonal", "--out", str(tmp_path)]) == 130
     assert "not all figures were drawn; the tables are in" in capsys.readouterr().err
     assert len(strict((tmp_path / "records.json").read_text())) == 2
@@ -219,7 +219,9 @@ def test_a_job_without_a_certified_point_is_a_row_of_nulls(ran: Path) -> None:
 def test_a_flow_has_its_gap_to_the_certified_evidence_but_no_best_member(tmp_path: Path) -> None:
     arguments = [*SMALL, "--guides", "flow", "--num-temperatures", "100", "--no-plots", "--out", str(tmp_path)]
     assert vae.main(arguments) == 0
-    for record in strict((tmp_path / "records.json").read_text()):
+    records = strict((tmp_path / "records.json").read_text())
+    assert [record["num_points"] for record in records] == [3, 6]
+    for record in records:
         assert record["num_certified"] == record["num_points"]
         assert record["approximation"] is record["amortization"] is None
         assert "flow is no mixture of Gaussians" in record["reason"]

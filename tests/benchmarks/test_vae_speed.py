@@ -76,7 +76,7 @@ def test_a_side_that_is_not_installed_has_rows_that_say_so(
 ) -> None:
     monkeypatch.setitem(sys.modules, "numpyro", None)  # as Python marks what can't be imported
     monkeypatch.setattr(vae_speed, "PROBLEMS", {"tiny": (5, (8,), 4), "small": (6, (8,), 4)})
-    monkeypatch.setattr(vae_speed, "STEPS", 2)
+    monkeypatch.setattr(vae_speed, "STEPS_PER_ROUND", 2)
     assert vae_speed.main(["--rounds", "2", "--out", str(tmp_path)]) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if "NumPyro" in line]
     assert ["not installed" in row for row in rows] == [True, True]
@@ -106,7 +106,7 @@ def test_the_times_are_shown_and_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vae_speed, "PROBLEMS", {"tiny": (5, (8,), 4)})
-    monkeypatch.setattr(vae_speed, "STEPS", 2)
+    monkeypatch.setattr(vae_speed, "STEPS_PER_ROUND", 2)
     assert vae_speed.main(["--rounds", "2", "--out", str(tmp_path)]) == 0
     assert "tiny" in capsys.readouterr().out
     (record,) = strict((tmp_path / "records.json").read_text())

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ppl_vi.compiler import toolchain
-from ppl_vi.compiler.kernel import written
+from ppl_vi.compiler.kernel import kernel_source
 from ppl_vi.compiler.trace import trace
 from ppl_vi.compiler.translate import Signature, translate
 from ppl_vi.compiler.values import Loop, UnsupportedError
@@ -156,9 +156,9 @@ def run(function: Callable[[Tensor, Tensor], Tensor], size: int, noise: Tensor) 
         return value, value.sum()
 
     theta = torch.randn((1, replicas, size), generator=torch.Generator().manual_seed(4), dtype=dtype)
-    made = written(step, replicas, num_scalars=1, carried=[theta[0, 0]], noise=[noise[0]])
+    made = kernel_source(step, replicas, num_scalars=1, carried=[theta[0, 0]], noise=[noise[0]])
     scalars = torch.ones((1, 1), dtype=dtype)
-    (after,), (total,) = made.compiled()((1, replicas), scalars=scalars, carried=[theta], noise=[noise[None, None]])
+    (after,), (total,) = made.compile()((1, replicas), scalars=scalars, carried=[theta], noise=[noise[None, None]])
     want = torch.stack([function(theta[0, r], noise[r]).reshape(-1) for r in range(replicas)])
     torch.testing.assert_close(total[0, 0], after[0].sum(-1))
     return after[0], want
@@ -167,6 +167,8 @@ def run(function: Callable[[Tensor, Tensor], Tensor], size: int, noise: Tensor) 
 INDEX = torch.tensor([2, 0, 2, 1])
 GRAPHS: dict[str, tuple[int, Callable[[Tensor, Tensor], Tensor]]] = {  # 12 parameters, noise (1, 12)
     "arithmetic": (12, lambda t, n: torch.where(t > n[0], t.exp(), -2 * n[0]) / (1 + t.square())),
+    "scaled differences": (12, lambda t, n: torch.rsub(t, n[0], alpha=3) + torch.sub(t, n[0], alpha=2) - 5 * n[0].add(
+        t, alpha=0.5)),
     "broadcast": (12, lambda t, n: t.reshape(3, 4) * n.reshape(4, 3)[:, 1] + t.reshape(3, 4)[:, :1]),
     "matrices": (12, lambda t, n: (t.reshape(3, 4) @ n.reshape(4, 3) @ t.reshape(3, 4))),
     "triangles": (12, lambda t, n: (torch.tril(t.reshape(3, 4), -1) + torch.triu(n.reshape(3, 4), 1))),

@@ -13,7 +13,7 @@ from pyro.optim import Adam
 from torch import Tensor, nn
 
 from models import ppca
-from models.vae import FLOOR, VAE, perceptron, simulate, target
+from models.vae import MIN_SIGMA, VAE, perceptron, simulate, target
 from ppl_vi.guides.amortized import AMORTIZED
 from ppl_vi.target.isolation import isolated
 
@@ -145,10 +145,10 @@ def test_a_step_moves_every_parameter(head: str, sigma: float | None) -> None:
 
 def test_a_learned_sigma_has_a_floor() -> None:
     vae = linear("diagonal", sigma=None)
-    assert float(vae.sigma.detach()) == pytest.approx(FLOOR + math.log(2), rel=1e-14)
+    assert float(vae.sigma.detach()) == pytest.approx(MIN_SIGMA + math.log(2), rel=1e-14)
     with torch.no_grad():
         vae._raw_sigma.fill_(-1e4)
-    assert float(vae.sigma.detach()) == FLOOR
+    assert float(vae.sigma.detach()) == MIN_SIGMA
 
 
 def test_a_learned_sigma_finds_the_noise() -> None:

@@ -24,7 +24,9 @@ NUM_CONTEXT = 8
 NUM_TRANSFORMS = 2  # in opposite orders, so that each latent may depend on each
 NUM_BINS = 8
 WIDTHS = (32, 32)
-START = 0.1  # of the last layers: near the identity, yet with a gradient
+# The weights of the last layers start as this share of zuko's: at 0 the flow would be the identity and its networks
+# would have no gradient, at 1 it would start far from the Gaussian.
+START_SHARE = 0.1
 
 
 class Bent(Transform):
@@ -83,7 +85,7 @@ class Flow(Head):
         with torch.no_grad():
             for transform in self.flow.transform.transforms:
                 for parameter in transform.hyper[-1].parameters():
-                    parameter.mul_(START)
+                    parameter.mul_(START_SHARE)
 
     def forward(self, local: Tensor) -> dist.TransformedDistribution:
         """Local parameters `(..., D + D (D + 1) / 2 + context)`."""

@@ -14,7 +14,9 @@ from ppl_vi.guides.amortized.full import Full
 from ppl_vi.guides.amortized.head import Head
 
 NUM_COMPONENTS = 4
-SPREAD = 0.8  # distance of the initial locs from the middle, in standard deviations: apart, yet one hump
+# Standard deviations between the initial locs and their middle: the components start apart, yet their mixture has a
+# single mode.
+START_DISTANCE = 0.8
 
 
 class GaussianMixture(TorchDistribution):
@@ -166,5 +168,5 @@ class Mixture(Head):
         offsets = torch.zeros(NUM_COMPONENTS, self.num_latents)
         for k in range(NUM_COMPONENTS):
             turn, axis = divmod(k // 2, self.num_latents)
-            offsets[k, axis] = (-1) ** k * SPREAD / (1 + turn)
+            offsets[k, axis] = (-1) ** k * START_DISTANCE / (1 + turn)
         return offsets

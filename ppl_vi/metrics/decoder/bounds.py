@@ -19,7 +19,6 @@ from ppl_vi.guides.amortized import Head
 from ppl_vi.metrics.decoder.gaps import ACTIVE
 from ppl_vi.numerics.weights import check_draws, log_mean_weights
 from ppl_vi.target.decoder import log_prior
-from ppl_vi.target.isolation import isolated
 from ppl_vi.target.target import Target
 from ppl_vi.truth import AnnealedBound, Sandwich
 
@@ -162,7 +161,7 @@ def weighted_draws(target: Target, head: Head, local: Tensor, num: int, seed: in
     if target.decoded is None:
         raise ValueError(f"target '{target.name}' has no decoder: bounds need z ~ Normal(0, I) and one decoder")
     parts = []
-    with isolated(target.dtype, seed=seed), torch.no_grad():
+    with target.isolated(seed), torch.no_grad():
         for rows in torch.arange(len(local), device=local.device).split(max(1, DRAWS_AT_ONCE // num)):
             z, log_q = head.draw(local[rows].to(target.dtype), num)
             log_likelihood = target.decoded.log_likelihood_at(z, *(arg[rows] for arg in target.args))

@@ -14,7 +14,6 @@ from ppl_vi.metrics.family_gap import BestMember
 from ppl_vi.metrics.sampled.best_member import reverse_kl_projection
 from ppl_vi.numerics.newton import minimize
 from ppl_vi.svi.result import Fit
-from ppl_vi.target.isolation import isolated
 from ppl_vi.target.sites import off_edge
 from ppl_vi.truth import Truth
 
@@ -102,8 +101,7 @@ def _polish(fit: Fit, truth: Truth, starts: Tensor, max_steps: int) -> tuple[Ten
 
     problem = torch.arange(batch, device=u.device).repeat_interleave(num)
     args = tuple(tensor[problem] for tensor in (z, log_slope, log_p, log_weight, *target.args))
-    with isolated(target.dtype, seed=0):
-        found = minimize(divergence, starts.reshape(-1, dim), args=args, tolerance=TOLERANCE, max_steps=max_steps)
+    found = minimize(divergence, starts.reshape(-1, dim), args=args, tolerance=TOLERANCE, max_steps=max_steps)
     converged, gain = (part.reshape(batch, num).cpu().numpy() for part in (found.converged, found.gain))
     return found.x.reshape(batch, num, dim), converged, gain
 

@@ -24,7 +24,6 @@ from torch import Tensor
 from ppl_vi.metrics.sampled.elbo_on_nodes import MAX_PARAMETERS, NegativeElbo, nodes
 from ppl_vi.metrics.sampled.noise_rules import NoiseRules
 from ppl_vi.svi.result import Fit
-from ppl_vi.target.isolation import isolated
 
 NUM_STARTS = 3  # of each problem: the replicas that came nearest, those left out from which the way leads straight down
 NUM_POINTS = 4096  # nodes of a rule
@@ -116,7 +115,7 @@ def _function(objective: Objective, like: Tensor, row: tuple[Tensor, ...], rule:
     """Minus the ELBO on a rule and its gradient, as SciPy takes them."""
 
     def function(x: np.ndarray) -> tuple[float, np.ndarray]:
-        with isolated(like.dtype, seed=0), torch.no_grad():
+        with torch.no_grad():
             gradient, value = objective(torch.from_numpy(x).to(like), row, rule)
         if not (bool(value.isfinite()) and bool(gradient.isfinite().all())):
             return OUT, np.zeros_like(x)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
-from ppl_vi.compiler.many_points import POINT_OVERHEAD, SEARCH_WORTH_NUMBERS, WeightedSum
+from ppl_vi.compiler.many_points import MIN_SEARCH_NUMBERS, POINT_OVERHEAD, WeightedSum
 from ppl_vi.metrics.sampled.noise_rules import MOST_LATTICE, NoiseRules, noise_rules
 from ppl_vi.svi.program import Program, guide_sites
 from ppl_vi.svi.randomness import Draw
-from ppl_vi.target.isolation import isolated, whole_plates
+from ppl_vi.target.isolation import whole_plates
 
 # Numbers that the largest temporary of all nodes together may have where torch's operations run: 2 MiB in double
 # precision, which stay in the processor's cache.
@@ -26,7 +24,7 @@ def no_gradient(program: Program) -> str:
     """Why a family's members can't be improved along gradients on fixed noise, or ""."""
     if not program.latent_draws:
         return "the guide draws nothing"
-    with isolated(program.target.dtype, seed=0), torch.no_grad(), whole_plates():
+    with torch.no_grad(), whole_plates():
         noise = tuple(torch.full(draw.shape, 0.5, dtype=draw.dtype) for draw in program.latent_draws)
         trace = program.guide_trace(program.initial, program.target.row(0), noise)
     for name, node in guide_sites(trace).items():
@@ -74,14 +72,13 @@ class NegativeElbo:
     """
 
     def __init__(self, program: Program, rule: NoiseRules) -> None:
-        gate = partial(isolated, program.target.dtype, seed=0)
         num_noise = len(program.latent_draws)
 
         def of_one(theta: Tensor, *given: Tensor) -> Tensor:
             particle = program.sample(theta, given[num_noise:], given[:num_noise])
             return particle.log_guide - particle.log_joint
 
-        self.sum = WeightedSum(of_one, program.target.width, MAX_NUMBERS // program.target.width, gate)
+        self.sum = WeightedSum(of_one, program.target.width, MAX_NUMBERS // program.target.width, program.isolated)
         if _pays(program, rule):
             self.sum.compile(program.initial, *_points(rule, program.initial), program.target.row(0))
 
@@ -99,4 +96,4 @@ def _pays(program: Program, rule: NoiseRules) -> bool:
     """Whether a search on a rule takes longer than making machine code for it."""
     per_evaluation = rule.weight.numel() * (program.target.width + POINT_OVERHEAD)
     num = program.layout.size  # machine code holds a gradient of each node, which for many parameters is too much
-    return num <= MAX_PARAMETERS and EVALUATIONS_PER_PARAMETER * num * per_evaluation >= SEARCH_WORTH_NUMBERS
+    return num <= MAX_PARAMETERS and EVALUATIONS_PER_PARAMETER * num * per_evaluation >= MIN_SEARCH_NUMBERS

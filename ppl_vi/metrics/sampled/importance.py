@@ -8,7 +8,7 @@ import numpy as np
 from scipy.special import logsumexp
 
 from ppl_vi.metrics.estimate import Estimate
-from ppl_vi.numerics.weights import pareto_khat
+from ppl_vi.numerics.weights import log_mean, log_mean_error, pareto_khat
 from ppl_vi.svi.result import Fit
 from ppl_vi.target import evaluation
 from ppl_vi.target.sites import Latents
@@ -75,7 +75,7 @@ def iwae_bound(w: Weights, num_samples: int) -> Estimate:
     if num_groups < 2:
         raise ValueError(f"two groups of {num_samples} draws are needed at least, got {w.num_draws} draws")
     groups = w.log[..., : num_groups * num_samples].reshape((*w.log.shape[:-1], num_groups, num_samples))
-    each = logsumexp(groups, axis=-1) - np.log(num_samples)
+    each = log_mean(groups)
     with np.errstate(invalid="ignore"):
         spread = each.std(-1, ddof=1) / num_groups**0.5
     return Estimate(each.mean(-1), spread, np.zeros(each.shape[:-1]), "nats")
@@ -98,24 +98,12 @@ def importance_log_evidence(w: Weights, chi_square: np.ndarray | None = None) ->
         chi_square: the exact chi-square divergence of the posterior from the guide, nan where it is not known; the
             standard error is `(chi_square / N)^(1/2)`, infinite where that is, else the naive one from the weights.
     """
-    value = logsumexp(w.log, axis=-1) - np.log(w.num_draws)
-    naive = naive_error(w)
+    value, naive = log_mean(w.log), log_mean_error(w.log)
     known = np.full_like(naive, np.nan) if chi_square is None else np.abs(chi_square)  # 0 give or take rounding at best
     error = np.where(np.isnan(known), naive, np.sqrt(known / w.num_draws))
     reason = "the weights have infinite variance" if np.isinf(error).any() else ""
     reason = NOWHERE if np.isneginf(value).any() else reason
     return Estimate(value, error, np.zeros_like(value), "nats", reason)
-
-
-def naive_error(w: Weights) -> np.ndarray:
-    """The standard error of log mean weight that the weights themselves suggest (delta method), `(B, R)`.
-
-    nan where no draw has weight.
-    """
-    top = w.log.max(-1, keepdims=True)
-    relative = np.exp(w.log - np.where(np.isneginf(top), 0.0, top))
-    with np.errstate(invalid="ignore"):
-        return relative.std(-1, ddof=1) / relative.mean(-1) / w.num_draws**0.5
 
 
 def khat(w: Weights) -> Estimate:
@@ -124,7 +112,6 @@ def khat(w: Weights) -> Estimate:
     Source: Vehtari et al. (2024), Pareto smoothed importance sampling.
     """
     flat = w.log.reshape(-1, w.num_draws)
-    # ArviZ's function takes the log likelihood of leave-one-out, so it negates what it is given
     value = np.array([pareto_khat(row) for row in flat]).reshape(w.log.shape[:-1])
     reason = NO_TAIL if np.isnan(value).any() else ""
     return Estimate(value, np.full_like(value, np.nan), np.zeros_like(value), "1", reason)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from ppl_vi.compiler.many_points import blocks
+from ppl_vi.compiler.many_points import chunks
 from ppl_vi.metrics.estimate import Estimate
 from ppl_vi.metrics.sampled.noise_rules import GuideNodes
 from ppl_vi.svi.result import Fit
@@ -365,7 +365,7 @@ def _log_guide(fit: Fit, latents: dict[str, torch.Tensor]) -> np.ndarray:
     num = next(iter(latents.values())).shape[1]
     size = max(1, drawn_at_once(fit.target) // (batch * replicas))
     parts = []
-    for some in blocks(num, size):
+    for some in chunks(num, size):
         each = {name: value[:, None, some] for name, value in latents.items()}
         parts.append(fit.log_prob({name: value.expand(-1, replicas, *value.shape[2:]) for name, value in each.items()}))
     return torch.cat(parts, -1).cpu().numpy()

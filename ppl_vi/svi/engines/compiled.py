@@ -140,10 +140,10 @@ def plan(program: Program, objective: Objective, theta: Tensor, noise: tuple[Ten
         return _inductor_plan(program, objective, theta, noise, num_steps)
 
     def make() -> Engine:
-        return KernelEngine(program.target.args, program.layout.size, step.compiled())
+        return KernelEngine(program.target.args, program.layout.size, step.compile())
 
     batched = _batched_seconds(step.operations, theta[..., 0].numel())
-    return Plan(make, step.is_kept, KERNEL_SECONDS + CHARACTER_SECONDS * len(step.code), batched)
+    return Plan(make, step.is_cached, KERNEL_SECONDS + CHARACTER_SECONDS * len(step.code), batched)
 
 
 def _batched_seconds(operations: Sequence[int], num_fits: int = 1) -> float:

@@ -68,7 +68,7 @@ def loss_and_gradient(
     """Pyro's loss for one fit on given noise, and its gradient in the guide's unconstrained parameters, `(D,)`."""
     elbo, context = pyro_elbo(objective, num_particles)
     guide.zero_grad()
-    with context, _replayed(program, noise, num_particles):
+    with program.isolated(), context, _replayed(program, noise, num_particles):
         loss = elbo.loss_and_grads(program.target.model, guide, *row)
     values = dict(guide.named_parameters())
     found: dict[str, Tensor] = {}
@@ -167,7 +167,8 @@ class PyroEngine:
         bounds = torch.full(alive.shape, torch.nan, dtype=theta.dtype, device=theta.device)
         for b, r in state.alive.nonzero().tolist():
             self._load(theta[b, r], first[b, r], second[b, r], preconditioner[b, r])
-            with self._context, _replayed(self._program, tuple(n[b, r] for n in noise), self._num_particles):
+            replayed = _replayed(self._program, tuple(n[b, r] for n in noise), self._num_particles)
+            with self._program.isolated(), self._context, replayed:
                 bound = -float(self._svi.step(*self._program.target.row(b)))
             bounds[b, r] = bound
             moved = self._flat({parameter: parameter.detach() for parameter in self._parameters.values()})

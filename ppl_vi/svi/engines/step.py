@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.func import grad, vmap
 from torch.fx import GraphModule
 
-from ppl_vi.compiler.kernel import Step, written
-from ppl_vi.compiler.simplify import traced
+from ppl_vi.compiler.kernel import KernelSource, kernel_source
+from ppl_vi.compiler.simplify import trace_simplified
 from ppl_vi.svi.engines.adam import adam
 from ppl_vi.svi.objectives import Objective, surrogate_loss
 from ppl_vi.svi.program import Program
@@ -225,10 +225,10 @@ def trace_step(program: Program, objective: Objective, state: State, noise: tupl
     scalars = torch.ones(len(NO_OP_STEP), dtype=state.theta[0].dtype, device=state.theta[0].device)
     example = (*scalars, *state.tensors, *program.target.args, *noise)
     sizes = [part.shape[-1] for part in state.theta]
-    return traced(step_function(program, objective, sizes), example)
+    return trace_simplified(step_function(program, objective, sizes), example)
 
 
-def written_step(program: Program, objective: Objective, num_particles: int, num_fits: int) -> Step:
+def written_step(program: Program, objective: Objective, num_particles: int, num_fits: int) -> KernelSource:
     """The step of a single fit as C++ that is run for many fits side by side.
 
     The parameters come in one part, without axes for problems and replicas.
@@ -241,7 +241,7 @@ def written_step(program: Program, objective: Objective, num_particles: int, num
     noise = pseudo_random(program.draws, (num_particles,), torch.Generator(device=theta.device).manual_seed(0))
     alive, ones = torch.ones((), dtype=torch.bool, device=theta.device), torch.ones_like(theta)
     step = step_function(program, objective, [len(theta)], gradient_of_one)
-    return written(
+    return kernel_source(
         step, num_fits, num_scalars=len(NO_OP_STEP), carried=[alive, ones, ones, ones, ones], fixed=[ones],
         data=program.target.row(0), noise=noise,
     )  # fmt: skip

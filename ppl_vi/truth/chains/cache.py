@@ -1,4 +1,9 @@
-"""Reference draws in the user's cache folder, found again by everything that they depend on."""
+"""Reference draws that were computed before, in the user's cache folder.
+
+One file holds the draws of one problem. Its name is a hash of all that the draws depend on: the target, the values of
+its log density at a few points, the settings, the seed, and the versions of the libraries. Each file carries a hash of
+its own content, so that a damaged one is noticed and computed again.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +14,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,13 +27,31 @@ from ppl_vi.target.log_density import Density
 from ppl_vi.target.target import Target
 from ppl_vi.truth.result import Check
 
-if TYPE_CHECKING:
-    pass
-
+NUM_PROBES = 8  # points at which the log density is compared, so that another model of the same name is told apart
+# Part of every file's name. Raise it whenever the draws, the checks or their wording change: the files of an earlier
+# revision are then not found any more.
+REVISION = 7
 
 _log = logging.getLogger(__name__)
-NUM_PROBES = 8
-REVISION = 6  # of what computes the draws: another one finds none of the others
+
+
+@dataclass(frozen=True, eq=False)
+class SavedReference:
+    """The draws and the log evidence of one problem.
+
+    Attributes:
+        u: the draws in unconstrained space, `(S, D)`, chain after chain.
+        log_evidence: log p(x), nats.
+        std_error: its standard error, nats.
+        checks: all of them, failed ones too.
+        reason: why the draws can't be trusted, or "".
+    """
+
+    u: Tensor
+    log_evidence: float
+    std_error: float
+    checks: tuple[Check, ...]
+    reason: str
 
 
 def folder() -> Path:
@@ -37,12 +60,19 @@ def folder() -> Path:
     return (Path(home) if home else Path.home() / ".cache") / "ppl_vi" / "truths"
 
 
-def kept(
+def cached_reference(
     target: Target, density: Density, problem: int, settings: dict[str, Any], compute: Callable[[], SavedReference]
 ) -> SavedReference:
-    """What the folder holds for this problem; else what is computed, and then kept.
+    """The draws from the cache folder; if they are not there, they are computed and saved.
 
-    A file that can't be read is computed anew, and a folder that can't be written to is done without.
+    A file that can't be read is computed again. If the folder can't be written to, the draws are not saved.
+
+    Args:
+        target: whose posterior the draws are from.
+        density: its log density in unconstrained space.
+        problem: which of the target's problems.
+        settings: all else that the draws depend on.
+        compute: computes the draws.
     """
     path = folder() / f"{_key(target, density, problem, settings)}.npz"
     found = _read(path)
@@ -53,12 +83,12 @@ def kept(
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, lambda file: np.savez(file, **_arrays(computed)))
     except OSError as error:
-        _log.info("reference draws are not kept in %s: %s", path.parent, error)
+        _log.info("reference draws can't be saved in %s: %s", path.parent, error)
     return computed
 
 
 def _key(target: Target, density: Density, problem: int, settings: dict[str, Any]) -> str:
-    """The density itself has a say, at a few points: another model of the same name is another target."""
+    """The name of the file."""
     points = torch.randn(NUM_PROBES, density.dim, generator=torch.Generator().manual_seed(0), dtype=density.dtype)
     with torch.no_grad():
         probes = [f"{value:.10g}" for value in density(points).tolist()]
@@ -67,6 +97,7 @@ def _key(target: Target, density: Density, problem: int, settings: dict[str, Any
 
 
 def _arrays(found: SavedReference) -> dict[str, Any]:
+    """The draws and, as bytes of JSON, everything else together with the hash of both."""
     header = {
         "log_evidence": found.log_evidence,
         "std_error": found.std_error,
@@ -82,37 +113,18 @@ def _digest(u: np.ndarray, header: dict[str, Any]) -> str:
 
 
 def _read(path: Path) -> SavedReference | None:
-    pass
-
+    """What the file holds; None where there is no file, or a damaged one."""
     if not path.exists():
         return None
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             u, header = file["u"], json.loads(file["header"].tobytes())
         if header.pop("digest") != _digest(u, header):
-            raise ValueError("its digest is another")
+            raise ValueError("its content does not match its hash")
         checks = tuple(Check(*check) for check in header["checks"])
         return SavedReference(
             torch.from_numpy(u), header["log_evidence"], header["std_error"], checks, header["reason"]
         )
-    except Exception as error:  # whatever a damaged zip makes of itself
-        _log.info("computing reference draws again, %s is damaged: %s", path, error)
+    except Exception as error:  # a damaged zip file raises errors of many kinds
+        _log.info("reference draws are computed again, because %s is damaged: %s", path, error)
         return None
-
-
-@dataclass(frozen=True, eq=False)
-class SavedReference:
-    """One problem's draws and log evidence.
-
-    Attributes:
-        u: `(S, D)`, chain after chain.
-        log_evidence, std_error: nats.
-        checks: all of them, failed ones too.
-        reason: why they can't be trusted, or "".
-    """
-
-    u: Tensor
-    log_evidence: float
-    std_error: float
-    checks: tuple[Check, ...]
-    reason: str

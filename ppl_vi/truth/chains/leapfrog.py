@@ -1,11 +1,15 @@
-"""Leapfrog steps of many chains on one log density.
+"""Leapfrog steps: the integrator of Hamiltonian Monte Carlo, for many chains at once.
 
-The step from (u, p) to (u', p') on a log density f, with the metric's inverse L L' and a chain's own step h, is
+A chain stands at `u` with a momentum `p`. On a log density f, with step size h and an inverse mass matrix M^-1 = L L',
+one step leads to
 
     q = p + h/2 L' grad f(u),    u' = u + h L q,    p' = q + h/2 L' grad f(u').
 
-It runs as machine code, many chains side by side, where there is a compiler and the density has a translation, else
-operation by operation.
+The momentum is that of the whitened coordinates L^-1 u, where the mass matrix is the identity.
+
+`leapfrog` is this step written once, for any kind of state. `run_trajectories` takes the steps on a `Density`. Where
+there is a C++ compiler and the density can be translated, they run as machine code, many chains side by side; anywhere
+else they run operation by operation.
 
 Source: Neal (2011), MCMC using Hamiltonian dynamics.
 """
@@ -13,69 +17,114 @@ Source: Neal (2011), MCMC using Hamiltonian dynamics.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.func import grad_and_value
 
-from ppl_vi.compiler.kernel import Kernel, written
+from ppl_vi.compiler.kernel import Kernel, kernel_source
 from ppl_vi.compiler.many_points import agree
-from ppl_vi.compiler.vectors import num_lanes
-from ppl_vi.target.isolation import isolated
+from ppl_vi.compiler.vectors import lanes_per_vector
 from ppl_vi.target.log_density import Density
 
-# Largest difference of machine code's values and gradients from the density's own, relative to the largest number of a
-# chain: gradients of funnels lose more digits than single values do.
-AGREEMENT = 1e-9
+# Machine code is used if its values and gradients differ from the density's own by at most this, relative to the
+# largest of a chain's numbers. Gradients of funnels lose more digits to rounding than a single value does; a larger
+# difference means that the translation is wrong.
+MACHINE_CODE_TOLERANCE = 1e-9
 
 _log = logging.getLogger(__name__)
+State = TypeVar("State")
 
 
 @dataclass(frozen=True, eq=False)
-class Phase:
-    """Where `C` chains stand, and how they move.
+class ChainState:
+    """Where `C` chains stand.
 
     Attributes:
-        u: `(C, D)`.
-        momentum: in whitened coordinates, `(C, D)`.
-        value: the log density at `u`, `(C,)`, nats.
-        slope: its gradient, `(C, D)`.
+        u: their points, `(C, D)`.
+        value: the log density there, `(C,)`, nats.
+        slope: the gradient of the log density there, `(C, D)`.
     """
 
     u: Tensor
-    momentum: Tensor
     value: Tensor
     slope: Tensor
 
 
-def advanced(density: Density, begin: Phase, step: Tensor, factor: Tensor, num_steps: int) -> Phase:
-    """Chains after `num_steps` leapfrog steps.
+def leapfrog(
+    state: State,
+    momentum: Tensor,
+    step_size: Tensor,
+    num_steps: int,
+    *,
+    force: Callable[[State], Tensor],
+    drift: Callable[[State, Tensor], State],
+) -> tuple[State, Tensor]:
+    """State and momentum after `num_steps` leapfrog steps.
 
-    Machine code is made at the first call, and used where it gives what the density does where the first steps end.
+    Args:
+        state: where the chains begin.
+        momentum: with which they begin.
+        step_size: h, of a shape that broadcasts with the momentum.
+        num_steps: how many steps.
+        force: the gradient of the log density at a state, of the momentum's shape.
+        drift: the state that lies h times the momentum away from a state.
+    """
+    for _ in range(num_steps):
+        momentum = momentum + step_size / 2 * force(state)
+        state = drift(state, step_size * momentum)
+        momentum = momentum + step_size / 2 * force(state)
+    return state, momentum
+
+
+def run_trajectories(
+    density: Density, state: ChainState, momentum: Tensor, step_size: Tensor, factor: Tensor, num_steps: int
+) -> tuple[ChainState, Tensor]:
+    """Chains on a density and their momentum after `num_steps` leapfrog steps.
+
+    The first call makes machine code and compares it with the density where the first trajectories end. Calls with as
+    many lanes then use it if the two agree.
 
     Args:
         density: f.
-        begin: where the chains are; its `value` is not looked at.
-        step: h, `(C, 1)`.
+        state: where the chains begin; its `value` is not used.
+        momentum: `(C, D)`.
+        step_size: h of each chain, `(C, 1)`.
         factor: L, `(D, D)`.
         num_steps: at least 1.
     """
-    lanes = min(len(begin.u), num_lanes(len(begin.u), density.dtype))
+    lanes = min(len(state.u), lanes_per_vector(len(state.u), density.dtype))
     if lanes not in density.kernels:
-        kernel = _compiled(density, len(begin.u))
-        right = kernel is not None and _agrees(density, _by_kernel(kernel, density, begin, step, factor, num_steps))
+        kernel = _compiled(density, len(state.u))
+        right = kernel is not None and _agrees(
+            density, _by_kernel(kernel, density, state, momentum, step_size, factor, num_steps)[0]
+        )
         density.kernels[lanes] = kernel if right else None
     kernel = density.kernels[lanes]
     if kernel is not None:
-        return _by_kernel(kernel, density, begin, step, factor, num_steps)
-    return _by_operations(density, begin, step, factor, num_steps)
+        return _by_kernel(kernel, density, state, momentum, step_size, factor, num_steps)
+    return run_by_operations(density, state, momentum, step_size, factor, num_steps)
+
+
+def run_by_operations(
+    density: Density, state: ChainState, momentum: Tensor, step_size: Tensor, factor: Tensor, num_steps: int
+) -> tuple[ChainState, Tensor]:
+    """The same as `run_trajectories`, without machine code."""
+
+    def drift(state: ChainState, distance: Tensor) -> ChainState:
+        u = state.u + distance @ factor.mT
+        return ChainState(u, *density.slope(u))
+
+    return leapfrog(state, momentum, step_size, num_steps, force=lambda state: state.slope @ factor, drift=drift)
 
 
 def _compiled(density: Density, num_chains: int) -> Kernel | None:
-    """Machine code for the steps of so many chains; None where there is no compiler or no translation."""
+    """Machine code that moves so many chains; None where there is no compiler or no translation."""
 
-    def leap(u: Tensor, p: Tensor, slope: Tensor, h: Tensor, factor: Tensor, *numbers: Tensor) -> tuple[Tensor, ...]:
+    def step(u: Tensor, p: Tensor, slope: Tensor, h: Tensor, factor: Tensor, *numbers: Tensor) -> tuple[Tensor, ...]:
         p = p + h / 2 * (factor.mT @ slope)
         u = u + factor @ (h * p)
         slope, value = grad_and_value(density.of_one)(u, *numbers)
@@ -84,36 +133,36 @@ def _compiled(density: Density, num_chains: int) -> Kernel | None:
     point = torch.zeros(density.dim, dtype=density.dtype)
     factor = torch.eye(density.dim, dtype=density.dtype)
     try:
-        with isolated(density.dtype, seed=0):
-            step = written(leap, num_chains, carried=[point] * 3, fixed=[point[:1]], data=[factor, *density.numbers])
-            return step.compiled()
+        with density.isolated():
+            source = kernel_source(
+                step, num_chains, carried=[point] * 3, fixed=[point[:1]], data=[factor, *density.numbers]
+            )
+            return source.compile()
     except Exception as error:  # whatever a model does that tracing, translation or the compiler do not know
         _log.info("leapfrog steps run operation by operation: %s", error)
         return None
 
 
-def _by_kernel(kernel: Kernel, density: Density, begin: Phase, step: Tensor, factor: Tensor, num_steps: int) -> Phase:
-    carried = [part[None] for part in (begin.u, begin.momentum, begin.slope)]
+def _by_kernel(
+    kernel: Kernel,
+    density: Density,
+    state: ChainState,
+    momentum: Tensor,
+    step_size: Tensor,
+    factor: Tensor,
+    num_steps: int,
+) -> tuple[ChainState, Tensor]:
+    carried = [part[None] for part in (state.u, momentum, state.slope)]
     data = [part[None] for part in (factor, *density.numbers)]
-    scalars = factor.new_zeros((0, num_steps))
-    end, (values,) = kernel((1, len(begin.u)), scalars=scalars, carried=carried, fixed=[step[None]], data=data)
+    scalars = factor.new_zeros((0, num_steps))  # no number changes from step to step
+    end, (values,) = kernel((1, len(state.u)), scalars=scalars, carried=carried, fixed=[step_size[None]], data=data)
     u, momentum, slope = (part[0] for part in end)
-    return Phase(u, momentum, values[-1, 0], slope)
+    return ChainState(u, values[-1, 0], slope), momentum
 
 
-def _by_operations(density: Density, begin: Phase, step: Tensor, factor: Tensor, num_steps: int) -> Phase:
-    at = begin
-    for _ in range(num_steps):
-        half = at.momentum + step / 2 * (at.slope @ factor)
-        u = at.u + (step * half) @ factor.mT
-        value, slope = density.slope(u)
-        at = Phase(u, half + step / 2 * (slope @ factor), value, slope)
-    return at
-
-
-def _agrees(density: Density, end: Phase) -> bool:
-    """Whether value and gradient are the density's, of the chains where all is finite."""
+def _agrees(density: Density, end: ChainState) -> bool:
+    """Whether value and gradient of machine code are the density's, for the chains where all of these are finite."""
     value, slope = density.slope(end.u)
     found, expected = (torch.cat([v[:, None], g], 1) for v, g in ((end.value, end.slope), (value, slope)))
     finite = expected.isfinite().all(1)
-    return agree([found[finite]], [expected[finite]], AGREEMENT)
+    return agree([found[finite]], [expected[finite]], MACHINE_CODE_TOLERANCE)

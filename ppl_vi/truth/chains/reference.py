@@ -1,12 +1,16 @@
 """Reference draws: the truth where quadrature does not reach, by many chains that must meet written criteria.
 
-The criteria are posteriordb's, and stricter: 10,000 draws of chains from dispersed starts; split R-hat, effective sizes
-in bulk and tails, and autocorrelation of every coordinate and of the log density; no divergence; the energy's fraction
-of missing information; two estimates of log p(x), by bridge and by importance sampling, that agree.
+The chains run Hamiltonian Monte Carlo in coordinates that are adapted to hierarchies (`reparametrisation`). A warm-up
+sets coordinates, inverse mass matrix and step size; a pilot run chooses the length of trajectories and how many
+transitions apart the draws are kept; then the draws are taken. A proposal density fitted to half of the chains gives
+log p(x) by bridge sampling on the other half.
 
-Sources: Magnusson et al. (2024), posteriordb; Vehtari et al. (2021), Rank-normalization, folding, and localization: an
-improved R-hat; Betancourt (2016), Diagnosing suboptimal cotangent disintegrations in Hamiltonian Monte Carlo; Gronau et
-al. (2017), A tutorial on bridge sampling.
+The criteria are posteriordb's, and stricter: 10,000 draws of chains from dispersed starts; split R-hat, effective
+sample sizes in bulk and tails, and correlation of neighbouring draws, each for every coordinate and for the log
+density; no divergent transition; the energy's fraction of missing information (E-FMI); and two estimates of log p(x),
+by bridge sampling and by importance sampling, that agree.
+
+Sources: Magnusson et al. (2024), posteriordb; Gronau et al. (2017), A tutorial on bridge sampling.
 """
 
 from __future__ import annotations
@@ -20,36 +24,51 @@ import torch
 from torch import Tensor
 
 from ppl_vi.numerics.mixtures import DEGREES, fit_student_mixture
-from ppl_vi.numerics.weights import EvidenceEstimate, importance_evidence
+from ppl_vi.numerics.weights import EvidenceEstimate, importance_evidence, pareto_khat
 from ppl_vi.target.evaluation import prior_draws
-from ppl_vi.target.isolation import isolated
 from ppl_vi.target.target import Target
 from ppl_vi.truth.chains.bridge import bridge
-from ppl_vi.truth.chains.cache import SavedReference, kept
+from ppl_vi.truth.chains.cache import SavedReference, cached_reference
+from ppl_vi.truth.chains.criteria import (
+    MAX_CORRELATION,
+    MAX_LOG_EVIDENCE_ERROR,
+    MAX_PARETO_K_HAT,
+    MAX_STANDARD_ERRORS,
+    Criterion,
+    autocorrelation,
+    chain_criteria,
+)
+from ppl_vi.truth.chains.leapfrog import ChainState
 from ppl_vi.truth.chains.reparametrisation import Reparametrisation
-from ppl_vi.truth.chains.sampler import ChainState, Trajectories, adapted, chains_at, settled
+from ppl_vi.truth.chains.sampler import HMC, adapt_step_size, adapt_step_sizes, chains_at
 from ppl_vi.truth.result import Check, Points, Truth
 
-R_HAT = 1.01
-LEAST_SIZE = 5000  # effective draws
-CORRELATION = 0.05  # of a draw with the next one of its chain
-MISSING = 0.2  # E-FMI
-AGREEMENT = 4.0  # standard errors between bridge and importance sampling
-PRECISE = 0.05  # nats: the largest standard error of log p(x)
-HEAVY = 0.7  # Pareto k-hat of the importance weights
-ATTEMPTS = 6  # runs at half the step where trajectories diverged, or at twice the thinning where draws are correlated
-PILOT_THINNING = 30  # the most that the pilot's draws tell of
-LONGEST_THINNING = 60
-UNNOTICED = 0.6 * CORRELATION  # in the pilot's draws
-HOPELESS = 2  # times the longest thinning
-CALL = 4  # leapfrog steps that take as long as all else in a transition
-TIMES = (math.pi, 2 * math.pi)  # of the longest trajectory, whitened: half a round normal's period, and all of it
-GIVEN_UP = "given up after a pilot, by whose correlations draws would have to be {} transitions apart"
-FIRST_STEPS = 10  # leapfrog steps of a trajectory while chains look for their way
-REACH = 2.0  # of the uniform starts in unconstrained space, as in Stan
-FOUND = "the chains have found every part of the posterior: nothing else proves that no separate mode was missed"
-SMOOTH = "the posterior's density{} is smooth enough for Hamiltonian trajectories (none diverged)"
-RELATIVE = ", with {} in coordinates relative to their priors,"
+# The warm-up.
+START_HALF_WIDTH = 2.0  # half of the chains start uniformly within this of 0 in unconstrained space, as in Stan
+FIRST_STEP_SIZE = 0.1  # of the leapfrog steps, before the first transition
+FIRST_MAX_LEAPFROG = 10  # leapfrog steps of a trajectory at most, before the first inverse mass matrix is known
+WINDOW_MAX_STEP_SIZE = 0.3  # with which a window may start, because its inverse mass matrix is a new one
+
+# The pilot. It tries two lengths of trajectories, in whitened coordinates: half a period of a standard normal density
+# and a whole one. A transition costs as much as its leapfrog steps and OVERHEAD_IN_LEAPFROG_STEPS more.
+TRAJECTORY_LENGTHS = (math.pi, 2 * math.pi)
+OVERHEAD_IN_LEAPFROG_STEPS = 4
+MAX_PILOT_LAG = 30  # transitions apart: at larger lags correlations are extrapolated, because the pilot is too short
+MAX_PILOT_CORRELATION = 0.6 * MAX_CORRELATION  # smaller than the limit itself, so that draws at this lag seldom miss it
+
+# The draws. A run is repeated at half the step size if a transition was divergent, and with twice as many transitions
+# between draws if these are correlated.
+MAX_RUNS = 6
+MAX_THINNING = 60  # transitions from one draw to the next; more would take too long
+MAX_PILOT_THINNING = 2 * MAX_THINNING  # no full run is tried if the pilot asks for more; it may err by a factor of 2
+
+GIVEN_UP = (
+    "given up after a pilot run: by its correlations, independent draws would be about {:.3g} transitions apart, and "
+    f"above {MAX_PILOT_THINNING} a full run is not tried"
+)
+ALL_MODES_FOUND = "the chains have visited every separate mode of the posterior, which no check here can prove"
+SMOOTH_DENSITY = "the posterior density{} is smooth enough for the trajectories of Hamiltonian Monte Carlo"
+RELATIVE_LATENTS = ", with {} expressed relative to the location and scale of the prior,"
 
 
 @dataclass(frozen=True)
@@ -57,12 +76,12 @@ class ChainSettings:
     """How many chains and draws.
 
     Attributes:
-        num_chains: each from its own start.
-        num_draws: kept of each.
-        num_warmup: transitions of each of the warm-up's windows.
-        num_windows: before each of which coordinates and metric are set anew.
-        acceptance: that the step aims at.
-        num_proposed: draws of the proposals for log p(x).
+        num_chains: number of chains, each from its own start.
+        num_draws: draws that are kept of each chain.
+        num_warmup: transitions of each window of the warm-up.
+        num_windows: windows of the warm-up; before each, coordinates and inverse mass matrix are set anew.
+        acceptance: mean probability of acceptance that the step size aims at.
+        num_proposed: draws of each proposal density for log p(x).
     """
 
     num_chains: int = 100
@@ -75,55 +94,52 @@ class ChainSettings:
 
 @dataclass(frozen=True, eq=False)
 class ReferenceDraws:
-    """What the chains of one problem gave.
+    """The draws of one problem and what the chains met on the way.
 
     Attributes:
-        coordinates: that the chains moved in.
-        u: in these, `(N, C, D)`, draws by chains.
-        value: log density in these, `(N, C)`, nats.
-        slope: its gradient, `(N, C, D)`.
-        energy: of every transition, thinned ones too, `(T, C)`.
-        num_diverged: of them.
-        given_up: why there are no better ones, or "".
+        coordinates: in which the chains moved.
+        u: the draws in these, `(N, C, D)`, draws by chains.
+        value: the log density in these coordinates, `(N, C)`, nats.
+        energy: of every transition, including those between draws, `(T, C)`, nats.
+        num_diverged: how many transitions were divergent.
+        given_up: why no better draws were tried for, or "".
     """
 
     coordinates: Reparametrisation
     u: Tensor
     value: Tensor
-    slope: Tensor
     energy: Tensor
     num_diverged: int
     given_up: str = ""
 
     @cached_property
     def v(self) -> Tensor:
-        """In the coordinates of `Target.constrain`, `(N, C, D)`."""
-        return self.coordinates.outward(self.u.flatten(0, 1)).reshape(self.u.shape)
+        """The draws in the coordinates of `Target.constrain`, `(N, C, D)`."""
+        return self.coordinates.to_unconstrained(self.u.flatten(0, 1)).reshape(self.u.shape)
 
     @cached_property
     def numbers(self) -> Tensor:
-        """Every coordinate of `Target.constrain` and the log density in these, `(N, C, D + 1)`."""
-        value = self.coordinates.plain(self.v.flatten(0, 1)).reshape(self.value.shape)
+        """All that is checked: every coordinate of `v` and the log density in these, `(N, C, D + 1)`."""
+        value = self.coordinates.unconstrained_density(self.v.flatten(0, 1)).reshape(self.value.shape)
         return torch.cat([self.v, value[..., None]], -1)
 
 
 def reference_truth(target: Target, *, settings: ChainSettings | None = None, seed: int = 0) -> Truth:
     """Posterior draws of every problem, of any number of latents, with log p(x) and its standard error.
 
-    They are kept in the user's cache folder, `ppl_vi/truths`: the same target, settings, seed and versions find them
-    again.
+    The draws are saved in the user's cache folder, `ppl_vi/truths`, and found there by the same target, settings, seed
+    and versions.
 
     Args:
         target: any model.
-        settings: how many.
+        settings: how many chains and draws.
         seed: of starts, chains and proposals.
     """
     chosen = settings or ChainSettings()
-    with isolated(target.dtype, seed=seed):
+    with target.isolated(seed):
         coordinates = [Reparametrisation.of(target, problem) for problem in range(target.num_problems)]
-        found = [_found(begun, chosen, seed) for begun in coordinates]
+        found = [_saved_or_sampled(one, chosen, seed) for one in coordinates]
     reasons = tuple(one.reason for one in found)
-    relative = [site.name for site in target.latents if any(site.name in begun.pulls for begun in coordinates)]
     u = torch.stack([one.u for one in found])
     group = torch.arange(chosen.num_chains).repeat_interleave(chosen.num_draws)
     points = Points(u, torch.full(u.shape[:2], -math.log(u.shape[1]), dtype=u.dtype), group, "draws")
@@ -135,22 +151,31 @@ def reference_truth(target: Target, *, settings: ChainSettings | None = None, se
         tuple(max((one.checks[i] for one in found), key=_size) for i in range(len(found[0].checks))),
         reasons=reasons if any(reasons) else (),
         grade="uncertified" if any(reasons) else "checked",
-        assumptions=(FOUND, SMOOTH.format(RELATIVE.format(", ".join(relative)) if relative else "")),
+        assumptions=_assumptions(target, coordinates),
         log_evidence_std_error=np.array([one.std_error for one in found]),
         make_points=lambda: (points,),
     )
     return truth if target.closed_form is None else _with_closed_form(truth, target.closed_form(*target.args))
 
 
+def _assumptions(target: Target, coordinates: list[Reparametrisation]) -> tuple[str, str]:
+    """What draws take for granted, with the names of the latents that were expressed relative to their priors."""
+    relative = [site.name for site in target.latents if any(site.name in one.site_terms for one in coordinates)]
+    return ALL_MODES_FOUND, SMOOTH_DENSITY.format(RELATIVE_LATENTS.format(", ".join(relative)) if relative else "")
+
+
 def _with_closed_form(truth: Truth, closed_form: Tensor) -> Truth:
-    """With log p(x) in closed form, once bridge sampling has found the same."""
+    """The truth with log p(x) from its closed form, which bridge sampling must have found too."""
     exact = closed_form.detach().cpu().numpy()
     away = np.abs(exact - truth.log_evidence) / truth.log_evidence_std_error
     reasons = [
-        reason or ("" if off <= AGREEMENT else f"bridge sampling is {off:.1f} standard errors from the closed form")
+        reason
+        or ("" if off <= MAX_STANDARD_ERRORS else f"bridge sampling is {off:.1f} standard errors from the closed form")
         for reason, off in zip(truth.reasons or [""] * len(exact), away, strict=True)
     ]
-    check = Check("bridge sampling against the closed form, standard errors", float(away.max()), AGREEMENT)
+    check = Check(
+        "difference of bridge sampling and closed form (in standard errors)", float(away.max()), MAX_STANDARD_ERRORS
+    )
     return replace(
         truth,
         log_evidence=exact,
@@ -163,187 +188,198 @@ def _with_closed_form(truth: Truth, closed_form: Tensor) -> Truth:
 
 
 def _size(check: Check) -> float:
+    """The figure of a check, by which the worst of several problems is found; nan is worse than any."""
     return math.inf if math.isnan(check.error) else check.error
 
 
-def _found(coordinates: Reparametrisation, settings: ChainSettings, seed: int) -> SavedReference:
+def _saved_or_sampled(coordinates: Reparametrisation, settings: ChainSettings, seed: int) -> SavedReference:
+    """What an earlier run has saved, else new draws."""
     target, problem = coordinates.target, coordinates.problem
 
     def compute() -> SavedReference:
         prior = prior_draws(target, problem, settings.num_chains, seed)
         with torch.no_grad():
-            return reference(coordinates, prior, settings, seed)
+            return sampled_reference(coordinates, prior, settings, seed)
 
-    return kept(target, coordinates.plain, problem, asdict(settings) | {"seed": seed}, compute)
+    everything = asdict(settings) | {"seed": seed}
+    return cached_reference(target, coordinates.unconstrained_density, problem, everything, compute)
 
 
-def reference(coordinates: Reparametrisation, prior: Tensor, settings: ChainSettings, seed: int) -> SavedReference:
-    """Draws from one density, with all that checks them.
+def sampled_reference(
+    coordinates: Reparametrisation, prior: Tensor, settings: ChainSettings, seed: int
+) -> SavedReference:
+    """Draws of one problem with every check of them, whether they pass or not.
 
     Args:
-        coordinates: of one problem, where chains begin to move.
-        prior: draws of the prior, where half of the chains start.
-        settings: how many.
-        seed: of everything.
+        coordinates: in which the chains begin to move.
+        prior: draws of the prior in unconstrained space, `(S, D)`, where half of the chains start.
+        settings: how many chains and draws.
+        seed: of everything random.
     """
     generator = torch.Generator().manual_seed(seed)
     start = _dispersed(coordinates, prior, settings.num_chains, generator)
     draws = _sampled(coordinates, start, settings, generator)
-    by_bridge, by_importance, heavy = _evidence(draws, settings.num_proposed, seed)
+    by_bridge, by_importance, k_hat = _evidence(draws, settings.num_proposed, seed)
     joint_error = math.hypot(by_bridge.std_error, by_importance.std_error)
-    checks = (
-        *_diagnosed(draws),
-        Check("bridge against importance sampling, standard errors", _ratio(by_bridge, by_importance), AGREEMENT),
-        Check("standard error of the two log evidences together, nats", joint_error, PRECISE),
-        Check("Pareto k-hat of the importance weights", heavy, HEAVY),
+    away = abs(by_bridge.value - by_importance.value) / joint_error
+    criteria = (
+        *chain_criteria(draws.numbers, draws.energy, draws.num_diverged),
+        Criterion("difference of bridge and importance sampling (in standard errors)", away, MAX_STANDARD_ERRORS),
+        Criterion("joint standard error of bridge and importance sampling (nats)", joint_error, MAX_LOG_EVIDENCE_ERROR),
+        Criterion("Pareto k-hat of the importance weights", k_hat, MAX_PARETO_K_HAT),
     )
-    failed = [f"{c.name}: {c.error:.3g}, allowed {c.tolerance:g}" for c in checks if not c.error <= c.tolerance]
-    reason = "; ".join([draws.given_up, *failed] if draws.given_up else failed)
+    checks = tuple(criterion.check for criterion in criteria)
+    reason = "; ".join(filter(None, [draws.given_up, *(criterion.failure for criterion in criteria)]))
     return SavedReference(draws.v.transpose(0, 1).flatten(0, 1), by_bridge.value, by_bridge.std_error, checks, reason)
 
 
-def _ratio(one: EvidenceEstimate, other: EvidenceEstimate) -> float:
-    return abs(one.value - other.value) / math.hypot(one.std_error, other.std_error)
-
-
 def _dispersed(coordinates: Reparametrisation, prior: Tensor, num: int, generator: torch.Generator) -> Tensor:
-    """Half of the chains anywhere within 2 of 0, as Stan's start, and half where the prior's draws are, `(C, D)`."""
-    density, prior = coordinates.density, coordinates.inward(prior)
-    anywhere = REACH * (2 * torch.rand(20 * num, density.dim, generator=generator, dtype=prior.dtype) - 1)
+    """Starts `(C, D)`: half of them draws of the prior, half uniform within 2 of 0, where Stan starts."""
+    density, prior = coordinates.density, coordinates.from_unconstrained(prior)
+    uniform = START_HALF_WIDTH * (2 * torch.rand(20 * num, density.dim, generator=generator, dtype=prior.dtype) - 1)
     drawn = prior[density(prior).isfinite()][: num // 2]
-    start = torch.cat([drawn, anywhere[density(anywhere).isfinite()]])[:num]
+    start = torch.cat([drawn, uniform[density(uniform).isfinite()]])[:num]
     if len(start) < num:
-        raise ValueError(f"the log joint of '{density.name}' is finite at only {len(start)} of {21 * num} starts")
+        raise ValueError(
+            f"the log joint of '{density.name}' is finite at only {len(start)} of {21 * num} starts, and {num} chains "
+            "need one each: check the model's densities near 0 in unconstrained space"
+        )
     return start
+
+
+@dataclass(frozen=True, eq=False)
+class _Sampler:
+    """Chains that can be run on: the coordinates they move in, how they move, and where they stand."""
+
+    coordinates: Reparametrisation
+    hmc: HMC
+    state: ChainState
+
+
+@dataclass(frozen=True, eq=False)
+class _Pilot:
+    """A run with one length of trajectories.
+
+    Attributes:
+        sampler: after the run.
+        draws: of every transition.
+        thinning: transitions from one independent draw to the next.
+        cost: of an independent draw, in leapfrog steps.
+    """
+
+    sampler: _Sampler
+    draws: ReferenceDraws
+    thinning: float
+    cost: float
 
 
 def _sampled(
     coordinates: Reparametrisation, start: Tensor, settings: ChainSettings, generator: torch.Generator
 ) -> ReferenceDraws:
-    coordinates, state, kernel = _warmed_up(coordinates, start, settings, generator)
-    kernel, thinning, pilot, state = _piloted(coordinates, state, kernel, settings.num_draws, generator)
-    if thinning > HOPELESS * LONGEST_THINNING:
-        return replace(pilot, given_up=GIVEN_UP.format(f"{thinning:.3g}"))
-    thinning = min(math.ceil(thinning), LONGEST_THINNING)
-    for _ in range(ATTEMPTS):
-        draws, state = _run(coordinates, state, kernel, settings.num_draws, thinning, generator)
-        correlation, longest = float(autocorrelation(draws.numbers, 1).abs().max()), thinning == LONGEST_THINNING
-        correlated = correlation > CORRELATION
+    """The draws of the first run that meets the criteria for correlation and divergence, or of the last."""
+    pilot = _piloted(_warmed_up(coordinates, start, settings, generator), settings.num_draws, generator)
+    if pilot.thinning > MAX_PILOT_THINNING:
+        return replace(pilot.draws, given_up=GIVEN_UP.format(pilot.thinning))
+    sampler, thinning = pilot.sampler, min(math.ceil(pilot.thinning), MAX_THINNING)
+    for _ in range(MAX_RUNS):
+        sampler, draws = _run(sampler, settings.num_draws, thinning, generator)
+        correlation = float(autocorrelation(draws.numbers, 1).abs().max())
+        correlated, longest = correlation > MAX_CORRELATION, thinning == MAX_THINNING
         if not draws.num_diverged and (longest or not correlated):
             break
-        # correlations over k times as many transitions are no less than their k-th power
-        if correlation ** (LONGEST_THINNING / thinning) > 2 * CORRELATION:
+        # The correlation over k times as many transitions is at least its k-th power: even the longest thinning fails.
+        if correlation ** (MAX_THINNING / thinning) > 2 * MAX_CORRELATION:
             break
-        kernel = replace(kernel, step=kernel.step / 2) if draws.num_diverged else kernel
-        thinning = min(2 * thinning, LONGEST_THINNING) if correlated else thinning
+        if draws.num_diverged:
+            sampler = _halved(sampler)
+        thinning = min(2 * thinning, MAX_THINNING) if correlated else thinning
     return draws
+
+
+def _halved(sampler: _Sampler) -> _Sampler:
+    """The same with half the step size."""
+    return replace(sampler, hmc=replace(sampler.hmc, step_size=sampler.hmc.step_size / 2))
 
 
 def _warmed_up(
     coordinates: Reparametrisation, start: Tensor, settings: ChainSettings, generator: torch.Generator
-) -> tuple[Reparametrisation, ChainState, Trajectories]:
-    """Coordinates, metric and step from where chains have been, set anew after each window."""
-    kernel = Trajectories(torch.tensor(0.1), TIMES[0], torch.eye(start.shape[1], dtype=start.dtype))
-    num, goal = settings.num_warmup, settings.acceptance
+) -> _Sampler:
+    """Coordinates, inverse mass matrix and step size from where chains have been, set anew after each window."""
+    num, target = settings.num_warmup, settings.acceptance
+    identity = torch.eye(start.shape[1], dtype=start.dtype)
+    hmc = HMC(torch.tensor(FIRST_STEP_SIZE), TRAJECTORY_LENGTHS[0], identity, FIRST_MAX_LEAPFROG)
     state = chains_at(coordinates.density, start)
-    first = replace(kernel, most=FIRST_STEPS)
-    states, kernel = settled(coordinates.density, state, first, 2 * num, goal, generator)
+    states, hmc = adapt_step_sizes(coordinates.density, state, hmc, 2 * num, target, generator)
     for _ in range(settings.num_windows):
         seen = states[-num // 2 :]
         u, slope = torch.cat([state.u for state in seen]), torch.cat([state.slope for state in seen])
-        again = coordinates.fitted(u, slope)
-        moved = again.inward(coordinates.outward(u))
-        if bool(moved.isfinite().all()):  # else a point lies where the new ones overflow
-            coordinates, u = again, moved
-        kernel = Trajectories(kernel.step.clamp(max=0.3), TIMES[0], _factor(u))
+        refitted = coordinates.fitted(u, slope)
+        moved = refitted.from_unconstrained(coordinates.to_unconstrained(u))
+        if bool(moved.isfinite().all()):  # else some point overflows in the new coordinates, and the old ones stay
+            coordinates, u = refitted, moved
+        hmc = HMC(hmc.step_size.clamp(max=WINDOW_MAX_STEP_SIZE), TRAJECTORY_LENGTHS[0], _covariance_factor(u))
         state = chains_at(coordinates.density, u[-len(start) :])
-        states, kernel = settled(coordinates.density, state, kernel, num, goal, generator)
-    states, kernel = adapted(coordinates.density, states[-1], kernel, num, goal, generator)
-    return coordinates, states[-1], kernel
+        states, hmc = adapt_step_sizes(coordinates.density, state, hmc, num, target, generator)
+    states, hmc = adapt_step_size(coordinates.density, states[-1], hmc, num, target, generator)
+    return _Sampler(coordinates, hmc, states[-1])
 
 
-def _piloted(
-    coordinates: Reparametrisation, state: ChainState, kernel: Trajectories, num: int, generator: torch.Generator
-) -> tuple[Trajectories, float, ReferenceDraws, ChainState]:
-    """The length of trajectories at which a draw costs least, the transitions from one to the next, and the pilot."""
-    found = []
-    for time in TIMES:
-        tried = replace(kernel, time=time)
-        pilot, state = _run(coordinates, state, tried, num, 1, generator)
-        thinning = _thinning(torch.cat([pilot.v, pilot.v.square(), pilot.numbers[..., -1:]], -1))
-        found.append((thinning * (CALL + time / 2 / float(kernel.step)), thinning, tried, pilot))
-    _, thinning, kernel, pilot = min(found, key=lambda one: one[0])
-    return replace(kernel, step=kernel.step / 2) if pilot.num_diverged else kernel, thinning, pilot, state
+def _piloted(sampler: _Sampler, num: int, generator: torch.Generator) -> _Pilot:
+    """The run, among those with each length of trajectories, in which an independent draw costs least."""
+    pilots = []
+    for length in TRAJECTORY_LENGTHS:
+        sampler = replace(sampler, hmc=replace(sampler.hmc, trajectory_length=length))
+        sampler, draws = _run(sampler, num, 1, generator)
+        thinning = _thinning(torch.cat([draws.v, draws.v.square(), draws.numbers[..., -1:]], -1))
+        mean_num_leapfrog = length / 2 / float(sampler.hmc.step_size)
+        pilots.append(_Pilot(sampler, draws, thinning, thinning * (OVERHEAD_IN_LEAPFROG_STEPS + mean_num_leapfrog)))
+    best = min(pilots, key=lambda pilot: pilot.cost)
+    chosen = replace(best.sampler, state=sampler.state)
+    return replace(best, sampler=_halved(chosen) if best.draws.num_diverged else chosen)
 
 
-def _factor(u: Tensor) -> Tensor:
-    """The Cholesky factor of draws' covariance, drawn a little towards its diagonal."""
+def _covariance_factor(u: Tensor) -> Tensor:
+    """The Cholesky factor of the covariance of draws `(S, D)`, which is first shrunk by 5% towards its diagonal."""
     covariance = torch.cov(u.T).reshape(u.shape[1], u.shape[1])
     shrunk = 0.95 * covariance + 0.05 * torch.diag(torch.diagonal(covariance))
     factor, failed = torch.linalg.cholesky_ex(shrunk)
     return torch.diag(torch.diagonal(covariance).clamp(min=1e-12).sqrt()) if bool(failed) else factor
 
 
-def _run(
-    coordinates: Reparametrisation,
-    state: ChainState,
-    kernel: Trajectories,
-    num: int,
-    thinning: int,
-    generator: torch.Generator,
-) -> tuple[ReferenceDraws, ChainState]:
-    """`num` draws of each chain, `thinning` transitions apart."""
-    states, energy, diverged = [], [], 0
+def _run(sampler: _Sampler, num: int, thinning: int, generator: torch.Generator) -> tuple[_Sampler, ReferenceDraws]:
+    """The sampler after `num` draws of each chain, `thinning` transitions apart, and these draws."""
+    state, states, energy, num_diverged = sampler.state, [], [], 0
     for step in range(num * thinning):
-        moved = kernel.transition(coordinates.density, state, generator)
-        state = moved.state
-        energy.append(moved.energy)
-        diverged += int(moved.diverged.sum())
+        transition = sampler.hmc.transition(sampler.coordinates.density, state, generator)
+        state = transition.state
+        energy.append(transition.energy)
+        num_diverged += int(transition.diverged.sum())
         if (step + 1) % thinning == 0:
             states.append(state)
-    u, value, slope = (torch.stack(parts) for parts in zip(*((s.u, s.value, s.slope) for s in states), strict=True))
-    return ReferenceDraws(coordinates, u, value, slope, torch.stack(energy), diverged), state
-
-
-def autocorrelation(values: Tensor, lag: int) -> Tensor:
-    """Of draws `(N, C, K)` with those `lag` later, all chains about their common mean, `(K,)`."""
-    away = values - values.mean((0, 1))
-    return (away[lag:] * away[:-lag]).mean((0, 1)) / away.square().mean((0, 1))
+    u, value = torch.stack([state.u for state in states]), torch.stack([state.value for state in states])
+    draws = ReferenceDraws(sampler.coordinates, u, value, torch.stack(energy), num_diverged)
+    return replace(sampler, state=state), draws
 
 
 def _thinning(values: Tensor) -> float:
-    """The least lag at which no number is correlated with itself, as far as these draws tell; beyond
-    `PILOT_THINNING` that at which correlations would have died away that fall on as they fell until there."""
-    for lag in range(1, min(PILOT_THINNING + 1, len(values))):
-        correlated = float(autocorrelation(values, lag).max())
-        if correlated < UNNOTICED:
+    """The smallest lag at which no number of `values` `(N, C, K)` is correlated with itself any more.
+
+    Lags up to `MAX_PILOT_LAG` are looked at. If numbers are still correlated there, their correlation is supposed to go
+    on falling exponentially, as fast as it fell until there; it is infinite where nothing fell.
+    """
+    for lag in range(1, min(MAX_PILOT_LAG + 1, len(values))):
+        correlation = float(autocorrelation(values, lag).max())
+        if correlation < MAX_PILOT_CORRELATION:
             return lag
-    return lag * math.log(UNNOTICED) / math.log(correlated) if correlated < 1 else math.inf
-
-
-def _diagnosed(draws: ReferenceDraws) -> tuple[Check, ...]:
-    """The criteria that the chains themselves can fail."""
-    from arviz_stats.base import array_stats  # takes two seconds, with xarray and pandas
-
-    chains = draws.numbers.permute(2, 1, 0).cpu().numpy()  # number, chain, draw
-    r_hat = max(float(array_stats.rhat(one)) for one in chains)
-    bulk = min(float(array_stats.ess(one, method="bulk")) for one in chains)
-    tail = min(float(array_stats.ess(one, method="tail", prob=(0.05, 0.95))) for one in chains)
-    missing = np.asarray(array_stats.bfmi(draws.energy.T.cpu().numpy())).min()
-    return (
-        Check("split R-hat", r_hat, R_HAT),
-        Check(f"{LEAST_SIZE} over the effective size in bulk", LEAST_SIZE / bulk, 1.0),
-        Check(f"{LEAST_SIZE} over the effective size in the tails", LEAST_SIZE / tail, 1.0),
-        Check("correlation of a draw with the next", float(autocorrelation(draws.numbers, 1).abs().max()), CORRELATION),
-        Check("diverged trajectories", float(draws.num_diverged), 0.0),
-        Check(f"{MISSING} over the least E-FMI of any chain", MISSING / float(missing), 1.0),
-    )
+    return lag * math.log(MAX_PILOT_CORRELATION) / math.log(correlation) if correlation < 1 else math.inf
 
 
 def _evidence(draws: ReferenceDraws, num: int, seed: int) -> tuple[EvidenceEstimate, EvidenceEstimate, float]:
-    """By bridge and by importance sampling, each with a density fitted to the other half of the chains, and k-hat."""
-    from arviz_stats.base import array_stats
+    """log p(x) by bridge and by importance sampling, and Pareto's k-hat of the importance weights.
 
+    The proposal of bridge sampling is fitted to the first half of the chains and used on the second half; that of
+    importance sampling, with heavier tails, is fitted to the second half. So the two estimates share no draw.
+    """
     density, half = draws.coordinates.density, draws.u.shape[1] // 2
     first, second = draws.u[:, :half], draws.u[:, half:]
     generator = torch.Generator().manual_seed(seed + 1)
@@ -359,7 +395,4 @@ def _evidence(draws: ReferenceDraws, num: int, seed: int) -> tuple[EvidenceEstim
     student = fit_student_mixture(second.flatten(0, 1), DEGREES, seed)
     proposed = student.draw(num, generator)
     log_weight = (density(proposed) - student.log_prob(proposed)).numpy()
-    with np.errstate(divide="ignore", invalid="ignore"):
-        # ArviZ's function takes the log likelihood of leave-one-out, so it negates what it is given
-        heavy = float(array_stats.psislw(-log_weight)[1])
-    return by_bridge, importance_evidence(log_weight), heavy
+    return by_bridge, importance_evidence(log_weight), pareto_khat(log_weight)

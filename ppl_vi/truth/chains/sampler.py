@@ -1,4 +1,7 @@
-"""Hamiltonian Monte Carlo of many chains at once on one problem's log density, as traced by `Density`.
+"""Hamiltonian Monte Carlo of many chains at once on the log density of one problem.
+
+Each transition gives every chain a normal momentum, lets it run along a trajectory of leapfrog steps, and accepts or
+refuses the end by the rule of Metropolis. During warm-up, dual averaging finds the step size.
 
 Sources: Duane et al. (1987), Hybrid Monte Carlo; Neal (2011), MCMC using Hamiltonian dynamics; Hoffman and Gelman
 (2014), The No-U-Turn sampler (dual averaging).
@@ -7,56 +10,65 @@ Sources: Duane et al. (1987), Hybrid Monte Carlo; Neal (2011), MCMC using Hamilt
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
 from ppl_vi.target.log_density import Density
-from ppl_vi.truth.chains.leapfrog import Phase, advanced
+from ppl_vi.truth.chains.leapfrog import ChainState, run_trajectories
 
-DIVERGED = 1000.0  # nats of energy that a trajectory may be off, as in Stan
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+# Nats: a transition is called divergent if the energy changes by more than this along its trajectory. This is Stan's
+# limit. Exact dynamics conserve the energy, and so large a change means that the step size is too long for the place.
+MAX_ENERGY_CHANGE = 1000.0
+
+State = TypeVar("State", bound="DataclassInstance")
 
 
-@dataclass(frozen=True, eq=False)
-class ChainState:
-    """Where `C` chains stand.
+def metropolis(start: State, end: State, log_ratio: Tensor, uniform: Tensor) -> tuple[State, Tensor]:
+    """Where chains stand after the ends of their trajectories have been accepted or refused.
 
-    Attributes:
-        u: `(C, D)`.
-        value: the log density there, `(C,)`, nats.
-        slope: its derivative, `(C, D)`.
+    The probability of acceptance is min(1, exp(log_ratio)). An end whose density is 0 or nan is refused.
+
+    Args:
+        start: a dataclass of tensors whose first axes are those of the chains.
+        end: the same at the ends of the trajectories.
+        log_ratio: log density of end and momentum minus that of start and momentum, one number a chain, nats.
+        uniform: a random number between 0 and 1 for each chain.
+
+    Returns:
+        The new state, and the probability of acceptance of each chain.
     """
-
-    u: Tensor
-    value: Tensor
-    slope: Tensor
-
-    def moved(self, to: ChainState, where: Tensor) -> ChainState:
-        """These chains, those marked in `where` `(C,)` in their new place."""
-        return ChainState(
-            torch.where(where[:, None], to.u, self.u),
-            torch.where(where, to.value, self.value),
-            torch.where(where[:, None], to.slope, self.slope),
-        )
+    probability = torch.where(log_ratio.isnan(), 0.0, log_ratio.clamp(max=0.0).exp())
+    accepted, chosen = uniform < probability, {}
+    for field in fields(start):
+        old, new = getattr(start, field.name), getattr(end, field.name)
+        where = accepted.reshape(accepted.shape + (1,) * (new.dim() - accepted.dim()))
+        chosen[field.name] = torch.where(where, new, old)
+    return replace(start, **chosen), probability
 
 
 def chains_at(density: Density, u: Tensor) -> ChainState:
-    """Chains at `u` `(C, D)`: a step of no length tells value and slope."""
-    still = Phase(u, torch.zeros_like(u), u.new_zeros(len(u)), torch.zeros_like(u))
-    here = advanced(density, still, u.new_zeros(len(u), 1), torch.eye(u.shape[1], dtype=u.dtype), 1)
-    return ChainState(u, here.value, here.slope)
+    """Chains at the points `u` `(C, D)`; one leapfrog step of size 0 computes value and slope there."""
+    nothing = torch.zeros_like(u)
+    start = ChainState(u, u.new_zeros(len(u)), nothing)
+    here, _ = run_trajectories(density, start, nothing, u.new_zeros(len(u), 1), torch.eye(u.shape[1], dtype=u.dtype), 1)
+    return replace(here, u=u)
 
 
 @dataclass(frozen=True, eq=False)
-class Moved:
-    """One transition.
+class Transition:
+    """What one transition of `C` chains did.
 
     Attributes:
-        state: after it.
-        acceptance: its probability, `(C,)`.
-        energy: of the state after it with the momentum it began with, `(C,)`, nats.
-        diverged: trajectories that went astray, `(C,)`.
+        state: where the chains stand after it.
+        acceptance: probability with which each end was accepted, `(C,)`.
+        energy: minus the log density of the start with its new momentum, `(C,)`, nats.
+        diverged: which chains made a divergent transition, `(C,)`.
     """
 
     state: ChainState
@@ -66,91 +78,111 @@ class Moved:
 
 
 @dataclass(frozen=True, eq=False)
-class Trajectories:
-    """How trajectories run: a step, the longest time, and a factor L of the metric's inverse L L'.
+class HMC:
+    """The settings of Hamiltonian transitions.
 
     Attributes:
-        step: of the leapfrog rule in whitened coordinates, a scalar or `(C, 1)`.
-        time: the longest of a trajectory; each has a random share of it.
-        factor: `(D, D)`.
-        most: leapfrog steps of a trajectory at most.
+        step_size: of a leapfrog step in whitened coordinates, a scalar or one for each chain, `(C, 1)`.
+        trajectory_length: the longest time of a trajectory, the number of its steps times the step size.
+        factor: L of the inverse mass matrix L L', `(D, D)`.
+        max_leapfrog: the largest number of leapfrog steps of a trajectory.
     """
 
-    step: Tensor
-    time: float
+    step_size: Tensor
+    trajectory_length: float
     factor: Tensor
-    most: int = 64
+    max_leapfrog: int = 64
 
-    def transition(self, density: Density, state: ChainState, generator: torch.Generator) -> Moved:
-        """One trajectory of each chain, accepted or refused by Metropolis' rule.
+    def transition(self, density: Density, state: ChainState, generator: torch.Generator) -> Transition:
+        """Moves each chain along one trajectory, and accepts or refuses its end.
 
-        The time is uniform up to `time`, the same for all chains, each of which varies its step by up to a tenth.
+        The time of a trajectory is uniform between 0 and `trajectory_length`, the same for all chains. Each chain
+        varies its step size by up to a tenth. Neither lets a trajectory keep returning to where it began.
         """
-        like, num = state.u, len(state.u)
+        like, num_chains = state.u, len(state.u)
         share = float(torch.rand((), generator=generator, dtype=like.dtype))
-        num_steps = max(1, math.ceil(min(self.most, share * self.time / float(self.step.median()))))
+        time = share * self.trajectory_length
+        num_steps = max(1, math.ceil(min(self.max_leapfrog, time / float(self.step_size.median()))))
         momentum = torch.randn(like.shape, generator=generator, dtype=like.dtype)
-        jitter, threshold = torch.rand((2, num), generator=generator, dtype=like.dtype)
-        h = self.step * (0.9 + 0.2 * jitter[:, None])
-        before = momentum.square().sum(-1) / 2 - state.value
-        begin = Phase(state.u, momentum, state.value, state.slope)
-        end = advanced(density, begin, h, self.factor, num_steps)
-        change = end.momentum.square().sum(-1) / 2 - end.value - before
-        # a trajectory that ends where the density is 0 or no number is refused
-        acceptance = torch.where(change.isnan(), 0.0, (-change).clamp(max=0.0).exp())
-        accepted = threshold < acceptance
-        moved = state.moved(ChainState(end.u, end.value, end.slope), accepted)
-        return Moved(moved, acceptance, before, ~(change < DIVERGED))
+        jitter, uniform = torch.rand((2, num_chains), generator=generator, dtype=like.dtype)
+        step_size = self.step_size * (0.9 + 0.2 * jitter[:, None])
+        energy = momentum.square().sum(-1) / 2 - state.value
+        end, momentum = run_trajectories(density, state, momentum, step_size, self.factor, num_steps)
+        change = momentum.square().sum(-1) / 2 - end.value - energy
+        after, acceptance = metropolis(state, end, -change, uniform)
+        return Transition(after, acceptance, energy, ~(change < MAX_ENERGY_CHANGE))
 
 
 class DualAveraging:
-    """Finds the log step at which the acceptance is `goal` (Hoffman and Gelman 2014, section 3.2), one or many."""
+    """Finds the step size at which the probability of acceptance has a given mean, for one step size or for many.
 
-    def __init__(self, step: Tensor, goal: float) -> None:
-        self.goal, self.center = goal, (10 * step).log()
-        self.log_step, self.mean, self.off, self.count = step.log(), step.log(), torch.zeros_like(step), 0
+    The constants 10, 0.05 and 0.75 are t0, gamma and kappa of Hoffman and Gelman (2014), section 3.2.
+
+    Attributes:
+        target: the mean probability of acceptance that is aimed at.
+        log_step: logarithm of the step size to try next.
+        averaged_log_step: its average over the transitions so far, in which late ones weigh more: the result.
+        shortfall: average of the target minus the probability of acceptance.
+        count: transitions so far.
+    """
+
+    def __init__(self, step_size: Tensor, target: float) -> None:
+        self.target, self.center = target, (10 * step_size).log()
+        self.log_step = self.averaged_log_step = step_size.log()
+        self.shortfall, self.count = torch.zeros_like(step_size), 0
 
     def update(self, acceptance: Tensor) -> None:
-        """After a transition."""
+        """Takes in the probability of acceptance of one transition."""
         self.count += 1
         weight = 1 / (self.count + 10)
-        self.off = (1 - weight) * self.off + weight * (self.goal - acceptance)
-        self.log_step = self.center - math.sqrt(self.count) / 0.05 * self.off
+        self.shortfall = (1 - weight) * self.shortfall + weight * (self.target - acceptance)
+        self.log_step = self.center - math.sqrt(self.count) / 0.05 * self.shortfall
         decay = self.count**-0.75
-        self.mean = decay * self.log_step + (1 - decay) * self.mean
+        self.averaged_log_step = decay * self.log_step + (1 - decay) * self.averaged_log_step
 
 
-def adapted(
-    density: Density, state: ChainState, kernel: Trajectories, num: int, goal: float, generator: torch.Generator
-) -> tuple[list[ChainState], Trajectories]:
-    """Runs `num` transitions that settle the step of all chains; gives the state after each."""
-    tuner = DualAveraging(torch.as_tensor(kernel.step, dtype=state.u.dtype), goal)
-    states = _tuned(density, state, kernel, num, tuner, generator)
-    return states, replace(kernel, step=tuner.mean.exp())
+def adapt_step_size(
+    density: Density, state: ChainState, hmc: HMC, num: int, target: float, generator: torch.Generator
+) -> tuple[list[ChainState], HMC]:
+    """Runs `num` transitions that adapt one step size for all chains.
+
+    Args:
+        density: that the chains move on.
+        state: where they begin.
+        hmc: with the step size to begin with, a scalar.
+        num: how many transitions.
+        target: the mean probability of acceptance that is aimed at.
+        generator: of all random numbers.
+
+    Returns:
+        The state after each transition, and `hmc` with the adapted step size.
+    """
+    tuner = DualAveraging(torch.as_tensor(hmc.step_size, dtype=state.u.dtype), target)
+    states = _tuned(density, state, hmc, num, tuner, generator)
+    return states, replace(hmc, step_size=tuner.averaged_log_step.exp())
 
 
-def settled(
-    density: Density, state: ChainState, kernel: Trajectories, num: int, goal: float, generator: torch.Generator
-) -> tuple[list[ChainState], Trajectories]:
-    """The same with a step of its own for each chain, so that those in steep places get out; then their median."""
-    tuner = DualAveraging(torch.full_like(state.value, float(kernel.step)), goal)
-    states = _tuned(density, state, kernel, num, tuner, generator)
-    return states, replace(kernel, step=tuner.mean.exp().median())
+def adapt_step_sizes(
+    density: Density, state: ChainState, hmc: HMC, num: int, target: float, generator: torch.Generator
+) -> tuple[list[ChainState], HMC]:
+    """The same as `adapt_step_size` with a step size for each chain; the median of these is the result.
+
+    So a chain in a steep place takes steps small enough to get out, while the others keep theirs.
+    """
+    tuner = DualAveraging(torch.full_like(state.value, float(hmc.step_size)), target)
+    states = _tuned(density, state, hmc, num, tuner, generator)
+    return states, replace(hmc, step_size=tuner.averaged_log_step.exp().median())
 
 
 def _tuned(
-    density: Density,
-    state: ChainState,
-    kernel: Trajectories,
-    num: int,
-    tuner: DualAveraging,
-    generator: torch.Generator,
+    density: Density, state: ChainState, hmc: HMC, num: int, tuner: DualAveraging, generator: torch.Generator
 ) -> list[ChainState]:
-    """The state after each of `num` transitions by the tuner's step, one for all chains or one for each."""
-    states, own = [state], tuner.log_step.dim() > 0
+    """The state after each of `num` transitions, with the step size or sizes that the tuner asks for."""
+    states, for_each_chain = [state], tuner.log_step.dim() > 0
     for _ in range(num):
-        step = tuner.log_step.exp()
-        moved = replace(kernel, step=step[:, None] if own else step).transition(density, states[-1], generator)
-        states.append(moved.state)
-        tuner.update(moved.acceptance if own else moved.acceptance.mean())
+        step_size = tuner.log_step.exp()
+        now = replace(hmc, step_size=step_size[:, None] if for_each_chain else step_size)
+        transition = now.transition(density, states[-1], generator)
+        states.append(transition.state)
+        tuner.update(transition.acceptance if for_each_chain else transition.acceptance.mean())
     return states[1:]

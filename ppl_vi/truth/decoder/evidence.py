@@ -1,4 +1,9 @@
-"""The truth of a decoder of one to three latent numbers: by a tree of cells and a lattice, each problem by itself."""
+"""The truth of a decoder with one to three latent numbers: log p(x) of every problem by two independent rules.
+
+An adaptive tree of cells integrates the joint density over a box around 0, and a trapezoid lattice does the same where
+the tree has found mass. Newton ascents look for modes that the tree has stepped over. What lies outside the box is
+bounded by the largest likelihood that the decoder can reach (its ceiling) times the prior mass outside.
+"""
 
 from __future__ import annotations
 
@@ -10,76 +15,91 @@ import torch
 from scipy import special
 from torch import Tensor
 
-from ppl_vi.target.isolation import isolated
 from ppl_vi.target.target import Target
-from ppl_vi.truth.decoder.cells import Cells, Joint, Seen, graded, joined, look, merged
+from ppl_vi.truth.decoder.cells import (
+    CellIntegrals,
+    Cells,
+    LogJoint,
+    graded_cells,
+    integrate_cells,
+    joined_cells,
+    joined_integrals,
+)
 from ppl_vi.truth.decoder.lattice import lattice_sum
 from ppl_vi.truth.decoder.modes import Ascents, ascend, separate_tops
-from ppl_vi.truth.decoder.tree import NEGLIGIBLE, Branch, CellRule, grow
+from ppl_vi.truth.decoder.tree import NEGLIGIBLE_NATS, Branch, CellRule, grow
 from ppl_vi.truth.result import Check, Grade, Truth
 
-AGREEMENT = 1e-6  # nats: what the tree and the lattice must agree to, and what the stated error must stay below
-SPREAD = 1e-7  # nats: of the sub-lattices
-OUTSIDE = 1e-7  # of the evidence: the most that may lie outside the box
-SPARE = 10.0  # nats by which the first look may overestimate the evidence without making the box too small
-SMALLEST_BOX, LARGEST_BOX = 8.0, 4096.0  # half-widths; powers of two, so that cells are shared
-FIRST_SPACING = 0.5  # of the lattice, in widths of the cells that the tree accepted
-ASSUMED = ("inside the box no part of the posterior is so narrow that cells, lattice and ascents all step over it",)
-ATTEMPTS = 6  # at a spacing that makes the sub-lattices agree
-RULES = {  # by the number of latents
-    1: CellRule(order=12, widest=0.5, steepness=8.0, tolerance=1e-11, limit=1000),
-    2: CellRule(order=8, widest=1.0, steepness=8.0, tolerance=1e-9, limit=4096),
-    3: CellRule(order=5, widest=1.0, steepness=4.0, tolerance=1e-9, limit=16384),
+LOG_EVIDENCE_TOLERANCE = 1e-6  # nats: the largest difference of tree and lattice, and the largest stated error
+LATTICE_TOLERANCE = 1e-7  # nats: the largest difference of a sub-lattice from their mean
+MAX_MASS_OUTSIDE = 1e-7  # the largest share of p(x) that may lie outside the box
+# The half-width of the box, a power of two, so that the cells of a smaller box are among those of a larger one. Data
+# that only a latent beyond the largest one explains are refused.
+MIN_HALF_WIDTH, MAX_HALF_WIDTH = 8.0, 4096.0
+# Nats by which the starting cells may overestimate log p(x) without making the box too small. More of them make the box
+# larger than it need be, which costs time.
+EVIDENCE_MARGIN = 10.0
+FIRST_SPACING = 0.5  # of the lattice, in widths of the leaves that hold the mass
+MAX_LATTICES = 6  # spacings that are tried until the sub-lattices agree, each shorter than the last
+ASSUMPTIONS = (
+    "no part of the posterior inside the box is so narrow that the cells, the lattice and the ascents all step over it",
+)
+CELL_RULES = {  # by the number of latent numbers
+    1: CellRule(order=12, max_width=0.5, steepness=8.0, tolerance=1e-11, max_cells=1000),
+    2: CellRule(order=8, max_width=1.0, steepness=8.0, tolerance=1e-9, max_cells=4096),
+    3: CellRule(order=5, max_width=1.0, steepness=4.0, tolerance=1e-9, max_cells=16384),
 }
 
 
 def decoded_truth(target: Target) -> Truth:
     """log p(x) = log int N(z; 0, I_D) p(x | z) dz of every problem of a decoded target with D = 1, 2 or 3.
 
-    Two independent rules, a tree of Gauss-Legendre cells and a trapezoid lattice, must agree to 1e-6 nats; what lies
-    outside the box of half-width R is at most `exp(ceiling) P(|z| > R)`, and must be below 1e-7 of p(x). Every mode
-    that ascents find must lie where the tree looked, the decoder must give the model's own density there, and no value
-    may exceed the ceiling. A problem that fails is treated again from finer cells; if it fails once more, the reason
-    is in `Truth.reasons`. `Truth.log_evidence_error` is the sum of the rules' difference, both their own error
-    estimates, the bound on what lies outside, and rounding.
+    The tree of cells and the lattice must agree to 1e-6 nats. The mass outside the box of half-width R is at most
+    `exp(ceiling) P(|z| > R)`, and must be below 1e-7 of p(x). Every mode that ascents find must be resolved by the
+    tree, the decoder must give the model's own log joint there, and no likelihood may exceed the ceiling. A problem
+    that fails is tried again with finer cells. If it fails once more, `Truth.reasons` says why.
+    `Truth.log_evidence_error` is the sum of the rules' difference, both rules' own error estimates, the bound on the
+    mass outside, the difference of decoder and model, and rounding.
 
     Raises:
         ValueError: the target has no decoder, or more than three latent numbers.
 
     Source: Trefethen and Weideman (2014), The exponentially convergent trapezoidal rule.
     """
-    rule = RULES.get(target.dim)
+    rule = CELL_RULES.get(target.dim)
     if target.decoded is None or rule is None:
         raise ValueError(
-            f"this takes a decoder of one to three latent numbers; '{target.name}' has {target.dim} latents and "
-            f"{'no' if target.decoded is None else 'a'} decoder"
+            f"decoded_truth needs a decoder of one to three latent numbers; '{target.name}' has {target.dim} latent "
+            f"numbers and {'no' if target.decoded is None else 'a'} decoder"
         )
-    with isolated(target.dtype), torch.no_grad():
+    with target.isolated(), torch.no_grad():
         everyone = torch.arange(target.num_problems, device=target.device)
         found = certify(target, everyone, rule)
         again = torch.from_numpy(found.failed).to(target.device)
         if len(again):
-            finer = replace(rule, widest=rule.widest / 2, tolerance=rule.tolerance / 10, limit=2 * rule.limit)
+            finer = replace(
+                rule, max_width=rule.max_width / 2, tolerance=rule.tolerance / 10, max_cells=2 * rule.max_cells
+            )
             found = found.updated(certify(target, again, finer))
     return found.truth(target)
 
 
 @dataclass(frozen=True, eq=False)
 class DecodedEvidence:
-    """What was found for `P` problems, as arrays `(P,)`, nats, one entry a problem.
+    """The log evidence of `P` problems and the figures that certify it, as arrays `(P,)`, in nats.
 
     Attributes:
         problems: which.
-        log_evidence: by the tree.
-        tree_error: the tree's own estimate.
+        log_evidence: log p(x) by the tree.
+        tree_error: the tree's own error estimate.
         difference: of tree and lattice.
         spread: of the lattice's sub-lattices.
-        outside: a bound on what the box leaves out.
-        rounding: of the log joint.
-        mismatch: of decoder and model at the mode.
-        closed_form: difference from it; 0 where there is none.
-        excess: of the log likelihood over its ceiling; nan where a value is.
-        missed: whether a mode was found where the tree did not look.
+        outside: bound on the share of p(x) outside the box.
+        rounding: bound on the rounding of the log joint.
+        mismatch: difference of the decoder's and the model's log joint at the highest mode.
+        closed_form: difference of the tree from the closed form; 0 where there is none.
+        excess: largest log likelihood minus its ceiling; nan where any log likelihood is nan.
+        missed: whether an ascent found a mode that the tree has not resolved.
     """
 
     problems: np.ndarray
@@ -96,22 +116,25 @@ class DecodedEvidence:
 
     @property
     def error(self) -> np.ndarray:
-        """Bound on the error of `log_evidence`."""
+        """The error of `log_evidence`: the sum of all that was estimated or bounded."""
         return self.tree_error + self.difference + self.spread + self.outside + self.rounding + self.mismatch
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Why each is not to be trusted, "" where it is."""
+        """Why each problem is not to be trusted, "" where it is."""
+        is_nan, gave_up, most = np.isnan(self.excess), np.isinf(self.tree_error), LOG_EVIDENCE_TOLERANCE
         tests = (
-            (self.excess <= self.rounding, "log p(x | z) exceeds its ceiling by {:.1e} nats, or is nan", self.excess),
-            (self.outside <= OUTSIDE, "up to {:.1e} of p(x) may lie outside the box", self.outside),
-            (self.tree_error <= AGREEMENT, "the tree of cells stopped with an error of {:.1e}", self.tree_error),
-            (~self.missed, "an ascent found a mode where the tree did not look", self.excess),
-            (self.mismatch <= AGREEMENT, "decoder and model differ by {:.1e} nats at the mode", self.mismatch),
-            (self.spread <= SPREAD, "the sub-lattices differ by {:.1e} nats", self.spread),
-            (self.difference <= AGREEMENT, "tree and lattice differ by {:.1e} nats", self.difference),
-            (self.closed_form <= AGREEMENT, "the tree is {:.1e} nats from the closed form", self.closed_form),
-            (self.error <= AGREEMENT, "the errors add up to {:.1e} nats", self.error),
+            (~is_nan, "log p(x | z) or its ceiling is nan", self.excess),
+            (self.excess <= self.rounding, "log p(x | z) exceeds its ceiling by {:.1e} nats", self.excess),
+            (self.outside <= MAX_MASS_OUTSIDE, "a share of up to {:.1e} of p(x) may lie outside the box", self.outside),
+            (~gave_up, "the tree of cells gave up, because it needed too many or too small cells", self.tree_error),
+            (self.tree_error <= most, "the tree of cells ended with an error of {:.1e} nats", self.tree_error),
+            (~self.missed, "an ascent found a mode that the tree of cells has stepped over", self.excess),
+            (self.mismatch <= most, "decoder and model differ by {:.1e} nats at the mode", self.mismatch),
+            (self.spread <= LATTICE_TOLERANCE, "the lattice's sub-lattices differ by {:.1e} nats", self.spread),
+            (self.difference <= most, "tree of cells and lattice differ by {:.1e} nats", self.difference),
+            (self.closed_form <= most, "the tree of cells is {:.1e} nats from the closed form", self.closed_form),
+            (self.error <= most, "the errors of log p(x) add up to {:.1e} nats", self.error),
         )
         return tuple(
             next((text.format(value[i]) for passed, text, value in tests if not passed[i]), "")
@@ -124,7 +147,7 @@ class DecodedEvidence:
         return self.problems[np.array([bool(reason) for reason in self.reasons])]
 
     def updated(self, other: DecodedEvidence) -> DecodedEvidence:
-        """With what `other` found for its problems, which are among these."""
+        """The same with the figures of `other` for its problems, which are among these."""
         where = np.searchsorted(self.problems, other.problems)
         fields = {name: value.copy() for name, value in vars(self).items()}
         for name, value in fields.items():
@@ -132,17 +155,18 @@ class DecodedEvidence:
         return DecodedEvidence(**fields)
 
     def truth(self, target: Target) -> Truth:
-        """As the truth of all the target's problems."""
+        """The truth of all the target's problems."""
         reasons = self.reasons
         trusted = np.array([not reason for reason in reasons])
         passed = [
-            ("tree of cells against trapezoid lattice", self.difference, AGREEMENT),
-            ("sub-lattices against their mean", self.spread, SPREAD),
-            ("bound on the mass outside the box", self.outside, OUTSIDE),
-            ("decoder against model at the mode", self.mismatch, AGREEMENT),
+            ("difference of tree of cells and trapezoid lattice (nats)", self.difference, LOG_EVIDENCE_TOLERANCE),
+            ("difference of the sub-lattices from their mean (nats)", self.spread, LATTICE_TOLERANCE),
+            ("bound on the share of p(x) outside the box", self.outside, MAX_MASS_OUTSIDE),
+            ("difference of decoder and model at the mode (nats)", self.mismatch, LOG_EVIDENCE_TOLERANCE),
         ]
         if target.closed_form is not None:
-            passed.append(("tree of cells against the closed form", self.closed_form, AGREEMENT))
+            name = "difference of tree of cells and closed form (nats)"
+            passed.append((name, self.closed_form, LOG_EVIDENCE_TOLERANCE))
         checks = tuple(
             Check(name, float(value[trusted].max()) if trusted.any() else math.nan, tolerance)
             for name, value, tolerance in passed
@@ -157,18 +181,18 @@ class DecodedEvidence:
             checks,
             reasons=why,
             grade=grade,
-            assumptions=() if grade == "certified" else ASSUMED,
+            assumptions=() if grade == "certified" else ASSUMPTIONS,
         )
 
 
 def certify(target: Target, problems: Tensor, rule: CellRule) -> DecodedEvidence:
-    """The evidence of some of the problems of a target, with every check of it."""
-    joint = Joint(target.rows(problems))
-    cells, seen, log_outside = first_look(joint, rule)
-    ascents = ascend(joint, separate_tops(cells, seen))
+    """The log evidence of some of the problems of a target, with the figures that certify it."""
+    joint = LogJoint(target.rows(problems))
+    cells, integrals, log_outside = starting_cells(joint, rule)
+    ascents = ascend(joint, separate_tops(cells, integrals))
     everyone = torch.arange(len(problems), device=problems.device)
     parts = []
-    for branch in grow(joint, everyone, cells, seen, rule):
+    for branch in grow(joint, everyone, cells, integrals, rule):
         parts.append(_evidence_of(branch, joint.rows(branch.problems), ascents.rows(branch.problems), log_outside))
     whole = {name: np.concatenate([vars(part)[name] for part in parts]) for name in vars(parts[0])}
     order = np.argsort(whole["problems"])
@@ -176,41 +200,46 @@ def certify(target: Target, problems: Tensor, rule: CellRule) -> DecodedEvidence
     return DecodedEvidence(**ordered | {"problems": problems.cpu().numpy()})
 
 
-def first_look(joint: Joint, rule: CellRule) -> tuple[Cells, Seen, float]:
-    """The cells that trees start from, in a box large enough for every problem, and what is seen in them.
+def starting_cells(joint: LogJoint, rule: CellRule) -> tuple[Cells, CellIntegrals, float]:
+    """The cells that trees start from, in a box large enough for every problem.
 
-    A problem whose ceiling asks for more than the largest box has no say, and will fail.
+    Where even the largest box would leave out too much of a problem, the box is chosen for the other problems, and this
+    one will fail.
 
     Returns:
-        The cells, what is seen, and log P(|z| > R) with R the box's half-width.
+        The cells, the integrals over them, and log P(|z| > R) with R the box's half-width.
     """
     dim, ceiling = joint.target.dim, joint.ceiling()
     like = ceiling.new_empty(dim)
-    half_width = SMALLEST_BOX
-    cells = graded(half_width, rule.widest, rule.steepness, like)
-    seen = look(joint, cells, rule.order)
+    half_width = MIN_HALF_WIDTH
+    cells = graded_cells(half_width, rule.max_width, rule.steepness, like)
+    integrals = integrate_cells(joint, cells, rule.order)
     while True:
-        allowed = seen.log_mass.logsumexp(1) - ceiling + math.log(OUTSIDE) - SPARE
-        enough = sufficient_box(allowed.tolist(), dim)
-        if enough <= half_width:
-            return cells, seen, log_chi_tail(half_width, dim)
-        wider = graded(enough, rule.widest, rule.steepness, like)
+        allowed = integrals.log_mass.logsumexp(1) - ceiling + math.log(MAX_MASS_OUTSIDE) - EVIDENCE_MARGIN
+        sufficient = sufficient_box(allowed.tolist(), dim)
+        if sufficient <= half_width:
+            return cells, integrals, log_chi_tail(half_width, dim)
+        wider = graded_cells(sufficient, rule.max_width, rule.steepness, like)
         new = wider[wider.center.abs().amax(-1) > half_width]
-        cells, seen = joined([cells, new]), merged([seen, look(joint, new, rule.order)])
-        half_width = enough
+        cells = joined_cells([cells, new])
+        integrals = joined_integrals([integrals, integrate_cells(joint, new, rule.order)])
+        half_width = sufficient
 
 
 def sufficient_box(allowed: list[float], dim: int) -> float:
-    """The smallest box with log P(|z| > R) at most `allowed`, for all whom the largest box satisfies."""
-    half_width = SMALLEST_BOX
-    least = min((a for a in allowed if a >= log_chi_tail(LARGEST_BOX, dim)), default=0.0)
+    """The smallest half-width R with log P(|z| > R) at most `allowed`.
+
+    Problems that would need more than the largest box have no say.
+    """
+    half_width = MIN_HALF_WIDTH
+    least = min((a for a in allowed if a >= log_chi_tail(MAX_HALF_WIDTH, dim)), default=0.0)
     while log_chi_tail(half_width, dim) > least:
         half_width *= 2
     return half_width
 
 
 def log_chi_tail(radius: float, dim: int) -> float:
-    """log P(|z| > radius) for z ~ Normal(0, I_dim), dim = 1, 2 or 3, far beyond where the probability underflows."""
+    """log P(|z| > radius) for z ~ Normal(0, I_dim), dim = 1, 2 or 3; also where the probability underflows."""
     if dim == 2:
         return -(radius**2) / 2
     two_sided = math.log(2) + float(special.log_ndtr(-radius))
@@ -219,8 +248,8 @@ def log_chi_tail(radius: float, dim: int) -> float:
     return float(np.logaddexp(two_sided, math.log(radius) + math.log(2 / math.pi) / 2 - radius**2 / 2))
 
 
-def _evidence_of(branch: Branch, joint: Joint, ascents: Ascents, log_outside: float) -> DecodedEvidence:
-    """Checks the problems of a branch, the rows of `joint` and `ascents`, by all that is independent of the tree."""
+def _evidence_of(branch: Branch, joint: LogJoint, ascents: Ascents, log_outside: float) -> DecodedEvidence:
+    """The log evidence of a branch's problems, and every figure that certifies it; `joint` and `ascents` are theirs."""
     target = joint.target
     ceiling = joint.ceiling()
     spread, difference = _by_lattice(branch, joint)
@@ -245,29 +274,32 @@ def _evidence_of(branch: Branch, joint: Joint, ascents: Ascents, log_outside: fl
     return DecodedEvidence(**{name: value.cpu().numpy() for name, value in found.items()})
 
 
-def _by_lattice(branch: Branch, joint: Joint) -> tuple[Tensor, Tensor]:
-    """Spread of the sub-lattices and difference from the tree, `(P,)` each, nats; inf where there was no sum."""
+def _by_lattice(branch: Branch, joint: LogJoint) -> tuple[Tensor, Tensor]:
+    """Spread of the sub-lattices and difference from the tree, `(P,)` each, nats; inf where no lattice was summed.
+
+    The spacing is shortened for the problems whose sub-lattices, or lattice and tree, do not agree yet.
+    """
     spread = torch.full_like(branch.log_mass, torch.inf)
     difference = spread.clone()
-    share = (branch.leaf_mass - branch.log_mass[:, None]).exp()
-    matters = share > math.exp(-NEGLIGIBLE)
+    share = (branch.leaf_log_mass - branch.log_mass[:, None]).exp()
+    matters = share > math.exp(-NEGLIGIBLE_NATS)
     log_width = share @ (2 * branch.leaves.half).log() / share.sum(1)
     spacing = FIRST_SPACING * float(log_width.median().exp())
-    waiting = ~branch.lost
-    for _ in range(ATTEMPTS):
+    waiting = ~branch.failed
+    for _ in range(MAX_LATTICES):
         rows = waiting.nonzero()[:, 0]
         cells = branch.leaves[matters[rows].any(0)]
         summed = lattice_sum(joint.rows(rows), cells, spacing, branch.log_mass[rows]) if len(rows) else None
         if summed is None:
             break
         spread[rows], difference[rows] = summed.spread, summed.log_ratio.abs()
-        waiting &= ~((spread <= SPREAD) & (difference <= AGREEMENT))
-        spacing *= _shrinkage(float(summed.spread.max()))
+        waiting &= ~((spread <= LATTICE_TOLERANCE) & (difference <= LOG_EVIDENCE_TOLERANCE))
+        spacing *= _spacing_factor(float(summed.spread.max()))
     return spread, difference
 
 
-def _shrinkage(spread: float) -> float:
-    """What to shorten a spacing by for the sub-lattices to agree, as log(spread) is in proportion to 1 / spacing^2."""
+def _spacing_factor(spread: float) -> float:
+    """The factor by which to shorten a spacing for the sub-lattices to agree: log(spread) goes as 1 / spacing^2."""
     if not spread < 0.1:
         return 0.5
-    return min(0.9, max(0.5, math.sqrt(math.log(spread) / math.log(SPREAD / 10))))
+    return min(0.9, max(0.5, math.sqrt(math.log(spread) / math.log(LATTICE_TOLERANCE / 10))))

@@ -1,6 +1,7 @@
-"""Hamiltonian Monte Carlo on the path from a decoded target's prior to its posteriors, all chains at once.
+"""Hamiltonian Monte Carlo between a decoded target's prior and its posteriors, all chains of all problems at once.
 
-The density at inverse temperature beta is, up to a factor, Normal(z; 0, I) p(x | z)^beta.
+At inverse temperature beta the density is, up to a factor, Normal(z; 0, I) p(x | z)^beta: the prior for beta = 0, the
+posterior for beta = 1.
 
 Source: Duane et al. (1987), Hybrid Monte Carlo; Neal (2011), MCMC using Hamiltonian dynamics.
 """
@@ -13,86 +14,84 @@ import torch
 from torch import Tensor
 
 from ppl_vi.target.decoder import Decoded
+from ppl_vi.truth.chains.leapfrog import leapfrog
+from ppl_vi.truth.chains.sampler import metropolis
 
-JITTER = 0.25  # of a chain's step: no trajectory has the period of the posterior for long
+# Each chain's step size is multiplied by a random number between 1 - JITTER and 1 + JITTER, so that no trajectory is as
+# long as the posterior's period time after time, and returns to its start. Larger values make steps that are refused.
+JITTER = 0.25
 
 
 @dataclass(frozen=True, eq=False)
-class Chains:
+class TemperedChains:
     """Where `C` chains of each of `B` problems stand.
 
     Attributes:
-        z: `(B, C, D)`.
+        z: their points, `(B, C, D)`.
         log_likelihood: log p(x | z), `(B, C)`, nats.
-        slope: its derivative in z, `(B, C, D)`: neither depends on the temperature.
+        slope: the gradient of log p(x | z) in z, `(B, C, D)`. Neither depends on the temperature.
     """
 
     z: Tensor
     log_likelihood: Tensor
     slope: Tensor
 
+    @staticmethod
+    def at(decoded: Decoded, args: tuple[Tensor, ...], z: Tensor) -> TemperedChains:
+        """Chains at the points `z` `(B, C, D)` of the problems with those rows of data."""
+        with torch.enable_grad():
+            at = z.detach().requires_grad_()
+            value = decoded.log_likelihood_at(at, *args)
+            (slope,) = torch.autograd.grad(value.sum(), at)
+        return TemperedChains(at.detach(), value.detach(), slope)
+
     def log_density(self, beta: float) -> Tensor:
-        """At inverse temperature `beta`, `(B, C)`, up to the prior's constant."""
+        """The log density at inverse temperature `beta`, up to the prior's constant, `(B, C)`, nats."""
         return beta * self.log_likelihood - self.z.square().sum(-1) / 2
 
     def force(self, beta: float) -> Tensor:
-        """Derivative of `log_density`, `(B, C, D)`."""
+        """The gradient of `log_density` in z, `(B, C, D)`."""
         return beta * self.slope - self.z
-
-    def moved(self, to: Chains, where: Tensor) -> Chains:
-        """These chains, those marked in `where` `(B, C)` in their new place."""
-        return Chains(
-            torch.where(where[..., None], to.z, self.z),
-            torch.where(where, to.log_likelihood, self.log_likelihood),
-            torch.where(where[..., None], to.slope, self.slope),
-        )
-
-
-def placed(decoded: Decoded, args: tuple[Tensor, ...], z: Tensor) -> Chains:
-    """Chains at `z` `(B, C, D)` of the problems with those rows of data."""
-    with torch.enable_grad():
-        at = z.detach().requires_grad_()
-        value = decoded.log_likelihood_at(at, *args)
-        (slope,) = torch.autograd.grad(value.sum(), at)
-    return Chains(at.detach(), value.detach(), slope)
 
 
 def transition(
     decoded: Decoded,
     args: tuple[Tensor, ...],
-    chains: Chains,
+    chains: TemperedChains,
     beta: float,
-    step: Tensor,
+    step_size: Tensor,
     num_leapfrog: int,
     generator: torch.Generator,
-) -> tuple[Chains, Tensor]:
-    """One trajectory of each chain, accepted or refused by Metropolis' rule.
+) -> tuple[TemperedChains, Tensor]:
+    """Moves each chain along one trajectory, and accepts or refuses its end by the rule of Metropolis.
 
-    It leaves the density at `beta` invariant and is its own reverse, whatever the step. A trajectory that ends where
-    the density is 0 or no number is refused.
+    The transition leaves the density at `beta` invariant and is its own reverse, whatever the step size. An end where
+    the density is 0 or nan is refused.
 
     Args:
         decoded: the decoder.
         args: rows of data, `(B, ...)`.
-        chains: where they stand.
+        chains: where the chains stand.
         beta: inverse temperature.
-        step: of the leapfrog rule, `(B,)`; each chain's own varies about it by up to a quarter.
-        num_leapfrog: leapfrog steps.
-        generator: of momenta, steps and decisions.
+        step_size: of the leapfrog steps, `(B,)`; each chain varies it by up to a quarter.
+        num_leapfrog: number of leapfrog steps.
+        generator: of momenta, step sizes and acceptance.
 
     Returns:
-        Where the chains went, and the probability with which each was accepted, `(B, C)`.
+        Where the chains stand now, and the probability with which the end of each was accepted, `(B, C)`.
     """
     like, shape = chains.z, chains.log_likelihood.shape
     momentum = torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
-    factor, threshold = torch.rand((2, *shape), generator=generator, dtype=like.dtype, device=like.device)
-    h = (step[:, None] * (1 + JITTER * (2 * factor - 1)))[..., None]
+    jitter, uniform = torch.rand((2, *shape), generator=generator, dtype=like.dtype, device=like.device)
+    h = (step_size[:, None] * (1 + JITTER * (2 * jitter - 1)))[..., None]
     before = chains.log_density(beta) - momentum.square().sum(-1) / 2
-    end = chains
-    for _ in range(num_leapfrog):
-        momentum = momentum + h / 2 * end.force(beta)
-        end = placed(decoded, args, end.z + h * momentum)
-        momentum = momentum + h / 2 * end.force(beta)
+    end, momentum = leapfrog(
+        chains,
+        momentum,
+        h,
+        num_leapfrog,
+        force=lambda at: at.force(beta),
+        drift=lambda at, distance: TemperedChains.at(decoded, args, at.z + distance),
+    )
     log_ratio = end.log_density(beta) - momentum.square().sum(-1) / 2 - before
-    probability = torch.where(log_ratio.isnan(), 0.0, log_ratio.clamp(max=0.0).exp())
-    return chains.moved(end, threshold < probability), probability
+    return metropolis(chains, end, log_ratio, uniform)

@@ -1,4 +1,8 @@
-"""Modes of a decoded target's posteriors by ascent: a look at the same density that owes nothing to a tree of cells."""
+"""Modes of a decoded target's posteriors by Newton's method.
+
+They check the tree of cells by a route of its own: a mode that holds mass must lie in a cell that the tree has made
+small enough to resolve it.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +14,15 @@ from torch import Tensor
 
 from ppl_vi.numerics.newton import minimize
 from ppl_vi.target.decoder import log_prior
-from ppl_vi.truth.decoder.cells import Cells, Joint, Seen
+from ppl_vi.truth.decoder.cells import CellIntegrals, Cells, LogJoint
 from ppl_vi.truth.decoder.tree import Branch
 
-NUM_STARTS = 3  # of each problem
-PEAKED = 12.0  # nats that the mean density of a cell may lie below that at a mode in it; 5 for a normal one, 14 sd wide
-MATTERS = math.log(1e-8)  # nats from the evidence, above which a mode has to have been seen
+NUM_STARTS = 3  # ascents of each problem
+# Nats: how far the mean density of a leaf may lie below the density at a mode in it. It is 5 for a normal density of
+# three dimensions in the middle of a cell 14 standard deviations wide; where it is much more, the rule in the leaf has
+# stepped over the mode.
+MAX_DENSITY_DROP = 12.0
+MIN_LOG_SHARE = math.log(1e-8)  # nats: the smallest log share of a mode in the evidence that the tree must have seen
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,9 +30,9 @@ class Ascents:
     """Where ascents of the log joint of `P` problems ended.
 
     Attributes:
-        z: `(P, K, D)`.
-        log_joint: there, nats, `(P, K)`; -inf where an ascent could not start.
-        log_mass: of the normal density with the same peak and curvature, nats, `(P, K)`.
+        z: the ends of `K` ascents, `(P, K, D)`.
+        log_joint: the log joint there, nats, `(P, K)`; -inf where an ascent could not start.
+        log_mass: log of the integral of the normal density with the same height and curvature, nats, `(P, K)`.
     """
 
     z: Tensor
@@ -33,7 +40,7 @@ class Ascents:
     log_mass: Tensor
 
     def rows(self, index: Tensor) -> Ascents:
-        """Those of some of the problems."""
+        """The ascents of some of the problems."""
         return Ascents(self.z[index], self.log_joint[index], self.log_mass[index])
 
     @property
@@ -44,24 +51,24 @@ class Ascents:
         return self.z[everyone, top], self.log_joint[everyone, top]
 
     def missed(self, branch: Branch) -> Tensor:
-        """Whether a mode that matters lies where the tree of the same problems did not look, `(P,)`.
+        """Whether a mode that holds mass lies where the tree of the same problems has not resolved it, `(P,)`.
 
-        It looked where a leaf holds the point and has a mean density not far below that of the point.
+        A mode is resolved if it lies in a leaf whose mean density is not far below the density at the mode.
         """
-        missed = torch.zeros_like(branch.lost)
-        density = branch.leaf_mass - branch.leaves.log_volume
-        reach = branch.leaves.half * (1 + 1e-9)
+        missed = torch.zeros_like(branch.failed)
+        density = branch.leaf_log_mass - branch.leaves.log_volume
+        half = branch.leaves.half * (1 + 1e-9)  # a mode on a face lies in both cells, whatever rounding does
         for z, log_joint, log_mass in zip(self.z.unbind(1), self.log_joint.T, self.log_mass.T, strict=True):
-            near = density > log_joint[:, None] - PEAKED
-            for of, center in zip(z.T, branch.leaves.center.T, strict=True):
-                near &= (of[:, None] - center).abs() <= reach
-            missed |= (log_mass - branch.log_mass > MATTERS) & ~near.any(1)
+            resolved = density > log_joint[:, None] - MAX_DENSITY_DROP
+            for along, center in zip(z.T, branch.leaves.center.T, strict=True):
+                resolved &= (along[:, None] - center).abs() <= half
+            missed |= (log_mass - branch.log_mass > MIN_LOG_SHARE) & ~resolved.any(1)
         return missed
 
 
-def separate_tops(cells: Cells, seen: Seen) -> Tensor:
-    """Centers of each problem's best cells that are no neighbours, `(P, K, D)`."""
-    top = seen.top.clone()
+def separate_tops(cells: Cells, integrals: CellIntegrals) -> Tensor:
+    """The centers of each problem's highest cells, no two of them neighbours, `(P, K, D)`."""
+    top = integrals.top.clone()
     starts = []
     for _ in range(NUM_STARTS):
         best = top.argmax(1)
@@ -73,7 +80,7 @@ def separate_tops(cells: Cells, seen: Seen) -> Tensor:
     return torch.stack(starts, 1)
 
 
-def ascend(joint: Joint, starts: Tensor) -> Ascents:
+def ascend(joint: LogJoint, starts: Tensor) -> Ascents:
     """Newton's method from every start `(P, K, D)`, all at once; an end need not be a mode."""
 
     def energy(z: Tensor, *row: Tensor) -> Tensor:
@@ -88,7 +95,7 @@ def ascend(joint: Joint, starts: Tensor) -> Ascents:
     if bool(usable.any()):
         args = tuple(arg[problem[usable]] for arg in joint.target.args)
         found = minimize(energy, z[usable], args=args, tolerance=1e-8, max_steps=40)
-        # a flat or rising direction at an end counts as no wider than the prior
+        # Along a direction in which the log joint is flat or convex, the mode counts as wide as the prior.
         curvature = torch.linalg.eigvalsh(found.hessian).clamp(min=1.0)
         z[usable], log_joint[usable] = found.x, -found.value
         log_mass[usable] = (dim * math.log(2 * math.pi) - curvature.log().sum(-1)) / 2 - found.value

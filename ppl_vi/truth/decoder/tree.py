@@ -1,20 +1,35 @@
-"""The evidence of many problems by an adaptive tree of cells: it goes where the posterior is narrow."""
+"""The evidence of many problems by an adaptive tree of cells, which becomes fine where a posterior is narrow.
+
+Each cell is integrated by a Gauss-Legendre rule, and so are the 2^D cells of half its width, its children. Where the
+children together agree with their parent, they are settled: they become leaves of the tree. Where they do not, they are
+halved again in the next generation. Problems that are refined on the same cells form a branch, because a point that is
+decoded once serves all of them; a branch is divided where its problems need different cells.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ppl_vi.truth.decoder.cells import Cells, Joint, Seen, joined, look
+from ppl_vi.truth.decoder.cells import CellIntegrals, Cells, LogJoint, integrate_cells, joined_cells
 
-NEGLIGIBLE = 28.0  # nats below the evidence: 7e-13 of it
-SMOOTH = 25.0  # nats: a cell within which the density varies more is not accepted, whatever its rules agree on
-DECODING = 256.0  # what decoding a point costs, in evaluations of one problem there
-OVERHEAD = 1500.0  # what a generation costs however small it is, in evaluations of one problem in one cell
-WORTHWHILE = 0.9  # of its costs that a branch must expect to keep at most before it is divided
-SMALLEST = 1e-11  # half-width of a cell, relative to 1 + |center|, at which halving ends
+# A cell whose mass lies so many nats below the evidence is not refined: it is 7e-13 of the evidence, and a thousand of
+# them are still far below the stated error.
+NEGLIGIBLE_NATS = 28.0
+# Nats: the largest spread of the log joint at the nodes of a cell that may be settled. Where the density varies more, a
+# rule and its children may agree by accident.
+MAX_SPREAD = 25.0
+# The cost of a generation, in units of evaluating one problem's log likelihood in one cell once it is decoded:
+# decoding the cell's points costs the first, and a generation of any size the second. They only decide how problems are
+# grouped, so rough figures will do.
+COST_OF_DECODING = 256.0
+COST_OF_GENERATION = 1500.0
+MAX_COST_RATIO = 0.9  # a branch is divided if its parts together cost less than this times the whole
+# The smallest half-width of a cell that may be asked for, relative to 1 + |center|. Smaller cells would be lost to
+# rounding; only a jump or a pole of the density asks for them.
+MIN_RELATIVE_HALF_WIDTH = 1e-11
 
 
 @dataclass(frozen=True)
@@ -22,184 +37,222 @@ class CellRule:
     """How a tree is grown.
 
     Attributes:
-        order: nodes an axis of the rule in a cell.
-        widest: of the cells at the origin that it starts from.
-        steepness: of these cells' growth outwards, see `graded`.
-        tolerance: what a cell and its halves must agree to, relative to the evidence.
-        limit: cells that one problem may ask for in one generation.
+        order: nodes an axis of the rule in each cell.
+        max_width: of the cells at the origin that the tree starts from.
+        steepness: how slowly these cells grow outwards, see `graded_cells`.
+        tolerance: the largest difference between a cell and its children, relative to the evidence.
+        max_cells: the largest number of cells that one problem may need in one generation.
     """
 
     order: int
-    widest: float
+    max_width: float
     steepness: float
     tolerance: float
-    limit: int
+    max_cells: int
 
 
 @dataclass(frozen=True, eq=False)
 class Branch:
-    """Problems that are refined on the same cells.
+    """`P` problems that are refined on the same cells.
 
     Attributes:
-        problems: `(P,)`.
-        cells: not yet settled, `C` of them.
-        seen: in these.
-        needed: which problem asks for which of them, `(P, C)`.
-        log_mass: of what is settled, `(P,)`, nats.
-        log_error: of a bound on the error of that mass, `(P,)`.
-        highest: log likelihood seen, `(P,)`.
-        leaves: settled cells that matter to any problem.
-        leaf_mass: log of the integrals over them, `(P, L)`.
-        lost: problems with a value that is nan, or that asked for too many cells, `(P,)`.
+        problems: which, `(P,)`.
+        cells: those that are not settled, `C` of them.
+        integrals: over these cells.
+        needed: which problem needs which of these cells refined, `(P, C)`.
+        log_mass: log of the integral over the settled cells, `(P,)`, nats.
+        log_error: log of the estimated error of that integral, `(P,)`, nats.
+        highest: the largest log likelihood at any node so far, `(P,)`, nats.
+        leaves: the settled cells whose mass matters to any of the problems, `L` of them.
+        leaf_log_mass: log of the integrals over the leaves, `(P, L)`, nats.
+        failed: which problems have a value that is nan, or needed too many or too small cells, `(P,)`.
     """
 
     problems: Tensor
     cells: Cells
-    seen: Seen
+    integrals: CellIntegrals
     needed: Tensor
     log_mass: Tensor
     log_error: Tensor
     highest: Tensor
     leaves: Cells
-    leaf_mass: Tensor
-    lost: Tensor
+    leaf_log_mass: Tensor
+    failed: Tensor
+
+    @staticmethod
+    def begun(problems: Tensor, cells: Cells, integrals: CellIntegrals) -> Branch:
+        """The branch of all problems, in which every cell that may hold mass still has to be refined."""
+        log_evidence = integrals.log_mass.logsumexp(1)
+        bound = integrals.bound(cells)
+        negligible = bound < log_evidence[:, None] - NEGLIGIBLE_NATS
+        failed = integrals.highest.isnan()
+        return Branch(
+            problems=problems,
+            cells=cells,
+            integrals=integrals,
+            needed=~negligible & ~failed[:, None],
+            log_mass=torch.full_like(log_evidence, -torch.inf),
+            log_error=torch.where(negligible, bound, -torch.inf).logsumexp(1),
+            highest=integrals.highest,
+            leaves=cells[:0],
+            leaf_log_mass=integrals.log_mass[:, :0],
+            failed=failed,
+        )
 
     def rows(self, index: Tensor) -> Branch:
-        """The branch of some of its problems, with the cells that these need; the other cells become leaves."""
-        needed = self.needed[index]
-        go = needed.any(0)
-        part = Branch(
-            self.problems[index],
-            self.cells[go],
-            self.seen.rows(index)[go],
-            needed[:, go],
-            self.log_mass[index],
-            self.log_error[index],
-            self.highest[index],
-            self.leaves,
-            self.leaf_mass[index],
-            self.lost[index],
+        """The branch of some of the problems, with the cells that these need; the other cells are settled."""
+        needed, integrals = self.needed[index], self.integrals.rows(index)
+        open_cells = needed.any(0)
+        part = replace(
+            self,
+            problems=self.problems[index],
+            cells=self.cells[open_cells],
+            integrals=integrals[open_cells],
+            needed=needed[:, open_cells],
+            log_mass=self.log_mass[index],
+            log_error=self.log_error[index],
+            highest=self.highest[index],
+            leaf_log_mass=self.leaf_log_mass[index],
+            failed=self.failed[index],
         )
-        return part._with_leaves(self.cells[~go], self.seen.rows(index)[~go].log_mass)
+        return part.with_settled(self.cells[~open_cells], integrals[~open_cells].log_mass)
 
-    def _with_leaves(self, cells: Cells, log_mass: Tensor) -> Branch:
-        """More settled cells: what they hold is added, and they are kept where that matters."""
+    def with_settled(self, cells: Cells, log_mass: Tensor) -> Branch:
+        """The branch with more settled cells and the log of the integrals over them, `(P, n)`."""
         total = torch.logaddexp(self.log_mass, log_mass.logsumexp(1))
-        everything = torch.logaddexp(total, self.seen.log_mass.logsumexp(1))
-        matters = (log_mass > everything[:, None] - NEGLIGIBLE).any(0)
-        leaves = joined([self.leaves, cells[matters]])
-        leaf_mass = torch.cat([self.leaf_mass, log_mass[:, matters]], 1)
-        return Branch(
-            self.problems,
-            self.cells,
-            self.seen,
-            self.needed,
-            total,
-            self.log_error,
-            self.highest,
-            leaves,
-            leaf_mass,
-            self.lost,
+        log_evidence = torch.logaddexp(total, self.integrals.log_mass.logsumexp(1))
+        matters = (log_mass > log_evidence[:, None] - NEGLIGIBLE_NATS).any(0)
+        return replace(
+            self,
+            log_mass=total,
+            leaves=joined_cells([self.leaves, cells[matters]]),
+            leaf_log_mass=torch.cat([self.leaf_log_mass, log_mass[:, matters]], 1),
         )
 
 
-def grow(joint: Joint, problems: Tensor, cells: Cells, seen: Seen, rule: CellRule) -> list[Branch]:
-    """Halves cells until those of every problem agree with their halves, or hold nothing.
+def grow(joint: LogJoint, problems: Tensor, cells: Cells, integrals: CellIntegrals, rule: CellRule) -> list[Branch]:
+    """Halves cells until those of every problem agree with their children, or hold nothing.
 
-    A cell is dropped, its integral kept, where the most it may hold lies 28 nats below the evidence so far. The halves
-    of a cell are accepted where together they agree with it to `rule.tolerance` of the evidence and the density varies
-    by less than 25 nats within each. The differences, and the bounds of what was dropped, make up the error. Problems
-    in one branch share their cells, which are decoded once; a branch is divided where its problems part.
+    The children of a cell are settled where together they agree with it to `rule.tolerance` of the evidence and the log
+    density varies by less than 25 nats within each, and where the largest mass that they may hold lies 28 nats below
+    the evidence. The error is the sum of the differences, and of these largest masses.
 
     Args:
         joint: of all problems.
         problems: which of them to treat, `(P,)`.
         cells: to start from.
-        seen: of `problems` in `cells`.
-        rule: how.
+        integrals: of `problems` over `cells`.
+        rule: the orders and tolerances.
 
     Returns:
-        Branches without unsettled cells; together they hold each of `problems` once.
+        Branches all of whose cells are settled; together they hold each of `problems` once.
     """
-    evidence = seen.log_mass.logsumexp(1)
-    bound = seen.bound(cells)
-    dropped = bound < evidence[:, None] - NEGLIGIBLE
-    lost = seen.highest.isnan()
-    nothing = torch.full_like(evidence, -torch.inf)
-    branch = Branch(
-        problems,
-        cells,
-        seen,
-        ~dropped & ~lost[:, None],
-        nothing,
-        torch.where(dropped, bound, -torch.inf).logsumexp(1),
-        seen.highest,
-        cells[:0],
-        seen.log_mass[:, :0],
-        lost,
-    )
-    waiting, grown = [branch.rows(torch.arange(len(problems), device=problems.device))], []
+    everyone = torch.arange(len(problems), device=problems.device)
+    waiting, grown = [Branch.begun(problems, cells, integrals).rows(everyone)], []
     while waiting:
         for part in _divided(waiting.pop()):
             if len(part.cells):
-                waiting.append(_next(joint.rows(part.problems), part, rule))
+                waiting.append(_next_generation(joint.rows(part.problems), part, rule))
             else:
                 grown.append(part)
     return grown
 
 
-def _next(joint: Joint, branch: Branch, rule: CellRule) -> Branch:
-    """The branch one generation on."""
+@dataclass(frozen=True, eq=False)
+class _Comparison:
+    """`P` problems' `F` cells compared with their `C` children.
+
+    Attributes:
+        log_evidence: with the children in place of their parents, `(P,)`, nats.
+        difference: of each cell from its children, relative to the evidence, `(P, F)`.
+        accepted: which cells agree with their children, `(P, F)`.
+        largest: mass that a child may hold, relative to the evidence, `(P, C)`.
+        negligible: which children may hold too little to matter, `(P, C)`.
+    """
+
+    log_evidence: Tensor
+    difference: Tensor
+    accepted: Tensor
+    largest: Tensor
+    negligible: Tensor
+
+    @staticmethod
+    def of(branch: Branch, children: Cells, integrals: CellIntegrals, tolerance: float) -> _Comparison:
+        """The comparison of a branch's cells with their children."""
+        by_parent = (len(branch.problems), len(branch.cells), -1)
+        together = integrals.log_mass.reshape(by_parent).logsumexp(2)
+        log_evidence = torch.logaddexp(branch.log_mass, together.logsumexp(1))
+        scale = log_evidence[:, None]
+        difference = ((together - scale).exp() - (branch.integrals.log_mass - scale).exp()).abs()
+        smooth = integrals.spread.reshape(by_parent).amax(2) < MAX_SPREAD
+        bound = integrals.bound(children)
+        negligible = bound < scale - NEGLIGIBLE_NATS
+        return _Comparison(
+            log_evidence, difference, (difference < tolerance) & smooth, (bound - scale).exp(), negligible
+        )
+
+    @property
+    def accepted_children(self) -> Tensor:
+        """Which children belong to an accepted cell, `(P, C)`."""
+        return self.accepted.repeat_interleave(self.negligible.shape[1] // self.accepted.shape[1], 1)
+
+    def error(self, settled: Tensor) -> Tensor:
+        """The error of settling these children `(C,)`, relative to the evidence, `(P,)`.
+
+        Each cell that agrees with its children adds the difference, once; each other child that was settled because it
+        is negligible adds the largest mass that it may hold.
+        """
+        used = self.accepted & settled.reshape(self.accepted.shape[1], -1).any(1)
+        left = settled & self.negligible & ~self.accepted_children
+        return torch.where(used, self.difference, 0.0).sum(1) + torch.where(left, self.largest, 0.0).sum(1)
+
+
+def _next_generation(joint: LogJoint, branch: Branch, rule: CellRule) -> Branch:
+    """The branch with its cells replaced by their children, which are settled unless some problem needs them halved."""
     cells = branch.cells.children()
-    seen = look(joint, cells, rule.order)
-    num, families = len(branch.problems), len(branch.cells)
-    together = seen.log_mass.reshape(num, families, -1).logsumexp(2)
-    evidence = torch.logaddexp(branch.log_mass, together.logsumexp(1))[:, None]
-    difference = ((together - evidence).exp() - (branch.seen.log_mass - evidence).exp()).abs()
-    accepted = (difference < rule.tolerance) & (seen.spread.reshape(num, families, -1).amax(2) < SMOOTH)
-    bound = seen.bound(cells)
-    dropped = bound < evidence - NEGLIGIBLE
-    of_family = torch.arange(families, device=accepted.device).repeat_interleave(len(cells) // families)
-    needed = ~(accepted[:, of_family] | dropped)
-    least = SMALLEST * (1 + cells.center.abs().amax(-1))
-    lost = branch.lost | seen.highest.isnan() | (needed.sum(1) > rule.limit) | (needed & (cells.half < least)).any(1)
-    needed &= ~lost[:, None]
+    integrals = integrate_cells(joint, cells, rule.order)
+    compared = _Comparison.of(branch, cells, integrals, rule.tolerance)
+    needed = ~(compared.accepted_children | compared.negligible)
+    too_small = cells.half < MIN_RELATIVE_HALF_WIDTH * (1 + cells.center.abs().amax(-1))
+    too_much = (needed.sum(1) > rule.max_cells) | (needed & too_small).any(1)
+    failed = branch.failed | integrals.highest.isnan() | too_much
+    needed &= ~failed[:, None]
     settled = ~needed.any(0)
-    used = accepted & settled.reshape(families, -1).any(1)
-    left = settled & dropped & ~accepted[:, of_family]
-    error = torch.where(used, difference, 0.0).sum(1) + torch.where(left, (bound - evidence).exp(), 0.0).sum(1)
-    error = torch.where(lost, torch.inf, error)
-    after = Branch(
-        branch.problems,
-        cells[~settled],
-        seen[~settled],
-        needed[:, ~settled],
-        branch.log_mass,
-        torch.logaddexp(branch.log_error, error.log() + evidence[:, 0]),
-        torch.maximum(branch.highest, seen.highest),
-        branch.leaves,
-        branch.leaf_mass,
-        lost,
+    error = torch.where(failed, torch.inf, compared.error(settled))
+    after = replace(
+        branch,
+        cells=cells[~settled],
+        integrals=integrals[~settled],
+        needed=needed[:, ~settled],
+        log_error=torch.logaddexp(branch.log_error, error.log() + compared.log_evidence),
+        highest=torch.maximum(branch.highest, integrals.highest),
+        failed=failed,
     )
-    return after._with_leaves(cells[settled], seen[settled].log_mass)
+    return after.with_settled(cells[settled], integrals[settled].log_mass)
 
 
 def _divided(branch: Branch) -> list[Branch]:
-    """Parts of the branch, by where its problems' best cells lie, that together are cheaper than the whole."""
+    """The branch, or parts of it that together are cheaper to refine.
+
+    Problems are split in half along the axis on which the centers of their heaviest cells lie farthest apart, and the
+    halves again, as long as this is expected to pay.
+    """
     if not len(branch.cells):
         return [branch]
-    log_mass = torch.where(branch.needed, branch.seen.log_mass, -torch.inf)
-    best = branch.cells.center[log_mass.argmax(1)]
+    log_mass = torch.where(branch.needed, branch.integrals.log_mass, -torch.inf)
+    heaviest = branch.cells.center[log_mass.argmax(1)]
 
     def cheapest(rows: Tensor) -> tuple[float, list[Tensor]]:
+        """The cost of the next generation for some problems, and the parts to divide them into."""
         num_cells = float(branch.needed[rows].any(0).sum())
-        whole = num_cells * (DECODING + len(rows)) + OVERHEAD
+        whole = num_cells * (COST_OF_DECODING + len(rows)) + COST_OF_GENERATION
         if len(rows) == 1:
             return whole, [rows]
-        where = best[rows]
+        where = heaviest[rows]
         order = rows[where[:, (where.amax(0) - where.amin(0)).argmax()].argsort()]
-        low, high = (cheapest(half) for half in order.tensor_split(2))
-        return (low[0] + high[0], low[1] + high[1]) if low[0] + high[0] < WORTHWHILE * whole else (whole, [rows])
+        (low_cost, low), (high_cost, high) = (cheapest(half) for half in order.tensor_split(2))
+        halves = low_cost + high_cost
+        return (halves, low + high) if halves < MAX_COST_RATIO * whole else (whole, [rows])
 
-    _, parts = cheapest(torch.arange(len(best), device=best.device))
+    _, parts = cheapest(torch.arange(len(heaviest), device=heaviest.device))
     return [branch.rows(part) for part in parts] if len(parts) > 1 else [branch]

@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from ppl_vi.target.evaluation import prior_draws
-from ppl_vi.target.isolation import isolated
 from ppl_vi.target.log_density import Density
 from ppl_vi.target.target import Target
-from ppl_vi.truth.chains.sampler import Trajectories, adapted, chains_at
+from ppl_vi.truth.chains.sampler import HMC, adapt_step_size, chains_at
 from ppl_vi.truth.quadrature.bricks import MOST_POINTS, BrickRule, Bricks, Tree, grow_tree, look
 from ppl_vi.truth.quadrature.search import AT_AN_END, Found, search
 from ppl_vi.truth.quadrature.standardized import Standardized
@@ -64,7 +63,7 @@ def black_box_truth(target: Target, *, seed: int = 0) -> Truth:
     """
     if target.dim not in RULES:
         raise ValueError(f"quadrature reaches {max(RULES)} unconstrained numbers; '{target.name}' has {target.dim}")
-    with isolated(target.dtype, seed=seed):
+    with target.isolated(seed):
         found = []
         for problem in range(target.num_problems):
             prior = prior_draws(target, problem, seed=seed)
@@ -318,8 +317,8 @@ def region_surprise(density: Density, surface: Standardized, sample: Tensor, tre
     masses = mass.new_zeros(9).index_add(0, region[:-1], mass)
     generator = torch.Generator(sample.device).manual_seed(seed)
     state = chains_at(density, sample[torch.randperm(len(sample), generator=generator)[:NUM_CHAINS]])
-    kernel = Trajectories(torch.tensor(0.3), math.pi / 2, surface.factor, most=16)
-    states, kernel = adapted(density, state, kernel, NUM_WARMUP, 0.8, generator)
+    kernel = HMC(torch.tensor(0.3), math.pi / 2, surface.factor, max_leapfrog=16)
+    states, kernel = adapt_step_size(density, state, kernel, NUM_WARMUP, 0.8, generator)
     state, visited = states[-1], []
     for _ in range(NUM_KEPT):
         state = kernel.transition(density, state, generator).state

@@ -12,9 +12,8 @@ from torch import Tensor
 from torch.func import vmap
 
 from ppl_vi.numerics.mixtures import DEGREES, fit_student_mixture
-from ppl_vi.numerics.weights import importance_evidence
+from ppl_vi.numerics.weights import importance_evidence, pareto_khat
 from ppl_vi.target.evaluation import prior_draws
-from ppl_vi.target.isolation import isolated
 from ppl_vi.target.log_density import Density
 from ppl_vi.target.sites import constrain, inside, unconstrain
 from ppl_vi.target.target import LatentSite, Target
@@ -87,7 +86,7 @@ def partial_truth(target: Target, *, seed: int = 0) -> Truth:
     sites = outer_sites(target)
     if _size(sites) not in RULES:
         raise ValueError(f"quadrature reaches {max(RULES)} outer numbers; '{target.name}' has {_size(sites)}")
-    with isolated(target.dtype, seed=seed):
+    with target.isolated(seed):
         found, points, more = [], [], []
         for problem in range(target.num_problems):
             drawn, _ = target.constrain(prior_draws(target, problem, seed=seed))
@@ -152,8 +151,6 @@ def _held_to_the_model(
     density: Density, points: Points, found: Integral, seed: int
 ) -> tuple[tuple[Check, ...], tuple[str, ...]]:
     """Checks of the conditional against the joint density, and what has to be assumed for want of one."""
-    from arviz_stats.base import array_stats
-
     u = points.u[0]
     slope = torch.cat([density.slope(part)[1] for part in u.split(MOST_NODES)])
     center = u.mean(0)
@@ -166,9 +163,7 @@ def _held_to_the_model(
     proposal = fit_student_mixture(some, DEGREES, seed)
     proposed = proposal.draw(NUM_WEIGHED, generator)
     log_weight = (density(proposed) - proposal.log_prob(proposed)).numpy()
-    with np.errstate(divide="ignore", invalid="ignore"):
-        heavy = float(array_stats.psislw(-log_weight)[1])  # ArviZ's function negates what it is given
-    if not heavy <= HEAVY:
+    if not pareto_khat(log_weight) <= HEAVY:
         return checks, ("the conditional's log marginal is that of the model: importance sampling could not tell",)
     evidence = importance_evidence(log_weight)
     away_by = abs(evidence.value - found.log_evidence) / math.hypot(evidence.std_error, found.error)

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ppl_vi.numerics.mixtures import LOG_2PI
 from ppl_vi.numerics.newton import minimize
-from ppl_vi.target.isolation import isolated
 from ppl_vi.target.log_density import Density
 from ppl_vi.truth.quadrature.standardized import vanished
 
@@ -153,7 +152,7 @@ def ascended(density: Density, starts: Tensor, width: Tensor) -> Modes:
     def energy(u: Tensor) -> Tensor:
         return -density.of_one(u)
 
-    with isolated(density.dtype, seed=0):
+    with density.isolated():
         found = minimize(energy, starts, tolerance=1e-8, max_steps=60)
     u, value = found.x, -found.value
     known = found.hessian.isfinite().all(-1).all(-1)

@@ -9,6 +9,7 @@ from scipy import special
 from ppl_vi.metrics.exact import divergence
 from ppl_vi.metrics.exact.grid import quadrature_grid
 from ppl_vi.metrics.sampled import importance as imp
+from ppl_vi.numerics.weights import log_mean_error
 
 NUM = 20_000
 
@@ -84,7 +85,7 @@ def test_weights_are_unbiased_and_their_errors_right(fits, truths, place):
         w = imp.weights(found, 4000, seed)
         evidence = imp.importance_log_evidence(w, chi_square.value)
         bound = imp.elbo_estimate(w)
-        np.testing.assert_allclose(evidence.std_error, imp.naive_error(w), rtol=0.15)
+        np.testing.assert_allclose(evidence.std_error, log_mean_error(w.log), rtol=0.15)
         scores.append([(e.value[0, 0] - t) / e.std_error[0, 0] for e, t in ((evidence, exact), (bound, elbo))])
     scores = np.array(scores)
     assert np.abs(scores).max() < 4.5
@@ -118,10 +119,10 @@ def test_draws_outside_the_support_have_no_weight(fits):
     z = found.draw(2000, 4)["z"].numpy()
     w = imp.weights(found, 2000, 4)
     assert (np.isneginf(w.log) == (z < 0)).all()
+    assert (z < 0).any(-1).all()
     bound = imp.elbo_estimate(w)
-    if (z < 0).any():
-        assert np.isneginf(bound.value).all()
-        assert "no mass" in bound.reason
+    assert np.isneginf(bound.value).all()
+    assert "no mass" in bound.reason
 
 
 def test_weights_are_the_log_ratio(fits):

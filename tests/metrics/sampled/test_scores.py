@@ -233,9 +233,9 @@ def test_a_search_by_machine_code_sees_what_the_guide_gives(family, monkeypatch)
     target = Target.of(model, (torch.arange(12.0).reshape(4, 3) / 4,))
     found = fit(target, family, **SHORT)
     rule = elbo_on_nodes.nodes(found.program.latent_draws, 1024, 5)
-    monkeypatch.setattr(elbo_on_nodes, "SEARCH_WORTH_NUMBERS", math.inf)
+    monkeypatch.setattr(elbo_on_nodes, "MIN_SEARCH_NUMBERS", math.inf)
     slow = elbo_on_nodes.NegativeElbo(found.program, rule)
-    monkeypatch.setattr(elbo_on_nodes, "SEARCH_WORTH_NUMBERS", 0)
+    monkeypatch.setattr(elbo_on_nodes, "MIN_SEARCH_NUMBERS", 0)
     fast = elbo_on_nodes.NegativeElbo(found.program, rule)
     assert (slow.sum.kernel is None, fast.sum.kernel is None) == (True, False)
     start = found.program.initial
@@ -251,7 +251,7 @@ def test_a_search_by_machine_code_sees_what_the_guide_gives(family, monkeypatch)
 def test_machine_code_that_is_not_the_guides_is_not_searched_by(monkeypatch):
     found = fit(gaussian(4), "AutoNormal", **SHORT)
     rule = elbo_on_nodes.nodes(found.program.latent_draws, 1024, 5)
-    monkeypatch.setattr(elbo_on_nodes, "SEARCH_WORTH_NUMBERS", 0)
+    monkeypatch.setattr(elbo_on_nodes, "MIN_SEARCH_NUMBERS", 0)
     assert elbo_on_nodes.NegativeElbo(found.program, rule).sum.kernel is not None
     right = many_points._summed
     monkeypatch.setattr(many_points, "_summed", lambda *given: (right(*given)[0] + 1e-6, right(*given)[1]))

@@ -50,7 +50,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> object:
     """Compiles in a cache folder of these tests' own, and keeps torch's trace of it out of pytest's records."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(logging.getLogger("torch.__trace"), "propagate", False)
-        patch.setenv(inductor.CACHE, str(tmp_path_factory.mktemp("inductor")))
+        patch.setenv(inductor.CACHE_VARIABLE, str(tmp_path_factory.mktemp("inductor")))
         yield
 
 
@@ -298,7 +298,7 @@ def test_an_unknown_torch_falls_back_with_one_line(monkeypatch: pytest.MonkeyPat
 
 
 def test_without_a_compiler_it_falls_back_with_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv(inductor.CACHE, str(tmp_path))
+    monkeypatch.setenv(inductor.CACHE_VARIABLE, str(tmp_path))
     monkeypatch.setenv("CXX", "no-such-compiler")
     with config.patch({"cpp.cxx": (None, "no-such-compiler")}):  # monkeypatch can't put such a setting back
         found = small_fit()
@@ -311,12 +311,12 @@ def test_without_a_compiler_it_falls_back_with_one_line(monkeypatch: pytest.Monk
 
 
 def test_the_cache_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv(inductor.CACHE)
+    monkeypatch.delenv(inductor.CACHE_VARIABLE)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert inductor.cache_folder() == tmp_path / "ppl_vi" / "inductor"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert inductor.cache_folder() == Path.home() / ".cache" / "ppl_vi" / "inductor"
-    monkeypatch.setenv(inductor.CACHE, str(tmp_path / "mine"))
+    monkeypatch.setenv(inductor.CACHE_VARIABLE, str(tmp_path / "mine"))
     assert inductor.cache_folder() == tmp_path / "mine"
 
 
@@ -352,7 +352,7 @@ print(json.dumps([sum(builds), found.engine, found.engine_reason, found.theta.fl
 
 def in_a_process(cache: Path, by: str) -> list[Any]:
     """Compiler runs, engine, reason and result of a fit in a process of its own, with warnings as errors."""
-    environment = os.environ | {inductor.CACHE: str(cache), "PYTHONWARNINGS": "ignore"}
+    environment = os.environ | {inductor.CACHE_VARIABLE: str(cache), "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, "exponential", by],
         env=environment,
@@ -401,8 +401,10 @@ def test_two_processes_share_a_cache(tmp_path: Path, by: str) -> None:
 
 def test_an_unwritable_cache_is_no_obstacle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    monkeypatch.delenv(inductor.CACHE)
+    monkeypatch.delenv(inductor.CACHE_VARIABLE)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     found = small_fit()
     assert (found.engine, found.engine_reason) == ("compiled", "")
-    assert "ppl_vi" not in os.environ.get(inductor.CACHE, "")  # torch sets it to its own default, where nothing does
+    assert "ppl_vi" not in os.environ.get(
+        inductor.CACHE_VARIABLE, ""
+    )  # torch sets it to its own default, where nothing does

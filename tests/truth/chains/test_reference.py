@@ -12,13 +12,15 @@ from scipy import stats
 from models import correlated_gaussian, eight_schools, funnel
 from ppl_vi.numerics.mixtures import fit_student_mixture
 from ppl_vi.numerics.weights import importance_evidence
+from ppl_vi.target.conditional import Conditional
 from ppl_vi.target.log_density import Density
-from ppl_vi.target.target import Conditional, Target
+from ppl_vi.target.target import Target
 from ppl_vi.truth import ground_truth, reference_truth
-from ppl_vi.truth.chains import cache
+from ppl_vi.truth.chains import cache, reference
 from ppl_vi.truth.chains.bridge import bridge
-from ppl_vi.truth.chains.reference import ChainSettings, autocorrelation
-from ppl_vi.truth.chains.sampler import Trajectories, chains_at
+from ppl_vi.truth.chains.criteria import Criterion, autocorrelation
+from ppl_vi.truth.chains.reference import ChainSettings
+from ppl_vi.truth.chains.sampler import HMC, chains_at
 
 REAL = torch.float64
 
@@ -75,16 +77,33 @@ def test_autocorrelation_of_an_autoregressive_chain():
         assert float(autocorrelation(values, lag)) == pytest.approx(0.7**lag, abs=0.02)  # 80,000 values
 
 
+@pytest.mark.parametrize(
+    ("value", "at_least", "failure"),
+    [
+        (3.0, False, ""),
+        (5.0, False, "size is 5 and must be at most 4"),
+        (math.nan, False, "size is nan and must be at most 4"),
+        (5.0, True, ""),
+        (3.0, True, "size is 3 and must be at least 4"),
+        (0.0, True, "size is 0 and must be at least 4"),
+    ],
+)
+def test_a_criterion_says_what_is_wrong(value, at_least, failure):
+    criterion = Criterion("size", value, 4.0, at_least)
+    assert criterion.failure == failure
+    assert (criterion.check.error <= criterion.check.tolerance) == (not failure)
+
+
 @pytest.mark.slow
 def test_a_transition_keeps_the_density():
     """Exact draws of a skewed density stay exact: the means and variances of log Gamma(3)."""
     density = Density(lambda u: 3 * u[0] - u[0].exp(), 1, REAL, lambda u: torch.ones(len(u), dtype=torch.bool))
     u = torch.from_numpy(np.log(np.random.default_rng(2).gamma(3.0, size=(20_000, 1))))
     generator = torch.Generator().manual_seed(0)
-    kernel = Trajectories(torch.tensor(0.9), math.pi / 2, torch.tensor([[0.7]], dtype=REAL))
+    hmc = HMC(torch.tensor(0.9), math.pi / 2, torch.tensor([[0.7]], dtype=REAL))
     state = chains_at(density, u)
     for _ in range(10):
-        moved = kernel.transition(density, state, generator)
+        moved = hmc.transition(density, state, generator)
         state = moved.state
     assert 0.6 < float(moved.acceptance.mean()) < 0.99
     assert not moved.diverged.any()
@@ -164,8 +183,8 @@ def test_draws_are_found_again_unless_anything_differs_or_is_damaged(monkeypatch
     first = reference_truth(target, settings=few)
     (path,) = cache.folder().iterdir()
     computed = []
-    real = cache._arrays
-    monkeypatch.setattr(cache, "_arrays", lambda found: computed.append(1) or real(found))
+    sampled = reference.sampled_reference
+    monkeypatch.setattr(reference, "sampled_reference", lambda *args: computed.append(1) or sampled(*args))
     again = reference_truth(target, settings=few)
     assert not computed
     assert torch.equal(first.points[0].u, again.points[0].u)

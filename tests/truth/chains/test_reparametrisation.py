@@ -13,10 +13,12 @@ from torch.func import vmap
 
 from models import eight_schools, funnel
 from ppl_vi.target.evaluation import prior_draws
+from ppl_vi.target.sites import split
 from ppl_vi.target.target import Target
 from ppl_vi.truth import ground_truth, reference_truth
-from ppl_vi.truth.chains.reference import ChainSettings, reference
-from ppl_vi.truth.chains.reparametrisation import GaussianSiteTerm, Reparametrisation
+from ppl_vi.truth.chains.reference import ChainSettings, sampled_reference
+from ppl_vi.truth.chains.reparametrisation import Reparametrisation
+from ppl_vi.truth.chains.site_terms import GaussianSiteTerm
 
 REAL = torch.float64
 
@@ -48,34 +50,45 @@ NESTED = Target.of(nested, (torch.tensor([0.5, -1.0, 2.0], dtype=REAL),))
 
 
 def test_sites_whose_prior_moves_are_found():
-    assert set(Reparametrisation.of(NESTED, 0).pulls) == {"rate", "pair", "inner", "last"}
-    assert set(Reparametrisation.of(eight_schools.target("centred"), 0).pulls) == {"theta"}
-    assert not Reparametrisation.of(eight_schools.target("non_centred"), 0).pulls
+    assert set(Reparametrisation.of(NESTED, 0).site_terms) == {"rate", "pair", "inner", "last"}
+    assert set(Reparametrisation.of(eight_schools.target("centred"), 0).site_terms) == {"theta"}
+    assert not Reparametrisation.of(eight_schools.target("non_centred"), 0).site_terms
 
 
-def pull_like(pull, seed):
-    center, precision, powers = (points(1, n.numel(), seed)[0].reshape(n.shape) for n in pull.numbers)
+def term_like(term, seed):
+    center, precision, powers = (points(1, n.numel(), seed)[0].reshape(n.shape) for n in term.numbers)
     return GaussianSiteTerm(center, precision.square(), powers)
 
 
-@pytest.mark.parametrize("pulled", [False, True])
-def test_coordinates_are_a_bijection_with_its_jacobian(pulled):
+@pytest.mark.parametrize("with_terms", [False, True])
+def test_coordinates_are_a_bijection_with_its_jacobian(with_terms):
     start = Reparametrisation.of(NESTED, 0)
-    pulls = {name: pull_like(pull, seed) for seed, (name, pull) in enumerate(start.pulls.items())}
-    coordinates = start.pulled(pulls) if pulled else start
+    site_terms = {name: term_like(term, seed) for seed, (name, term) in enumerate(start.site_terms.items())}
+    coordinates = start.with_site_terms(site_terms) if with_terms else start
     u = points(5, NESTED.dim)
-    v = coordinates.outward(u)
-    torch.testing.assert_close(coordinates.inward(v), u, rtol=1e-9, atol=1e-9)
-    jacobian = vmap(torch.func.jacrev(lambda one: coordinates.outward(one[None])[0]))(u)
-    moved = coordinates.plain(v) + torch.linalg.slogdet(jacobian)[1]
+    v = coordinates.to_unconstrained(u)
+    torch.testing.assert_close(coordinates.from_unconstrained(v), u, rtol=1e-9, atol=1e-9)
+    jacobian = vmap(torch.func.jacrev(lambda one: coordinates.to_unconstrained(one[None])[0]))(u)
+    moved = coordinates.unconstrained_density(v) + torch.linalg.slogdet(jacobian)[1]
     torch.testing.assert_close(coordinates.density(u), moved, rtol=1e-10, atol=1e-9)
     assert float((v - u).abs().max()) > 1
 
 
-def pulled_by(pull, log_scales):
+def test_without_a_term_a_vector_is_non_centred():
+    """pair = (top, top) + scale L u, with the matrix L of the model `nested`."""
+    coordinates = Reparametrisation.of(NESTED, 0)
+    u = points(5, NESTED.dim)
+    given = split(NESTED.latents, u)
+    latents, _ = NESTED.constrain(coordinates.to_unconstrained(u))
+    scaled = given["pair"] @ torch.tensor([[1.0, 0.7], [0.0, 0.5]], dtype=REAL)
+    expected = latents["top"].reshape(-1, 1, 1) + latents["scale"].reshape(-1, 1, 1) * scaled
+    torch.testing.assert_close(latents["pair"].reshape(expected.shape), expected)
+
+
+def precision_and_height(term, log_scales):
     """w and h, the sum of all terms, where the scales have these logarithms."""
-    w = pull.precision * (pull.powers * log_scales).sum(-1).exp()
-    return w.sum(-1), (w * pull.center).sum(-1)
+    w = term.precision * (term.powers * log_scales).sum(-1).exp()
+    return w.sum(-1), (w * term.center).sum(-1)
 
 
 def test_a_normal_likelihood_is_found_exactly_whatever_the_points():
@@ -86,7 +99,7 @@ def test_a_normal_likelihood_is_found_exactly_whatever_the_points():
     fitted = start.fitted(u, start.density.slope(u)[1])
     y, sigma = target.row(0)
     for log_tau in (-2.0, 1.0):
-        w, h = pulled_by(fitted.pulls["theta"], torch.tensor([log_tau], dtype=REAL))
+        w, h = precision_and_height(fitted.site_terms["theta"], torch.tensor([log_tau], dtype=REAL))
         torch.testing.assert_close(w, sigma**-2)
         torch.testing.assert_close(h, y / sigma**2)
     _, slope = fitted.density.slope(u)
@@ -108,7 +121,7 @@ def test_noise_that_is_inferred_pulls_by_its_own_size():
     u = points(400, target.dim)
     fitted = start.fitted(u, start.density.slope(u)[1])
     for log_sigma in (-3.0, 0.5):  # of a thousandth of the points at most
-        w, h = pulled_by(fitted.pulls["z"], torch.tensor([0.3, log_sigma], dtype=REAL))
+        w, h = precision_and_height(fitted.site_terms["z"], torch.tensor([0.3, log_sigma], dtype=REAL))
         torch.testing.assert_close(w, torch.full_like(y, math.exp(-2 * log_sigma)), rtol=1e-6, atol=0)
         torch.testing.assert_close(h, y * math.exp(-2 * log_sigma), rtol=1e-6, atol=0)
     _, slope = fitted.density.slope(u)
@@ -118,8 +131,8 @@ def test_noise_that_is_inferred_pulls_by_its_own_size():
 def test_a_prior_alone_is_non_centred():
     start = Reparametrisation.of(funnel.target(4), 0)
     u = points(40, 4)
-    (pull,) = start.fitted(u, start.density.slope(u)[1]).pulls.values()
-    assert float(pull.precision.abs().max()) < 1e-12
+    (term,) = start.fitted(u, start.density.slope(u)[1]).site_terms.values()
+    assert float(term.precision.abs().max()) < 1e-12
 
 
 # ---- draws
@@ -174,8 +187,8 @@ def test_draws_of_centred_eight_schools_reach_the_neck():
     # without the coordinates the same chains are refused
     few = ChainSettings(num_chains=30, num_draws=60, num_warmup=40, num_proposed=1000)
     moved = Reparametrisation.of(target, 0)
-    plain = reference(replace(moved, pulls={}, density=moved.plain), prior_draws(target, 0, 30, 0), few, 0)
-    assert "effective size" in plain.reason
+    plain = replace(moved, site_terms={}, density=moved.unconstrained_density)
+    assert "effective sample size" in sampled_reference(plain, prior_draws(target, 0, 30, 0), few, 0).reason
 
 
 def counts(y):

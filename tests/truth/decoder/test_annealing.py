@@ -16,9 +16,9 @@ from ppl_vi.guides.amortized import AMORTIZED
 from ppl_vi.target.decoder import Decoded
 from ppl_vi.target.isolation import isolated
 from ppl_vi.target.target import Target
-from ppl_vi.truth import Annealing, Bound, annealed_bound, annealed_sandwich, ground_truth
+from ppl_vi.truth import AnnealedBound, Annealing, annealed_bound, annealed_sandwich, ground_truth
 from ppl_vi.truth.decoder import annealing
-from ppl_vi.truth.decoder.hmc import placed, transition
+from ppl_vi.truth.decoder.hmc import TemperedChains, transition
 
 NUM_PIXELS = 8
 
@@ -161,7 +161,7 @@ def test_transitions_keep_the_density_on_the_path(beta: float, step: float) -> N
     decoded = target.decoded
     assert decoded is not None
     start = loc + noise @ torch.linalg.cholesky(covariance).mT
-    chains = placed(decoded, target.args, start)
+    chains = TemperedChains.at(decoded, target.args, start)
     for _ in range(8):
         chains, accepted = transition(
             decoded, target.args, chains, beta, torch.tensor([step], dtype=torch.float64), 3, generator
@@ -176,7 +176,7 @@ def test_transitions_keep_the_density_on_the_path(beta: float, step: float) -> N
     assert bool((away.mean(0).abs() < 4.5 * error_of_mean).all())
     assert bool(((away.mT @ away / num - covariance).abs() < 4.5 * error_of_covariance).all())
     # what a chain carries is what the decoder says where it stands
-    again = placed(decoded, target.args, chains.z)
+    again = TemperedChains.at(decoded, target.args, chains.z)
     torch.testing.assert_close(again.log_likelihood, chains.log_likelihood)
     torch.testing.assert_close(again.slope, chains.slope)
 
@@ -188,7 +188,7 @@ def test_a_proposal_without_a_density_is_refused() -> None:
     )
     args = (torch.zeros(2, 1, dtype=torch.float64),)
     generator = torch.Generator().manual_seed(0)
-    chains = placed(decoded, args, torch.full((2, 500, 1), -0.3, dtype=torch.float64))
+    chains = TemperedChains.at(decoded, args, torch.full((2, 500, 1), -0.3, dtype=torch.float64))
     for _ in range(5):
         chains, accepted = transition(decoded, args, chains, 1.0, torch.full((2,), 0.5).double(), 2, generator)
         assert bool(accepted.isfinite().all())
@@ -226,7 +226,7 @@ def test_blocks_keep_the_problems_apart_and_in_order(monkeypatch: pytest.MonkeyP
         held.append(z.shape[0] * z.shape[1])
         return log_likelihood_at(self, z, *args)
 
-    monkeypatch.setattr(annealing, "CHAINS_AT_ONCE", 40)
+    monkeypatch.setattr(annealing, "MAX_CHAINS_AT_ONCE", 40)
     monkeypatch.setattr(Decoded, "log_likelihood_at", counted)
     parts = annealed_sandwich(linear.target(), linear.z, settings, seed=0)
     assert max(held) == 32
@@ -253,7 +253,7 @@ def test_a_problem_without_numbers_is_told_and_spoils_no_other() -> None:
 
 def test_weights_of_zero_count_and_no_weight_at_all_is_no_bound() -> None:
     log_weights = torch.tensor([[0.0, -math.inf], [-math.inf, -math.inf]], dtype=torch.float64)
-    found: Bound = annealing._bound([(log_weights, torch.ones(2))])
+    found: AnnealedBound = annealing.bound_from_weights([(log_weights, torch.ones(2))])
     assert found.log_evidence[0] == pytest.approx(-math.log(2))
     assert found.effective_chains[0] == pytest.approx(1)
     assert found.log_evidence[1] == -math.inf

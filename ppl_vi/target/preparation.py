@@ -1,0 +1,66 @@
+"""What `Target.of` does to a user's model before it is the model of a target.
+
+The model's distributions get the target's dtype, densities end where their supports do, discrete latents are summed
+out, and the model keeps its arguments. A model that writes into tensors of its own is made fit for `torch.func.vmap`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ppl_vi.numerics.vmapping import draws_outside_sites
+from ppl_vi.target.arguments import BoundModel
+from ppl_vi.target.enumeration import summed_out
+from ppl_vi.target.inplace import InPlaceModel, writes_in_place
+from ppl_vi.target.inspection import SEEDS, run_model
+from ppl_vi.target.isolation import isolated
+from ppl_vi.target.precision import ConvertedModel, DtypeConversion
+from ppl_vi.target.truncation import truncated_model
+
+
+def prepared_model(model: Callable[..., Any], given: tuple[Any, ...], name: str, dtype: torch.dtype) -> BoundModel:
+    """A model of continuous latents that keeps its arguments, whose numbers are all in one dtype.
+
+    Args:
+        model: a Pyro model.
+        given: its positional arguments, floating-point ones in `dtype`.
+        name: the target's, for messages.
+        dtype: of the target.
+
+    Raises:
+        ValueError: the model raises, or has a discrete latent that can't be summed out.
+    """
+    with DtypeConversion(dtype) as conversion:
+        trace = run_model(model, given, dtype, name)
+    model = ConvertedModel(model, dtype) if conversion.changed else model
+    with isolated(dtype, seed=0):
+        model = truncated_model(model, trace, run_model(model, given, dtype, name, seed=SEEDS[1]))
+        return BoundModel(summed_out(model, trace, given, name), given)
+
+
+def vectorised_model(model: BoundModel, error: RuntimeError | None, name: str) -> BoundModel:
+    """The model, changed where that makes `torch.func.vmap` take its log density.
+
+    Args:
+        model: a prepared model.
+        error: what `vmap` says of its log density, or None where it takes it; see `Target.many_at_once`.
+        name: the target's, for messages.
+
+    Returns:
+        A model that may write into its own tensors under `vmap`, if that is what the error is about; else the same
+        one, which is then run point by point.
+
+    Raises:
+        ValueError: the model draws random numbers outside of its sample sites.
+    """
+    if error is not None and draws_outside_sites(error):
+        raise ValueError(
+            f"{name}: the model draws random numbers that belong to no sample site, so that its density is random: "
+            "draw them at a site, or before"
+        )
+    if error is not None and writes_in_place(error):
+        return BoundModel(InPlaceModel(model.function), model.given)
+    return model
