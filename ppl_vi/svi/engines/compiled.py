@@ -193,7 +193,7 @@ def _inductor_plan(
     return Plan(make, inductor.is_cached(unrolled, example), seconds, _batched_seconds(operation_sizes(graph)))
 
 
-def num_unrolled(num_nodes: int, most: int, num_steps: int) -> int:
+def num_unrolled(num_nodes: int, max_unrolled: int, num_steps: int) -> int:
     """How many steps one call takes.
 
     The number is doubled as long as the calls that this saves take more time than compiling the larger graph does: so
@@ -201,12 +201,12 @@ def num_unrolled(num_nodes: int, most: int, num_steps: int) -> int:
 
     Args:
         num_nodes: the operations of a step.
-        most: the largest number that is allowed.
+        max_unrolled: the largest number that is allowed.
         num_steps: how many steps will be taken in all.
     """
     found = 1
     while (
-        2 * found <= most
+        2 * found <= max_unrolled
         and 2 * found * num_nodes <= MAX_UNROLLED_NODES
         and CALL_SECONDS * num_steps / (2 * found) > NODE_SECONDS * num_nodes * found
     ):

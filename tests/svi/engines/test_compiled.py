@@ -218,10 +218,10 @@ def test_unrolled_steps_are_steps_one_by_one() -> None:
 
 
 def test_steps_are_unrolled_where_calls_are_many_and_graphs_small() -> None:
-    usual = {"num_nodes": 150, "block": 8, "num_steps": 10**7}
+    usual = {"num_nodes": 150, "max_unrolled": 8, "num_steps": 10**7}
     assert num_unrolled(**usual) == 8
     assert num_unrolled(**usual | {"num_steps": 1000}) == 1
-    assert num_unrolled(**usual | {"block": 1}) == 1
+    assert num_unrolled(**usual | {"max_unrolled": 1}) == 1
     assert num_unrolled(**usual | {"num_nodes": 500}) == 2
 
 
