@@ -27,7 +27,7 @@ from ppl_vi import cli
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ppl_vi.report.table import Footnotes
+    from ppl_vi.report.columns import Footnotes
 
 OUT = Path("results/speed")
 MEASURED_PROBLEMS = ("toy", "eight_schools", "logistic_regression")
@@ -165,7 +165,7 @@ def show(records: Sequence[Record], console: Console) -> None:
     from rich import box
     from rich.table import Table
 
-    from ppl_vi.report.table import Footnotes
+    from ppl_vi.report.columns import Footnotes
 
     notes = Footnotes()
     for (problem, guide, replicas, particles, size, _), group in _grouped(records):

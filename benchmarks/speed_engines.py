@@ -18,7 +18,8 @@ from benchmarks.speed_problems import FORMS, PROBLEMS, START_SCALE, rates
 from ppl_vi.svi.engines.adam import BETA1, BETA2, EPS, step_schedule
 from ppl_vi.svi.engines.choice import choose
 from ppl_vi.svi.engines.memory import ChunkedEngine
-from ppl_vi.svi.engines.step import Portion, State
+from ppl_vi.svi.engines.portion import Portion
+from ppl_vi.svi.engines.step import State
 from ppl_vi.svi.objectives import trace_elbo
 from ppl_vi.svi.program import Program
 from ppl_vi.svi.randomness import pseudo_random

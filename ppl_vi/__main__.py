@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from ppl_vi import cli
-from ppl_vi.runtime.processes import travels, wake
+from ppl_vi.runtime.processes import travels
 
 if TYPE_CHECKING:
     from ppl_vi.compare import ModelComparison
@@ -30,7 +30,7 @@ NUM_REPLICAS = 4
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """The parser of the command line."""
     found = cli.Parser(prog="ppl-vi", description=(__doc__ or "").splitlines()[0])
     commands = found.add_subparsers(dest="command", required=True, metavar="COMMAND")
     compare = commands.add_parser("compare", help="guides on one model", description=found.description)
@@ -53,7 +53,7 @@ def imported(what: str, path: str) -> Any:
         found = importlib.import_module(module)
         for part in attribute.split("."):
             found = getattr(found, part)
-    except Exception as error:  # whatever a module does when it is imported
+    except Exception as error:  # a module may raise anything when it is imported
         raise cli.UsageError(f"{what}: '{path}' can't be imported: {type(error).__name__}: {error}") from error
     return found
 
@@ -75,18 +75,13 @@ def program(arguments: argparse.Namespace) -> int:
 def _compare(arguments: argparse.Namespace) -> int:
     model = imported("model", arguments.model)
     given = imported("--args", arguments.args) if arguments.args else ()
-    guides = cli.chosen_guides(arguments.guides, GUIDES)
-    settings = cli.settings_of(arguments)
-    cli.check_device(arguments.device)
-    cli.check_outputs(arguments)
-    processes = cli.num_workers(len(guides), arguments.device)
-    wake(processes, "ppl_vi.compare")
+    guides, settings, processes = cli.prepared(arguments, GUIDES, ("ppl_vi.compare",))
     from ppl_vi.compare import begun, target_of
 
     try:
         target = target_of(model, given if isinstance(given, tuple) else (given,)).to(arguments.device)
         comparison = begun(target, guides, (), settings)
-    except Exception as error:  # a model may do anything
+    except Exception as error:  # a model may raise anything
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise cli.UsageError(f"{arguments.model}: {kind}{error}") from error
     processes = processes if travels(comparison) else 1

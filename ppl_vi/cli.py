@@ -1,6 +1,9 @@
-"""What the programs in `benchmarks/` share: options, checks before the work, progress, output, Ctrl-C.
+"""What `ppl-vi` and the programs in `benchmarks/` share: options, checks, progress bars, output and Ctrl-C.
 
-Nothing heavy is imported until the arguments have been read, so that `--help` and a bad number answer at once.
+A program reads its arguments, checks all of them before it computes anything, shows a bar while it computes, writes its
+records after each family that is finished, and prints tables and draws figures at the end. What the user asks for and
+can't be done is one line (`UsageError`). Torch and Pyro are imported only once the arguments have been read, so that
+`--help` and a bad number are answered at once.
 """
 
 from __future__ import annotations
@@ -33,21 +36,25 @@ ENGINES = ("auto", "compiled", "batched", "pyro")
 DEVICES = ("cpu", "cuda")
 FULL: dict[str, int] = {"num_steps": 1000, "num_particles": 256, "num_replicas": 16, "num_draws": 10_000}
 QUICK: dict[str, int] = {"num_steps": 300, "num_particles": 64, "num_replicas": 4, "num_draws": 2000}
-POINT_MASS = "AutoDelta"  # shown among all guides with the reason why it has no row of numbers
-MAX_WORKERS = 2  # each holds torch and Pyro in memory
-SMOOTH = 0.8  # of the ELBO shown while training, what stays of it from one epoch to the next
-USAGE, INTERRUPTED = 2, 130  # exit codes
+# Pyro's point mass is among "all" families although it is refused: its row says why it has no numbers.
+POINT_MASS = "AutoDelta"
+# How many processes share the families at most. Each holds torch and Pyro in memory.
+MAX_WORKERS = 2
+# The ELBO beside the training bar is an exponential average over epochs; this is the weight of the average so far. With
+# a larger one the figure lags behind, with a smaller one it jumps with the noise of each epoch.
+SMOOTHING = 0.8
+USAGE, INTERRUPTED = 2, 130  # exit codes, as shells know them
 
 T = TypeVar("T")
-Some = TypeVar("Some", bound="Comparison")
+SomeComparison = TypeVar("SomeComparison", bound="Comparison")
 
 
 class UsageError(Exception):
-    """What the user asked for can't be done; the message is one line."""
+    """The user asked for what can't be done. The message is one line and says what to ask for instead."""
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaint is one line, and that takes -1e3 and -inf for numbers."""
+    """An argument parser that complains in one line, and that reads -1e3 and -inf as numbers instead of options."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -78,7 +85,7 @@ def positive(text: str) -> float:
 
 
 def whole(least: int) -> Callable[[str], int]:
-    """A type of whole numbers, `least` or more."""
+    """A function that parses a whole number of at least `least`, for an option's `type`."""
 
     def parse(text: str) -> int:
         try:
@@ -99,7 +106,15 @@ def add_comparison_options(
     guides: Sequence[str] = ("all",),
     full: dict[str, int] = FULL,
 ) -> None:
-    """The options of a program that compares guide families on one target; `guides` and `full` are the defaults."""
+    """Adds the options of a program that compares guide families on one target.
+
+    Args:
+        parser: gets the options.
+        out: the default folder of `--out`.
+        quick_guides: the families that `--quick` compares.
+        guides: the families that are compared by default.
+        full: the default counts of steps, particles, replicas and draws, without `--quick`.
+    """
     parser.set_defaults(full=full)
 
     def count(name: str, text: str) -> None:
@@ -133,7 +148,7 @@ def add_comparison_options(
 
 
 def add_run_options(parser: argparse.ArgumentParser, out: Path, quick: str) -> None:
-    """The options of every program that leaves records and figures; `quick` says what there is less of."""
+    """Adds the options of every program that writes records and figures; `quick` says what `--quick` has less of."""
     add_seed(parser)
     parser.add_argument("--quick", action="store_true", help=f"a look in seconds: {quick}")
     add_out(parser, out)
@@ -142,12 +157,12 @@ def add_run_options(parser: argparse.ArgumentParser, out: Path, quick: str) -> N
 
 
 def add_seed(parser: argparse.ArgumentParser) -> None:
-    """`--seed`."""
+    """Adds `--seed`."""
     parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="of initial values and noise (0)")
 
 
 def add_out(parser: argparse.ArgumentParser, out: Path) -> None:
-    """`--out`."""
+    """Adds `--out`."""
     parser.add_argument("--out", type=Path, default=out, metavar="DIR", help=f"folder for what is written ({out})")
 
 
@@ -170,7 +185,7 @@ def run(
 
 
 def chosen_guides(names: Sequence[str] | None, default: Sequence[str] | None) -> list[str]:
-    """The families asked for, each once; `default` None means all.
+    """The families that are asked for, each once: `names`, or where there are none `default`, or without that all.
 
     Raises:
         UsageError: no such family.
@@ -190,7 +205,7 @@ def chosen_guides(names: Sequence[str] | None, default: Sequence[str] | None) ->
 
 
 def guides_among(names: Sequence[str], known: Iterable[str]) -> list[str]:
-    """The families asked for, each once.
+    """The families that are asked for, each once.
 
     Raises:
         UsageError: one of them is not among those known.
@@ -205,7 +220,7 @@ def guides_among(names: Sequence[str], known: Iterable[str]) -> list[str]:
 
 
 def list_guides(console: Console) -> None:
-    """Prints each family with one line, then those of Pyro's that are refused with the reason."""
+    """Prints each family with one line about it, then Pyro's guides that are refused, with the reason."""
     from ppl_vi.guides import FAMILIES, REFUSED, summary
 
     width = max(map(len, (*FAMILIES, *REFUSED)))
@@ -215,10 +230,10 @@ def list_guides(console: Console) -> None:
 
 
 def settings_of(arguments: argparse.Namespace) -> FitSettings:
-    """How the families are to be fitted.
+    """How the families are to be fitted, as the options say.
 
     Raises:
-        UsageError: the choices don't fit together.
+        UsageError: the options don't fit together.
     """
     from ppl_vi.comparison.comparison import FitSettings
     from ppl_vi.comparison.run import check_settings
@@ -243,10 +258,10 @@ def settings_of(arguments: argparse.Namespace) -> FitSettings:
 
 
 def check_device(device: str) -> None:
-    """Whether there is such a device.
+    """Refuses a device that is not there.
 
     Raises:
-        UsageError: there is none.
+        UsageError: torch finds no such device.
     """
     import torch
 
@@ -255,10 +270,10 @@ def check_device(device: str) -> None:
 
 
 def writable_folder(option: str, folder: Path) -> None:
-    """Creates a folder where it is missing and writes to it.
+    """Creates a folder if it is missing, and tries to write to it.
 
     Raises:
-        UsageError: that failed.
+        UsageError: the folder can't be created or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -269,10 +284,10 @@ def writable_folder(option: str, folder: Path) -> None:
 
 
 def check_outputs(arguments: argparse.Namespace) -> None:
-    """Whether all that is to be written can be.
+    """Refuses outputs that could not be written, before anything is computed.
 
     Raises:
-        UsageError: it can't.
+        UsageError: an output can't be written.
     """
     writable_folder("--out", arguments.out)
     if arguments.json and arguments.json != "-":
@@ -282,6 +297,31 @@ def check_outputs(arguments: argparse.Namespace) -> None:
         if not file.parent.is_dir():
             raise UsageError(f"--json: there is no folder '{file.parent}'")
         writable_folder("--json", file.parent)
+
+
+def prepared(
+    arguments: argparse.Namespace, default: Sequence[str] | None, modules: Sequence[str]
+) -> tuple[list[str], FitSettings, int]:
+    """Checks the options of `add_comparison_options`, and starts the processes that will share the families.
+
+    Args:
+        arguments: the options.
+        default: the families to compare where `--guides` names none; None for all.
+        modules: what each process is to import while this one computes the truth.
+
+    Returns:
+        The families, how they are fitted, and the number of processes.
+
+    Raises:
+        UsageError: an option asks for what can't be done.
+    """
+    guides = chosen_guides(arguments.guides, default)
+    settings = settings_of(arguments)
+    check_device(arguments.device)
+    check_outputs(arguments)
+    processes = num_workers(len(guides), arguments.device)
+    wake(processes, *modules)
+    return guides, settings, processes
 
 
 def compare_command(
@@ -294,11 +334,11 @@ def compare_command(
     """Compares families on a target as the options ask, shows the tables and writes everything; the exit code.
 
     Args:
-        arguments: with the options of `add_comparison_options`.
+        arguments: the options of `add_comparison_options`.
         make_target: called once all arguments have been found good.
-        labels: of the target's problems.
-        quick_guides: the families that `--quick` takes.
-        more_figures: what the program adds to the figures, by file name without ending.
+        labels: the number by which each of the target's problems goes.
+        quick_guides: the families that `--quick` compares.
+        more_figures: draws the program's own figures, by file name without ending.
 
     Raises:
         UsageError: the arguments ask for what can't be done.
@@ -306,12 +346,8 @@ def compare_command(
     if arguments.list_guides:
         list_guides(Console())
         return 0
-    guides = chosen_guides(arguments.guides, quick_guides if arguments.quick else None)
-    settings = settings_of(arguments)
-    check_device(arguments.device)
-    check_outputs(arguments)
-    processes = num_workers(len(guides), arguments.device)
-    wake(processes, "ppl_vi.comparison.comparison", "ppl_vi.report.plots")
+    modules = ("ppl_vi.comparison.comparison", "ppl_vi.report.plots")
+    guides, settings, processes = prepared(arguments, quick_guides if arguments.quick else None, modules)
     from ppl_vi.comparison.comparison import Comparison
     from ppl_vi.truth import UncertifiedTruthError, ground_truth
 
@@ -327,16 +363,20 @@ def compare_command(
 
 
 def run_comparison(
-    comparison: Some, guides: Sequence[str], processes: int, arguments: argparse.Namespace, draw: Callable[[Some], None]
-) -> tuple[int, Some]:
+    comparison: SomeComparison,
+    guides: Sequence[str],
+    processes: int,
+    arguments: argparse.Namespace,
+    draw: Callable[[SomeComparison], None],
+) -> tuple[int, SomeComparison]:
     """Compares the guides, writes after each, shows the tables and draws; the exit code and what is finished."""
     try:
-        for comparison in _compared(comparison, guides, processes, arguments):  # noqa: B020, each holds one family more
+        for comparison in _compared(comparison, guides, processes, arguments):  # noqa: B020, each has one entry more
             write_comparison(comparison, arguments)
     except KeyboardInterrupt:
         done = len(comparison.entries)
         if done:
-            write_comparison(comparison, arguments)  # the last time may have been cut short
+            write_comparison(comparison, arguments)  # Ctrl-C may have cut the last writing short
             show_comparison(comparison, arguments)
         return interrupted(done, len(guides), "families were finished", arguments), comparison
     show_comparison(comparison, arguments)
@@ -344,78 +384,70 @@ def run_comparison(
 
 
 def num_workers(num_jobs: int, device: str) -> int:
-    """Processes to share jobs among: no more than there are cores, and one for the only accelerator."""
+    """How many processes share the jobs: at most one for each core, and one alone where there is one accelerator."""
     return min(num_cores(), MAX_WORKERS, num_jobs) if device == "cpu" else 1
 
 
-def _compared(comparison: Some, guides: Sequence[str], processes: int, arguments: argparse.Namespace) -> Iterator[Some]:
+def _compared(
+    comparison: SomeComparison, guides: Sequence[str], processes: int, arguments: argparse.Namespace
+) -> Iterator[SomeComparison]:
+    """The comparison after each family that is finished, with a bar that names the families being fitted."""
     from ppl_vi.comparison.run import compare_each
 
-    with _progress(len(guides)) as (started, finished):
+    running: list[str] = []
+    with _bar("", len(guides)) as update:
+
+        def started(guide: str) -> None:
+            running.append(guide)
+            update(description=", ".join(running))
+
         for step in compare_each(
             comparison, guides, num_workers=processes, with_curves=not arguments.no_plots, started=started
         ):
-            finished([entry.guide for entry in step.entries])
+            finished = {entry.guide for entry in step.entries}
+            running[:] = [guide for guide in running if guide not in finished]
+            update(completed=len(finished), description=", ".join(running))
             yield step
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[tuple[Callable[[str], None], Callable[[Sequence[str]], None]]]:
-    """A bar on standard error, if someone is looking; two functions tell it what was started and what is finished."""
+def _bar(name: str, total: int) -> Iterator[Callable[..., None]]:
+    """A progress bar on standard error, if that is a terminal. It gives a function that updates the bar."""
     console = Console(stderr=True)
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task("", total=total)
-        running: list[str] = []
-
-        def started(guide: str) -> None:
-            running.append(guide)
-            bar.update(task, description=", ".join(running))
-
-        def finished(guides: Sequence[str]) -> None:
-            running[:] = [guide for guide in running if guide not in guides]
-            bar.update(task, completed=len(guides), description=", ".join(running))
-
-        yield started, finished
+    named = (TextColumn(name), *columns) if name else columns
+    with Progress(*named, console=console, disable=not console.is_terminal, transient=True) as bar:
+        yield partial(bar.update, bar.add_task("", total=total))
 
 
 @contextmanager
 def training_bar(name: str, num_epochs: int) -> Iterator[Callable[[int, int, float, float], None]]:
-    """A bar on standard error, if someone is looking, with the smoothed ELBO a data point on both parts of the data."""
-    console = Console(stderr=True)
-    columns = (
-        TextColumn(name),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}"),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task("", total=num_epochs)
-        smooth: list[float] = []
+    """A bar on standard error, if that is a terminal, with the ELBO of a data point, averaged over the last epochs.
+
+    It gives a function of the epoch, the number of epochs, and the ELBO on the training and on the held-out data.
+    """
+    with _bar(name, num_epochs) as update:
+        average: list[float] = []
 
         def told(epoch: int, num_epochs: int, train: float, held_out: float) -> None:
             now = [train, held_out]
-            smooth[:] = [SMOOTH * old + (1 - SMOOTH) * new for old, new in zip(smooth or now, now, strict=True)]
-            text = f"ELBO a data point: train {smooth[0]:.2f}, held out {smooth[1]:.2f}"
-            bar.update(task, completed=epoch, description=text)
+            average[:] = [SMOOTHING * old + (1 - SMOOTHING) * new for old, new in zip(average or now, now, strict=True)]
+            text = f"ELBO a data point: train {average[0]:.2f}, held out {average[1]:.2f}"
+            update(completed=epoch, description=text)
 
         yield told
 
 
 def followed(items: Iterable[T], total: int, what: str) -> Iterator[T]:
-    """The same items, with a bar on standard error if someone is looking."""
-    console = Console(stderr=True)
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task("", total=total)
+    """The same items, with a bar on standard error if that is a terminal."""
+    with _bar(what, total) as update:
         for item in items:
-            bar.advance(task)
+            update(advance=1)
             yield item
 
 
 def write_records(records: Sequence[dict[str, Any]], arguments: argparse.Namespace) -> None:
-    """Writes `records.json`, and the same to the file of `--json`."""
+    """Writes the records to `records.json`, and to the file of `--json` if there is one."""
     from ppl_vi.report import files
 
     to_file = [Path(arguments.json)] if arguments.json and arguments.json != "-" else []
@@ -428,7 +460,7 @@ def show_records(
     arguments: argparse.Namespace,
     show: Callable[[Sequence[dict[str, Any]], Console], None],
 ) -> None:
-    """Prints the tables by `show`; with `--json -` to standard error, and to standard output the records alone."""
+    """Prints the tables by `show`. With `--json -` they go to standard error, and the records to standard output."""
     from ppl_vi.report import files, table
 
     to_stdout = arguments.json == "-"
@@ -439,7 +471,7 @@ def show_records(
 
 
 def write_comparison(comparison: Comparison, arguments: argparse.Namespace) -> None:
-    """Writes the records of what is finished, as CSV, too."""
+    """Writes the records of the families that are finished, as JSON and as CSV."""
     from ppl_vi.report import files
 
     records = comparison.records()
@@ -451,58 +483,56 @@ def show_comparison(comparison: Comparison, arguments: argparse.Namespace) -> No
     """Writes `table.txt` and prints it."""
     from ppl_vi.report import table
 
-    records = comparison.records()
-    write_text(arguments.out / "table.txt", table.as_text(records))
-    show_records(records, arguments, table.show)
+    records, show = comparison.records(), partial(table.show, layout=table.layout_of(comparison))
+    write_text(arguments.out / "table.txt", table.as_text(records, show))
+    show_records(records, arguments, show)
 
 
 def write_figures(
     comparison: Comparison, arguments: argparse.Namespace, more_figures: Callable[[Comparison], dict[str, Figure]]
 ) -> None:
-    """Writes all figures as PNG; says on standard error which could not be drawn for want of a truth."""
+    """Writes all figures as PNG; says on standard error which could not be drawn because a truth is missing."""
     from ppl_vi.report import plots
 
-    jobs: list[Callable[[], str | None]] = [partial(_write_more, arguments.out, comparison, more_figures)]
+    jobs: list[Callable[[], dict[str, Figure]]] = [partial(more_figures, comparison)]
     for problem, label in enumerate(comparison.labels):
         for name, draw in plots.FIGURES.items():
-            jobs.append(partial(_write_figure, arguments.out, f"{name}_x_{label:g}", draw, comparison, problem))
-    for said in shared(_call, jobs, num_workers(len(comparison.entries), arguments.device)):
+            jobs.append(partial(_named, f"{name}_x_{label:g}", draw, comparison, problem))
+    processes = num_workers(len(comparison.entries), arguments.device)
+    for said in shared(partial(_write, arguments.out), jobs, processes):
         if said:
             print(said, file=sys.stderr)
 
 
-def _call(job: Callable[[], str | None]) -> str | None:
-    return job()
+def _named(
+    name: str, draw: Callable[[Comparison, int], Figure], comparison: Comparison, problem: int
+) -> dict[str, Figure]:
+    return {name: draw(comparison, problem)}
 
 
-def _write_more(
-    out: Path, comparison: Comparison, more_figures: Callable[[Comparison], dict[str, Figure]]
-) -> str | None:
+def _write(out: Path, draw: Callable[[], dict[str, Figure]]) -> str:
+    """Draws figures and writes them by name; why there are none, or ""."""
+    from ppl_vi.report import files
     from ppl_vi.truth import UncertifiedTruthError
 
     try:
-        for name, figure in more_figures(comparison).items():
-            _write_figure(out, name, lambda figure=figure: figure)
+        figures = draw()
     except UncertifiedTruthError as error:
         return f"a figure is left out: {error}"
-    return None
-
-
-def _write_figure(out: Path, name: str, draw: Callable[..., Figure], *given: Any) -> None:
-    from ppl_vi.report import files
-
-    files.write_figure(out / f"{name}.png", draw(*given))
+    for name, figure in figures.items():
+        files.write_figure(out / f"{name}.png", figure)
+    return ""
 
 
 def interrupted(done: int, total: int, what: str, arguments: argparse.Namespace) -> int:
-    """Says what had been finished, and written, before Ctrl-C; the exit code."""
+    """Says what was finished, and written, before Ctrl-C; the exit code."""
     where = f"; they are in {arguments.out}" if done else ""
     print(f"interrupted: {done} of {total} {what}{where}", file=sys.stderr)
     return INTERRUPTED
 
 
 def drawn(draw: Callable[[], None], arguments: argparse.Namespace) -> int:
-    """Draws the figures, the last that a program does, unless there are to be none; the exit code."""
+    """Draws the figures, which is the last that a program does, unless `--no-plots` is given; the exit code."""
     if arguments.no_plots:
         return 0
     try:

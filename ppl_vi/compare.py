@@ -1,4 +1,4 @@
-"""`compare`: any Pyro model, the guides that one chooses between, one call."""
+"""`compare`: fits several guides to one Pyro model and measures each against the truth, in one call."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ModelComparison(Comparison):
-    """Guides on one model: `print` shows the table, `plot` the figures, `to_datatree` hands over to ArviZ."""
+    """Guides on one model: `print` shows the table, `plot` draws the figures, and `to_datatree` is for ArviZ."""
 
     def __str__(self) -> str:
         return table.as_text(self.records(), width=table.terminal().width)
@@ -32,7 +32,7 @@ class ModelComparison(Comparison):
         """The fit of one of the guides.
 
         Raises:
-            KeyError: there is none, since the guide was refused or failed; the message says why.
+            KeyError: there is no such guide, or it was skipped or failed; the message says why.
         """
         entries: dict[str, Entry] = {entry.guide: entry for entry in self.entries}
         if guide not in entries:
@@ -50,19 +50,19 @@ class ModelComparison(Comparison):
         return {name: draw(self, 0) for name, draw in model_plots.FIGURES.items()}
 
     def to_datatree(self, num_draws: int = 1000, seed: int = 0) -> DataTree:
-        """Everything for ArviZ: a child for each fitted guide, and `truth` where it has points.
+        """The comparison for ArviZ: a child for each fitted guide, and one for the truth where it has points.
 
-        Each child is what ArviZ takes for one model (`result.to_datatree()["mean field"]`), with groups
+        Each child (`result.to_datatree()["mean field"]`) is what ArviZ expects of one model. It has the groups
 
-        - `posterior`: draws of the guide, a chain a replica;
+        - `posterior`: draws of the guide, one chain for each replica;
         - `sample_stats`: `lp`, the log joint, and `log_q`, the log guide density, of each draw, nats;
-        - `loss_history`: the objective's estimate of minus the ELBO at every step, a chain a replica, nats;
+        - `loss_history`: the objective's estimate of minus the ELBO at every step, one chain for each replica, nats;
 
-        and in its attributes how it was fitted.
+        and attributes that say how it was fitted.
 
         Args:
-            num_draws: of each replica, and of each of the truth's chains.
-            seed: of the draws.
+            num_draws: how many draws of each replica, and how many in each chain of the truth.
+            seed: the seed of the draws.
         """
         from ppl_vi.report import datatree
 
@@ -90,23 +90,24 @@ def compare(
 
     Args:
         model: a Pyro model, or a target that was made of one.
-        guides: families by label or in a list: classes of Pyro's autoguides, functions of the model, names
+        guides: the guides, in a dict by label or in a list: classes of Pyro's autoguides, functions of the model, names
             (`"AutoNormal"`, `"package.module:attribute"`), or guides of your own as functions or modules.
         args: the model's positional arguments.
-        seed: of initial values, noise and draws.
-        num_replicas: independent fits of each guide.
-        num_steps: SVI steps at most.
-        num_particles: draws a step.
-        num_draws: for importance sampling, k-hat and ESS.
+        seed: the seed of initial values, noise and draws.
+        num_replicas: the number of independent fits of each guide.
+        num_steps: the number of SVI steps at most.
+        num_particles: the number of draws in each step.
+        num_draws: the number of draws for importance sampling, k-hat and ESS.
         lr: Adam's first step, in units of each parameter's own curvature.
         objective: `trace_elbo`, `stl`, `renyi:0.5`, `iwae:8` …
         engine: "auto", "compiled", "batched" or "pyro".
         started: called with each guide's name when its turn comes.
 
     Raises:
-        TypeError: the model or args are not what they should be.
-        ValueError: the model can't be handled, with the reason; there are no guides, or two of one name; a setting.
-        UncertifiedTruthError: there is no truth to measure by.
+        TypeError: the model is not callable, the args are no tuple, or the guides are no dict or list.
+        ValueError: the model can't be handled; there are no guides, or two of one name; or the settings don't fit
+            together. The message says which.
+        UncertifiedTruthError: the truth can't be computed, so that there is nothing to measure against.
     """
     settings = FitSettings(objective, engine, num_steps, num_particles, num_replicas, lr, seed, num_draws)
     found = begun(model, guides, args, settings)
@@ -121,20 +122,20 @@ def begun(
     args: tuple[Any, ...],
     settings: FitSettings,
 ) -> ModelComparison:
-    """The comparison with its truth and without entries; arguments and errors as of `compare`."""
+    """A comparison that has its truth and no entries yet; the arguments and errors are those of `compare`."""
     named = labelled(guides)
     check_settings(settings)
     target = target_of(model, args)
     with one_thread():
         truth = ground_truth(target, seed=settings.seed)
-    return ModelComparison(target, truth, settings, labels=(), families=named, detailed=True)
+    return ModelComparison(target, truth, settings, labels=(), families=named)
 
 
 def target_of(model: Callable[..., Any] | Target, args: tuple[Any, ...]) -> Target:
-    """One problem from a model and its arguments, or the one that is given.
+    """The target of a model and its arguments; a target that is given is returned as it is.
 
     Raises:
-        ValueError: a target with arguments of its own was given some, or poses several problems.
+        ValueError: args were given beside a target, which has its own, or the target poses several problems.
     """
     if not isinstance(model, Target):
         return Target.of(model, args)
@@ -149,7 +150,7 @@ def target_of(model: Callable[..., Any] | Target, args: tuple[Any, ...]) -> Targ
 
 
 def labelled(guides: Mapping[str, Any] | Sequence[Any]) -> dict[str, Any]:
-    """Guides by label; in a list each goes by its own name.
+    """Guides by label; a guide in a list is labelled with its own name.
 
     Raises:
         ValueError: there are none, or two of one name.

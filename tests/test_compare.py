@@ -21,7 +21,7 @@ from scipy import special, stats
 import ppl_vi
 from ppl_vi import __main__ as command
 from ppl_vi.compare import labelled
-from ppl_vi.comparison.axes import SHOWN, tails_of
+from ppl_vi.comparison.axes import PROBABILITIES, axes_of
 from ppl_vi.comparison.comparison import Curves, Entry
 from ppl_vi.report.plots import elbos_by_step
 from ppl_vi.svi.objectives import tail_adaptive
@@ -465,8 +465,8 @@ def test_tail_adaptive_weights_are_the_inverse_ranks():
 
 
 def test_curves_end_where_heavy_tails_would_squeeze_the_rest():
-    normal, cauchy = (kind.ppf(SHOWN, 3.0, 2.0) for kind in (stats.norm, stats.cauchy))
-    begin, end = tails_of(np.array([normal, cauchy])).T
+    normal, cauchy = (kind.ppf(PROBABILITIES, 3.0, 2.0) for kind in (stats.norm, stats.cauchy))
+    begin, end = axes_of(np.array([normal, cauchy])).T
     assert (begin[0], end[0]) == (normal[0], normal[-1])
     assert (begin[1], end[1]) == pytest.approx((3 - 4 * (3 - cauchy[1]), 3 + 4 * (cauchy[3] - 3)))
     assert end[1] < cauchy[-1] / 20
@@ -481,7 +481,7 @@ def test_a_guide_that_ends_far_below_says_so_in_its_panel():
     entries = tuple(entry(name, gap) for name, gap in (("near", 0.2), ("middle", 4.0), ("far", 812.0)))
     truth = SimpleNamespace(log_evidence=np.zeros(1), grade="checked")
     target = SimpleNamespace(name="m")
-    made = SimpleNamespace(target=target, truth=truth, entries=entries, detailed=True, labels=())
+    made = SimpleNamespace(target=target, truth=truth, entries=entries, label=lambda problem: "m")
     panels = elbos_by_step(made, 0).axes
     assert [len(panel.texts) for panel in panels[:3]] == [0, 0, 1]
     assert "812 nats below" in panels[2].texts[0].get_text()

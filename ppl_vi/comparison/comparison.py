@@ -1,4 +1,4 @@
-"""Many families on one target: fitted, scored, and laid out as records."""
+"""`Comparison`: guide families on one target, with what each family's fits scored and the curves that figures show."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from ppl_vi.comparison.axes import BEYOND, NUM_BINS, NUM_POINTS, SHOWN, binned, limits_of, tails_of
-from ppl_vi.metrics.sampled.marginals import NumberSample, posterior_of
+from ppl_vi.comparison.axes import MARGIN, NUM_BINS, NUM_POINTS, PROBABILITIES, axes_of, binned, limits_of
+from ppl_vi.metrics.sampled.weighted_samples import NumberSample, posterior_of
 from ppl_vi.metrics.scorecard import Scorecard
 from ppl_vi.target.target import Target
 from ppl_vi.truth import Truth
@@ -18,7 +18,7 @@ from ppl_vi.truth import Truth
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How every family of a comparison is fitted; see `ppl_vi.svi.fit.fit`."""
+    """How every family of a comparison is fitted; see `ppl_vi.svi.fit.fit`, and `ppl_vi.score` for `num_draws`."""
 
     objective: str = "trace_elbo"
     engine: str = "auto"
@@ -33,18 +33,16 @@ class FitSettings:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Families on one target, as far as they are done.
+    """Guide families on one target. It is frozen: each family that is done makes a new one with an entry more.
 
     Attributes:
         target: the problems.
-        truth: what they are measured by.
-        settings: of the fits.
-        labels: what a table calls each problem, for the toy its x; () where tables go by the target's name, and by the
-            number of the problem where there are several, as a detailed comparison always does.
-        entries: one a family.
-        families: what is meant by the name of an entry, where the name alone does not say it.
-        detailed: whether records also carry the model's name, the truth's grade and the scores of several latents, and
-            entries the scored fits.
+        truth: the truth that all fits are measured against.
+        settings: how every family is fitted.
+        labels: for problems that differ in one number, that number for each problem: the toy's observation x. () for
+            any other target, whose problems go by the model's name, and by their number where there are several.
+        entries: the families that are done.
+        families: a label's guide or family, where the label alone does not say which.
     """
 
     target: Target
@@ -53,63 +51,70 @@ class Comparison:
     labels: tuple[float, ...]
     entries: tuple[Entry, ...] = ()
     families: dict[str, Any] = field(default_factory=dict)
-    detailed: bool = False
 
     def records(self) -> list[dict[str, Any]]:
-        """One record a (problem, family), in plain JSON values; infinite ones are the strings "inf" and "-inf"."""
+        """One record for each problem and family, in plain JSON values; infinite ones are the strings "inf", "-inf"."""
         return [entry.records[b] for b in range(self.target.num_problems) for entry in self.entries]
+
+    def label(self, problem: int) -> str:
+        """What tables and figures call a problem: `x = 1.5`, `my_model`, or `my_model, problem 3`."""
+        if self.labels:
+            return f"x = {self.labels[problem]:g}"
+        return f"{self.target.name}, problem {problem}" if self.target.num_problems > 1 else self.target.name
 
     @cached_property
     def z(self) -> np.ndarray:
-        """Where curves are taken: a one-dimensional latent's mass and a bit beyond, `(B, NUM_POINTS)`; the middles of
-        bins, `(B, K, NUM_BINS)`, where there are several numbers."""
+        """Where curves are taken: `NUM_POINTS` points of one latent number, `(B, NUM_POINTS)`, or the middles of the
+        bins of several numbers, `(B, K, NUM_BINS)`."""
         if self.truth.line is None:
             edges = self.edges
             return (edges[..., 1:] + edges[..., :-1]) / 2
         limits = limits_of(self.target.latents[0])[0]
-        tails = tails_of(self.truth.quantile(np.tile(SHOWN, (self.target.num_problems, 1))))
-        low, high = np.maximum(tails[:, :1], limits[0]), np.minimum(tails[:, 1:], limits[1])
-        return low + (high - low) * np.linspace(-BEYOND, 1 + BEYOND, NUM_POINTS)
+        axis = axes_of(self.truth.quantile(np.tile(PROBABILITIES, (self.target.num_problems, 1))))
+        low, high = np.maximum(axis[:, :1], limits[0]), np.minimum(axis[:, 1:], limits[1])
+        return low + (high - low) * np.linspace(-MARGIN, 1 + MARGIN, NUM_POINTS)
 
     @cached_property
     def edges(self) -> np.ndarray:
-        """Of the bins of several numbers, `(B, K, NUM_BINS + 1)`; none where the truth has no points."""
+        """The edges of the bins of several numbers, `(B, K, NUM_BINS + 1)`, with `K = 0` where the truth has no points
+        to count in them."""
         if not self.truth.points:
             return np.empty((self.target.num_problems, 0, NUM_BINS + 1))
-        grid = np.linspace(0, 1, NUM_BINS + 1)
-        rows = []
-        for b in range(self.target.num_problems):
-            sample = posterior_of(self.truth, b).lines
-            lines = [NumberSample.of(sample, k) for k in range(sample.z.shape[1])]
-            tails = tails_of(np.array([line.quantile(np.array(SHOWN)) for line in lines]))
-            edges = tails[:, :1] + (tails[:, 1:] - tails[:, :1]) * np.array([-BEYOND, 1 + BEYOND])
-            limits = np.concatenate([limits_of(site) for site in self.target.latents])
-            low, high = np.clip(edges, limits[:, :1], limits[:, 1:]).T[..., None]
-            rows.append(low + (high - low) * grid)
-        return np.array(rows)
+        return np.array([self._edges_of(problem) for problem in range(self.target.num_problems)])
+
+    def _edges_of(self, problem: int) -> np.ndarray:
+        sample = posterior_of(self.truth, problem).even
+        numbers = [NumberSample.of(sample, k) for k in range(sample.z.shape[1])]
+        axes = axes_of(np.array([number.quantile(np.array(PROBABILITIES)) for number in numbers]))
+        ends = axes[:, :1] + (axes[:, 1:] - axes[:, :1]) * np.array([-MARGIN, 1 + MARGIN])
+        limits = np.concatenate([limits_of(site) for site in self.target.latents])
+        low, high = np.clip(ends, limits[:, :1], limits[:, 1:]).T[..., None]
+        return low + (high - low) * np.linspace(0, 1, NUM_BINS + 1)
 
     def posterior(self, problem: int) -> np.ndarray:
-        """The exact density at `z()` of one problem, 0 outside the support, `(K, Z)`."""
+        """The posterior's density of each latent number at `z` of one problem, 0 outside the support, `(K, Z)`."""
         if self.truth.line is None:
-            return binned(posterior_of(self.truth, problem).lines, self.edges[problem])
+            return binned(posterior_of(self.truth, problem).even, self.edges[problem])
         site, z = self.target.latents[0], self.z
         values = torch.from_numpy(z).to(self.target.device)
         log_density = self.truth.log_prob({site.name: values.reshape((*z.shape, *site.shape))})
         return torch.where(site.support.check(values), log_density.exp(), 0.0).cpu().numpy()[problem][None]
 
 
-Some = TypeVar("Some", bound=Comparison)
+# Whoever hands in a `ModelComparison` gets a `ModelComparison` back.
+SomeComparison = TypeVar("SomeComparison", bound=Comparison)
 
 
 @dataclass(frozen=True, eq=False)
 class Curves:
-    """What the figures show of a family: plain arrays.
+    """What the figures show of a family, as plain arrays.
 
     Attributes:
-        z: latents, `(B, Z)`, or where there are several numbers `(B, K, Z)`.
-        density: of the replica of median reverse KL at `z`, likewise.
-        steps: SVI steps taken, `(T,)`; empty where a fit has no trajectory.
-        reverse_kl: on the way there, exact, nats, `(B, F, T)`; the `F` replicas go from the best to the worst.
+        z: where the density is taken, `(B, Z)` for one latent number, `(B, K, Z)` for several.
+        density: the density at `z` of the replica of median reverse KL, with the shape of `z`.
+        steps: the SVI steps after which the parameters were recorded, `(T,)`; empty where there is no reverse KL to
+            follow.
+        reverse_kl: the reverse KL at these steps, nats, `(B, F, T)`. The `F` replicas go from the best to the worst.
     """
 
     z: np.ndarray
@@ -120,13 +125,14 @@ class Curves:
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """One family of a comparison: plain values, so that it travels between processes.
+    """One family of a comparison.
 
     Attributes:
-        guide: its name.
-        records: one a problem.
-        curves: for the figures; None where the family was skipped or failed, or where they weren't asked for.
-        card: the scored fits, of a detailed comparison in one process: from another one they can't be sent.
+        guide: the family's name, or the user's label.
+        records: one for each problem.
+        curves: for the figures; None where the family was skipped or failed, or where no curves were asked for.
+        card: the scored fits; None where there are none, and where another process did the work, because guides can't
+            be sent from one process to another.
     """
 
     guide: str

@@ -1,4 +1,9 @@
-"""TODO."""
+"""The records of a comparison: one plain dict for each problem and family, as JSON and CSV hold it.
+
+There is one schema, whatever the model: `blank_record` has every key with nothing measured, and `record` fills it. A
+figure is the median over replicas. Beside `name` a record then has `name_error`, the largest bound on the numerical
+error over replicas, and, where there is Monte Carlo noise, `name_std_error`, the median standard error.
+"""
 
 from __future__ import annotations
 
@@ -9,32 +14,26 @@ import numpy as np
 
 from ppl_vi.comparison.comparison import Comparison
 from ppl_vi.metrics.estimate import Estimate
-from ppl_vi.metrics.sampled.marginals import number_names
+from ppl_vi.metrics.sampled.marginals import MARGINAL_SCORES
+from ppl_vi.metrics.sampled.weighted_samples import number_names
 from ppl_vi.metrics.scorecard import Scorecard
+from ppl_vi.metrics.table import METRICS
 from ppl_vi.runtime.provenance import versions
-from ppl_vi.truth import Truth
 
-# keys of a record that are medians of a metric over replicas
-SCORES = (
-    "elbo", "elbo_gap", "reverse_kl", "forward_kl", "total_variation", "hellinger", "wasserstein", "mean_error",
-    "sd_ratio", "coverage_90", "leaked_mass", "chi_square", "family_gap", "optimization_gap", "surrogate_elbo", "khat",
-    "ess", "elbo_estimate", "importance_log_evidence", "importance_log_evidence_naive",
-)  # fmt: skip
-MORE_SCORES = ("relative_covariance_error", "khat_1000", "iwae_bound")  # of detailed comparisons
-PER_REPLICA = ("elbo", "reverse_kl", "optimization_gap")
+STATUSES = ("diverged", "not_converged", "converged")  # of one fit, the worst first
 
 
 def blank_record(comparison: Comparison, guide: str, problem: int) -> dict[str, Any]:
     """A record with all its keys and nothing measured."""
     truth, settings = comparison.truth, comparison.settings
     return {
-        **_called(comparison, problem),
+        **_problem_and_truth(comparison, problem),
         "guide": guide,
         "status": "",
         "stop_reason": "",
         "log_evidence": _plain(truth.log_evidence[problem]),
         "log_evidence_error": _plain(truth.log_evidence_error[problem]),
-        **dict.fromkeys((*SCORES, *MORE_SCORES) if comparison.detailed else SCORES),
+        **dict.fromkeys(METRICS),
         "num_steps": None,
         "seconds": None,
         "seed": settings.seed,
@@ -49,13 +48,20 @@ def blank_record(comparison: Comparison, guide: str, problem: int) -> dict[str, 
         "family_gap_is_upper_bound": None,
         "statuses": {},
         "replicas": [],
-        **({"units": {}, "marginals": []} if comparison.detailed else {}),
+        "units": {},
+        "marginals": [],
     }
 
 
-def grade_of(truth: Truth, problem: int) -> dict[str, Any]:
-    """How far the truth can be trusted."""
+def _problem_and_truth(comparison: Comparison, problem: int) -> dict[str, Any]:
+    """Which problem a record is of, and how far its truth can be trusted."""
+    target, truth = comparison.target, comparison.truth
     return {
+        "label": comparison.label(problem),
+        "x": comparison.labels[problem] if comparison.labels else None,
+        "model": target.name,
+        "problem": problem,
+        "num_problems": target.num_problems,
         "method": truth.method,
         "grade": truth.grade,
         "grade_reason": truth.reasons[problem] if truth.reasons else "",
@@ -79,49 +85,57 @@ def record(comparison: Comparison, guide: str, card: Scorecard, problem: int) ->
         family_gap_is_upper_bound=bool(card.best and card.best.upper_bound),
         statuses={str(s): int(n) for s, n in zip(*np.unique(fitted.status[problem], return_counts=True), strict=True)},
         replicas=[_replica(card, problem, r) for r in range(fitted.num_replicas)],
+        units={name: estimate.unit for name, estimate in card.scores.items()},
+        marginals=_marginals(card, problem),
     )
-    for name in (*SCORES, *MORE_SCORES):
-        if name in card.scores and name in out:
-            out.update(_score(name, card.scores[name], problem, out["reasons"]))
-    if comparison.detailed:
-        out["units"] = {name: estimate.unit for name, estimate in card.scores.items() if name in out}
-        out["marginals"] = _marginals(card, problem)
+    for name in METRICS:
+        if name in card.scores:
+            out.update(_score(name, card.scores[name], problem))
+            out["reasons"].update(_reason(name, card.scores[name], problem))
     return out
 
 
 def _marginals(card: Scorecard, problem: int) -> list[dict[str, Any]]:
-    """What each latent number's marginal scores are, medians over replicas."""
+    """The marginal scores of each latent number, medians over replicas; of one latent number they are its scores."""
     if card.marginals is not None:
-        names, scores = card.marginals.names, card.marginals.scores
+        numbers, scores = card.marginals.names, card.marginals.scores
     elif card.truth.line is not None:
-        names = number_names(card.fit.target)
-        scores = {name: (card.scores[name],) for name in ("mean_error", "sd_ratio", "wasserstein", "coverage_90")}
+        numbers = number_names(card.fit.target)
+        scores = {name: (card.scores[name],) for name in MARGINAL_SCORES if name in card.scores}
     else:
         return []
     out = []
-    for k, number in enumerate(names):
+    for k, number in enumerate(numbers):
         each: dict[str, Any] = {"name": number}
         for name, estimates in scores.items():
-            each.update(_score(name, estimates[k], problem, {}))
+            each.update(_score(name, estimates[k], problem))
         out.append(each)
     return out
 
 
-def _score(name: str, estimate: Estimate, problem: int, reasons: dict[str, str]) -> dict[str, Any]:
-    """A metric's keys of a record; adds to `reasons` why a value is infinite or missing."""
-    value = estimate.value[problem]
-    if estimate.reason and not np.isfinite(value).all():
-        reasons[name] = estimate.reason
-    out = {name: _plain(_median(value)), f"{name}_error": _plain(np.max(estimate.error[problem]))}
-    spread = estimate.std_error[problem]
-    if np.any(spread > 0):
-        out[f"{name}_std_error"] = _plain(_median(spread))
+def _score(name: str, estimate: Estimate, problem: int) -> dict[str, Any]:
+    """A metric's keys of a record: the value, its numerical error and, where there is one, its standard error."""
+    out = {
+        name: _plain(_median(estimate.value[problem])),
+        f"{name}_error": _plain(np.max(estimate.error[problem])),
+    }
+    std_error = estimate.std_error[problem]
+    if np.any(std_error > 0):
+        out[f"{name}_std_error"] = _plain(_median(std_error))
     return out
+
+
+def _reason(name: str, estimate: Estimate, problem: int) -> dict[str, str]:
+    """Why a metric is infinite or missing in some replica; {} where it is neither."""
+    finite = np.isfinite(estimate.value[problem]).all()
+    return {name: estimate.reason} if estimate.reason and not finite else {}
 
 
 def _replica(card: Scorecard, problem: int, replica: int) -> dict[str, Any]:
     values = {
-        name: _plain(card.scores[name].value[problem, replica]) if name in card.scores else None for name in PER_REPLICA
+        name: _plain(card.scores[name].value[problem, replica]) if name in card.scores else None
+        for name, metric in METRICS.items()
+        if metric.per_replica
     }
     fitted = card.fit
     return values | {
@@ -131,7 +145,10 @@ def _replica(card: Scorecard, problem: int, replica: int) -> dict[str, Any]:
 
 
 def _median(values: np.ndarray) -> float:
-    """The median, of replicas some of which may be infinite: an element of the sorted values, or a mean of two."""
+    """The median, where numpy's would be nan: the mean of the two middle values is not taken where they are equal.
+
+    Both of them may be infinite, and the difference that an interpolation takes is then nan.
+    """
     ordered = np.sort(values)
     low, high = ordered[(len(ordered) - 1) // 2], ordered[len(ordered) // 2]
     return float(low if low == high else (low + high) / 2)
@@ -144,25 +161,16 @@ def middle_replica(card: Scorecard, problem: int) -> int:
 
 
 def _status(statuses: np.ndarray) -> str:
-    """The status of most replicas, the worse one where they tie."""
-    ranked = ("diverged", "not_converged", "converged")
-    counts = [int((statuses == name).sum()) for name in ranked]
-    return ranked[int(np.argmax(counts))]
+    """The status of most replicas, the worse one where two are equally frequent."""
+    counts = [int((statuses == name).sum()) for name in STATUSES]
+    return STATUSES[int(np.argmax(counts))]
 
 
 def _plain(value: Any) -> float | str | None:
+    """A number as strict JSON has it: nan is null, and infinite numbers are the strings "inf" and "-inf"."""
     number = float(value)
     if math.isnan(number):
         return None
     if math.isinf(number):
         return "inf" if number > 0 else "-inf"
     return number
-
-
-def _called(comparison: Comparison, problem: int) -> dict[str, Any]:
-    """What a record says of its problem: its label, or the target's name, which of several, and the grade."""
-    if comparison.labels and not comparison.detailed:
-        return {"x": comparison.labels[problem]}
-    num_problems = comparison.target.num_problems
-    which = {"problem": problem, "num_problems": num_problems} if num_problems > 1 else {}
-    return {"model": comparison.target.name, **which, **grade_of(comparison.truth, problem)}

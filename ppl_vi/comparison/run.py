@@ -1,4 +1,7 @@
-"""TODO."""
+"""Runs a comparison: fits and scores family after family, in one process or shared among several.
+
+What can't be compared, and what fails, becomes an entry with its reason, so that the other families go on.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from functools import partial
 
 import torch
 
-from ppl_vi.comparison.comparison import Comparison, Entry, FitSettings, Some
+from ppl_vi.comparison.comparison import Comparison, Entry, FitSettings, SomeComparison
 from ppl_vi.comparison.curves import curves_of
 from ppl_vi.comparison.records import blank_record, record
 from ppl_vi.guides import Family, RefusedFamilyError, find_family
@@ -21,23 +24,23 @@ from ppl_vi.svi.objectives import find_objective
 
 
 def compare_each(
-    comparison: Some,
+    comparison: SomeComparison,
     guides: Sequence[str],
     *,
     num_workers: int = 1,
     with_curves: bool = False,
     started: Callable[[str], None] | None = None,
-) -> Iterator[Some]:
+) -> Iterator[SomeComparison]:
     """Yields the comparison after each family, so that what is finished survives an interruption.
 
-    The entries stand in the order of `guides`, whichever was finished first; their numbers do not depend on how many
-    workers there are.
+    The entries stand in the order of `guides`, whichever was finished first. Their numbers do not depend on how many
+    processes share the work.
 
     Args:
-        comparison: without entries.
-        guides: families by name.
-        num_workers: processes to share the families.
-        with_curves: whether to take what figures need, too.
+        comparison: a comparison without entries.
+        guides: families by name, or by the label under which `comparison.families` has them.
+        num_workers: how many processes share the families.
+        with_curves: whether the entries are to have the curves that figures show.
         started: called with each family's name when its turn comes.
 
     Raises:
@@ -56,16 +59,16 @@ def compare_each(
             yield guide
 
     if with_curves:
-        _ = comparison.z  # found once, here, and sent along
+        _ = comparison.z  # computed here once, it is sent to every process with the comparison
     processes = min(num_workers, len(guides))
-    work = partial(compare_one if processes == 1 else _without_fits, comparison, with_curves=with_curves)
+    work = partial(compare_one if processes == 1 else _to_be_sent, comparison, with_curves=with_curves)
     for entry in shared(work, tasks(), processes):
         done[entry.guide] = entry
         yield replace(comparison, entries=tuple(done[guide] for guide in guides if guide in done))
 
 
 def compare_one(comparison: Comparison, guide: str, with_curves: bool = False) -> Entry:
-    """Fits and scores one family; what can't be done, or goes wrong, becomes an entry with its reason.
+    """Fits and scores one family. A family that is refused or fails gives an entry without scores, with the reason.
 
     Raises:
         ValueError: no such family.
@@ -83,12 +86,13 @@ def compare_one(comparison: Comparison, guide: str, with_curves: bool = False) -
         return _without_scores(comparison, guide, "failed", f"{type(error).__name__}: {first}".removesuffix(": "))
 
 
-def _without_fits(comparison: Comparison, guide: str, with_curves: bool) -> Entry:
+def _to_be_sent(comparison: Comparison, guide: str, with_curves: bool) -> Entry:
+    """An entry that another process can receive: without the fits, whose guides can't be sent."""
     return replace(compare_one(comparison, guide, with_curves), card=None)
 
 
 def refusal(guide: str) -> str:
-    """Why a guide of Pyro's can't be compared, or "".
+    """Why one of Pyro's guides can't be compared; "" where it can.
 
     Raises:
         ValueError: no such family.
@@ -101,15 +105,16 @@ def refusal(guide: str) -> str:
 
 
 def check_settings(settings: FitSettings) -> None:
-    """Checks what can be told before anything is computed.
+    """Refuses settings that don't fit together, before anything is computed.
 
     Raises:
-        ValueError: the objective is unknown, or can't be had with this engine or this number of particles.
+        ValueError: the objective is unknown, or this engine or this number of particles does not allow it.
     """
     check_objective(find_objective(settings.objective), settings.engine, settings.num_particles)
 
 
 def _without_scores(comparison: Comparison, guide: str, status: str, reason: str) -> Entry:
+    """The entry of a family that was skipped or failed."""
     blank = [blank_record(comparison, guide, b) for b in range(comparison.target.num_problems)]
     return Entry(guide, tuple(record | {"status": status, "reason": reason} for record in blank))
 
@@ -129,26 +134,27 @@ def _scored(comparison: Comparison, guide: str, with_curves: bool) -> Entry:
         seed=settings.seed,
         allow_support_mismatch=True,
     )
-    lacking = fitted.program.unsupported_density()
-    if lacking:
-        return _without_scores(comparison, guide, "skipped", lacking)
+    no_density = fitted.program.unsupported_density()
+    if no_density:
+        return _without_scores(comparison, guide, "skipped", no_density)
     card = score(fitted, comparison.truth, num_draws=settings.num_draws)
     records = tuple(record(comparison, guide, card, b) for b in range(comparison.target.num_problems))
     curves = curves_of(card, comparison) if with_curves else None
-    return Entry(guide, records, curves, card if comparison.detailed else None)
+    return Entry(guide, records, curves, card)
 
 
 def _family(comparison: Comparison, guide: str) -> Family | str:
-    given = comparison.families.get(guide, guide)
-    if isinstance(given, str) and ":" not in given:
-        find_family(given)
-        return given
-    return family_of(comparison.target, given)
+    """The family that is meant by a name or label: a name that `fit` knows, or a family made of what the user gave."""
+    meant = comparison.families.get(guide, guide)
+    if isinstance(meant, str) and ":" not in meant:
+        find_family(meant)  # refuses an unknown name with the reason
+        return meant
+    return family_of(comparison.target, meant)
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Sums depend in their last digits on the number of threads, so there is always one."""
+    """Computes with one thread: the last digits of sums depend on the number of threads, and records must not."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -11,14 +11,16 @@ from torch.distributions.transforms import Transform
 class closed_interval(constraints.interval):  # noqa: N801 - lower case as all constraints of torch
     """`lower_bound <= value <= upper_bound`.
 
-    torch's own `interval` maps the reals to NaN where a bound is infinite. Here every element of a batch has the map
-    that its bounds call for.
+    The bijection of torch's own `interval` gives NaN where a bound is infinite. Here each element of a batch has a map
+    of its own that suits its bounds.
     """
 
 
 class BoundedTransform(Transform):
-    """From the reals to the interval, elementwise: identity, `low + exp(x)`, `high - exp(x)` or `low + (high - low)
-    sigmoid(x)`.
+    """The map from the reals to an interval, elementwise.
+
+    It is the identity where both bounds are infinite, `low + exp(x)` or `high - exp(x)` where one is finite, and
+    `low + (high - low) sigmoid(x)` where both are.
 
     Args:
         low: lower bounds, `-inf` for none.
@@ -57,7 +59,11 @@ class BoundedTransform(Transform):
         return self.low.isinf() & ~self.high.isinf()
 
     def _finite(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Number of finite bounds, then an anchor and a width that are finite everywhere, safe in `torch.where`."""
+        """The number of finite bounds, the bound that the map begins at, and the width of the interval.
+
+        Where there is no such bound or width, it is 0 or 1: an infinite number in the branch of `torch.where` that is
+        not taken would still give gradients of nan.
+        """
         count = 2 - self.low.isinf().to(torch.int) - self.high.isinf().to(torch.int)
         anchor = torch.where(self._from_high(), self.high, torch.where(self.low.isinf(), 0.0, self.low))
         width = torch.where(count == 2, self.high, 1.0) - torch.where(count == 2, self.low, 0.0)
@@ -74,7 +80,7 @@ class BoundedTransform(Transform):
         count, anchor, width = self._finite()
         tiny, eps = torch.finfo(y.dtype).tiny, torch.finfo(y.dtype).eps
         distance = torch.where(count == 1, self.sign * (y - anchor), 1.0)
-        # The ends would be mapped to infinity; torch's own SigmoidTransform moves them likewise.
+        # The ends would be mapped to infinity and are moved inside by rounding, as torch's SigmoidTransform does.
         share = torch.where(count == 2, (y - anchor) / width, 0.5).clamp(tiny, 1 - eps / 2)
         half_line = distance.clamp_min(tiny).log()
         return torch.where(count == 2, share.log() - torch.log1p(-share), torch.where(count == 1, half_line, y))

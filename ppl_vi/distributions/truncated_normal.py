@@ -20,11 +20,11 @@ class TruncatedNormal(dist.TorchDistribution):
         p(z) = exp(-(z - loc)^2 / (2 scale^2)) / (scale sqrt(2 pi) Z)
         Z = Phi((high - loc) / scale) - Phi((low - loc) / scale)
 
-    `loc` and `scale` are those of the normal before truncation; see `mean` and `stddev` for the law itself. Any
-    interval will do, also a half line or the whole line, also one that lies 10,000 standard deviations from `loc` or
-    is 1e-8 of them wide. All methods are differentiable in all four parameters, `rsample` by the implicit function
-    theorem; the derivatives are closed forms that can be differentiated again. Nothing branches on data, so that
-    `torch.func.vmap` and tracing work.
+    `loc` and `scale` are those of the normal before truncation; `mean` and `stddev` are those of the truncated one. The
+    interval may be a half line or the whole line, lie 10,000 standard deviations from `loc`, or be 1e-8 of them wide.
+    All methods are differentiable in all four parameters, `rsample` by the implicit function theorem; the derivatives
+    are closed forms that can be differentiated again. Nothing branches on data, so that `torch.func.vmap` and tracing
+    work.
 
     Outside the support the log density is `-inf` where validation is off, and a `ValueError` where it is on.
 
@@ -117,8 +117,8 @@ class TruncatedNormal(dist.TorchDistribution):
         """Draws by inversion of one uniform number each, differentiable in all parameters."""
         shape = self._extended_shape(sample_shape)
         uniform = torch.rand(shape, dtype=self.loc.dtype, device=self.loc.device)
-        # torch.rand rounds down to multiples of eps / 2, so that 0 stands for [0, eps / 2): its middle, lest the draw
-        # be -inf.
+        # torch.rand rounds down to multiples of eps / 2. A 0 thus represents the interval [0, eps / 2), whose middle
+        # takes its place: the quantile at 0 itself may be -inf.
         middle = torch.finfo(uniform.dtype).eps / 4
         return _icdf(torch.where(uniform == 0, middle, uniform), *self.parameters)
 
@@ -157,20 +157,32 @@ def _check_parameters(loc: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> 
 
 
 class _Frame(NamedTuple):
-    """One of the two frames of :mod:`ppl_vi.distributions.special`, with u = sign * (z - origin) / scale."""
+    """One of the two frames of :mod:`ppl_vi.distributions.special`, with u = sign * (z - origin) / scale.
 
-    sign: Tensor  # -1 where the upper bound is the one nearer to the peak, and is brought to the left
+    Attributes:
+        sign: -1 where the upper bound is nearer to the peak, so that it becomes the left one in the frame; else 1.
+        origin: the z of u = 0.
+        scale: of the untruncated normal.
+        c: slope of the law's exponent -c u - u^2 / 2 at u = 0.
+        lo: lower bound of u.
+        hi: upper bound of u.
+    """
+
+    sign: Tensor
     origin: Tensor
     scale: Tensor
-    law: tuple[Tensor, Tensor, Tensor]  # (c, lo, hi)
+    c: Tensor
+    lo: Tensor
+    hi: Tensor
+
+    @property
+    def law(self) -> tuple[Tensor, Tensor, Tensor]:
+        """`(c, lo, hi)`."""
+        return self.c, self.lo, self.hi
 
     def place(self, z: Tensor) -> Tensor:
-        """u of a finite z."""
+        """The u of a finite z."""
         return self.sign * (z - self.origin) / self.scale
-
-    def place_bound(self, z: Tensor) -> Tensor:
-        """u of a z that may be infinite, without a NaN derivative there."""
-        return torch.where(z.isinf(), self.sign * z, self.place(torch.where(z.isinf(), self.origin, z)))
 
     def ordered(self, at_lo: Tensor, at_hi: Tensor) -> tuple[Tensor, Tensor]:
         """Turns a pair that belongs to (lo, hi) into one that belongs to (low, high), and back."""
@@ -179,29 +191,45 @@ class _Frame(NamedTuple):
 
 
 def _frame(loc: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> _Frame:
-    """Chooses the frame: the peak if the interval holds it and is wide, else the bound nearer to the peak."""
+    """Chooses the frame: its origin is the peak if the interval holds it and is wide, else the bound nearer to it."""
     mirrored = loc - low > high - loc
     sign = 1 - 2 * mirrored.to(loc.dtype)
     near, far = torch.where(mirrored, high, low), torch.where(mirrored, low, high)
     centred = (sign * (near - loc) < 0) & (high - low > 2 * scale)
     origin = torch.where(centred, loc, near)
-    frame = _Frame(sign, origin, scale, ())  # type: ignore[arg-type]
-    c = sign * (origin - loc) / scale
-    return frame._replace(law=(c, frame.place_bound(near), frame.place_bound(far)))
+
+    def place(bound: Tensor) -> Tensor:
+        """The u of a bound, which may be infinite; a gradient of 0 there instead of nan."""
+        finite = torch.where(bound.isinf(), origin, bound)
+        return torch.where(bound.isinf(), sign * bound, sign * (finite - origin) / scale)
+
+    return _Frame(sign, origin, scale, c=sign * (origin - loc) / scale, lo=place(near), hi=place(far))
 
 
 class _Law(NamedTuple):
-    """The law in standard deviations of the untruncated normal."""
+    """A truncated normal in standard deviations of the untruncated one.
+
+    Attributes:
+        frame: the frame in which it was computed.
+        centre: (E z - loc) / scale.
+        offset: (E z - origin) / scale, with the origin of the frame.
+        log_mass: log of the integral of the frame's exponential, as :class:`TiltedMoments` gives it.
+        density_low: density at `low`, times scale.
+        density_high: density at `high`, times scale.
+        gap_low: (E z - low) / scale; 0 where the density at `low` is 0, by which it is then multiplied.
+        gap_high: (high - E z) / scale; likewise.
+        central: E ((z - E z) / scale)^n for n = 2, 3, ...
+    """
 
     frame: _Frame
-    centre: Tensor  # (E z - loc) / scale
-    offset: Tensor  # (E z - origin) / scale
+    centre: Tensor
+    offset: Tensor
     log_mass: Tensor
-    density_low: Tensor  # times scale; likewise at high
+    density_low: Tensor
     density_high: Tensor
-    gap_low: Tensor  # (E z - low) / scale, or 0 where the bound has no density, where it is multiplied by 0
-    gap_high: Tensor  # (high - E z) / scale, likewise
-    central: tuple[Tensor, ...]  # E ((z - E z) / scale)^n for n = 2, 3, ...
+    gap_low: Tensor
+    gap_high: Tensor
+    central: tuple[Tensor, ...]
 
 
 def _law(order: int, loc: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> _Law:
@@ -211,15 +239,19 @@ def _law(order: int, loc: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> _
     log_mass, density_lo, density_hi, mean, *central = TiltedMoments.apply(order, c, lo, hi)
     gap_lo = torch.where(density_lo > 0, mean - lo, 0.0)
     gap_hi = torch.where(density_hi > 0, hi - mean, 0.0)
+    density_low, density_high = frame.ordered(density_lo, density_hi)
+    gap_low, gap_high = frame.ordered(gap_lo, gap_hi)
     sign = frame.sign
     return _Law(
-        frame,
-        sign * (c + mean),
-        sign * mean,
-        log_mass,
-        *frame.ordered(density_lo, density_hi),
-        *frame.ordered(gap_lo, gap_hi),
-        tuple(moment if n % 2 == 0 else sign * moment for n, moment in enumerate(central, start=2)),
+        frame=frame,
+        centre=sign * (c + mean),
+        offset=sign * mean,
+        log_mass=log_mass,
+        density_low=density_low,
+        density_high=density_high,
+        gap_low=gap_low,
+        gap_high=gap_high,
+        central=tuple(moment if n % 2 == 0 else sign * moment for n, moment in enumerate(central, start=2)),
     )
 
 
@@ -251,11 +283,10 @@ def _log_prob(value: Tensor, loc: Tensor, scale: Tensor, low: Tensor, high: Tens
 
 
 def _upper_gaps(value: Tensor, loc: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """E[zeta | z above] - E[zeta | z below], and the same of zeta^2, where zeta = (z - loc) / scale and `value`
-    divides.
+    """The differences E[zeta | z > value] - E[zeta | z < value] and E[zeta^2 | z > value] - E[zeta^2 | z < value].
 
-    Both conditional laws are truncated normals of their own. Each mean is taken from `value`, whence the first
-    difference is a sum of positive terms.
+    Here zeta = (z - loc) / scale. Both conditional laws are truncated normals of their own. Their means are measured
+    from `value`, so that the first difference is a sum of positive terms, in which nothing cancels.
     """
     below, above = _law(2, loc, scale, low, value), _law(2, loc, scale, value, high)
     down = (value - below.frame.origin) / scale - below.offset
@@ -284,10 +315,10 @@ def _cdf_partials(
 
 @elementwise(_cdf_partials)
 def _cdf(value: Tensor, loc: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Mass from `low` to `value` over the mass from `low` to `high`, each in its own frame.
+    """The mass from `low` to `value` divided by the mass from `low` to `high`, each computed in its own frame.
 
-    The log mass of a frame leaves out c^2 / 2, so that the difference of the two is added, as a product that doesn't
-    cancel.
+    The log mass of a frame leaves out c^2 / 2. The difference of the two squares is therefore added here, as a product
+    of sum and difference, in which nothing cancels.
     """
     whole, part = _frame(loc, scale, low, high), _frame(loc, scale, low, value)
     log_ratio = TiltedMoments.apply(0, *part.law)[0] - TiltedMoments.apply(0, *whole.law)[0]
@@ -302,7 +333,7 @@ def _constant_partials(_: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
 
 @elementwise(_constant_partials)
 def _frame_quantile(probability: Tensor, loc: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """The quantile in the frame, as a constant: `_icdf` gives it its derivative, with its place before rounding."""
+    """The quantile as a place u in the frame, with derivatives of 0: `_place_quantile` has the right ones."""
     frame = _frame(loc, scale, low, high)
     return tilted_quantile(*frame.ordered(probability, 1 - probability), *frame.law)
 
@@ -313,7 +344,7 @@ def _instead_partials(_: Tensor, exact: Tensor, rounded: Tensor) -> tuple[Tensor
 
 @elementwise(_instead_partials)
 def _instead(exact: Tensor, rounded: Tensor) -> Tensor:
-    """The first argument's value with the second's derivative."""
+    """The value of `exact` with the derivative of `rounded`."""
     return exact.clone()
 
 
@@ -322,8 +353,9 @@ def _icdf_partials(
 ) -> tuple[Tensor, ...]:
     """dz/dtheta = -(dF/dtheta) / p(z): ratios of densities, formed as exponentials of differences.
 
-    They are taken at `u`, since rounding `value` may move it by much of a narrow interval far from zero. At an infinite
-    quantile the limits are those of a normal: it moves with `loc`, without bound with `scale`, and no bound touches it.
+    They are taken at `u`: rounding of `value` may move it by much of a narrow interval far from zero. At an infinite
+    quantile the derivatives have the limits of an untruncated normal's: 1 in `loc`, infinite in `scale`, 0 in the
+    bounds.
     """
     frame = _frame(loc, scale, low, high)
     c, lo, hi = frame.law
@@ -348,7 +380,7 @@ def _icdf_partials(
 
 @elementwise(_icdf_partials)
 def _place_quantile(u: Tensor, probability: Tensor, loc: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Brings the frame's quantile back; rounding may not carry it past a bound."""
+    """The z of a quantile `u` in the frame, clamped so that rounding doesn't carry it past a bound."""
     frame = _frame(loc, scale, low, high)
     return torch.clamp(frame.origin + frame.sign * scale * u, low, high)
 

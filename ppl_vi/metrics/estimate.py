@@ -1,4 +1,8 @@
-"""A number that says how far it can be trusted."""
+"""`Estimate`: the value of a metric together with how far it can be trusted.
+
+There are two kinds of doubt, and they are never mixed: the standard error of Monte Carlo, and a bound on the numerical
+error of a deterministic computation.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+# Reasons why a divergence is infinite.
 LEAK = "the guide puts mass where the posterior has none"
 SMALLER = "the guide has no mass where the posterior has some"
+# The relative rounding error of a sum in float64: a few units in the last place. It is added to every numerical error,
+# so that no error is stated as smaller than what float64 can hold.
 ROUNDING = 4 * float(np.finfo(np.float64).eps)
-
-TOO_MUCH = 1.0  # of any unit: a nat is a factor of e, and a distance or a share reaches from 0 to 1
+# A value whose numerical error reaches both this and the value's own size is not shown. At 1 nat a probability is
+# unknown by a factor of e, and distances and shares of mass range from 0 to 1. A larger limit would let through values
+# of which not even the sign is known.
+MAX_SWAMPING_ERROR = 1.0
 
 
 @dataclass(frozen=True)
@@ -18,11 +27,14 @@ class Estimate:
     """The value of a metric for each problem and replica.
 
     Attributes:
-        value: `(B, R)`; infinite values stand as such.
-        std_error: Monte Carlo standard error, `(B, R)`; 0 for values by quadrature, inf where the variance is infinite.
-        error: numerical error of values by quadrature, `(B, R)`.
-        unit: "nats", "1", ...
-        reason: why a value is infinite or missing, or "".
+        value: the values, `(B, R)` for `B` problems and `R` replicas. An infinite value stands as such, and one that
+            does not exist is nan.
+        std_error: the Monte Carlo standard error, `(B, R)`: 0 for values by quadrature, inf where the variance is
+            infinite, nan where it is not known.
+        error: the bound on the numerical error, `(B, R)`: 0 for values by Monte Carlo alone.
+        unit: the unit of all three: "nats"; "1" for a number without unit; "sd", the posterior's standard deviation;
+            "z", the unit of the latent; "draws".
+        reason: why a value is infinite or missing; "" where none is.
     """
 
     value: np.ndarray
@@ -32,11 +44,12 @@ class Estimate:
     reason: str = ""
 
     def without_swamped(self) -> Estimate:
-        """The same, nan and with the reason where the numerical error reaches both the value and `TOO_MUCH`.
+        """The same estimate, with nan and the reason for each value that is swamped by its numerical error.
 
-        Such a value says nothing, not even its sign. One below a smaller error stays: that tells that it is small.
+        A value is swamped where the error reaches both the value's size and `MAX_SWAMPING_ERROR`: then not even its
+        sign is known. A value below an error that is smaller than the limit stays, because it is known to be small.
         """
-        swamped = np.isfinite(self.value) & (self.error >= np.maximum(np.abs(self.value), TOO_MUCH))
+        swamped = np.isfinite(self.value) & (self.error >= np.maximum(np.abs(self.value), MAX_SWAMPING_ERROR))
         if not swamped.any():
             return self
         worst = float(np.broadcast_to(self.error, self.value.shape)[swamped].max())

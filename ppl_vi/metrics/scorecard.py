@@ -1,52 +1,40 @@
-"""All metrics of a fit against the truth."""
+"""`score`: all metrics of a fit against the truth.
+
+The metrics themselves are lines of the table in `ppl_vi.metrics.table`. This file prepares what they are computed from
+(a quadrature grid, weighted points or draws), has the family's best member found, and marks the values that are lost in
+their own numerical error.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ppl_vi.guides import MULTIMODAL
 from ppl_vi.guides.own import has_network
+from ppl_vi.metrics import table
 from ppl_vi.metrics.estimate import Estimate
-from ppl_vi.metrics.exact import divergence, moments
-from ppl_vi.metrics.exact.best_member import best_member
-from ppl_vi.metrics.exact.grid import QuadratureGrid, quadrature_grid
-from ppl_vi.metrics.family_gap import BestMember, never, optimization_gap
+from ppl_vi.metrics.exact.scores import FitOnGrid
+from ppl_vi.metrics.family_gap import BestMember
 from ppl_vi.metrics.sampled import importance
 from ppl_vi.metrics.sampled.marginals import Marginals
-from ppl_vi.metrics.sampled.scores import sampled_scores
+from ppl_vi.metrics.sampled.sampled_fit import SampledFit
 from ppl_vi.svi.result import Fit
 from ppl_vi.truth import Truth
-
-# exact metrics of a guide's density over the posterior's; a new one is a function and a line here
-METRICS: dict[str, Callable[[QuadratureGrid], Estimate]] = {
-    "elbo": divergence.elbo,
-    "reverse_kl": divergence.reverse_kl,
-    "forward_kl": divergence.forward_kl,
-    "total_variation": divergence.total_variation,
-    "hellinger": divergence.hellinger,
-    "wasserstein": divergence.wasserstein,
-    "mean_error": moments.mean_error,
-    "sd_ratio": moments.sd_ratio,
-    "coverage_90": moments.coverage_90,
-    "leaked_mass": moments.leaked_mass,
-    "chi_square": divergence.chi_square,
-}
 
 
 @dataclass(frozen=True, eq=False)
 class Scorecard:
-    """What is known of one family's fits to every problem.
+    """Everything that was measured of one family's fits to every problem.
 
     Attributes:
         fit: the fits.
-        truth: what they are measured by.
-        scores: every metric by name, `(B, R)` each; one that is missing, or lost in its own error, is nan with its
-            reason.
-        best: the family's best member, None where its divergence is infinite for every member or it can't be found.
-        marginals: of each latent number, where the truth has points and there are several numbers.
+        truth: the truth that they are measured against.
+        scores: every metric by name, `(B, R)` each. A value that does not exist, or that is lost in its own numerical
+            error, is nan, and the estimate's reason says why.
+        best: the family's best member; None where every member has an infinite divergence, or where it can't be found.
+        marginals: the scores of each latent number, where there are several numbers and the truth has points.
     """
 
     fit: Fit
@@ -57,33 +45,30 @@ class Scorecard:
 
 
 def score(fit: Fit, truth: Truth, *, num_draws: int = 10_000, upper_bound: bool | None = None) -> Scorecard:
-    """Measures every replica of a fit against the truth.
+    """Measures every replica of a fit against the truth, by all metrics of `ppl_vi.metrics.METRICS`.
 
-    With one latent number, exact by quadrature: the metrics of `METRICS`, the ELBO gap, the family and the optimization
-    gap. With more, by weighted points of the guide and of the truth (`sampled_scores`). In any case by Monte Carlo, as
-    a user without the truth would see them: the ELBO, importance-sampled log p(x), k-hat and ESS.
+    With one latent number the metrics are computed by quadrature. With several they are computed on weighted points of
+    the guide and of the truth (`SampledFit`). In either case draws of the guide alone give what a user without the
+    truth would see: an estimate of the ELBO, importance-sampled log p(x), k-hat and ESS.
 
     Args:
         fit: the fits.
-        truth: of the same target.
-        num_draws: for the Monte Carlo figures.
-        upper_bound: whether the family has many local optima, so that its family gap is only an upper bound; None to
-            go by `many_optima`.
+        truth: the truth of the same target.
+        num_draws: how many draws of each guide the Monte Carlo figures are computed from.
+        upper_bound: whether the family has many local optima, so that its family gap is only an upper bound; None
+            leaves it to `many_optima`.
 
     Raises:
         ValueError: fit and truth are of different targets.
     """
     if truth.target is not fit.target:
         raise ValueError("the fit and the truth must be of the same target")
-    upper_bound = many_optima(fit) if upper_bound is None else upper_bound
-    if truth.line is None:
-        scores, best, marginals = sampled_scores(fit, truth, upper_bound=upper_bound)
-    else:
-        scores, best = _exact_scores(fit, truth, upper_bound)
-        marginals = None
-    scores, best, marginals = _legible(scores, best, marginals)
-    scores |= importance.scores(fit, num_draws, _chi_square(scores))
-    return Scorecard(fit, truth, scores, best, marginals)
+    scores, best, marginals = _against_truth(fit, truth, many_optima(fit) if upper_bound is None else upper_bound)
+    scores = {name: estimate.without_swamped() for name, estimate in scores.items()}
+    weights = importance.weights(fit, num_draws, fit.seed + 1)
+    scores |= table.on_draws(table.WeightedDraws(weights, _known_chi_square(scores)))
+    best = best and replace(best, divergence=best.divergence.without_swamped())
+    return Scorecard(fit, truth, scores, best, marginals and _without_swamped(marginals))
 
 
 def many_optima(fit: Fit) -> bool:
@@ -92,43 +77,29 @@ def many_optima(fit: Fit) -> bool:
     return name in MULTIMODAL or (fit.target.dim > 1 and has_network(fit.program.guide))
 
 
-Found = tuple[dict[str, Estimate], BestMember | None, Marginals | None]
+def _against_truth(
+    fit: Fit, truth: Truth, upper_bound: bool
+) -> tuple[dict[str, Estimate], BestMember | None, Marginals | None]:
+    """The scores, the family's best member, and the scores of each number where there are several."""
+    if truth.line is None:
+        sampled = SampledFit(fit, truth, upper_bound)
+        return table.on_points(sampled), sampled.best, sampled.marginals
+    grid = FitOnGrid(fit, truth, fit.theta, upper_bound)
+    return table.on_grid(grid), grid.best, None
 
 
-def _legible(scores: dict[str, Estimate], best: BestMember | None, marginals: Marginals | None) -> Found:
-    """All that has a numerical error, without the values that are lost in it."""
-    kept = {name: estimate.without_swamped() for name, estimate in scores.items()}
-    best = best and replace(best, divergence=best.divergence.without_swamped())
-    if marginals is not None:
-        of_each = {name: tuple(e.without_swamped() for e in each) for name, each in marginals.scores.items()}
-        marginals = replace(marginals, scores=of_each)
-    return kept, best, marginals
+def _without_swamped(marginals: Marginals) -> Marginals:
+    """The same with nan for each value that is lost in its numerical error."""
+    scores = {name: tuple(each.without_swamped() for each in found) for name, found in marginals.scores.items()}
+    return replace(marginals, scores=scores)
 
 
-def _exact_scores(fit: Fit, truth: Truth, upper_bound: bool) -> tuple[dict[str, Estimate], BestMember | None]:
-    pair = quadrature_grid(fit, truth)
-    scores = {name: metric(pair) for name, metric in METRICS.items()}
-    scores["elbo_gap"] = _elbo_gap(truth, scores["elbo"])
-    if fit.support_mismatch:
-        scores["surrogate_elbo"] = divergence.surrogate_elbo(pair)
-        scores["family_gap"] = never(len(pair.truth.log_evidence), fit.support_mismatch)
-        return scores, None
-    best = best_member(fit, truth, scores["reverse_kl"], upper_bound)
-    scores["family_gap"] = best.divergence
-    scores["optimization_gap"] = optimization_gap(scores["reverse_kl"], best)
-    return scores, best
+def _known_chi_square(scores: dict[str, Estimate]) -> np.ndarray | None:
+    """The chi-square divergence as far as the scores tell, nan where they do not.
 
-
-def _chi_square(scores: dict[str, Estimate]) -> np.ndarray | None:
-    """The chi-square divergence as far as it is known: infinite where the forward KL is, which it exceeds, else nan."""
+    Where it was not computed it is still infinite wherever the forward KL is, because it exceeds the forward KL.
+    """
     if "chi_square" in scores:
         return scores["chi_square"].value
     forward = scores.get("forward_kl")
     return None if forward is None else np.where(np.isposinf(forward.value), np.inf, np.nan)
-
-
-def _elbo_gap(truth: Truth, elbo: Estimate) -> Estimate:
-    """log p(x) - ELBO, nats."""
-    value = truth.log_evidence[:, None] - elbo.value
-    error = elbo.error + truth.log_evidence_error[:, None]
-    return Estimate(value, np.zeros_like(value), error, "nats", elbo.reason)

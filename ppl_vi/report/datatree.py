@@ -1,4 +1,8 @@
-"""A comparison as ArviZ takes it: xarray's DataTree, one child a guide."""
+"""A comparison in the form that ArviZ reads: xarray's `DataTree`, with one child for each fitted guide.
+
+See `ModelComparison.to_datatree` for the groups of each child. Chains are the replicas of a fit; the truth, which has
+none, gets as many chains of independent draws.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +20,12 @@ from ppl_vi.svi.result import Fit
 if TYPE_CHECKING:
     from xarray import DataTree
 
-TRUTH = "truth"
+TRUTH = "truth"  # the child that holds draws of the truth, with "_" appended where a guide has that name
 
 
 def of_comparison(comparison: Comparison, num_draws: int, seed: int) -> DataTree:
-    """The comparison's fitted guides, and its truth where it has points; see `ModelComparison.to_datatree`."""
-    from xarray import DataTree  # takes a second
+    """The fitted guides of a comparison, and its truth where the truth has points to draw from."""
+    from xarray import DataTree  # importing it takes a second
 
     children = {
         entry.guide: of_fit(entry.card.fit, entry, num_draws, seed)
@@ -36,7 +40,7 @@ def of_comparison(comparison: Comparison, num_draws: int, seed: int) -> DataTree
 
 
 def of_fit(fit: Fit, entry: Entry, num_draws: int, seed: int) -> DataTree:
-    """Draws, densities and loss history of one guide's replicas for the first problem."""
+    """Draws, log densities and loss history of one guide's replicas, for the first problem."""
     from arviz_base import from_dict
 
     latents = fit.draw(num_draws, seed)
@@ -60,8 +64,10 @@ def _loss_history(fit: Fit) -> Any:
 
 
 def of_truth(comparison: Comparison, num_draws: int, seed: int) -> DataTree:
-    """Draws from the truth's points, by their weights: as many chains as replicas, so that ArviZ can lay them side by
-    side."""
+    """Draws from the truth's weighted points, with replacement.
+
+    There are as many chains as replicas of a fit, so that ArviZ can draw them beside each other.
+    """
     from arviz_base import from_dict
 
     points, target = comparison.truth.points[0], comparison.target
@@ -83,7 +89,7 @@ def _free(name: str, taken: dict[str, Any]) -> str:
 
 
 def _attrs(comparison: Comparison) -> dict[str, Any]:
-    """What is needed to cite the run."""
+    """The settings, the truth, the versions and the records: what is needed to cite or repeat the run."""
     settings = {name: value for name, value in vars(comparison.settings).items() if value is not None}
     return {
         "model": comparison.target.name,

@@ -1,4 +1,7 @@
-"""Figures of a VAE with an amortized guide. Each is a `Figure` of its own: no state of matplotlib's is touched."""
+"""Figures of a VAE with an amortized guide: latent space, decoded images, gaps and training.
+
+Each function makes a `Figure` of its own, without pyplot, so that no global state of matplotlib is touched.
+"""
 
 from __future__ import annotations
 
@@ -22,30 +25,33 @@ from ppl_vi.report.plots import BLUE, DARK, DPI, GREY, ORANGE, VERMILION, plain
 from ppl_vi.svi.minibatch import Trained
 from ppl_vi.target.target import Target
 
-NUM_TILES = 15  # a side of the manifold
-NUM_ROWS = 10  # of reconstructions, samples and traversals
-NUM_WORST = 6
-SMALLEST = 1e-4  # nats: smaller gaps are drawn as this
-CIRCLE = np.linspace(0, 2 * np.pi, 100)
-PALE = 0.05  # weight of a component, of the heaviest's, that the frame need not hold
+NUM_TILES = 15  # images along each side of the manifold
+NUM_IMAGES = 10  # in each row of reconstructions, prior samples and traversals
+NUM_WORST = 6  # data points whose posterior is drawn
+NUM_SIDE = 161  # points along each side of a drawn posterior
+# Gaps in nats are drawn on logarithmic axes, on which 0 has no place: any smaller gap is drawn as this one.
+MIN_DRAWN_GAP = 1e-4
+ANGLES = np.linspace(0, 2 * np.pi, 100)  # of the points of an ellipse
+# Components of a mixture that are lighter than this, relative to the heaviest, may lie outside the frame.
+MIN_FRAMED_WEIGHT = 0.05
 RADII = (1.0, 2.0)  # of a Gaussian's ellipses, in standard deviations
 
 
 @dataclass(frozen=True, eq=False)
 class Portrait:
-    """One guide's VAE on one split of the data: all that its figures show.
+    """One guide's VAE on one split of the data, with all that its figures show.
 
     Attributes:
-        guide: its family's name.
+        guide: the name of the guide's family.
         split: "train" or "test".
-        trained: how it got there.
-        head: the family.
-        target: one problem a data point.
-        local: the encoder's local parameters, `(B, P)`.
+        trained: the trained VAE and its training history.
+        head: the family of the guide for a single data point.
+        target: the model, with one problem for each of `B` data points.
+        local: the parameters that the encoder gives each data point, `(B, P)`.
         card: the gaps.
-        labels: of the data points, `(B,)`, or None.
-        shape: height and width of an image.
-        preparation: what was done to the pixels.
+        labels: the labels of the data points, `(B,)`, or None.
+        shape: the height and width of an image.
+        preparation: what was done to the pixels before training.
     """
 
     guide: str
@@ -119,20 +125,20 @@ def manifold(portrait: Portrait) -> Figure:
 
 def reconstructions(portrait: Portrait) -> Figure:
     """Data, their reconstructions, samples from the prior and traversals of each latent."""
-    images = portrait.images[:NUM_ROWS]
+    images = portrait.images[:NUM_IMAGES]
     rng = np.random.default_rng(0)
     rows = {
         "data": images,
-        "reconstruction": portrait.decoded(portrait.loc[:NUM_ROWS]),
-        "prior sample": portrait.decoded(rng.standard_normal((NUM_ROWS, portrait.target.dim))),
+        "reconstruction": portrait.decoded(portrait.loc[:NUM_IMAGES]),
+        "prior sample": portrait.decoded(rng.standard_normal((NUM_IMAGES, portrait.target.dim))),
     }
-    steps = ndtri(np.linspace(0.02, 0.98, NUM_ROWS))
+    steps = ndtri(np.linspace(0.02, 0.98, NUM_IMAGES))
     for d in range(min(portrait.target.dim, 4)):
-        z = np.zeros((NUM_ROWS, portrait.target.dim))
+        z = np.zeros((NUM_IMAGES, portrait.target.dim))
         z[:, d] = steps
         rows[f"along $z_{d + 1}$"] = portrait.decoded(z)
-    figure = Figure(figsize=(0.75 * NUM_ROWS + 1.4, 0.8 * len(rows) + 0.5), dpi=DPI, layout="constrained")
-    grid = figure.subplots(len(rows), NUM_ROWS, squeeze=False)
+    figure = Figure(figsize=(0.75 * NUM_IMAGES + 1.4, 0.8 * len(rows) + 0.5), dpi=DPI, layout="constrained")
+    grid = figure.subplots(len(rows), NUM_IMAGES, squeeze=False)
     for line, (name, pictures) in zip(grid, rows.items(), strict=True):
         for axes in line:
             axes.set_axis_off()
@@ -144,17 +150,17 @@ def reconstructions(portrait: Portrait) -> Figure:
 
 
 def gap_histograms(portraits: list[Portrait]) -> Figure:
-    """How the two parts of the gap are spread over data points, one row a guide and split."""
+    """How the two parts of the gap are spread over data points; a row for each guide and split."""
     figure = Figure(figsize=(8.5, 0.6 + 1.5 * len(portraits)), dpi=DPI, layout="constrained")
     grid = figure.subplots(len(portraits), 2, squeeze=False, sharex=True)
     largest = max(float(np.max(_shown(p, "total"), initial=1.0)) for p in portraits)
-    bins = np.geomspace(SMALLEST, 2 * largest, 45)
+    bins = np.geomspace(MIN_DRAWN_GAP, 2 * largest, 45)
     for line, portrait in zip(grid, portraits, strict=True):
         parts = (("approximation", BLUE), ("amortization", ORANGE))
         for axes, (name, color) in zip(line, parts, strict=True):
             values = _shown(portrait, name)
-            axes.hist(np.maximum(values, SMALLEST), bins, color=color)
-            axes.axvline(max(float(np.median(values)), SMALLEST), color=DARK, linewidth=1)
+            axes.hist(np.maximum(values, MIN_DRAWN_GAP), bins, color=color)
+            axes.axvline(max(float(np.median(values)), MIN_DRAWN_GAP), color=DARK, linewidth=1)
             axes.set_xscale("log")
             axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
             text = f"{portrait.guide}, {portrait.split}: {name}, median {three_digits(np.median(values))} nats"
@@ -162,19 +168,21 @@ def gap_histograms(portraits: list[Portrait]) -> Figure:
             plain(axes, label_size=8)
     figure.supylabel("data points", fontsize=9)
     for axes in grid[-1]:
-        axes.set_xlabel(f"nats a data point (below {SMALLEST:g}: drawn there)", fontsize=9)
+        axes.set_xlabel(f"nats a data point (below {MIN_DRAWN_GAP:g}: drawn there)", fontsize=9)
     return figure
 
 
 def gap_against_evidence(portraits: list[Portrait]) -> Figure:
-    """The total gap of each data point against its log evidence, one panel a guide and split."""
+    """The total gap of each data point against its log evidence; a panel for each guide and split."""
     columns = min(2, len(portraits))
     rows = math.ceil(len(portraits) / columns)
     figure = Figure(figsize=(4.3 * columns, 3.1 * rows), dpi=DPI, layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     for axes, portrait in zip(grid.flat, portraits, strict=False):
         card = portrait.card
-        axes.scatter(card.log_evidence[card.trusted], np.maximum(_shown(portrait, "total"), SMALLEST), s=6, color=BLUE)
+        axes.scatter(
+            card.log_evidence[card.trusted], np.maximum(_shown(portrait, "total"), MIN_DRAWN_GAP), s=6, color=BLUE
+        )
         axes.set_yscale("log")
         _titled(axes, f"{portrait.guide}, {portrait.split}", "log p(x) [nats]", "log p(x) - ELBO [nats]")
     for axes in grid.flat[len(portraits) :]:
@@ -183,7 +191,7 @@ def gap_against_evidence(portraits: list[Portrait]) -> Figure:
 
 
 def worst_points(portrait: Portrait) -> Figure:
-    """The data points of the largest gap: the true posterior, the encoder's q (orange) and the family's best (blue)."""
+    """The posteriors of the data points with the largest gaps, the encoder's guide and the family's best member."""
     total = np.where(portrait.card.trusted, portrait.card.total, -np.inf)
     worst = np.argsort(-total)[:NUM_WORST]
     figure = Figure(figsize=(10.5, 7.4), dpi=DPI, layout="constrained")
@@ -200,14 +208,14 @@ def worst_points(portrait: Portrait) -> Figure:
 
 def _posterior(axes: Axes, portrait: Portrait, index: int) -> None:
     encoder, best = (_gaussians(portrait.head, local[index]) for local in (portrait.local, portrait.best))
-    corners = np.concatenate([curve for curve, weight in (*encoder, *best) if weight > PALE])
+    corners = np.concatenate([curve for curve, weight in (*encoder, *best) if weight > MIN_FRAMED_WEIGHT])
     low, high = corners.min(0), corners.max(0)
     middle, half = (low + high) / 2, 0.75 * float((high - low).max()) + 0.1
-    sides = [np.linspace(m - half, m + half, 161) for m in middle]
+    sides = [np.linspace(m - half, m + half, NUM_SIDE) for m in middle]
     z = np.stack(np.meshgrid(*sides), -1)
     rows = portrait.target.rows(torch.tensor([index]))
     point = {portrait.target.latents[0].name: torch.from_numpy(z.reshape(1, -1, 2))}
-    log_density = rows.log_joint(point).cpu().numpy().reshape(161, 161)
+    log_density = rows.log_joint(point).cpu().numpy().reshape(NUM_SIDE, NUM_SIDE)
     axes.contourf(*sides, np.exp(log_density - log_density.max()), levels=12, cmap="Greys")
     for curve, weight in encoder:
         axes.plot(*curve.T, color=VERMILION, linestyle="--", linewidth=1.2, alpha=weight)
@@ -225,11 +233,11 @@ def _posterior(axes: Axes, portrait: Portrait, index: int) -> None:
 
 
 def _gaussians(head: Head, local: Tensor) -> list[tuple[np.ndarray, float]]:
-    """Ellipses of a two-dimensional head's components, `(100, 2)` each, and their weights, of the heaviest's."""
+    """Ellipses of the components of a guide of two latents, `(100, 2)` each, with weights relative to the heaviest."""
     log_weights, locs, trils = (part.cpu().numpy() for part in head.components(local))
     weights = np.exp(log_weights - log_weights.max())
-    circle = np.stack([np.cos(CIRCLE), np.sin(CIRCLE)], -1)
-    radii = RADII if len(weights) == 1 else RADII[:1]  # of many components the outer ones hide each other
+    circle = np.stack([np.cos(ANGLES), np.sin(ANGLES)], -1)
+    radii = RADII if len(weights) == 1 else RADII[:1]  # the outer ellipses of many components hide each other
     each = zip(locs, trils, weights, strict=True)
     return [(loc + radius * circle @ tril.T, float(weight)) for loc, tril, weight in each for radius in radii]
 

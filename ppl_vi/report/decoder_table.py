@@ -1,6 +1,7 @@
-"""The gaps of amortized guides as a table: one row a figure, mean with its interval, median and maximum.
+"""The gaps of amortized guides as tables: a row for each figure, with its mean, interval, median and maximum.
 
-Where log p(x) is not certified, its bounds and theirs: the means then have a Monte Carlo error, too.
+There is a table for each guide and split of the data. Where log p(x) could not be certified, the table has bounds on
+log p(x) and on the gaps instead, whose means carry a Monte Carlo error.
 """
 
 from __future__ import annotations
@@ -38,17 +39,12 @@ BOUNDS = (
     ("AIS on simulated data: upper - lower", "sandwich_width"),
 )
 HEADINGS = ("mean", "95% interval", "median", "maximum")
-PLAIN = (
-    "log_evidence",
-    "ais_lower",
-    "iwae",
-    "elbo",
-    "prior_kl",
-)  # figures of some nats; the others are gaps, shown by significant digits
+# Figures of this size are shown with three decimals; the others are gaps, of which three significant digits are shown.
+IN_NATS = ("log_evidence", "ais_lower", "iwae", "elbo", "prior_kl")
 
 
 def show(records: Sequence[Record], console: Console) -> None:
-    """Prints a table a guide and split, nats a data point."""
+    """Prints a table for each guide and split, in nats a data point."""
     for record in records:
         bounds = "ais_lower" in record
         console.print(_bounds_table(record) if bounds else _table(record), highlight=False, markup=False, emoji=False)
@@ -71,7 +67,7 @@ def _table(record: Record) -> Table:
 
 
 def _data(record: Record) -> str:
-    """What was modelled: a density is one in the scale that is stated."""
+    """Which data were modelled, and on which scale: log densities depend on it."""
     noise = "" if record["sigma"] is None else f", sigma {three_digits(record['sigma'])}"
     return f"{record['data']}, {record['preparation']}{noise}"
 
@@ -89,7 +85,7 @@ def _bounds_table(record: Record) -> Table:
 
 
 def _averaged(record: Record) -> int:
-    """How many data points the figures of a table of bounds are over."""
+    """How many data points the figures of a table of bounds are averaged over."""
     return record["elbo"]["num"] if record["elbo"] else 0
 
 
@@ -103,7 +99,7 @@ def _empty(title: str, headings: Sequence[str]) -> Table:
 
 def _cells(record: Record, name: str) -> list[str]:
     """Mean, interval, median and maximum of a figure."""
-    cell = nats if name in PLAIN else three_digits
+    cell = nats if name in IN_NATS else three_digits
     value = record[name]
     if value is None:
         return [MISSING] * len(HEADINGS)
@@ -112,7 +108,7 @@ def _cells(record: Record, name: str) -> list[str]:
 
 
 def _remarks(record: Record) -> str:
-    """What else bears on how to read the table."""
+    """What a reader of the table must know besides: errors, active units, and data points that are missing."""
     missing = record["num_points"] - record["num_certified"]
     families = record["approximation_by_family"]
     divergences = ", ".join(f"{value:.2f}" for value in record["kl_per_latent"])
@@ -144,7 +140,7 @@ def _remarks(record: Record) -> str:
 
 
 def _bounds_remarks(record: Record) -> str:
-    """What else bears on how to read the bounds."""
+    """What a reader of the bounds must know besides: how AIS went, active units, and data points that are missing."""
     width = record["sandwich_width"]
     lines = [f"{record['reason']}; these bounds hold on average, ± is the standard error of sampling"]
     if record["acceptance"] is not None:

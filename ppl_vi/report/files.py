@@ -1,4 +1,4 @@
-"""Records as strict JSON and as CSV, figures as PNG."""
+"""Writes records as strict JSON and as CSV, and figures as PNG."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 
 def to_json(records: Sequence[dict[str, Any]]) -> str:
-    """Strict JSON: no NaN and no Infinity.
+    """Records as strict JSON, which has no NaN and no Infinity.
 
     Raises:
-        ValueError: a value is not finite; records hold "inf" and null instead.
+        ValueError: a value is nan or infinite; records have null and the strings "inf" and "-inf" instead.
     """
     return json.dumps(list(records), allow_nan=False, indent=1, ensure_ascii=False) + "\n"
 
 
 def to_csv(records: Sequence[dict[str, Any]]) -> str:
-    """One line a record, nested values as JSON, missing ones empty."""
+    """Records as CSV: one line for each, nested values as JSON, and missing values empty."""
     names = list(dict.fromkeys(name for record in records for name in record))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -39,5 +39,5 @@ def _cell(value: Any) -> Any:
 
 
 def write_figure(path: Path, figure: Figure) -> None:
-    """Writes or replaces a figure as PNG, all or nothing."""
+    """Writes a figure as PNG; a file of that name is replaced at once, and never by a part of the new one."""
     replace_file(path, lambda file: figure.savefig(file, format="png"))

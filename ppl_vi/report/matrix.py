@@ -1,4 +1,7 @@
-"""Many models and many guides at a glance: a table and a heat map of reverse KL with its two causes."""
+"""Many models and many guides at a glance: a table and a heat map of reverse KL with its two causes.
+
+Models stand below each other and guides side by side; each cell says `reverse KL = family gap + optimization gap`.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ppl_vi.report.columns import Footnotes, Record, bound, uncertainty
 from ppl_vi.report.numbers import MISSING, number, short, three_digits
 from ppl_vi.report.plots import DARK, DPI, LIGHT, plain
-from ppl_vi.report.table import Footnotes, Record, bound, uncertainty
 
-RANGE = (1e-4, 10.0)  # nats, of the colours
-MIDDLE = 0.55  # of the colours' scale: beyond it the text is white
+COLOR_RANGE = (1e-4, 10.0)  # nats; a smaller or larger reverse KL has the colour of the end
+# On cells that are darker than this share of the colour scale the text is white.
+MIN_DARK = 0.55
 GRADES = {"certified": "", "checked": " ✓", "uncertified": " ?"}
 LEGEND = (
     "Each cell: reverse KL = family gap + optimization gap, nats, medians over replicas. The truth is in closed form "
@@ -28,10 +32,10 @@ LEGEND = (
 
 
 def show(records: Sequence[Record], console: Console) -> None:
-    """Prints the table: a row a model, a column a guide, as many side by side as fit."""
-    guides, names, cells, notes = _laid_out(records)
+    """Prints the table, cut into several below each other where the console is too narrow for all guides."""
+    guides, names, cells, notes = _cells(records)
     first = max(map(len, names.values()))
-    for some in _fitting(guides, cells, console.width - first):
+    for some in _guides_by_table(guides, cells, console.width - first):
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="")
         for i, heading in enumerate(("model", *some)):
             table.add_column(heading, justify="right" if i else "left", no_wrap=True)
@@ -45,26 +49,26 @@ def show(records: Sequence[Record], console: Console) -> None:
 
 
 def as_markdown(records: Sequence[Record]) -> str:
-    """The same as one Markdown table, for a page."""
-    guides, names, cells, notes = _laid_out(records)
+    """The table in Markdown, for a page, with its footnotes below."""
+    guides, names, cells, notes = _cells(records)
     rows = [("model", *guides), ("---",) * (1 + len(guides))]
     rows += [(name, *(cells.get((model, guide), MISSING) for guide in guides)) for model, name in names.items()]
     table = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([*table, *(f"\n{notes.mark(text)} {text}" for text in tuple(notes.texts))]) + "\n"
 
 
-def _laid_out(
+def _cells(
     records: Sequence[Record],
 ) -> tuple[list[str], dict[str, str], dict[tuple[str, str], str], Footnotes]:
-    """The guides, what each model is called, the cells by model and guide, and their footnotes."""
+    """The guides, the name of each model in the table, the cells by model and guide, and the footnotes."""
     notes = Footnotes()
     cells = {(r["model"], r["guide"]): cell(r, notes) for r in records}
     names = {r["model"]: _name(r, notes) for r in records}
     return list(dict.fromkeys(r["guide"] for r in records)), names, cells, notes
 
 
-def _fitting(guides: Sequence[str], cells: dict[tuple[str, str], str], room: int) -> list[list[str]]:
-    """The guides of each table, in order."""
+def _guides_by_table(guides: Sequence[str], cells: dict[tuple[str, str], str], room: int) -> list[list[str]]:
+    """The guides of each table, in order: as many as fit into `room` characters."""
     groups: list[list[str]] = [[]]
     used = 0
     for guide in guides:
@@ -97,19 +101,19 @@ GAPS = ("family_gap", "optimization_gap")
 
 
 def heat_map(records: Sequence[Record]) -> Figure:
-    """Reverse KL by colour, in numbers with the family's gap below it; models down, guides across."""
+    """Reverse KL as a colour and a number, with the family gap below it, for each model (row) and guide (column)."""
     models = list(dict.fromkeys(record["model"] for record in records))
     guides = list(dict.fromkeys(record["guide"] for record in records))
     at = {(record["model"], record["guide"]): record for record in records}
-    values = np.array([[_drawn(at.get((model, guide))) for guide in guides] for model in models])
+    values = np.array([[_color_value(at.get((model, guide))) for guide in guides] for model in models])
     figure = Figure(figsize=(3.0 + 1.35 * len(guides), 1.7 + 0.42 * len(models)), dpi=DPI, layout="constrained")
     axes = figure.subplots()
-    norm = LogNorm(*RANGE, clip=True)
+    norm = LogNorm(*COLOR_RANGE, clip=True)
     image = axes.imshow(np.ma.masked_invalid(values), cmap="YlOrRd", norm=norm, aspect="auto")
     image.cmap.set_bad(LIGHT)
     for i, model in enumerate(models):
         for j, guide in enumerate(guides):
-            dark = math.isfinite(values[i, j]) and float(norm(values[i, j])) > MIDDLE
+            dark = math.isfinite(values[i, j]) and float(norm(values[i, j])) > MIN_DARK
             axes.text(j, i, _text(at.get((model, guide))), ha="center", va="center", fontsize=7,
                       color="white" if dark else DARK)  # fmt: skip
     axes.set_xticks(range(len(guides)), guides, fontsize=8, rotation=20, ha="right")
@@ -121,9 +125,9 @@ def heat_map(records: Sequence[Record]) -> Figure:
     return figure
 
 
-def _drawn(record: Record | None) -> float:
+def _color_value(record: Record | None) -> float:
     value = number(record["reverse_kl"]) if record else math.nan
-    return max(value, RANGE[0]) if math.isfinite(value) else math.nan
+    return max(value, COLOR_RANGE[0]) if math.isfinite(value) else math.nan
 
 
 def _text(record: Record | None) -> str:

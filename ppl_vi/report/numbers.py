@@ -1,21 +1,23 @@
-"""Numbers as a reader wants them: three digits, infinite ones in words, and none that is only rounding."""
+"""Numbers as text: three significant digits, and no digit that is only rounding error."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-MISSING = "–"  # as wide as a digit
+MISSING = "–"  # stands for a number that does not exist
 
 
 def number(value: Any) -> float:
-    """A value of a record as a float; None is nan."""
+    """A value of a record as a float: None becomes nan, and the strings "inf" and "-inf" become infinite."""
     return math.nan if value is None else float(value)
 
 
 def three_digits(value: Any, error: Any = None) -> str:
-    """A value of a record in three significant digits; one lost in its own error is shown as below that, or
-    as unknown where the error has no bound."""
+    """A value of a record in three significant digits.
+
+    A value that is not larger than its error `e` is shown as `<e`, and as `?` where the error has no bound.
+    """
     v, e = number(value), number(error)
     if math.isnan(v):
         return MISSING
@@ -31,7 +33,7 @@ def three_digits(value: Any, error: Any = None) -> str:
 
 
 def short(value: float, digits: int) -> str:
-    """Significant digits, in scientific notation without padding where that is shorter: 1.23e-7."""
+    """A number of significant digits; in scientific notation, such as 1.23e-7, below 0.001 and from 10^digits."""
     if not math.isfinite(value):
         return f"{value}"
     if 1e-3 <= abs(value) < 10**digits:
@@ -42,6 +44,6 @@ def short(value: float, digits: int) -> str:
 
 
 def nats(value: Any) -> str:
-    """A log evidence or an ELBO: three decimals, whatever its size."""
+    """A log evidence or an ELBO with three decimals; from a million on in three significant digits."""
     v = number(value)
     return three_digits(value) if not math.isfinite(v) or abs(v) >= 1e6 else f"{v:.3f}"

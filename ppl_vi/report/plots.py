@@ -1,4 +1,8 @@
-"""Figures of a comparison. Each is a `Figure` of its own: no state of matplotlib's is touched."""
+"""Figures of a comparison over one latent number: densities, reverse KL and ELBO against steps, and the two gaps.
+
+Each function makes a `Figure` of its own, without pyplot, so that no global state of matplotlib is touched. The
+families stand in the order of their reverse KL, the nearest first.
+"""
 
 from __future__ import annotations
 
@@ -15,35 +19,31 @@ from ppl_vi.report.numbers import nats, number, three_digits
 from ppl_vi.report.table import sort_key
 from ppl_vi.truth import Truth
 
-# Okabe and Ito (2008), Color universal design: told apart by colour-blind readers, too
+# Colours that colour-blind readers can tell apart. Source: Okabe and Ito (2008), Color universal design.
 BLUE, ORANGE, VERMILION = "#0072B2", "#E69F00", "#D55E00"
 GREY, LIGHT, DARK = "#8c8c8c", "#d4d4d4", "#333333"
 
-COLUMNS = 4  # of small multiples
-PANEL = (2.9, 1.95)  # inches
-MARGIN, MARGIN_TOP = 0.8, 0.95  # inches, of small multiples: left and below, above
 DPI = 130
-SMALLEST = 1e-9  # nats: smaller gaps are drawn as this
-ELBO_SPAN = 1.0  # nats below log p(x) that the ELBO's panels show at least
-ROOM = 1.25  # of what the middle one of the guides ends below log p(x)
-TOO_HIGH = 1.8  # of the posterior's peak: where the density panels end
+MAX_COLUMNS = 4  # of panels side by side; more would be too small to read on a page
+PANEL_SIZE = (2.9, 1.95)  # inches
+MARGIN, MARGIN_TOP = 0.8, 0.95  # inches, around all panels: left and below, and above
+# Gaps in nats are drawn on logarithmic axes, on which 0 has no place: any smaller gap is drawn as this one.
+MIN_DRAWN_GAP = 1e-9
+# How far below log p(x), in nats, the panels of ELBOs reach at least; a smaller span would show only noise.
+MIN_ELBO_SPAN = 1.0
+# If the guide in the middle ends further below than that, the panels reach this many times as far as it does.
+ELBO_ROOM = 1.25
+# Density panels end at this many times the posterior's peak, so that a far narrower guide does not flatten the rest.
+DENSITY_ROOM = 1.8
 
 Panel = Callable[[Axes, Entry, dict[str, Any]], None]
 
 
 def plain(axes: Axes, *, label_size: float | None = None) -> None:
-    """Takes away the lines above and to the right, and gives the ticks' labels a size if one is given."""
+    """Removes the frame's upper and right lines, and sets the size of the ticks' labels if one is given."""
     axes.spines[["top", "right"]].set_visible(False)
     if label_size is not None:
         axes.tick_params(labelsize=label_size)
-
-
-def label(comparison: Comparison, problem: int) -> str:
-    """What a figure calls a problem."""
-    if comparison.labels and not comparison.detailed:
-        return f"x = {comparison.labels[problem]:g}"
-    several = len(comparison.truth.log_evidence) > 1
-    return f"{comparison.target.name}, problem {problem}" if several else comparison.target.name
 
 
 def densities(comparison: Comparison, problem: int) -> Figure:
@@ -61,21 +61,21 @@ def densities(comparison: Comparison, problem: int) -> Figure:
 
     def scales(axes: Axes) -> None:
         axes.set_xlim(z[problem, 0], z[problem, -1])
-        axes.set_ylim(0, TOO_HIGH * posterior.max())
+        axes.set_ylim(0, DENSITY_ROOM * posterior.max())
 
-    heading = f"{label(comparison, problem)}: the posterior (grey) and the fitted guides, by reverse KL in nats"
+    heading = f"{comparison.label(problem)}: the posterior (grey) and the fitted guides, by reverse KL in nats"
     return _multiples(entries, panel, scales, heading, ("z", "density"), problem)
 
 
 def divergences_by_step(comparison: Comparison, problem: int) -> Figure:
-    """Exact reverse KL against SVI steps, and the family gap below which it can't get."""
-    entries = _sorted(comparison, problem, _has_way)
-    lines = [_way(entry, problem) for entry in entries]
-    values = np.concatenate([_above(way).ravel() for _, way in lines]) if lines else np.array([1.0])
-    floor = max(SMALLEST, values[values > 0].min(initial=1.0) / 2)
+    """Reverse KL against SVI steps, and the family gap, below which it can't get."""
+    entries = _sorted(comparison, problem, _has_trajectory)
+    lines = [_trajectory(entry, problem) for entry in entries]
+    values = np.concatenate([_positive(values).ravel() for _, values in lines]) if lines else np.array([1.0])
+    floor = max(MIN_DRAWN_GAP, values[values > 0].min(initial=1.0) / 2)
 
     def panel(axes: Axes, entry: Entry, record: dict[str, Any]) -> None:
-        _band(axes, *_way(entry, problem), floor)
+        _band(axes, *_trajectory(entry, problem), floor)
         gap = number(record["family_gap"])
         if gap > floor:
             axes.axhline(gap, color=ORANGE, linewidth=1.2, linestyle="--")
@@ -88,26 +88,28 @@ def divergences_by_step(comparison: Comparison, problem: int) -> Figure:
         axes.set_ylim(floor, 2 * values.max())
 
     heading = (
-        f"{label(comparison, problem)}: reverse KL, median (line) and range (band) of replicas; "
+        f"{comparison.label(problem)}: reverse KL, median (line) and range (band) of replicas; "
         "dashed: the best the family can do"
     )
     return _multiples(entries, panel, scales, heading, ("SVI steps", "reverse KL [nats]"), problem)
 
 
 def elbos_by_step(comparison: Comparison, problem: int) -> Figure:
-    """Exact ELBO against SVI steps under its ceiling, log p(x); half of the guides end on the scale, and each that
-    doesn't says how far below."""
-    entries = _sorted(comparison, problem, _has_way)
+    """ELBO against SVI steps below its upper limit, log p(x).
+
+    At least half of the guides end within the panels; each panel whose guide doesn't says how far below it ends.
+    """
+    entries = _sorted(comparison, problem, _has_trajectory)
     ceiling = float(comparison.truth.log_evidence[problem])
-    ends = [float(np.median(_way(entry, problem)[1][:, -1])) for entry in entries]
+    ends = [float(np.median(_trajectory(entry, problem)[1][:, -1])) for entry in entries]
     middle = sorted(ends)[(len(ends) - 1) // 2] if ends else 0.0
-    span = max(ELBO_SPAN, ROOM * middle) if math.isfinite(middle) else ELBO_SPAN
+    span = max(MIN_ELBO_SPAN, ELBO_ROOM * middle) if math.isfinite(middle) else MIN_ELBO_SPAN
 
     def panel(axes: Axes, entry: Entry, record: dict[str, Any]) -> None:
-        steps, way = _way(entry, problem)
-        _band(axes, steps, ceiling - way)
+        steps, reverse_kl = _trajectory(entry, problem)
+        _band(axes, steps, ceiling - reverse_kl)
         axes.axhline(ceiling, color=ORANGE, linewidth=1.2, linestyle="--")
-        below = float(np.median(way[:, -1]))
+        below = float(np.median(reverse_kl[:, -1]))
         if not below < span:
             text = f"off the scale: it ends\n{three_digits(below)} nats below log p(x)"
             axes.text(0.5, 0.08, text, transform=axes.transAxes, ha="center", va="bottom", fontsize=8)
@@ -119,14 +121,14 @@ def elbos_by_step(comparison: Comparison, problem: int) -> Figure:
         axes.set_ylim(ceiling - span, ceiling + 0.1 * span)
 
     heading = (
-        f"{label(comparison, problem)}: ELBO, median (line) and range (band) of replicas; "
+        f"{comparison.label(problem)}: ELBO, median (line) and range (band) of replicas; "
         f"dashed: log p(x) = {ceiling:.4f}"
     )
     return _multiples(entries, panel, scales, heading, ("SVI steps", "ELBO [nats]"), problem)
 
 
 def gaps(comparison: Comparison, problem: int) -> Figure:
-    """Reverse KL split in what the family can't do and what the optimiser left, on logarithmic axes side by side."""
+    """Reverse KL split into family gap and optimization gap, on logarithmic axes side by side."""
     entries = _sorted(comparison, problem, lambda entry: entry.records[problem]["reverse_kl"] is not None)
     records = [entry.records[problem] for entry in entries]
     figure = Figure(figsize=(10.5, 1.5 + 0.27 * max(len(records), 4)), dpi=DPI, layout="constrained")
@@ -134,19 +136,19 @@ def gaps(comparison: Comparison, problem: int) -> Figure:
         ("family gap: the family can't do better", "family_gap", BLUE, "≤"),
         ("optimization gap: the optimiser fell short", "optimization_gap", ORANGE, "≥"),
     )
-    shown = [_drawn(record[name]) for record in records for _, name, _, _ in panels]
+    shown = [_drawn_at(record[name]) for record in records for _, name, _, _ in panels]
     high = max([value for value in shown if math.isfinite(value)], default=1.0)
     for axes, (text, name, color, sign) in zip(np.atleast_1d(figure.subplots(1, 2, sharey=True)), panels, strict=True):
         _bars(axes, records, name, color, sign, high)
         axes.set_title(text, fontsize=10)
         axes.set_xlabel("nats")
-    figure.suptitle(f"{label(comparison, problem)}: why each guide is away from the posterior", fontsize=12)
+    figure.suptitle(f"{comparison.label(problem)}: why each guide is away from the posterior", fontsize=12)
     return figure
 
 
 def _bars(axes: Axes, records: Sequence[dict[str, Any]], name: str, color: str, sign: str, high: float) -> None:
-    """One bar a family, its value at the end; the first record on top."""
-    edge = SMALLEST / 2
+    """Draws one bar for each record, from the top, with its value at the end."""
+    edge = MIN_DRAWN_GAP / 2
     for row, record in enumerate(records):
         value = number(record[name])
         label = three_digits(record[name], record.get(f"{name}_error"))
@@ -156,9 +158,9 @@ def _bars(axes: Axes, records: Sequence[dict[str, Any]], name: str, color: str, 
             axes.barh(row, 2 * high - edge, left=edge, color="white", edgecolor=color, hatch="////", height=0.7)
             axes.text(2.5 * high, row, "inf: leaks mass", va="center", fontsize=8, color=DARK)
         elif math.isnan(value):
-            axes.text(SMALLEST, row, "not defined", va="center", fontsize=8, color=GREY)
+            axes.text(MIN_DRAWN_GAP, row, "not defined", va="center", fontsize=8, color=GREY)
         else:
-            at = _drawn(value)
+            at = _drawn_at(value)
             axes.barh(row, at - edge, left=edge, color=color, height=0.7)
             axes.text(1.3 * at, row, label, va="center", fontsize=8, color=DARK)
     axes.set_xscale("log")
@@ -169,8 +171,8 @@ def _bars(axes: Axes, records: Sequence[dict[str, Any]], name: str, color: str, 
     plain(axes, label_size=8)
 
 
-def _drawn(value: Any) -> float:
-    return max(number(value), SMALLEST)
+def _drawn_at(value: Any) -> float:
+    return max(number(value), MIN_DRAWN_GAP)
 
 
 def posterior_over_x(x: np.ndarray, truth: Truth, marked: Sequence[float]) -> Figure:
@@ -178,8 +180,8 @@ def posterior_over_x(x: np.ndarray, truth: Truth, marked: Sequence[float]) -> Fi
 
     Args:
         x: observations, ascending, `(B,)`.
-        truth: of the problems that they pose.
-        marked: observations that the comparison is about.
+        truth: the truth of the problems that they pose.
+        marked: the observations of the comparison, which get a dotted line.
     """
     ends = truth.quantile(np.tile([0.05, 0.95], (len(x), 1)))
     figure = Figure(figsize=(7.5, 6.5), dpi=DPI, layout="constrained")
@@ -212,17 +214,17 @@ def _sorted(comparison: Comparison, problem: int, wanted: Callable[[Entry], bool
     return sorted(filter(wanted, comparison.entries), key=lambda entry: sort_key(entry.records[problem]))
 
 
-def _has_way(entry: Entry) -> bool:
+def _has_trajectory(entry: Entry) -> bool:
     return entry.curves is not None and len(entry.curves.steps) > 0
 
 
-def _way(entry: Entry, problem: int) -> tuple[np.ndarray, np.ndarray]:
-    """Steps `(T,)`, from the first, and reverse KL `(F, T)`; a logarithmic axis has no step 0."""
+def _trajectory(entry: Entry, problem: int) -> tuple[np.ndarray, np.ndarray]:
+    """SVI steps and the reverse KL after each, `(T,)` and `(F, T)`, without step 0, which a logarithmic axis lacks."""
     assert entry.curves is not None
     return entry.curves.steps[1:], entry.curves.reverse_kl[problem, :, 1:]
 
 
-def _above(values: np.ndarray) -> np.ndarray:
+def _positive(values: np.ndarray) -> np.ndarray:
     return values[np.isfinite(values) & (values > 0)]
 
 
@@ -240,13 +242,22 @@ def _multiples(
     names: tuple[str, str],
     problem: int,
 ) -> Figure:
-    """One small panel an entry, on common axes, whose `scales` are set once; `names` are x's and y's."""
-    columns = min(COLUMNS, max(len(entries), 1))
+    """A figure with one small panel for each entry, all with the same axes.
+
+    Args:
+        entries: the families, in order.
+        panel: draws one entry.
+        scales: sets the scales of the axes; called once, since the panels share them.
+        heading: the line above all panels.
+        names: the labels of the x and of the y axis.
+        problem: which of the comparison's problems is shown.
+    """
+    columns = min(MAX_COLUMNS, max(len(entries), 1))
     rows = max(1, math.ceil(len(entries) / columns))
-    width, height = max(7.5, PANEL[0] * columns), MARGIN_TOP + MARGIN + PANEL[1] * rows
+    width, height = max(7.5, PANEL_SIZE[0] * columns), MARGIN_TOP + MARGIN + PANEL_SIZE[1] * rows
     figure = Figure(figsize=(width, height), dpi=DPI)
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-    # a layout engine takes seconds over this many panels
+    # Margins in inches are set by hand, because matplotlib's layout engines take seconds for this many panels.
     figure.subplots_adjust(
         left=MARGIN / width,
         right=1 - 0.15 / width,
@@ -258,7 +269,7 @@ def _multiples(
     scales(grid[0, 0])
     for axes, entry in zip(grid.flat, entries, strict=False):
         panel(axes, entry, entry.records[problem])
-        axes.set_title(axes.get_title(), fontsize=9, y=1.0)  # looking for the title's place takes a third of the time
+        axes.set_title(axes.get_title(), fontsize=9, y=1.0)  # at a fixed height: finding it takes a third of the time
         plain(axes, label_size=8)
     for axes in grid.flat[len(entries) :]:
         axes.set_axis_off()

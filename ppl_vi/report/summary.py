@@ -1,4 +1,4 @@
-"""A per-data-point figure over a data set: heavy tails make the mean alone misleading."""
+"""Sums up a figure that each data point has: with heavy tails the mean alone would mislead."""
 
 from __future__ import annotations
 
@@ -6,21 +6,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
+# How many times the bootstrap resamples. Its interval's ends then have a standard error of about 2% of their distance
+# from the mean; more resamples cost time in proportion.
 NUM_RESAMPLES = 4000
-LEVEL = 0.95
+LEVEL = 0.95  # of the bootstrap interval
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Of `num` data points.
+    """How a figure is spread over `num` data points.
 
     Attributes:
-        mean: their mean.
-        low: lower end of the bootstrap interval of the mean.
-        high: its upper end.
-        median: half lie below.
-        maximum: the largest.
-        num: how many were averaged.
+        mean: its mean.
+        low: the lower end of the bootstrap interval of the mean.
+        high: the upper end of that interval.
+        median: its median.
+        maximum: its largest value.
+        num: the number of data points.
     """
 
     mean: float

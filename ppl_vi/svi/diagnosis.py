@@ -1,4 +1,8 @@
-"""What went wrong where a fit diverged: the site and the value."""
+"""What went wrong in the step in which a fit diverged: which site or parameter, and which value.
+
+The step is run once more, particle by particle, and the first value that is not finite is named: of the guide's sites,
+then of the model's, then of the gradient.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +12,20 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
-from ppl_vi.svi.objectives import Objective
+from ppl_vi.svi.objectives import Objective, surrogate_loss
 from ppl_vi.svi.program import Program, guide_sites
-from ppl_vi.svi.stopping import surrogate
 
 
 def culprit(
     program: Program, objective: Objective, theta: Tensor, row: tuple[Tensor, ...], noise: tuple[Tensor, ...]
 ) -> str:
-    """In words, the first value that is not finite when one fit's step is run again.
+    """Says in words which value is the first that is not finite when one fit's step is run again.
 
     Args:
-        program, objective: what was run.
-        theta: the last finite parameters, `(D,)`.
-        row: the data.
-        noise: of the step, `(P, *shape)` for each draw.
+        program, objective: what was fitted, and by which objective.
+        theta: the parameters before the step, `(D,)`.
+        row: the data of the fit's problem.
+        noise: of the step, for each draw `(P, *shape)`.
     """
     num_particles = len(noise[0]) if noise else 1
     for p in range(num_particles):
@@ -31,11 +34,12 @@ def culprit(
         for kind, trace in (("guide", guide_trace), ("model", program.model_trace(guide_trace, row, draws))):
             nodes = guide_sites(trace) if kind == "guide" else _sample_sites(trace)
             for name, node in nodes.items():
-                found = _bad(node["value"], "value") or _bad(node["log_prob"], "log density")
-                if found:
-                    at = "" if "log" not in found else f" at {_shown(node['value'])}"
-                    return f"{kind} site '{name}' has {found}{at}"
-    gradient = grad(lambda point: surrogate(program, objective, point, row, noise)[0])(theta)
+                wrong_value, wrong_density = _bad(node["value"], "value"), _bad(node["log_prob"], "log density")
+                if wrong_value:
+                    return f"{kind} site '{name}' has {wrong_value}"
+                if wrong_density:
+                    return f"{kind} site '{name}' has {wrong_density} at {_shown(node['value'])}"
+    gradient = grad(lambda point: surrogate_loss(program, objective, point, row, noise)[0])(theta)
     for name, part in program.layout.unflatten(gradient).items():
         found = _bad(part, "gradient")
         if found:
@@ -48,6 +52,7 @@ def _sample_sites(trace: Any) -> dict[str, Any]:
 
 
 def _bad(value: Any, what: str) -> str:
+    """The first number that is not finite, after `what` it is, or "" where all are finite."""
     tensor = torch.as_tensor(value)
     if bool(tensor.isfinite().all()):
         return ""
@@ -55,4 +60,5 @@ def _bad(value: Any, what: str) -> str:
 
 
 def _shown(value: Tensor) -> str:
+    """The first four numbers of a tensor."""
     return ", ".join(f"{x:.4g}" for x in value.detach().flatten()[:4].tolist()) + (" ..." if value.numel() > 4 else "")

@@ -1,7 +1,8 @@
 """Trains a model with learnable parameters and its amortized guide on mini-batches, by Pyro's `Trace_ELBO`.
 
-The loop is the one Pyro documents for a single optimiser over all parameters: `Trace_ELBO.differentiable_loss` and
-`torch.optim.Adam`, whose whole state a checkpoint can hold.
+The loop is the one that Pyro documents for a single optimiser over all parameters: `Trace_ELBO.differentiable_loss` and
+`torch.optim.Adam`. A checkpoint holds the parameters, the optimiser, the random state and the history, so that a run
+that was interrupted goes on to the same bits.
 """
 
 from __future__ import annotations
@@ -27,10 +28,13 @@ from ppl_vi.runtime.files import replace_file
 from ppl_vi.runtime.provenance import versions
 from ppl_vi.target.isolation import isolated, own_randomness
 
-FORMAT = 3  # of a checkpoint
-SAME = 1e-4  # relative: more than rounding in another order changes a held-out ELBO in single precision
+CHECKPOINT_FORMAT = 3
+# A held-out ELBO that differs by more than this share of it is that of another model: in single precision, rounding in
+# another order changes it by less.
+HELD_OUT_TOLERANCE = 1e-4
 HELD_OUT_PARTICLES = 8
-HELD_OUT_SEED = 12_345  # the same noise every epoch, so that epochs are compared on equal terms
+# The held-out ELBO is estimated on the same noise after every epoch, so that epochs are compared on equal terms.
+HELD_OUT_SEED = 12_345
 
 Alpha = Callable[[int], float]
 Epoch = Callable[[int, int, float, float], None]
@@ -40,20 +44,20 @@ class Amortized(Protocol):
     """A module that holds a Pyro model and guide of a mini-batch, such as `models.vae.VAE`."""
 
     def model(self, x: Tensor, num_data: int | None = None, alpha: float = 1.0) -> Any:
-        """Scales a mini-batch `(M, ...)` to `num_data` points and the KL to the prior by `alpha`."""
+        """The model of a mini-batch `(M, ...)` that stands for `num_data` points, the KL to the prior times `alpha`."""
 
     def guide(self, x: Tensor, num_data: int | None = None, alpha: float = 1.0) -> Any:
-        """The guide of the same."""
+        """The guide of the same mini-batch."""
 
 
 def untrained(build: Callable[[], Any], *, seed: int, dtype: torch.dtype = torch.float32) -> Any:
-    """What a function builds, such as an `Amortized` with its initial weights, in one dtype and from one seed."""
+    """Builds a module, such as an `Amortized` with its initial weights, in one dtype and from one seed."""
     with isolated(dtype, seed):
         return build()
 
 
 def isolated_module(module: Any, seed: int) -> AbstractContextManager[None]:
-    """The gate for an `Amortized`, which has no target: see `ppl_vi.target.isolation.isolated`; in its own dtype."""
+    """Isolates the code of an `Amortized`, which has no target, in its own dtype; see `ppl_vi.target.isolation`."""
     return isolated(next(module.parameters()).dtype, seed)
 
 
@@ -66,12 +70,12 @@ class TrainingSettings:
     """How a model is trained.
 
     Attributes:
-        num_epochs: passes over the data at most.
-        batch_size: data points a step.
-        lr: of Adam, falling to a tenth over the epochs along a half cosine.
-        num_particles: draws of the guide a data point and step.
-        patience: epochs without a better held-out ELBO after which to stop.
-        seed: of shuffling and noise.
+        num_epochs: the most passes over the data.
+        batch_size: data points in each step.
+        lr: Adam's step size, which falls to a tenth over the epochs along half a cosine.
+        num_particles: draws of the guide for each data point and step.
+        patience: after so many epochs without a better held-out ELBO training stops.
+        seed: of the order of the data and the noise.
     """
 
     num_epochs: int = 300
@@ -95,17 +99,18 @@ class TrainingSettings:
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """What training gave.
+    """A trained module and how it was trained.
 
     Attributes:
-        module: a copy of the module with the parameters of the best held-out ELBO, not to be trained further.
-        train_elbo: a data point, averaged over each epoch's mini-batches while the parameters moved, nats, `(E,)`.
-        held_out_elbo: a data point, at each epoch's end, at alpha = 1, nats, `(E,)`.
-        best_epoch: whose parameters these are, from 0.
-        stop_reason: why there were no more epochs.
-        seconds: of training, in all processes that it took.
-        settings: as given.
-        versions: of what computed it.
+        module: a copy of the module with the parameters of the best held-out ELBO, none of which requires a gradient.
+        train_elbo: the ELBO of a data point, averaged over each epoch's mini-batches while the parameters moved, nats,
+            `(E,)`.
+        held_out_elbo: the ELBO of a held-out data point at each epoch's end, at alpha = 1, nats, `(E,)`.
+        best_epoch: the epoch after which the module had these parameters, counted from 0.
+        stop_reason: why training stopped.
+        seconds: how long training took, in all processes together.
+        settings: how it was trained.
+        versions: the versions of the software.
     """
 
     module: Any
@@ -119,8 +124,17 @@ class Trained:
 
 
 @dataclass
-class _Run:
-    """Where training stands."""
+class _Progress:
+    """Where training stands; a checkpoint holds these fields by name.
+
+    Attributes:
+        epoch: how many epochs have been taken.
+        train, held_out: the ELBO of a data point in each epoch, nats.
+        alpha: the weight of the KL in each epoch.
+        best: the parameters of the best held-out ELBO so far.
+        stop_reason: why training has stopped, or "".
+        seconds: how long it has taken, in all processes together.
+    """
 
     epoch: int = 0
     train: list[float] = field(default_factory=list)
@@ -138,7 +152,8 @@ class _Run:
 def warmed_up(alpha: float, num_epochs: int) -> Alpha:
     """A weight of the KL that grows linearly from 0 and is `alpha` from the `num_epochs`-th epoch on.
 
-    It is alpha min(1, (epoch + 1) / num_epochs), epochs counted from 0: always positive, as a model wants it.
+    It is alpha min(1, (epoch + 1) / num_epochs), with epochs counted from 0, so it is always positive, as a scale in a
+    Pyro model has to be.
 
     Source: Sønderby et al. (2016), Ladder variational autoencoders.
     """
@@ -156,58 +171,51 @@ def train(
     resume: bool = False,
     progress: Epoch | None = None,
 ) -> Trained:
-    """Maximises the ELBO over the parameters of model and guide; the module that is given stays as it is.
+    """Maximises the ELBO over the parameters of the model and the guide; the module that is given stays as it is.
 
-    With a checkpoint, the whole state is written after every epoch, and a resumed run goes on to bitwise the same
-    result as one that was never interrupted.
+    With a checkpoint, the whole state is written after every epoch, and a resumed run ends at the same bits as one that
+    was never interrupted.
 
     Args:
         module: an `Amortized`.
-        data: `(N, ...)`, or a function of the epoch that gives them (data binarised anew each time).
-        held_out: `(M, ...)`, on which to stop.
-        settings: how.
-        alpha: weight of the KL to the prior, constant or by epoch from 0; the ELBOs reported are at alpha = 1.
-        checkpoint: a file.
+        data: the training data `(N, ...)`, or a function that gives them for each epoch, counted from 0, as where they
+            are binarised anew each time.
+        held_out: the held-out data `(M, ...)`, whose ELBO says when to stop.
+        settings: how to train.
+        alpha: the weight of the KL to the prior, a number or a function of the epoch. The held-out ELBO is at
+            alpha = 1.
+        checkpoint: the file that holds the checkpoint.
         resume: go on from the checkpoint if there is one.
-        progress: called after each epoch with its number, the most there can be, and the two ELBOs.
+        progress: is called after each epoch with its number, the largest possible number, and the epoch's training and
+            held-out ELBO.
 
     Raises:
-        CheckpointError: the checkpoint is damaged, foreign, or of other settings, data, model or alpha.
+        CheckpointError: the checkpoint is damaged or no checkpoint, or of other settings, data, model or alpha.
         FloatingPointError: the ELBO is no longer finite; the message says when.
     """
     began = time.perf_counter()
     settings = settings or TrainingSettings()
     batches = data if callable(data) else lambda epoch: data
     weight = (lambda epoch: float(alpha(epoch))) if callable(alpha) else lambda epoch: float(alpha)
-    module = copy.deepcopy(module)
-    run = _Run()
-    with isolated_module(module, settings.seed), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Encountered (NaN|\\+?-?inf)")  # told below, with the epoch
-        sums = None if checkpoint is None else _sums(batches, held_out)
-        optimiser = Adam(module.parameters(), lr=settings.lr)
-        elbo = Trace_ELBO(num_particles=settings.num_particles)
-        if resume and checkpoint is not None and checkpoint.exists():
-            run = _load(checkpoint, module, optimiser, settings, weight, sums)
-            _check_model(checkpoint, run, _held_out(module, held_out))
+    training = _Training(copy.deepcopy(module), batches, held_out, settings, weight)
+    with isolated_module(training.module, settings.seed), warnings.catch_warnings():
+        # Pyro warns of a loss that is not finite; here it is an error that names the epoch
+        warnings.filterwarnings("ignore", message="Encountered (NaN|\\+?-?inf)")
+        file = None if checkpoint is None else _Checkpoint(checkpoint, _checksums(batches, held_out))
+        if file is not None and resume and file.path.exists():
+            file.load_into(training)
+        run = training.progress
         began -= run.seconds  # of the processes before
         while not run.stop_reason:
-            run.alpha.append(weight(run.epoch))
-            _epoch(run, elbo, module, optimiser, batches(run.epoch), settings)
-            run.held_out.append(_held_out(module, held_out))
-            if not np.isfinite(run.held_out[-1]):
-                raise FloatingPointError(f"the held-out ELBO is {run.held_out[-1]} after epoch {run.epoch + 1}")
-            if run.best_epoch == run.epoch:
-                run.best = {name: value.detach().clone() for name, value in module.state_dict().items()}
-            run.epoch += 1
-            run.stop_reason = _finished(run, settings)
+            training.take_epoch()
             run.seconds = time.perf_counter() - began
-            if checkpoint is not None:
-                _save(checkpoint, run, module, optimiser, settings, sums)
+            if file is not None:
+                file.save(training)
             if progress:
                 progress(run.epoch, settings.num_epochs, run.train[-1], run.held_out[-1])
-    module.load_state_dict(run.best)
+    training.module.load_state_dict(run.best)
     return Trained(
-        module=module.requires_grad_(False),
+        module=training.module.requires_grad_(False),
         train_elbo=np.array(run.train),
         held_out_elbo=np.array(run.held_out),
         best_epoch=run.best_epoch,
@@ -221,21 +229,21 @@ def train(
 def gradient_step(
     module: Any, elbo: Trace_ELBO, optimiser: Optimizer, x: Tensor, *, num_data: int | None = None, alpha: float = 1.0
 ) -> Tensor:
-    """One step of an optimiser along the gradient of the ELBO of a mini-batch.
+    """One step of an optimiser along the gradient of a mini-batch's ELBO.
 
     Args:
         module: an `Amortized`.
-        elbo: its estimator.
+        elbo: estimates the ELBO.
         optimiser: of the module's parameters.
         x: the mini-batch, `(M, ...)`.
-        num_data: `N`, of the data that it stands for; its own number by default.
-        alpha: weight of the KL to the prior.
+        num_data: how many data points `N` the mini-batch stands for; by default `M`.
+        alpha: the weight of the KL to the prior.
 
     Returns:
-        The loss at the parameters before, `()`, a data point, nats.
+        The loss of a data point at the parameters before the step, `()`, nats.
 
     Raises:
-        FloatingPointError: it is not finite; there has been no step.
+        FloatingPointError: the loss is not finite; no step was taken.
     """
     num_data = len(x) if num_data is None else num_data
     optimiser.zero_grad()
@@ -247,87 +255,157 @@ def gradient_step(
     return loss.detach()
 
 
-def _epoch(run: _Run, elbo: Trace_ELBO, module: Any, optimiser: Adam, data: Tensor, settings: TrainingSettings) -> None:
-    total = 0.0
-    for group in optimiser.param_groups:
-        group["lr"] = settings.rate(run.epoch)
-    for index in torch.randperm(len(data)).split(settings.batch_size):
-        try:
-            loss = gradient_step(module, elbo, optimiser, data[index], num_data=len(data), alpha=run.alpha[-1])
-        except FloatingPointError as error:
-            hint = f"try a smaller lr than {settings.lr:g}"
-            raise FloatingPointError(f"{error} in epoch {run.epoch}: {hint}") from error
-        total -= float(loss) * len(index) / len(data)
-    run.train.append(total)
+class _Training:
+    """A module in training: its optimiser, its data and where it stands.
+
+    Args:
+        module: an `Amortized`, which is trained in place.
+        batches: gives the training data of an epoch.
+        held_out: the held-out data.
+        settings: how to train.
+        weight: gives the weight of the KL in an epoch.
+    """
+
+    def __init__(
+        self,
+        module: Any,
+        batches: Callable[[int], Tensor],
+        held_out: Tensor,
+        settings: TrainingSettings,
+        weight: Alpha,
+    ) -> None:
+        self.module, self.settings, self.weight = module, settings, weight
+        self.optimiser = Adam(module.parameters(), lr=settings.lr)
+        self.progress = _Progress()
+        self._batches, self._held_out = batches, held_out
+        self._elbo = Trace_ELBO(num_particles=settings.num_particles)
+
+    def take_epoch(self) -> None:
+        """Takes one more epoch, and notes its ELBOs, the best parameters, and whether training is over.
+
+        Raises:
+            FloatingPointError: an ELBO is not finite.
+        """
+        run = self.progress
+        run.alpha.append(self.weight(run.epoch))
+        run.train.append(self._train_elbo(self._batches(run.epoch)))
+        run.held_out.append(self.held_out_elbo())
+        if not np.isfinite(run.held_out[-1]):
+            raise FloatingPointError(f"the held-out ELBO is {run.held_out[-1]} after epoch {run.epoch + 1}")
+        if run.best_epoch == run.epoch:
+            run.best = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
+        run.epoch += 1
+        run.stop_reason = self._stop_reason()
+
+    def _train_elbo(self, data: Tensor) -> float:
+        """Takes a step on each mini-batch; the mean of their ELBOs while the parameters moved, a data point, nats."""
+        epoch, total = self.progress.epoch, 0.0
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.settings.rate(epoch)
+        for index in torch.randperm(len(data)).split(self.settings.batch_size):
+            x, alpha = data[index], self.progress.alpha[-1]
+            try:
+                loss = gradient_step(self.module, self._elbo, self.optimiser, x, num_data=len(data), alpha=alpha)
+            except FloatingPointError as error:
+                hint = f"try a smaller lr than {self.settings.lr:g}"
+                raise FloatingPointError(f"{error} in epoch {epoch}: {hint}") from error
+            total -= float(loss) * len(index) / len(data)
+        return total
+
+    def held_out_elbo(self) -> float:
+        """The ELBO of a held-out data point at alpha = 1, on the same noise each time, nats."""
+        with own_randomness(HELD_OUT_SEED), torch.no_grad(), poutine.block():
+            loss = Trace_ELBO(num_particles=HELD_OUT_PARTICLES).loss(
+                self.module.model, self.module.guide, self._held_out
+            )
+        return -loss / len(self._held_out)
+
+    def _stop_reason(self) -> str:
+        run, settings = self.progress, self.settings
+        waited = run.epoch - 1 - run.best_epoch
+        if waited >= settings.patience:
+            return f"no better held-out ELBO for {waited} epochs"
+        return f"all {settings.num_epochs} epochs taken" if run.epoch >= settings.num_epochs else ""
 
 
-def _held_out(module: Any, data: Tensor) -> float:
-    """The ELBO of a data point at alpha = 1, on the same noise each time, nats."""
-    with own_randomness(HELD_OUT_SEED), torch.no_grad(), poutine.block():
-        loss = Trace_ELBO(num_particles=HELD_OUT_PARTICLES).loss(module.model, module.guide, data)
-    return -loss / len(data)
-
-
-def _finished(run: _Run, settings: TrainingSettings) -> str:
-    waited = run.epoch - 1 - run.best_epoch
-    if waited >= settings.patience:
-        return f"no better held-out ELBO for {waited} epochs"
-    return f"all {settings.num_epochs} epochs taken" if run.epoch >= settings.num_epochs else ""
-
-
-def _sums(batches: Callable[[int], Tensor], held_out: Tensor) -> list[str]:
-    """By which the data are known again, those of the first epoch and those held out."""
-    with torch.random.fork_rng(devices=[]):  # whoever draws them draws the same once more when it is their turn
+def _checksums(batches: Callable[[int], Tensor], held_out: Tensor) -> list[str]:
+    """Checksums of the first epoch's training data and of the held-out data, by which a checkpoint knows them again."""
+    with torch.random.fork_rng(devices=[]):  # the data may be drawn, and are to be drawn the same in the first epoch
         data = batches(0), held_out
     return [hashlib.sha256(part.detach().cpu().numpy().tobytes()).hexdigest() for part in data]
 
 
-def _save(
-    path: Path, run: _Run, module: nn.Module, optimiser: Adam, settings: TrainingSettings, sums: list[str] | None
-) -> None:
-    """All or nothing: a process killed while it writes leaves the checkpoint before."""
-    state = {
-        "format": FORMAT,
-        "settings": repr(settings),
-        "data": sums,
-        "run": vars(run),
-        "module": module.state_dict(),
-        "optimiser": optimiser.state_dict(),
-        "random": torch.get_rng_state(),
-    }
-    replace_file(path, lambda file: torch.save(state, file), durable=True)
+@dataclass(frozen=True)
+class _Checkpoint:
+    """The file that holds the whole state of a training.
 
+    Attributes:
+        path: where it is.
+        checksums: of the data that the training is given.
+    """
 
-def _load(
-    path: Path, module: nn.Module, optimiser: Adam, settings: TrainingSettings, weight: Alpha, sums: list[str] | None
-) -> _Run:
-    try:
-        state = torch.load(path, weights_only=True)
-        found = state["format"], state["settings"]
-    except Exception as error:
-        raise CheckpointError(f"'{path}' is no checkpoint, or a damaged one: {type(error).__name__}") from error
-    if found[0] != FORMAT:
-        raise CheckpointError(f"'{path}' has checkpoint format {found[0]}; this version reads {FORMAT}")
-    if found[1] != repr(settings):
-        raise CheckpointError(f"'{path}' was made with {found[1]}, not {settings!r}: remove it or use its settings")
-    if state["data"] != sums:
-        raise CheckpointError(f"'{path}' was made with other data: remove it or use its data")
-    run = _Run(**state["run"])
-    for epoch, alpha in enumerate(run.alpha):
-        if alpha != weight(epoch):
-            what = f"alpha {alpha:g} in epoch {epoch}, not {weight(epoch):g}"
-            raise CheckpointError(f"'{path}' was made with {what}: remove it or use its alpha")
-    try:
-        module.load_state_dict(state["module"])
-    except RuntimeError as error:
-        raise CheckpointError(f"'{path}' is of another model: {str(error).splitlines()[-1].strip()}") from error
-    optimiser.load_state_dict(state["optimiser"])
-    torch.set_rng_state(state["random"])
-    return run
+    path: Path
+    checksums: list[str]
 
+    def save(self, training: _Training) -> None:
+        """Writes all or nothing: a process that is killed while it writes leaves the checkpoint before."""
+        state = {
+            "format": CHECKPOINT_FORMAT,
+            "settings": repr(training.settings),
+            "data": self.checksums,
+            "run": vars(training.progress),
+            "module": training.module.state_dict(),
+            "optimiser": training.optimiser.state_dict(),
+            "random": torch.get_rng_state(),
+        }
+        replace_file(self.path, lambda file: torch.save(state, file), durable=True)
 
-def _check_model(path: Path, run: _Run, held_out: float) -> None:
-    """A model that differs in what is no parameter, such as its likelihood, has another held-out ELBO."""
-    if not abs(held_out - run.held_out[-1]) <= SAME * abs(held_out):
-        what = f"its held-out ELBO was {run.held_out[-1]:.6g} nats and is {held_out:.6g} here"
-        raise CheckpointError(f"'{path}' is of another model: {what}")
+    def load_into(self, training: _Training) -> None:
+        """Puts a training where the checkpoint stands, torch's random state included.
+
+        Raises:
+            CheckpointError: the checkpoint is damaged or no checkpoint, or of other settings, data, model or alpha.
+        """
+        state = self._read(training.settings)
+        training.progress = _Progress(**state["run"])
+        for epoch, alpha in enumerate(training.progress.alpha):
+            if alpha != training.weight(epoch):
+                what = f"alpha {alpha:g} in epoch {epoch}, not {training.weight(epoch):g}"
+                raise CheckpointError(f"'{self.path}' was made with {what}: remove it or use its alpha")
+        try:
+            training.module.load_state_dict(state["module"])
+        except RuntimeError as error:
+            line = str(error).splitlines()[-1].strip()
+            raise CheckpointError(f"'{self.path}' is of another model: {line}") from error
+        training.optimiser.load_state_dict(state["optimiser"])
+        torch.set_rng_state(state["random"])
+        self._check_held_out_elbo(training)
+
+    def _read(self, settings: TrainingSettings) -> dict[str, Any]:
+        path = self.path
+        try:
+            state = torch.load(path, weights_only=True)
+            found_format, found_settings = state["format"], state["settings"]
+        except Exception as error:
+            raise CheckpointError(f"'{path}' is no checkpoint, or a damaged one: {type(error).__name__}") from error
+        if found_format != CHECKPOINT_FORMAT:
+            raise CheckpointError(
+                f"'{path}' has checkpoint format {found_format}; this version reads {CHECKPOINT_FORMAT}"
+            )
+        if found_settings != repr(settings):
+            made = f"'{path}' was made with {found_settings}, not {settings!r}"
+            raise CheckpointError(f"{made}: remove it or use its settings")
+        if state["data"] != self.checksums:
+            raise CheckpointError(f"'{path}' was made with other data: remove it or use its data")
+        return state
+
+    def _check_held_out_elbo(self, training: _Training) -> None:
+        """Refuses a model that differs in what is no parameter, such as its likelihood: its held-out ELBO is another.
+
+        Raises:
+            CheckpointError: it is.
+        """
+        here, then = training.held_out_elbo(), training.progress.held_out[-1]
+        if not abs(here - then) <= HELD_OUT_TOLERANCE * abs(here):
+            what = f"its held-out ELBO was {then:.6g} nats and is {here:.6g} here"
+            raise CheckpointError(f"'{self.path}' is of another model: {what}")

@@ -1,4 +1,8 @@
-"""What SVI minimises: which particle is drawn, and how particles become a loss."""
+"""What SVI maximises: what one draw of the guide contributes, and how draws together become a bound and a loss.
+
+Each objective is a stochastic lower bound on the log evidence. Its loss is a surrogate: the surrogate's gradient is the
+estimator of the gradient of minus the bound, while its value need not be minus the bound.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +23,11 @@ class Objective:
     """A stochastic bound on the log evidence.
 
     Attributes:
-        name: as given on the command line.
-        particle: one draw's contribution.
-        reduce: particles `(P,)` to (surrogate loss, bound), scalars; the surrogate's gradient is the estimator.
-        additive: whether the bound is a mean over particles, so that any number of them estimates the same thing.
-        unsuitable: why the objective can't be used with a program, or None.
+        name: the name on the command line, with its number if it takes one.
+        particle: gives one draw's contribution.
+        reduce: turns particles `(P,)` into the surrogate loss and the bound, two scalars in nats.
+        additive: whether the bound is a mean over particles, so that any number of them estimates the same bound.
+        unsuitable: says why the objective can't be used with a program, or gives None where it can.
     """
 
     name: str
@@ -33,7 +37,25 @@ class Objective:
     unsuitable: Callable[[Program], str | None] = lambda program: None
 
 
+def surrogate_loss(
+    program: Program, objective: Objective, theta: Tensor, row: tuple[Tensor, ...], noise: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor]:
+    """The surrogate loss and the bound of one fit, two scalars in nats.
+
+    Args:
+        program, objective: what is fitted, and by which objective.
+        theta: the parameters, `(D,)`.
+        row: the data of one problem.
+        noise: for each draw `(P, *shape)`, one line for each particle.
+    """
+    if not noise:  # where nothing is random, all particles are one
+        one = objective.particle(program, theta, row, ())
+        return objective.reduce(type(one)(*(part[None] for part in one)))
+    return objective.reduce(program.over(lambda draws: objective.particle(program, theta, row, draws))(noise))
+
+
 def _mean(p: Particle) -> tuple[Tensor, Tensor]:
+    """The mean over particles: the ELBO."""
     elbo = p.log_joint - p.log_guide
     surrogate = p.log_joint - p.entropy + elbo.detach() * p.score
     return -surrogate.mean(), elbo.mean()
@@ -79,8 +101,9 @@ trace_elbo = Objective("trace_elbo", Program.sample, _mean)
 score_function = Objective("score_function", Program.sample_score_function, _mean)
 stl = Objective("stl", Program.sample_path_derivative, _mean, unsuitable=_no_density)
 # Wang, Liu and Liu (2018), Variational inference with tail-adaptive f-divergence, with beta = -1: the path derivative
-# of each particle's log weight, in proportion to the inverse of its rank. The bound reported is the ELBO. Pyro's
-# TraceTailAdaptive_ELBO has the order of the weights where their ranks should be (it sorts once), so it is not used.
+# of each particle's log weight, in proportion to the inverse of the weight's rank. The bound that is reported is the
+# ELBO. Pyro's TraceTailAdaptive_ELBO is not used, because it sorts once and so takes the order of the weights for their
+# ranks.
 tail_adaptive = Objective(
     "tail_adaptive",
     Program.sample_path_derivative,
@@ -94,7 +117,9 @@ trace_mean_field_elbo = Objective(
 
 
 def renyi(alpha: float = 0.5) -> Objective:
-    """The Renyi bound `log E[w^(1-alpha)] / (1-alpha)` over all particles (Li and Turner 2016, Renyi divergence VI).
+    """The Renyi bound `log mean(w^(1-alpha)) / (1-alpha)` over all particles, `w = p(x, z) / q(z)`.
+
+    Source: Li and Turner (2016), Renyi divergence variational inference.
 
     Raises:
         ValueError: alpha is 1 (that limit is `trace_elbo`) or not finite.
@@ -105,7 +130,9 @@ def renyi(alpha: float = 0.5) -> Objective:
 
 
 def iwae(num_samples: int = 8) -> Objective:
-    """`log mean_K w`, averaged over groups of K particles (Burda et al. 2016, Importance weighted autoencoders).
+    """The bound `log mean(w)` over K particles, `w = p(x, z) / q(z)`, averaged over groups of K.
+
+    Source: Burda, Grosse and Salakhutdinov (2016), Importance weighted autoencoders.
 
     Raises:
         ValueError: K is not positive.
@@ -129,10 +156,10 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
 
 
 def find_objective(objective: str | Objective) -> Objective:
-    """`"renyi:0.5"` and the like to an `Objective`.
+    """The objective of a name such as `"trace_elbo"` or `"renyi:0.5"`; an `Objective` is given back as it is.
 
     Raises:
-        ValueError: the name is unknown or its argument doesn't fit.
+        ValueError: the name is unknown, or what follows the colon is no argument of that objective.
     """
     if isinstance(objective, Objective):
         return objective

@@ -1,4 +1,8 @@
-"""A (model, guide) pair as pure functions of (parameters, data, randomness)."""
+"""A model and a guide as pure functions of the guide's parameters, one problem's data, and the noise that is drawn.
+
+Pyro's code runs as it is: its parameters are put in place by `torch.func.functional_call`, and its draws are taken from
+given noise (`ppl_vi.svi.randomness`). So its parts can be differentiated, run under `vmap`, and traced.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +31,15 @@ from ppl_vi.target.target import Target
 
 
 class Particle(NamedTuple):
-    """What one draw of the guide contributes to an objective, all scalars, nats.
+    """What one draw of the guide contributes to an objective: scalars, or one of each for many draws, nats.
 
     Attributes:
         log_joint: log p(x, z).
         log_guide: log q(z).
-        score: the part of log q differentiated by the score function (0 for reparameterised sites).
-        entropy: the part of log q differentiated along the path (log q itself for reparameterised sites).
+        score: the part of log q whose gradient multiplies the bound, as the score function's estimator has it; 0 for
+            reparameterised sites.
+        entropy: the part of log q that is differentiated along the path of the draw; log q itself for reparameterised
+            sites.
     """
 
     log_joint: Tensor
@@ -51,12 +57,12 @@ class Layout:
 
     @property
     def sizes(self) -> list[int]:
-        """Numbers in each parameter."""
+        """How many numbers each parameter has."""
         return [shape.numel() for shape in self.shapes]
 
     @property
     def size(self) -> int:
-        """Numbers in all."""
+        """How many numbers all parameters have together."""
         return sum(self.sizes)
 
     def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
@@ -76,8 +82,13 @@ class Layout:
         return torch.cat(flat, -1)
 
 
+def flat_parameters(layout: Layout, guide: nn.Module) -> Tensor:
+    """The unconstrained parameters that a guide has now, `(size,)`, without their history for gradients."""
+    return layout.flatten({name: value.detach() for name, value in guide.named_parameters()})
+
+
 def load_parameters(guide: nn.Module, parameters: dict[str, Tensor]) -> None:
-    """Puts named unconstrained values into a guide, in place."""
+    """Puts unconstrained values by name into a guide, in place."""
     values = dict(guide.named_parameters())
     with torch.no_grad():
         for name, value in parameters.items():
@@ -85,7 +96,7 @@ def load_parameters(guide: nn.Module, parameters: dict[str, Tensor]) -> None:
 
 
 class _Runner(nn.Module):
-    """Lets `functional_call` put parameters into the guide while any function of it runs."""
+    """A module that runs any function of the guide, so that `functional_call` can put parameters in place meanwhile."""
 
     def __init__(self, guide: nn.Module) -> None:
         super().__init__()
@@ -96,7 +107,7 @@ class _Runner(nn.Module):
 
 
 class NoReparameterization(Messenger):
-    """Makes every site draw without a path for gradients."""
+    """Makes every site draw without a path for gradients, so that the score function's estimator is used for all."""
 
     def _pyro_sample(self, msg: Any) -> None:
         if not msg["is_observed"] and not is_delta(msg["fn"]):
@@ -105,15 +116,17 @@ class NoReparameterization(Messenger):
 
 @cache
 def _pathless(kind: Any) -> Any:
+    """A subclass of a distribution's class that has no `rsample`."""
+
     def sample(self: Any, sample_shape: torch.Size = torch.Size()) -> Tensor:
-        # a copy: a flow takes the inverse of its own draw from a cache, without derivatives
+        # a copy, since a flow recognises its own draw and gives back the inverse from a cache, without derivatives
         return kind.sample(self, sample_shape).clone()
 
     return type(kind)(kind.__name__, (kind,), {"has_rsample": False, "sample": sample})
 
 
 def _without_path(fn: Any) -> Any:
-    """The same distribution, drawn by `sample`. Pyro's `has_rsample_` fails where `has_rsample` is a property."""
+    """The same distribution, drawn by `sample`. (Pyro's `has_rsample_` fails where `has_rsample` is a property.)"""
     copied, kind = copy(fn), fn.__class__
     copied.__class__ = _pathless(kind)
     return copied
@@ -137,7 +150,7 @@ def is_delta(fn: Any) -> bool:
 
 
 def guide_sites(trace: Trace) -> dict[str, Any]:
-    """The sites a guide draws, auxiliary ones included, observed and subsampling ones not."""
+    """The sites that a guide draws, auxiliary ones included, but not observed sites and the subsamples of plates."""
     return {
         name: node
         for name, node in trace.nodes.items()
@@ -149,19 +162,20 @@ class Program:
     """One problem's ELBO and its parts as pure functions, ready for `torch.func` and for tracing.
 
     Args:
-        target: whose model is fitted.
-        guide: a guide built for this target; only its structure and initial values are used, never its state.
+        target: the target whose model is fitted.
+        guide: a guide built for this target; its structure and its initial values are used.
 
     Attributes:
-        guide: the same, for its structure.
-        layout: its parameters as one flat vector `theta`.
-        draws: what guide and model draw for one particle, the latents apart: the guide's noise, then what its model
-            draws beside, the subsample of a plate. One seed where they draw by what can't be given from outside.
-        latent_draws: what the guide draws where plates take all of their data.
-        initial: the guide's own initial `theta`, `(size,)`.
-        local: a latent that is drawn for a part of a plate's data only, or "".
+        target: as given.
+        guide: as given.
+        layout: how the guide's parameters lie in one flat vector `theta`.
+        draws: the noise that guide and model draw for one particle: first the guide's, then what the model draws
+            besides the latents, the subsample of a plate. It is one seed where the noise can't be given from outside.
+        latent_draws: the noise that the guide draws where plates take all of their data.
+        initial: the guide's initial `theta`, `(size,)`.
+        local: the name of a latent that is drawn for a part of a plate's data only, or "".
         one_by_one: why model and guide can't be run for many draws at once, or "".
-        over: `vmap`, or the same by a loop.
+        over: maps a function over the first axis of its arguments, by `vmap` or else by a loop.
     """
 
     def __init__(self, target: Target, guide: nn.Module) -> None:
@@ -188,7 +202,7 @@ class Program:
         return self.target.isolated(seed)
 
     def _record(self, guide: nn.Module) -> Trace:
-        """Finds what is drawn; the guide's trace with all of its plates' data."""
+        """Finds the noise that is drawn, and gives the guide's trace, with all of its plates' data."""
         row = self.target.row(0)
         try:
             with Recorder() as recorder:
@@ -212,7 +226,12 @@ class Program:
         return whole
 
     def run_one_by_one(self, reason: str, by_seeds: bool = False) -> None:
-        """From here on each draw is run on its own, by a loop; noise that can't be given comes from a seed."""
+        """From here on each draw is run on its own, by a loop.
+
+        Args:
+            reason: why, for messages.
+            by_seeds: whether the noise can't be given from outside, so that each draw is given a seed instead.
+        """
         self.one_by_one, self.over = reason, loop_over
         if by_seeds:
             self._num_guide_draws = 0
@@ -220,18 +239,18 @@ class Program:
 
     @property
     def replayable(self) -> bool:
-        """Whether the noise can be given from outside, beyond its seed."""
+        """Whether the noise itself can be given from outside, and not only its seed."""
         return not any(draw.kind == "seed" for draw in self.draws)
 
     @runs_isolated
     def call(self, theta: Tensor, function: Callable[[nn.Module], Any]) -> Any:
-        """`function(guide)` with the parameters `theta` in place."""
+        """`function(guide)`, run while the guide has the parameters `theta`."""
         parameters = self.layout.unflatten(theta)
         return functional_call(self._runner, {f"guide.{k}": v for k, v in parameters.items()}, (function,))
 
     @runs_isolated
     def guide_trace(self, theta: Tensor, row: tuple[Tensor, ...], noise: tuple[Tensor, ...]) -> Trace:
-        """One run of the guide on given noise; what of it is the model's own stays."""
+        """One run of the guide on given noise, with its log densities; noise of the model is left over."""
         replay = Replay(noise, anchor=(theta * 0).sum()) if self.replayable else seeded(noise)
         with replay:
             return self.call(theta, lambda guide: _scored(guide, row))
@@ -245,13 +264,13 @@ class Program:
 
     @runs_isolated
     def drawn(self, theta: Tensor, row: tuple[Tensor, ...], noise: tuple[Tensor, ...]) -> tuple[Latents, Tensor]:
-        """One draw of the latents from the noise of `latent_draws` and log q there, with the path of both, nats."""
+        """One draw of the latents from the noise of `latent_draws` and log q there, nats, both with their gradients."""
         with whole_plates():
             trace = self.guide_trace(theta, row, noise)
         return {site.name: trace.nodes[site.name]["value"] for site in self.target.latents}, _log_guide(trace)
 
     def missing_path(self) -> str | None:
-        """Which site is drawn without a path for gradients, or None where each has one."""
+        """Says which site is drawn without a path for gradients, or gives None where each has one."""
         row = self.target.row(0)
         with self.isolated(seed=0), Recorder():
             trace = self.call(self.initial, lambda guide: _scored(guide, row))
@@ -262,7 +281,7 @@ class Program:
 
     @runs_isolated
     def model_trace(self, guide_trace: Trace, row: tuple[Tensor, ...], noise: tuple[Tensor, ...]) -> Trace:
-        """The model run on the guide's draw, log densities computed."""
+        """One run of the model on the guide's draw, with its log densities."""
         own = noise[self._num_guide_draws :] if self.replayable else ()
         with Replay(own) if own else nullcontext():
             trace = poutine.trace(poutine.replay(self.target.model, trace=guide_trace)).get_trace(*row)
@@ -273,19 +292,19 @@ class Program:
 
     @runs_isolated
     def sample(self, theta: Tensor, row: tuple[Tensor, ...], noise: tuple[Tensor, ...]) -> Particle:
-        """Pyro's `Trace_ELBO`: reparameterised where a site can be, score function where it can't."""
+        """Pyro's `Trace_ELBO`: each site is reparameterised where it can be, else the score function is used."""
         guide_trace = self.guide_trace(theta, row, noise)
         return _particle(self.model_trace(guide_trace, row, noise), guide_trace)
 
     @runs_isolated
     def sample_score_function(self, theta: Tensor, row: tuple[Tensor, ...], noise: tuple[Tensor, ...]) -> Particle:
-        """No site reparameterised (Ranganath et al. 2014, Black box variational inference)."""
+        """The score function is used for all sites (Ranganath et al. 2014, Black box variational inference)."""
         with NoReparameterization():
             return self.sample(theta, row, noise)
 
     @runs_isolated
     def sample_path_derivative(self, theta: Tensor, row: tuple[Tensor, ...], noise: tuple[Tensor, ...]) -> Particle:
-        """log q differentiated only through the draw (Roeder et al. 2017, Sticking the landing)."""
+        """log q is differentiated through the draw only (Roeder et al. 2017, Sticking the landing)."""
         guide_trace = self.guide_trace(theta, row, noise)
         particle = _particle(self.model_trace(guide_trace, row, noise), guide_trace)
         latents = {site.name: guide_trace.nodes[site.name]["value"] for site in self.target.latents}
@@ -293,7 +312,7 @@ class Program:
 
     @runs_isolated
     def sample_mean_field(self, theta: Tensor, row: tuple[Tensor, ...], noise: tuple[Tensor, ...]) -> Particle:
-        """The KL to the prior in closed form, the likelihood by Monte Carlo: Pyro's `TraceMeanField_ELBO`."""
+        """Pyro's `TraceMeanField_ELBO`: the KL to the prior in closed form, the likelihood by Monte Carlo."""
         guide_trace = self.guide_trace(theta, row, noise)
         model_trace = self.model_trace(guide_trace, row, noise)
         zero = theta.new_zeros(())
@@ -312,9 +331,10 @@ class Program:
     def log_guide(self, theta: Tensor, row: tuple[Tensor, ...], latents: Latents) -> Tensor:
         """log q(z) at given latents of one problem, nats.
 
-        Where the guide draws each latent itself, it is conditioned on them. Where it draws auxiliary variables and
-        maps them to the latents (Pyro's autoguides), the map to unconstrained space is affine for every autoguide
-        that `unsupported_density` lets through, so the auxiliary values follow from its value and slope at zero.
+        Where the guide draws each latent itself, it is conditioned on them. Many of Pyro's autoguides draw auxiliary
+        variables instead and map them to the latents. That map, to unconstrained space, is affine for every autoguide
+        that `unsupported_density` lets through, so the auxiliary values of given latents follow from the map's value
+        and slope at zero.
         """
         if not self._indirect:
             return _log_guide(self._conditioned(theta, row, latents))
@@ -323,9 +343,9 @@ class Program:
 
     @runs_isolated
     def log_density(self, theta: Tensor, row: tuple[Tensor, ...], latents: Latents) -> Tensor:
-        """`log_guide`, but -inf outside the guide's own support, where formulas may give anything.
+        """log q(z) as `log_guide`, but -inf outside the guide's own support, where formulas may give anything.
 
-        A latent that was rounded onto the edge of its support is taken for the next number inside.
+        A latent that was rounded onto the edge of its support is first moved to the next number inside.
         """
         latents = off_edge(self.target.sites_at(latents), latents)
         if self._indirect:
@@ -337,29 +357,33 @@ class Program:
         return torch.where(inside, _log_guide(trace), -torch.inf)
 
     def _conditioned(self, theta: Tensor, row: tuple[Tensor, ...], values: Latents) -> Trace:
+        """The guide's trace where its sites have given values, which count as drawn."""
+
         def run(guide: nn.Module) -> Trace:
             return _scored(poutine.condition(guide, data=values), row)
 
         anchored = Replay((), anchor=(theta * 0).sum()) if self.replayable else nullcontext()
         with anchored, whole_plates():
             trace = self.call(theta, run)
-        for name in values:  # a conditioned site of a guide counts as drawn, not as observed
+        for name in values:
             trace.nodes[name]["is_observed"] = False
         return trace
 
     def _split(self, auxiliary: Tensor) -> Latents:
+        """Auxiliary values `(..., n)` by the names of their sites."""
         sizes = [shape.numel() for shape in self._auxiliary.values()]
         parts = auxiliary.split(sizes, -1)
         return {name: part.reshape(self._auxiliary[name]) for name, part in zip(self._auxiliary, parts, strict=True)}
 
     @runs_isolated
     def unconstrained_of(self, theta: Tensor, row: tuple[Tensor, ...], auxiliary: Tensor) -> Tensor:
-        """Where the guide maps given auxiliary values, in unconstrained space."""
+        """The point of unconstrained space to which the guide maps given auxiliary values."""
         trace = self._conditioned(theta, row, self._split(auxiliary))
         return self.target.unconstrain({site.name: trace.nodes[site.name]["value"] for site in self.target.latents})
 
     def _auxiliary_of(self, theta: Tensor, row: tuple[Tensor, ...], unconstrained: Tensor) -> Tensor:
-        # of the parameters alone: the slope is taken once for all points of a `vmap` over these
+        """The auxiliary values that an affine guide maps to a given point of unconstrained space."""
+        # zero depends on the parameters alone, so that under a `vmap` over points the slope is computed once
         zero = theta.new_zeros(unconstrained.shape[-1:]) + 0 * theta.sum()
 
         def position(auxiliary: Tensor) -> Tensor:
@@ -371,7 +395,7 @@ class Program:
         return torch.linalg.solve(slope, unconstrained - position(zero))
 
     def unsupported_density(self) -> str | None:
-        """Why log q can't be evaluated at given latents, or None where it can."""
+        """Says why log q can't be evaluated at given latents, or gives None where it can."""
         if self._beside:
             return f"the guide draws site '{self._beside}' beside the latents, so its density over these is an integral"
         if not self._indirect:
@@ -385,7 +409,7 @@ class Program:
             point = torch.randn(num, dtype=self.target.dtype, device=self.target.device)
             try:
                 image = self.unconstrained_of(self.initial, self.target.row(0), point)
-            except (KeyError, NotImplementedError):  # so say Pyro's transforms, of a value that they didn't make
+            except (KeyError, NotImplementedError):  # raised by Pyro's transforms for a value that they did not make
                 return "the guide has a flow without an inverse, so its density is known at its own draws alone"
             back = self._auxiliary_of(self.initial, self.target.row(0), image)
         if not torch.allclose(back, point, rtol=1e-6, atol=1e-6):
@@ -403,7 +427,7 @@ def _is_subsampled(node: Any) -> bool:
 
 
 def _scored(guide: Callable[..., Any], row: tuple[Tensor, ...]) -> Trace:
-    """A guide's trace with its log densities, computed while its parameters are in place: a flow's are lazy."""
+    """A guide's trace with its log densities, computed at once: a flow's would read the parameters only later."""
     trace = poutine.trace(guide).get_trace(*row)
     trace.compute_score_parts()
     return trace
@@ -428,7 +452,7 @@ def _is_tensor(node: Any, part: str) -> bool:
 
 
 def analytic_divergence_missing(program: Program) -> str | None:
-    """Which latent has no registered KL from the guide's site to the prior, or None where all have."""
+    """Says which latent has no registered KL from the guide's site to the prior, or gives None where each has one."""
     row = program.target.row(0)
     with program.isolated(seed=0):
         with whole_plates():
@@ -436,7 +460,8 @@ def analytic_divergence_missing(program: Program) -> str | None:
             model_trace = program.model_trace(guide_trace, row, ())
         for site in program.target.latents:
             guide_fn, prior = guide_trace.nodes[site.name]["fn"], model_trace.nodes[site.name]["fn"]
-            if is_delta(guide_fn):  # Pyro registers a KL from point masses that leaves out what they are images of
+            # Pyro registers a KL from point masses, but it leaves out the density of what is mapped to the point
+            if is_delta(guide_fn):
                 return f"site '{site.name}' has no KL in closed form: the guide maps auxiliary draws or a point to it"
             try:
                 kl_divergence(guide_fn, prior)

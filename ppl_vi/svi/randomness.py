@@ -2,7 +2,7 @@
 
 A guide draws by calling torch's generators. A first run under `Recorder` lists the calls; later runs under `Replay`
 take the numbers from given tensors instead. So a guide becomes a pure function, any two engines can be given the same
-draws, and a quasi-random point set can stand in for noise.
+noise, and a quasi-random point set can stand in the place of pseudo-random numbers.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ from torch.quasirandom import SobolEngine
 from ppl_vi.target.isolation import own_randomness
 
 Kind = Literal["normal", "uniform", "seed"]
-NUM_CANDIDATES = 6  # a gamma draw fails all of them, and is then not exact, with probability below 0.049^6 = 1.4e-8
-
-FEW = 2048  # normals, for which numpy's generator is not worth its start
-
+# A gamma draw takes the first accepted of so many proposals. None is accepted with probability below 0.049^6 = 1.4e-8;
+# the draw is then not exact. Each further proposal costs another normal and another uniform number.
+NUM_CANDIDATES = 6
+# Fewer normal numbers than these come from torch: to start numpy's generator takes longer than it saves.
+MIN_NUMPY_NORMALS = 2048
+# Torch's functions whose noise can't be given from outside.
 UNSUPPORTED = {
     "bernoulli", "bernoulli_", "binomial", "geometric_", "multinomial", "poisson", "randint", "randint_like", "random_",
     "_sample_dirichlet",
@@ -47,7 +49,7 @@ class Draw:
 
 
 class _StandardGammaGrad(torch.autograd.Function):
-    """dz/dc of a standard gamma draw at a fixed cdf, torch's own, which has no rule for `vmap`."""
+    """dz/dc of a standard gamma draw z at fixed cdf: torch's own function, with the rule for `vmap` that it lacks."""
 
     @staticmethod
     def forward(concentration: Tensor, value: Tensor) -> Tensor:
@@ -64,9 +66,14 @@ class _StandardGammaGrad(torch.autograd.Function):
 
 
 class _StandardGamma(torch.autograd.Function):
-    """Gamma(concentration, 1) from given noise: Marsaglia and Tsang (2000), A simple method for generating gamma
-    variables, the first accepted of `NUM_CANDIDATES` proposals; differentiated implicitly, dz/dc = -(dF/dc)/q (Figurnov
-    et al. 2018), so that the acceptance leaves no bias in the gradient."""
+    """Gamma(concentration, 1) from given noise, the first accepted of `NUM_CANDIDATES` proposals.
+
+    The draw z is differentiated implicitly, dz/dc = -(dF/dc) / q with the cdf F and the density q, so that rejection
+    leaves no bias in the gradient.
+
+    Sources: Marsaglia and Tsang (2000), A simple method for generating gamma variables; Figurnov, Mohamed and Mnih
+    (2018), Implicit reparameterization gradients.
+    """
 
     generate_vmap_rule = True
 
@@ -81,8 +88,8 @@ class _StandardGamma(torch.autograd.Function):
         bound = 0.5 * normals.square() + d * (1 - v + log_v)
         accepted = positive & (uniforms.log() < bound)
         earliest, *others = zip(v.unbind(0), accepted.unbind(0), strict=True)
-        first = earliest[0]  # where none is accepted
-        for candidate, taken in [*reversed(others), earliest]:  # no search: this compiles to plain arithmetic
+        first = earliest[0]  # stays where none is accepted
+        for candidate, taken in [*reversed(others), earliest]:  # from the last to the first, as plain arithmetic
             first = torch.where(taken, candidate, first)
         value = d * first.clamp(min=torch.finfo(v.dtype).tiny)
         return torch.where(small, value * boost ** (1 / concentration), value)
@@ -98,6 +105,7 @@ class _StandardGamma(torch.autograd.Function):
 
 
 def _shape_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Size:
+    """The shape that is asked for in a call such as `torch.randn(2, 3)`, `torch.randn((2, 3))` or by `size=`."""
     size = kwargs.get("size", args[0] if len(args) == 1 and not isinstance(args[0], int) else args)
     return torch.Size(size)
 
@@ -148,7 +156,7 @@ def _like(kind: Kind) -> Callable[..., Tensor]:
 
 
 def _randperm(source: _Source, n: int, **kwargs: Any) -> Tensor:
-    """A random order, as Pyro's plates take it for a subsample: that of as many uniforms."""
+    """A random order, as Pyro's plates take it for a subsample: the order of as many uniform numbers."""
     return (
         source.take("uniform", torch.Size([n]), torch.get_default_dtype())
         .argsort()
@@ -165,7 +173,7 @@ def _standard_gamma(source: _Source, concentration: Tensor, *_: Any, **__: Any) 
 
 
 class _NormalisedGammas:
-    """Stands in for torch's `_Dirichlet`: gamma draws over their sum, differentiated as they are."""
+    """Stands in the place of torch's `_Dirichlet`: gamma draws over their sum, which `vmap` can differentiate."""
 
     @staticmethod
     def apply(concentration: Tensor) -> Tensor:
@@ -173,6 +181,7 @@ class _NormalisedGammas:
         return gammas / gammas.sum(-1, keepdim=True)
 
 
+# Torch's functions whose noise can be given, by name, and how each makes its result of it.
 GENERATORS: dict[str, Callable[..., Tensor]] = {
     "normal": _normal,
     "normal_": _normal_,
@@ -190,10 +199,10 @@ GENERATORS: dict[str, Callable[..., Tensor]] = {
 
 
 class _Source(TorchFunctionMode):
-    """Answers torch's random generators from `take`, whatever library calls them."""
+    """Answers the calls of torch's random generators by `take`, whatever library makes them."""
 
     def __enter__(self) -> Any:
-        """Dirichlet and Beta draw by an `autograd.Function` of torch's own that no `vmap` knows."""
+        """Replaces the `autograd.Function` by which Dirichlet and Beta draw, which has no rule for `vmap`, as well."""
         self._replaced = getattr(dirichlet, "_Dirichlet", None)
         dirichlet._Dirichlet = _NormalisedGammas  # type: ignore[misc, assignment]
         return super().__enter__()
@@ -203,6 +212,7 @@ class _Source(TorchFunctionMode):
         dirichlet._Dirichlet = self._replaced  # type: ignore[misc, assignment]
 
     def take(self, kind: Kind, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        """Noise of a kind: standard normal numbers, or uniform ones on [0, 1)."""
         raise NotImplementedError
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -215,11 +225,12 @@ class _Source(TorchFunctionMode):
         return self.other(name, func, args, kwargs)
 
     def other(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
+        """Answers the call of any other function of torch."""
         return func(*args, **kwargs)
 
 
 class Recorder(_Source):
-    """Draws as usual and lists what was drawn in `draws`."""
+    """Lets torch draw as usual, and lists what was drawn in `draws`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -232,12 +243,12 @@ class Recorder(_Source):
 
 
 class Replay(_Source):
-    """Hands out given noise in the order of the recording.
+    """Hands out given noise in the order in which it was recorded.
 
     Args:
         noise: one tensor for each recorded draw.
-        anchor: a zero that depends on the parameters. Buffers of zeros are made to depend on it, so that code that
-            scatters parameters into them in place (Pyro's `AutoGaussian`) can run under `vmap`.
+        anchor: a zero that depends on the parameters. It is added to every tensor of zeros that is made, so that code
+            that scatters parameters into such a tensor in place, as Pyro's `AutoGaussian` does, can run under `vmap`.
     """
 
     def __init__(self, noise: Iterable[Tensor], anchor: Tensor | None = None) -> None:
@@ -255,7 +266,7 @@ class Replay(_Source):
         return self.noise[self.position - 1]
 
     def other(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
-        if name == "clamp_":  # has no rule for vmap; its out-of-place twin has
+        if name == "clamp_":  # has no rule for vmap, while `clamp` has one
             return args[0].copy_(args[0].clamp(*args[1:], **kwargs))
         out = func(*args, **kwargs)
         if name in ("zeros", "new_zeros") and self.anchor is not None and out.is_floating_point():
@@ -273,8 +284,11 @@ def _uniforms(shape: torch.Size, dtype: torch.dtype, generator: torch.Generator)
 
 
 def _normals(shape: torch.Size, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
-    """Standard normal; many of double precision on the CPU come from numpy, which takes 10 ns each, torch 22."""
-    if dtype != torch.float64 or generator.device.type != "cpu" or shape.numel() < FEW:
+    """Standard normal numbers.
+
+    Many of double precision on the CPU come from numpy's generator, which takes 10 ns for each where torch takes 22.
+    """
+    if dtype != torch.float64 or generator.device.type != "cpu" or shape.numel() < MIN_NUMPY_NORMALS:
         return torch.randn(shape, dtype=dtype, device=generator.device, generator=generator)
     seed = torch.randint(2**63 - 1, (2,), generator=generator).tolist()
     return torch.from_numpy(np.random.Generator(np.random.SFC64(seed)).standard_normal(shape))
@@ -288,7 +302,7 @@ _MAKERS = {"normal": _normals, "uniform": _uniforms, "seed": _seeds}
 
 
 def seeded(noise: Iterable[Tensor]) -> AbstractContextManager[None]:
-    """Seeds torch's own generators by the first of some noise, a seed."""
+    """A context in which torch's own generators are seeded by the first number of some noise."""
     return own_randomness(int(next(iter(noise)).item()))
 
 
@@ -301,7 +315,8 @@ def quasi_random(draws: Iterable[Draw], num_points: int, num_scrambles: int, see
     """
     draws = tuple(draws)
     sizes = [draw.shape.numel() for draw in draws]
-    if sum(sizes) > SobolEngine.MAXDIM or any(draw.kind == "seed" for draw in draws):  # no such point set
+    # torch has no Sobol points of so many dimensions, and there are none of seeds
+    if sum(sizes) > SobolEngine.MAXDIM or any(draw.kind == "seed" for draw in draws):
         return pseudo_random(draws, (num_scrambles, num_points), torch.Generator().manual_seed(seed))
     if sum(sizes) == 0:
         return tuple(torch.zeros((num_scrambles, num_points, *draw.shape), dtype=draw.dtype) for draw in draws)
@@ -309,7 +324,7 @@ def quasi_random(draws: Iterable[Draw], num_points: int, num_scrambles: int, see
     for scramble in range(num_scrambles):
         engine = SobolEngine(sum(sizes), scramble=True, seed=seed * num_scrambles + scramble)
         sets.append(engine.draw(num_points, dtype=torch.float64))
-    # Sobol points lie on a grid of 2^-30; half a cell keeps both ends inside (0, 1)
+    # Sobol points lie on a grid of width 2^-30 that begins at 0; shifted by half a cell, all lie inside (0, 1)
     uniform = torch.stack(sets) + 2.0**-31
     out = []
     for draw, block in zip(draws, uniform.split(sizes, -1), strict=True):

@@ -1,4 +1,7 @@
-"""What a fit leaves: the fitted guides of every problem and replica, saved without pickle."""
+"""The result of `fit`: the fitted guides of every problem and replica, and how to save them.
+
+A saved fit is a zip of plain NumPy arrays, one of which holds JSON, so that reading it can't run code.
+"""
 
 from __future__ import annotations
 
@@ -23,17 +26,18 @@ from ppl_vi.runtime.files import replace_file
 from ppl_vi.svi.finishing import finished
 from ppl_vi.svi.program import Program, load_parameters
 from ppl_vi.svi.randomness import UnsupportedRandomnessError, pseudo_random, quasi_random
-from ppl_vi.svi.start import build_guide
+from ppl_vi.svi.start import build_guide, structure_seed
 from ppl_vi.target.fingerprint import fingerprint
 from ppl_vi.target.sites import Latents
 from ppl_vi.target.target import Target
 
 FORMAT, FORMAT_VERSION = "ppl_vi.Fit", 1
-_NUMBERS = itertools.count()  # of the guides given out
+Progress = Callable[[int, int], None]  # is told the number of steps taken and the largest possible number
+_GUIDE_NUMBERS = itertools.count()  # part of the names of guides that are given to users
 
 
 def _rename(guide: nn.Module, name: str) -> None:
-    """Gives a guide a name of its own: in Pyro's parameter store two guides of one name would share their values."""
+    """Gives a guide a name of its own: two guides of one name would share their values in Pyro's parameter store."""
     for path, module in guide.named_modules():
         if isinstance(module, PyroModule):
             module._pyro_name = f"{name}.{path}" if path else name
@@ -44,23 +48,31 @@ class Fit:
     """Fits of one family by SVI: `B` problems, `R` independent replicas of each.
 
     Attributes:
-        target: what was fitted.
-        family_name: the family by name, as `find_family` takes it.
+        target: the target whose problems were fitted.
+        family_name: the name of the family, as `find_family` takes it.
         family: the family.
-        objective, engine, seed, seconds, num_particles, lr: how, and how long it took.
-        engine_reason: why this engine ran, where it was not asked for by name or another one was; else "".
-        parameters: unconstrained values by name, `(B, R, *shape)`.
+        objective: the name of the objective.
+        engine: the name of the engine.
+        engine_reason: why it was this engine, where none or another one was asked for by name; else "".
+        seed: of the initial values and the noise.
+        seconds: how long the fit took.
+        num_particles: draws of the guide in each step.
+        lr: the size of Adam's first step, see `fit`.
+        parameters: the unconstrained parameters by name, `(B, R, *shape)`.
         scope: for each parameter "per_problem" or "shared".
-        initial: the parameters before the first step, likewise.
-        steps: steps at which `trajectory` was taken, `(T,)`.
-        trajectory: flat parameters then, `(T, B, R, D)`.
-        elbo_history: the objective's estimate at every step, `(num_steps, B, R)`, nats.
-        status: "converged", "not_converged" or "diverged" for each, `(B, R)`.
-        stop_reason: in words, `(B, R)`.
-        num_steps: steps taken, `(B, R)`.
-        predicted_gain: upper bound of what is still to be gained nearby, nats, `(B, R)`.
+        initial: the parameters before the first step, by name; empty where the guide that is scored is another than
+            that which was fitted, as with a Laplace approximation.
+        steps: the steps after which the parameters were noted, `(T,)`.
+        trajectory: the flat parameters then, `(T, B, R, D)`.
+        elbo_history: the estimate of the objective's bound in every step, `(num_steps, B, R)`, nats; nan where a fit
+            was left out of a step.
+        status: a value of `ppl_vi.svi.status.Status` for each fit, as a string, `(B, R)`.
+        stop_reason: why each fit stopped or did not stop, in words, `(B, R)`.
+        num_steps: the steps that each fit took, `(B, R)`.
+        predicted_gain: the most that each fit could still gain nearby, nats, `(B, R)`.
         support_mismatch: what is wrong with the guide's support, or "".
-        versions: of the software.
+        versions: the versions of the software.
+        program: the model and the guide as pure functions.
     """
 
     target: Target
@@ -89,7 +101,7 @@ class Fit:
 
     @property
     def num_replicas(self) -> int:
-        """`R`."""
+        """The number of replicas of each problem, `R`."""
         return self.status.shape[1]
 
     @property
@@ -100,23 +112,24 @@ class Fit:
     def guide(self, problem: int = 0, replica: int = 0) -> nn.Module:
         """One fitted guide, an ordinary Pyro guide: call it with the problem's data, or give it to `Predictive`.
 
-        Its parameters have the target's dtype: where a guide makes tensors of its own, as `AutoGaussian` does, set
-        torch's default to that before.
+        Its parameters have the target's dtype. Where a guide makes tensors of its own while it runs, as `AutoGaussian`
+        does, set torch's default dtype to that before.
         """
-        guide = finished(build_guide(self.family, self.target, problem), self.target, problem, at_mode=False)
+        built = build_guide(self.family, self.target, problem, seed=structure_seed(self.seed))
+        guide = finished(built, self.target, problem, at_mode=False)
         load_parameters(guide, {name: stacked[problem, replica] for name, stacked in self.parameters.items()})
-        _rename(guide, f"{type(guide).__name__}_{next(_NUMBERS)}")
+        _rename(guide, f"{type(guide).__name__}_{next(_GUIDE_NUMBERS)}")
         return guide
 
     def draw(self, num: int, seed: int) -> Latents:
-        """Draws from every fitted guide: for each site `(B, R, num, *site.shape)`."""
+        """Draws from every fitted guide: for each latent site `(B, R, num, *site.shape)`."""
         return self.draw_at(self.theta, num, seed)
 
     def draw_at(self, theta: Tensor, num: int, seed: int) -> Latents:
-        """Draws from members `theta` `(B, R, D)` of the family: for each site `(B, R, num, *site.shape)`."""
+        """Draws from members `theta` `(B, R, D)` of the family: for each latent site `(B, R, num, *site.shape)`."""
         try:
             return self._drawn(theta, num, seed)
-        except UnsupportedRandomnessError as error:  # of a guide that happened to draw as it did at first
+        except UnsupportedRandomnessError as error:  # now the guide draws in another way than in its first run
             self.program.run_one_by_one(str(error), by_seeds=True)
         return self._drawn(theta, num, seed)
 
@@ -128,10 +141,11 @@ class Fit:
     def quantiles(self, probabilities: Sequence[float], *, num_points: int = 2**14, seed: int = 0) -> Latents:
         """Quantiles of each latent number's marginal under the fitted guides: `(B, R, Q, *site.shape)` for each site.
 
-        From scrambled Sobol points, for any guide: a probability is met to about `1 / num_points^(1/2)` at worst.
+        They are the quantiles of draws on scrambled Sobol points, for any guide. The probability below each is right to
+        about `1 / num_points^(1/2)` at worst.
 
         Args:
-            probabilities: `Q` of them, between 0 and 1.
+            probabilities: `Q` numbers between 0 and 1.
             num_points: draws of each guide.
             seed: of the scrambling.
 
@@ -147,7 +161,13 @@ class Fit:
         return {name: values.quantile(at, dim=2).movedim(0, 2) for name, values in latents.items()}
 
     def _latents(self, theta: Tensor, noise: tuple[Tensor, ...], axis: int | None) -> Latents:
-        """Latents `(B, R, N, *site.shape)` from noise that each member has of its own, or all in common."""
+        """Draws of the latents of members `theta` `(B, R, D)`, for each site `(B, R, N, *site.shape)`.
+
+        Args:
+            theta: the members.
+            noise: for each draw `(B, R, N, *shape)`, or `(N, *shape)` where all members have it in common.
+            axis: 0 or None accordingly.
+        """
 
         def many(point: Tensor, row: tuple[Tensor, ...], draws: tuple[Tensor, ...]) -> Latents:
             return self._over(lambda one: self.program.latents(point, row, one))(draws)
@@ -160,18 +180,18 @@ class Fit:
         return (loop_over if self.program.one_by_one else vmap_or_loop)(function, in_dims)
 
     def log_prob(self, latents: Latents) -> Tensor:
-        """log q at latents `(B, R, S, *site.shape)`, `(B, R, S)`, nats."""
+        """log q of the fitted guides at latents `(B, R, S, *site.shape)`: `(B, R, S)`, nats."""
         return self.log_prob_at(self.theta, latents)
 
     def log_prob_at(self, theta: Tensor, latents: Latents) -> Tensor:
-        """log q of the family's members `theta` `(B, R, D)` at latents `(B, R, S, *site.shape)`, `(B, R, S)`."""
+        """log q of members `theta` `(B, R, D)` at latents `(B, R, S, *site.shape)`: `(B, R, S)`, nats."""
         batch, replicas = theta.shape[:2]
         problem = torch.arange(batch, device=theta.device).repeat_interleave(replicas)
         rows = {name: value.flatten(0, 1) for name, value in latents.items()}
         return self.log_prob_rows(theta.flatten(0, 1), problem, rows).unflatten(0, (batch, replicas))
 
     def log_prob_rows(self, theta: Tensor, problem: Tensor, latents: Latents) -> Tensor:
-        """log q of members `theta` `(N, D)`, for problems `(N,)`, at latents `(N, S, *site.shape)`, `(N, S)`, nats."""
+        """log q of members `theta` `(N, D)` for problems `(N,)` at latents `(N, S, *site.shape)`: `(N, S)`, nats."""
         rows = tuple(arg[problem] for arg in self.target.args)
 
         def many(point: Tensor, row: tuple[Tensor, ...], values: Latents) -> Tensor:
@@ -187,13 +207,7 @@ class Fit:
             "format": FORMAT,
             "version": FORMAT_VERSION,
             "family": self.family_name,
-            "objective": self.objective,
-            "engine": self.engine,
-            "engine_reason": self.engine_reason,
-            "seed": self.seed,
-            "seconds": self.seconds,
-            "num_particles": self.num_particles,
-            "lr": self.lr,
+            **{name: getattr(self, name) for name in _SCALARS},
             "parameters": list(self.parameters),
             "scope": self.scope,
             "support_mismatch": self.support_mismatch,
@@ -213,22 +227,23 @@ class Fit:
 
     @staticmethod
     def load(path: str | Path, target: Target, family: Any = None) -> Fit:
-        """Reads a fit back.
+        """Reads a fit from a file.
 
         Args:
-            path: a file written by `save`.
-            target: the problem it was fitted to; code is not saved.
-            family: the family, or guide of your own: needed where its name can't be imported.
+            path: a file that `save` has written.
+            target: the target that it was fitted to, since a file holds no code.
+            family: the family, or a guide of your own; needed where its name can't be imported.
 
         Raises:
-            ValueError: the file is truncated, foreign, of another version, or of another target.
-            FileNotFoundError: there is none.
+            ValueError: the file is truncated, no saved fit, of another version, or of another target.
+            FileNotFoundError: there is no such file.
         """
         header, arrays = _read(Path(path))
         if header["target"] != fingerprint(target):
             raise ValueError(f"{path} was fitted to another target or other data: {header['target']}")
         family = _loaded(path, target, header["family"], family)
-        program = Program(target, drawn_by_latents(finished(build_guide(family, target), target, 0, at_mode=False)))
+        built = build_guide(family, target, seed=structure_seed(header["seed"]))
+        program = Program(target, drawn_by_latents(finished(built, target, 0, at_mode=False)))
         names = header["parameters"]
         if tuple(names) != program.layout.names:
             raise ValueError(
@@ -238,13 +253,13 @@ class Fit:
         def tensors(prefix: str) -> dict[str, Tensor]:
             return {n: torch.from_numpy(arrays[f"{prefix}_{i}"]).to(target.device) for i, n in enumerate(names)}
 
-        settings: dict[str, Any] = {k: header[k] for k in _SETTINGS}
+        scalars: dict[str, Any] = {name: header[name] for name in _SCALARS}
         histories: dict[str, Any] = {name: arrays[name] for name in _ARRAYS}
         return Fit(
             target=target,
             family_name=header["family"],
             family=family,
-            **settings,
+            **scalars,
             parameters=tensors("parameter"),
             scope=header["scope"],
             initial=tensors("initial") if "initial_0" in arrays else {},
@@ -257,7 +272,7 @@ class Fit:
 
 
 def _loaded(path: str | Path, target: Target, name: str, given: Any) -> Family:
-    """The family of a file: what is given, else what its name says."""
+    """The family of a saved fit: the one that is given, else the one that its name says."""
     try:
         family = family_of(target, given or name)
         build_guide(family, target)
@@ -268,7 +283,8 @@ def _loaded(path: str | Path, target: Target, name: str, given: Any) -> Family:
     return family
 
 
-_SETTINGS = ("objective", "engine", "engine_reason", "seed", "seconds", "num_particles", "lr")
+# The attributes of a fit that are saved under their own names: in the header, and as arrays.
+_SCALARS = ("objective", "engine", "engine_reason", "seed", "seconds", "num_particles", "lr")
 _ARRAYS = ("steps", "elbo_history", "status", "stop_reason", "num_steps", "predicted_gain")
 
 
@@ -276,7 +292,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     if not path.exists():
         raise FileNotFoundError(f"no fit at {path}")
     try:
-        # what np.load opens itself it leaves open where the zip is damaged
+        # the file is opened here, since np.load would leave it open where the zip is damaged
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         header = json.loads(arrays.pop("header").tobytes())
@@ -287,6 +303,3 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     if header.get("version") != FORMAT_VERSION:
         raise ValueError(f"{path} has format version {header.get('version')}; this ppl_vi reads {FORMAT_VERSION}")
     return header, arrays
-
-
-Progress = Callable[[int, int], None]

@@ -1,4 +1,8 @@
-"""Guides at their initial values: taken from the target's mode and curvature, overdispersed over replicas."""
+"""Guides at their initial values, which are taken from the target's mode and curvature in unconstrained space.
+
+Replicas start around the mode, spread out by one standard deviation of the posterior, so that those of one problem show
+whether the fit depends on the start.
+"""
 
 from __future__ import annotations
 
@@ -35,26 +39,35 @@ from ppl_vi.target.isolation import whole_plates
 from ppl_vi.target.sites import split
 from ppl_vi.target.target import Target
 
-SCALE_VECTOR = (AutoDiagonalNormal, AutoMultivariateNormal, AutoLowRankMultivariateNormal)  # in `guide.scale`
+# Pyro's Gaussian guides that keep one scale for each latent number in the vector `guide.scale`, and those that keep the
+# scales of each site in `guide.scales`.
+SCALE_VECTOR = (AutoDiagonalNormal, AutoMultivariateNormal, AutoLowRankMultivariateNormal)
 SCALE_BY_SITE = (AutoNormal, AutoStructured, AutoGaussian, AutoNormalMessenger, AutoHierarchicalNormalMessenger)
-SPREAD = 1.0  # replicas start this many posterior standard deviations around the mode, in unconstrained space
-SCALE = 0.5  # initial scales are about half the posterior's: a wide start has gradients of heavy tails
-SCALE_SPREAD = 0.3  # standard deviation of the log of their initial scales
+# The standard deviation of the replicas' initial locations around the mode, in standard deviations of the posterior.
+LOC_SPREAD = 1.0
+# The initial scales are about this share of the posterior's: a wide guide reaches into the tails of the posterior,
+# where gradients are large and noisy.
+SCALE_SHARE = 0.5
+# The standard deviation of the logarithm of the replicas' initial scales.
+LOG_SCALE_SPREAD = 0.3
 
 
 def start_points(target: Target, num_replicas: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Initial locations and scales in unconstrained space, each `(B, R, D)`."""
+    """Initial locations and scales of all replicas in unconstrained space, each `(B, R, D)`."""
     start = target.start
     generator = torch.Generator(device=target.device).manual_seed(seed)
     shape = (target.num_problems, num_replicas, target.dim)
     noise = torch.randn((2, *shape), dtype=target.dtype, device=target.device, generator=generator)
-    loc = start.loc[:, None] + SPREAD * start.scale[:, None] * noise[0]
-    scale = SCALE * start.scale[:, None] * torch.exp(SCALE_SPREAD * noise[1])
+    loc = start.loc[:, None] + LOC_SPREAD * start.scale[:, None] * noise[0]
+    scale = SCALE_SHARE * start.scale[:, None] * torch.exp(LOG_SCALE_SPREAD * noise[1])
     return loc, scale
 
 
 def _first_run(guide: nn.Module, target: Target, row: tuple[Tensor, ...]) -> None:
-    """Autoguides make their parameters in a first call, with all of each plate's data; later they take parts again."""
+    """Runs a guide once, since Pyro's autoguides make their parameters in a first call.
+
+    This call takes all of each plate's data; later calls take subsamples again.
+    """
     parts = target.parts
     with whole_plates() if parts else nullcontext():
         poutine.trace(guide).get_trace(*row)
@@ -71,9 +84,19 @@ def build_guide(
     scale: Tensor | None = None,
     seed: int = 0,
 ) -> nn.Module:
-    """A guide of a family at given initial location and scale `(D,)`: as far as the family takes such arguments.
+    """A guide of a family, at a given initial location and scale as far as the family takes them.
 
-    `init_loc_fn` and `init_scale` are the names of Pyro's autoguides; `init_scale_fn`, one scale a site, ours.
+    A family takes them by the arguments `init_loc_fn` and `init_scale` of Pyro's autoguides, or by our own
+    `init_scale_fn`, a function of a site's name and location that gives the site's scale. Pyro's Gaussian guides and
+    autoregressive flows are moved there after they have been made.
+
+    Args:
+        family: the family.
+        target: the target that the guide is for.
+        problem: the problem on whose data the guide is run for the first time.
+        loc, scale: the location and the scale of each latent number in unconstrained space, `(D,)`; by default those of
+            the problem's mode.
+        seed: of what the guide itself draws for its initial values.
 
     Raises:
         TypeError: the family doesn't return something callable.
@@ -88,10 +111,10 @@ def build_guide(
     if "init_scale_fn" in names:
         scales = split(target.latents, scale)
         given["init_scale_fn"] = lambda name, location: scales[name].reshape(location.shape)
-    elif "init_scale" in names and family is not AutoGaussian:  # whose random factors it would scale as well
+    elif "init_scale" in names and family is not AutoGaussian:  # AutoGaussian would scale its random factors as well
         given["init_scale"] = float(scale.log().mean().exp())
     with target.isolated(seed), warnings.catch_warnings():
-        # a flow over one number is fine
+        # Pyro warns of an autoregressive flow over one number, which is a fine guide
         warnings.filterwarnings("ignore", message=".*AutoRegressiveNN input_dim = 1.*")
         warnings.filterwarnings("ignore", message="The `init_loc_fn` argument to AutoIAFNormal is not used")
         guide = family(target.model, **given)
@@ -115,7 +138,7 @@ def build_guide(
 
 
 def _located(target: Target, loc: Tensor) -> Callable[..., Any]:
-    """The initial value of each site that lies at `loc` `(D,)` in the support that the site has in this run."""
+    """Pyro's `init_loc_fn` that puts each site at `loc` `(D,)`, mapped to the support that the site has in this run."""
     parts = split(target.latents, loc)
 
     def initial(site: Any) -> Tensor:
@@ -126,7 +149,11 @@ def _located(target: Target, loc: Tensor) -> Callable[..., Any]:
 
 
 def _refuse_clash(guide: AutoGuide, target: Target) -> None:
-    """An autoguide that keeps a parameter a site does so under the site's name, where a module may have a method."""
+    """Refuses a site's name that is also an attribute of torch's modules, for guides that keep parameters under it.
+
+    Raises:
+        ValueError: there is such a site.
+    """
     for site in target.latents:
         taken = next((part for part in site.name.split(".") if hasattr(PyroModule, part)), None)
         if taken is not None:
@@ -138,7 +165,7 @@ def _refuse_clash(guide: AutoGuide, target: Target) -> None:
 
 @torch.no_grad()
 def _widen(guide: Any, target: Target, scale: Tensor) -> None:
-    """Gives each coordinate its own initial scale: Pyro's Gaussian guides take one number for all."""
+    """Gives each latent number its own initial scale, where Pyro's Gaussian guides take one number for all."""
     if isinstance(guide, SCALE_VECTOR):
         guide.scale = scale * guide.scale / guide._init_scale
         return
@@ -150,8 +177,11 @@ def _widen(guide: Any, target: Target, scale: Tensor) -> None:
 
 @torch.no_grad()
 def _place_flow(guide: AutoNormalizingFlow, loc: Tensor, scale: Tensor) -> None:
-    """Lets an autoregressive flow, which takes no initial values, start there: the last transform's biases carry its
-    base's centre to `loc`, with a slope of `scale` as far as Pyro does not clip it (to between exp -5 and exp 3)."""
+    """Lets an autoregressive flow start at `loc` and `scale` `(D,)`, since it takes no initial values.
+
+    The biases of the last transform are set so that the centre of the flow's base is mapped to `loc`, with the slope
+    `scale`, as far as Pyro does not clip it to between exp(-5) and exp(3).
+    """
     transform = guide.transform
     parts = list(transform.parts) if isinstance(transform, ComposeTransform) else [transform]
     last = parts.pop()
@@ -166,12 +196,22 @@ def _place_flow(guide: AutoNormalizingFlow, loc: Tensor, scale: Tensor) -> None:
     bias += torch.cat([loc - slope * centre - mean, slope.log() - log_scale])
 
 
+def structure_seed(seed: int) -> int:
+    """The seed of the first guide of a fit with a seed.
+
+    Some guides draw a part of their structure when they are made, as flows draw the order of the latents. All fits have
+    the structure of the first guide, so whoever makes it anew has to give this seed.
+    """
+    return seed * 1_000_003
+
+
 def start_guides(family: Family, target: Target, num_replicas: int, seed: int) -> list[list[nn.Module]]:
     """One guide for each problem and replica, at its own initial values."""
     loc, scale = start_points(target, num_replicas, seed)
+    first = structure_seed(seed)
     return [
         [
-            build_guide(family, target, b, loc[b, r], scale[b, r], seed=seed * 1_000_003 + b * num_replicas + r)
+            build_guide(family, target, b, loc[b, r], scale[b, r], seed=first + b * num_replicas + r)
             for r in range(num_replicas)
         ]
         for b in range(target.num_problems)

@@ -1,7 +1,7 @@
-"""Whether a guide stays inside the posterior's support: checked before fitting, since SVI often never notices.
+"""Whether a guide stays inside the posterior's support; this is checked before fitting, since SVI often never notices.
 
-A guide with mass where the posterior has none has reverse KL = +inf and ELBO = -inf. With validation off Pyro
-evaluates the prior's formula there all the same, so SVI converges, to a "bound" above log p(x).
+A guide with mass where the posterior has none has the reverse KL +inf and the ELBO -inf. While validation is off, Pyro
+evaluates the prior's formula there all the same, so SVI converges to a "bound" that may lie above log p(x).
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from ppl_vi.target.supports import LatentSite, ends
 from ppl_vi.target.target import Target
 from ppl_vi.target.truncation import support_of
 
-FOLLOWING = ("AutoNormalMessenger", "AutoHierarchicalNormalMessenger", "AutoRegressiveMessenger")  # moving supports
+# Pyro's autoguides that follow a support that moves with other latents.
+MOVING_SUPPORT_AUTOGUIDES = ("AutoNormalMessenger", "AutoHierarchicalNormalMessenger", "AutoRegressiveMessenger")
 
 
 class SupportMismatchError(ValueError):
@@ -38,7 +39,7 @@ def contains(outer: Constraint, inner: Constraint) -> bool:
 
 
 def describe(support: Constraint) -> str:
-    """A support in words: `[0, inf)` or the constraint's own name."""
+    """A support in words: an interval such as `[0, inf)`, or the constraint's own name."""
     found = ends(support)
     if found is None:
         return str(support)
@@ -51,13 +52,16 @@ def _number(end: Tensor) -> str:
 
 
 def families_for(support: Constraint) -> list[str]:
-    """Names of the families whose support lies within a given one."""
+    """The names of the families whose support lies within a given one."""
     table = POSITIVE if contains(support, constraints.nonnegative) else {}
     return [*table, *(REAL if contains(support, constraints.real) else {}), *ANY]
 
 
 def _ends_in_bijection(fn: Any, support: Constraint) -> bool:
-    """Whether a distribution's last step is Pyro's own map to a support: its declared one may be wider."""
+    """Whether the last transform of a distribution is Pyro's own map to a support.
+
+    Its draws are then inside that support, although the support that the distribution declares may be wider.
+    """
     while isinstance(fn, Independent):
         fn = fn.base_dist
     own = [part for transform in getattr(fn, "transforms", ()) for part in _parts(transform)]
@@ -66,7 +70,7 @@ def _ends_in_bijection(fn: Any, support: Constraint) -> bool:
 
 
 def _parts(transform: Any) -> list[Any]:
-    """What a transform is composed of, without what only counts its dimensions."""
+    """The transforms that a transform is composed of, without wrappers that only count its dimensions."""
     while isinstance(transform, IndependentTransform):
         transform = transform.base_transform
     if isinstance(transform, ComposeTransform):
@@ -75,6 +79,16 @@ def _parts(transform: Any) -> list[Any]:
 
 
 def _refuse_draw(node: Any, site: LatentSite, whole: bool) -> None:
+    """Refuses a guide's draw of a site that is discrete, of another shape than the model's, or nan.
+
+    Args:
+        node: the site in the guide's trace.
+        site: the site in the model.
+        whole: whether the guide draws the whole of the site, and not a subsample's part.
+
+    Raises:
+        ValueError: see above.
+    """
     value, fn = node["value"], node["fn"]
     if fn.support.is_discrete:
         raise ValueError(f"site '{site.name}': the guide draws from a {type(fn).__name__}, which is discrete")
@@ -90,12 +104,12 @@ def _refuse_draw(node: Any, site: LatentSite, whole: bool) -> None:
 
 
 def mismatch(target: Target, guide: nn.Module) -> str | None:
-    """What is wrong with the guide's sites or supports for this target, or None.
+    """Which support of a guide's sites does not lie inside the model's, in words, or None where all do.
 
     Raises:
-        RefusedFamilyError: an autoguide that can't follow a support that moves.
-        ValueError: the guide misses a latent site of the model, adds one, draws one in another shape or where it has no
-            density; or has nothing to fit.
+        RefusedFamilyError: the guide is an autoguide that can't follow a support that moves with other latents.
+        ValueError: the guide lacks a latent site of the model, adds one, or draws one that is discrete, of another
+            shape or nan; or it has no parameters.
     """
     with target.isolated(seed=0):
         trace = poutine.trace(guide).get_trace(*target.row(0))
@@ -118,7 +132,7 @@ def mismatch(target: Target, guide: nn.Module) -> str | None:
         support = support_of(fn)
         if is_delta(fn) or contains(site.support, support) or _ends_in_bijection(fn, site.support):
             continue
-        fitting = ", ".join(FOLLOWING if target.moving else families_for(site.support))
+        fitting = ", ".join(MOVING_SUPPORT_AUTOGUIDES if target.moving else families_for(site.support))
         return (
             f"site '{site.name}': the guide's support {describe(support)} is not inside the model's "
             f"{describe(site.support)}, so the reverse KL is inf and the ELBO -inf; families that fit: {fitting}"
@@ -127,11 +141,17 @@ def mismatch(target: Target, guide: nn.Module) -> str | None:
 
 
 def _refuse_still(target: Target, guide: nn.Module) -> None:
-    """Pyro's autoguides keep each site in the support it had in one run, but for those that are effect handlers."""
+    """Refuses autoguides that keep each site in the support of one run, where that moves with other latents.
+
+    Of Pyro's autoguides these are all but those that are effect handlers.
+
+    Raises:
+        RefusedFamilyError: the guide is one of them.
+    """
     if target.moving and isinstance(guide, AutoGuide) and not isinstance(guide, AutoMessenger):
         name, site = type(guide).__name__, target.moving[0]
         raise RefusedFamilyError(
             f"the support of site '{site}' moves with other latents, and {name} keeps to that of one run: take "
-            f"{FOLLOWING[0]}, which follows it, or a guide of your own; or draw the site on a fixed support, "
-            "Uniform(a, b) as a + (b - a) * Uniform(0, 1)"
+            f"{MOVING_SUPPORT_AUTOGUIDES[0]}, which follows it, or a guide of your own; or draw the site on a fixed "
+            "support, Uniform(a, b) as a + (b - a) * Uniform(0, 1)"
         )

@@ -1,4 +1,8 @@
-"""Truths: the exact posterior, with an error and the checks that certify it; past their reach, annealed bounds."""
+"""Truths: the exact posterior and log p(x), with a stated error and the checks that certify them.
+
+`ground_truth` chooses the method. Where no method reaches, `annealed_bound` and `annealed_sandwich` bound the log p(x)
+of a decoder.
+"""
 
 from __future__ import annotations
 
@@ -10,29 +14,32 @@ from ppl_vi.target.target import Target
 from ppl_vi.truth.chains.reference import reference_truth
 from ppl_vi.truth.decoder.annealing import AnnealedBound, Annealing, Sandwich, annealed_bound, annealed_sandwich
 from ppl_vi.truth.decoder.evidence import CELL_RULES, decoded_truth
-from ppl_vi.truth.quadrature.adaptive import AGREEMENT, black_box_truth
-from ppl_vi.truth.quadrature.adaptive import RULES as BLACK_BOX
-from ppl_vi.truth.quadrature.conditional import partial_truth, reaches
+from ppl_vi.truth.quadrature.adaptive import MAX_LATENT_NUMBERS, black_box_truth
+from ppl_vi.truth.quadrature.conditional import has_few_outer_numbers, partial_truth
+from ppl_vi.truth.quadrature.cross_checks import RULES_TOLERANCE
 from ppl_vi.truth.quadrature.one_number import quadrature_truth
 from ppl_vi.truth.result import Check, Expectation, Grade, Points, Truth, UncertifiedTruthError
 
-MOST_SEARCHED = 2  # problems of one number that are searched for what both quadrature rules step over
+# Targets of one latent number with no more problems than this are also integrated by the tree of bricks, which searches
+# for peaks that both quadrature rules may have missed. It takes a second a problem, too long for thousands of them.
+MAX_SEARCHED_PROBLEMS = 2
 
 
 def ground_truth(target: Target, *, seed: int = 0) -> Truth:
-    """The posterior of every problem of a target, by the method that reaches farthest into certainty.
+    """The posterior of every problem of a target, by the most certain method that reaches it.
 
-    - A decoded target of up to three latent numbers: `decoded_truth`.
-    - One unconstrained number: `quadrature_truth`, certified by a closed form, else checked for up to two problems by
-      `black_box_truth`, which also takes over where it fails.
-    - Two or three: `black_box_truth`.
-    - More, with a conditional on up to three of them: `partial_truth`.
-    - Any other: `reference_truth`, draws with a standard error.
+    - A target with a decoder and up to three latent numbers: `decoded_truth`, a tree of cells.
+    - One unconstrained latent number: `quadrature_truth`. A closed form certifies it. Without one, `black_box_truth`
+      checks it for up to two problems, and replaces it where it fails.
+    - Two or three numbers: `black_box_truth`, a tree of bricks.
+    - More numbers, with a conditional on up to three of them: `partial_truth`, quadrature over these.
+    - Any other: `reference_truth`, draws of Hamiltonian Monte Carlo, with a standard error.
 
-    `Truth.grade` says how far it can be trusted, `Truth.assumptions` what for, `Truth.reasons` why not.
+    `Truth.grade` says how far the truth can be trusted, `Truth.assumptions` under which assumptions, and
+    `Truth.reasons` which check failed.
 
     Args:
-        target: whose posterior.
+        target: whose posterior is wanted.
         seed: of searches and draws.
 
     Raises:
@@ -43,29 +50,30 @@ def ground_truth(target: Target, *, seed: int = 0) -> Truth:
         return decoded_truth(target)
     if target.dim == 1:
         return _of_one_number(target, seed)
-    if target.dim in BLACK_BOX:
+    if target.dim <= MAX_LATENT_NUMBERS:
         return black_box_truth(target, seed=seed)
-    if reaches(target):
+    if has_few_outer_numbers(target):
         return partial_truth(target, seed=seed)
     return reference_truth(target, seed=seed)
 
 
 def _of_one_number(target: Target, seed: int) -> Truth:
+    """The truth by quadrature along the line, confirmed or replaced by the tree of bricks where no closed form is."""
     try:
-        line = quadrature_truth(target)
+        truth = quadrature_truth(target)
     except UncertifiedTruthError:
         if target.closed_form is not None:
             raise
         return black_box_truth(target, seed=seed)
-    if line.grade == "certified" or target.num_problems > MOST_SEARCHED:
-        return line
+    if truth.grade == "certified" or target.num_problems > MAX_SEARCHED_PROBLEMS:
+        return truth
     searched = black_box_truth(target, seed=seed)
-    away = np.abs(searched.log_evidence - line.log_evidence)
-    agree = bool((away <= AGREEMENT + line.log_evidence_error + searched.log_evidence_error).all())
+    away = np.abs(searched.log_evidence - truth.log_evidence)
+    agree = bool((away <= RULES_TOLERANCE + truth.log_evidence_error + searched.log_evidence_error).all())
     if not agree or searched.grade == "uncertified":
         return searched
-    checks = (*line.checks, *searched.checks, Check("tanh-sinh against tree of bricks", float(away.max()), AGREEMENT))
-    return replace(line, checks=checks, assumptions=searched.assumptions)
+    check = Check("tanh-sinh against the tree of bricks, nats", float(away.max()), RULES_TOLERANCE)
+    return replace(truth, checks=(*truth.checks, *searched.checks, check), assumptions=searched.assumptions)
 
 
 __all__ = [

@@ -1,8 +1,9 @@
-"""What a truth is: the posterior and its log evidence, with the checks that certify them."""
+"""What a truth is: the posterior and log p(x) of each problem, with an error and the checks that certify them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, Protocol
@@ -18,36 +19,61 @@ Grade = Literal["certified", "checked", "uncertified"]
 
 
 class UncertifiedTruthError(RuntimeError):
-    """The independent routes to the truth disagree, so there is none to measure by."""
+    """Raised where independent routes to log p(x) disagree, so that there is no truth to measure guides by."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One check of a truth: one that it passed, unless the truth is uncertified.
+    """One check of a truth: a figure that must not exceed its tolerance. Only an uncertified truth has failed one.
 
     Attributes:
-        name: what was compared, or which figure had to stay below its tolerance.
-        error: the largest figure over the problems; a difference of log evidences in quadrature over one number is
-            relative to max(1, |log p(x)|).
-        tolerance: what it had to stay below.
+        name: what was compared or estimated, with its unit. Differences of log p(x) along one latent number by
+            tanh-sinh quadrature are relative to max(1, |log p(x)|).
+        error: the figure, the largest of all problems.
+        tolerance: what it may be at most.
     """
 
     name: str
     error: float
     tolerance: float
 
+    @property
+    def passed(self) -> bool:
+        """Whether the figure is within the tolerance; a nan is not."""
+        return self.error <= self.tolerance
+
+    @property
+    def failure(self) -> str:
+        """The check as a reason against the truth."""
+        return f"{self.name}: {self.error:.2g}, at most {self.tolerance:g} is allowed"
+
+
+def worst_checks(checks: Iterable[Check]) -> tuple[Check, ...]:
+    """For each name the check with the largest figure, in the order of their first appearance; nan counts as inf."""
+    worst: dict[str, Check] = {}
+    for check in checks:
+        if check.name not in worst or _figure(check) > _figure(worst[check.name]):
+            worst[check.name] = check
+    return tuple(worst.values())
+
+
+def _figure(check: Check) -> float:
+    return math.inf if math.isnan(check.error) else check.error
+
 
 @dataclass(frozen=True, eq=False)
 class Points:
-    """Weighted points that stand for each problem's posterior in unconstrained space.
+    """Weighted points that represent each problem's posterior in unconstrained space.
 
-    E[f] is about `(log_weight.exp() * f).sum(1)`. Where the weight of a point is 0 it says nothing, and f may be nan.
+    A posterior mean E[f] is approximated by `(log_weight.exp() * f).sum(1)`. Points of weight 0 do not count, even if f
+    is nan there.
 
     Attributes:
-        u: `(B, S, D)`, in the coordinates of `Target.constrain`.
-        log_weight: `(B, S)`, of logsumexp 0.
-        group: which of several independent chains a point belongs to, `(S,)`: their spread gives the standard error.
-        kind: "rule", of a quadrature, or "draws".
+        u: the points, `(B, S, D)`, in the coordinates of `Target.constrain`.
+        log_weight: logs of weights that add up to 1 in each problem, `(B, S)`.
+        group: an index for each point, `(S,)`: points of different groups, such as chains, are independent, and the
+            spread of the groups gives standard errors.
+        kind: "rule" for the nodes of a quadrature rule, or "draws".
     """
 
     u: Tensor
@@ -56,13 +82,14 @@ class Points:
     kind: Literal["rule", "draws"]
 
     def mean(self, values: Tensor) -> Tensor:
-        """The weighted mean of values `(B, S, ...)`, `(B, ...)`."""
+        """The weighted mean `(B, ...)` of values `(B, S, ...)`."""
         return weighted_mean(self.log_weight, values)
 
     def std_error(self, values: Tensor) -> Tensor:
-        """The standard error of `mean` from the spread of the groups, `(B, ...)`; 0 for a rule.
+        """The standard error of `mean` from the spread of the groups, `(B, ...)`.
 
-        With mean m, weight w_g and mean m_g of each group, the square root of G / (G - 1) sum_g (w_g (m_g - m))^2.
+        With G groups of weights w_g and means m_g it is the square root of G / (G - 1) sum_g (w_g (m_g - m))^2. It is 0
+        for a rule, and inf for draws of a single group.
         """
         mean = self.mean(values)
         if self.kind == "rule":
@@ -70,31 +97,31 @@ class Points:
         groups = self.group.unique()
         if len(groups) < 2:
             return torch.full_like(mean, torch.inf)
-        away = torch.zeros_like(mean)
-        for one in groups:
-            mine = self.group == one
-            log_weight = self.log_weight[:, mine]
+        squares = torch.zeros_like(mean)
+        for group in groups:
+            members = self.group == group
+            log_weight = self.log_weight[:, members]
             total = log_weight.logsumexp(1)
-            part = weighted_mean(log_weight - total[:, None], values[:, mine]) - mean
+            deviation = weighted_mean(log_weight - total[:, None], values[:, members]) - mean
             share = total.exp().reshape((-1,) + (1,) * (mean.dim() - 1))
-            away += (share * part).square()
-        return (away * len(groups) / (len(groups) - 1)).sqrt()
+            squares += (share * deviation).square()
+        return (squares * len(groups) / (len(groups) - 1)).sqrt()
 
 
 def weighted_mean(log_weight: Tensor, values: Tensor) -> Tensor:
-    """The sum of `exp(log_weight)` `(B, S)` times values `(B, S, ...)`; nan counts where there is weight only."""
+    """The sum `(B, ...)` of `exp(log_weight)` `(B, S)` times values `(B, S, ...)`, over points of positive weight."""
     weight = log_weight.exp().reshape(log_weight.shape + (1,) * (values.dim() - 2))
     return torch.where(weight > 0, weight * values, 0.0).sum(1)
 
 
 @dataclass(frozen=True, eq=False)
 class Expectation:
-    """A posterior expectation.
+    """A posterior expectation of each problem.
 
     Attributes:
         value: `(B, ...)`.
-        std_error: its Monte Carlo standard error; 0 by quadrature.
-        error: what a second, independent rule differs by; 0 for draws.
+        std_error: Monte Carlo standard error, `(B, ...)`; 0 by quadrature.
+        error: difference from a second, independent quadrature rule, `(B, ...)`; 0 for draws.
     """
 
     value: Tensor
@@ -109,7 +136,7 @@ class OneNumberPosterior(Protocol):
         """P(Z <= z), `(B, S)` to `(B, S)`."""
 
     def quantile(self, probability: np.ndarray) -> np.ndarray:
-        """The inverse of `cdf`."""
+        """The inverse of `cdf`, `(B, S)` to `(B, S)`."""
 
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation, `(B,)` each."""
@@ -117,22 +144,22 @@ class OneNumberPosterior(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """The exact posterior of each of a target's `B` problems.
+    """The posterior and log p(x) of each of a target's `B` problems.
 
     Attributes:
-        target: whose.
-        method: how it was computed.
+        target: whose posterior.
+        method: how log p(x) was computed, as a table shows it.
         log_evidence: log p(x), nats, `(B,)`.
-        log_evidence_error: bound on its error, nats, `(B,)`.
-        checks: what certifies it.
-        line: cdf, quantiles and moments, where the latent is one number; else None.
-        reasons: why a problem's log evidence is not to be trusted, "" where it is, `(B,)`; () where all are.
+        log_evidence_error: bound on the numerical error of log p(x), nats, `(B,)`.
+        checks: all checks, each with the figure of the problem that is worst off.
+        line: distribution function, quantiles and moments, where quadrature ran along one latent number; else None.
+        reasons: for each problem why its log p(x) must not be trusted, or "", `(B,)`; () where all may be trusted.
         grade: "certified" by a closed form or a proved bound; "checked" by independent routes that agree, under
-            `assumptions`; "uncertified", with the reason in `reasons`. Of several problems, the lowest. `trusted` and
-            `certified` say the same of each problem.
+            `assumptions`; "uncertified" where a check failed, for the reason in `reasons`. Of several problems the
+            lowest grade counts. `certified` and `trusted` tell them apart.
         assumptions: what the checks take for granted.
-        log_evidence_std_error: of a log evidence by Monte Carlo, `(B,)`, nats; 0 by quadrature.
-        make_points: what `points` are computed by, when asked for.
+        log_evidence_std_error: standard error of log p(x) by Monte Carlo, nats, `(B,)`; 0 by quadrature.
+        make_points: computes `points` when they are first asked for; None where there are none.
     """
 
     target: Target
@@ -153,9 +180,9 @@ class Truth:
 
     @cached_property
     def points(self) -> tuple[Points, ...]:
-        """Weighted points that stand for the posterior: two independent rules, the better one first, or draws.
+        """Weighted points that represent the posterior: two independent rules, the better one first, or draws.
 
-        () where there are none: for a decoded target.
+        () where there are none, as for a target with a decoder.
         """
         return self.make_points() if self.make_points is not None else ()
 
@@ -177,10 +204,10 @@ class Truth:
 
     @property
     def trusted(self) -> np.ndarray:
-        """Which problems passed every check, be their grade "certified" or "checked", `(B,)`.
+        """Which problems passed every check, `(B,)`: their own grade is "certified" or "checked".
 
-        No other problem may be averaged or measured by. Where one problem makes the grade "uncertified", those without
-        a reason against them are trusted all the same.
+        Only these may be averaged, or used to measure guides. Where one problem makes the grade "uncertified", problems
+        without a reason against them are still trusted.
         """
         if not self.reasons:
             return np.full(len(self.log_evidence), self.grade != "uncertified")
@@ -188,15 +215,18 @@ class Truth:
 
     @property
     def certified(self) -> np.ndarray:
-        """Which problems are trusted by a closed form or a proved bound, that is by the grade "certified", `(B,)`.
+        """Which problems are trusted thanks to a closed form or a proved bound, `(B,)`.
 
-        The grade is that of all problems together: where one of them fails, none counts as certified.
+        This takes the grade "certified", which is that of all problems together: where one fails, none is certified.
         """
         return self.trusted & (self.grade == "certified")
 
     def _line(self) -> OneNumberPosterior:
         if self.line is None:
-            raise ValueError("cdf, quantiles and moments are known where a target of one latent number has no decoder")
+            raise ValueError(
+                f"the truth of '{self.target.name}' by {self.method} has no cdf, quantiles or moments; only "
+                "quadrature over one latent number has them"
+            )
         return self.line
 
     def log_prob(self, latents: Latents) -> Tensor:

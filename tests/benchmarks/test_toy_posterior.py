@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks import toy_posterior
 from models.exponential_normal import target
+from ppl_vi import cli
 from ppl_vi.comparison.comparison import Comparison, FitSettings
 from ppl_vi.comparison.run import compare_each
 from ppl_vi.truth import ground_truth
@@ -85,7 +86,7 @@ def test_a_family_that_fails_becomes_a_row_and_the_others_go_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "broken_family", sys.modules[__name__])
-    monkeypatch.setattr("ppl_vi.cli.num_cores", lambda: 1)
+    monkeypatch.setattr(cli, "MAX_WORKERS", 1)  # another process would not find the module
     guides = ["--guides", "broken_family:broken", "half_normal"]
     arguments = ["--x", "0", *guides, *TINY, "--out", str(tmp_path), "--no-plots", "--json", "-"]
     assert toy_posterior.main(arguments) == 0

@@ -20,7 +20,7 @@ def truth_at(xs):
 
 @cache
 def fit_at(family, xs):
-    """A fit that is none: only its family and target count."""
+    """A fit of a single step, of which only the family and the target matter."""
     return fit(truth_at(xs).target, family, num_steps=1, num_particles=2, allow_support_mismatch=True)
 
 
@@ -45,7 +45,7 @@ def theta_of(found, parameters):
 
 @pytest.fixture(scope="session")
 def place():
-    """`place(family, x, **parameters)`: the overlay of one member, `(1, 1)`, or of several, `(1, R)`, at one x."""
+    """`place(family, x, **parameters)`: the grid of one member, `(1, 1)`, or of several, `(1, R)`, at one x."""
 
     def at(family, x, **parameters):
         found, values = fit_at(family, (float(x),)), {}

@@ -1,6 +1,7 @@
 """The tables: order, widths, marks and footnotes."""
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,19 +11,23 @@ from scipy import special
 
 from models import exponential_normal
 from ppl_vi.comparison.comparison import Comparison, FitSettings
-from ppl_vi.comparison.records import SCORES
 from ppl_vi.comparison.run import compare_each
-from ppl_vi.report import plots, table
+from ppl_vi.metrics import METRICS
+from ppl_vi.report import columns, table
 from ppl_vi.report.numbers import short, three_digits
 from ppl_vi.truth import ground_truth
 
 
 def record(guide: str, reverse_kl: Any, **more: Any) -> dict[str, Any]:
     """A record with the given values and nothing else measured."""
-    blank = {"x": 1.5, "guide": guide, "status": "converged", "log_evidence": -1.3689, "log_evidence_error": 4e-15}
+    named = {"label": "x = 1.5", "x": 1.5, "model": "toy", "problem": 0, "num_problems": 1}
+    graded = {"method": "quadrature", "grade": "certified", "grade_reason": "", "assumptions": []}
+    blank = {"guide": guide, "status": "converged", "log_evidence": -1.3689, "log_evidence_error": 4e-15}
     other = {"statuses": {}, "replicas": [], "reasons": {}, "support_mismatch": None, "reason": ""}
     return {
-        **dict.fromkeys(SCORES),
+        **named,
+        **graded,
+        **dict.fromkeys(METRICS),
         **blank,
         **other,
         "family_gap_is_upper_bound": False,
@@ -30,6 +35,7 @@ def record(guide: str, reverse_kl: Any, **more: Any) -> dict[str, Any]:
     } | more
 
 
+BY_OBSERVATION = partial(table.show, layout=columns.BY_OBSERVATION)
 ROWS = [
     record("skipping", None, status="skipped", reason="no density"),
     record("leaking", "inf", elbo="-inf", surrogate_elbo=-1.0, leaked_mass=0.3, support_mismatch="wrong; z"),
@@ -45,13 +51,13 @@ def test_rows_go_by_reverse_kl_then_infinite_failed_skipped() -> None:
     assert [row["guide"] for row in sorted(ROWS, key=table.sort_key)] == [
         "AutoHierarchicalNormalMessenger", "far", "leaking", "broken", "skipping",
     ]  # fmt: skip
-    text = table.as_text(ROWS)
+    text = table.as_text(ROWS, BY_OBSERVATION)
     places = [text.index(f"\n{name}") for name in ("AutoHier", "far", "leaking", "broken", "skipping")]
     assert places == sorted(places)
 
 
 def test_what_a_reader_must_not_miss_is_said() -> None:
-    text = " ".join(table.as_text(ROWS).split())
+    text = " ".join(table.as_text(ROWS, BY_OBSERVATION).split())
     assert "With validation off you would have read ELBO -1.000, above log p(x) = -1.369" in text
     assert "-1.400 ± inf (naive 0.021)" in text
     assert "≤1.20e-9" in text
@@ -65,7 +71,7 @@ def test_what_a_reader_must_not_miss_is_said() -> None:
 def test_nothing_is_cut_and_no_row_is_wider_than_the_terminal(width: int) -> None:
     console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     with console.file:
-        table.show(ROWS, console)
+        BY_OBSERVATION(ROWS, console)
     text = console.export_text()
     assert "…" not in text
     assert max(cell_len(line) for line in text.splitlines()) <= width
@@ -86,8 +92,8 @@ def test_numbers_have_three_digits(value: Any, error: Any, text: str) -> None:
 
 
 def test_the_spread_is_the_range_over_replicas() -> None:
-    assert table.spread(ROWS[3], "reverse_kl") == pytest.approx(2e-7, rel=1e-12)
-    assert math.isnan(table.spread(record("one", 1.0, replicas=[{"reverse_kl": 1.0}]), "reverse_kl"))
+    assert columns.spread(ROWS[3], "reverse_kl") == pytest.approx(2e-7, rel=1e-12)
+    assert math.isnan(columns.spread(record("one", 1.0, replicas=[{"reverse_kl": 1.0}]), "reverse_kl"))
 
 
 @pytest.mark.parametrize(
@@ -95,7 +101,7 @@ def test_the_spread_is_the_range_over_replicas() -> None:
     [("0.62", "≤", "≤0.62"), ("<8e-9", "≤", "≤8e-9"), ("<8e-9", "≥", "≥0"), ("inf", "≥", "inf"), ("0.1", "≥", "≥0.1")],
 )
 def test_a_bound_is_shown_with_one_sign(text, sign, expected):
-    assert table.bound(text, sign) == expected
+    assert columns.bound(text, sign) == expected
 
 
 def test_an_error_without_bound_is_shown_as_such() -> None:
@@ -103,16 +109,11 @@ def test_an_error_without_bound_is_shown_as_such() -> None:
     assert three_digits(-2.5, math.inf) == "?"
 
 
-def unlabelled(guide: str, reverse_kl: float, **more: Any) -> dict[str, Any]:
-    """A record that goes by the target's name."""
-    graded = {"model": "toy", "method": "quadrature", "grade": "certified", "grade_reason": ""}
-    made = record(guide, reverse_kl, **graded, **more)
-    del made["x"]
-    return made
-
-
 def test_several_problems_without_labels_say_where_they_come_from() -> None:
-    rows = [unlabelled("mine", 0.5, problem=0, num_problems=12), unlabelled("mine", 0.25, problem=1, num_problems=12)]
+    rows = [
+        record("mine", divergence, label=f"toy, problem {problem}", problem=problem, num_problems=12)
+        for problem, divergence in enumerate((0.5, 0.25))
+    ]
     text = " ".join(table.as_text(rows, width=300).split())
     for problem, divergence in enumerate(("0.500", "0.250")):
         said = (
@@ -120,16 +121,15 @@ def test_several_problems_without_labels_say_where_they_come_from() -> None:
         )
         _, own = text.split(said)
         assert divergence in own.split("toy, problem")[0]
-    (alone,) = (table.title(row) for row in [unlabelled("mine", 0.5)])
+    (alone,) = (columns.title(row) for row in [record("mine", 0.5, label="toy")])
     assert alone.startswith("toy    log p(x)")
 
 
-@pytest.mark.parametrize("detailed", [False, True])
-def test_a_comparison_without_labels_numbers_its_problems(detailed: bool) -> None:
+def test_a_comparison_without_labels_numbers_its_problems() -> None:
     """log p(x) = 1/2 - x + log Phi(x - 1) of each problem stands beside its own number."""
     target = exponential_normal.target([1.5, -3.0])
     settings = FitSettings(num_steps=20, num_particles=8, num_replicas=2, num_draws=500)
-    start = Comparison(target, ground_truth(target), settings, (), detailed=detailed)
+    start = Comparison(target, ground_truth(target), settings, ())
     *_, found = compare_each(start, ["lognormal"], num_workers=1)
     text = table.as_text(found.records(), width=300)
     for problem, x in enumerate([1.5, -3.0]):
@@ -137,4 +137,4 @@ def test_a_comparison_without_labels_numbers_its_problems(detailed: bool) -> Non
         title = f"exponential_normal, problem {problem} (the target poses 2 problems, numbered from 0: one for each row"
         (line,) = [line for line in text.splitlines() if line.startswith(title)]
         assert f"log p(x) = {exact:.6f}" in line
-        assert plots.label(found, problem) == f"exponential_normal, problem {problem}"
+        assert found.label(problem) == f"exponential_normal, problem {problem}"

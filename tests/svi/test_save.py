@@ -6,12 +6,18 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
+import pyro.poutine as poutine
 import pytest
 import torch
 
 from models.exponential_normal import target as toy
 from ppl_vi.svi.fit import fit
+from ppl_vi.svi.randomness import Replay, pseudo_random
 from ppl_vi.svi.result import FORMAT_VERSION, Fit
+from ppl_vi.target.isolation import isolated
+from ppl_vi.target.target import Target
 
 TARGET = toy([1.5, -3.0])
 FAMILIES = ["gamma", "lognormal_mixture", "spline_flow", "AutoMultivariateNormal", "laplace"]
@@ -50,6 +56,27 @@ def test_a_fit_comes_back_bit_for_bit(family: str, tmp_path: Path) -> None:
     draws = found.draw(5, seed=2)
     assert torch.equal(back.draw(5, seed=2)["z"], draws["z"])
     assert torch.equal(back.log_prob(draws), found.log_prob(draws))
+
+
+def test_a_guide_that_draws_its_structure_comes_back_with_the_structure_that_was_fitted(tmp_path: Path) -> None:
+    """An autoregressive flow draws the order of the latents when it is made: one of 24 here."""
+
+    def model(x: torch.Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal((z * torch.arange(1, 5)).sum(), 0.5), obs=x)
+
+    target = Target(model, (torch.tensor([1.5], dtype=torch.float64),))
+    found = fit(target, "AutoIAFNormal", num_steps=3, num_particles=4, num_replicas=2, seed=4)
+    found.save(tmp_path / "fit")
+    draws = found.draw(5, seed=2)["z"]
+    assert torch.equal(Fit.load(tmp_path / "fit", target).draw(5, seed=2)["z"], draws)
+    noise = pseudo_random(found.program.latent_draws, (1, 2, 5), torch.Generator().manual_seed(2))
+    for replica in range(2):
+        guide = found.guide(0, replica)
+        for i in range(5):
+            with isolated(target.dtype), Replay([n[0, replica, i] for n in noise]):
+                trace = poutine.trace(guide).get_trace(*target.row(0))
+            torch.testing.assert_close(trace.nodes["z"]["value"], draws[0, replica, i], rtol=1e-12, atol=1e-12)
 
 
 def test_the_file_holds_plain_arrays_only(path: Path) -> None:

@@ -16,10 +16,11 @@ from models.exponential_normal import target as toy
 from ppl_vi import Target
 from ppl_vi.guides import FAMILIES
 from ppl_vi.svi.fit import fit
+from ppl_vi.svi.gradients import MeanGradients
 from ppl_vi.svi.objectives import find_objective, trace_elbo
 from ppl_vi.svi.program import Program
 from ppl_vi.svi.start import build_guide
-from ppl_vi.svi.stopping import check, curvature_units
+from ppl_vi.svi.stopping import curvature_preconditioner, gain_bound
 from ppl_vi.target.isolation import isolated
 
 TARGET = toy([1.5])
@@ -68,14 +69,18 @@ class Exact:
 
         The first check of a fit has 512 points a scramble; every further one has twice as many.
         """
-        chosen = find_objective(objective)
+        estimator = MeanGradients(self.program, find_objective(objective), 64)
         found = []
         with isolated(seed=0):
-            unit = curvature_units(self.program, trace_elbo, self.best[None, None], TARGET.args, 256, seed=1)
+            preconditioner = self.preconditioner()
             for seed, three in enumerate(points.split(3)):
-                at = (three[None], TARGET.args, unit.expand(1, len(three), -1))
-                found.append(check(self.program, chosen, *at, 64, num_points, seed=100 + seed).gain[0])
+                of_three = preconditioner.expand(1, len(three), -1)
+                found.append(gain_bound(estimator, three[None], of_three, num_points, seed=100 + seed)[0])
         return torch.cat(found)
+
+    def preconditioner(self) -> Tensor:
+        """The preconditioner at the best member, `(1, 1, D)`."""
+        return curvature_preconditioner(MeanGradients(self.program, trace_elbo, 256), self.best[None, None], seed=1)
 
 
 @cache
@@ -106,17 +111,17 @@ def test_the_gain_tells_the_size_of_the_shortfall() -> None:
     assert bool(((gains > 8e-3) & (gains < 2e-2)).all())
 
 
-def test_the_units_are_the_curvature_to_the_power_minus_a_half() -> None:
+def test_the_preconditioner_is_the_curvature_to_the_power_minus_a_half() -> None:
     for name in ("lognormal", "gamma"):
         one = exact(name)
         with isolated(seed=0):
-            unit = curvature_units(one.program, trace_elbo, one.best[None, None], TARGET.args, 256, seed=1)[0, 0]
+            found = one.preconditioner()[0, 0]
         # estimated from 128 points of one scramble, of which only the size matters; at most 1 or the parameter's size
         expected = one.curvature.diagonal().rsqrt().minimum(one.best.abs().clamp(min=1))
-        assert bool(((unit / expected).log().abs() < 0.3).all())
+        assert bool(((found / expected).log().abs() < 0.3).all())
 
 
-def test_far_from_the_optimum_a_unit_is_two_of_newtons_steps() -> None:
+def test_far_from_the_optimum_a_step_of_size_1_is_two_of_newtons_steps() -> None:
     """z ~ Normal(0, 1e3) and 10 ~ Normal(z, 0.1) seen from Normal(0, e^u), u = 0.
 
     By hand: minus the ELBO is (m^2 + s^2) P / 2 - 10 m / 0.01 - log s, P = 1e-6 + 100 the posterior's precision, so in
@@ -135,9 +140,10 @@ def test_far_from_the_optimum_a_unit_is_two_of_newtons_steps() -> None:
     target = Target(model, (torch.tensor([10.0]),))
     with isolated(torch.float64, seed=0):
         program = Program(target, build_guide(lambda _: guide, target))
-        unit = curvature_units(program, trace_elbo, program.initial[None, None], target.args, 256, seed=1)[0, 0]
+        estimator = MeanGradients(program, trace_elbo, 256)
+        found = curvature_preconditioner(estimator, program.initial[None, None], seed=1)[0, 0]
     # 1024 quasi-random points: the mean of 1000 e, e ~ Normal(0, 1), that is part of the slope 99 is good to a few
-    torch.testing.assert_close(unit, torch.tensor([20.0, 99 / 100], dtype=torch.float64), rtol=0.1, atol=0)
+    torch.testing.assert_close(found, torch.tensor([20.0, 99 / 100], dtype=torch.float64), rtol=0.1, atol=0)
     fitted = fit(target, lambda _: guide, num_steps=1000, num_particles=16, num_replicas=3, seed=2, engine="batched")
     assert (fitted.status == "converged").all()
     loc, log_scale = fitted.theta[0].T

@@ -1,9 +1,10 @@
-"""What is known of an amortized guide's gap where log p(x) is not: bounds that hold on average, and their errors.
+"""Bounds on an amortized guide's gap where log p(x) is not known: they hold on average, with standard errors.
 
     ELBO  <=  IWAE-K  <=  log p(x),      AIS  <=  log p(x),      log p(x) - ELBO  >=  AIS - ELBO
 
-Each is an expectation over random draws, estimated with a standard error. How far AIS can be trusted is seen on data
-simulated from the model, where it bounds log p(x) from both sides.
+Each of the ELBO, the importance-weighted bound IWAE-K and annealed importance sampling (AIS) is an expectation over
+random draws, estimated with a standard error. How far AIS can be trusted is seen on data simulated from the model,
+where it bounds log p(x) from both sides.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ import torch
 from torch import Tensor
 
 from ppl_vi.guides.amortized import Head
-from ppl_vi.metrics.decoder.gaps import ACTIVE
+from ppl_vi.metrics.decoder.gaps import MIN_ACTIVITY
 from ppl_vi.numerics.weights import check_draws, log_mean_weights
 from ppl_vi.target.decoder import log_prior
 from ppl_vi.target.target import Target
 from ppl_vi.truth import AnnealedBound, Sandwich
 
+# Draws that are decoded at once: they bound memory. The noise of a point depends on it, as all come from one stream.
 DRAWS_AT_ONCE = 2**13
 
 
@@ -31,16 +33,16 @@ class BoundsScorecard:
 
     Attributes:
         ais_lower: annealed importance sampling's lower bound on log p(x), `(B,)`.
-        ais_std_error: its standard error.
-        effective_chains: over which its weight is spread.
-        acceptance: mean probability of its transitions.
+        ais_std_error: the standard error of `ais_lower`.
+        effective_chains: over how many chains the weight of AIS is spread.
+        acceptance: mean acceptance probability of AIS's transitions.
         num_particles: K of the importance-weighted bound.
         iwae: E[log mean of K weights], by Monte Carlo.
-        iwae_std_error: its standard error.
+        iwae_std_error: the standard error of `iwae`.
         elbo: E_q[log p(x, z) - log q(z)], by Monte Carlo.
-        elbo_std_error: its standard error.
+        elbo_std_error: the standard error of `elbo`.
         prior_kl: KL(q || Normal(0, I)), by Monte Carlo.
-        prior_kl_std_error: its standard error.
+        prior_kl_std_error: the standard error of `prior_kl`.
         activity: variance over the data of each latent's mean under q, `(D,)`; unbiased, so it may fall below 0.
         width: AIS's upper minus its lower bound on as many simulated data points as there are, `(S,)`.
     """
@@ -66,29 +68,29 @@ class BoundsScorecard:
 
     @property
     def total_lower_std_error(self) -> np.ndarray:
-        """Of `total_lower`, `(B,)`, nats."""
+        """The standard error of `total_lower`, `(B,)`, nats."""
         return np.hypot(self.ais_std_error, self.elbo_std_error)
 
     @property
     def finite(self) -> np.ndarray:
-        """Whether a point has all of its bounds, `(B,)`: average no other."""
+        """Whether all bounds of a point are finite, `(B,)`; other points should not enter averages."""
         return np.isfinite(self.ais_lower) & np.isfinite(self.iwae) & np.isfinite(self.elbo)
 
     @property
     def num_active(self) -> int:
         """How many latents the encoder uses."""
-        return int((self.activity > ACTIVE).sum())
+        return int((self.activity > MIN_ACTIVITY).sum())
 
 
 @dataclass(frozen=True, eq=False)
 class WeightedDraws:
-    """What `N` draws of a guide say at each of `B` data points, nats, `(B, N)` each.
+    """What `N` draws of a guide tell at each of `B` data points.
 
     Attributes:
-        log_weight: log p(x, z) - log q(z).
-        log_ratio: log q(z) - log Normal(z; 0, I).
-        mean: of z, `(B, D)`.
-        variance: of that mean, `(B, D)`.
+        log_weight: log p(x, z) - log q(z) of each draw, `(B, N)`, nats.
+        log_ratio: log q(z) - log Normal(z; 0, I) of each draw, `(B, N)`, nats.
+        mean: mean of the draws, `(B, D)`.
+        variance: variance of that mean, `(B, D)`.
     """
 
     log_weight: Tensor
@@ -130,23 +132,30 @@ def amortized_bounds(
         raise ValueError(f"the target has {target.num_problems} problems, got {rows}")
     check_draws(num_particles, num_repeats)
     drawn = weighted_draws(target, head, local, num_particles * num_repeats, seed)
-    each = log_mean_weights(drawn.log_weight, num_particles)
+    iwae, iwae_std_error = _mean_and_error(log_mean_weights(drawn.log_weight, num_particles))
+    elbo, elbo_std_error = _mean_and_error(drawn.log_weight)
+    prior_kl, prior_kl_std_error = _mean_and_error(drawn.log_ratio)
     return BoundsScorecard(
-        bound.log_evidence,
-        bound.std_error,
-        bound.effective_chains,
-        bound.acceptance,
-        num_particles,
-        *_mean_and_error(each),
-        *_mean_and_error(drawn.log_weight),
-        *_mean_and_error(drawn.log_ratio),
+        ais_lower=bound.log_evidence,
+        ais_std_error=bound.std_error,
+        effective_chains=bound.effective_chains,
+        acceptance=bound.acceptance,
+        num_particles=num_particles,
+        iwae=iwae,
+        iwae_std_error=iwae_std_error,
+        elbo=elbo,
+        elbo_std_error=elbo_std_error,
+        prior_kl=prior_kl,
+        prior_kl_std_error=prior_kl_std_error,
         activity=_activity(drawn).cpu().numpy(),
         width=sandwich.width,
     )
 
 
 def weighted_draws(target: Target, head: Head, local: Tensor, num: int, seed: int) -> WeightedDraws:
-    """Draws from the guide at every data point, weighed; any family, as its distribution alone is asked.
+    """Draws from the guide at every data point, with their weights.
+
+    Any family will do, since only its draws and their densities are needed.
 
     Args:
         target: with a decoder.
@@ -170,7 +179,10 @@ def weighted_draws(target: Target, head: Head, local: Tensor, num: int, seed: in
 
 
 def _activity(drawn: WeightedDraws) -> Tensor:
-    """Means of draws vary more than the means themselves: by their sampling variance, which is taken off."""
+    """The variance over the data of each latent's mean under q, `(D,)`, unbiased.
+
+    Means of draws vary more than the means that they estimate, by their own variance, which is subtracted.
+    """
     known = drawn.mean.isfinite().all(-1)
     return drawn.mean[known].var(0, correction=0) - drawn.variance[known].mean(0)
 

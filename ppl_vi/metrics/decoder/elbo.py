@@ -1,4 +1,8 @@
-"""Expectations under mixtures of Gaussians by deterministic quadrature: the exact ELBO of an amortized guide."""
+"""The ELBO of an amortized guide, a mixture of Gaussians, by deterministic quadrature with a stated error.
+
+Each component has a tensor rule of its own, nodes for a standard normal number carried to the component. Rules of
+growing level are used until they agree.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,8 @@ from ppl_vi.numerics.rules import gaussian_rule, num_rule_levels
 from ppl_vi.target.evaluation import decoded_of, log_likelihood_at
 from ppl_vi.target.target import Target
 
-BLOCK = 8192  # points decoded at once: their activations stay in the cache
+# Points decoded at once: their activations stay in the processor's cache. More would be slower, not different.
+NUM_DECODED_POINTS = 8192
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,8 @@ class Elbo:
 
     Attributes:
         value: `(N,)`, nats.
-        error: what the last two rules differ by, or the square of the difference before, `(N,)`, nats.
+        error: the difference between the last two rules, or the square of the difference before that where it is
+            larger, `(N,)`, nats.
     """
 
     value: Tensor
@@ -31,15 +37,22 @@ class Elbo:
 
 
 def row_blocks(num_rows: int, num_points: int) -> Iterator[slice]:
-    """Slices of rows that have about `BLOCK` points together."""
-    size = max(1, BLOCK // num_points)
+    """Slices of rows that have about `NUM_DECODED_POINTS` points together."""
+    size = max(1, NUM_DECODED_POINTS // num_points)
     return (slice(first, first + size) for first in range(0, num_rows, size))
 
 
 def expect(
     mixture: GaussianMixtures, function: Callable[[Tensor, slice], Tensor], nodes: Tensor, weights: Tensor
 ) -> Tensor:
-    """E_q of `function(points (M, S, D), slice of rows) -> (M, S)`, `(N,)`."""
+    """E_q of a function, `(N,)`, by one rule for every component.
+
+    Args:
+        mixture: `N` guides q.
+        function: `(points (M, S, D), slice of the N rows)` to its values, `(M, S)`.
+        nodes: of the rule, for a standard normal number, `(S', D)`.
+        weights: of the nodes, `(S',)`.
+    """
     out = []
     for block in row_blocks(len(mixture.locs), mixture.locs.shape[1] * len(nodes)):
         part = mixture.rows(block)
@@ -50,11 +63,11 @@ def expect(
 
 
 @torch.no_grad()
-def elbo_by(target: Target, head: Head, local: Tensor, index: Tensor, level: int) -> Tensor:
-    """The ELBO of the problems `index` `(N,)` by one rule, `(N,)`, nats."""
+def elbo_by(target: Target, head: Head, local: Tensor, problem: Tensor, level: int) -> Tensor:
+    """The ELBO of each row by the rule of that level, `(N,)`, nats; the arguments are those of `elbo`."""
     mixture = GaussianMixtures(*head.components(local))
     nodes, weights = (part.to(local) for part in gaussian_rule(level, target.dim))
-    likelihood = expect(mixture, lambda z, block: log_likelihood_at(target, z, index[block]), nodes, weights)
+    likelihood = expect(mixture, lambda z, block: log_likelihood_at(target, z, problem[block]), nodes, weights)
     return likelihood - mixture.prior_kl(level)
 
 
@@ -63,7 +76,7 @@ def elbo(
     head: Head,
     local: Tensor,
     *,
-    index: Tensor | None = None,
+    problem: Tensor | None = None,
     tolerance: float = 1e-8,
 ) -> Elbo:
     """E_q[log p(x | z)] - KL(q || Normal(0, I)) by deterministic quadrature, for any mixture of Gaussians.
@@ -75,16 +88,16 @@ def elbo(
         target: with a decoder.
         head: the guide's family.
         local: its local parameters, `(N, num_outputs)`, float64.
-        index: the problem of each row, `(N,)`; all in order by default.
+        problem: that of each row, `(N,)`; all in order by default.
         tolerance: two rules agree when they differ by less, relative to max(1, |ELBO|).
 
     Raises:
         ValueError: the target has no decoder or more latents than quadrature reaches.
     """
     decoded_of(target)
-    index = torch.arange(len(local), device=local.device) if index is None else index
+    problem = torch.arange(len(local), device=local.device) if problem is None else problem
     return _settled(
-        lambda rows, level: elbo_by(target, head, local[rows], index[rows], level),
+        lambda rows, level: elbo_by(target, head, local[rows], problem[rows], level),
         len(local), target.dim, tolerance,
     )  # fmt: skip
 
@@ -99,7 +112,11 @@ def settled_prior_kl(mixture: GaussianMixtures, tolerance: float = 1e-8) -> Elbo
 
 
 def _settled(evaluate: Callable[[Tensor, int], Tensor], num_rows: int, dim: int, tolerance: float) -> Elbo:
-    """Evaluates rows by finer and finer rules until three in a row agree."""
+    """Evaluates rows by finer and finer rules until three in a row agree.
+
+    Two rules may agree by chance. Rules converge no faster than that a change is the square of the one before, so that
+    the error is no smaller than that square.
+    """
     everyone = torch.arange(num_rows)
     value = evaluate(everyone, 0)
     error, change = torch.full_like(value, torch.inf), torch.full_like(value, torch.inf)
@@ -108,7 +125,6 @@ def _settled(evaluate: Callable[[Tensor, int], Tensor], num_rows: int, dim: int,
         if not len(pending):
             break
         new = evaluate(pending, level)
-        # two rules may agree by chance; they converge no faster than that a change is the square of the one before
         new_change = (new - value[pending]).abs()
         error = error.index_copy(0, pending, torch.maximum(new_change, change[pending].square()))
         change = change.index_copy(0, pending, new_change)

@@ -1,4 +1,4 @@
-"""Why an encoder's guide is far from each posterior: its family can't do better, or the encoder fell short of it.
+"""The gap of an encoder's guide, split by its causes: the family can't do better, or the encoder falls short of it.
 
     log p(x) - ELBO(encoder)  =  [log p(x) - ELBO(best member)]  +  [ELBO(best member) - ELBO(encoder)]
                 total gap     =       approximation gap          +          amortization gap
@@ -27,9 +27,12 @@ from ppl_vi.target.evaluation import log_likelihood_at
 from ppl_vi.target.target import Target
 from ppl_vi.truth import Truth
 
-ACTIVE = 0.01  # variance of the posterior mean over the data from which a latent counts as in use
-FINEST = 4  # level of the rule for a mixture's entropy
-BLOCK = 1 << 16  # points at once
+# A latent is in use where the variance over the data of its mean under q is larger than this (Burda et al. 2016).
+MIN_ACTIVITY = 0.01
+# Level of the rule for a mixture's divergence from the prior, which is reported without an error.
+PRIOR_KL_LEVEL = 4
+# Draws that are decoded at once: they bound memory.
+NUM_DRAWS_AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -38,20 +41,20 @@ class AmortizedScorecard:
 
     Attributes:
         log_evidence: log p(x), `(B,)`.
-        log_evidence_error: bound on its error.
-        trusted: whether the truth passed every check; average and measure by no other point.
+        log_evidence_error: a bound on its numerical error.
+        trusted: whether the truth passed every check; points that did not should not enter averages.
         elbo: of the encoder's guide.
-        elbo_error: of quadrature.
+        elbo_error: the quadrature's error of `elbo`.
         best_elbo: of the family's best member.
-        best_elbo_error: of quadrature.
+        best_elbo_error: the quadrature's error of `best_elbo`.
         converged: whether the search for the best member ended in an optimum.
-        best: its local parameters, `(B, num_outputs)`.
-        reverse_kl: KL(q || p) by another rule than the ELBO's; equal to `total`.
+        best: the best member's local parameters, `(B, num_outputs)`.
+        reverse_kl: KL(q || p) by another rule than the ELBO's, as a check on `total`, which it equals.
         forward_kl: KL(p || q).
         total_variation: half the integral of |p - q|, between 0 and 1.
-        reverse_kl_error: of `reverse_kl`.
-        forward_kl_error: of `forward_kl`.
-        total_variation_error: of the total variation.
+        reverse_kl_error: the numerical error of `reverse_kl`.
+        forward_kl_error: that of `forward_kl`.
+        total_variation_error: that of `total_variation`.
         num_particles: K of the importance-weighted bound.
         iwae: E[log mean of K weights], by Monte Carlo.
         iwae_std_error: its standard error.
@@ -98,7 +101,7 @@ class AmortizedScorecard:
 
     @property
     def total_error(self) -> np.ndarray:
-        """Of `total`, `(B,)`, nats."""
+        """The numerical error of `total`, `(B,)`, nats."""
         return self.log_evidence_error + self.elbo_error
 
     @property
@@ -108,7 +111,7 @@ class AmortizedScorecard:
 
     @property
     def approximation_error(self) -> np.ndarray:
-        """Of `approximation`, `(B,)`, nats."""
+        """The numerical error of `approximation`, `(B,)`, nats."""
         return self.log_evidence_error + self.best_elbo_error
 
     @property
@@ -118,7 +121,7 @@ class AmortizedScorecard:
 
     @property
     def amortization_error(self) -> np.ndarray:
-        """Of `amortization`, `(B,)`, nats."""
+        """The numerical error of `amortization`, `(B,)`, nats."""
         return self.best_elbo_error + self.elbo_error
 
     @property
@@ -132,7 +135,7 @@ class AmortizedScorecard:
 
         Source: Burda, Grosse and Salakhutdinov (2016), Importance weighted autoencoders, appendix C.
         """
-        return int((self.activity > ACTIVE).sum())
+        return int((self.activity > MIN_ACTIVITY).sum())
 
 
 def amortized_gaps(
@@ -153,7 +156,7 @@ def amortized_gaps(
         truth: their log evidence.
         head: the guide's family.
         local: the encoder's outputs, `(B, num_outputs)`.
-        others: further families, whose best members are sought, too.
+        others: further families by name, whose best members are searched for, too.
         num_particles: K of the importance-weighted bound.
         num_repeats: independent estimates of it.
         seed: of its draws.
@@ -165,32 +168,32 @@ def amortized_gaps(
         rows = f"{len(local)} rows of local parameters and {len(truth.log_evidence)} log evidences"
         raise ValueError(f"the target has {target.num_problems} problems, got {rows}")
     local = local.detach().to(target.dtype)
-    tiles = CachedLattice(target)
-    reached = lattice_elbo(tiles, head, local, torch.arange(len(local), device=local.device))
-    families = _best_of_each(tiles, {"": head, **(others or {})}, head, local)
+    lattice = CachedLattice(target)
+    encoder = lattice_elbo(lattice, head, local, torch.arange(len(local), device=local.device))
+    families = _best_of_each(lattice, {"": head, **(others or {})}, head, local)
     best = families.pop("")
     evidence = torch.as_tensor(truth.log_evidence, dtype=target.dtype, device=target.device)
-    apart = divergences(target, evidence, head, local)
+    distances = divergences(target, evidence, head, local)
     bound, std_error = iwae(target, head, local, num_particles, num_repeats, seed)
     with torch.no_grad():
         mixture = GaussianMixtures(*head.components(local))
-        prior_kl, by_latent, mean = mixture.prior_kl(FINEST), prior_kl_by_latent(mixture), mixture.mean()
+        prior_kl, by_latent, mean = mixture.prior_kl(PRIOR_KL_LEVEL), prior_kl_by_latent(mixture), mixture.mean()
     return AmortizedScorecard(
         log_evidence=truth.log_evidence,
         log_evidence_error=truth.log_evidence_error,
         trusted=truth.trusted,
-        elbo=_numpy(reached.value),
-        elbo_error=_numpy(reached.error),
+        elbo=_numpy(encoder.value),
+        elbo_error=_numpy(encoder.error),
         best_elbo=_numpy(best.elbo),
         best_elbo_error=_numpy(best.elbo_error),
         converged=_numpy(best.converged),
         best=_numpy(best.local),
-        reverse_kl=_numpy(apart.reverse_kl),
-        forward_kl=_numpy(apart.forward_kl),
-        total_variation=_numpy(apart.total_variation),
-        reverse_kl_error=_numpy(apart.error(apart.reverse_kl)),
-        forward_kl_error=_numpy(apart.error(apart.forward_kl)),
-        total_variation_error=_numpy(apart.total_variation_error),
+        reverse_kl=_numpy(distances.reverse_kl),
+        forward_kl=_numpy(distances.forward_kl),
+        total_variation=_numpy(distances.total_variation),
+        reverse_kl_error=_numpy(distances.error(distances.reverse_kl)),
+        forward_kl_error=_numpy(distances.error(distances.forward_kl)),
+        total_variation_error=_numpy(distances.total_variation_error),
         num_particles=num_particles,
         iwae=_numpy(bound),
         iwae_std_error=_numpy(std_error),
@@ -203,17 +206,20 @@ def amortized_gaps(
 
 
 def _best_of_each(
-    tiles: CachedLattice, families: Mapping[str, Head], own: Head, local: Tensor
+    lattice: CachedLattice, families: Mapping[str, Head], own: Head, local: Tensor
 ) -> dict[str, BestMembers]:
-    """The best members of several families, each starting from those of the poorer ones, too: a family that holds
-    another has none worse."""
+    """The best members of several families, each searched from those of the families of fewer parameters, too.
+
+    So a family that holds another has no worse best members. `local` are the parameters of the encoder in its `own`
+    family.
+    """
     found: dict[str, BestMembers] = {}
     for name in sorted(families, key=lambda name: families[name].num_outputs):
         head = families[name]
         given = local if head is own else embed(head, own, local)
         starts = [embed(head, families[poorer], members.local) for poorer, members in found.items()]
         more = torch.stack(starts, 1) if starts else None
-        found[name] = best_members(tiles.target, head, given, starts=more, tiles=tiles)
+        found[name] = best_members(lattice.target, head, given, starts=more, lattice=lattice)
     return {name: found[name] for name in families}
 
 
@@ -243,18 +249,18 @@ def iwae(
     check_draws(num_particles, num_repeats)
     mixture, num = GaussianMixtures(*head.components(local)), num_particles * num_repeats
     generator = torch.Generator(local.device).manual_seed(seed)
-    size, bounds = max(1, BLOCK // num), []
-    for index in torch.arange(len(local), device=local.device).split(size):
-        part = mixture.rows(index)
+    size, bounds = max(1, NUM_DRAWS_AT_ONCE // num), []
+    for problem in torch.arange(len(local), device=local.device).split(size):
+        part = mixture.rows(problem)
         z = _draw(part, num, generator)
-        log_weight = log_likelihood_at(target, z, index) + log_prior(z) - part.log_prob(z)
+        log_weight = log_likelihood_at(target, z, problem) + log_prior(z) - part.log_prob(z)
         bounds.append(log_mean_weights(log_weight, num_particles))
     bound = torch.cat(bounds)
     return bound.mean(-1), bound.std(-1) / math.sqrt(num_repeats)
 
 
 def _draw(mixture: GaussianMixtures, num: int, generator: torch.Generator) -> Tensor:
-    """`(N, num, D)` draws."""
+    """Draws from mixtures, `(N, num, D)`."""
     locs = mixture.locs
     which = torch.multinomial(mixture.log_weights.exp(), num, replacement=True, generator=generator)
     noise = torch.randn(len(locs), num, locs.shape[-1], generator=generator, dtype=locs.dtype, device=locs.device)
@@ -263,11 +269,13 @@ def _draw(mixture: GaussianMixtures, num: int, generator: torch.Generator) -> Te
 
 
 def prior_kl_by_latent(mixture: GaussianMixtures) -> Tensor:
-    """KL(q(z_d) || Normal(0, 1)) of each latent's marginal, `(B, D)`, nats; (s^2 + m^2 - 1 - log s^2) / 2 for one
-    Gaussian."""
+    """KL(q(z_d) || Normal(0, 1)) of each latent's marginal, `(B, D)`, nats.
+
+    For one Gaussian it is (s^2 + m^2 - 1 - log s^2) / 2.
+    """
     scales = mixture.trils.square().sum(-1).sqrt()
     marginals = [
         GaussianMixtures(mixture.log_weights, mixture.locs[..., d : d + 1], scales[..., d : d + 1, None])
         for d in range(scales.shape[-1])
     ]
-    return torch.stack([marginal.prior_kl(FINEST) for marginal in marginals], -1)
+    return torch.stack([marginal.prior_kl(PRIOR_KL_LEVEL) for marginal in marginals], -1)

@@ -1,4 +1,8 @@
-"""Where the search for a family's best member starts: every hill that a lattice of simple guides can see."""
+"""Where the search for a family's best member starts: at every mode of the ELBO that a lattice of simple guides sees.
+
+For all diagonal Gaussians with their mean on a lattice and one of a few widths, the ELBO is the convolution of the log
+likelihood on the lattice with the Gaussian, and terms in closed form. Its local maxima over the means are the modes.
+"""
 
 from __future__ import annotations
 
@@ -18,88 +22,103 @@ from ppl_vi.numerics.newton import minimize
 from ppl_vi.target.evaluation import decoded_of, log_likelihood_at
 from ppl_vi.target.target import Target
 
-LATTICE = {1: 401, 2: 81, 3: 25}  # nodes an axis
-BLOCK = {1: 2000, 2: 64, 3: 16}  # problems at once
-SCALES = (1.0, 2.0, 4.0, 8.0)  # of the trial guides, in spacings
-MARGIN = 1.0  # the lattice reaches so far beyond the encoder's means, and at least to
-REACH = 4.5  # prior standard deviations
-NUM_HILLS = 3  # a problem
-WITHIN = 10.0  # nats of its best
+# Trial means along an axis of their lattice, by the number of latents, and problems that are searched at once: more
+# means see narrower modes; means and problems together bound memory.
+NUM_AXIS_MEANS = {1: 401, 2: 81, 3: 25}
+NUM_PROBLEMS_AT_ONCE = {1: 2000, 2: 64, 3: 16}
+# Standard deviations of the trial guides, in spacings of the lattice: narrower ones fall between its nodes.
+TRIAL_SCALES = (1.0, 2.0, 4.0, 8.0)
+# The lattice reaches so many standard deviations of the prior from 0, or this margin beyond the encoder's means where
+# that is farther.
+PRIOR_REACH = 4.5
+MEAN_MARGIN = 1.0
+# Modes of a problem that become starts, at most, and how many nats lower than the best one they may be.
+MAX_MODES = 3
+MAX_MODE_DEFICIT = 10.0
 
 
-def multistart(tiles: CachedLattice, head: Head, local: Tensor) -> tuple[Tensor, Tensor]:
+def multistart(lattice: CachedLattice, head: Head, local: Tensor) -> tuple[Tensor, Tensor]:
     """Local parameters from which to maximise the ELBO.
 
-    The ELBO of every diagonal Gaussian with its mean on a lattice and one of a few widths is a convolution of the log
-    likelihood there: a matrix product for all problems at once. From each local maximum comes one start, the better of
-    that Gaussian and Laplace's approximation at the posterior's mode uphill; and one from the mode uphill of the
-    encoder's mean.
+    Each mode of the ELBO of diagonal Gaussians gives one start: that Gaussian, or Laplace's approximation at the
+    posterior's mode uphill of its mean, whichever has the higher ELBO. The encoder's member gives one in the same way.
 
     Args:
-        target: with a decoder.
+        lattice: of the target.
         head: the family.
         local: the encoder's parameters, `(B, num_outputs)`.
 
     Returns:
         Starts `(N, num_outputs)` and the problem of each, `(N,)`.
     """
-    target, mean = tiles.target, GaussianMixtures(*head.components(local)).mean()
-    loc, scale, kept = posterior_modes(target, max(REACH, float(mean.abs().max()) + MARGIN))
-    index, which = kept.nonzero(as_tuple=True)
-    loc, scale = loc[index, which], scale[index, which]
+    target, mean = lattice.target, GaussianMixtures(*head.components(local)).mean()
+    loc, scale, kept = elbo_modes(target, max(PRIOR_REACH, float(mean.abs().max()) + MEAN_MARGIN))
+    problem, which = kept.nonzero(as_tuple=True)
+    loc, scale = loc[problem, which], scale[problem, which]
     everyone = torch.arange(len(local), device=local.device)
     simple = torch.cat([head.initial(loc, torch.diag_embed(scale**-2)), local])
-    index, loc = torch.cat([index, everyone]), torch.cat([loc, mean])
-    laplace, usable = _laplace(target, head, loc, index)
-    gain = rough_elbo(tiles, head, laplace, index) - rough_elbo(tiles, head, simple, index)
-    better = usable & (gain > 0)  # comparison with nan is false
-    return torch.where(better[:, None], laplace, simple), index
+    problem, loc = torch.cat([problem, everyone]), torch.cat([loc, mean])
+    laplace, usable = _laplace(target, head, loc, problem)
+    gain = rough_elbo(lattice, head, laplace, problem) - rough_elbo(lattice, head, simple, problem)
+    better = usable & (gain > 0)  # false where the gain is nan
+    return torch.where(better[:, None], laplace, simple), problem
 
 
-def mixed(tiles: CachedLattice, head: Head, given: Tensor) -> tuple[Tensor, Tensor]:
-    """Local parameters of mixtures matched to each posterior, from which to maximise the ELBO.
+def mixture_starts(lattice: CachedLattice, head: Head, given: Tensor) -> tuple[Tensor, Tensor]:
+    """Local parameters of mixtures fitted to each posterior, from which to maximise the ELBO.
 
     Args:
-        tiles: of the target.
+        lattice: of the target.
         head: a family of mixtures.
-        given: the encoder's members and, last, the nearest that is known, `(B, M, num_outputs)`; `multistart` adds the
-            hills that these don't see.
+        given: the encoder's members and, last, the nearest member that is known, `(B, M, num_outputs)`; `multistart`
+            adds the modes that these don't see.
 
     Returns:
         Starts `(B, num_outputs)` and the problem of each, `(B,)`.
     """
-    num, simple = len(given), Full(tiles.dim)
+    num, simple = len(given), Full(lattice.dim)
     everyone = torch.arange(num, device=given.device)
-    one = simple.packed(*_spread(GaussianMixtures(*head.components(given))))
-    found, index = multistart(tiles, simple, one[:, 0])
-    found, index = torch.cat([one[:, -1], found]), torch.cat([everyone, index])
+    loc, covariance = mean_and_covariance(GaussianMixtures(*head.components(given)))
+    one = simple.packed(loc, torch.linalg.cholesky(covariance))
+    found, problem = multistart(lattice, simple, one[:, 0])
+    found, problem = torch.cat([one[:, -1], found]), torch.cat([everyone, problem])
     gaussians = GaussianMixtures(*simple.components(found))
-    posterior_modes = padded(torch.zeros_like(found[:, 0]), gaussians.locs[:, 0], gaussians.trils[:, 0], index, num)
-    return head.holding(*em_fit(tiles.target, posterior_modes, head.num_components)), everyone
+    modes = padded(torch.zeros_like(found[:, 0]), gaussians.locs[:, 0], gaussians.trils[:, 0], problem, num)
+    return head.holding(*em_fit(lattice.target, modes, head.num_components)), everyone
 
 
-def _spread(mixture: GaussianMixtures) -> tuple[Tensor, Tensor]:
-    """Mean `(..., D)` and the covariance's Cholesky factor `(..., D, D)`."""
+def mean_and_covariance(mixture: GaussianMixtures) -> tuple[Tensor, Tensor]:
+    """The mean `(..., D)` and the covariance `(..., D, D)` of mixtures."""
     share, loc = mixture.log_weights.exp()[..., None], mixture.mean()
-    away = mixture.locs - loc[..., None, :]
-    each = mixture.trils @ mixture.trils.mT + away[..., :, None] * away[..., None, :]
-    return loc, torch.linalg.cholesky((share[..., None] * each).sum(-3))
+    centred = mixture.locs - loc[..., None, :]
+    each = mixture.trils @ mixture.trils.mT + centred[..., :, None] * centred[..., None, :]
+    return loc, (share[..., None] * each).sum(-3)
 
 
-def _laplace(target: Target, head: Head, loc: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """The family's member at the mode uphill of `loc` `(N, D)`, and whether there is one."""
+def _laplace(target: Target, head: Head, loc: Tensor, problem: Tensor) -> tuple[Tensor, Tensor]:
+    """Laplace's approximation at the posterior's mode uphill of `loc`, and whether there is one.
+
+    Args:
+        target: with a decoder.
+        head: the family.
+        loc: where each search starts, `(N, D)`.
+        problem: that of each, `(N,)`.
+
+    Returns:
+        The family's members `(N, num_outputs)`, and whether the search converged at a maximum, `(N,)`.
+    """
 
     def loss(z: Tensor, row: Tensor) -> Tensor:
         return z.square().sum() / 2 - log_likelihood_at(target, z[None, None], row[None])[0, 0]
 
-    found = minimize(loss, loc, args=(index,), tolerance=1e-6, max_steps=50)
+    found = minimize(loss, loc, args=(problem,), tolerance=1e-6, max_steps=50)
     usable = found.converged & (torch.linalg.cholesky_ex(found.hessian).info == 0)
     eye = torch.eye(loc.shape[-1], dtype=loc.dtype, device=loc.device)
     return head.initial(found.x, torch.where(usable[:, None, None], found.hessian, eye)), usable
 
 
 @torch.no_grad()
-def posterior_modes(target: Target, reach: float) -> tuple[Tensor, Tensor, Tensor]:
+def elbo_modes(target: Target, reach: float) -> tuple[Tensor, Tensor, Tensor]:
     """Local maxima of the ELBO over a lattice of diagonal Gaussians.
 
     Args:
@@ -107,32 +126,43 @@ def posterior_modes(target: Target, reach: float) -> tuple[Tensor, Tensor, Tenso
         reach: half the lattice's width.
 
     Returns:
-        Means `(B, M, D)`, standard deviations `(B, M, D)`, and which of the M are within reach of the best, `(B, M)`.
+        Means `(B, M, D)`, standard deviations `(B, M, D)`, and whether a mode is no more than `MAX_MODE_DEFICIT` lower
+        than the best one, `(B, M)`.
     """
-    decoded, dim, num = decoded_of(target), target.dim, LATTICE[target.dim]
+    decoded, dim, num = decoded_of(target), target.dim, NUM_AXIS_MEANS[target.dim]
     axis = torch.linspace(-reach, reach, num, dtype=target.dtype, device=target.device)
-    scales = (axis[1] - axis[0]) * torch.tensor(SCALES, dtype=axis.dtype, device=axis.device)
+    scales = (axis[1] - axis[0]) * torch.tensor(TRIAL_SCALES, dtype=axis.dtype, device=axis.device)
     kernels = torch.softmax(-((axis[:, None] - axis) / scales[:, None, None]).square() / 2, -1)
     z = torch.cartesian_prod(*[axis] * dim).reshape(-1, dim)
     found = []
-    for first in range(0, target.num_problems, BLOCK[dim]):
-        rows = tuple(arg[first : first + BLOCK[dim]] for arg in target.args)
+    for first in range(0, target.num_problems, NUM_PROBLEMS_AT_ONCE[dim]):
+        rows = tuple(arg[first : first + NUM_PROBLEMS_AT_ONCE[dim]] for arg in target.args)
         log_likelihood = decoded.log_likelihood(z, *rows).reshape(-1, *[num] * dim)
         value, choice = _profile(log_likelihood, axis, scales, kernels)
-        found.append(_tops(value, choice, z, scales))
+        found.append(_highest_modes(value, choice, z, scales))
     loc, scale, value = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return loc, scale, value >= value[:, :1] - WITHIN
+    return loc, scale, value >= value[:, :1] - MAX_MODE_DEFICIT
 
 
 def _profile(log_likelihood: Tensor, axis: Tensor, scales: Tensor, kernels: Tensor) -> tuple[Tensor, Tensor]:
-    """At each mean the best of the widths: the ELBO `(b, n, ..., n)` and which combination it was."""
+    """The best of all combinations of widths at each mean.
+
+    Args:
+        log_likelihood: on the lattice, `(b, n, ..., n)`.
+        axis: of the lattice, `(n,)`.
+        scales: standard deviations that are tried along each axis.
+        kernels: for each of them the matrix that convolves along an axis, `(len(scales), n, n)`.
+
+    Returns:
+        The highest ELBO and the number of its combination of widths, `(b, n, ..., n)` each.
+    """
     dim = log_likelihood.dim() - 1
     squares = sum(torch.meshgrid(*[axis.square()] * dim, indexing="ij"), torch.zeros((), dtype=axis.dtype))
     best, choice = torch.full_like(log_likelihood, -math.inf), torch.zeros_like(log_likelihood, dtype=torch.long)
     blurred: dict[tuple[int, ...], Tensor] = {(): log_likelihood}
-    for place in range(1, dim + 1):
+    for dimension in range(1, dim + 1):
         blurred = {
-            (*before, which): (value.movedim(place, -1) @ kernels[which].mT).movedim(-1, place)
+            (*before, which): (value.movedim(dimension, -1) @ kernels[which].mT).movedim(-1, dimension)
             for before, value in blurred.items()
             for which in range(len(scales))
         }
@@ -145,12 +175,22 @@ def _profile(log_likelihood: Tensor, axis: Tensor, scales: Tensor, kernels: Tens
     return best, choice
 
 
-def _tops(value: Tensor, choice: Tensor, z: Tensor, scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The highest local maxima: means `(b, M, D)`, widths `(b, M, D)`, ELBOs `(b, M)`, -inf where there are fewer."""
+def _highest_modes(value: Tensor, choice: Tensor, z: Tensor, scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The highest local maxima of the ELBO over the means.
+
+    Args:
+        value: the ELBO on the lattice, `(b, n, ..., n)`.
+        choice: the number of each mean's combination of widths, likewise.
+        z: the lattice's nodes, `(n^D, D)`.
+        scales: standard deviations that were tried along each axis.
+
+    Returns:
+        Means `(b, M, D)`, standard deviations `(b, M, D)` and ELBOs `(b, M)`, which are -inf where there are fewer.
+    """
     dim = value.dim() - 1
     pool = (functional.max_pool1d, functional.max_pool2d, functional.max_pool3d)[dim - 1]
     maximum = value >= pool(value[:, None], 3, stride=1, padding=1)[:, 0]
-    height, place = value.masked_fill(~maximum, -math.inf).flatten(1).topk(NUM_HILLS, -1)
+    height, place = value.masked_fill(~maximum, -math.inf).flatten(1).topk(MAX_MODES, -1)
     combinations = torch.tensor(list(itertools.product(range(len(scales)), repeat=dim)), device=z.device)
     width = scales[combinations[choice.flatten(1).gather(1, place)]]
     return z[place], width, height

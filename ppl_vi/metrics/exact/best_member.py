@@ -1,6 +1,11 @@
-"""Why a guide is far from the posterior: its family can't do better, or the optimiser fell short."""
+"""The member of a family nearest to the posterior in reverse KL, for one latent number: Newton's method on quadrature.
+
+Its divergence from the posterior is the family's; by what a fitted guide is farther away, the optimiser fell short.
+"""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,106 +22,160 @@ from ppl_vi.svi.result import Fit
 from ppl_vi.target.sites import off_edge
 from ppl_vi.truth import Truth
 
-TOLERANCE = 1e-10  # nats, of Newton's method
-ALIKE = 1e-9  # nats: a search that came no lower than that below one that converged has arrived, too
-MAX_STEPS = 100
-MAX_STEPS_UPPER_BOUND = 25  # for families of which only an upper bound is promised, and whose steps are dear
-REACH = (-100.0, 20.0)  # of the panels from the mode, in unconstrained space
-NOTHING = -2000.0
-NUM_STARTS = 3  # of each problem: the replicas that came nearest
+# A search has converged where a further step of Newton's method promises no more than this, in nats.
+NEWTON_TOLERANCE = 1e-10
+# A search that ended no more than this below one that converged has arrived, too, in nats: both errors of quadrature
+# and of Newton's method are smaller.
+SAME_OPTIMUM = 1e-9
+# Steps of Newton's method at most; fewer for families of which only an upper bound is promised, whose steps take long.
+MAX_NEWTON_STEPS = 100
+MAX_NEWTON_STEPS_UPPER_BOUND = 25
+# Panels reach so far from the posterior's mode in unconstrained space, in its widths or, where these are smaller, in
+# units: beyond, no density has mass, and second derivatives overflow.
+PANEL_REACH = (-100.0, 20.0)
+# A node where the logarithms of both densities in u are below this has no mass by far, and may overflow derivatives.
+MIN_LOG_DENSITY = -2000.0
+# Searches start from so many replicas of each problem, those of smallest reverse KL; more of them take longer and may
+# find a better optimum.
+NUM_STARTS = 3
 
 
 def best_member(fit: Fit, truth: Truth, fitted: Estimate, upper_bound: bool = False) -> BestMember:
     """The family's best member for each problem, by Newton's method on deterministic quadrature in float64.
 
-    Several starts a problem, the replicas of smallest reverse KL; the best result counts, its divergence computed
-    anew on the adaptive grid of the scores. A start already found better than any result is kept.
+    Searches start from several replicas of each problem, those of smallest reverse KL. The best result counts, with its
+    divergence computed anew on the adaptive grid of the scores. A start that is better than any result is kept.
 
     Args:
         fit: gives the family and the starts.
         truth: the posterior.
-        fitted: the replicas' reverse KL.
+        fitted: the replicas' reverse KL, `(B, R)`.
         upper_bound: whether the family is known to have many local optima.
     """
     batch, replicas = fitted.value.shape
-    num = min(NUM_STARTS, replicas)
     finite = np.where(np.isfinite(fitted.value), fitted.value, np.inf)
-    nearest = torch.from_numpy(np.argsort(finite, 1)[:, :num].copy()).to(fit.theta.device)
-    starts = torch.take_along_dim(fit.theta, nearest[..., None], 1)
-    polished = _polish(fit, truth, starts, MAX_STEPS_UPPER_BOUND if upper_bound else MAX_STEPS)
-    if polished is None:
-        by_noise = reverse_kl_projection(fit, -fitted.value, truth.log_evidence, fit.seed + 20)
-        found, converged = by_noise.theta, np.repeat(by_noise.converged[:, None], by_noise.theta.shape[1], 1)
-        promise = np.zeros(converged.shape)
-    else:
-        found, converged, promise = polished
-    candidates = torch.cat([found, starts], 1)
+    nearest = np.argsort(finite, 1)[:, : min(NUM_STARTS, replicas)].copy()
+    starts = torch.take_along_dim(fit.theta, torch.from_numpy(nearest).to(fit.theta.device)[..., None], 1)
+    found = _newton_searches(fit, truth, starts, MAX_NEWTON_STEPS_UPPER_BOUND if upper_bound else MAX_NEWTON_STEPS)
+    if found is None:
+        found = _searches_on_noise(fit, truth, fitted)
+    candidates = torch.cat([found.theta, starts], 1)
     divergence = reverse_kl(quadrature_grid(fit, truth, candidates))
     order = np.where(np.isnan(divergence.value), np.inf, divergence.value)
-    best = order.argmin(1)
-    rows = np.arange(batch)
-    num_found = converged.shape[1]
-    own = np.where(best < num_found, best, np.minimum(best - num_found, num_found - 1))  # its search, or that from it
-    arrived = (converged & (order[:, :num_found] <= order[rows, best][:, None] + ALIKE)).any(1) | converged[rows, own]
-    left = np.where(arrived & (not upper_bound), promise[rows, own], 0.0)  # others are told apart by `converged`
+    rows, best = np.arange(batch), order.argmin(1)
+    num = found.theta.shape[1]
+    search = np.where(best < num, best, np.minimum(best - num, num - 1))  # where a start is best, the one from there
+    as_low = order[:, :num] <= order[rows, best][:, None] + SAME_OPTIMUM
+    converged = (found.converged & as_low).any(1) | found.converged[rows, search]
+    # where the search has not converged, or is only local, what it promised says nothing
+    promised = np.where(converged & (not upper_bound), found.gain[rows, search], 0.0)
     chosen = Estimate(
         divergence.value[rows, best][:, None],
         np.zeros((batch, 1)),
-        (divergence.error[rows, best] + left)[:, None],
+        (divergence.error[rows, best] + promised)[:, None],
         "nats",
         "an upper bound: the best of several local searches" if upper_bound else "",
     )
     theta = candidates[torch.arange(batch), torch.from_numpy(best)]
-    return BestMember(theta, chosen, upper_bound, arrived)
+    return BestMember(theta, chosen, upper_bound, converged)
 
 
-def _polish(fit: Fit, truth: Truth, starts: Tensor, max_steps: int) -> tuple[Tensor, np.ndarray, np.ndarray] | None:
+class Searches(NamedTuple):
+    """Where `S` searches for each problem's best member ended.
+
+    Attributes:
+        theta: the members, `(B, S, D)`.
+        converged: whether each search converged, `(B, S)`.
+        gain: how much a further step still promised, `(B, S)`, nats.
+    """
+
+    theta: Tensor
+    converged: np.ndarray
+    gain: np.ndarray
+
+
+def _searches_on_noise(fit: Fit, truth: Truth, fitted: Estimate) -> Searches:
+    """Searches on fixed noise, for guides whose density has no derivatives at some nodes."""
+    projection = reverse_kl_projection(fit, -fitted.value, truth.log_evidence, fit.seed + 20)
+    converged = np.repeat(projection.converged[:, None], projection.theta.shape[1], 1)
+    return Searches(projection.theta, converged, np.zeros(converged.shape))
+
+
+class Nodes(NamedTuple):
+    """The nodes of fixed panels over each problem's posterior, `(B, P)`.
+
+    Attributes:
+        z: the latent number at each node, with its event shape.
+        log_slope: log dz/du.
+        log_p: the posterior's log density in u.
+        log_weight: of each node, by which sums become integrals over u.
+    """
+
+    z: Tensor
+    log_slope: Tensor
+    log_p: Tensor
+    log_weight: Tensor
+
+
+def _newton_searches(fit: Fit, truth: Truth, starts: Tensor, max_steps: int) -> Searches | None:
     """Newton's method on `int q log(q/p) - q + p` over fixed panels, from `starts` `(B, S, D)`.
 
-    Gives the points, whether each search converged and what it still promised, nats, both `(B, S)`.
-
-    None for a guide whose support is smaller than the posterior's: at the nodes outside it has no derivatives.
+    None for a guide whose support is smaller than the posterior's: at nodes outside it, its density has no derivatives.
     """
     target, (batch, num, dim) = truth.target, starts.shape
     site = target.latents[0].name
-    u, log_weight = _nodes(truth)
-    values, log_slope = target.constrain(u[..., None])
-    values = off_edge(target.latents, values)
-    log_p = target.log_joint(values) - torch.from_numpy(truth.log_evidence).to(u.device)[:, None] + log_slope
-    # a node where neither density has mass by far is moved to the mode, with weight 0: derivatives overflow out there
-    log_q = fit.log_prob_at(starts, {site: values[site][:, None].expand(-1, num, *values[site].shape[1:])})
-    empty = (torch.maximum(log_q.amax(1) + log_slope, log_p) < NOTHING)[:, :, None]
-    if bool((torch.isneginf(log_q.amax(1)) & ~empty[..., 0]).any()):
+    nodes = _nodes(fit, truth, starts)
+    if nodes is None:
         return None
-    at_mode, slope_at_mode = target.constrain(target.laplace.loc[:, None])
-    z = torch.where(empty.reshape(empty.shape[:2] + (1,) * (values[site].dim() - 2)), at_mode[site], values[site])
-    log_slope = torch.where(empty[..., 0], slope_at_mode, log_slope)
-    log_p = torch.where(empty[..., 0], torch.zeros_like(log_p), log_p)
-    log_weight = torch.where(empty[..., 0], -torch.inf, log_weight)
 
     def divergence(theta: Tensor, z: Tensor, slope: Tensor, p: Tensor, weight: Tensor, *row: Tensor) -> Tensor:
         log_q = vmap(lambda point: fit.program.log_guide(theta, row, {site: point}))(z) + slope
         q = (log_q + weight).exp()
         return (q * (log_q - p) - q).sum() + 1.0
 
-    problem = torch.arange(batch, device=u.device).repeat_interleave(num)
-    args = tuple(tensor[problem] for tensor in (z, log_slope, log_p, log_weight, *target.args))
-    found = minimize(divergence, starts.reshape(-1, dim), args=args, tolerance=TOLERANCE, max_steps=max_steps)
+    problem = torch.arange(batch, device=starts.device).repeat_interleave(num)
+    args = tuple(tensor[problem] for tensor in (*nodes, *target.args))
+    found = minimize(divergence, starts.reshape(-1, dim), args=args, tolerance=NEWTON_TOLERANCE, max_steps=max_steps)
     converged, gain = (part.reshape(batch, num).cpu().numpy() for part in (found.converged, found.gain))
-    return found.x.reshape(batch, num, dim), converged, gain
+    return Searches(found.x.reshape(batch, num, dim), converged, gain)
 
 
-def _nodes(truth: Truth) -> tuple[Tensor, Tensor]:
-    """Nodes in unconstrained space and log weights, `(B, S)`: panels that spread from the posterior's mode."""
+def _nodes(fit: Fit, truth: Truth, starts: Tensor) -> Nodes | None:
+    """The nodes of panels over each problem's posterior; None where a start's guide has no density at one that counts.
+
+    A node where neither the posterior nor the guide at any start has mass by far is moved to the mode, with weight 0,
+    since derivatives overflow out there.
+    """
+    target, num = truth.target, starts.shape[1]
+    site = target.latents[0].name
+    u, log_weight = _panel_nodes(truth)
+    values, log_slope = target.constrain(u[..., None])
+    values = off_edge(target.latents, values)
+    log_p = target.log_joint(values) - torch.from_numpy(truth.log_evidence).to(u.device)[:, None] + log_slope
+    log_q = fit.log_prob_at(starts, {site: values[site][:, None].expand(-1, num, *values[site].shape[1:])}).amax(1)
+    empty = torch.maximum(log_q + log_slope, log_p) < MIN_LOG_DENSITY
+    if bool((torch.isneginf(log_q) & ~empty).any()):
+        return None
+    at_mode, slope_at_mode = target.constrain(target.laplace.loc[:, None])
+    z = torch.where(empty.reshape(empty.shape + (1,) * (values[site].dim() - 2)), at_mode[site], values[site])
+    return Nodes(
+        z=z,
+        log_slope=torch.where(empty, slope_at_mode, log_slope),
+        log_p=torch.where(empty, torch.zeros_like(log_p), log_p),
+        log_weight=torch.where(empty, -torch.inf, log_weight),
+    )
+
+
+def _panel_nodes(truth: Truth) -> tuple[Tensor, Tensor]:
+    """Nodes in unconstrained space and log weights, `(B, P)`: panels that spread from the posterior's mode."""
     laplace = truth.target.laplace
     mode, width = laplace.loc[:, 0].cpu().numpy(), laplace.scale[:, 0].cpu().numpy()
     unit = np.maximum(width, 1.0)[:, None]
     edges = geometric_edges(mode, width, far_ends(truth.target, mode[None], width[None]))
-    # further out nothing has mass, and second derivatives overflow
-    edges = np.clip(edges, mode[:, None] + REACH[0] * unit, mode[:, None] + REACH[1] * unit)
+    edges = np.clip(edges, mode[:, None] + PANEL_REACH[0] * unit, mode[:, None] + PANEL_REACH[1] * unit)
     middle, half = (edges[:, 1:] + edges[:, :-1]) / 2, (edges[:, 1:] - edges[:, :-1]) / 2
     u = (middle[..., None] + half[..., None] * NODES).reshape(len(edges), -1)
-    with np.errstate(divide="ignore"):
-        weight = np.log(half[..., None] * WEIGHTS).reshape(len(edges), -1)
+    with np.errstate(divide="ignore"):  # panels of no width have weight 0
+        log_weight = np.log(half[..., None] * WEIGHTS).reshape(len(edges), -1)
     device = truth.target.device
-    return torch.from_numpy(u).to(device), torch.from_numpy(weight).to(device)
+    return torch.from_numpy(u).to(device), torch.from_numpy(log_weight).to(device)

@@ -1,45 +1,68 @@
-"""The member of a family nearest to the posterior, for any number of latents: L-BFGS on fixed nodes of noise.
+"""The member of a family nearest to the posterior in reverse KL, for any number of latents: L-BFGS on fixed noise.
 
-On fixed nodes the ELBO is an ordinary function of the guide's parameters, without noise, and its gradient is exact. The
-optimum on one set of nodes is not quite the family's best member; found on two independent sets, it tells by how much.
-If both lie at random around the best one, they are, in mean square, twice as far from each other as from it: on either
-set, the other's optimum is lower than its own by twice what each falls short of the best. Their midpoint is nearer by
-half, unless one density has several parameters.
+On fixed nodes of noise the ELBO is an ordinary function of the guide's parameters, free of noise, and its gradient is
+exact. The optimum on one set of nodes is not quite the family's best member. Two optima, found on two independent sets
+of nodes, tell by how much. If both lie at random around the best member, they are, in mean square, twice as far from
+each other as from it, so that on either set the other's optimum is lower than the set's own by twice what each of them
+falls short of the best member. Unless one density has several parameters, the midpoint of the two optima is nearer to
+the best member by half.
 
-Parameters are measured in units of the curvature where a search starts, taken from few nodes, and anew where it goes
-on: in their own units L-BFGS creeps where they are badly scaled.
+A search is preconditioned by the curvature at its start, which is taken from few nodes, and taken anew where a search
+is continued: without that, L-BFGS creeps along where parameters are badly scaled.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
 from scipy import optimize
 from torch import Tensor
 
-from ppl_vi.metrics.sampled.elbo_on_nodes import MAX_PARAMETERS, NegativeElbo, nodes
+from ppl_vi.metrics.sampled.elbo_on_nodes import MAX_CURVATURE_PARAMETERS, NegativeElbo, search_rule
 from ppl_vi.metrics.sampled.noise_rules import NoiseRules
+from ppl_vi.svi.program import Program
 from ppl_vi.svi.result import Fit
 
-NUM_STARTS = 3  # of each problem: the replicas that came nearest, those left out from which the way leads straight down
-NUM_POINTS = 4096  # nodes of a rule
-FINER = 4  # times as many for the last searches, where they are no lattice
-FEW_POINTS = 512  # of the rule by which curvatures are taken
-MAX_ITERATIONS = 200  # in units of one point
-MORE = 2  # times that each search goes on in new units if it has not arrived
-SHARE = 0.01  # of what the rules make optima fall short by: to gain less is not worth a step
-FLAT = 1e-11  # a step that gains less, relative to max(|ELBO|, 1), is the last: beyond, a rule's own error is climbed
-WAY = (0.0, 1 / 3, 2 / 3)  # where the straight way from a start to an optimum is looked at
-MEMORY = 40  # of L-BFGS, steps
-DIFFERENCE = 1e-5  # of a parameter, or of 1 where it is smaller
-FLATTEST = 1e-2  # curvature that sets a unit
-GAIN = 1e-5  # nats that a converged search may still promise
-OUT = 1e100  # what the line search is told where the ELBO is not finite, or no ELBO, so that it turns back
-ABOVE = 100.0  # nats: an ELBO that much above log p(x) is rounding in a density that is nearly singular
+# Searches start at most from so many replicas of each problem, those of highest ELBO. A replica from which the straight
+# path to an optimum already found leads down is left out. More starts may find a better optimum, at a search each.
+NUM_STARTS = 3
+# Nodes of the rule on which a search runs: more of them bring its optimum nearer to the best member, and cost as much
+# more. The rules of the last searches have `NUM_REFINED` times as many, where their moments are matched.
+NUM_SEARCH_NODES = 4096
+NUM_REFINED = 4
+# Nodes of the rule from which curvatures are taken: they only precondition, and take one gradient for each parameter.
+NUM_CURVATURE_NODES = 512
+# The curvature is taken anew after so many iterations of L-BFGS, and a search is continued at most so many times.
+MAX_LBFGS_ITERATIONS = 200
+MAX_CONTINUATIONS = 2
+# A search has converged where a quasi-Newton step promises no more than this, in nats.
+GAIN_TOLERANCE = 1e-5
+# A search is continued while it promises more than this share of what its optimum is expected to fall short by: the
+# rules' own error is larger than what is gained by less.
+SHORTFALL_SHARE = 0.01
+# The last step of L-BFGS is one that gains less, relative to max(|ELBO|, 1): beyond it only rounding is climbed.
+VALUE_TOLERANCE = 1e-11
+# Shares of the straight path from a start to an optimum at which it is checked whether the path leads down.
+PATH_SHARES = (0.0, 1 / 3, 2 / 3)
+# Pairs of steps and gradients from which L-BFGS builds its curvature: more of them serve more parameters.
+LBFGS_MEMORY = 40
+# Step of the differences of gradients that give a curvature, relative to max(|parameter|, 1). Smaller steps lose more
+# digits to rounding, larger ones see more of the third derivative; a preconditioner needs few digits.
+DIFFERENCE_STEP = 1e-5
+# Axes of less curvature than this are preconditioned as if they had it: with a smaller one, steps along flat axes get
+# longer.
+MIN_CURVATURE = 1e-2
+# What the line search sees instead of a value that is no ELBO, so that it turns back.
+REJECTED_VALUE = 1e100
+# An ELBO so many nats above log p(x) is rounding in a density that is nearly singular. The ELBO itself never exceeds
+# log p(x); on a rule it does so by the rule's error.
+MAX_ELBO_EXCESS = 100.0
+
+# A point `(D,)` to the value there and its gradient `(D,)`, as SciPy takes them.
+Objective = Callable[[np.ndarray], tuple[float, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -48,141 +71,202 @@ class Projection:
 
     Attributes:
         theta: the optima on two independent rules and their midpoint, `(B, 3, D)`.
-        converged: whether both searches arrived, `(B,)`.
-        short: what an optimum on one rule is expected to fall short of the family's best member by, `(B,)`, nats.
+        converged: whether both searches converged, `(B,)`.
+        shortfall: how far the ELBO of an optimum on one rule is expected to lie below that of the family's best member,
+            `(B,)`, nats.
     """
 
     theta: Tensor
     converged: np.ndarray
-    short: np.ndarray
+    shortfall: np.ndarray
 
 
 def reverse_kl_projection(fit: Fit, elbo: np.ndarray, log_evidence: np.ndarray, seed: int) -> Projection:
-    """Maximises each problem's ELBO over the family, from its replicas of highest `elbo` `(B, R)`.
+    """Maximises each problem's ELBO over the family, starting from the replicas of highest ELBO.
 
-    Searches turn back where the ELBO lies far above `log_evidence` `(B,)`, which none can.
+    Args:
+        fit: gives the family and the starts.
+        elbo: of each replica, `(B, R)`, nats.
+        log_evidence: log p(x), `(B,)`, nats: a search turns back where the ELBO on a rule lies far above it.
+        seed: of the rules' scrambled points.
     """
-    program = fit.program
-    large = program.layout.size > MAX_PARAMETERS
-    few = nodes(program.latent_draws, FEW_POINTS, seed + 2)
-    fine = [nodes(program.latent_draws, NUM_POINTS, seed + i, large, FINER) for i in range(2)]
-    rough = nodes(program.latent_draws, NUM_POINTS, seed, large)
-    objective = NegativeElbo(program, rough)
-    theta, converged, short = [], [], []
+    rules = _search_rules(fit.program, seed)
+    negative_elbo = NegativeElbo(fit.program, rules.first)
     order = np.argsort(-np.where(np.isfinite(elbo), elbo, -np.inf), 1, kind="stable")[:, :NUM_STARTS]
+    theta, converged, shortfall = [], [], []
     for problem, replicas in enumerate(order):
-        row, least = fit.target.row(problem), -float(log_evidence[problem]) - ABOVE
-        on_rough, *on = (
-            _function(partial(_bounded, objective, least), fit.theta, row, rule) for rule in (rough, *fine)
-        )
-        on_few = None if large else _function(partial(_bounded, objective, least), fit.theta, row, few)
-        starts = [fit.theta[problem, int(r)].detach().double().numpy() for r in replicas]
-        one = _minimized(on_rough, on_few, starts[0])
-        for start in starts[1:]:
-            if not _leads_down(on_rough, start, one):
-                other = _minimized(on_rough, on_few, start)
-                one = other if other.fun < one.fun else one
-        if fine[0].weight.shape != rough.weight.shape:
-            one = _minimized(on[0], on_few, one.x)
-        two = _minimized(on[1], on_few, one.x)
-        for _ in range(MORE):
-            enough = GAIN if large else min(GAIN, max(SHARE * _short(on, one, two), FLAT * max(1.0, abs(one.fun))))
-            one = _gone_on(on[0], on_few, one, two, enough)
-            two = _gone_on(on[1], on_few, two, one, enough)
-        optima = [torch.from_numpy(result.x) for result in (one, two)]
-        theta.append(torch.stack([*optima, (optima[0] + optima[1]) / 2]))
-        converged.append(one.gain <= GAIN and two.gain <= GAIN)
-        short.append(_short(on, one, two) + (max(one.gain, two.gain) if converged[-1] else 0.0))
-    return Projection(torch.stack(theta).to(fit.theta), np.array(converged), np.array(short))
-
-
-# `(theta, row, rule)` to the gradient and the value of minus the ELBO on the rule's nodes
-Objective = Callable[[Tensor, tuple[Tensor, ...], NoiseRules], tuple[Tensor, Tensor]]
-
-
-def _bounded(
-    objective: Objective, least: float, theta: Tensor, row: tuple[Tensor, ...], rule: NoiseRules
-) -> tuple[Tensor, Tensor]:
-    """The same, minus the ELBO nan where it lies below the least it can be."""
-    gradient, value = objective(theta, row, rule)
-    return gradient, torch.where(value < least, torch.nan, value)
-
-
-Function = Callable[[np.ndarray], tuple[float, np.ndarray]]
-
-
-def _function(objective: Objective, like: Tensor, row: tuple[Tensor, ...], rule: NoiseRules) -> Function:
-    """Minus the ELBO on a rule and its gradient, as SciPy takes them."""
-
-    def function(x: np.ndarray) -> tuple[float, np.ndarray]:
-        with torch.no_grad():
-            gradient, value = objective(torch.from_numpy(x).to(like), row, rule)
-        if not (bool(value.isfinite()) and bool(gradient.isfinite().all())):
-            return OUT, np.zeros_like(x)
-        return float(value), gradient.double().numpy()
-
-    return function
-
-
-def _leads_down(function: Function, start: np.ndarray, end: Found) -> bool:
-    """Whether the straight way from a start to an optimum never climbs: a search from there would end there too."""
-    heights = [function(start + share * (end.x - start))[0] for share in WAY]
-    return bool((np.diff([*heights, end.fun]) < 0).all())
+        least = -float(log_evidence[problem]) - MAX_ELBO_EXCESS
+        objectives = _objectives(negative_elbo, rules, fit.target.row(problem), least, fit.theta)
+        starts = [fit.theta[problem, int(replica)].detach().double().numpy() for replica in replicas]
+        optima = _optima(objectives, _lowest_optimum(objectives, starts))
+        points = [torch.from_numpy(optimum.x) for optimum in optima]
+        theta.append(torch.stack([*points, (points[0] + points[1]) / 2]))
+        gain = max(optimum.gain for optimum in optima)
+        converged.append(all(optimum.gain <= GAIN_TOLERANCE for optimum in optima))
+        shortfall.append(_shortfall(objectives, *optima) + (gain if converged[-1] else 0.0))
+    return Projection(torch.stack(theta).to(fit.theta), np.array(converged), np.array(shortfall))
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchRules:
+    """The rules of noise nodes by which best members are searched for.
+
+    Attributes:
+        first: the rule on which the best of the starts is found.
+        independent: two rules of independent points, on which the search is then continued; the first of them may be
+            `first` itself.
+        curvature: a rule of few nodes, from which curvatures are taken; None for guides of so many parameters that a
+            curvature takes too long.
+    """
+
+    first: NoiseRules
+    independent: tuple[NoiseRules, NoiseRules]
+    curvature: NoiseRules | None
+
+
+def _search_rules(program: Program, seed: int) -> SearchRules:
+    draws, many = program.latent_draws, program.layout.size > MAX_CURVATURE_PARAMETERS
+    first = search_rule(draws, NUM_SEARCH_NODES, seed, plain=many)
+    one, two = (search_rule(draws, NUM_SEARCH_NODES, seed + i, plain=many, refined=NUM_REFINED) for i in range(2))
+    if one.weight.shape == first.weight.shape:  # the same points: nothing was refined
+        one = first
+    return SearchRules(first, (one, two), None if many else search_rule(draws, NUM_CURVATURE_NODES, seed + 2))
+
+
+@dataclass(frozen=True)
+class Objectives:
+    """Minus one problem's ELBO, in nats, on each of `SearchRules`."""
+
+    first: Objective
+    independent: tuple[Objective, Objective]
+    curvature: Objective | None
+
+
+def _objectives(
+    negative_elbo: NegativeElbo, rules: SearchRules, row: tuple[Tensor, ...], least: float, like: Tensor
+) -> Objectives:
+    """Minus the ELBO of the problem whose data are `row`; a value below `least` is rejected, as minus the ELBO can't be
+    so low. `like` has the parameters' dtype and device."""
+
+    def on(rule: NoiseRules) -> Objective:
+        def objective(x: np.ndarray) -> tuple[float, np.ndarray]:
+            with torch.no_grad():
+                gradient, value = negative_elbo(torch.from_numpy(x).to(like), row, rule)
+            if bool(value < least) or not (bool(value.isfinite()) and bool(gradient.isfinite().all())):
+                return REJECTED_VALUE, np.zeros_like(x)
+            return float(value), gradient.double().numpy()
+
+        return objective
+
+    first = on(rules.first)
+    one, two = rules.independent
+    independent = first if one is rules.first else on(one), on(two)
+    return Objectives(first, independent, None if rules.curvature is None else on(rules.curvature))
+
+
+@dataclass(frozen=True)
+class Optimum:
     """Where a search ended.
 
     Attributes:
-        x: the point.
-        fun: the function there.
-        gain: what a quasi-Newton step still promises, nats.
+        x: the point, `(D,)`.
+        value: the objective there.
+        gain: how much a quasi-Newton step from there still promises to gain, nats.
     """
 
     x: np.ndarray
-    fun: float
+    value: float
     gain: float
 
 
-def _minimized(function: Function, on_few: Function | None, start: np.ndarray, enough: float = GAIN) -> Found:
-    """L-BFGS in units in which the curvature at the start is about 1 along every axis, if it is taken.
+def _lowest_optimum(objectives: Objectives, starts: list[np.ndarray]) -> Optimum:
+    """The lowest optimum on the first rule, of searches from all starts that may lead to another one."""
+    lowest = _minimized(objectives.first, objectives.curvature, starts[0])
+    for start in starts[1:]:
+        if not leads_down(objectives.first, start, lowest):
+            other = _minimized(objectives.first, objectives.curvature, start)
+            lowest = other if other.value < lowest.value else lowest
+    return lowest
 
-    It ends where a step gains hardly more than a tenth of what is enough, without units where it gains nothing.
+
+def _optima(objectives: Objectives, start: Optimum) -> tuple[Optimum, Optimum]:
+    """The optima on the two independent rules that searches reach from an optimum on the first rule."""
+    on_one, on_two = objectives.independent
+    curvature = objectives.curvature
+    one = start if on_one is objectives.first else _minimized(on_one, curvature, start.x)
+    two = _minimized(on_two, curvature, one.x)
+    for _ in range(MAX_CONTINUATIONS):
+        enough = GAIN_TOLERANCE
+        if curvature is not None:
+            rounding = VALUE_TOLERANCE * max(1.0, abs(one.value))
+            enough = min(enough, max(SHORTFALL_SHARE * _shortfall(objectives, one, two), rounding))
+        one = _continued(on_one, curvature, one, two, enough)
+        two = _continued(on_two, curvature, two, one, enough)
+    return one, two
+
+
+def leads_down(objective: Objective, start: np.ndarray, end: Optimum) -> bool:
+    """Whether the straight path from a start to an optimum never climbs: a search from there would end there too."""
+    heights = [objective(start + share * (end.x - start))[0] for share in PATH_SHARES]
+    return bool((np.diff([*heights, end.value]) < 0).all())
+
+
+def _minimized(
+    objective: Objective, curvature: Objective | None, start: np.ndarray, enough: float = GAIN_TOLERANCE
+) -> Optimum:
+    """L-BFGS from a start, preconditioned by the curvature of the objective `curvature` there, if there is one.
+
+    It ends with a step that gains less than a tenth of `enough` nats; without preconditioner, where a small step says
+    little about what is left, with one that gains nothing but rounding.
     """
-    unit = np.eye(len(start)) if on_few is None else _units(on_few, start)
-    flat = FLAT if on_few is None else max(FLAT, enough / 10 / max(1.0, abs(function(start)[0])))
+    scaling = np.eye(len(start)) if curvature is None else _preconditioner(curvature, start)
+    flat = VALUE_TOLERANCE
+    if curvature is not None:
+        flat = max(flat, enough / 10 / max(1.0, abs(objective(start)[0])))
 
     def rescaled(y: np.ndarray) -> tuple[float, np.ndarray]:
-        value, gradient = function(start + unit @ y)
-        return value, gradient @ unit
+        value, gradient = objective(start + scaling @ y)
+        return value, gradient @ scaling
 
-    options = {"maxcor": MEMORY, "maxiter": MAX_ITERATIONS, "maxfun": 2 * MAX_ITERATIONS, "ftol": flat, "gtol": 1e-7}
+    limits = {"maxcor": LBFGS_MEMORY, "maxiter": MAX_LBFGS_ITERATIONS, "maxfun": 2 * MAX_LBFGS_ITERATIONS}
+    options = {**limits, "ftol": flat, "gtol": 1e-7}
     found = optimize.minimize(rescaled, np.zeros_like(start), jac=True, method="L-BFGS-B", options=options)
     gain = float(found.jac @ found.hess_inv.matvec(found.jac)) / 2
-    return Found(start + unit @ found.x, float(found.fun), gain)
+    return Optimum(start + scaling @ found.x, float(found.fun), gain)
 
 
-def _units(function: Function, x: np.ndarray) -> np.ndarray:
-    """Columns along the principal axes of the curvature c at `x`, `|c|^(-1/2)` long (Dauphin et al. 2014, saddle-free
-    Newton), the curvature from differences of gradients; the plain axes where it isn't finite."""
-    slope, steps = function(x)[1], DIFFERENCE * np.maximum(1.0, np.abs(x))
-    hessian = np.array([(function(x + step)[1] - slope) / step.max() for step in np.diag(steps)])
+def _preconditioner(objective: Objective, x: np.ndarray) -> np.ndarray:
+    """A matrix `(D, D)` in whose columns as units the curvature at `x` is about 1 along every axis.
+
+    The columns lie along the principal axes of the curvature c and are `|c|^(-1/2)` long. The curvature comes from
+    differences of gradients; where it isn't finite the matrix is the identity.
+
+    Source: Dauphin et al. (2014), Identifying and attacking the saddle point problem in high-dimensional non-convex
+    optimization (saddle-free Newton).
+    """
+    slope, steps = objective(x)[1], DIFFERENCE_STEP * np.maximum(1.0, np.abs(x))
+    hessian = np.array([(objective(x + step)[1] - slope) / step.max() for step in np.diag(steps)])
     if not np.isfinite(hessian).all():
         return np.eye(len(x))
     curvature, axes = np.linalg.eigh((hessian + hessian.T) / 2)
-    return axes / np.sqrt(np.maximum(np.abs(curvature), FLATTEST))
+    return axes / np.sqrt(np.maximum(np.abs(curvature), MIN_CURVATURE))
 
 
-def _gone_on(function: Function, on_few: Function | None, own: Found, other: Found, enough: float) -> Found:
-    """A search that may gain more than enough, short of steps or lost far out, goes on from the lower of two points."""
+def _continued(
+    objective: Objective, curvature: Objective | None, own: Optimum, other: Optimum, enough: float
+) -> Optimum:
+    """A search that promises to gain more than `enough` nats goes on, from the lower of its own and another optimum.
+
+    It had run out of iterations, or was lost far from the optimum.
+    """
     if own.gain <= enough:
         return own
-    lower = function(other.x)[0] < own.fun
-    found = _minimized(function, on_few, (other if lower else own).x, enough)
-    return found if found.fun <= own.fun else own
+    lower = objective(other.x)[0] < own.value
+    found = _minimized(objective, curvature, (other if lower else own).x, enough)
+    return found if found.value <= own.value else own
 
 
-def _short(on: list[Function], one: Found, two: Found) -> float:
-    """What each of two optima is expected to fall short of the best by: see the module's text."""
-    return (on[0](two.x)[0] - one.fun + on[1](one.x)[0] - two.fun) / 4
+def _shortfall(objectives: Objectives, one: Optimum, two: Optimum) -> float:
+    """How far each of two optima is expected to fall short of the best member, nats: see the module's docstring."""
+    on_one, on_two = objectives.independent
+    return (on_one(two.x)[0] - one.value + on_two(one.x)[0] - two.value) / 4

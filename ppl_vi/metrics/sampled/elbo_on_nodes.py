@@ -1,4 +1,8 @@
-"""Minus the ELBO of a family's members on fixed nodes of noise, where it is an ordinary function of the parameters."""
+"""Minus the ELBO of a family's members on fixed nodes of noise.
+
+A guide with reparameterised draws turns base noise into latents. With the noise held at the nodes of a rule, the ELBO
+is a weighted sum over the nodes: an ordinary function of the guide's parameters, with an exact gradient.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +10,23 @@ import torch
 from torch import Tensor
 
 from ppl_vi.compiler.many_points import MIN_SEARCH_NUMBERS, POINT_OVERHEAD, WeightedSum
-from ppl_vi.metrics.sampled.noise_rules import MOST_LATTICE, NoiseRules, noise_rules
+from ppl_vi.metrics.sampled.noise_rules import MAX_LATTICE_DIM, NoiseRules, noise_rules
 from ppl_vi.svi.program import Program, guide_sites
 from ppl_vi.svi.randomness import Draw
 from ppl_vi.target.isolation import whole_plates
 
-# Numbers that the largest temporary of all nodes together may have where torch's operations run: 2 MiB in double
-# precision, which stay in the processor's cache.
-MAX_NUMBERS = 2**18
-# The curvature of a member takes one gradient for each parameter: a search in more parameters goes without.
-MAX_PARAMETERS = 400
-# A search evaluates its rule about so many times for each parameter.
+# Where torch's operations run, the largest temporary of all nodes together may hold so many numbers: 2 MiB in double
+# precision, which stay in the processor's cache. More of them would be slower, not different.
+MAX_TEMPORARY_NUMBERS = 2**18
+# The curvature at a member takes one gradient for each parameter, which for more parameters than these takes too long:
+# a search in more of them goes without.
+MAX_CURVATURE_PARAMETERS = 400
+# About how often a search evaluates the ELBO for each parameter, as measured: it decides whether machine code pays.
 EVALUATIONS_PER_PARAMETER = 20
 
 
 def no_gradient(program: Program) -> str:
-    """Why a family's members can't be improved along gradients on fixed noise, or ""."""
+    """Why a family's members can't be improved along the ELBO's gradient on fixed noise; "" where they can."""
     if not program.latent_draws:
         return "the guide draws nothing"
     with torch.no_grad(), whole_plates():
@@ -33,26 +38,28 @@ def no_gradient(program: Program) -> str:
     return ""
 
 
-def nodes(draws: tuple[Draw, ...], num_points: int, seed: int, plain: bool = False, finer: int = 1) -> NoiseRules:
-    """One rule for the expectation over a guide's noise, with which members are searched for.
+def search_rule(
+    draws: tuple[Draw, ...], num_nodes: int, seed: int, *, plain: bool = False, refined: int = 1
+) -> NoiseRules:
+    """One rule for the expectation over a guide's noise, on which its family's members are searched.
 
-    Sobol points of normal numbers are shifted and scaled to mean 0 and covariance 1, unless they are to be plain. The
-    rule then integrates quadratic functions of the noise exactly: the log density of a Gaussian guide, and the log
-    joint where it is Gaussian, too. It is no longer unbiased, which matters little, since members that are found by it
-    are measured by other rules.
+    Where the noise is normal and no lattice reaches it, the Sobol points are shifted and scaled to mean 0 and
+    covariance 1, unless they are to be plain. The rule then integrates quadratic functions of the noise exactly: the
+    log density of a Gaussian guide, and the log joint where that is Gaussian, too. It is no longer unbiased, which
+    matters little, since the members that a search finds are measured by other rules.
 
     Args:
         draws: what the guide draws.
-        num_points: nodes of the rule.
+        num_nodes: how many nodes the rule has.
         seed: of the scrambled points.
-        plain: whether to leave Sobol points as they are.
-        finer: times as many Sobol points where they are shifted and scaled.
+        plain: whether Sobol points are left as they are.
+        refined: how many times as many Sobol points there are where they are shifted and scaled.
     """
     sizes = [draw.shape.numel() for draw in draws]
-    if plain or any(draw.kind != "normal" for draw in draws) or not MOST_LATTICE < sum(sizes) < num_points / 2:
-        return noise_rules(draws, num_points, seed, num_rules=1)
-    rule = noise_rules(draws, finer * num_points, seed, num_rules=1)
-    points = torch.cat([part[0].reshape(finer * num_points, -1) for part in rule.noise], -1)
+    if plain or any(draw.kind != "normal" for draw in draws) or not MAX_LATTICE_DIM < sum(sizes) < num_nodes / 2:
+        return noise_rules(draws, num_nodes, seed, num_rules=1)
+    rule = noise_rules(draws, refined * num_nodes, seed, num_rules=1)
+    points = torch.cat([part[0].reshape(refined * num_nodes, -1) for part in rule.noise], -1)
     points = points - points.mean(0)
     factor = torch.linalg.cholesky(points.mT @ points / len(points))
     points = torch.linalg.solve_triangular(factor, points.mT, upper=False).mT
@@ -65,10 +72,10 @@ class NegativeElbo:
 
     Args:
         program: of the family.
-        rule: of as many nodes as those of the search; machine code is made where a search on it takes longer than that.
+        rule: one that a search uses: machine code is made where the search would take longer than making it.
 
     Attributes:
-        sum: what computes it.
+        sum: the evaluator of the weighted sum over the nodes and of its gradient.
     """
 
     def __init__(self, program: Program, rule: NoiseRules) -> None:
@@ -78,7 +85,9 @@ class NegativeElbo:
             particle = program.sample(theta, given[num_noise:], given[:num_noise])
             return particle.log_guide - particle.log_joint
 
-        self.sum = WeightedSum(of_one, program.target.width, MAX_NUMBERS // program.target.width, program.isolated)
+        self.sum = WeightedSum(
+            of_one, program.target.width, MAX_TEMPORARY_NUMBERS // program.target.width, program.isolated
+        )
         if _pays(program, rule):
             self.sum.compile(program.initial, *_points(rule, program.initial), program.target.row(0))
 
@@ -88,12 +97,15 @@ class NegativeElbo:
 
 
 def _points(rule: NoiseRules, like: Tensor) -> tuple[list[Tensor], Tensor]:
-    """The nodes `(S, *shape)` and weights `(S,)` of the only rule that there is, in the parameters' dtype."""
+    """The nodes `(P, *shape)` and weights `(P,)` of the single rule in `rule`, in the parameters' dtype."""
     return [part[0].to(like) for part in rule.noise], rule.weight[0].to(like)
 
 
 def _pays(program: Program, rule: NoiseRules) -> bool:
-    """Whether a search on a rule takes longer than making machine code for it."""
+    """Whether a search on a rule takes longer than making machine code for it.
+
+    Machine code holds the gradient at each node, which for many parameters is too much.
+    """
     per_evaluation = rule.weight.numel() * (program.target.width + POINT_OVERHEAD)
-    num = program.layout.size  # machine code holds a gradient of each node, which for many parameters is too much
-    return num <= MAX_PARAMETERS and EVALUATIONS_PER_PARAMETER * num * per_evaluation >= MIN_SEARCH_NUMBERS
+    num = program.layout.size
+    return num <= MAX_CURVATURE_PARAMETERS and EVALUATIONS_PER_PARAMETER * num * per_evaluation >= MIN_SEARCH_NUMBERS

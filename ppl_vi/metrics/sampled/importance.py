@@ -1,4 +1,8 @@
-"""What a user without the truth would see: Monte Carlo figures from draws of the guide, with their standard errors."""
+"""What a user without the truth would see: Monte Carlo estimates from draws of the guide, with their standard errors.
+
+All of them are functions of the importance weights w = p(x, z) / q(z) at draws z of the guide: their mean estimates
+p(x), the mean of their logarithms the ELBO, and how much they vary tells how far the guide is from the posterior.
+"""
 
 from __future__ import annotations
 
@@ -13,21 +17,27 @@ from ppl_vi.svi.result import Fit
 from ppl_vi.target import evaluation
 from ppl_vi.target.sites import Latents
 
-FEW = 1000  # draws for a second k-hat, which falls with their number
-IWAE_SAMPLES = 64  # K
+# Draws for a second k-hat: k-hat depends on the number of draws, so that fits are compared at the same number.
+NUM_KHAT_DRAWS = 1000
+# K of the importance-weighted bound: a larger one is tighter, and leaves fewer groups for its standard error.
+NUM_IWAE_PARTICLES = 64
 NO_TAIL = "the largest weights are all alike or mostly zero, so that they have no tail"
-NOWHERE = "no draw fell where the posterior has mass"
+NO_WEIGHT = "no draw fell where the posterior has mass"
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Log importance weights log p(x, z) - log q(z) of draws of the guide, `(B, R, N)`."""
+    """Importance weights of draws of the guide.
+
+    Attributes:
+        log: log p(x, z) - log q(z), `(B, R, N)`, nats; -inf for a draw outside the model's support.
+    """
 
     log: np.ndarray
 
     @property
     def num_draws(self) -> int:
-        """`N`."""
+        """How many draws there are of each guide, `N`."""
         return self.log.shape[-1]
 
 
@@ -50,31 +60,18 @@ def log_densities(fit: Fit, latents: Latents) -> tuple[np.ndarray, np.ndarray]:
     return np.where(inside, log_joint.cpu().numpy(), -np.inf), log_q.cpu().numpy()
 
 
-def scores(fit: Fit, num_draws: int, chi_square: np.ndarray | None = None) -> dict[str, Estimate]:
-    """What a user without the truth would see of each fit, all from the same draws; see `importance_log_evidence`."""
-    w = weights(fit, num_draws, fit.seed + 1)
-    found = {
-        "elbo_estimate": elbo_estimate(w),
-        "importance_log_evidence": importance_log_evidence(w, chi_square),
-        "importance_log_evidence_naive": importance_log_evidence(w),
-        "khat": khat(w),
-        "ess": effective_sample_size(w),
-    }
-    if num_draws > FEW:
-        found["khat_1000"] = khat(Weights(w.log[..., :FEW]))
-        found["iwae_bound"] = iwae_bound(w, IWAE_SAMPLES)
-    return found
-
-
-def iwae_bound(w: Weights, num_samples: int) -> Estimate:
+def iwae_bound(w: Weights, num_particles: int) -> Estimate:
     """E[log mean of K weights], nats, from independent groups of K draws: between the ELBO and log p(x).
+
+    Raises:
+        ValueError: the draws make fewer than two groups, which leaves no standard error.
 
     Source: Burda, Grosse and Salakhutdinov (2016), Importance weighted autoencoders.
     """
-    num_groups = w.num_draws // num_samples
+    num_groups = w.num_draws // num_particles
     if num_groups < 2:
-        raise ValueError(f"two groups of {num_samples} draws are needed at least, got {w.num_draws} draws")
-    groups = w.log[..., : num_groups * num_samples].reshape((*w.log.shape[:-1], num_groups, num_samples))
+        raise ValueError(f"two groups of {num_particles} draws are needed at least, got {w.num_draws} draws")
+    groups = w.log[..., : num_groups * num_particles].reshape((*w.log.shape[:-1], num_groups, num_particles))
     each = log_mean(groups)
     with np.errstate(invalid="ignore"):
         spread = each.std(-1, ddof=1) / num_groups**0.5
@@ -95,14 +92,16 @@ def importance_log_evidence(w: Weights, chi_square: np.ndarray | None = None) ->
 
     Args:
         w: the weights.
-        chi_square: the exact chi-square divergence of the posterior from the guide, nan where it is not known; the
-            standard error is `(chi_square / N)^(1/2)`, infinite where that is, else the naive one from the weights.
+        chi_square: the exact chi-square divergence of the posterior from the guide, `(B, R)`, nan where it is not
+            known. Where it is known the standard error is `(chi_square / N)^(1/2)`, infinite where that is; elsewhere
+            it is the naive one, which the weights themselves suggest.
     """
     value, naive = log_mean(w.log), log_mean_error(w.log)
-    known = np.full_like(naive, np.nan) if chi_square is None else np.abs(chi_square)  # 0 give or take rounding at best
+    # rounding may put a chi-square divergence of 0 below 0
+    known = np.full_like(naive, np.nan) if chi_square is None else np.abs(chi_square)
     error = np.where(np.isnan(known), naive, np.sqrt(known / w.num_draws))
     reason = "the weights have infinite variance" if np.isinf(error).any() else ""
-    reason = NOWHERE if np.isneginf(value).any() else reason
+    reason = NO_WEIGHT if np.isneginf(value).any() else reason
     return Estimate(value, error, np.zeros_like(value), "nats", reason)
 
 
@@ -121,5 +120,5 @@ def effective_sample_size(w: Weights) -> Estimate:
     """(sum w)^2 / sum w^2, in draws; nan where no draw has weight."""
     with np.errstate(invalid="ignore"):
         value = np.exp(2 * logsumexp(w.log, axis=-1) - logsumexp(2 * w.log, axis=-1))
-    reason = NOWHERE if np.isnan(value).any() else ""
+    reason = NO_WEIGHT if np.isnan(value).any() else ""
     return Estimate(value, np.full_like(value, np.nan), np.zeros_like(value), "draws", reason)

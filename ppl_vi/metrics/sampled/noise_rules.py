@@ -1,14 +1,15 @@
-"""Members of a family seen through weighted points of their own: what any number of latents is scored by.
+"""Rules of noise nodes, and where the members of a family take them: what any number of latents is scored by.
 
-A guide turns base noise into latents. Noise on a rule of nodes with weights turns expectations under the guide into
-sums, and several independently randomised rules tell how far these can be trusted:
+A guide turns base noise into latents. Noise at the nodes of a rule, each with a weight, turns expectations under the
+guide into sums. Several independently randomised rules give as many answers, whose spread tells how far their mean can
+be trusted. There are two kinds of rule:
 
-- up to three standard normal numbers: a lattice with a random shift, weighed by the normal density. Over the shift its
-  sum is unbiased, and its error falls exponentially with the number of nodes for smooth integrands (Trefethen and
-  Weideman 2014, The exponentially convergent trapezoidal rule).
-- otherwise: scrambled Sobol points (Owen 1997, Scrambled net variance for integrals of smooth functions).
+- For up to three standard normal numbers, a lattice with a random shift, weighted by the normal density. On average
+  over the shift its sum is unbiased, and for smooth integrands its error falls exponentially with the number of nodes
+  (Trefethen and Weideman 2014, The exponentially convergent trapezoidal rule).
+- Otherwise scrambled Sobol points (Owen 1997, Scrambled net variance for integrals of smooth functions).
 
-All members of one call see the same noise, so that what they differ by is known better than what they are.
+All members of one call see the same noise, so that their differences are known better than their values.
 """
 
 from __future__ import annotations
@@ -28,9 +29,12 @@ from ppl_vi.svi.result import Fit
 from ppl_vi.target.evaluation import drawn_at_once, log_joint
 from ppl_vi.target.sites import latents_of, numbers_of
 
-NUM_RULES = 8  # independently randomised
-REACH = 8.5  # of a lattice, standard deviations: beyond lie 2e-17 of the mass
-MOST_LATTICE = 3  # normal numbers that a lattice spans
+# Independently randomised rules: the standard error over 8 of them is itself known to about a quarter.
+NUM_RULES = 8
+# A lattice of noise reaches so many standard deviations from 0: 2e-17 of the mass lies beyond, which is below rounding.
+LATTICE_REACH = 8.5
+# Normal numbers that a lattice spans at most: in more dimensions it would have too few nodes along each axis.
+MAX_LATTICE_DIM = 3
 
 
 @dataclass(frozen=True)
@@ -46,25 +50,30 @@ class NoiseRules:
     weight: Tensor
 
     def mean(self, values: Tensor) -> Tensor:
-        """Expectations by each rule, `(..., S, P)` to `(..., S)`; one that is infinite at a node with weight is so."""
+        """Expectations by each rule, values at the nodes `(..., S, P)` to `(..., S)`.
+
+        An expectation is infinite where a value at one of its nodes is.
+        """
         infinite = torch.isinf(values)
         sums = (torch.where(infinite, 0.0, values) * self.weight).sum(-1)
         return torch.where(infinite.any(-1), torch.where(infinite, values, 0.0).sum(-1), sums)
 
 
 def noise_rules(draws: tuple[Draw, ...], num_points: int, seed: int, num_rules: int = NUM_RULES) -> NoiseRules:
-    """Rules of about `num_points` nodes each; the lattice where it reaches."""
+    """Rules of about `num_points` nodes each: lattices for few normal numbers, Sobol points otherwise."""
     sizes = [draw.shape.numel() for draw in draws]
     if sum(sizes) == 0:  # the guide draws nothing
         weight = torch.full((num_rules, 1), 1.0, dtype=torch.float64)
         return NoiseRules(tuple(torch.zeros((num_rules, 1, *draw.shape), dtype=draw.dtype) for draw in draws), weight)
-    if any(draw.kind != "normal" for draw in draws) or sum(sizes) > MOST_LATTICE:
+    if any(draw.kind != "normal" for draw in draws) or sum(sizes) > MAX_LATTICE_DIM:
         return sobol_rules(draws, num_points, seed, num_rules)
     dim = sum(sizes)
     count = max(8, math.ceil(num_points ** (1 / dim) - 1e-9))
-    spacing = 2 * REACH / count
+    spacing = 2 * LATTICE_REACH / count
     shift = torch.from_numpy(np.random.default_rng(seed).random((num_rules, dim)))
-    axes = -REACH + spacing * (torch.arange(count, dtype=torch.float64)[:, None] + shift[:, None])  # (S, count, dim)
+    axes = -LATTICE_REACH + spacing * (
+        torch.arange(count, dtype=torch.float64)[:, None] + shift[:, None]
+    )  # (S, count, dim)
     index = torch.cartesian_prod(*[torch.arange(count)] * dim).reshape(-1, dim)
     nodes = torch.stack([axes[:, index[:, d], d] for d in range(dim)], -1)
     log_weight = dim * (math.log(spacing) - LOG_2PI / 2) - nodes.square().sum(-1) / 2
@@ -114,7 +123,7 @@ class ScoredNodes(GuideNodes):
 
 
 def scored_nodes(fit: Fit, theta: Tensor, rule: NoiseRules) -> ScoredNodes:
-    """Evaluates members `theta` `(B, R, D)` of a fit's family on rules."""
+    """Log joint and guide density where the rules' nodes take members `theta` `(B, R, D)` of a fit's family."""
     target = fit.target
 
     def one(point: Tensor, row: tuple[Tensor, ...], draws: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -127,7 +136,7 @@ def scored_nodes(fit: Fit, theta: Tensor, rule: NoiseRules) -> ScoredNodes:
 
 
 def guide_nodes(fit: Fit, theta: Tensor, rule: NoiseRules) -> GuideNodes:
-    """The same of the latents alone: the model is not run."""
+    """Where the rules' nodes take members `theta` `(B, R, D)` of a fit's family; the model is not run."""
 
     def one(point: Tensor, row: tuple[Tensor, ...], draws: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (numbers_of(fit.target.latents, fit.program.latents(point, row, draws)),)

@@ -1,18 +1,26 @@
-"""Adam as a pure update, in units of each parameter's own curvature."""
+"""Adam as a pure function of tensors, with a diagonal preconditioner."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor
 
+# The decay rates of the two moments, and what is added to the root of the second one so that nothing is divided by 0.
+# beta2 is smaller than the usual 0.999, so that the second moment forgets within the hundred steps of a short round.
 BETA1, BETA2, EPS = 0.9, 0.99, 1e-12
 
 
 def step_schedule(lr: Any, step: Any) -> tuple[Any, Any]:
-    """What a step takes from its place in the run, numbers or arrays: `lr / (1 - beta1^t)` and `1 / (1 - beta2^t)`."""
+    """The two numbers by which a step of Adam depends on its place in a round, with the corrections for zero moments.
+
+    Args:
+        lr: the step size, a number or an array.
+        step: `t`, the number of the step in its round, counted from 1; a number or an array.
+
+    Returns:
+        The rate `lr / (1 - beta1^t)` and the correction `1 / (1 - beta2^t)` of the second moment.
+    """
     return lr / (1 - BETA1**step), 1 / (1 - BETA2**step)
 
 
@@ -21,61 +29,27 @@ def adam(
     first: Tensor,
     second: Tensor,
     gradient: Tensor,
-    unit: Tensor,
+    preconditioner: Tensor,
     rate: Tensor | float,
     correction: Tensor | float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One step of Adam (Kingma and Ba 2015) in the coordinates `theta / unit`.
+    """One step of Adam in the coordinates `theta / preconditioner`.
 
-    Adam moves every coordinate by about the step size, whatever the gradient's size, so the step is only as good as the
-    coordinates: a location known to 1e-4 and one known to 1e4 need different ones. Nothing else depends on `unit`.
+    Adam moves every coordinate by about the step size, whatever the size of the gradient, so one step size serves all
+    coordinates only where they are on one scale: a location known to 1e-4 and one known to 1e4 need different steps.
 
     Args:
-        theta, first, second: parameters and moments, any common shape.
-        gradient: of the loss in `theta`.
-        unit: size of a step of 1.
-        rate, correction: the step's `step_schedule`.
+        theta, first, second: the parameters and Adam's two moments, of any common shape.
+        gradient: of the loss with respect to `theta`.
+        preconditioner: how far each parameter moves in a step of size 1.
+        rate, correction: the two numbers of `step_schedule`.
 
     Returns:
         The new `(theta, first, second)`.
+
+    Source: Kingma and Ba (2015), Adam: a method for stochastic optimization.
     """
-    scaled = gradient * unit
+    scaled = gradient * preconditioner
     first = BETA1 * first + (1 - BETA1) * scaled
     second = BETA2 * second + (1 - BETA2) * scaled.square()
-    return theta - rate * unit * first / ((correction * second).sqrt() + EPS), first, second
-
-
-class UnitAdam(torch.optim.Optimizer):
-    """The same update as a torch optimiser, for Pyro's own `SVI`.
-
-    Args:
-        params: parameters.
-        lr: step size, in units.
-        units: the unit of each parameter.
-    """
-
-    def __init__(self, params: Iterable[Any], lr: float, units: dict[Tensor, Tensor]) -> None:
-        super().__init__(params, {"lr": lr})
-        self._units = units
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Updates every parameter that has a gradient."""
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = self.state[p]
-                if not state:
-                    state.update(step=0, first=torch.zeros_like(p), second=torch.zeros_like(p))
-                state["step"] += 1
-                new = adam(
-                    p,
-                    state["first"],
-                    state["second"],
-                    p.grad,
-                    self._units[p],
-                    *step_schedule(group["lr"], state["step"]),
-                )
-                p.copy_(new[0])
-                state["first"], state["second"] = new[1], new[2]
+    return theta - rate * preconditioner * first / ((correction * second).sqrt() + EPS), first, second

@@ -1,4 +1,4 @@
-"""The batched engine: the step's graph run operation by operation, all problems and replicas in each."""
+"""The batched engine: the step's graph run operation by operation, all problems and replicas in each operation."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class BatchedEngine:
-    """Runs the traced step, which takes a third of the time of Pyro's handlers under `vmap`.
+    """Runs the traced step, which takes a third of the time that Pyro's handlers take under `vmap`.
 
-    Where tracing fails the same function runs untraced.
+    Where the step can't be traced, the same function is run untraced and gives the same numbers.
     """
 
     program: Program
@@ -30,7 +30,7 @@ class BatchedEngine:
 
     @property
     def sizes(self) -> list[int]:
-        """All parameters in one part: fewer operations."""
+        """All parameters in one part, since that takes fewer operations."""
         return [self.program.layout.size]
 
     def advance(self, state: State, scalars: Tensor, noise: tuple[Tensor, ...]) -> tuple[State, Tensor]:
@@ -47,12 +47,16 @@ class BatchedEngine:
         return state, torch.stack(bounds)
 
     def trace(self, theta: Tensor, draws: tuple[Tensor, ...]) -> GraphModule | None:
-        """The step's graph, from here on used, for fits `theta` `(B, R, D)` and one step's noise; None if it fails."""
+        """Traces the step for fits `theta` `(B, R, D)` and one step's noise; the engine uses the graph from then on.
+
+        Returns:
+            The graph, or None where the step can't be traced.
+        """
         state = State.start(theta, torch.ones_like(theta), torch.ones_like(theta[..., 0], dtype=torch.bool), self.sizes)
         try:
             graph = trace_step(self.program, self.objective, state, draws)
             self._step = eager(graph)
-        except Exception as error:  # tracing may meet anything a guide does; the untraced step gives the same numbers
+        except Exception as error:  # a guide may do anything, and so tracing it may raise anything
             _log.info("the step runs untraced: %s", error)
             return None
         return graph

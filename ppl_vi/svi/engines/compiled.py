@@ -1,7 +1,8 @@
-"""The compiled engine: steps as machine code, by a kernel (`ppl_vi.compiler.kernel`) or by torch's inductor.
+"""The compiled engines: steps as machine code, made by `ppl_vi.compiler.kernel` or by torch's inductor.
 
-For inductor several steps are unrolled into one graph, and every parameter is a tensor of its own, so that a guide of
-single numbers becomes arithmetic between numbers: all steps of a block, of all fits, in one loop over the fits.
+The kernel is tried first. What it has no translation for goes to inductor: there several steps are unrolled into one
+graph, and every parameter is a tensor of its own, so that a guide of single numbers becomes arithmetic between numbers,
+and all steps of a call, of all fits, are one loop over the fits.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -17,28 +19,31 @@ from torch.fx import Graph, GraphModule, Node
 
 from ppl_vi.compiler import inductor
 from ppl_vi.compiler.kernel import Kernel, operation_sizes
-from ppl_vi.svi.engines.step import NO_OP_STEP, TOGETHER, Engine, State, trace_step, written_step
+from ppl_vi.svi.engines.step import NO_OP_STEP, Engine, State, trace_step, written_step
 from ppl_vi.svi.objectives import Objective
 from ppl_vi.svi.program import Program
 
 aten = torch.ops.aten
 _log = logging.getLogger(__name__)
-CALL = 25e-6  # seconds that calling the machine code takes, whatever it does
-OPERATION, NUMBER = 3e-6, 2e-9  # seconds that an operation of the batched engine takes, and each number in it
-UNROLLED_NODES = 1500  # of a graph; more take minutes to compile
-BUILD, CHARACTER = 0.3, 3e-6  # seconds to compile any translation, and for each of its characters
-COMPILE, NODE = 2.5, 30e-3  # seconds to compile any graph, and for each of its operations
+# Rough measurements, in seconds, by which is decided what to compile; a wrong one costs time and changes no result.
+CALL_SECONDS = 25e-6  # of a call of inductor's machine code, whatever it does
+OPERATION_SECONDS, NUMBER_SECONDS = 3e-6, 2e-9  # of an operation of the batched engine, and of each number it computes
+KERNEL_SECONDS, CHARACTER_SECONDS = 0.3, 3e-6  # of compiling any kernel, and of each character of its C++
+INDUCTOR_SECONDS, NODE_SECONDS = 2.5, 30e-3  # of compiling any graph by inductor, and of each of its operations
+# Steps that are unrolled into one graph at most, and the operations that such a graph has at most: larger graphs take
+# inductor minutes.
+MAX_UNROLLED_STEPS, MAX_UNROLLED_NODES = 8, 1500
 
 
 @dataclass(frozen=True)
-class CompiledEngine:
-    """Runs blocks of steps as machine code; made by `compiled_engine`.
+class InductorEngine:
+    """Takes several steps in one call of machine code that inductor has made of their unrolled graph.
 
     Attributes:
         args: the target's data.
-        sizes: of the parts of the parameters, one for each named parameter.
-        num_steps: that one call takes.
-        run: `(scalars, *state, *args, *noise)` to the state's tensors but the units and each step's bound.
+        sizes: the sizes of the parts of the parameters, one part for each named parameter.
+        num_steps: how many steps one call takes.
+        run: the machine code of `unroll`'s graph.
     """
 
     args: tuple[Tensor, ...]
@@ -47,7 +52,7 @@ class CompiledEngine:
     run: Callable[..., Sequence[Tensor]]
 
     def advance(self, state: State, scalars: Tensor, noise: tuple[Tensor, ...]) -> tuple[State, Tensor]:
-        """See `ppl_vi.svi.engines.step.Engine`. Steps beyond those asked for, in the last call, are taken at rate 0."""
+        """See `ppl_vi.svi.engines.step.Engine`. The last call is filled up with steps that go nowhere."""
         num = scalars.shape[-1]
         bounds: list[Tensor] = []
         for begin in range(0, num, self.num_steps):
@@ -58,25 +63,25 @@ class CompiledEngine:
                 *self.args,
                 *(_filled_up(n[begin:end], n[-1:], self.num_steps) for n in noise),
             )
-            state = state.advanced(out)
+            state = state.advanced(out[: -self.num_steps])
             bounds.extend(out[-self.num_steps :])
         return state, torch.stack(bounds[:num])
 
 
 def _filled_up(some: Tensor, filling: Tensor, num: int) -> Tensor:
-    """`num` rows, those that lack all like `filling`."""
+    """`some` and, where these are fewer than `num` rows, as many rows like `filling` as are missing."""
     short = num - len(some)
     return torch.cat([some, filling.expand(short, *some.shape[1:])]) if short else some
 
 
 @dataclass(frozen=True)
 class KernelEngine:
-    """Takes blocks of steps as one call of a kernel, whose lanes are the fits.
+    """Takes any number of steps in one call of a kernel, whose lanes are the replicas of each problem.
 
     Attributes:
         args: the target's data.
         size: how many parameters a fit has.
-        kernel: the machine code.
+        kernel: the machine code of `written_step`.
     """
 
     args: tuple[Tensor, ...]
@@ -85,41 +90,45 @@ class KernelEngine:
 
     @property
     def sizes(self) -> list[int]:
-        """All parameters in one part."""
+        """All parameters in one part, as the kernel was written for."""
         return [self.size]
 
     def advance(self, state: State, scalars: Tensor, noise: tuple[Tensor, ...]) -> tuple[State, Tensor]:
         """See `ppl_vi.svi.engines.step.Engine`."""
-        *carried, unit = state.tensors
+        *carried, preconditioner = state.tensors
         batch, replicas = state.alive.shape
         drawn = [n[: scalars.shape[-1]] for n in noise]
         after, (bounds,) = self.kernel(
-            (batch, replicas), scalars=scalars, carried=carried, fixed=[unit], data=self.args, noise=drawn
+            (batch, replicas), scalars=scalars, carried=carried, fixed=[preconditioner], data=self.args, noise=drawn
         )
         return state.advanced(after), bounds
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a step is to be compiled.
+    """How a step would be compiled, and what that would take.
 
     Attributes:
-        make: compiles it, or loads what is kept.
-        kept: whether its machine code is there already.
-        seconds: about what compiling takes where it is not.
-        batched_seconds: about what a step of the batched engine takes.
+        make: compiles the step, or loads its machine code from the cache.
+        is_cached: whether the machine code is in the cache.
+        seconds: about how long compiling takes where it is not.
+        batched_seconds: about how long a step of the batched engine takes.
     """
 
     make: Callable[[], Engine]
-    kept: bool
+    is_cached: bool
     seconds: float
     batched_seconds: float
 
 
 def plan(program: Program, objective: Objective, theta: Tensor, noise: tuple[Tensor, ...], num_steps: int) -> Plan:
-    """Traces the step for `num_steps` of fits like `theta` `(B, R, D)`, blocks of noise like `noise`.
+    """Traces the step, and plans a kernel where the step has a translation, else machine code by inductor.
 
-    By a translation of our own where there is one, else by torch's inductor.
+    Args:
+        program, objective: what is fitted, and by which objective.
+        theta: the parameters of all fits that are stepped together, `(B, R, D)`.
+        noise: the noise of as many steps as are taken at once, for each draw `(num, B, R, P, *shape)`.
+        num_steps: how many steps will be taken in all.
 
     Raises:
         Exception: whatever a guide or model does that can't be traced.
@@ -134,18 +143,23 @@ def plan(program: Program, objective: Objective, theta: Tensor, noise: tuple[Ten
         return KernelEngine(program.target.args, program.layout.size, step.compile())
 
     batched = _batched_seconds(step.operations, theta[..., 0].numel())
-    return Plan(make, step.is_cached, BUILD + CHARACTER * len(step.code), batched)
+    return Plan(make, step.is_cached, KERNEL_SECONDS + CHARACTER_SECONDS * len(step.code), batched)
 
 
 def _batched_seconds(operations: Sequence[int], num_fits: int = 1) -> float:
-    """What a step takes operation by operation: of each, the numbers that it computes for one fit, or for all."""
-    return sum(OPERATION + NUMBER * num * num_fits for num in operations)
+    """About how long a step takes operation by operation.
+
+    Args:
+        operations: how many numbers each operation computes, for one fit or for all.
+        num_fits: by how many that is to be multiplied.
+    """
+    return sum(OPERATION_SECONDS + NUMBER_SECONDS * num * num_fits for num in operations)
 
 
 def compiled_engine(
     program: Program, objective: Objective, theta: Tensor, noise: tuple[Tensor, ...], num_steps: int
 ) -> Engine:
-    """Traces and compiles the step, see `plan`.
+    """Traces the step and compiles it; see `plan`.
 
     Raises:
         Exception: whatever a guide or model does that can't be traced, whatever the compiler meets.
@@ -156,7 +170,7 @@ def compiled_engine(
 def inductor_engine(
     program: Program, objective: Objective, theta: Tensor, noise: tuple[Tensor, ...], num_steps: int
 ) -> Engine:
-    """The same by inductor alone."""
+    """The same by inductor, also where the step has a translation to a kernel."""
     return _inductor_plan(program, objective, theta, noise, num_steps).make()
 
 
@@ -166,70 +180,75 @@ def _inductor_plan(
     sizes = program.layout.sizes
     state = State.start(theta, torch.ones_like(theta), torch.ones_like(theta[..., 0], dtype=torch.bool), sizes)
     graph = trace_step(program, objective, state, tuple(n[0] for n in noise))
-    num = num_unrolled(len(graph.graph.nodes), min(TOGETHER, len(noise[0])) if noise else TOGETHER, num_steps)
-    unrolled = unroll(graph, num, len(state.tensors), len(noise))
-    scalars = torch.ones((3, num), dtype=theta.dtype, device=theta.device)
+    most = min(MAX_UNROLLED_STEPS, len(noise[0])) if noise else MAX_UNROLLED_STEPS
+    num = num_unrolled(len(graph.graph.nodes), most, num_steps)
+    unrolled = unroll(graph, num, len(sizes), len(program.target.args))
+    scalars = torch.ones((len(NO_OP_STEP), num), dtype=theta.dtype, device=theta.device)
     example = [scalars, *state.tensors, *program.target.args, *(n[:num] for n in noise)]
 
     def make() -> Engine:
-        return CompiledEngine(program.target.args, sizes, num, inductor.compiled(unrolled, example))
+        return InductorEngine(program.target.args, sizes, num, inductor.compiled(unrolled, example))
 
     seconds = compile_seconds(num * len(graph.graph.nodes))
     return Plan(make, inductor.is_cached(unrolled, example), seconds, _batched_seconds(operation_sizes(graph)))
 
 
-def num_unrolled(num_nodes: int, block: int, num_steps: int) -> int:
-    """How many steps one call takes, at most `block`: two for one while the calls saved outweigh the compiling.
+def num_unrolled(num_nodes: int, max_unrolled: int, num_steps: int) -> int:
+    """How many steps one call takes.
 
-    So it is 1 for runs of thousands of steps, and 8 for a small graph's million.
+    The number is doubled as long as the calls that this saves take more time than compiling the larger graph does: so
+    it is 1 for runs of thousands of steps, and 8 for a million steps of a small graph.
 
     Args:
-        num_nodes: operations of a step.
-        block: steps whose noise is drawn at once.
-        num_steps: to be taken.
+        num_nodes: the operations of a step.
+        max_unrolled: the largest number that is allowed.
+        num_steps: how many steps will be taken in all.
     """
     found = 1
     while (
-        2 * found <= block
-        and 2 * found * num_nodes <= UNROLLED_NODES
-        and CALL * num_steps / (2 * found) > NODE * num_nodes * found
+        2 * found <= max_unrolled
+        and 2 * found * num_nodes <= MAX_UNROLLED_NODES
+        and CALL_SECONDS * num_steps / (2 * found) > NODE_SECONDS * num_nodes * found
     ):
         found *= 2
     return found
 
 
 def compile_seconds(num_nodes: int) -> float:
-    """About what inductor takes where nothing is kept."""
-    return COMPILE + NODE * num_nodes
+    """About how long inductor takes for a graph of so many operations that is not in its cache."""
+    return INDUCTOR_SECONDS + NODE_SECONDS * num_nodes
 
 
-def unroll(step: GraphModule, num_steps: int, num_state: int, num_noise: int) -> GraphModule:
-    """The graph of `num_steps` steps in a row, each with its own scalars and noise.
+def unroll(step: GraphModule, num_steps: int, num_parts: int, num_args: int) -> GraphModule:
+    """The graph of several steps in a row, each with its own scalars and noise.
+
+    Its arguments are `(scalars, *state.tensors, *args, *noise)`, with `scalars` `(3, num_steps)` and noise
+    `(num_steps, ...)`; it gives back the tensors that `State.advanced` takes, and the bound of each step.
 
     Args:
-        step: of `(rate, correction, weight, *state, *args, *noise)`, see `ppl_vi.svi.engines.step.step_function`.
-        num_steps: how many.
-        num_state: tensors of the state, the units included.
-        num_noise: tensors of noise.
+        step: the graph of `ppl_vi.svi.engines.step.step_function`.
+        num_steps: how many steps.
+        num_parts: the number of parts of the parameters.
+        num_args: the number of the target's arguments.
     """
-    graph, names = Graph(), [node for node in step.graph.nodes if node.op == "placeholder"]
-    num_parts = (num_state - 1) // 5
+    graph = Graph()
+    placeholders = [node for node in step.graph.nodes if node.op == "placeholder"]
+    rest = iter(placeholders[len(NO_OP_STEP) :])
     scalars = graph.placeholder("scalars")
-    state, args, noise = (
-        [graph.placeholder(node.name) for node in some]
-        for some in (names[3 : 3 + num_state], names[3 + num_state : len(names) - num_noise],
-                     names[len(names) - num_noise :])
-    )  # fmt: skip
+    groups = (1 + 4 * num_parts, num_parts, num_args, None)  # the noise is all that is left
+    changing, preconditioner, args, noise = (
+        [graph.placeholder(node.name) for node in islice(rest, num)] for num in groups
+    )
 
     def at(node: Node, index: int) -> Node:
         return graph.call_function(aten.select.int, (node, 0, index))
 
-    columns, bounds = [at(scalars, i) for i in range(3)], []
+    columns, bounds = [at(scalars, i) for i in range(len(NO_OP_STEP))], []
     for t in range(num_steps):
-        inputs = [*(at(column, t) for column in columns), *state, *args, *(at(n, t) for n in noise)]
-        found: Any = graph.graph_copy(step.graph, dict(zip(names, inputs, strict=True)))
-        *out, bound = found
-        state = [*out, *state[-num_parts:]]
+        own_scalars, own_noise = [at(column, t) for column in columns], [at(n, t) for n in noise]
+        inputs = [*own_scalars, *changing, *preconditioner, *args, *own_noise]
+        outputs: Any = graph.graph_copy(step.graph, dict(zip(placeholders, inputs, strict=True)))
+        *changing, bound = outputs
         bounds.append(bound)
-    graph.output((*state[:-num_parts], *bounds))
+    graph.output((*changing, *bounds))
     return GraphModule(step, graph)

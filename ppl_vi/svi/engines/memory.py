@@ -1,13 +1,14 @@
-"""How many fits fit into memory at once.
+"""How many replicas can be computed at once in the memory that there is.
 
-A step's memory is that of the values alive at its fullest moment, counted on the traced graph, and grows in proportion
-to fits times particles. A batch that needs more than it may is taken in chunks of replicas; since the noise is drawn
-for all of them first, the results are the same numbers.
+The memory of a step is that of the values that are needed at once when they are most, counted on the traced graph. It
+grows in proportion to the number of fits and of particles. A batch that needs more memory than it may take is computed
+in chunks of replicas; since the noise of all replicas is drawn before, the numbers stay the same.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,14 +23,19 @@ from ppl_vi.svi.objectives import Objective
 from ppl_vi.svi.program import Program
 from ppl_vi.svi.randomness import pseudo_random
 
-SMALL = 2**20  # particles of all fits, their noise and data counted by numbers, for which nothing is asked
-SHARE = 0.5  # of what is free
-UNKNOWN = 300  # numbers alive for each of noise and data, where a step can't be traced
-UNTRACED = 3.0  # times a traced graph's memory that the same derivative takes where it is not traced
+# A batch whose noise and data, repeated for each particle of each fit, are at most so many numbers (8 MiB in double
+# precision) takes little memory, and its step is not traced to find out how much. It is where max_memory is given.
+MAX_NUMBERS_NOT_COUNTED = 2**20
+# What may be taken of the free memory, unless max_memory is given; the rest is left for the history and for others.
+SHARE_OF_FREE_MEMORY = 0.5
+# A step that can't be traced is taken to need so many numbers at once for each number of noise and data.
+NUMBERS_OF_UNTRACED_STEP = 300
+# How many times the memory of the traced step the same derivatives take under `vmap`, where they are not traced.
+UNTRACED_MEMORY_FACTOR = 3.0
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that can be had now."""
+    """The memory of a device that is free now, in bytes."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:
@@ -41,22 +47,23 @@ def free_bytes(device: torch.device) -> int:
 
 
 def peak_bytes(graph: GraphModule) -> int:
-    """The most that a graph's values take at once, run in order, each dropped after its last use."""
+    """The most bytes that a graph's values take at once, when each is dropped after its last use."""
     last: dict[Node, Node] = {}
     for node in graph.graph.nodes:
         for source in node.all_input_nodes:
             last[source] = node
-    alive = most = 0
+    held = most = 0
     for node in graph.graph.nodes:
-        alive += _bytes(node)
-        most = max(most, alive)
-        alive -= sum(_bytes(source) for source in node.all_input_nodes if last[source] is node)
+        held += _bytes(node)
+        most = max(most, held)
+        held -= sum(_bytes(source) for source in node.all_input_nodes if last[source] is node)
         if node not in last:
-            alive -= _bytes(node)
+            held -= _bytes(node)
     return most
 
 
 def _bytes(node: Node) -> int:
+    """The bytes of a node's value; 0 for a view, which has no memory of its own."""
     value: Any = node.meta.get("val")
     owns = node.op != "call_function" or not str(node.target).startswith(("aten.view", "aten.expand", "aten.select"))
     return value.numel() * value.element_size() if isinstance(value, Tensor) and owns else 0
@@ -64,28 +71,29 @@ def _bytes(node: Node) -> int:
 
 @dataclass(frozen=True)
 class Footprint:
-    """What particles take, and what there is for them.
+    """How much memory particles take, and how much there is for them.
 
     Attributes:
-        particle: bytes a particle of one fit takes in a traced step, or 0 where the batch is too small to ask.
-        max_bytes: what may be taken.
+        particle: the bytes that one particle of one fit takes in a traced step, or 0 where the batch is so small that
+            they were not counted.
+        max_bytes: the bytes that may be taken in all.
     """
 
     particle: float
     max_bytes: float
 
-    def num_replicas(self, num_problems: int, num_replicas: int, num_particles: int, share: float = 1.0) -> int:
-        """How many replicas of all problems fit in at once, at most `num_replicas`.
+    def num_replicas(self, num_problems: int, num_replicas: int, num_particles: int, factor: float = 1.0) -> int:
+        """How many replicas of all problems can be computed at once, at most `num_replicas`.
 
         Args:
             num_problems, num_replicas: of the batch.
             num_particles: of each fit.
-            share: times the memory that a traced step takes.
+            factor: how many times the memory of a traced step a particle takes.
 
         Raises:
-            ValueError: not even one does.
+            ValueError: there is not enough memory for a single replica.
         """
-        each = self.particle * share * num_problems * num_particles
+        each = self.particle * factor * num_problems * num_particles
         if each <= 0 or each * num_replicas <= self.max_bytes:
             return num_replicas
         if each > self.max_bytes:
@@ -100,42 +108,42 @@ class Footprint:
 def footprint(
     program: Program, objective: Objective, theta: Tensor, num_particles: int, max_memory: float | None
 ) -> Footprint:
-    """What fits `theta` `(B, R, D)` take a particle, by tracing one replica of theirs.
+    """The memory that the particles of fits take, found by tracing the step of one replica.
 
     Args:
-        program, objective: what is fitted.
-        theta: the parameters of all fits.
-        num_particles: of each.
-        max_memory: GiB that may be taken, or None for half of what is free.
+        program, objective: what is fitted, and by which objective.
+        theta: the parameters of all fits, `(B, R, D)`.
+        num_particles: of each fit.
+        max_memory: GiB that may be taken, or None for half of the free memory.
     """
-    max_bytes = SHARE * free_bytes(theta.device) if max_memory is None else max_memory * 2**30
+    max_bytes = SHARE_OF_FREE_MEMORY * free_bytes(theta.device) if max_memory is None else max_memory * 2**30
     numbers = sum(d.shape.numel() for d in program.draws) + sum(arg[0].numel() for arg in program.target.args)
     particles = theta.shape[0] * num_particles
-    if program.one_by_one or (particles * theta.shape[1] * numbers <= SMALL and max_memory is None):
+    if program.one_by_one or (particles * theta.shape[1] * numbers <= MAX_NUMBERS_NOT_COUNTED and max_memory is None):
         return Footprint(0.0, max_bytes)
     one = theta[:, :1].contiguous()
     generator = torch.Generator(device=theta.device).manual_seed(0)
     noise = pseudo_random(program.draws, (*one.shape[:2], num_particles), generator)
     graph = BatchedEngine(program, objective).trace(one, noise)
-    taken = peak_bytes(graph) if graph else UNKNOWN * particles * numbers * theta.element_size()
+    taken = peak_bytes(graph) if graph else NUMBERS_OF_UNTRACED_STEP * particles * numbers * theta.element_size()
     return Footprint(taken / particles, max_bytes)
 
 
 @dataclass(frozen=True)
 class ChunkedEngine:
-    """Takes the steps of some replicas after those of others.
+    """Takes the steps of one chunk of replicas after those of another.
 
     Attributes:
-        engine: made for `size` replicas.
-        size: of a chunk; the last is filled up with copies of a replica.
+        engine: an engine made for `size` replicas of each problem.
+        size: the replicas of a chunk; the last chunk is filled up with copies of its last replica.
     """
 
     engine: Engine
     size: int
 
     @property
-    def sizes(self) -> Any:
-        """See `ppl_vi.svi.engines.step.Engine`."""
+    def sizes(self) -> Sequence[int]:
+        """The sizes of the parts in which the engine wants the parameters."""
         return self.engine.sizes
 
     def advance(self, state: State, scalars: Tensor, noise: tuple[Tensor, ...]) -> tuple[State, Tensor]:

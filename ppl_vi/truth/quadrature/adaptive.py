@@ -1,9 +1,12 @@
-"""The truth of any model of one to three unconstrained numbers: quadrature that is checked by what owes it nothing.
+"""The truth of any model of one to three unconstrained numbers, by an adaptive tree of bricks.
 
-A tree of Gauss-Legendre cells in standardised coordinates integrates the density over a box that grows until its rim
-holds nothing. Then come, one after another: a second rule; ascents and a wide scan, none of which may see more than the
-tree did; importance sampling; and Hamiltonian Monte Carlo from resampled starts, whose draws must fall into regions
-with the masses that the quadrature gives them.
+The steps for each problem:
+
+1. A search finds modes, and draws from about the posterior by importance sampling.
+2. Coordinates are chosen in which the posterior has about mean 0, covariance I and light tails.
+3. A tree of bricks integrates the density over a box, which grows until it leaves out a negligible mass.
+4. Routes that owe the tree nothing confirm it: a second quadrature rule, the modes and scanned points of the search,
+   importance sampling, and Hamiltonian Monte Carlo.
 """
 
 from __future__ import annotations
@@ -18,327 +21,231 @@ from torch import Tensor
 from ppl_vi.target.evaluation import prior_draws
 from ppl_vi.target.log_density import Density
 from ppl_vi.target.target import Target
-from ppl_vi.truth.chains.sampler import HMC, adapt_step_size, chains_at
-from ppl_vi.truth.quadrature.bricks import MOST_POINTS, BrickRule, Bricks, Tree, grow_tree, look
-from ppl_vi.truth.quadrature.search import AT_AN_END, Found, search
-from ppl_vi.truth.quadrature.standardized import Standardized
-from ppl_vi.truth.result import Check, Grade, Points, Truth
+from ppl_vi.truth.quadrature.box import MAX_MASS_OUTSIDE, Accuracy, mass_outside, tree_in_box, tree_in_large_enough_box
+from ppl_vi.truth.quadrature.bricks import BrickRule
+from ppl_vi.truth.quadrature.cross_checks import (
+    RULES_TOLERANCE,
+    density_above_bricks,
+    largest_region_deviation,
+    lattice_nodes,
+)
+from ppl_vi.truth.quadrature.search import FINITE_AT_ENDS, SearchResult, search
+from ppl_vi.truth.quadrature.standardized import StandardizedDensity, WeightedNodes
+from ppl_vi.truth.quadrature.tree import Tree
+from ppl_vi.truth.result import Check, Grade, Points, Truth, worst_checks
 
-AGREEMENT = 1e-8  # nats: what the two rules must agree to
-CHANGES = 1e-6  # of the evidence: what all halvings together may change; their halves are far better than that
-SPREAD = 1e-4  # nats: of the sub-lattices
-OUTSIDE = 1e-10  # of the evidence: the most that may seem to lie outside the box; its error counts ten times that
-SURPRISE = 5.0  # standard errors: one comparison in 2 million is as far off by chance
-UNSEEN = 14.0  # nats that a point of the scan may lie above the mean density of its brick
-BOXES = (6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0)  # half-widths: from 20 to 7e20 standard deviations
-SHELL = 2.0  # thickness of the shells at the rim
-RULES = {1: (16, 1e-12), 2: (10, 1e-10), 3: (7, 1e-10)}  # order and tolerance, by the number of latents
-FOR_POINTS = {1: (12, 1e-9), 2: (7, 1e-8), 3: (5, 1e-6)}  # the same, of the points handed out: no more than needed
-COARSEST = 0.5  # spacing of a lattice
-OFFSET = 0.2360679775  # of it, in spacings: no node on a plane of symmetry
-LATTICE_NODES = {1: 2**16, 2: 2**18, 3: 2**19}
-MOST_CHEAP_POINTS, MOST_NUMBERS = 2**25, 2**30  # of a tree, and of the widest temporaries at all of its points
-NEGLIGIBLE = 28.0  # nats below the largest: points of such weights are not handed out, 7e-13
-TRUSTED = 0.002  # efficiency of importance sampling above which its covariance sets the coordinates
-CORRELATED = 0.3
-NUM_CHAINS, NUM_WARMUP, NUM_KEPT = 256, 30, 40
-ASSUMED = (
-    "beyond the box the posterior's mass goes on falling from shell to shell as it does at the rim",
-    "a density that is no number where a latent overflows, or beyond where it is e^-750 of its highest, is 0",
-    "no part of the posterior is so narrow that cells, scan, ascents and chains all step over it",
+MAX_LATENT_NUMBERS = 3
+# By the number of latent numbers: the accuracy of the tree, and that of the coarser tree whose nodes are handed out as
+# points. Points need to be no more exact than the moments that are computed from them, and each costs whoever uses it.
+TREE_ACCURACY = {1: Accuracy(16, 1e-12), 2: Accuracy(10, 1e-10), 3: Accuracy(7, 1e-10)}
+POINTS_ACCURACY = {1: Accuracy(12, 1e-9), 2: Accuracy(7, 1e-8), 3: Accuracy(5, 1e-6)}
+# The largest estimated error of a tree, relative to p(x). The estimate is the error of the coarser bricks; that of
+# their accepted halves is far smaller, and is checked to `RULES_TOLERANCE` by the second rule.
+MAX_TREE_ERROR = 1e-6
+# Standard errors by which Monte Carlo may differ from the tree: one comparison in 2 million is as far off by chance.
+MAX_STANDARD_ERRORS = 5.0
+# Nats that the density at a mode or scanned point may lie above the mean density of its brick. A point above has found
+# a peak that the nodes of its brick missed.
+MAX_NATS_ABOVE_BRICK = 14.0
+# The effective share of importance sampling's draws above which their covariance is used; below it the curvature at the
+# best mode is.
+MIN_EFFICIENCY = 0.002
+# Coordinates are turned only where two latent numbers correlate by more than this. A funnel must stay along its axis:
+# turned by a correlation that is there by chance, it would need bricks as short as it is narrow.
+MIN_CORRELATION = 0.3
+# Bricks of a tree that gave up of which the uncertified truth makes points: the heaviest ones.
+MAX_UNSETTLED_POINTS = 4096
+ASSUMPTIONS = (
+    "outside the box of integration the posterior's mass goes on falling as fast as it does just inside its boundary",
+    "where the model gives nan because a latent overflows, or farther out than where its density has fallen below "
+    "e^-750 of the maximum, the density is 0",
+    "no part of the posterior is so narrow that the bricks, the scan, the ascents and the chains all miss it",
 )
 
 
 def black_box_truth(target: Target, *, seed: int = 0) -> Truth:
-    """log p(x) = log int p(x, z(u)) |dz/du| du of every problem of a target of one to three unconstrained numbers.
+    """log p(x) = log int exp(log p(x, z(u))) |dz/du| du of every problem of a target of up to three latent numbers.
 
-    Two rules must agree to 1e-8 nats. What is found wanting is in `Truth.reasons`, and the truth then uncertified.
+    A check that fails is named in `Truth.reasons`, and the truth is then uncertified. Two quadrature rules must agree
+    to 1e-8 nats.
 
     Args:
-        target: any model.
+        target: any model whose latents are one to three unconstrained numbers.
         seed: of the search and the chains.
 
     Raises:
-        ValueError: the target has more numbers, or its density is nowhere positive.
+        ValueError: the target has more latent numbers, or its density is nowhere positive.
     """
-    if target.dim not in RULES:
-        raise ValueError(f"quadrature reaches {max(RULES)} unconstrained numbers; '{target.name}' has {target.dim}")
+    if not 1 <= target.dim <= MAX_LATENT_NUMBERS:
+        raise ValueError(
+            f"quadrature reaches {MAX_LATENT_NUMBERS} unconstrained numbers; '{target.name}' has {target.dim}"
+        )
     with target.isolated(seed):
-        found = []
+        integrals = []
         for problem in range(target.num_problems):
             prior = prior_draws(target, problem, seed=seed)
             with torch.no_grad():
-                found.append(integrate(Density.of(target, problem), prior, target.laplace.loc[problem], seed))
-    return assembled(target, "tree of bricks", found)
+                integrals.append(integrate(Density.of(target, problem), prior, target.laplace.loc[problem], seed))
+    return joint_truth(target, "tree of bricks", integrals)
 
 
 @dataclass(frozen=True, eq=False)
 class Integral:
-    """One problem's quadrature.
+    """One problem's log evidence and posterior.
 
     Attributes:
-        log_evidence: nats.
+        log_evidence: log p(x), nats.
         error: of it, nats.
-        checks: all of them, failed ones too.
+        checks: all of them, those that failed too.
         reason: why it is not to be trusted, or "".
-        rules: points `(S, D)` and log weights `(S,)` of two rules, the better one first.
+        points: of this one problem: two rules, the better one first, or draws.
+        assumptions: what the checks take for granted.
     """
 
     log_evidence: float
     error: float
     checks: tuple[Check, ...]
     reason: str
-    rules: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
+    points: tuple[Points, ...]
+    assumptions: tuple[str, ...] = ASSUMPTIONS
 
 
-def assembled(target: Target, method: str, found: list[Integral]) -> Truth:
-    """The truth of all problems from their quadratures; a closed form is compared where there is one."""
-    log_evidence = np.array([one.log_evidence for one in found])
-    error = np.array([one.error for one in found])
-    reasons = [one.reason for one in found]
-    checks = [
-        max((one.checks[i] for one in found), key=lambda check: math.inf if math.isnan(check.error) else check.error)
-        for i in range(min(len(one.checks) for one in found))
-    ]
+def joint_truth(target: Target, method: str, integrals: list[Integral]) -> Truth:
+    """The truth of all problems from their integrals, compared with the target's closed form where it has one."""
+    log_evidence = np.array([one.log_evidence for one in integrals])
+    error = np.array([one.error for one in integrals])
+    reasons = [one.reason for one in integrals]
+    checks = worst_checks([check for one in integrals for check in one.checks])
     if target.closed_form is not None:
         exact = target.closed_form(*target.args).detach().cpu().numpy()
         away = np.abs(exact - log_evidence)
-        error = error + away  # which knows of the density's own rounding, as no rule does
-        tolerance = AGREEMENT + 1e-12 * float(np.abs(exact).max())
-        checks.append(Check("tree of bricks against the closed form", float(away.max()), tolerance))
+        error = error + away  # the closed form also shows the density's own rounding, which all rules share
+        tolerance = RULES_TOLERANCE + 1e-12 * float(np.abs(exact).max())
+        checks += (Check("tree of bricks against the closed form, nats", float(away.max()), tolerance),)
         for i in np.flatnonzero(~(away <= tolerance)):
-            reasons[i] = reasons[i] or f"the tree is {away[i]:.1e} nats from the closed form"
+            reasons[i] = reasons[i] or f"the tree of bricks differs from the closed form by {away[i]:.1e} nats"
     grade: Grade = "uncertified" if any(reasons) else "checked" if target.closed_form is None else "certified"
-    points = tuple(_stacked([one.rules[i] for one in found]) for i in (0, 1))
+    assumptions = dict.fromkeys(text for one in integrals for text in one.assumptions)
+    points = tuple(_of_all_problems(parts) for parts in zip(*(one.points for one in integrals), strict=True))
     return Truth(
         target,
         method,
         log_evidence,
         error,
-        tuple(checks),
+        checks,
         reasons=tuple(reasons) if any(reasons) else (),
         grade=grade,
-        assumptions=() if grade == "certified" else ASSUMED,
+        assumptions=() if grade == "certified" else tuple(assumptions),
         make_points=lambda: points,
     )
 
 
-def _stacked(rules: list[tuple[Tensor, Tensor]]) -> Points:
-    """One problem a row; what a row has less than another is filled up with its first point, of weight 0."""
-    most = max(len(u) for u, _ in rules)
-    u = torch.stack([torch.cat([u, u[:1].expand(most - len(u), -1)]) for u, _ in rules])
-    nothing = [w.new_full((most - len(w),), -torch.inf) for _, w in rules]
-    log_weight = torch.stack([torch.cat([w, n]) for (_, w), n in zip(rules, nothing, strict=True)])
-    return Points(u, log_weight, torch.zeros(most, dtype=torch.int64, device=u.device), "rule")
+def _of_all_problems(parts: tuple[Points, ...]) -> Points:
+    """The points of single problems as one row each; a shorter row is filled up with its first point, of weight 0."""
+    longest = max(parts, key=lambda part: part.u.shape[1])
+    num, u, log_weight = longest.u.shape[1], [], []
+    for part in parts:
+        missing = num - part.u.shape[1]
+        u.append(torch.cat([part.u, part.u[:, :1].expand(-1, missing, -1)], 1))
+        log_weight.append(torch.cat([part.log_weight, part.log_weight.new_full((1, missing), -torch.inf)], 1))
+    return Points(torch.cat(u), torch.cat(log_weight), longest.group, longest.kind)
 
 
 def integrate(density: Density, prior: Tensor, start: Tensor, seed: int) -> Integral:
-    """The quadrature of one density, with all that checks it.
+    """The integral of one density, and all checks of it.
 
     Args:
         density: of one to three numbers.
-        prior: draws to begin the search with, `(N, D)`.
+        prior: draws of the prior, with which the search begins, `(N, D)`.
         start: a point of finite density, `(D,)`.
-        seed: of search and chains.
-    """
-    found = search(density, prior, start, seed)
-    surface = standardized(density, found)
-    order, tolerance = RULES[density.dim]
-    tree, half_width = grown(surface, order, tolerance, found)
-    if tree.reason:
-        return _given_up(surface, tree)
-    lattice = lattice_rule(surface, tree)
-    name = "trapezoid lattice" if lattice is not None else "another order"
-    second = lattice if lattice is not None else _nodes(surface, tree, order + 3)
-    difference = abs(float(second[1].logsumexp(0)) - tree.log_mass)
-    outside = beyond(tree.bricks, tree.log_mass, half_width)
-    rounding = 16 * torch.finfo(density.dtype).eps * (1 + abs(tree.log_mass) + float(found.modes.value.abs().max()))
-    importance = abs(found.log_evidence - tree.log_mass) / math.hypot(found.std_error, 1e-6)
-    surprise = region_surprise(density, surface, found.sample, tree, seed)
-    figures = (
-        ("tree of bricks: sum of all changes under halving", tree.error, CHANGES),
-        (f"tree of bricks against {name}", difference, AGREEMENT + rounding),
-        ("mass outside the box", outside, OUTSIDE),
-        ("nats of density above a brick's own, at modes and scanned points", unseen(surface, tree, found), UNSEEN),
-        ("evidence by importance sampling, standard errors", importance, SURPRISE),
-        ("masses of regions by HMC, standard errors", surprise, SURPRISE),
-    )
-    checks = tuple(Check(*figure) for figure in figures)
-    failed = [f"{c.name}: {c.error:.1e}, allowed {c.tolerance:g}" for c in checks if not c.error <= c.tolerance]
-    reason = next(iter(failed), "")
-    coarse = _tree(surface, *FOR_POINTS[density.dim], found, half_width)
-    order, _ = FOR_POINTS[density.dim]
-    better = lattice if lattice is not None else _nodes(surface, coarse, order + 2)
-    rules = (_handed_out(surface, *better), _handed_out(surface, *_nodes(surface, coarse, order)))
-    return Integral(tree.log_mass, max(difference, tree.error) + 10 * outside + rounding, checks, reason, rules)
-
-
-def _given_up(surface: Standardized, tree: Tree) -> Integral:
-    """What an unsettled tree has: bricks as points, weighed by what the rule saw and by the density at the middle.
+        seed: of the search and the chains.
 
     Raises:
-        ValueError: it has not even these.
+        ValueError: the density is nowhere positive, grows without bound, or is infinite or nan where it should not be.
     """
+    found = search(density, prior, start, seed)
+    standardized = in_standardized_coordinates(density, found)
+    accuracy = TREE_ACCURACY[density.dim]
+    tree, half_width = tree_in_large_enough_box(standardized, accuracy, found)
+    if tree.reason:
+        return _given_up(standardized, tree)
+    lattice = lattice_nodes(standardized, tree)
+    second_rule = "a trapezoid lattice" if lattice is not None else "Gauss rules of another order"
+    second = lattice if lattice is not None else _nodes(standardized, tree, accuracy.order + 3)
+    difference = abs(second.log_total - tree.log_mass)
+    outside = mass_outside(tree, half_width)
+    rounding = 16 * torch.finfo(density.dtype).eps * (1 + abs(tree.log_mass) + float(found.modes.value.abs().max()))
+    above = density_above_bricks(standardized, tree, found)
+    importance = abs(found.log_evidence - tree.log_mass) / math.hypot(found.std_error, 1e-6)
+    regions = largest_region_deviation(standardized, found.sample, tree, seed)
+    checks = (
+        _tree_error(tree.error),
+        Check(f"tree of bricks against {second_rule}, nats", difference, RULES_TOLERANCE + rounding),
+        Check("estimated mass outside the box of integration, relative to p(x)", outside, MAX_MASS_OUTSIDE),
+        Check("log density at modes and scanned points above their bricks', nats", above, MAX_NATS_ABOVE_BRICK),
+        Check("log p(x) by importance sampling, standard errors off", importance, MAX_STANDARD_ERRORS),
+        Check("masses of regions by Hamiltonian Monte Carlo, standard errors off", regions, MAX_STANDARD_ERRORS),
+    )
+    reason = next((check.failure for check in checks if not check.passed), "")
+    error = max(difference, tree.error) + 10 * outside + rounding
+    return Integral(tree.log_mass, error, checks, reason, _points(standardized, found, half_width, lattice))
+
+
+def _tree_error(error: float) -> Check:
+    return Check("estimated error of the tree of bricks, relative to p(x)", error, MAX_TREE_ERROR)
+
+
+def _points(
+    standardized: StandardizedDensity, found: SearchResult, half_width: float, lattice: WeightedNodes | None
+) -> tuple[Points, Points]:
+    """The lattice, or else the nodes of a higher order in a coarse tree, and the nodes of the coarse tree."""
+    accuracy = POINTS_ACCURACY[standardized.density.dim]
+    coarse = tree_in_box(standardized, accuracy, found, half_width)
+    better = lattice if lattice is not None else _nodes(standardized, coarse, accuracy.order + 2)
+    return standardized.points(better), standardized.points(_nodes(standardized, coarse, accuracy.order))
+
+
+def _nodes(standardized: StandardizedDensity, tree: Tree, order: int) -> WeightedNodes:
+    """The nodes of a Gauss rule of that order in every leaf."""
+    s, log_weight = tree.leaves.nodes(BrickRule.of(order, standardized.density.dim, standardized.center))
+    return WeightedNodes(s, standardized(s) + log_weight)
+
+
+def _given_up(standardized: StandardizedDensity, tree: Tree) -> Integral:
+    """What is left of a tree that gave up: the middles of its bricks as points, and the reason.
+
+    The first rule weighs a brick by its integral, the second by the density at its middle.
+
+    Raises:
+        ValueError: no brick has any mass.
+    """
+    place = (
+        "" if tree.place is None else f" near {_numbers(standardized.at(tree.place[None])[0])} in unconstrained space"
+    )
     if not len(tree.leaves):
-        raise ValueError(f"{surface.density.name}: {tree.reason}: {AT_AN_END}")
-    leaves = tree.leaves[tree.leaves.log_mass.topk(min(len(tree.leaves), 4096)).indices]
-    center = leaves.center
-    seen = _handed_out(surface, center, leaves.log_mass)
-    middle = _handed_out(surface, center, surface(center) + leaves.log_volume)
-    check = Check("tree of bricks: sum of all changes under halving", math.inf, CHANGES)
-    return Integral(tree.log_mass, math.inf, (check,), f"tree of bricks: {tree.reason}", (seen, middle))
+        raise ValueError(f"{standardized.density.name}: {tree.reason}{place}: {FINITE_AT_ENDS}")
+    heaviest = tree.leaves.log_mass.topk(min(len(tree.leaves), MAX_UNSETTLED_POINTS)).indices
+    leaves = tree.leaves[heaviest]
+    by_integral = WeightedNodes(leaves.center, leaves.log_mass)
+    by_middle = WeightedNodes(leaves.center, standardized(leaves.center) + leaves.log_volume)
+    points = (standardized.points(by_integral), standardized.points(by_middle))
+    reason = f"the tree of bricks gave up: {tree.reason}{place}"
+    return Integral(tree.log_mass, math.inf, (_tree_error(math.inf),), reason, points)
 
 
-def standardized(density: Density, found: Found) -> Standardized:
-    """Coordinates in which the posterior has about mean 0 and covariance I."""
+def _numbers(u: Tensor) -> str:
+    return f"[{', '.join(f'{number:.4g}' for number in u.tolist())}]"
+
+
+def in_standardized_coordinates(density: Density, found: SearchResult) -> StandardizedDensity:
+    """The density in coordinates in which the posterior has about mean 0 and covariance I."""
     center, covariance = found.sample.mean(0), torch.cov(found.sample.T).reshape(density.dim, density.dim)
-    if not (found.efficiency > TRUSTED and bool((torch.diagonal(covariance) > 0).all())):
+    if not (found.efficiency > MIN_EFFICIENCY and bool((torch.diagonal(covariance) > 0).all())):
         center, covariance = found.modes.u[0], found.modes.factor[0] @ found.modes.factor[0].mT
     scale = torch.diagonal(covariance).sqrt()
     correlation = covariance / (scale[:, None] * scale)
-    # a funnel stays along its axis: turned by chance, it would need bricks as short as it is narrow
-    if bool((correlation - torch.eye(density.dim).to(scale)).abs().max() > CORRELATED):
+    if bool((correlation - torch.eye(density.dim).to(scale)).abs().max() > MIN_CORRELATION):
         factor, failed = torch.linalg.cholesky_ex(covariance)
         if not bool(failed):
-            return Standardized(density, center, factor, found.modes.u[0])
-    return Standardized(density, center, torch.diag(scale), found.modes.u[0])
-
-
-def grown(surface: Standardized, order: int, tolerance: float, found: Found) -> tuple[Tree, float]:
-    """The tree over a box that leaves out no more than `OUTSIDE`, and the box's half-width."""
-    farthest = float(surface.inverse(found.modes.u).abs().max()) + 2 * SHELL
-    for half_width in [box for box in BOXES if box >= farthest] or BOXES[-1:]:
-        tree = _tree(surface, order, tolerance, found, half_width)
-        if tree.reason or beyond(tree.bricks, tree.log_mass, half_width) <= OUTSIDE:
-            break
-    return tree, half_width
-
-
-def _tree(surface: Standardized, order: int, tolerance: float, found: Found, half_width: float) -> Tree:
-    dim = surface.density.dim
-    line = torch.arange(-half_width + 1, half_width, 2, dtype=surface.center.dtype)
-    center = torch.cartesian_prod(*[line] * dim).reshape(-1, dim)
-    inverse = torch.linalg.inv(surface.factor)
-    width = torch.linalg.vector_norm(inverse @ found.modes.factor, dim=-1)  # of the modes, along each axis
-    center, half = around(center, torch.ones_like(center), surface.inverse(found.modes.u), width)
-    rule = BrickRule.of(order, dim, center)
-    return grow_tree(surface, look(surface, center, half, rule), rule, tolerance, _most_points(surface.density))
-
-
-def _most_points(density: Density) -> int:
-    """Of a tree: more where one costs little, so that the densities of tens of data points may have many corners."""
-    return max(MOST_POINTS, min(MOST_CHEAP_POINTS, MOST_NUMBERS // density.width))
-
-
-def around(center: Tensor, half: Tensor, points: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
-    """Bricks halved until those that hold one of points `(M, D)` have at most its half-widths, `width` `(M, D)`."""
-    done: list[tuple[Tensor, Tensor]] = []
-    while len(center):
-        near = ((points[:, None] - center).abs() <= half * (1 + 1e-9)).all(-1)
-        excess = torch.where(near[..., None], half / (2 * width[:, None]), 0.0).amax(0)
-        wide = excess.amax(1) > 1
-        done.append((center[~wide], half[~wide]))
-        center, half, excess = center[wide], half[wide], excess[wide]
-        axis = torch.nn.functional.one_hot(excess.argmax(1), center.shape[1]).to(half)
-        half = half * (1 - axis / 2)
-        center = torch.cat([center - axis * half, center + axis * half])
-        half = half.repeat(2, 1)
-    return torch.cat([c for c, _ in done]), torch.cat([h for _, h in done])
-
-
-def beyond(bricks: Bricks, log_mass: float, half_width: float) -> float:
-    """A geometric series of the shells to come: m r / (1 - r), where m is the last one's mass and r its decline."""
-    distance = bricks.center.abs().amax(1)
-    mass = (bricks.log_mass - log_mass).exp()
-    last = float(mass[distance > half_width - SHELL].sum())
-    before = float(mass[(distance <= half_width - SHELL) & (distance > half_width - 2 * SHELL)].sum())
-    if last == 0:
-        return 0.0
-    return last * last / (before - last) if before > last else math.inf
-
-
-def _nodes(surface: Standardized, tree: Tree, order: int) -> tuple[Tensor, Tensor]:
-    """Nodes s of a rule in every leaf, with the log of density times weight."""
-    s, log_weight = tree.leaves.nodes(BrickRule.of(order, surface.density.dim, surface.center))
-    return s, surface(s) + log_weight
-
-
-def lattice_rule(surface: Standardized, tree: Tree) -> tuple[Tensor, Tensor] | None:
-    """Nodes `(S, D)` of a trapezoid lattice around the leaves, with the log of density times weight.
-
-    Its sub-lattices of twice the spacing err by about the square root of what it does. None if it needs too many nodes.
-
-    Source: Trefethen and Weideman (2014), The exponentially convergent trapezoidal rule.
-    """
-    dim, spacing, leaves = surface.density.dim, COARSEST, tree.leaves
-    low, high = (leaves.center - leaves.half).amin(0), (leaves.center + leaves.half).amax(0)
-    while float(((high - low) / spacing).prod()) <= LATTICE_NODES[dim]:
-        lines = [torch.arange(math.ceil(float(wide) / spacing)) for wide in high - low]
-        index = torch.cartesian_prod(*lines).reshape(-1, dim)
-        shift = OFFSET * torch.arange(1, dim + 1) / dim
-        s = low + (index + shift) * spacing
-        log_weight = surface(s) + dim * math.log(spacing)
-        sub = (index.remainder(2) * 2 ** torch.arange(dim)).sum(1)
-        parts = torch.stack([log_weight[sub == i].logsumexp(0) for i in range(2**dim)]) + dim * math.log(2)
-        total = float(log_weight.logsumexp(0))
-        if float((parts - total).abs().max()) < SPREAD and abs(total - tree.log_mass) < AGREEMENT:
-            return s, log_weight
-        spacing *= 0.75
-    return None
-
-
-def _handed_out(surface: Standardized, s: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:
-    matters = log_weight > log_weight.max() - NEGLIGIBLE
-    kept = log_weight[matters]
-    return surface.at(s[matters]), kept - kept.logsumexp(0)
-
-
-def unseen(surface: Standardized, tree: Tree, found: Found) -> float:
-    """By how much the density at a mode or scanned point exceeds the mean one in its brick, nats.
-
-    In no brick counts as in one of the mean density that a unit cube of negligible mass would have.
-    """
-    s = surface.inverse(torch.cat([found.modes.u, found.scanned]))
-    value = surface(s)
-    high = value > tree.log_mass - NEGLIGIBLE
-    where = tree.leaves.holding(s[high])
-    mean = torch.cat([tree.leaves.log_mass - tree.leaves.log_volume, torch.tensor([tree.log_mass - NEGLIGIBLE])])
-    return float((value[high] - mean[where]).max())
-
-
-def region_surprise(density: Density, surface: Standardized, sample: Tensor, tree: Tree, seed: int) -> float:
-    """How many standard errors the mass of the chains in any region is off the tree's.
-
-    Regions are sets of bricks, whose masses are known: eight of about equal mass, and what is in no brick. The chains
-    start from what importance sampling drew; each one's share in a region is one observation.
-    """
-    region = torch.cat([_regions(tree.leaves), torch.tensor([8])])
-    mass = (tree.leaves.log_mass - tree.log_mass).exp()
-    masses = mass.new_zeros(9).index_add(0, region[:-1], mass)
-    generator = torch.Generator(sample.device).manual_seed(seed)
-    state = chains_at(density, sample[torch.randperm(len(sample), generator=generator)[:NUM_CHAINS]])
-    kernel = HMC(torch.tensor(0.3), math.pi / 2, surface.factor, max_leapfrog=16)
-    states, kernel = adapt_step_size(density, state, kernel, NUM_WARMUP, 0.8, generator)
-    state, visited = states[-1], []
-    for _ in range(NUM_KEPT):
-        state = kernel.transition(density, state, generator).state
-        visited.append(state.u)
-    where = region[tree.leaves.holding(surface.inverse(torch.cat(visited)))].reshape(NUM_KEPT, NUM_CHAINS)
-    share = torch.nn.functional.one_hot(where, 9).to(mass).mean(0)
-    # where hardly a chain was, the spread among them says little
-    least = (masses * (1 - masses)).clamp(min=1e-10).sqrt() / math.sqrt(NUM_KEPT)
-    std_error = torch.maximum(share.std(0), least) / math.sqrt(NUM_CHAINS)
-    return float(((share.mean(0) - masses).abs() / std_error).max())
-
-
-def _regions(leaves: Bricks) -> Tensor:
-    """Which of eight sets of about equal mass each brick belongs to: halves of halves of halves, along axes in turn."""
-    region = torch.zeros(len(leaves), dtype=torch.int64)
-    for depth in range(3):
-        part = region.clone()
-        for of in part.unique():
-            rows = (part == of).nonzero()[:, 0]
-            rows = rows[leaves.center[rows, depth % leaves.center.shape[1]].argsort()]
-            share = (leaves.log_mass[rows] - leaves.log_mass[rows].logsumexp(0)).exp().cumsum(0)
-            region[rows] = 2 * of + (share > 0.5)
-    return region
+            return StandardizedDensity(density, center, factor, found.modes.u[0])
+    return StandardizedDensity(density, center, torch.diag(scale), found.modes.u[0])

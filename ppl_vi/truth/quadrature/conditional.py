@@ -1,4 +1,9 @@
-"""The truth of a model whose other latents are known exactly given up to three outer ones: `Target.conditional`."""
+"""The truth of a model whose other latents are known exactly given up to three outer ones, by `Target.conditional`.
+
+Quadrature integrates over the outer latents. The posterior of all latents is represented by draws: outer latents at the
+nodes of the quadrature, as often as their weights ask for, each with an exact draw of the other latents given it. As
+the conditional is the user's own statement, the draws and log p(x) are then held to the joint density of the model.
+"""
 
 from __future__ import annotations
 
@@ -13,48 +18,72 @@ from torch.func import vmap
 
 from ppl_vi.numerics.mixtures import DEGREES, fit_student_mixture
 from ppl_vi.numerics.weights import importance_evidence, pareto_khat
+from ppl_vi.target.conditional import Conditional
 from ppl_vi.target.evaluation import prior_draws
 from ppl_vi.target.log_density import Density
 from ppl_vi.target.sites import constrain, inside, unconstrain
-from ppl_vi.target.target import LatentSite, Target
-from ppl_vi.truth.quadrature.adaptive import RULES, SURPRISE, Integral, assembled, integrate
-from ppl_vi.truth.result import Check, Grade, Points, Truth
+from ppl_vi.target.supports import LatentSite
+from ppl_vi.target.target import Target
+from ppl_vi.truth.quadrature.adaptive import (
+    MAX_LATENT_NUMBERS,
+    MAX_STANDARD_ERRORS,
+    Integral,
+    integrate,
+    joint_truth,
+)
+from ppl_vi.truth.result import Check, Points, Truth
 
-NUM_GROUPS = 16  # independent sets of draws of the rest
-MOST_NODES = 2048  # of the outer latents in each
-NUM_WEIGHED = 10_000  # draws of the importance sampling
-STEIN = 6.0  # standard errors of 15 degrees of freedom: one comparison in 40,000 is as far off by chance
-HEAVY = 0.7  # Pareto k-hat of its weights above which it says nothing
+# Sets of draws that are independent of each other given the nodes; their spread gives the standard errors.
+NUM_GROUPS = 16
+# Draws in each set: a power of 2, as Sobol points ask for.
+LOG2_GROUP_SIZE = 11
+GROUP_SIZE = 2**LOG2_GROUP_SIZE
+# Noise this close to 0 or 1 is moved: its normal quantile would be infinite.
+MIN_UNIFORM = 1e-16
+# Draws to which the importance sampler is fitted, and draws that it makes.
+NUM_IMPORTANCE_DRAWS = 10_000
+# Standard errors by which Stein's identities may fail. The standard errors have 15 degrees of freedom: by Student's t
+# one comparison in 40,000 is as far off by chance.
+MAX_STEIN_STANDARD_ERRORS = 6.0
+# Pareto k-hat of importance weights above which their mean has no standard error that could be trusted.
+MAX_KHAT = 0.7
 
 
 def outer_sites(target: Target) -> tuple[LatentSite, ...]:
-    """The sites given which the rest is known.
+    """The sites given which the other latents are known.
 
     Raises:
-        ValueError: the target has no conditional, or names a site that is not among its latents.
+        ValueError: the target has no conditional, or its conditional names a site that is not among the latents.
     """
-    if target.conditional is None:
-        raise ValueError(f"'{target.name}' has no conditional: nothing is known of some latents given others")
     sites = {site.name: site for site in target.latents}
-    unknown = [name for name in target.conditional.outer if name not in sites]
+    outer = _conditional(target).outer
+    unknown = [name for name in outer if name not in sites]
     if unknown:
         raise ValueError(f"the conditional of '{target.name}' names {unknown}; its latents are {list(sites)}")
-    return tuple(sites[name] for name in target.conditional.outer)
+    return tuple(sites[name] for name in outer)
 
 
-def reaches(target: Target) -> bool:
-    """Whether the target has a conditional with at most three outer unconstrained numbers."""
-    return target.conditional is not None and _size(outer_sites(target)) in RULES
+def _conditional(target: Target) -> Conditional:
+    if target.conditional is None:
+        raise ValueError(
+            f"'{target.name}' has no conditional, so that nothing is known of some latents given others: pass "
+            f"Target(conditional=...)"
+        )
+    return target.conditional
 
 
-def _size(sites: tuple[LatentSite, ...]) -> int:
+def has_few_outer_numbers(target: Target) -> bool:
+    """Whether the target has a conditional on one to three unconstrained numbers."""
+    return target.conditional is not None and 1 <= _num_numbers(outer_sites(target)) <= MAX_LATENT_NUMBERS
+
+
+def _num_numbers(sites: tuple[LatentSite, ...]) -> int:
     return sum(site.unconstrained_shape.numel() for site in sites)
 
 
 def outer_density(target: Target, problem: int) -> Density:
-    """log p(x, outer latents) in their unconstrained coordinates."""
-    sites, row, conditional = outer_sites(target), target.row(problem), target.conditional
-    assert conditional is not None
+    """log p(x, outer latents) of one problem, as a density of their unconstrained numbers."""
+    sites, row, conditional = outer_sites(target), target.row(problem), _conditional(target)
 
     def of_one(u: Tensor) -> Tensor:
         values, log_jacobian = constrain(sites, u)
@@ -63,18 +92,18 @@ def outer_density(target: Target, problem: int) -> Density:
     def within(u: Tensor) -> Tensor:
         return inside(sites, constrain(sites, u)[0])
 
-    return Density(of_one, _size(sites), target.dtype, within, target.name)
+    return Density(of_one, _num_numbers(sites), target.dtype, within, target.name)
 
 
 def partial_truth(target: Target, *, seed: int = 0) -> Truth:
-    """log p(x) by quadrature over the outer latents, and the posterior by exact draws of the rest at its nodes.
+    """log p(x) by quadrature over the outer latents, and the posterior by exact draws of the others at its nodes.
 
-    What the conditional says is held to the model: the points must satisfy Stein's identities of the joint density,
-    E[d log p / du_i] = 0 and E[u_i d log p / du_i] = -1, and importance sampling from a density fitted to them must
-    find the same evidence, where its weights have a variance.
+    Two checks hold the conditional to the model. The draws must satisfy Stein's identities of the joint density,
+    E[d log p / du_i] = 0 and E[u_i d log p / du_i] = -1. Importance sampling from a density fitted to the draws must
+    find the same log p(x); where its weights are too heavy-tailed to say, this becomes an assumption.
 
     Args:
-        target: with a conditional of at most three outer unconstrained numbers.
+        target: with a conditional on one to three outer unconstrained numbers.
         seed: of the search and the draws.
 
     Raises:
@@ -84,87 +113,84 @@ def partial_truth(target: Target, *, seed: int = 0) -> Truth:
     idea of integrating over few hyper-parameters.
     """
     sites = outer_sites(target)
-    if _size(sites) not in RULES:
-        raise ValueError(f"quadrature reaches {max(RULES)} outer numbers; '{target.name}' has {_size(sites)}")
+    if not 1 <= _num_numbers(sites) <= MAX_LATENT_NUMBERS:
+        raise ValueError(
+            f"quadrature reaches {MAX_LATENT_NUMBERS} outer numbers; '{target.name}' has {_num_numbers(sites)}"
+        )
     with target.isolated(seed):
-        found, points, more = [], [], []
+        integrals = []
         for problem in range(target.num_problems):
             drawn, _ = target.constrain(prior_draws(target, problem, seed=seed))
             prior = unconstrain(sites, drawn)
             density = outer_density(target, problem)
             with torch.no_grad():
-                start = prior[density(prior).nan_to_num(-math.inf).argmax()]
-                found.append(integrate(density, prior, start, seed))
-                points.append(_points(target, problem, found[-1], seed))
-                more.append(_held_to_the_model(Density.of(target, problem), points[-1], found[-1], seed))
-    truth = assembled(target, "quadrature over " + ", ".join(site.name for site in sites), found)
-    reasons = list(truth.reasons or [""] * len(found))
-    for i, (checks, _) in enumerate(more):
-        failed = [f"{c.name}: {c.error:.1f}, allowed {c.tolerance:g}" for c in checks if not c.error <= c.tolerance]
-        reasons[i] = reasons[i] or next(iter(failed), "")
-    together = tuple(max((checks[k] for checks, _ in more), key=lambda c: c.error) for k in range(len(more[0][0])))
-    grade: Grade = "uncertified" if any(reasons) else truth.grade
-    assumed = truth.assumptions + (() if grade == "certified" else tuple({a for _, extra in more for a in extra}))
-    handed = Points(
-        torch.stack([p.u[0] for p in points]),
-        torch.stack([p.log_weight[0] for p in points]),
-        points[0].group,
-        "draws",
-    )
-    return replace(
-        truth,
-        checks=(*truth.checks, *together),
-        reasons=tuple(reasons) if any(reasons) else (),
-        grade=grade,
-        assumptions=assumed,
-        make_points=lambda: (handed,),
-    )
+                value = density(prior)
+                start = prior[torch.where(value.isnan(), -torch.inf, value).argmax()]
+                outer = integrate(density, prior, start, seed)
+                draws = _draws_at_nodes(target, problem, outer.points[0], seed)
+                joint = Density.of(target, problem)
+                integrals.append(_checked_against_model(replace(outer, points=(draws,)), joint, seed))
+    return joint_truth(target, "quadrature over " + ", ".join(site.name for site in sites), integrals)
 
 
-def _points(target: Target, problem: int, found: Integral, seed: int) -> Points:
-    """Sixteen sets of the outer nodes, each node with one draw of the rest, from scrambled Sobol noise."""
-    sites, conditional, row = outer_sites(target), target.conditional, target.row(problem)
-    assert conditional is not None
-    nodes, log_weight = found.rules[0]
-    u, weights = [], []
+def _draws_at_nodes(target: Target, problem: int, nodes: Points, seed: int) -> Points:
+    """Sixteen sets of draws of all latents: outer ones at weighted nodes, the others by scrambled Sobol noise."""
+    sites, conditional, row = outer_sites(target), _conditional(target), target.row(problem)
+    u = []
     for group in range(NUM_GROUPS):
         rng = np.random.default_rng([seed, group])
-        where = _systematic(log_weight.exp().numpy(), rng)
-        outer, _ = constrain(sites, nodes[where])
+        chosen = _systematic(nodes.log_weight[0].exp().numpy(), rng)
+        outer, _ = constrain(sites, nodes.u[0, chosen])
         engine = qmc.Sobol(max(1, conditional.num_noise), rng=rng)
-        uniform = engine.random_base2(math.ceil(math.log2(MOST_NODES)))[rng.permutation(MOST_NODES)]
-        noise = torch.special.ndtri(torch.from_numpy(uniform[:, : conditional.num_noise]).clamp(1e-16, 1 - 1e-16))
-        rest = vmap(lambda o, e: conditional.sample(o, e, *row))(outer, noise)
-        u.append(target.unconstrain({**outer, **rest}))
-        weights.append(torch.full((MOST_NODES,), -math.log(MOST_NODES * NUM_GROUPS), dtype=nodes.dtype))
-    members = torch.arange(NUM_GROUPS).repeat_interleave(MOST_NODES)
-    return Points(torch.cat(u)[None], torch.cat(weights)[None], members, "draws")
+        uniform = torch.from_numpy(engine.random_base2(LOG2_GROUP_SIZE)[rng.permutation(GROUP_SIZE)])
+        noise = torch.special.ndtri(uniform[:, : conditional.num_noise].clamp(MIN_UNIFORM, 1 - MIN_UNIFORM))
+        others = vmap(lambda o, e: conditional.sample(o, e, *row))(outer, noise)
+        u.append(target.unconstrain({**outer, **others}))
+    num = NUM_GROUPS * GROUP_SIZE
+    log_weight = torch.full((1, num), -math.log(num), dtype=nodes.u.dtype)
+    return Points(torch.cat(u)[None], log_weight, torch.arange(NUM_GROUPS).repeat_interleave(GROUP_SIZE), "draws")
 
 
 def _systematic(weight: np.ndarray, rng: np.random.Generator) -> Tensor:
-    """Which nodes `MOST_NODES` equally weighted points are at: each as often as its weight asks for, to within one."""
-    edges = (np.arange(MOST_NODES) + rng.random()) / MOST_NODES
+    """Indices `(GROUP_SIZE,)` of nodes by systematic resampling: each as often as its weight says, to within one."""
+    edges = (np.arange(GROUP_SIZE) + rng.random()) / GROUP_SIZE
     return torch.from_numpy(np.searchsorted(np.cumsum(weight) / weight.sum(), edges).clip(max=len(weight) - 1))
 
 
-def _held_to_the_model(
-    density: Density, points: Points, found: Integral, seed: int
-) -> tuple[tuple[Check, ...], tuple[str, ...]]:
-    """Checks of the conditional against the joint density, and what has to be assumed for want of one."""
-    u = points.u[0]
-    slope = torch.cat([density.slope(part)[1] for part in u.split(MOST_NODES)])
-    center = u.mean(0)
-    away = torch.cat([slope, (u - center) * slope + 1], -1)[None]
-    # the standard error of 16 groups: Student's t of 15 degrees of freedom
-    stein = float((points.mean(away).abs() / points.std_error(away)).max())
-    checks = (Check("Stein's identities at the points, standard errors", stein, STEIN),)
+def _checked_against_model(outer: Integral, joint: Density, seed: int) -> Integral:
+    """The same integral with the checks of its draws and its log evidence against the joint density of the model."""
+    draws = outer.points[0]
+    stein = Check(
+        "Stein's identities at the draws, standard errors off", _stein(draws, joint), MAX_STEIN_STANDARD_ERRORS
+    )
+    importance = _importance(draws.u[0], joint, outer, seed)
+    more = (stein,) if importance is None else (stein, importance)
+    assumed = "the conditional's log marginal is that of the model, which importance sampling could not confirm here"
+    return replace(
+        outer,
+        checks=(*outer.checks, *more),
+        reason=outer.reason or next((check.failure for check in more if not check.passed), ""),
+        assumptions=(*outer.assumptions, assumed) if importance is None else outer.assumptions,
+    )
+
+
+def _stein(draws: Points, joint: Density) -> float:
+    """The largest deviation from Stein's identities, in standard errors from the spread of the groups."""
+    u = draws.u[0]
+    slope = torch.cat([joint.slope(part)[1] for part in u.split(GROUP_SIZE)])
+    deviation = torch.cat([slope, (u - u.mean(0)) * slope + 1], -1)[None]
+    return float((draws.mean(deviation).abs() / draws.std_error(deviation)).max())
+
+
+def _importance(u: Tensor, joint: Density, outer: Integral, seed: int) -> Check | None:
+    """Importance sampling of the joint density against the quadrature; None where its weights are too heavy-tailed."""
     generator = torch.Generator().manual_seed(seed)
-    some = u[torch.randperm(len(u), generator=generator)[:NUM_WEIGHED]]
+    some = u[torch.randperm(len(u), generator=generator)[:NUM_IMPORTANCE_DRAWS]]
     proposal = fit_student_mixture(some, DEGREES, seed)
-    proposed = proposal.draw(NUM_WEIGHED, generator)
-    log_weight = (density(proposed) - proposal.log_prob(proposed)).numpy()
-    if not pareto_khat(log_weight) <= HEAVY:
-        return checks, ("the conditional's log marginal is that of the model: importance sampling could not tell",)
+    proposed = proposal.draw(NUM_IMPORTANCE_DRAWS, generator)
+    log_weight = (joint(proposed) - proposal.log_prob(proposed)).numpy()
+    if not pareto_khat(log_weight) <= MAX_KHAT:
+        return None
     evidence = importance_evidence(log_weight)
-    away_by = abs(evidence.value - found.log_evidence) / math.hypot(evidence.std_error, found.error)
-    return (*checks, Check("evidence of the joint density by importance sampling", away_by, SURPRISE)), ()
+    away = abs(evidence.value - outer.log_evidence) / math.hypot(evidence.std_error, outer.error)
+    return Check("log p(x) by importance sampling of the full model, standard errors off", away, MAX_STANDARD_ERRORS)

@@ -17,7 +17,7 @@ from ppl_vi.metrics.decoder.bounds import BoundsScorecard, amortized_bounds, wei
 from ppl_vi.numerics.gaussian_kl import gaussian_kl
 from ppl_vi.target.isolation import isolated
 from ppl_vi.target.target import Target
-from ppl_vi.truth import Annealing, Bound, Sandwich, annealed_bound, annealed_sandwich
+from ppl_vi.truth import AnnealedBound, Annealing, Sandwich, annealed_bound, annealed_sandwich
 
 NUM_PIXELS, NUM_DATA, SIGMA = 9, 6, 1.5
 NAMES = sorted(AMORTIZED)
@@ -39,7 +39,7 @@ class Linear:
         return head.initial(self.loc, self.precision.expand(NUM_DATA, -1, -1))
 
     @cached_property
-    def annealed(self) -> tuple[Bound, Sandwich]:
+    def annealed(self) -> tuple[AnnealedBound, Sandwich]:
         settings = Annealing(100, 24)
         return (
             annealed_bound(self.target, settings, seed=2),

@@ -1,4 +1,4 @@
-"""The split of an amortized guide's gap: closed forms of a linear decoder, other rules, and hills a start can miss."""
+"""The split of an amortized guide's gap: closed forms of a linear decoder, other rules, and modes a start can miss."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,9 +16,10 @@ from models.vae import VAE, target
 from ppl_vi.guides.amortized import AMORTIZED, Head
 from ppl_vi.guides.amortized.diagonal import Diagonal
 from ppl_vi.guides.amortized.full import Full
-from ppl_vi.metrics.decoder.best_members import _look, _rivals, ascend, best_members, embed
+from ppl_vi.metrics.decoder.best_members import ascend, best_members, embed, rivals
 from ppl_vi.metrics.decoder.divergences import divergences
 from ppl_vi.metrics.decoder.elbo import elbo, settled_prior_kl
+from ppl_vi.metrics.decoder.elbo_expansion import elbo_expansion
 from ppl_vi.metrics.decoder.gaps import amortized_gaps, iwae
 from ppl_vi.metrics.decoder.lattice_values import CachedLattice
 from ppl_vi.metrics.decoder.starts import multistart
@@ -182,7 +183,7 @@ def test_full_is_never_worse_than_diagonal_and_the_other_rule_agrees(seed: int, 
     assert (diagonal.iwae_bias <= diagonal.total + 5 * diagonal.iwae_std_error).all()
 
 
-def two_hills(x: Tensor) -> Target:
+def two_modes(x: Tensor) -> Target:
     """x = z^2 + z / 5 + e / 4: two modes a data point, the right one the higher, since it is nearer to the prior's."""
 
     def mean(z: Tensor) -> Tensor:
@@ -201,11 +202,11 @@ def two_hills(x: Tensor) -> Target:
     return Target(model, (x,), decoded=Decoded(log_likelihood, ceiling))
 
 
-def test_one_start_stays_on_its_hill_and_many_find_the_higher() -> None:
-    of = two_hills(torch.tensor([[2.0], [3.0]]).double())
+def test_one_start_stays_on_its_mode_and_many_find_the_higher() -> None:
+    of = two_modes(torch.tensor([[2.0], [3.0]]).double())
     local = torch.tensor([[-1.5, -2.0], [-1.8, -2.0]]).double()  # the encoder sits left
     head = Diagonal(1)
-    alone, _ = ascend(CachedLattice(of), head, local, torch.arange(2), 3, 1e-10)
+    alone = ascend(CachedLattice(of), head, local, torch.arange(2), 3, 1e-10).theta
     assert (alone[:, 0] < 0).all()
     best = best_members(of, head, local)
     assert best.converged.all()
@@ -222,13 +223,13 @@ def test_one_start_stays_on_its_hill_and_many_find_the_higher() -> None:
         assert np.log(evidence) >= float(best.elbo[row])
 
 
-def test_candidates_stand_on_every_hill_that_matters() -> None:
-    of = two_hills(torch.tensor([[2.0], [3.0]]).double())
+def test_candidates_stand_on_every_mode_that_matters() -> None:
+    of = two_modes(torch.tensor([[2.0], [3.0]]).double())
     local = torch.tensor([[-1.5, -2.0], [-1.8, -2.0]]).double()
-    found, index = multistart(CachedLattice(of), Diagonal(1), local)
+    found, problem = multistart(CachedLattice(of), Diagonal(1), local)
     for row in range(2):
         x = float(of.args[0][row, 0])
-        at = found[index == row][:, 0]
+        at = found[problem == row][:, 0]
         for top in (-0.1 - (0.01 + x) ** 0.5, -0.1 + (0.01 + x) ** 0.5):  # z^2 + z / 5 = x
             assert float((at - top).abs().min()) < 0.1
 
@@ -253,7 +254,7 @@ class Pair(Head):
 
 
 def test_a_mixture_has_the_same_gap_by_both_rules_and_beats_one_gaussian() -> None:
-    of = two_hills(torch.tensor([[2.0], [3.0]]).double())
+    of = two_modes(torch.tensor([[2.0], [3.0]]).double())
     axis = torch.linspace(-6, 6, 20001, dtype=torch.float64)[:, None]
     assert of.decoded is not None
     log_joint = of.decoded.log_likelihood(axis, *of.args) - axis[:, 0].square() / 2 - np.log(2 * np.pi) / 2
@@ -268,7 +269,7 @@ def test_a_mixture_has_the_same_gap_by_both_rules_and_beats_one_gaussian() -> No
 
 
 def test_a_mixtures_best_is_no_worse_than_one_gaussians() -> None:
-    of = two_hills(torch.tensor([[2.0], [0.5]]).double())
+    of = two_modes(torch.tensor([[2.0], [0.5]]).double())
     truth, head = truth_of(of, torch.zeros(2).double()), AMORTIZED["mixture"](1)
     local = head.initial(torch.tensor([[-1.5], [0.3]]).double(), 20 * torch.ones(2, 1, 1).double())
     others = {name: AMORTIZED[name](1) for name in ("diagonal", "full")}
@@ -279,7 +280,7 @@ def test_a_mixtures_best_is_no_worse_than_one_gaussians() -> None:
 
 
 def bent_ring(x: Tensor) -> Target:
-    """x = (|z|^2 + z_1 z_2 / 2, z_1 - z_2 / 5) + noise: two bent hills in the plane, one on each side of a line."""
+    """x = (|z|^2 + z_1 z_2 / 2, z_1 - z_2 / 5) + noise: two bent modes in the plane, one on each side of a line."""
 
     def mean(z: Tensor) -> Tensor:
         return torch.stack([z.square().sum(-1) + 0.5 * z[..., 0] * z[..., 1], z[..., 0] - 0.2 * z[..., 1]], -1)
@@ -300,8 +301,8 @@ def bent_ring(x: Tensor) -> Target:
 
 
 def side_by_side(x: list[float]) -> tuple[Target, Tensor, Tensor]:
-    """`two_hills` at x or, for two numbers, `bent_ring`; its log evidence and the mass beyond 0 by a fine lattice."""
-    of = (two_hills if len(x) == 1 else bent_ring)(torch.tensor([x]).double())
+    """`two_modes` at x or, for two numbers, `bent_ring`; its log evidence and the mass beyond 0 by a fine lattice."""
+    of = (two_modes if len(x) == 1 else bent_ring)(torch.tensor([x]).double())
     axis = torch.linspace(-7, 7, 20001 if len(x) == 1 else 1401, dtype=torch.float64)
     z = torch.cartesian_prod(*[axis] * len(x)).reshape(-1, len(x))
     assert of.decoded is not None
@@ -311,19 +312,19 @@ def side_by_side(x: list[float]) -> tuple[Target, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("x", [[2.0], [3.0], [2.0, 0.3], [2.5, 0.4]])
-def test_components_that_all_start_on_one_hill_find_the_other(x: list[float]) -> None:
+def test_components_that_all_start_on_one_mode_find_the_other(x: list[float]) -> None:
     dim = len(x)
     of, log_evidence, beyond = side_by_side(x)
     families = {name: AMORTIZED[name](dim) for name in ("diagonal", "full", "mixture")}
     head = families.pop("mixture")
-    top = torch.tensor([-1.5] if dim == 1 else [-0.2, -1.3]).double()  # the hill below 0
+    top = torch.tensor([-1.5] if dim == 1 else [-0.2, -1.3]).double()  # the mode below 0
     local = head.initial(top[None], 30 * torch.eye(dim)[None].double())
     card = amortized_gaps(of, truth_of(of, log_evidence), head, local, others=families, num_repeats=2)
     assert card.converged.all()
     gaps = card.approximation_by_family
     assert float(card.approximation[0]) <= float(gaps["full"][0]) + 1e-6
     assert float(gaps["full"][0]) <= float(gaps["diagonal"][0]) + 1e-6
-    # one hill alone leaves at least minus the log of its mass
+    # one mode alone leaves at least minus the log of its mass
     assert float(gaps["full"][0]) > 0.3
     assert 0 < float(card.approximation[0]) < 0.1
     weights, locs, _ = head.components(torch.from_numpy(card.best))
@@ -344,13 +345,13 @@ def test_a_light_component_takes_no_long_steps() -> None:
     linear, head = Linear(1), AMORTIZED["mixture"](1)
     local = linear.perturbed(head)
     local[:, 0] = -60.0
-    seen = _look(CachedLattice(linear.target), head, local, torch.arange(NUM_DATA), 2)
+    seen = elbo_expansion(CachedLattice(linear.target), head, local, torch.arange(NUM_DATA), 2)
     assert float(torch.linalg.inv(seen.metric).abs().max()) < 1e5  # in units of the weight's root, 1e13
 
 
 def test_a_shift_of_all_logits_does_not_stop_the_search() -> None:
     linear, head = Linear(1), AMORTIZED["mixture"](1)
-    seen = _look(CachedLattice(linear.target), head, linear.perturbed(head), torch.arange(NUM_DATA), 2)
+    seen = elbo_expansion(CachedLattice(linear.target), head, linear.perturbed(head), torch.arange(NUM_DATA), 2)
     assert seen.gradient.isfinite().all()
     # in Fisher's units curvatures are a few, but for what rounding makes of 0 / 1e-8
     assert float(seen.hessian.abs().max()) < 1e3
@@ -363,8 +364,8 @@ def test_an_optimum_whose_components_are_numbered_otherwise_is_the_same() -> Non
     turned = torch.cat([one[:4].roll(1), one[4:].reshape(4, 5).roll(1, 0).flatten()])
     theta, index = torch.stack([one, turned, other, one]), torch.tensor([0, 0, 0, 1])
     value = torch.tensor([1.0, 1.0 + 1e-9, 0.9, -3.0]).double()
-    assert _rivals(head, theta, index, value, 0.2).tolist() == [1, 2, 3]
-    assert _rivals(head, theta, index, value, 0.05).tolist() == [1, 3]
+    assert rivals(head, theta, index, value, 0.2).tolist() == [1, 2, 3]
+    assert rivals(head, theta, index, value, 0.05).tolist() == [1, 3]
 
 
 def test_the_prior_kl_of_a_mixture_is_that_of_a_fine_grid() -> None:
@@ -385,18 +386,18 @@ def test_derivatives_are_those_of_the_elbo(make: Callable[[int], Head]) -> None:
     generator = torch.Generator().manual_seed(1)
     local = 0.5 * torch.randn(2, head.num_outputs, dtype=torch.float64, generator=generator)
     index = torch.arange(2)
-    seen = _look(CachedLattice(of), head, local, index, 3)
+    seen = elbo_expansion(CachedLattice(of), head, local, index, 3)
     gradient = (seen.metric @ seen.gradient[..., None])[..., 0]
     curvature = seen.metric @ seen.hessian @ seen.metric.mT
     step = 1e-5
 
     def slope(at: Tensor) -> Tensor:
-        found = _look(CachedLattice(of), head, at, index, 3)
+        found = elbo_expansion(CachedLattice(of), head, at, index, 3)
         return (found.metric @ found.gradient[..., None])[..., 0]
 
     for place in range(head.num_outputs):
         move = torch.zeros_like(local).index_fill(-1, torch.tensor([place]), step)
-        up, down = (_look(CachedLattice(of), head, local + sign * move, index, 3).value for sign in (1, -1))
+        up, down = (elbo_expansion(CachedLattice(of), head, local + sign * move, index, 3).value for sign in (1, -1))
         # central differences: h^2 times the third derivative, and rounding of 1e-15 x 10 / h
         torch.testing.assert_close(gradient[:, place], -(up - down) / (2 * step), rtol=1e-6, atol=1e-6)
         second = (slope(local + move) - slope(local - move)) / (2 * step)

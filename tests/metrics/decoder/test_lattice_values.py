@@ -90,12 +90,12 @@ def test_a_decoder_that_is_not_linear_has_the_elbo_of_another_rule(dim: int) -> 
     x = (torch.rand(4, 10, generator=torch.Generator().manual_seed(3)) < 0.5).double()
     of = target(vae, x)
     local = 0.5 * torch.randn(4, head.num_outputs, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
-    index, tiles = torch.arange(4), CachedLattice(of)
-    found, other = lattice_elbo(tiles, head, local, index), elbo(of, head, local, tolerance=1e-10)
+    index, lattice = torch.arange(4), CachedLattice(of)
+    found, other = lattice_elbo(lattice, head, local, index), elbo(of, head, local, tolerance=1e-10)
     torch.testing.assert_close(found.value, other.value, rtol=0, atol=1e-8)
     assert float(found.error.max()) < 1e-6
     assert bool((found.error >= (found.value - other.value).abs() - 1e-10).all())
-    torch.testing.assert_close(rough_elbo(tiles, head, local, index), other.value, rtol=0, atol=1e-2)
+    torch.testing.assert_close(rough_elbo(lattice, head, local, index), other.value, rtol=0, atol=1e-2)
 
 
 def test_the_spread_of_sub_lattices_bounds_the_error_of_a_function_too_rough_for_the_lattice() -> None:
@@ -138,17 +138,17 @@ def test_each_tile_is_decoded_once_and_forgetting_changes_nothing(monkeypatch: p
     assert of.decoded is not None
     calls, decode = [], of.decoded.log_likelihood
     counted = Decoded(lambda z, x: (calls.append(len(z)), decode(z, x))[1], of.decoded.ceiling)
-    tiles = CachedLattice(Target(of.model, of.args, decoded=counted))
+    lattice = CachedLattice(Target(of.model, of.args, decoded=counted))
     at = gaussians(2)
-    value, sums = tiles.moments(at, CachedLattice.levels(at, 1), 4)
+    value, sums = lattice.moments(at, CachedLattice.levels(at, 1), 4)
     num = len(calls)
     assert num > 0
-    again, _ = tiles.moments(at, CachedLattice.levels(at, 1), 4)
+    again, _ = lattice.moments(at, CachedLattice.levels(at, 1), 4)
     assert len(calls) == num
     torch.testing.assert_close(again, value, rtol=0, atol=0)
-    monkeypatch.setattr(module, "MOST_KEPT", 1)
-    monkeypatch.setattr(module, "PAIRS", 50)
-    monkeypatch.setattr(module, "BLOCK", 640)
+    monkeypatch.setattr(module, "MAX_CACHED_VALUES", 1)
+    monkeypatch.setattr(module, "MAX_PAIRS", 50)
+    monkeypatch.setattr(module, "MAX_SUMMED_NODES", 640)
     few, few_sums = CachedLattice(of).moments(at, CachedLattice.levels(at, 1), 4)
     torch.testing.assert_close(few, value, rtol=1e-13, atol=1e-13)
     torch.testing.assert_close(few_sums, sums, rtol=1e-11, atol=1e-11)
@@ -180,7 +180,7 @@ def test_more_problems_than_keys_can_number_are_refused() -> None:
     assert float(last.expect(at, CachedLattice.levels(at, 1))[0]) == 0.0
 
 
-def test_tiles_of_another_target_are_refused() -> None:
+def test_a_lattice_of_another_target_is_refused() -> None:
     one, other = quadratic(2)[0], quadratic(2)[0]
-    with pytest.raises(ValueError, match="the tiles are of target"):
-        best_members(one, Full(2), torch.zeros(3, 5).double(), tiles=CachedLattice(other))
+    with pytest.raises(ValueError, match="the lattice is of target"):
+        best_members(one, Full(2), torch.zeros(3, 5).double(), lattice=CachedLattice(other))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models.ppca import posterior, simulate, target
-from ppl_vi.metrics.decoder.mixture_em import NARROWEST, em_fit, padded
+from ppl_vi.metrics.decoder.mixture_em import COVARIANCE_FLOOR, em_fit, padded
 from ppl_vi.numerics.mixtures import GaussianMixtures
 
 SIGMA = 0.6
@@ -22,17 +22,17 @@ def test_a_matched_mixture_has_the_posteriors_moments(num_latents: int, toleranc
     # two Gaussians, neither on the posterior, for the first problems; one for the last
     near = torch.cat([exact - 0.7 * tril.sum(-1), exact[:2] + 0.5 * tril[:, 0]])
     trils, index = tril.expand(5, -1, -1), torch.tensor([0, 1, 2, 0, 1])
-    hills = padded(torch.zeros(5).double(), near, trils, index, 3)
-    mixture = em_fit(target(weight, bias, SIGMA, x), hills, 3)
+    modes = padded(torch.zeros(5).double(), near, trils, index, 3)
+    mixture = em_fit(target(weight, bias, SIGMA, x), modes, 3)
     loc = mixture.mean()
     away = mixture.locs - loc[:, None]
     each = mixture.trils @ mixture.trils.mT + away[..., :, None] * away[..., None, :]
     found = (mixture.log_weights.exp()[..., None, None] * each).sum(1)
     white = torch.linalg.inv(tril)
-    # an M-step keeps the points' mean and covariance, to which the floor is added; the nodes end 5 sd from a hill that
+    # an M-step keeps the points' mean and covariance, to which the floor is added; the nodes end 5 sd from a mode that
     # is 0.7 off along each axis, and of many only the heaviest are kept
     assert float((white @ (loc - exact)[..., None]).abs().max()) < 0.02
-    expected = (1 + NARROWEST) * torch.eye(num_latents).double().expand(3, -1, -1)
+    expected = (1 + COVARIANCE_FLOOR) * torch.eye(num_latents).double().expand(3, -1, -1)
     torch.testing.assert_close(white @ found @ white.mT, expected, rtol=0, atol=tolerance)
 
 

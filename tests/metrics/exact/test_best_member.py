@@ -8,6 +8,7 @@ import torch
 from scipy import optimize, special, stats
 
 from ppl_vi.guides import MULTIMODAL
+from ppl_vi.metrics.exact import best_member as exact_best_member
 from ppl_vi.metrics.exact.best_member import best_member
 from ppl_vi.metrics.exact.divergence import reverse_kl
 from ppl_vi.metrics.exact.grid import quadrature_grid
@@ -152,7 +153,7 @@ def test_a_best_member_has_arrived_where_another_search_came_as_low(measured, mo
             gain=torch.where(first, left, 0.0),
         )
 
-    monkeypatch.setattr("ppl_vi.metrics.exact.best_member.minimize", stopped)
+    monkeypatch.setattr(exact_best_member, "minimize", stopped)
     best = best_member(found, truth, members)
     assert (best.converged == arrived).all()
     np.testing.assert_allclose(best.divergence.value, plain.divergence.value, rtol=0, atol=1e-9)

@@ -16,9 +16,10 @@ from models.gaussian import posterior
 from models.gaussian import target as gaussian
 from ppl_vi.compiler import many_points
 from ppl_vi.metrics.sampled import elbo_on_nodes
-from ppl_vi.metrics.sampled.best_member import _leads_down
-from ppl_vi.metrics.sampled.marginals import NumberSample, Sample, flattened, marginals, wasserstein
-from ppl_vi.metrics.sampled.noise_rules import REACH, guide_nodes, noise_rules, scored_nodes
+from ppl_vi.metrics.sampled.best_member import Optimum, leads_down
+from ppl_vi.metrics.sampled.marginals import marginals, wasserstein
+from ppl_vi.metrics.sampled.noise_rules import LATTICE_REACH, guide_nodes, noise_rules, scored_nodes
+from ppl_vi.metrics.sampled.weighted_samples import NumberSample, Sample, flattened
 from ppl_vi.metrics.scorecard import score
 from ppl_vi.numerics.gaussian_kl import gaussian_kl
 from ppl_vi.svi.fit import fit
@@ -140,7 +141,7 @@ def test_a_lattice_of_noise_is_unbiased_and_exact_for_smooth_integrands():
     draws = (Draw("normal", torch.Size((2,)), torch.float64),)
     rule = noise_rules(draws, 2**9, seed=1)
     z = rule.noise[0]
-    assert float(z.abs().max()) <= REACH + 1
+    assert float(z.abs().max()) <= LATTICE_REACH + 1
     # E exp(a z1 + b z2) = exp((a^2 + b^2) / 2)
     found = rule.mean((0.7 * z[..., 0] - 1.1 * z[..., 1]).exp())
     assert found.numpy() == pytest.approx(np.full(8, math.exp((0.49 + 1.21) / 2)), rel=1e-9)
@@ -200,7 +201,7 @@ def test_a_number_that_is_always_the_same_has_no_marginal_scores():
     assert 0.8 < found.worst("sd_ratio").value.item() < 0.9  # of the square of what 0.9 shrinks
 
 
-def test_draws_alone_are_those_of_the_cloud():
+def test_the_latents_are_the_same_with_and_without_the_log_joint():
     found = fit(gaussian(2), "AutoNormal", num_steps=2, num_particles=2, engine="batched")
     rule = noise_rules(found.program.latent_draws, 64, seed=1)
     assert torch.equal(guide_nodes(found, found.theta, rule).z, scored_nodes(found, found.theta, rule).z)
@@ -211,8 +212,8 @@ def test_the_way_from_a_replica_to_another_optimum_climbs():
         return float(np.square(theta**2 - 1).sum()), 4 * theta * (theta**2 - 1)
 
     def straight(begin):
-        end = SimpleNamespace(x=np.array([1.0]), fun=0.0)
-        return _leads_down(height, np.array([begin]), end)
+        end = Optimum(np.array([1.0]), value=0.0, gain=0.0)
+        return leads_down(height, np.array([begin]), end)
 
     assert straight(0.2)
     assert straight(1.7)
@@ -232,7 +233,7 @@ def test_a_search_by_machine_code_sees_what_the_guide_gives(family, monkeypatch)
 
     target = Target.of(model, (torch.arange(12.0).reshape(4, 3) / 4,))
     found = fit(target, family, **SHORT)
-    rule = elbo_on_nodes.nodes(found.program.latent_draws, 1024, 5)
+    rule = elbo_on_nodes.search_rule(found.program.latent_draws, 1024, 5)
     monkeypatch.setattr(elbo_on_nodes, "MIN_SEARCH_NUMBERS", math.inf)
     slow = elbo_on_nodes.NegativeElbo(found.program, rule)
     monkeypatch.setattr(elbo_on_nodes, "MIN_SEARCH_NUMBERS", 0)
@@ -250,7 +251,7 @@ def test_a_search_by_machine_code_sees_what_the_guide_gives(family, monkeypatch)
 
 def test_machine_code_that_is_not_the_guides_is_not_searched_by(monkeypatch):
     found = fit(gaussian(4), "AutoNormal", **SHORT)
-    rule = elbo_on_nodes.nodes(found.program.latent_draws, 1024, 5)
+    rule = elbo_on_nodes.search_rule(found.program.latent_draws, 1024, 5)
     monkeypatch.setattr(elbo_on_nodes, "MIN_SEARCH_NUMBERS", 0)
     assert elbo_on_nodes.NegativeElbo(found.program, rule).sum.kernel is not None
     right = many_points._summed

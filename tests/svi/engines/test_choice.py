@@ -15,13 +15,12 @@ from models.exponential_normal import target as toy
 from ppl_vi.guides import FAMILIES, REAL
 from ppl_vi.svi.engines.adam import adam, step_schedule
 from ppl_vi.svi.engines.batched import BatchedEngine
-from ppl_vi.svi.engines.pyro import PyroSVI, loss_and_gradient
+from ppl_vi.svi.engines.pyro import PyroEngine, loss_and_gradient
 from ppl_vi.svi.engines.step import State, gradients
-from ppl_vi.svi.objectives import find_objective, trace_elbo
-from ppl_vi.svi.program import Program
+from ppl_vi.svi.objectives import find_objective, surrogate_loss, trace_elbo
+from ppl_vi.svi.program import Program, load_parameters
 from ppl_vi.svi.randomness import pseudo_random
 from ppl_vi.svi.start import build_guide
-from ppl_vi.svi.stopping import surrogate
 from ppl_vi.target.isolation import isolated
 from ppl_vi.target.target import Target
 
@@ -60,13 +59,6 @@ def moved(program: Program, seed: int = 11) -> Tensor:
     return program.initial - 0.2 * torch.randn(program.initial.shape, dtype=torch.float64, generator=generator)
 
 
-def put(program: Program, guide: nn.Module, theta: Tensor) -> None:
-    values = dict(guide.named_parameters())
-    with torch.no_grad():
-        for name, value in program.layout.unflatten(theta).items():
-            values[name].copy_(value)
-
-
 def assert_engines_agree(name: str, objective_name: str, target: Target) -> None:
     """Both problems in one batched call, each in a Pyro call of its own; equal but for the order of sums."""
     objective = find_objective(objective_name)
@@ -77,7 +69,7 @@ def assert_engines_agree(name: str, objective_name: str, target: Target) -> None
         assert objective.unsuitable(program) is None
         gradient, bound = gradients(program, objective, points[:, None], target.args, noise)
         for b in range(2):
-            put(program, guide, points[b])
+            load_parameters(guide, program.layout.unflatten(points[b]))
             given = tuple(n[b, 0] for n in noise)
             loss, expected = loss_and_gradient(program, guide, objective, target.row(b), given, NUM_PARTICLES)
             assert float(bound[b, 0]) == pytest.approx(-loss, rel=1e-12)
@@ -133,37 +125,51 @@ def test_steps_of_the_traced_graph_are_steps_of_pyros_svi(name: str, target: Tar
     batch, replicas, num_steps = target.num_problems, 2, 4
     rates, weights = [0.2, 0.1, 0.05, 0.025], [0.0, 0.0, 0.5, 0.5]
     start = torch.stack([torch.stack([moved(program, 2 * b + r) for r in range(replicas)]) for b in range(batch)])
-    unit = torch.linspace(0.5, 1.5, program.layout.size, dtype=torch.float64).expand_as(start)
+    preconditioner = torch.linspace(0.5, 1.5, program.layout.size, dtype=torch.float64).expand_as(start)
     generator = torch.Generator().manual_seed(8)
-    prefix = (batch, replicas, NUM_PARTICLES)
-    noise = pseudo_random(program.draws, (num_steps, *prefix), generator)
+    noise = pseudo_random(program.draws, (num_steps, batch, replicas, NUM_PARTICLES), generator)
     numbers = [[*step_schedule(rate, t + 1), weights[t]] for t, rate in enumerate(rates)]
     scalars = torch.tensor(numbers, dtype=torch.float64).T
     alive = torch.ones(batch, replicas, dtype=torch.bool)
+    alive[0, 1] = False  # keeps its place
     with isolated(seed=0):
         engine = BatchedEngine(program, trace_elbo)
         assert engine.trace(start, tuple(n[0] for n in noise))  # not the fallback that runs untraced
-        state, bounds = engine.advance(State.start(start, unit, alive, engine.sizes), scalars, noise)
-        (theta,), (total,), alive = state.theta, state.total, state.alive
-        assert bool(alive.all())
-        for b in range(batch):
-            for r in range(replicas):
-                guide = build_guide(FAMILIES[name], target, b)
-                put(program, guide, start[b, r])
-                row = target.row(b)
-                svi = PyroSVI(program, guide, trace_elbo, row, unit[b, r], NUM_PARTICLES)
-                average = torch.zeros_like(start[b, r])
-                for t in range(num_steps):
-                    bound = svi.step(rates[t], tuple(n[t, b, r] for n in noise))
-                    assert bound == pytest.approx(float(bounds[t, b, r]), rel=1e-9)
-                    average = average + weights[t] * svi.theta
-                # Adam divides by the gradient's size: parameters without effect move by rounding alone, below 1e-3
-                torch.testing.assert_close(svi.theta, theta[b, r], rtol=1e-8, atol=1e-8)
-                torch.testing.assert_close(average, total[b, r], rtol=1e-8, atol=1e-8)
+        state = State.start(start, preconditioner, alive, engine.sizes)
+        batched, bounds = engine.advance(state, scalars, noise)
+        pyros, expected = PyroEngine(program, trace_elbo, NUM_PARTICLES).advance(state, scalars, noise)
+    assert torch.equal(batched.alive, alive)
+    assert torch.equal(pyros.alive, alive)
+    torch.testing.assert_close(bounds[:, alive], expected[:, alive], rtol=1e-9, atol=0)
+    assert bool(expected[:, ~alive].isnan().all())
+    assert torch.equal(batched.whole_theta[0, 1], start[0, 1])
+    assert bool((batched.whole_theta != start).any(-1)[alive].all())
+    # Adam divides by the gradient's size: parameters without effect move by rounding alone, below 1e-3
+    torch.testing.assert_close(pyros.whole_theta, batched.whole_theta, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(pyros.average, batched.average, rtol=1e-8, atol=1e-8)
 
 
-def test_adam_is_torchs_in_units() -> None:
-    """With every unit 1 the update is `torch.optim.Adam`'s; with others it is Adam's in `theta / unit`."""
+@pytest.mark.filterwarnings("ignore:Encountered NaN")  # Pyro's own, about what is tested here
+def test_pyros_engine_keeps_the_last_finite_point_of_a_fit_and_steps_the_others() -> None:
+    """The scale of the first fit is exp(800), infinite."""
+    program, _ = built("lognormal", TOY)
+    start = torch.stack([moved(program, seed) for seed in (1, 2)])[:, None]
+    start[0] = 800.0
+    noise = pseudo_random(program.draws, (2, 2, 1, NUM_PARTICLES), torch.Generator().manual_seed(8))
+    scalars = torch.tensor([[*step_schedule(0.1, t + 1), 0.5] for t in range(2)], dtype=torch.float64).T
+    engine = PyroEngine(program, trace_elbo, NUM_PARTICLES)
+    with isolated(seed=0):
+        state = State.start(start, torch.ones_like(start), torch.ones(2, 1, dtype=torch.bool), engine.sizes)
+        after, bounds = engine.advance(state, scalars, noise)
+    assert after.alive.flatten().tolist() == [False, True]
+    assert bounds.isfinite()[:, :, 0].tolist() == [[False, True]] * 2
+    assert torch.equal(after.whole_theta[0], start[0])
+    assert torch.equal(after.average[0], start[0])
+    assert bool((after.whole_theta[1] != start[1]).all())
+
+
+def test_adam_is_torchs_in_preconditioned_coordinates() -> None:
+    """Where the preconditioner is 1 the update is `torch.optim.Adam`'s; else it is that in `theta / preconditioner`."""
     start = torch.tensor([0.5, -2.0, 30.0], dtype=torch.float64)
     unit = torch.tensor([1.0, 0.1, 20.0], dtype=torch.float64)
     inner = (start / unit).requires_grad_()
@@ -212,9 +218,9 @@ def single_gradients(program: Program, theta: Tensor, objective_name: str, num: 
     objective = find_objective(objective_name)
     noise = pseudo_random(program.draws, (num, 1), torch.Generator().manual_seed(4))
     with isolated(seed=0):
-        return vmap(lambda n: grad(lambda t: surrogate(program, objective, t, program.target.row(0), n)[0])(theta))(
-            noise
-        )
+        return vmap(
+            lambda n: grad(lambda t: surrogate_loss(program, objective, t, program.target.row(0), n)[0])(theta)
+        )(noise)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in REAL and name != "laplace"])

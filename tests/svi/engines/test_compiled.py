@@ -218,10 +218,10 @@ def test_unrolled_steps_are_steps_one_by_one() -> None:
 
 
 def test_steps_are_unrolled_where_calls_are_many_and_graphs_small() -> None:
-    usual = {"num_nodes": 150, "block": 8, "num_steps": 10**7}
+    usual = {"num_nodes": 150, "max_unrolled": 8, "num_steps": 10**7}
     assert num_unrolled(**usual) == 8
     assert num_unrolled(**usual | {"num_steps": 1000}) == 1
-    assert num_unrolled(**usual | {"block": 1}) == 1
+    assert num_unrolled(**usual | {"max_unrolled": 1}) == 1
     assert num_unrolled(**usual | {"num_nodes": 500}) == 2
 
 
@@ -325,10 +325,11 @@ import json
 import sys
 from torch._inductor import cpp_builder
 from models.exponential_normal import target
-from ppl_vi.svi import compiled, cpp
+from ppl_vi.compiler import toolchain
+from ppl_vi.svi.engines import compiled
 from ppl_vi.svi.fit import fit
 
-builds, run, build = [], cpp_builder.run_compile_cmd, cpp.build
+builds, run, build = [], cpp_builder.run_compile_cmd, toolchain.build
 
 
 def counted(command, cwd):
@@ -341,9 +342,9 @@ def counted_too(*arguments):
     return build(*arguments)
 
 
-cpp_builder.run_compile_cmd, cpp.build = counted, counted_too
+cpp_builder.run_compile_cmd, toolchain.build = counted, counted_too
 if sys.argv[2] == "inductor":  # as where a step has no translation
-    compiled.translated = None
+    compiled.written_step = None
 found = fit(target([1.5]), sys.argv[1], engine="compiled", num_steps=4, num_particles=4)
 print(json.dumps([sum(builds), found.engine, found.engine_reason, found.theta.flatten().tolist()]))
 """

@@ -38,7 +38,7 @@ def test_a_batch_in_chunks_gives_the_same_numbers() -> None:
     assert room.num_replicas(2, 7, 32) == 7
     least = room.particle * 3.0 * 2 * 16_384 / 2**30  # GiB for one replica in the last check
     whole, parts = fit(target, "lognormal", **options), fit(target, "lognormal", max_memory=1.5 * least, **options)
-    assert Footprint(room.particle, 1.5 * least * 2**30).num_replicas(2, 7, 16_384, share=3.0) == 1
+    assert Footprint(room.particle, 1.5 * least * 2**30).num_replicas(2, 7, 16_384, factor=3.0) == 1
     torch.testing.assert_close(whole.theta, parts.theta, rtol=1e-10, atol=1e-10)
     assert whole.status.tolist() == parts.status.tolist()
     assert whole.elbo_history == pytest.approx(parts.elbo_history, rel=1e-10)

@@ -1,4 +1,4 @@
-"""Reference draws and reductions to a few latents, against closed forms, other rules and published figures."""
+"""Reference draws, against closed forms, other rules and published figures."""
 
 import math
 
@@ -9,10 +9,9 @@ import pytest
 import torch
 from scipy import stats
 
-from models import correlated_gaussian, eight_schools, funnel
+from models import correlated_gaussian, eight_schools
 from ppl_vi.numerics.mixtures import fit_student_mixture
 from ppl_vi.numerics.weights import importance_evidence
-from ppl_vi.target.conditional import Conditional
 from ppl_vi.target.log_density import Density
 from ppl_vi.target.target import Target
 from ppl_vi.truth import ground_truth, reference_truth
@@ -204,52 +203,3 @@ def test_draws_are_found_again_unless_anything_differs_or_is_damaged(monkeypatch
     reference_truth(Target(plain_too, target.args), settings=few)
     reference_truth(target, settings=few, seed=1)
     assert len(computed) == 2
-
-
-# ---- reductions
-
-
-def test_a_funnel_is_reduced_to_its_scale():
-    truth = ground_truth(funnel.target())
-    assert (truth.grade, truth.method) == ("certified", "quadrature over v")
-    assert truth.log_evidence[0] == pytest.approx(0.0, abs=1e-9)
-    found = truth.expectation(as_one)
-    assert (found.value.abs() < 5 * found.std_error + 1e-9).all()
-    square = truth.expectation(lambda latents: latents["v"].square())
-    assert float(square.value) == pytest.approx(9.0, abs=5 * float(square.std_error) + 1e-6)
-
-
-def pair(y):
-    a = pyro.sample("a", dist.Normal(0.0, 1.0))
-    b = pyro.sample("b", dist.Normal(a, 1.0).expand([4]).to_event(1))
-    pyro.sample("y", dist.Normal(b, 1.0).to_event(1), obs=y)
-
-
-def conditional(shift=0.0, constant=0.0):
-    def log_marginal(outer, y):
-        a = outer["a"]
-        return constant + dist.Normal(0.0, 1.0).log_prob(a) + dist.Normal(a, math.sqrt(2.0)).log_prob(y).sum()
-
-    def sample(outer, noise, y):
-        return {"b": (outer["a"] + y) / 2 + shift + noise / math.sqrt(2)}
-
-    return Conditional(("a",), log_marginal, sample, 4)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "reason"), [({}, ""), ({"shift": 0.1}, "Stein"), ({"constant": 0.1}, "importance sampling")]
-)
-def test_a_wrong_conditional_is_told(wrong, reason):
-    y = torch.tensor([[0.3, -1.0, 2.0, 0.5]], dtype=REAL)
-    truth = ground_truth(Target(pair, (y,), conditional=conditional(**wrong)))
-    if reason:
-        assert truth.grade == "uncertified"
-        assert reason in truth.reasons[0]
-        return
-    assert truth.grade == "checked", truth.reasons
-    exact = stats.multivariate_normal(np.zeros(4), 2 * np.eye(4) + 1).logpdf(y[0].numpy())
-    assert truth.log_evidence[0] == pytest.approx(exact, abs=1e-10)
-    b = truth.expectation(lambda latents: latents["b"])
-    a = float(y.sum()) / 2 / 3  # precision 1 + 4 / 2
-    assert ((b.value - (a + y) / 2).abs() < 5 * b.std_error + 1e-9).all()
-    assert (b.std_error < 5e-3).all()

@@ -12,7 +12,8 @@ from scipy import integrate, special, stats
 
 from ppl_vi.target.target import Target
 from ppl_vi.truth import ground_truth
-from ppl_vi.truth.quadrature.bricks import BrickRule, grow_tree, look
+from ppl_vi.truth.quadrature.adaptive import Integral, joint_truth
+from ppl_vi.truth.result import Check, Points
 
 REAL = torch.float64
 NOTHING = (torch.zeros(1, 1, dtype=REAL),)
@@ -87,14 +88,8 @@ def test_heavy_tails():
         return stats.t(2, 1, 3).pdf(b) * stats.norm(0.1 * b, 40.0).pdf(2.5)
 
     # the sum of two Cauchy variables is one of scale 2
-    second = (
-        2 * integrate.quad(density, 1, np.inf, epsabs=1e-14)[0]
-        if False
-        else sum(
-            integrate.quad(density, *ends, epsabs=1e-16, epsrel=1e-12)[0]
-            for ends in ((-np.inf, 0), (0, 5), (5, np.inf))
-        )
-    )
+    pieces = ((-np.inf, 0), (0, 5), (5, np.inf))
+    second = sum(integrate.quad(density, *ends, epsabs=1e-16, epsrel=1e-12)[0] for ends in pieces)
     assert_right(truth, stats.cauchy(0, 2).logpdf(2.5) + math.log(second))
 
 
@@ -285,18 +280,20 @@ def test_several_problems_and_a_closed_form():
     assert (mean.error <= 1e-7).all()
 
 
-def test_each_point_is_found_in_the_brick_that_holds_it():
-    """Looked up along the first axis, and in every brick; some points are in none."""
+def test_problems_with_unequal_points_and_checks_make_one_truth():
+    """The problem whose tree gave up has one check and few points; the other's checks are shown all the same."""
 
-    def density(s):
-        return -(s.square() * torch.tensor([1.0, 30.0, 4.0])).sum(-1) / 2 + torch.cos(3 * s[:, 0])
+    def integral(log_evidence, num_points, checks, reason):
+        u = torch.arange(1.0, 1 + 2 * num_points, dtype=REAL).reshape(1, num_points, 2)
+        log_weight = torch.full((1, num_points), -math.log(num_points), dtype=REAL)
+        points = Points(u, log_weight, torch.zeros(num_points, dtype=torch.int64), "rule")
+        return Integral(log_evidence, 1e-9, checks, reason, (points,), assumptions=(f"{num_points} points are enough",))
 
-    rule = BrickRule.of(5, 3, torch.zeros((), dtype=REAL))
-    start = look(density, torch.zeros((1, 3), dtype=REAL), torch.full((1, 3), 6.0, dtype=REAL), rule)
-    bricks = grow_tree(density, start, rule, 1e-4).leaves
-    assert len(bricks) > 500
-    points = 2 * torch.randn((1000, 3), generator=torch.Generator().manual_seed(1), dtype=REAL)
-    inside = ((points[:, None] - bricks.center).abs() <= bricks.half).all(-1)
-    held = inside.any(1)
-    assert 100 < int(held.sum()) < 900
-    assert torch.equal(bricks.holding(points), torch.where(held, inside.to(torch.uint8).argmax(1), -1))
+    target = Target(banana, (torch.zeros(2, 1, dtype=REAL),), name="banana")
+    settled = integral(-1.0, 3, (Check("tree", 1e-9, 1e-6), Check("chains", 2.0, 5.0)), "")
+    truth = joint_truth(target, "tree", [settled, integral(-2.0, 1, (Check("tree", math.inf, 1e-6),), "a jump")])
+    assert truth.checks == (Check("tree", math.inf, 1e-6), Check("chains", 2.0, 5.0))
+    assert truth.trusted.tolist() == [True, False]
+    assert truth.assumptions == ("3 points are enough", "1 points are enough")
+    np.testing.assert_allclose(truth.points[0].log_weight.exp(), [[1 / 3] * 3, [1, 0, 0]], rtol=1e-14)
+    np.testing.assert_allclose(truth.points[0].mean(truth.points[0].u), [[3.0, 4.0], [1.0, 2.0]], rtol=1e-14)

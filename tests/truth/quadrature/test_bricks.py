@@ -1,45 +1,57 @@
-"""The tree of bricks where a density jumps: it finds the jump, or says that it doesn't."""
+"""Bricks: where points lie, and what the values in a brick tell, against polynomials and parabolas known exactly."""
 
-import math
-
+import numpy as np
 import pytest
 import torch
-from scipy import stats
 
-from ppl_vi.truth.quadrature import bricks
-from ppl_vi.truth.quadrature.bricks import BrickRule, grow_tree, look
+from ppl_vi.truth.quadrature.bricks import BrickRule, evaluated_bricks, rise_between_nodes
+from ppl_vi.truth.quadrature.tree import grow_tree
 
 REAL = torch.float64
 
 
-@pytest.mark.parametrize("share", [0.001, 0.003, 0.004, 0.9965, 0.999])
-@pytest.mark.parametrize("dim", [1, 2])
-def test_a_jump_at_the_rim_of_a_brick_is_seen(dim: int, share: float) -> None:
-    """No node of ten lies in the outermost 1.3% of a brick, nor in the half of that in its halves."""
-    order, tolerance = 10, 1e-10
-    center = torch.cartesian_prod(*[torch.arange(-7.0, 8.0, 2.0, dtype=REAL)] * dim).reshape(-1, dim)
-    rule = BrickRule.of(order, dim, center)
-    end = 2 * share  # in the brick from 0 to 2
+def test_each_point_is_found_in_the_brick_that_holds_it():
+    """Looked up along the first axis, and in every brick; some points are in none."""
 
-    def density(s: torch.Tensor) -> torch.Tensor:
-        return torch.where(s[:, 0] < end, -s.square().sum(1) / 2 - dim * math.log(2 * math.pi) / 2, -torch.inf)
+    def density(s):
+        return -(s.square() * torch.tensor([1.0, 30.0, 4.0])).sum(-1) / 2 + torch.cos(3 * s[:, 0])
 
-    tree = grow_tree(density, look(density, center, torch.ones_like(center), rule), rule, tolerance)
-    assert tree.reason or abs(tree.log_mass - stats.norm.logcdf(end)) < 1e-8
+    rule = BrickRule.of(5, 3, torch.zeros((), dtype=REAL))
+    start = evaluated_bricks(density, torch.zeros((1, 3), dtype=REAL), torch.full((1, 3), 6.0, dtype=REAL), rule)
+    bricks = grow_tree(density, start, rule, 1e-4).leaves
+    assert len(bricks) > 500
+    points = 2 * torch.randn((1000, 3), generator=torch.Generator().manual_seed(1), dtype=REAL)
+    inside = ((points[:, None] - bricks.center).abs() <= bricks.half_width).all(-1)
+    held = inside.any(1)
+    assert 100 < int(held.sum()) < 900
+    assert torch.equal(bricks.holding(points), torch.where(held, inside.to(torch.uint8).argmax(1), -1))
 
 
 @pytest.mark.parametrize("dim", [1, 2, 3])
-def test_a_smooth_density_has_no_jump(dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the corners promise is met where the tails of the Legendre series are small: nothing more is halved."""
-    center = torch.cartesian_prod(*[torch.arange(-7.0, 8.0, 2.0, dtype=REAL)] * dim).reshape(-1, dim)
-    rule = BrickRule.of(7, dim, center)
+def test_a_ridge_between_the_nodes_is_foreseen(dim: int) -> None:
+    """A Gaussian log density is a parabola along each axis: its rise above the best node is known exactly."""
+    rule = BrickRule.of(7, dim, torch.zeros((), dtype=REAL))
+    peak = torch.tensor([0.17, -0.55, 0.3], dtype=REAL)[:dim]
+    curvature = torch.tensor([400.0, 90.0, 3.0], dtype=REAL)[:dim]
+    values = -(curvature * (rule.nodes - peak).square()).sum(-1)[None] / 2 + 5.3
+    torch.testing.assert_close(rise_between_nodes(values, rule), 5.3 - values.amax(1), rtol=1e-12, atol=1e-12)
+
+
+def test_signs_of_error_of_a_density_whose_legendre_series_is_known() -> None:
+    """1 + 0.1 P3(x) + 0.02 P2(y) + 0.05 P3(y) on four nodes an axis, and a corner that the density leaves."""
+    rule = BrickRule.of(4, 2, torch.zeros((), dtype=REAL))
+    legendre = np.polynomial.legendre.Legendre
 
     def density(s: torch.Tensor) -> torch.Tensor:
-        return -s.square().sum(1) / 2 - dim * math.log(2 * math.pi) / 2
+        x, y = ((s.numpy() - np.array([3.0, -1.0])) / np.array([2.0, 0.5])).T
+        value = 1 + 0.1 * legendre([0, 0, 0, 1])(x) + legendre([0, 0, 0.02, 0.05])(y)
+        return torch.from_numpy(np.log(value + 0.3 * ((x > 0.999) & (y > 0.999))))
 
-    start = look(density, center, torch.ones_like(center), rule)
-    tree = grow_tree(density, start, rule, 1e-10)
-    assert tree.reason == ""
-    assert tree.log_mass == pytest.approx(0.0, abs=1e-9)
-    monkeypatch.setattr(bricks, "LEAST_JUMP", math.inf)
-    assert len(tree.bricks) == len(grow_tree(density, start, rule, 1e-10).bricks)
+    center, half_width = torch.tensor([[3.0, -1.0]], dtype=REAL), torch.tensor([[2.0, 0.5]], dtype=REAL)
+    seen = evaluated_bricks(density, center, half_width, rule)
+    assert float(seen.log_mass.exp()) == pytest.approx(4.0, rel=1e-14)
+    # the last coefficient along x is 0.1 on every line, that along y is 0.05
+    np.testing.assert_allclose(seen.log_tail.exp() / 4, [[0.1, 0.05]], rtol=1e-12)
+    assert float(seen.log_jump.exp() / 4) == pytest.approx(0.3, rel=1e-12)
+    first, second = seen.halves()[0]
+    assert (first.tolist(), second.tolist()) == ([2.0, -1.0], [4.0, -1.0])

@@ -1,0 +1,67 @@
+"""The scores of a guide of one latent number that need more than its density beside the posterior's: gaps.
+
+As in `sampled/scores.py`, each is a small function, and one that returns None says that its score does not apply to the
+fit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from ppl_vi.metrics import family_gap as gap
+from ppl_vi.metrics.estimate import Estimate
+from ppl_vi.metrics.exact import divergence
+from ppl_vi.metrics.exact.best_member import best_member
+from ppl_vi.metrics.exact.grid import QuadratureGrid
+from ppl_vi.metrics.family_gap import BestMember
+
+
+@dataclass(frozen=True, eq=False)
+class FitOnGrid(QuadratureGrid):
+    """The replicas of a fit over the posterior, and the family's best member.
+
+    Attributes:
+        upper_bound: whether the family has many local optima, so that its family gap is only an upper bound.
+    """
+
+    upper_bound: bool = False
+
+    @cached_property
+    def reverse_kl(self) -> Estimate:
+        """The reverse KL of the replicas, nats."""
+        return divergence.reverse_kl(self)
+
+    @cached_property
+    def best(self) -> BestMember | None:
+        """The family's best member; None where every member leaks mass, so that none is better than another."""
+        if self.fit.support_mismatch:
+            return None
+        return best_member(self.fit, self.truth, self.reverse_kl, self.upper_bound)
+
+
+def elbo_gap(grid: QuadratureGrid) -> Estimate:
+    """log p(x) - ELBO, nats: the reverse KL by another way."""
+    elbo, truth = divergence.elbo(grid), grid.truth
+    value = truth.log_evidence[:, None] - elbo.value
+    error = elbo.error + truth.log_evidence_error[:, None]
+    return Estimate(value, np.zeros_like(value), error, "nats", elbo.reason)
+
+
+def surrogate_elbo(grid: QuadratureGrid) -> Estimate | None:
+    """The ELBO that validation off reports, nats, of a guide that leaks mass; None for any other."""
+    return divergence.surrogate_elbo(grid) if grid.fit.support_mismatch else None
+
+
+def family_gap(fitted: FitOnGrid) -> Estimate:
+    """The reverse KL of the family's best member, nats, `(B, 1)`; infinite where every member leaks mass."""
+    if fitted.best is None:
+        return gap.never(fitted.shape[0], fitted.fit.support_mismatch)
+    return fitted.best.divergence
+
+
+def optimization_gap(fitted: FitOnGrid) -> Estimate | None:
+    """How far each replica's reverse KL lies above that of the best member, nats; None where every member leaks."""
+    return None if fitted.best is None else gap.optimization_gap(fitted.reverse_kl, fitted.best)

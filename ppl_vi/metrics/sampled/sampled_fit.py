@@ -1,0 +1,187 @@
+"""A fit and the truth as the sampled scores see them: its members on common nodes of noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppl_vi.metrics.estimate import ROUNDING, Estimate
+from ppl_vi.metrics.family_gap import BestMember
+from ppl_vi.metrics.sampled.best_member import Projection, reverse_kl_projection
+from ppl_vi.metrics.sampled.elbo_on_nodes import no_gradient
+from ppl_vi.metrics.sampled.marginals import Marginals, marginals
+from ppl_vi.metrics.sampled.noise_rules import (
+    GuideNodes,
+    ScoredNodes,
+    guide_nodes,
+    noise_rules,
+    scored_nodes,
+    sobol_rules,
+)
+from ppl_vi.svi.result import Fit
+from ppl_vi.truth import Truth
+
+# Rules grow until the standard error of every ELBO is at most so many nats: smaller gaps are hardly ever compared.
+ELBO_TOLERANCE = 1e-4
+# Nodes of a rule at first and at most; they are quadrupled where the standard error asks for it.
+MIN_RULE_NODES, MAX_RULE_NODES = 2**11, 2**14
+# Nodes of each rule by which marginal scores are computed.
+NUM_MARGINAL_NODES = 2**12
+
+
+def mean_over_rules(by_rule: Tensor, unit: str, reason: str = "") -> Estimate:
+    """The mean over independent rules `(B, R, S)` with its standard error; `reason` says why one is infinite."""
+    values = by_rule.cpu().numpy()
+    with np.errstate(invalid="ignore"):
+        value = values.mean(-1)
+        finite = np.isfinite(values).all(-1)
+        spread = np.where(finite[..., None], values, 0.0).std(-1, ddof=1) / values.shape[-1] ** 0.5
+    std_error = np.where(finite, spread, np.nan)
+    return Estimate(value, std_error, np.zeros_like(value), unit, reason if not finite.all() else "")
+
+
+def with_evidence_errors(truth: Truth, difference: Estimate) -> Estimate:
+    """A difference of the log evidence and something else, with the log evidence's own errors added."""
+    return replace(
+        difference,
+        std_error=np.hypot(difference.std_error, truth.log_evidence_std_error[:, None]),
+        error=difference.error + truth.log_evidence_error[:, None],
+    )
+
+
+class BestSeen(NamedTuple):
+    """The best of all members seen for each problem.
+
+    Attributes:
+        theta: its parameters, `(B, D)`.
+        elbo_by_rule: its ELBO by each rule, `(B, 1, S)`, nats.
+        shortfall: how far it may fall short of the family's best member, `(B, 1)`, nats.
+    """
+
+    theta: Tensor
+    elbo_by_rule: Tensor
+    shortfall: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class SampledFit:
+    """A fit with any number of latents beside the truth: what each sampled score is a function of.
+
+    Everything that several scores need is computed once, when it is first asked for.
+
+    Attributes:
+        fit: the fits.
+        truth: of the same target.
+        upper_bound: whether the family has many local optima, so that its family gap is only an upper bound.
+    """
+
+    fit: Fit
+    truth: Truth
+    upper_bound: bool = False
+
+    @cached_property
+    def no_search(self) -> str:
+        """Why the family's best member is not searched for; "" where it is."""
+        return self.fit.support_mismatch or no_gradient(self.fit.program)
+
+    @cached_property
+    def projection(self) -> Projection | None:
+        """Candidates for the family's best member; None where it is not searched for."""
+        if self.no_search:
+            return None
+        rules = noise_rules(self.fit.program.latent_draws, MIN_RULE_NODES, self.fit.seed + 10)
+        elbo = elbo_by_rule(scored_nodes(self.fit, self.fit.theta, rules)).mean(-1).cpu().numpy()
+        return reverse_kl_projection(self.fit, elbo, self.truth.log_evidence, self.fit.seed + 20)
+
+    @cached_property
+    def theta(self) -> Tensor:
+        """The members: `R` replicas and, after them, any candidates for the best member, `(B, M, D)`."""
+        if self.projection is None:
+            return self.fit.theta
+        return torch.cat([self.fit.theta, self.projection.theta], 1)
+
+    @cached_property
+    def nodes(self) -> ScoredNodes:
+        """The members on rules that grow until all ELBOs are known to `ELBO_TOLERANCE`, up to `MAX_RULE_NODES`."""
+        num = MIN_RULE_NODES
+        while True:
+            rules = noise_rules(self.fit.program.latent_draws, num, self.fit.seed + 40 + num)
+            nodes = scored_nodes(self.fit, self.theta, rules)
+            error = mean_over_rules(elbo_by_rule(nodes), "nats").std_error
+            if num >= MAX_RULE_NODES or not np.any(
+                error > ELBO_TOLERANCE
+            ):  # nan, of an ELBO that is infinite, is not above
+                return nodes
+            num *= 4
+
+    @cached_property
+    def elbo_by_rule(self) -> Tensor:
+        """The members' ELBOs by each rule, `(B, M, S)`, nats."""
+        return elbo_by_rule(self.nodes)
+
+    def replicas(self, members: Tensor) -> Tensor:
+        """The replicas' part of what there is of each member: `(B, M, ...)` to `(B, R, ...)`."""
+        return members[:, : self.fit.num_replicas]
+
+    @cached_property
+    def log_evidence(self) -> Tensor:
+        """log p(x), `(B, 1, 1)`, nats."""
+        return torch.from_numpy(self.truth.log_evidence).to(self.elbo_by_rule)[:, None, None]
+
+    @cached_property
+    def best_seen(self) -> BestSeen | None:
+        """The best of all members seen, replicas and candidates; None where none is searched for."""
+        if self.projection is None:
+            return None
+        mean = self.elbo_by_rule.mean(-1).cpu().numpy()
+        order = np.where(np.isnan(mean), -np.inf, mean)
+        best = torch.from_numpy(order.argmax(1)).to(self.elbo_by_rule.device)
+        rows = torch.arange(len(best), device=best.device)
+        # How far an optimum is expected to fall short of the best member, or does fall short of the best member seen:
+        # a search may have stopped far from the optimum.
+        first = self.fit.num_replicas
+        seen = np.abs(mean.max(1) - mean[:, first : first + 2].mean(1))
+        shortfall = np.maximum(self.projection.shortfall, seen)[:, None]
+        shortfall = shortfall + ROUNDING * np.maximum(1.0, np.abs(mean.max(1)))[:, None]
+        return BestSeen(self.theta[rows, best], self.elbo_by_rule[rows, best][:, None], shortfall)
+
+    @cached_property
+    def best(self) -> BestMember | None:
+        """The family's best member; None where none is searched for."""
+        if self.best_seen is None or self.projection is None:
+            return None
+        difference = mean_over_rules(self.log_evidence - self.best_seen.elbo_by_rule, "nats")
+        divergence = with_evidence_errors(self.truth, difference)
+        reason = "an upper bound: the best of several local searches" if self.upper_bound else ""
+        divergence = replace(divergence, error=divergence.error + self.best_seen.shortfall, reason=reason)
+        return BestMember(self.best_seen.theta, divergence, self.upper_bound, self.projection.converged)
+
+    @cached_property
+    def marginal_nodes(self) -> GuideNodes:
+        """The replicas on evenly spread nodes, for probabilities and quantiles."""
+        rules = sobol_rules(self.fit.program.latent_draws, NUM_MARGINAL_NODES, self.fit.seed + 30)
+        return guide_nodes(self.fit, self.fit.theta, rules)
+
+    @cached_property
+    def marginals(self) -> Marginals | None:
+        """The scores of each latent number; None where the truth has no points."""
+        if not self.truth.points:
+            return None
+        found = marginals(self.truth, self.marginal_nodes)
+        scores = {name: tuple(self.with_unknown_errors(e) for e in each) for name, each in found.scores.items()}
+        return replace(found, scores=scores)
+
+    def with_unknown_errors(self, score: Estimate) -> Estimate:
+        """A score over the truth's points: its error has no bound where that of the log evidence has none."""
+        unknown = np.where(np.isinf(self.truth.log_evidence_error), np.inf, 0.0)[:, None]
+        return replace(score, error=score.error + unknown)
+
+
+def elbo_by_rule(nodes: ScoredNodes) -> Tensor:
+    """E_q[log p(x, z) - log q(z)] of each member by each rule, `(B, M, S)`, nats."""
+    return nodes.rules.mean(nodes.log_weight)

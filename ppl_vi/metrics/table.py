@@ -1,0 +1,132 @@
+"""The table of metrics, `METRICS`: how each is computed, and what its column in the printed tables is called.
+
+Everything that lists metrics goes through this table: `score` computes its metrics (`Scorecard.scores`), a record has a
+key for each of them, and each that has a heading is a column. A new metric is one function and one line here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from ppl_vi.metrics.estimate import Estimate
+from ppl_vi.metrics.exact import divergence, moments
+from ppl_vi.metrics.exact import scores as exact
+from ppl_vi.metrics.exact.scores import FitOnGrid
+from ppl_vi.metrics.sampled import importance
+from ppl_vi.metrics.sampled import scores as sampled
+from ppl_vi.metrics.sampled.importance import Weights
+from ppl_vi.metrics.sampled.sampled_fit import SampledFit
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class WeightedDraws:
+    """Independent draws of the fitted guides with their importance weights.
+
+    Attributes:
+        weights: the log importance weight of every draw.
+        chi_square: the exact chi-square divergence of the posterior from the guide, `(B, R)`, nan where it is not
+            known; None where nothing is known of it.
+    """
+
+    weights: Weights
+    chi_square: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How one metric is computed, and where it is shown.
+
+    Which function is called depends on the target: `on_grid` where it has one latent number, `on_points` where it has
+    several, and `on_draws` in either case. A metric without the function in question is not computed, and neither is
+    one whose function returns None for the fit at hand; the records then hold null.
+
+    Attributes:
+        on_grid: computes it from the densities of guide and posterior on a quadrature grid, exact to the stated error.
+            A function of a plain `QuadratureGrid` will do where the family's best member is not needed.
+        on_points: computes it from weighted points of guide and posterior.
+        on_draws: computes it from draws of the guide alone, as a user without the truth would.
+        heading: the two lines of its column's heading; () where the printed tables do not show it.
+        per_replica: whether a record lists its value for each replica, beside the median over replicas.
+    """
+
+    on_grid: Callable[[FitOnGrid], Estimate | None] | None = None
+    on_points: Callable[[SampledFit], Estimate | None] | None = None
+    on_draws: Callable[[WeightedDraws], Estimate | None] | None = None
+    heading: tuple[str, ...] = ()
+    per_replica: bool = False
+
+
+def khat_of_few(draws: WeightedDraws) -> Estimate | None:
+    """k-hat of the first 1,000 draws, since k-hat depends on their number; None where there are no more than these."""
+    few, num = importance.NUM_KHAT_DRAWS, draws.weights.num_draws
+    return importance.khat(Weights(draws.weights.log[..., :few])) if num > few else None
+
+
+def iwae_bound(draws: WeightedDraws) -> Estimate | None:
+    """The bound on log p(x) from groups of 64 draws, nats; None where 1,000 draws or fewer make too few groups."""
+    enough = draws.weights.num_draws > importance.NUM_KHAT_DRAWS
+    return importance.iwae_bound(draws.weights, importance.NUM_IWAE_PARTICLES) if enough else None
+
+
+METRICS: dict[str, Metric] = {
+    "elbo": Metric(divergence.elbo, sampled.elbo, heading=("", "ELBO"), per_replica=True),
+    "elbo_gap": Metric(exact.elbo_gap, sampled.reverse_kl),
+    "reverse_kl": Metric(
+        divergence.reverse_kl, sampled.reverse_kl, heading=("reverse KL", "median"), per_replica=True
+    ),
+    "forward_kl": Metric(divergence.forward_kl, sampled.forward_kl, heading=("forward", "KL")),
+    "total_variation": Metric(divergence.total_variation, heading=("", "TV")),
+    "hellinger": Metric(divergence.hellinger),
+    "wasserstein": Metric(divergence.wasserstein, sampled.wasserstein, heading=("", "W1")),
+    "mean_error": Metric(moments.mean_error, sampled.mean_error, heading=("mean", "error")),
+    "sd_ratio": Metric(moments.sd_ratio, sampled.sd_ratio, heading=("sd", "ratio")),
+    "coverage_90": Metric(moments.coverage_90, sampled.coverage_90, heading=("coverage", "of 90%")),
+    "leaked_mass": Metric(moments.leaked_mass, sampled.leaked_mass, heading=("leaked", "mass")),
+    "chi_square": Metric(divergence.chi_square),
+    "family_gap": Metric(exact.family_gap, sampled.family_gap, heading=("family", "gap")),
+    "optimization_gap": Metric(
+        exact.optimization_gap, sampled.optimization_gap, heading=("optimiz.", "gap"), per_replica=True
+    ),
+    "surrogate_elbo": Metric(exact.surrogate_elbo, sampled.surrogate_elbo),
+    "khat": Metric(on_draws=lambda draws: importance.khat(draws.weights), heading=("", "k-hat")),
+    "ess": Metric(on_draws=lambda draws: importance.effective_sample_size(draws.weights), heading=("", "ESS")),
+    "elbo_estimate": Metric(on_draws=lambda draws: importance.elbo_estimate(draws.weights)),
+    "importance_log_evidence": Metric(
+        on_draws=lambda draws: importance.importance_log_evidence(draws.weights, draws.chi_square),
+        heading=("log p(x) by importance", "sampling ± std. error"),
+    ),
+    "importance_log_evidence_naive": Metric(
+        on_draws=lambda draws: importance.importance_log_evidence(draws.weights)
+    ),
+    "relative_covariance_error": Metric(
+        on_points=sampled.relative_covariance_error, heading=("covariance", "error")
+    ),
+    "khat_1000": Metric(on_draws=khat_of_few),
+    "iwae_bound": Metric(on_draws=iwae_bound, heading=("", "IWAE-64")),
+}  # fmt: skip
+
+
+def on_grid(grid: FitOnGrid) -> dict[str, Estimate]:
+    """Every metric of the table that is computed on a quadrature grid."""
+    return _computed({name: metric.on_grid for name, metric in METRICS.items()}, grid)
+
+
+def on_points(fit: SampledFit) -> dict[str, Estimate]:
+    """Every metric of the table that is computed from weighted points."""
+    return _computed({name: metric.on_points for name, metric in METRICS.items()}, fit)
+
+
+def on_draws(draws: WeightedDraws) -> dict[str, Estimate]:
+    """Every metric of the table that is computed from draws of the guide."""
+    return _computed({name: metric.on_draws for name, metric in METRICS.items()}, draws)
+
+
+def _computed(functions: dict[str, Callable[[T], Estimate | None] | None], prepared: T) -> dict[str, Estimate]:
+    found = {name: function(prepared) for name, function in functions.items() if function}
+    return {name: estimate for name, estimate in found.items() if estimate is not None}

@@ -1,0 +1,116 @@
+"""The gradient and the Hessian of an objective at given parameters, averaged over noise that is made for it.
+
+Convergence checks and preconditioners need both more exactly than one step of SVI estimates them. Where the objective
+is a mean over particles, the noise is scrambled Sobol points, whose mean has a smaller error; the spread over
+independent scrambles gives the standard error. Other bounds depend on the number of particles, and are averaged over
+groups of as many pseudo-random particles as a step has.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.func import grad
+
+from ppl_vi.svi.objectives import Objective, surrogate_loss
+from ppl_vi.svi.program import Program
+from ppl_vi.svi.randomness import pseudo_random, quasi_random
+
+Noise = tuple[Tensor, ...]
+
+# Independent repetitions of every mean: enough that Student's quantile, 2.4, is near the normal one, 2.0.
+NUM_SCRAMBLES = 8
+# Groups of particles in each of them, for objectives that are no mean over particles.
+NUM_GROUPS = 16
+# At most so many Sobol points are used for the Hessian, since it takes 2 D gradients.
+MAX_HESSIAN_POINTS = 512
+# The share of the points that are used where they have to be run one by one, and the least number of them.
+ONE_BY_ONE_SHARE, MIN_POINTS = 1 / 64, 4
+
+
+class GradientSource(Protocol):
+    """A faster way to the gradients of `MeanGradients`, for noise that it can take; see `ppl_vi.svi.engines.probe`."""
+
+    def fits(self, noise: Noise) -> bool:
+        """Whether it can take this noise."""
+        ...
+
+    def gradients(self, theta: Tensor, noise: Noise) -> Tensor:
+        """As `MeanGradients.gradients`."""
+        ...
+
+
+@dataclass(frozen=True)
+class MeanGradients:
+    """Gradients and Hessians of one objective's loss, for all problems of a target.
+
+    Attributes:
+        program, objective: what is fitted, and by which objective.
+        num_particles: particles of a step, for objectives that are no mean over particles.
+        source: a faster way to gradients, where there is one.
+    """
+
+    program: Program
+    objective: Objective
+    num_particles: int
+    source: GradientSource | None = None
+
+    def noise(self, num_points: int, seed: int) -> Noise:
+        """New noise for means, for each draw `(scrambles, groups, particles, *shape)`.
+
+        Args:
+            num_points: Sobol points a scramble, in one group; of no account for objectives that are no mean.
+            seed: of the scrambles.
+        """
+        draws, device = self.program.draws, self.program.initial.device
+        if self.objective.additive:
+            noise = quasi_random(draws, self._affordable(num_points), NUM_SCRAMBLES, seed)
+            return tuple(n[:, None].to(device) for n in noise)
+        generator = torch.Generator(device=device).manual_seed(seed)
+        return pseudo_random(draws, (NUM_SCRAMBLES, NUM_GROUPS, self.num_particles), generator)
+
+    def _affordable(self, num_points: int) -> int:
+        if not self.program.one_by_one:
+            return num_points
+        return max(MIN_POINTS, round(num_points * ONE_BY_ONE_SHARE))
+
+    def gradients(self, theta: Tensor, noise: Noise) -> Tensor:
+        """The gradient of the loss at `theta` `(B, N, D)`, averaged over each scramble: `(B, N, S, D)`."""
+        if self.source is not None and self.source.fits(noise):
+            return self.source.gradients(theta, noise)
+        over = self.program.over
+
+        def of_group(point: Tensor, row: tuple[Tensor, ...], group: Noise) -> Tensor:
+            return grad(lambda at: surrogate_loss(self.program, self.objective, at, row, group)[0])(point)
+
+        def of_scramble(point: Tensor, row: tuple[Tensor, ...], groups: Noise) -> Tensor:
+            return over(lambda group: of_group(point, row, group))(groups).mean(0)
+
+        def of_point(point: Tensor, row: tuple[Tensor, ...]) -> Tensor:
+            if not noise:  # nothing is random
+                return of_group(point, row, noise)[None]
+            return over(lambda groups: of_scramble(point, row, groups))(noise)
+
+        return over(over(of_point, in_dims=(0, None)))(theta, self.program.target.args)
+
+    def hessian(self, theta: Tensor, noise: Noise, step: Tensor) -> Tensor:
+        """The Hessian of the loss at `theta` `(B, R, D)` by central differences of gradients: `(B, R, D, D)`.
+
+        All differences are taken on the same noise, the first points of the first scramble.
+
+        Args:
+            theta: the parameters.
+            noise: as `noise` gives it.
+            step: how far each parameter is moved to either side, `(B, R, D)`.
+        """
+        batch, replicas, dim = theta.shape
+        noise = tuple(n[:1, :, : self._affordable(MAX_HESSIAN_POINTS)] for n in noise)
+        shift = torch.diag_embed(step)
+        moved = torch.cat([theta[:, :, None] + shift, theta[:, :, None] - shift], 2).reshape(batch, -1, dim)
+        gradients = self.gradients(moved, noise).squeeze(2)
+        up, down = gradients.reshape(batch, replicas, 2, dim, dim).unbind(2)
+        hessian = (up - down) / (2 * step[..., None])
+        return (hessian + hessian.mT) / 2

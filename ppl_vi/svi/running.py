@@ -1,0 +1,125 @@
+"""A batch of fits while it runs: where each fit stands, and what has been noted on the way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppl_vi.svi.diagnosis import culprit
+from ppl_vi.svi.setup import Setup
+from ppl_vi.svi.status import Status
+
+# A fit is checked more than once, and each check may find a bound that is too small. Before the last round a fit
+# therefore stops only where the bound is at most this share of the tolerance.
+EARLY_TOLERANCE_SHARE = 0.15
+
+
+@dataclass
+class RunningFit:
+    """Fits of `B` problems, `R` replicas each, of `D` parameters.
+
+    Attributes:
+        setup: what stays the same.
+        theta: the parameters of each fit: the average of the last round in which it ran, or the last finite ones of a
+            fit that diverged, `(B, R, D)`.
+        preconditioner: how far each parameter moves in a step of size 1, `(B, R, D)`.
+        status: a `Status` for each fit, `(B, R)`.
+        stop_reason: why each fit stopped or did not stop, in words, `(B, R)`.
+        num_steps: the steps that each fit has taken, `(B, R)`.
+        gain: the most that each fit could still gain nearby, nats, `(B, R)`.
+        bounds: the bounds of each step that was taken, `(B, R)`, nats.
+        steps: the steps after which the parameters were noted.
+        trajectory: the parameters that were noted, `(B, R, D)`.
+    """
+
+    setup: Setup
+    theta: Tensor
+    preconditioner: Tensor
+    status: np.ndarray
+    stop_reason: np.ndarray
+    num_steps: np.ndarray
+    gain: np.ndarray
+    bounds: list[np.ndarray] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+    trajectory: list[Tensor] = field(default_factory=list)
+
+    @staticmethod
+    def start(setup: Setup, theta: Tensor, preconditioner: Tensor) -> RunningFit:
+        """Fits before their first step, at `theta` `(B, R, D)`."""
+        shape = theta.shape[:2]
+        return RunningFit(
+            setup=setup,
+            theta=theta,
+            preconditioner=preconditioner.expand_as(theta),
+            status=np.full(shape, Status.NOT_CONVERGED, dtype=object),
+            stop_reason=np.full(shape, "", dtype=object),
+            num_steps=np.zeros(shape, dtype=np.int64),
+            gain=np.full(shape, np.inf),
+            steps=[0],
+            trajectory=[theta],
+        )
+
+    @property
+    def num_steps_taken(self) -> int:
+        """The steps that have been taken in all."""
+        return len(self.bounds)
+
+    @property
+    def is_running(self) -> np.ndarray:
+        """Which fits have neither converged nor diverged, `(B, R)`."""
+        return np.asarray(self.status == Status.NOT_CONVERGED)
+
+    @property
+    def is_stepped(self) -> np.ndarray:
+        """Which fits take steps, `(B, R)`: those that run, and, where leaving them out saves nothing, the converged."""
+        return self.is_running if self.setup.takes_fits_one_by_one else np.asarray(self.status != Status.DIVERGED)
+
+    def note(self, theta: Tensor) -> None:
+        """Adds the parameters `(B, R, D)` after the last step to the trajectory."""
+        self.steps.append(self.num_steps_taken)
+        self.trajectory.append(theta)
+
+    def mark_diverged(
+        self, problem: int, replica: int, num_steps: int, theta: Tensor, noise: tuple[Tensor, ...]
+    ) -> None:
+        """Notes that a step of one fit left the finite numbers, and what in it did.
+
+        Args:
+            problem, replica: which fit.
+            num_steps: the steps that it had taken then, the last one included.
+            theta: its parameters before that step, `(D,)`.
+            noise: of that step, for each draw `(P, *shape)`.
+        """
+        program, at = self.setup.program, (problem, replica)
+        self.status[at] = Status.DIVERGED
+        self.num_steps[at] = num_steps
+        where = culprit(program, self.setup.strategy.objective, theta, program.target.row(problem), noise)
+        self.stop_reason[at] = f"diverged at step {num_steps}: {where}"
+        self.theta = self.theta.clone()
+        self.theta[at] = theta
+
+    def end_round(self, average: Tensor) -> None:
+        """Takes the averages of a round's iterates, `(B, R, D)`, for the parameters of those fits that run."""
+        is_running = torch.as_tensor(self.is_running, device=average.device)
+        self.theta = torch.where(is_running[..., None], average, self.theta)
+        self.num_steps[self.is_running] = self.num_steps_taken
+        self.note(self.theta)
+
+    def stop_converged(self, gain: np.ndarray) -> None:
+        """Stops the fits that have converged, by the most that each could still gain nearby, nats, `(B, R)`."""
+        is_running, strategy = self.is_running, self.setup.strategy
+        is_last = self.num_steps_taken >= strategy.num_steps
+        limit = strategy.tolerance * (1.0 if is_last else EARLY_TOLERANCE_SHARE)
+        self.gain[is_running] = gain[is_running]
+        for at in zip(*np.nonzero(is_running), strict=True):
+            is_bounded = np.isfinite(gain[at])
+            bound = f"at most {gain[at]:.1e} nats to gain nearby" if is_bounded else "no bound on what is to gain"
+            reason = f"{bound} (tolerance {strategy.tolerance:g})"
+            if gain[at] <= limit:
+                self.status[at] = Status.CONVERGED
+            elif is_last:
+                reason = f"all {strategy.num_steps} steps taken; {reason}"
+            self.stop_reason[at] = reason

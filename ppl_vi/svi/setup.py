@@ -1,0 +1,169 @@
+"""What stays the same while a fit runs: the model and guide, the strategy, the engine, and what memory allows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ppl_vi.guides import Family
+from ppl_vi.numerics.vmapping import decides_by_value
+from ppl_vi.svi.engines.batched import BatchedEngine
+from ppl_vi.svi.engines.choice import choose
+from ppl_vi.svi.engines.memory import ChunkedEngine, Footprint, footprint
+from ppl_vi.svi.engines.portion import Portion
+from ppl_vi.svi.engines.probe import step_gradients
+from ppl_vi.svi.engines.pyro import PyroEngine, pyro_elbo
+from ppl_vi.svi.engines.step import Engine
+from ppl_vi.svi.gradients import GradientSource, MeanGradients
+from ppl_vi.svi.objectives import Objective, surrogate_loss
+from ppl_vi.svi.program import Program, flat_parameters
+from ppl_vi.svi.randomness import UnsupportedRandomnessError, pseudo_random
+from ppl_vi.svi.start import build_guide
+from ppl_vi.svi.stopping import MAX_CHECKED_PARAMETERS, curvature_preconditioner
+
+DECIDES_BY_VALUE = "decides by a drawn value what to do ('if', 'while', bool(), item())"
+
+
+class UnsuitableModelError(TypeError):
+    """The model or guide can't be fitted by the engine that was asked for, or by any; the message says why."""
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """How a fit is made; see `ppl_vi.svi.fit.fit` for each of these."""
+
+    objective: Objective
+    num_steps: int
+    num_particles: int
+    lr: float
+    seed: int
+    tolerance: float
+    max_memory: float | None = None
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What stays the same while a batch of fits runs.
+
+    Attributes:
+        program: the model and guide as pure functions.
+        strategy: how the fits are made.
+        engine_name: the name of the engine.
+        engine_reason: why it is this engine, where none or another one was asked for by name; else "".
+        engine: takes the steps.
+        one_step_engine: takes the same steps one at a time, when it has to be found out which of them went wrong.
+        takes_fits_one_by_one: whether the engine's work is less when fits are left out.
+        portion: how many replicas and steps noise is drawn for at once.
+        footprint: how much memory the checks may take.
+        gradient_source: a faster way to the gradients of the checks, where there is one.
+    """
+
+    program: Program
+    strategy: Strategy
+    engine_name: str
+    engine_reason: str
+    engine: Engine
+    one_step_engine: Engine
+    takes_fits_one_by_one: bool
+    portion: Portion
+    footprint: Footprint
+    gradient_source: GradientSource | None
+
+    @property
+    def estimator(self) -> MeanGradients:
+        """Gives the gradients and Hessians of the convergence checks."""
+        strategy = self.strategy
+        return MeanGradients(self.program, strategy.objective, strategy.num_particles, self.gradient_source)
+
+
+def prepare(program: Program, strategy: Strategy, initial: Tensor, engine: str) -> Setup:
+    """Chooses the engine for fits that start at `initial` `(B, R, D)`, and how much it computes at once.
+
+    Args:
+        program: the model and guide, see also `first_preconditioner`.
+        strategy: how the fits are made.
+        initial: the parameters of all fits.
+        engine: the name of an engine, or "auto".
+
+    Raises:
+        UnsuitableModelError: the model or guide can't be run by this engine.
+        ValueError: there is too little memory, or Pyro's own SVI is needed and has no such objective.
+    """
+    engine, reason = _possible_engine(engine, program, strategy)
+    num_problems, num_replicas, _ = initial.shape
+    objective, num_particles = strategy.objective, strategy.num_particles
+    memory = footprint(program, objective, initial, num_particles, strategy.max_memory)
+    portion = Portion.of(program, num_problems, num_replicas, num_particles)
+    if engine == "pyro":
+        pyro = PyroEngine(program, objective, num_particles)
+        return Setup(program, strategy, engine, reason, pyro, pyro, True, portion, memory, None)
+    size = memory.num_replicas(num_problems, portion.num_replicas, num_particles)
+    num_calls = strategy.num_steps * math.ceil(num_replicas / size)
+    chosen = choose(engine, program, objective, initial[:, :size].contiguous(), num_particles, num_calls)
+    return Setup(
+        program=program,
+        strategy=strategy,
+        engine_name=chosen.name,
+        engine_reason=chosen.reason,
+        engine=ChunkedEngine(chosen.engine, size),
+        one_step_engine=ChunkedEngine(BatchedEngine(program, objective), size),
+        takes_fits_one_by_one=False,
+        portion=portion,
+        footprint=memory,
+        gradient_source=step_gradients(chosen.engine, size, num_particles),
+    )
+
+
+def _possible_engine(engine: str, program: Program, strategy: Strategy) -> tuple[str, str]:
+    """The engine that was asked for, or Pyro's own SVI where only that can run the model and the choice is free.
+
+    Returns:
+        The engine's name, and the reason for Pyro's own SVI where it was not asked for; else "".
+
+    Raises:
+        UnsuitableModelError: the engine that was asked for can't run the model or guide.
+        ValueError: Pyro's own SVI is needed, and has no such objective.
+    """
+    if not program.one_by_one or engine == "pyro":
+        return engine, ""
+    why = f"the model or guide {program.one_by_one}, which can't be done for many draws at once"
+    if engine != "auto":
+        raise UnsuitableModelError(f"{program.target.name}: {why}; engine='pyro' can")
+    pyro_elbo(strategy.objective, strategy.num_particles)
+    return "pyro", why
+
+
+def first_preconditioner(program: Program, strategy: Strategy, family: Family) -> Tensor:
+    """The preconditioner of the first round, `(B, 1, D)`: from the curvature where replicas start on average.
+
+    A replica that starts far from there would measure a curvature that says little about the optimum. Since this is the
+    first time that model and guide are run for many draws at once, it shows whether that can be done; where it can't,
+    the program runs them one by one from here on.
+    """
+    while True:
+        try:
+            _try_many_draws(program, strategy)
+            return _central_preconditioner(program, strategy, family)
+        except (RuntimeError, UnsupportedRandomnessError) as error:
+            by_seeds = isinstance(error, UnsupportedRandomnessError)
+            if not (decides_by_value(error) or by_seeds) or not program.replayable:
+                raise
+            program.run_one_by_one(str(error) if by_seeds else DECIDES_BY_VALUE, by_seeds)
+
+
+def _try_many_draws(program: Program, strategy: Strategy) -> None:
+    """Runs two draws at once of a guide that has too many parameters for a preconditioner to be computed."""
+    if program.layout.size > MAX_CHECKED_PARAMETERS:
+        row = program.target.row(0)
+        noise = pseudo_random(program.draws, (2,), torch.Generator(program.initial.device).manual_seed(0))
+        surrogate_loss(program, strategy.objective, program.initial, row, noise)
+
+
+def _central_preconditioner(program: Program, strategy: Strategy, family: Family) -> Tensor:
+    target, seed = program.target, strategy.seed
+    guides = [build_guide(family, target, problem, seed=seed) for problem in range(target.num_problems)]
+    theta = torch.stack([flat_parameters(program.layout, guide) for guide in guides])[:, None]
+    return curvature_preconditioner(MeanGradients(program, strategy.objective, strategy.num_particles), theta, seed)
