@@ -31,7 +31,7 @@ extern "C" const int64_t frame_bytes = {frame_bytes};  // about how much of the 
 // The first lane of a group. The last group is a full vector, too: it overlaps the one before, and computes the lanes
 // that both have twice, to the same numbers.
 inline int64_t place(int64_t begin, int g, int64_t num_lanes) {{
-    const int64_t next = begin + g * LANES, last = num_lanes - VALID;
+    const int64_t next = begin + g * VALID, last = num_lanes - VALID;
     return next < last ? next : last;
 }}
 
@@ -42,8 +42,8 @@ extern "C" void advance(int64_t num_steps, int64_t num_problems, int64_t num_lan
 constexpr int most = {groups};
 Group group[most];
 for (int64_t b = 0; b < num_problems; ++b)
-for (int64_t begin = 0; begin < num_lanes; begin += most * LANES) {{
-const int64_t left = (num_lanes - begin + LANES - 1) / LANES;
+for (int64_t begin = 0; begin < num_lanes; begin += most * VALID) {{
+const int64_t left = (num_lanes - begin + VALID - 1) / VALID;
 const int num_groups = left < most ? left : most;
 {data}
 for (int g = 0; g < num_groups; ++g) {{

@@ -62,7 +62,7 @@ class KernelSource:
 
     Attributes:
         code: the C++.
-        num_lanes: how many lanes it is for. Where these fill a vector, it serves all larger numbers of lanes, too.
+        num_lanes: how many lanes it is for. It serves all larger numbers, too; best, where these fill a vector.
         dtype: of all numbers.
         num_scalars: how many scalars a step takes.
         carried: the tensors that each step changes: they are arguments, and come back.
@@ -107,15 +107,14 @@ class KernelSource:
         return Kernel(self, function, ctypes.c_int64.in_dll(library, "frame_bytes").value)
 
     def check_lanes(self, num_lanes: int) -> None:
-        """Checks that the code serves so many lanes.
+        """Checks that the code serves so many lanes: as many as it was written for, or more.
 
         Raises:
             ValueError: it does not.
         """
-        full = lanes_per_vector(self.num_lanes, self.dtype)  # a vector of rows holds no more lanes than are served
-        if num_lanes != self.num_lanes and min(num_lanes, self.num_lanes) < full:
-            served = f"{self.num_lanes} lanes" if self.num_lanes < full else f"{full} lanes or more"
-            raise ValueError(f"this kernel serves {served}, got {num_lanes}: compile one for so many")
+        least = min(lanes_per_vector(self.num_lanes, self.dtype), self.num_lanes)
+        if num_lanes < least:
+            raise ValueError(f"this kernel serves {least} lanes or more, got {num_lanes}: compile one for so many")
 
 
 def kernel_source(
@@ -133,7 +132,7 @@ def kernel_source(
     Args:
         step: a function of the scalars, then of the carried, fixed, data and noise tensors, each an argument. It gives
             back the new carried tensors, and then its results.
-        num_lanes: how many lanes the kernel will have. Where these fill a vector, it serves all larger numbers, too.
+        num_lanes: how many lanes the kernel will have; it serves all larger numbers, too.
         num_scalars: how many scalars the step takes: numbers that all lanes share and that differ from step to step.
         carried: examples of the tensors that each step changes. The values of these and of all other examples do not
             matter, their shapes and dtypes do; they are on the CPU and have no axes for problems, lanes or steps.

@@ -230,10 +230,10 @@ def test_other_tensors_are_refused(role: str, change: Callable[[Any], Any]) -> N
 
 @pytest.mark.parametrize(
     ("compiled_for", "num_lanes", "served"),
-    [(5, 4, False), (5, 6, False), (5, 8, False), (8, 7, False), (8, 12, True), (3, 4, False), (4, 6, True),
-     (100, 7, False), (100, 8, True), (100, 3, False), (100, 0, False)],
+    [(5, 4, False), (5, 6, True), (5, 8, True), (5, 13, True), (8, 7, False), (8, 12, True), (3, 4, True), (4, 6, True),
+     (1, 9, True), (100, 7, False), (100, 8, True), (100, 3, False), (100, 0, False)],
 )  # fmt: skip
-def test_only_full_vectors_serve_other_numbers_of_lanes(compiled_for: int, num_lanes: int, served: bool) -> None:
+def test_a_kernel_serves_as_many_lanes_as_compiled_for_or_more(compiled_for: int, num_lanes: int, served: bool) -> None:
     def doubled(x: Tensor) -> tuple[Tensor, ...]:
         return (2 * x,)
 

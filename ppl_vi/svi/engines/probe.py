@@ -1,7 +1,8 @@
 """The gradients of the convergence checks by way of an engine's own step, so that a check costs what steps cost.
 
-A step of size 0 from moments of 0 leaves (1 - beta1) times the gradient in Adam's first moment. Points are taken as
-many at a time as the engine has replicas, and noise as many particles at a time as a step has.
+A step of size 0 from moments of 0 leaves (1 - beta1) times the gradient in Adam's first moment. Each point with each
+block of the noise, of as many particles as a step has, stands where a replica stands in a fit. A kernel takes any
+number of these at once; the batched engine takes as many at a time as it was made for.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ import torch
 from torch import Tensor
 
 from ppl_vi.svi.engines.adam import BETA1
+from ppl_vi.svi.engines.compiled import KernelEngine
 from ppl_vi.svi.engines.step import NO_OP_STEP, Engine, State
 
-# Steps of fewer particles are not used: a check would need so many of them that calling them costs more than the
-# derivatives without an engine do.
+# The batched engine's steps are not used if they have fewer particles: a check would need so many of them that calling
+# them costs more than the derivatives without an engine do.
 MIN_PARTICLES = 32
+# The noise of one call of a kernel has at most so many numbers, 32 MiB in double precision.
+MAX_NOISE_NUMBERS = 2**22
 
 
 def step_gradients(engine: Engine, num_replicas: int, num_particles: int) -> StepGradients | None:
@@ -25,6 +29,8 @@ def step_gradients(engine: Engine, num_replicas: int, num_particles: int) -> Ste
     Returns:
         None where its steps have too few particles, or where it takes several steps in each call.
     """
+    if isinstance(engine, KernelEngine):
+        return StepGradients(engine, None, num_particles)
     several = getattr(engine, "num_steps", 1) > 1
     return None if several or num_particles < MIN_PARTICLES else StepGradients(engine, num_replicas, num_particles)
 
@@ -35,12 +41,13 @@ class StepGradients:
 
     Attributes:
         engine: an engine that can take one step at a time.
-        num_replicas: the replicas of each problem that it was made for.
+        num_replicas: the replicas of each problem that it was made for; None where it serves any number from the
+            smallest on.
         num_particles: the particles of its steps.
     """
 
     engine: Engine
-    num_replicas: int
+    num_replicas: int | None
     num_particles: int
 
     def fits(self, noise: tuple[Tensor, ...]) -> bool:
@@ -49,28 +56,40 @@ class StepGradients:
 
     def gradients(self, theta: Tensor, noise: tuple[Tensor, ...]) -> Tensor:
         """The gradient of the loss at `theta` `(B, N, D)`, averaged over each scramble: `(B, N, S, D)`."""
-        batch, num, _ = theta.shape
-        short = -num % self.num_replicas
-        whole = torch.cat([theta, theta[:, -1:].expand(-1, short, -1)], 1)
-        states = [self._state_at(some) for some in whole.split(self.num_replicas, 1)]
-        scrambles = []
-        for scramble in zip(*(n.unbind(0) for n in noise), strict=True):
-            steps = list(zip(*(n.unflatten(1, (-1, self.num_particles)).flatten(0, 1) for n in scramble), strict=True))
-            scrambles.append(torch.stack([self._step(states, batch, draws) for draws in steps]).mean(0))
-        return torch.stack(scrambles, 2)[:, :num]
+        scrambles = len(noise[0])
+        blocks = tuple(n.unflatten(2, (-1, self.num_particles)).flatten(0, 2) for n in noise)  # (S K, P, *shape)
+        found = self._at_all(theta, blocks) if self.num_replicas is None else self._by_replicas(theta, blocks)
+        return found.unflatten(2, (scrambles, -1)).mean(3)
 
-    def _state_at(self, theta: Tensor) -> State:
-        """A state at `theta` whose moments are 0 and whose preconditioner is 1."""
-        alive = torch.ones(theta.shape[:2], dtype=torch.bool, device=theta.device)
-        return State.start(theta, torch.ones_like(theta), alive, self.engine.sizes)
-
-    def _step(self, states: list[State], batch: int, draws: tuple[Tensor, ...]) -> Tensor:
-        """The gradient at all points on one step's noise `(P, *shape)`, `(B, N, D)`; nan where it is not finite."""
-        noise = tuple(n.expand(1, batch, self.num_replicas, *n.shape).contiguous() for n in draws)
+    def _at_all(self, theta: Tensor, blocks: tuple[Tensor, ...]) -> Tensor:
+        """The gradients at points `(B, N, D)` on each block of noise `(K, P, *shape)`, `(B, N, K, D)`."""
+        batch, _, dim = theta.shape
+        num_blocks = len(blocks[0])
+        per_point = batch * num_blocks * sum(n[0].numel() for n in blocks)
         found = []
-        for state in states:
-            scalars = torch.tensor(NO_OP_STEP, dtype=state.theta[0].dtype, device=state.theta[0].device)[:, None]
-            after, _ = self.engine.advance(state, scalars, noise)
-            gradient = torch.cat(after.first, -1) / (1 - BETA1)
-            found.append(torch.where(after.alive[..., None], gradient, torch.nan))
+        for some in theta.split(max(1, MAX_NOISE_NUMBERS // per_point), 1):
+            lanes = some[:, :, None].expand(-1, -1, num_blocks, -1).reshape(batch, -1, dim)
+            noise = tuple(n.expand(1, batch, some.shape[1], *n.shape).flatten(2, 3) for n in blocks)
+            found.append(self._step(lanes, noise).unflatten(1, (-1, num_blocks)))
         return torch.cat(found, 1)
+
+    def _by_replicas(self, theta: Tensor, blocks: tuple[Tensor, ...]) -> Tensor:
+        """The same, of as many points at a time as the engine has replicas, one block after another."""
+        batch, num, _ = theta.shape
+        assert self.num_replicas is not None
+        whole = torch.cat([theta, theta[:, -1:].expand(-1, -num % self.num_replicas, -1)], 1)
+        found = []
+        for draws in zip(*blocks, strict=True):
+            noise = tuple(n.expand(1, batch, self.num_replicas, *n.shape).contiguous() for n in draws)
+            parts = [self._step(some, noise) for some in whole.split(self.num_replicas, 1)]
+            found.append(torch.cat(parts, 1)[:, :num])
+        return torch.stack(found, 2)
+
+    def _step(self, theta: Tensor, noise: tuple[Tensor, ...]) -> Tensor:
+        """The gradients at points `(B, R, D)` on noise `(1, B, R, P, *shape)`, `(B, R, D)`; nan if not finite."""
+        alive = torch.ones(theta.shape[:2], dtype=torch.bool, device=theta.device)
+        state = State.start(theta, torch.ones_like(theta), alive, self.engine.sizes)
+        scalars = torch.tensor(NO_OP_STEP, dtype=theta.dtype, device=theta.device)[:, None]
+        after, _ = self.engine.advance(state, scalars, noise)
+        gradient = torch.cat(after.first, -1) / (1 - BETA1)
+        return torch.where(after.alive[..., None], gradient, torch.nan)
