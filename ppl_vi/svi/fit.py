@@ -26,7 +26,13 @@ from ppl_vi.svi.program import Program, flat_parameters
 from ppl_vi.svi.result import Fit, Progress
 from ppl_vi.svi.rounds import run_rounds
 from ppl_vi.svi.running import RunningFit
-from ppl_vi.svi.setup import Strategy, UnsuitableModelError, first_preconditioner, prepare
+from ppl_vi.svi.setup import (
+    Strategy,
+    UnsuitableModelError,
+    find_how_draws_are_run,
+    first_preconditioner,
+    prepare,
+)
 from ppl_vi.svi.start import start_guides
 from ppl_vi.svi.support import SupportMismatchError, mismatch
 from ppl_vi.target.target import Target
@@ -103,8 +109,9 @@ def fit(
             if unsuitable:
                 raise UnsuitableObjectiveError(f"{strategy.objective.name}: {unsuitable}")
             initial = torch.stack([torch.stack([flat_parameters(program.layout, g) for g in row]) for row in guides])
-            preconditioner = first_preconditioner(program, strategy, family)
-            running = RunningFit.start(prepare(program, strategy, initial, engine), initial, preconditioner)
+            find_how_draws_are_run(program, strategy)
+            setup = prepare(program, strategy, initial, engine)
+            running = RunningFit.start(setup, initial, first_preconditioner(setup, family))
             run_rounds(running, progress)
         scored, parameters = finish(program, guides, running.theta)
     return _result(running, name, family, scored, parameters, support_mismatch or "", time.perf_counter() - began)

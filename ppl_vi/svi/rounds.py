@@ -8,8 +8,9 @@ half are averaged (Polyak and Juditsky 1992, Acceleration of stochastic approxim
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,7 +23,13 @@ from ppl_vi.svi.gradients import MAX_HESSIAN_POINTS, NUM_SCRAMBLES
 from ppl_vi.svi.randomness import pseudo_random
 from ppl_vi.svi.result import Progress
 from ppl_vi.svi.running import RunningFit
-from ppl_vi.svi.stopping import PRECONDITIONER_POINTS, curvature_preconditioner, gain_bound
+from ppl_vi.svi.stopping import (
+    CHECK_ERROR_RATE,
+    PRECONDITIONER_POINTS,
+    GainBounds,
+    curvature_preconditioner,
+    gain_bounds,
+)
 
 # The length of the first round, as a share of all steps.
 FIRST_ROUND_SHARE = 0.125
@@ -31,6 +38,10 @@ FIRST_ROUND_SHARE = 0.125
 MIN_ROUNDS = 2
 # Sobol points a scramble in the first convergence check; every further check has twice as many as the one before.
 FIRST_CHECK_POINTS = 1024
+# Sobol points a scramble in the quick checks before it, which decide only what is plain: how often one of them may be
+# wrong is a tenth of what a full check may be.
+QUICK_CHECK_POINTS = (32, 128)
+QUICK_CHECK_ERROR_RATE = 0.1 * CHECK_ERROR_RATE
 # The step size at the end of a round, as a share of that at its start.
 FINAL_RATE_SHARE = 0.02
 # The last part of a round, over which the iterates are averaged, as a share of the round.
@@ -187,33 +198,65 @@ def _walk_step_by_step(
 
 def _preconditioner(fit: RunningFit, theta: Tensor) -> Tensor:
     """The preconditioner from the curvature at `theta`, where the next round starts, both `(B, R, D)`."""
+    estimator, seed = fit.setup.estimator, fit.setup.strategy.seed
+    num_points = max(PRECONDITIONER_POINTS, estimator.num_particles) if estimator.source else PRECONDITIONER_POINTS
 
-    def compute(replicas: slice) -> Tensor:
-        return curvature_preconditioner(fit.setup.estimator, theta[:, replicas], fit.setup.strategy.seed)
+    def compute(replicas: Tensor) -> Tensor:
+        return curvature_preconditioner(estimator, theta[:, replicas], num_points, seed)
 
-    return _by_chunks(fit, PRECONDITIONER_POINTS, compute)
+    return torch.cat(list(_by_chunks(fit, num_points, torch.arange(theta.shape[1]), compute)), 1)
 
 
 def _gain(fit: RunningFit, theta: Tensor, number: int) -> np.ndarray:
-    """The most that each fit could still gain near `theta` `(B, R, D)` after round `number`, nats, `(B, R)`."""
-    num_points = FIRST_CHECK_POINTS * 2 ** max(number - MIN_ROUNDS, 0)
+    """The most that each fit could still gain near `theta` `(B, R, D)` after round `number`, nats, `(B, R)`.
+
+    Checks on few points come first. A fit that one of them tells, to be converged or not to be, is not checked again.
+    """
     seed = fit.setup.strategy.seed + 7919 * number  # each check has noise of its own
+    found, is_open = np.full(theta.shape[:2], np.inf), fit.is_running
+    full = FIRST_CHECK_POINTS * 2 ** max(number - MIN_ROUNDS, 0)
+    checks = [(full, seed, CHECK_ERROR_RATE)]
+    if fit.setup.strategy.objective.additive:
+        quick = [(num, seed + 1 + k, QUICK_CHECK_ERROR_RATE) for k, num in enumerate(QUICK_CHECK_POINTS)]
+        checks = [*quick, *checks]
+    for num_points, check_seed, error_rate in checks:
+        replicas = torch.from_numpy(np.flatnonzero(is_open.any(0)))
+        if not len(replicas):
+            break
+        bounds = _bounds(fit, theta, replicas, num_points, check_seed, error_rate)
+        least, most = bounds.least.cpu().numpy(), bounds.most.cpu().numpy()
+        at = replicas.numpy()
+        found[:, at] = np.where(is_open[:, at], most, found[:, at])
+        is_open[:, at] &= (least <= fit.gain_limit) & (most > fit.gain_limit)
+    return found
 
-    def compute(replicas: slice) -> Tensor:
-        return gain_bound(fit.setup.estimator, theta[:, replicas], fit.preconditioner[:, replicas], num_points, seed)
 
-    return _by_chunks(fit, num_points, compute).cpu().numpy()
+def _bounds(
+    fit: RunningFit, theta: Tensor, replicas: Tensor, num_points: int, seed: int, error_rate: float
+) -> GainBounds:
+    """The bounds of `gain_bounds` for some replicas."""
+
+    def compute(some: Tensor) -> GainBounds:
+        estimator, preconditioner = fit.setup.estimator, fit.preconditioner[:, some]
+        return gain_bounds(estimator, theta[:, some], preconditioner, num_points, seed, error_rate)
+
+    parts = list(_by_chunks(fit, num_points, replicas, compute))
+    return GainBounds(torch.cat([part.least for part in parts], 1), torch.cat([part.most for part in parts], 1))
 
 
-def _by_chunks(fit: RunningFit, num_points: int, compute: Callable[[slice], Tensor]) -> Tensor:
+Part = TypeVar("Part")
+
+
+def _by_chunks(fit: RunningFit, num_points: int, replicas: Tensor, compute: Callable[[Tensor], Part]) -> Iterator[Part]:
     """Computes what has gradients on `num_points` a scramble, for as many replicas at a time as there is memory for.
 
     Args:
         fit: the fits.
         num_points: Sobol points a scramble.
-        compute: gives the result of some replicas, `(B, some, ...)`.
+        replicas: the numbers of the replicas that are meant.
+        compute: gives the result of some replicas.
     """
     num_problems, num_replicas, dim = fit.theta.shape
     num_particles = max(NUM_SCRAMBLES * num_points, 2 * dim * MAX_HESSIAN_POINTS)
     size = fit.setup.footprint.num_replicas(num_problems, num_replicas, num_particles, UNTRACED_MEMORY_FACTOR)
-    return torch.cat([compute(slice(begin, begin + size)) for begin in range(0, num_replicas, size)], 1)
+    return map(compute, replicas.split(size))

@@ -73,6 +73,12 @@ class RunningFit:
         return np.asarray(self.status == Status.NOT_CONVERGED)
 
     @property
+    def gain_limit(self) -> float:
+        """What a fit may still gain at most if it is to stop here, nats."""
+        is_last = self.num_steps_taken >= self.setup.strategy.num_steps
+        return self.setup.strategy.tolerance * (1.0 if is_last else EARLY_TOLERANCE_SHARE)
+
+    @property
     def is_stepped(self) -> np.ndarray:
         """Which fits take steps, `(B, R)`: those that run, and, where leaving them out saves nothing, the converged."""
         return self.is_running if self.setup.takes_fits_one_by_one else np.asarray(self.status != Status.DIVERGED)
@@ -112,7 +118,7 @@ class RunningFit:
         """Stops the fits that have converged, by the most that each could still gain nearby, nats, `(B, R)`."""
         is_running, strategy = self.is_running, self.setup.strategy
         is_last = self.num_steps_taken >= strategy.num_steps
-        limit = strategy.tolerance * (1.0 if is_last else EARLY_TOLERANCE_SHARE)
+        limit = self.gain_limit
         self.gain[is_running] = gain[is_running]
         for at in zip(*np.nonzero(is_running), strict=True):
             is_bounded = np.isfinite(gain[at])

@@ -18,11 +18,11 @@ from ppl_vi.svi.engines.probe import step_gradients
 from ppl_vi.svi.engines.pyro import PyroEngine, pyro_elbo
 from ppl_vi.svi.engines.step import Engine
 from ppl_vi.svi.gradients import GradientSource, MeanGradients
-from ppl_vi.svi.objectives import Objective, surrogate_loss
+from ppl_vi.svi.objectives import Objective
 from ppl_vi.svi.program import Program, flat_parameters
 from ppl_vi.svi.randomness import UnsupportedRandomnessError, pseudo_random
 from ppl_vi.svi.start import build_guide
-from ppl_vi.svi.stopping import MAX_CHECKED_PARAMETERS, curvature_preconditioner
+from ppl_vi.svi.stopping import PRECONDITIONER_POINTS, curvature_preconditioner
 
 DECIDES_BY_VALUE = "decides by a drawn value what to do ('if', 'while', bool(), item())"
 
@@ -83,7 +83,7 @@ def prepare(program: Program, strategy: Strategy, initial: Tensor, engine: str) 
     """Chooses the engine for fits that start at `initial` `(B, R, D)`, and how much it computes at once.
 
     Args:
-        program: the model and guide, see also `first_preconditioner`.
+        program: the model and guide, see also `find_how_draws_are_run`.
         strategy: how the fits are made.
         initial: the parameters of all fits.
         engine: the name of an engine, or "auto".
@@ -136,17 +136,12 @@ def _possible_engine(engine: str, program: Program, strategy: Strategy) -> tuple
     return "pyro", why
 
 
-def first_preconditioner(program: Program, strategy: Strategy, family: Family) -> Tensor:
-    """The preconditioner of the first round, `(B, 1, D)`: from the curvature where replicas start on average.
-
-    A replica that starts far from there would measure a curvature that says little about the optimum. Since this is the
-    first time that model and guide are run for many draws at once, it shows whether that can be done; where it can't,
-    the program runs them one by one from here on.
-    """
+def find_how_draws_are_run(program: Program, strategy: Strategy) -> None:
+    """Runs model and guide for two draws at once; if that can't be done, the program takes them one by one from now."""
     while True:
         try:
-            _try_many_draws(program, strategy)
-            return _central_preconditioner(program, strategy, family)
+            _try_two_draws(program, strategy)
+            return
         except (RuntimeError, UnsupportedRandomnessError) as error:
             by_seeds = isinstance(error, UnsupportedRandomnessError)
             if not (decides_by_value(error) or by_seeds) or not program.replayable:
@@ -154,16 +149,19 @@ def first_preconditioner(program: Program, strategy: Strategy, family: Family) -
             program.run_one_by_one(str(error) if by_seeds else DECIDES_BY_VALUE, by_seeds)
 
 
-def _try_many_draws(program: Program, strategy: Strategy) -> None:
-    """Runs two draws at once of a guide that has too many parameters for a preconditioner to be computed."""
-    if program.layout.size > MAX_CHECKED_PARAMETERS:
-        row = program.target.row(0)
-        noise = pseudo_random(program.draws, (2,), torch.Generator(program.initial.device).manual_seed(0))
-        surrogate_loss(program, strategy.objective, program.initial, row, noise)
+def _try_two_draws(program: Program, strategy: Strategy) -> None:
+    noise = pseudo_random(program.draws, (1, 1, 2), torch.Generator(program.initial.device).manual_seed(0))
+    estimator = MeanGradients(program, strategy.objective, strategy.num_particles)
+    estimator.gradients(program.initial.expand(program.target.num_problems, 1, -1), noise)
 
 
-def _central_preconditioner(program: Program, strategy: Strategy, family: Family) -> Tensor:
-    target, seed = program.target, strategy.seed
+def first_preconditioner(setup: Setup, family: Family) -> Tensor:
+    """The preconditioner of the first round, `(B, 1, D)`: from the curvature where replicas start on average.
+
+    A replica that starts far from there would measure a curvature that says little about the optimum.
+    """
+    program, seed = setup.program, setup.strategy.seed
+    target = program.target
     guides = [build_guide(family, target, problem, seed=seed) for problem in range(target.num_problems)]
     theta = torch.stack([flat_parameters(program.layout, guide) for guide in guides])[:, None]
-    return curvature_preconditioner(MeanGradients(program, strategy.objective, strategy.num_particles), theta, seed)
+    return curvature_preconditioner(setup.estimator, theta, PRECONDITIONER_POINTS, seed)

@@ -10,11 +10,14 @@ axes i, its eigenvalues l_i, and the gradient g_i and its standard error se_i al
 within a box of half-width 1 around it, to second order. (Where 1 in the parameters' own terms is farther, the box
 reaches that far, so that a long valley is seen to its end.) A fit has converged once this bound is at most the
 tolerance. `t` is Student's 0.975 quantile over the scrambles, so that of 40 checks of a fit that is short by more than
-the tolerance along an axis, at most 1 takes it for converged. The bound is local: it says nothing of other basins, and
+the tolerance along an axis, at most 1 takes it for converged. Checks on few points come first, with a larger `t`: a fit
+that has plainly converged, or plainly not, is told by these. The bound is local: it says nothing of other basins, and
 it is about the objective that the fit maximises.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from scipy.stats import t as student_t
@@ -28,6 +31,8 @@ PRECONDITIONER_POINTS = 128
 # The Hessian takes 2 D gradients and has D^2 numbers. Fits of more parameters have a preconditioner of 1, and no check
 # of theirs finds a bound, so that they take all steps and never count as converged.
 MAX_CHECKED_PARAMETERS = 200
+# How often a check may take a fit for converged that is short by more than the tolerance along an axis.
+CHECK_ERROR_RATE = 0.025
 # The differences of a check, in preconditioned coordinates: wide, since draws by rejection jump when parameters move.
 CHECK_DIFFERENCE = 0.05
 # The differences of the preconditioner, relative to a parameter's size where that is above 1.
@@ -37,7 +42,7 @@ PRECONDITIONER_DIFFERENCE = 1e-5
 FAR_NEWTON_STEP = 5.0
 
 
-def curvature_preconditioner(estimator: MeanGradients, theta: Tensor, seed: int) -> Tensor:
+def curvature_preconditioner(estimator: MeanGradients, theta: Tensor, num_points: int, seed: int) -> Tensor:
     """How far each parameter should move in a step of size 1, from the curvature at `theta`: both `(B, R, D)`.
 
     It is the diagonal of the Hessian to the power -1/2. Where that is more than 1 and more than the parameter's own
@@ -48,12 +53,11 @@ def curvature_preconditioner(estimator: MeanGradients, theta: Tensor, seed: int)
     Args:
         estimator: gives gradients and Hessians.
         theta: the parameters.
+        num_points: Sobol points a scramble.
         seed: of the noise.
     """
     if estimator.program.layout.size > MAX_CHECKED_PARAMETERS:
         return torch.ones_like(theta)
-    # a source of gradients takes noise in whole steps only
-    num_points = max(PRECONDITIONER_POINTS, estimator.num_particles) if estimator.source else PRECONDITIONER_POINTS
     noise = estimator.noise(num_points, seed)
     widest = theta.abs().clamp(min=1.0)
     hessian = estimator.hessian(theta, noise, PRECONDITIONER_DIFFERENCE * widest)
@@ -66,25 +70,47 @@ def curvature_preconditioner(estimator: MeanGradients, theta: Tensor, seed: int)
     return torch.where(is_far, 2 * newton_step, preconditioner)
 
 
-def gain_bound(estimator: MeanGradients, theta: Tensor, preconditioner: Tensor, num_points: int, seed: int) -> Tensor:
-    """The most that each fit could still gain near `theta`, see the module's docstring, nats, `(B, R)`.
+@dataclass(frozen=True)
+class GainBounds:
+    """Between which bounds the gain lies that each fit could still make nearby, nats, `(B, R)` each."""
 
-    It is inf where a gradient is not finite, and for more than `MAX_CHECKED_PARAMETERS` parameters.
+    least: Tensor
+    most: Tensor
+
+
+def gain_bounds(
+    estimator: MeanGradients, theta: Tensor, preconditioner: Tensor, num_points: int, seed: int, error_rate: float
+) -> GainBounds:
+    """What each fit could still gain near `theta`, see the module's docstring; inf where a gradient is not finite.
+
+    For more than `MAX_CHECKED_PARAMETERS` parameters the bounds are 0 and inf.
 
     Args:
         estimator: gives gradients and Hessians.
         theta, preconditioner: the parameters, and how far each moves in a step of size 1, `(B, R, D)`.
         num_points: Sobol points a scramble.
         seed: of the noise.
+        error_rate: how often either bound may be wrong along an axis.
     """
     if estimator.program.layout.size > MAX_CHECKED_PARAMETERS:
-        return torch.full(theta.shape[:2], torch.inf, dtype=theta.dtype, device=theta.device)
+        zero = torch.zeros(theta.shape[:2], dtype=theta.dtype, device=theta.device)
+        return GainBounds(zero, torch.full_like(zero, torch.inf))
     noise = estimator.noise(num_points, seed)
     gradients = estimator.gradients(theta, noise)
     hessian = estimator.hessian(theta, noise, CHECK_DIFFERENCE * preconditioner)
     hessian = hessian * preconditioner[..., None] * preconditioner[..., None, :]
     gradients = gradients * preconditioner[:, :, None]
     if not noise:  # nothing is random, so the gradient has no error
-        return predicted_gain(gradients[:, :, 0], hessian, radius=1.0, unit=preconditioner)
-    quantile = float(student_t.ppf(0.975, NUM_SCRAMBLES - 1))
-    return predicted_gain(gradients, hessian, radius=1.0, slack=quantile, unit=preconditioner)
+        gain = predicted_gain(gradients[:, :, 0], hessian, radius=1.0, unit=preconditioner)
+        return GainBounds(gain, gain)
+    quantile = float(student_t.ppf(1 - error_rate, NUM_SCRAMBLES - 1))
+    least, most = (
+        predicted_gain(gradients, hessian, radius=1.0, slack=slack, unit=preconditioner)
+        for slack in (-quantile, quantile)
+    )
+    return GainBounds(least, most)
+
+
+def gain_bound(estimator: MeanGradients, theta: Tensor, preconditioner: Tensor, num_points: int, seed: int) -> Tensor:
+    """The most that each fit could still gain, by one check; see `gain_bounds`."""
+    return gain_bounds(estimator, theta, preconditioner, num_points, seed, CHECK_ERROR_RATE).most

@@ -80,7 +80,9 @@ class Exact:
 
     def preconditioner(self) -> Tensor:
         """The preconditioner at the best member, `(1, 1, D)`."""
-        return curvature_preconditioner(MeanGradients(self.program, trace_elbo, 256), self.best[None, None], seed=1)
+        return curvature_preconditioner(
+            MeanGradients(self.program, trace_elbo, 256), self.best[None, None], 128, seed=1
+        )
 
 
 @cache
@@ -141,7 +143,7 @@ def test_far_from_the_optimum_a_step_of_size_1_is_two_of_newtons_steps() -> None
     with isolated(torch.float64, seed=0):
         program = Program(target, build_guide(lambda _: guide, target))
         estimator = MeanGradients(program, trace_elbo, 256)
-        found = curvature_preconditioner(estimator, program.initial[None, None], seed=1)[0, 0]
+        found = curvature_preconditioner(estimator, program.initial[None, None], 128, seed=1)[0, 0]
     # 1024 quasi-random points: the mean of 1000 e, e ~ Normal(0, 1), that is part of the slope 99 is good to a few
     torch.testing.assert_close(found, torch.tensor([20.0, 99 / 100], dtype=torch.float64), rtol=0.1, atol=0)
     fitted = fit(target, lambda _: guide, num_steps=1000, num_particles=16, num_replicas=3, seed=2, engine="batched")

@@ -51,12 +51,14 @@ class StepGradients:
     num_particles: int
 
     def fits(self, noise: tuple[Tensor, ...]) -> bool:
-        """Whether noise `(scrambles, groups, particles, *shape)` can be divided into whole steps."""
-        return bool(noise) and noise[0].shape[2] % self.num_particles == 0
+        """Whether noise `(scrambles, groups, particles, *shape)` can be divided into whole steps, or fill one."""
+        num = noise[0].shape[2] if noise else 0
+        return bool(num) and (num % self.num_particles == 0 or self.num_particles % num == 0)
 
     def gradients(self, theta: Tensor, noise: tuple[Tensor, ...]) -> Tensor:
         """The gradient of the loss at `theta` `(B, N, D)`, averaged over each scramble: `(B, N, S, D)`."""
-        scrambles = len(noise[0])
+        scrambles, times = len(noise[0]), max(1, self.num_particles // noise[0].shape[2])
+        noise = tuple(torch.cat([n] * times, 2) for n in noise)  # the mean stays the same
         blocks = tuple(n.unflatten(2, (-1, self.num_particles)).flatten(0, 2) for n in noise)  # (S K, P, *shape)
         found = self._at_all(theta, blocks) if self.num_replicas is None else self._by_replicas(theta, blocks)
         return found.unflatten(2, (scrambles, -1)).mean(3)
