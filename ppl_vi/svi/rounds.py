@@ -23,9 +23,9 @@ from ppl_vi.svi.gradients import MAX_HESSIAN_POINTS, NUM_SCRAMBLES
 from ppl_vi.svi.randomness import pseudo_random
 from ppl_vi.svi.result import Progress
 from ppl_vi.svi.running import RunningFit
+from ppl_vi.svi.setup import QUICK_CHECK_POINTS
 from ppl_vi.svi.stopping import (
     CHECK_ERROR_RATE,
-    PRECONDITIONER_POINTS,
     GainBounds,
     curvature_preconditioner,
     gain_bounds,
@@ -38,9 +38,7 @@ FIRST_ROUND_SHARE = 0.125
 MIN_ROUNDS = 2
 # Sobol points a scramble in the first convergence check; every further check has twice as many as the one before.
 FIRST_CHECK_POINTS = 1024
-# Sobol points a scramble in the quick checks before it, which decide only what is plain: how often one of them may be
-# wrong is a tenth of what a full check may be.
-QUICK_CHECK_POINTS = (32, 128)
+# How often one of the quick checks before it may be wrong: a tenth of what a full check may be.
 QUICK_CHECK_ERROR_RATE = 0.1 * CHECK_ERROR_RATE
 # The step size at the end of a round, as a share of that at its start.
 FINAL_RATE_SHARE = 0.02
@@ -199,7 +197,7 @@ def _walk_step_by_step(
 def _preconditioner(fit: RunningFit, theta: Tensor) -> Tensor:
     """The preconditioner from the curvature at `theta`, where the next round starts, both `(B, R, D)`."""
     estimator, seed = fit.setup.estimator, fit.setup.strategy.seed
-    num_points = max(PRECONDITIONER_POINTS, estimator.num_particles) if estimator.source else PRECONDITIONER_POINTS
+    num_points = fit.setup.preconditioner_points
 
     def compute(replicas: Tensor) -> Tensor:
         return curvature_preconditioner(estimator, theta[:, replicas], num_points, seed)
@@ -207,23 +205,50 @@ def _preconditioner(fit: RunningFit, theta: Tensor) -> Tensor:
     return torch.cat(list(_by_chunks(fit, num_points, torch.arange(theta.shape[1]), compute)), 1)
 
 
+@dataclass(frozen=True)
+class Look:
+    """One of the checks that follow one another until it is told whether a fit has converged.
+
+    Attributes:
+        num_points: Sobol points a scramble.
+        seed: of its noise.
+        error_rate: how often either of its bounds may be wrong along an axis.
+    """
+
+    num_points: int
+    seed: int
+    error_rate: float
+
+
+def _looks(fit: RunningFit, number: int) -> list[Look]:
+    """The checks after round `number`, the quick ones first."""
+    seed = fit.setup.strategy.seed + 7919 * number  # each check has noise of its own
+    full = Look(FIRST_CHECK_POINTS * 2 ** max(number - MIN_ROUNDS, 0), seed, CHECK_ERROR_RATE)
+    if not fit.setup.strategy.objective.additive:  # such an objective has the same noise whatever the points
+        return [full]
+    return [*(Look(num, seed + 1 + k, QUICK_CHECK_ERROR_RATE) for k, num in enumerate(QUICK_CHECK_POINTS)), full]
+
+
 def _gain(fit: RunningFit, theta: Tensor, number: int) -> np.ndarray:
     """The most that each fit could still gain near `theta` `(B, R, D)` after round `number`, nats, `(B, R)`.
 
     Checks on few points come first. A fit that one of them tells, to be converged or not to be, is not checked again.
+    What would cost more than `Setup.check_budget` allows is left out, and the bound of the check before it stays.
     """
-    seed = fit.setup.strategy.seed + 7919 * number  # each check has noise of its own
     found, is_open = np.full(theta.shape[:2], np.inf), fit.is_running
-    full = FIRST_CHECK_POINTS * 2 ** max(number - MIN_ROUNDS, 0)
-    checks = [(full, seed, CHECK_ERROR_RATE)]
-    if fit.setup.strategy.objective.additive:
-        quick = [(num, seed + 1 + k, QUICK_CHECK_ERROR_RATE) for k, num in enumerate(QUICK_CHECK_POINTS)]
-        checks = [*quick, *checks]
-    for num_points, check_seed, error_rate in checks:
+    looks = _looks(fit, number)
+    is_last = fit.num_steps_taken >= fit.setup.strategy.num_steps
+    reserved = 0.0 if is_last else fit.setup.check_work(looks[0].num_points, int(is_open.any(0).sum()))
+    budget = fit.setup.check_budget(fit.num_steps_taken) - reserved  # for the check after the last round
+    fit.is_checked = False
+    for look in looks:
         replicas = torch.from_numpy(np.flatnonzero(is_open.any(0)))
-        if not len(replicas):
+        work = fit.setup.check_work(look.num_points, len(replicas))
+        if not len(replicas) or fit.check_work + work > budget:
             break
-        bounds = _bounds(fit, theta, replicas, num_points, check_seed, error_rate)
+        fit.check_work += work
+        fit.is_checked = True
+        bounds = _bounds(fit, theta, replicas, look)
         least, most = bounds.least.cpu().numpy(), bounds.most.cpu().numpy()
         at = replicas.numpy()
         found[:, at] = np.where(is_open[:, at], most, found[:, at])
@@ -231,16 +256,14 @@ def _gain(fit: RunningFit, theta: Tensor, number: int) -> np.ndarray:
     return found
 
 
-def _bounds(
-    fit: RunningFit, theta: Tensor, replicas: Tensor, num_points: int, seed: int, error_rate: float
-) -> GainBounds:
+def _bounds(fit: RunningFit, theta: Tensor, replicas: Tensor, look: Look) -> GainBounds:
     """The bounds of `gain_bounds` for some replicas."""
 
     def compute(some: Tensor) -> GainBounds:
         estimator, preconditioner = fit.setup.estimator, fit.preconditioner[:, some]
-        return gain_bounds(estimator, theta[:, some], preconditioner, num_points, seed, error_rate)
+        return gain_bounds(estimator, theta[:, some], preconditioner, look.num_points, look.seed, look.error_rate)
 
-    parts = list(_by_chunks(fit, num_points, replicas, compute))
+    parts = list(_by_chunks(fit, look.num_points, replicas, compute))
     return GainBounds(torch.cat([part.least for part in parts], 1), torch.cat([part.most for part in parts], 1))
 
 

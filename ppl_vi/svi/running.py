@@ -11,6 +11,7 @@ from torch import Tensor
 from ppl_vi.svi.diagnosis import culprit
 from ppl_vi.svi.setup import Setup
 from ppl_vi.svi.status import Status
+from ppl_vi.svi.stopping import MAX_CHECKED_PARAMETERS
 
 # A fit is checked more than once, and each check may find a bound that is too small. Before the last round a fit
 # therefore stops only where the bound is at most this share of the tolerance.
@@ -33,6 +34,8 @@ class RunningFit:
         bounds: the bounds of each step that was taken, `(B, R)`, nats.
         steps: the steps after which the parameters were noted.
         trajectory: the parameters that were noted, `(B, R, D)`.
+        check_work: what the convergence checks have cost so far, see `Setup.check_work`.
+        is_checked: whether the last round ended with a check of the fits that ran.
     """
 
     setup: Setup
@@ -45,6 +48,8 @@ class RunningFit:
     bounds: list[np.ndarray] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
     trajectory: list[Tensor] = field(default_factory=list)
+    check_work: float = 0.0
+    is_checked: bool = False
 
     @staticmethod
     def start(setup: Setup, theta: Tensor, preconditioner: Tensor) -> RunningFit:
@@ -114,6 +119,14 @@ class RunningFit:
         self.num_steps[self.is_running] = self.num_steps_taken
         self.note(self.theta)
 
+    @property
+    def _why_unbounded(self) -> str:
+        if self.setup.program.layout.size > MAX_CHECKED_PARAMETERS:
+            return f"not checked: more than {MAX_CHECKED_PARAMETERS} parameters"
+        if not self.is_checked:
+            return "not checked: that would cost more than its share of the steps; more particles or steps pay for it"
+        return "no bound on what is to gain"
+
     def stop_converged(self, gain: np.ndarray) -> None:
         """Stops the fits that have converged, by the most that each could still gain nearby, nats, `(B, R)`."""
         is_running, strategy = self.is_running, self.setup.strategy
@@ -122,7 +135,7 @@ class RunningFit:
         self.gain[is_running] = gain[is_running]
         for at in zip(*np.nonzero(is_running), strict=True):
             is_bounded = np.isfinite(gain[at])
-            bound = f"at most {gain[at]:.1e} nats to gain nearby" if is_bounded else "no bound on what is to gain"
+            bound = f"at most {gain[at]:.1e} nats to gain nearby" if is_bounded else self._why_unbounded
             reason = f"{bound} (tolerance {strategy.tolerance:g})"
             if gain[at] <= limit:
                 self.status[at] = Status.CONVERGED

@@ -17,13 +17,23 @@ from ppl_vi.svi.engines.portion import Portion
 from ppl_vi.svi.engines.probe import step_gradients
 from ppl_vi.svi.engines.pyro import PyroEngine, pyro_elbo
 from ppl_vi.svi.engines.step import Engine
-from ppl_vi.svi.gradients import GradientSource, MeanGradients
+from ppl_vi.svi.gradients import MAX_HESSIAN_POINTS, NUM_SCRAMBLES, GradientSource, MeanGradients
 from ppl_vi.svi.objectives import Objective
 from ppl_vi.svi.program import Program, flat_parameters
 from ppl_vi.svi.randomness import UnsupportedRandomnessError, pseudo_random
 from ppl_vi.svi.start import build_guide
 from ppl_vi.svi.stopping import PRECONDITIONER_POINTS, curvature_preconditioner
 
+# The share of the steps' work that the checks together may take, and the preconditioners at most as much again. A
+# larger share tells of more fits whether they have converged, and makes all of them slower.
+CHECK_SHARE = 0.15
+# What the checks may cost whatever the steps do, in numbers that are computed: some tens of milliseconds.
+FREE_CHECK_WORK = 2.0**25
+# A fit of the usual rounds has so many preconditioners; each has at least so many points.
+NUM_PRECONDITIONERS = 3
+MIN_PRECONDITIONER_POINTS = 16
+# Sobol points a scramble in the quick checks before a full one, which decide only what is plain.
+QUICK_CHECK_POINTS = (32, 128)
 DECIDES_BY_VALUE = "decides by a drawn value what to do ('if', 'while', bool(), item())"
 
 
@@ -51,6 +61,7 @@ class Setup:
     Attributes:
         program: the model and guide as pure functions.
         strategy: how the fits are made.
+        num_replicas: fits of each problem.
         engine_name: the name of the engine.
         engine_reason: why it is this engine, where none or another one was asked for by name; else "".
         engine: takes the steps.
@@ -63,6 +74,7 @@ class Setup:
 
     program: Program
     strategy: Strategy
+    num_replicas: int
     engine_name: str
     engine_reason: str
     engine: Engine
@@ -71,6 +83,41 @@ class Setup:
     portion: Portion
     footprint: Footprint
     gradient_source: GradientSource | None
+
+    def check_work(self, num_points: int, num_replicas: int) -> float:
+        """What a check costs: how often the widest temporary's numbers are computed for all its gradients together.
+
+        Args:
+            num_points: Sobol points a scramble.
+            num_replicas: that are checked, of each problem.
+        """
+        dim, num_fits = self.program.layout.size, self.program.target.num_problems * num_replicas
+        gradients = NUM_SCRAMBLES * num_points + 2 * dim * min(num_points, MAX_HESSIAN_POINTS)
+        return float(gradients * num_fits * self.program.target.width)
+
+    def check_budget(self, num_steps: int) -> float:
+        """What all checks together may cost by the time that so many steps have been taken."""
+        return max(FREE_CHECK_WORK, CHECK_SHARE * self._work_of_steps(num_steps))
+
+    def _work_of_steps(self, num_steps: int) -> float:
+        width = self.program.target.width
+        return float(num_steps * self.strategy.num_particles * self.num_fits * width)
+
+    @property
+    def preconditioner_points(self) -> int:
+        """Sobol points a scramble for a preconditioner: fewer where the usual number would cost more than it saves."""
+        usual = PRECONDITIONER_POINTS
+        if self.gradient_source is not None:
+            usual = max(usual, self.strategy.num_particles)
+        budget = max(FREE_CHECK_WORK, CHECK_SHARE * self._work_of_steps(self.strategy.num_steps)) / NUM_PRECONDITIONERS
+        while usual > MIN_PRECONDITIONER_POINTS and self.check_work(usual, self.num_replicas) > budget:
+            usual //= 2
+        return usual
+
+    @property
+    def num_fits(self) -> int:
+        """How many fits there are in all."""
+        return self.program.target.num_problems * self.num_replicas
 
     @property
     def estimator(self) -> MeanGradients:
@@ -99,13 +146,14 @@ def prepare(program: Program, strategy: Strategy, initial: Tensor, engine: str) 
     portion = Portion.of(program, num_problems, num_replicas, num_particles)
     if engine == "pyro":
         pyro = PyroEngine(program, objective, num_particles)
-        return Setup(program, strategy, engine, reason, pyro, pyro, True, portion, memory, None)
+        return Setup(program, strategy, num_replicas, engine, reason, pyro, pyro, True, portion, memory, None)
     size = memory.num_replicas(num_problems, portion.num_replicas, num_particles)
     num_calls = strategy.num_steps * math.ceil(num_replicas / size)
     chosen = choose(engine, program, objective, initial[:, :size].contiguous(), num_particles, num_calls)
     return Setup(
         program=program,
         strategy=strategy,
+        num_replicas=num_replicas,
         engine_name=chosen.name,
         engine_reason=chosen.reason,
         engine=ChunkedEngine(chosen.engine, size),
@@ -164,4 +212,5 @@ def first_preconditioner(setup: Setup, family: Family) -> Tensor:
     target = program.target
     guides = [build_guide(family, target, problem, seed=seed) for problem in range(target.num_problems)]
     theta = torch.stack([flat_parameters(program.layout, guide) for guide in guides])[:, None]
-    return curvature_preconditioner(setup.estimator, theta, PRECONDITIONER_POINTS, seed)
+    num_points = min(PRECONDITIONER_POINTS, setup.preconditioner_points)
+    return curvature_preconditioner(setup.estimator, theta, num_points, seed)
