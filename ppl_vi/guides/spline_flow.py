@@ -18,7 +18,7 @@ from zuko.transforms import MonotonicRQSTransform  # noqa: E402  (importing zuko
 
 Distribution.set_default_validate_args(_validate)
 
-NUM_BINS = 5
+NUM_BINS = 5  # pieces of the spline; more of them bring the best member nearer, and add parameters
 
 
 def _distribution(

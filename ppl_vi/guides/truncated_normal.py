@@ -21,8 +21,8 @@ from torch.special import erfcx, ndtri
 from ppl_vi.distributions import TruncatedNormal
 from ppl_vi.guides.mean_field import Form
 
-# Where the interval begins so many standard deviations above loc or further, draws are found by Newton's method on the
-# cumulated hazard, nearer by `ndtri`, which loses digits far out in the tail.
+# Where the interval begins at least this many standard deviations above loc, draws are found by Newton's method on the
+# cumulated hazard. Where it begins below, they are found by `ndtri`, which loses digits far out in the tail.
 NEWTON_FROM = 1.0
 NUM_NEWTON_STEPS = 5
 

@@ -1,7 +1,8 @@
 """Truths: the exact posterior and log p(x), with a stated error and the checks that certify them.
 
-`ground_truth` chooses the method. Where no method reaches, `annealed_bound` and `annealed_sandwich` bound the log p(x)
-of a decoder.
+`ground_truth`, in this file, chooses the method and is what to read first. The methods are in the folders `quadrature`
+(up to three latent numbers), `chains` (more latent numbers, by reference draws) and `decoder` (VAEs). For decoders with
+more than three latents, `annealed_bound` and `annealed_sandwich` bound log p(x). `result.py` has `Truth`.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from ppl_vi.truth import Truth
 MIN_ACTIVITY = 0.01
 # Level of the rule for a mixture's divergence from the prior, which is reported without an error.
 PRIOR_KL_LEVEL = 4
-# Draws that are decoded at once: they bound memory.
+# The most draws that are decoded at once, which bounds memory.
 NUM_DRAWS_AT_ONCE = 1 << 16
 
 
