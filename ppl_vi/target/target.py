@@ -26,7 +26,7 @@ from ppl_vi.target.sites import Constrained, Latents, constrain, inside, point_b
 from ppl_vi.target.start import feasible_points
 from ppl_vi.target.supports import LatentSite, MovingSupport
 
-MODE_TOLERANCE = 1e-10  # the log density at a mode may fall short of the highest nearby by so many nats
+MODE_TOLERANCE = 1e-10  # nats by which the log density at a mode may fall short of the highest value nearby
 
 
 @dataclass(frozen=True, eq=False)

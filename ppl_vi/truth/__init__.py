@@ -22,7 +22,8 @@ from ppl_vi.truth.quadrature.one_number import quadrature_truth
 from ppl_vi.truth.result import Check, Expectation, Grade, Points, Truth, UncertifiedTruthError
 
 # Targets of one latent number with no more problems than this are also integrated by the tree of bricks, which searches
-# for peaks that both quadrature rules may have missed. It takes a second a problem, too long for thousands of them.
+# for peaks that both quadrature rules may have missed. It takes about a second for each problem, too long for thousands
+# of them.
 MAX_SEARCHED_PROBLEMS = 2
 
 
