@@ -46,7 +46,8 @@ MAX_PANEL_HALVINGS = 14
 MAX_ROUNDING_IN_U = 1e-3
 # Points between the mode and either end at which it is checked how the tails of both densities fall.
 NUM_TAIL_POINTS = 128
-# A panel with a smaller share of an integral than this is not halved: all such panels together change no digit of it.
+# A panel with a smaller share than this of an absolute integral is not split where the integrand changes its sign: all
+# such panels together change no digit of the integral.
 NEGLIGIBLE_SHARE = 1e-18
 # Outside the support, where z = end +- exp(v), panels have these edges in v: distances of exp(-60) to exp(60).
 OUTSIDE_EDGES = np.linspace(-60.0, 60.0, 121)
