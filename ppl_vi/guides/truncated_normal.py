@@ -5,8 +5,9 @@ The parameters are those of a Laplace approximation to log z: `mode` m, where z 
 
     loc = m (1 - 1/c),    scale = m / sqrt(c).
 
-(loc, scale) themselves serve badly: far below zero only scale^2 / loc matters, and both run to infinity together along
-a valley where Adam crawls. Here c runs to 0 on a log scale, and m stays where the mass is.
+The parameters loc and scale themselves would be a bad choice. Where loc is far below zero only scale^2 / loc matters,
+and both go to infinity together along a valley in which Adam moves slowly. With m and c, only c goes to 0, on a log
+scale, and m stays where the mass is.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ MAX_SEARCHED_PROBLEMS = 2
 
 
 def ground_truth(target: Target, *, seed: int = 0) -> Truth:
-    """The posterior of every problem of a target, by the most certain method that reaches it.
+    """The posterior of every problem of a target, by the most exact method that can compute it.
 
     - A target with a decoder and up to three latent numbers: `decoded_truth`, a tree of cells.
     - One unconstrained latent number: `quadrature_truth`. A closed form certifies it. Without one, `black_box_truth`
@@ -41,12 +41,12 @@ def ground_truth(target: Target, *, seed: int = 0) -> Truth:
     `Truth.reasons` which check failed.
 
     Args:
-        target: whose posterior is wanted.
-        seed: of searches and draws.
+        target: the target whose posterior is computed.
+        seed: the seed of searches and draws.
 
     Raises:
         UncertifiedTruthError: the target's closed form contradicts quadrature.
-        ValueError: no method here reaches the target.
+        ValueError: no method can compute the target's posterior; the message says why.
     """
     if target.decoded is not None and target.dim in CELL_RULES:
         return decoded_truth(target)
