@@ -1,4 +1,4 @@
-"""The gap of an encoder's guide, split by its causes: the family can't do better, or the encoder falls short of it.
+"""The gap of an encoder's guide, split in two: the gap of the family's best member, and what the encoder adds.
 
     log p(x) - ELBO(encoder)  =  [log p(x) - ELBO(best member)]  +  [ELBO(best member) - ELBO(encoder)]
                 total gap     =       approximation gap          +          amortization gap

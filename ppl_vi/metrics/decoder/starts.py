@@ -1,4 +1,4 @@
-"""Where the search for a family's best member starts: at every mode of the ELBO that a lattice of simple guides sees.
+"""Where the search for a family's best member starts: at every mode of the ELBO over a lattice of simple guides.
 
 For all diagonal Gaussians with their mean on a lattice and one of a few widths, the ELBO is the convolution of the log
 likelihood on the lattice with the Gaussian, and terms in closed form. Its local maxima over the means are the modes.

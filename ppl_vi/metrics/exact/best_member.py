@@ -1,6 +1,7 @@
 """The member of a family nearest to the posterior in reverse KL, for one latent number: Newton's method on quadrature.
 
-Its divergence from the posterior is the family's; by what a fitted guide is farther away, the optimiser fell short.
+The divergence of this member from the posterior is the family gap. By how much a fitted guide's divergence is larger is
+the optimization gap.
 """
 
 from __future__ import annotations

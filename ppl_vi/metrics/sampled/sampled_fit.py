@@ -1,4 +1,4 @@
-"""A fit and the truth as the sampled scores see them: its members on common nodes of noise."""
+"""`SampledFit`: what sampled scores are computed from, a fit's members on common nodes of noise and the truth."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """How many replicas can be computed at once in the memory that there is.
 
-The memory of a step is that of the values that are needed at once when they are most, counted on the traced graph. It
+The memory of a step is the largest that its intermediate values take at any moment, counted on the traced graph. It
 grows in proportion to the number of fits and of particles. A batch that needs more memory than it may take is computed
 in chunks of replicas; since the noise of all replicas is drawn before, the numbers stay the same.
 """
