@@ -1,8 +1,8 @@
 """A Gaussian at the mode of a density, or, where the mode is far from the mass, one that is near the mass.
 
 The first is Laplace's approximation: the mode, found by Newton's method, and the second derivatives there. The second
-is the Gaussian with independent coordinates of least reverse KL, found on few fixed points. Neither
-is exact: fits and quadratures start from them.
+is the Gaussian with independent coordinates of least reverse KL, found on few fixed points. Neither is
+exact: fits and quadratures start from them.
 """
 
 from __future__ import annotations
