@@ -27,7 +27,8 @@ RESHAPES = (
     aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.unsqueeze.default, aten.squeeze.default,
     aten.squeeze.dim, aten.squeeze.dims,
 )  # fmt: skip
-# For which sign of its diagonal's number each operation keeps a matrix of one element.
+# The sign by which the number of a diagonal is multiplied: where the product is at least 0, the operation leaves a
+# matrix of one element as it is.
 TRIANGLES = {aten.tril.default: 1, aten.triu.default: -1}
 PRODUCTS = (aten.bmm.default, aten.mm.default)
 # The second argument with which each operation gives back its first.
