@@ -1,11 +1,11 @@
-"""What an encoder costs on the toy posterior: one network for all x against the best guide of each x.
+"""What an encoder costs on the toy posterior: one network for all x, compared with the best guide for each x.
 
     python -m benchmarks.amortized_toy [--quick] [--guides NAME ...] [--range LOW HIGH]
 
-The model is `models.exponential_normal`. For each family, Pyro's autoguides and your own among them, an encoder x ->
-guide parameters is trained by SVI on observations from a range; log p(x) - ELBO is then split, exactly, into the family
-gap and the amortization gap at each of a row of x. Tables go to standard output; tables, records and a figure are
-written to results/amortized_toy/.
+The model is `models.exponential_normal`. For each family (Pyro's autoguides and your own included) an encoder, which
+maps x to the guide's parameters, is trained by SVI on observations x from a range. At each x of a grid, quadrature then
+splits log p(x) - ELBO into the family gap and the amortization gap. Tables go to standard output; tables, records and a
+figure are written to results/amortized_toy/.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ FIGURES = (
     "x", "log_evidence", "total", "total_error", "family_gap", "family_gap_error", "family_gap_is_upper_bound",
     "amortization",
 )  # fmt: skip
-NUM_STEPS = 400  # of the fits that the search for each x's best member starts from
+NUM_STEPS = 400  # SVI steps of the fits from which the search for each x's best member starts
 
 
 def parser() -> argparse.ArgumentParser:

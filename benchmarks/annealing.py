@@ -1,10 +1,10 @@
-"""Annealed importance sampling held to quadrature, where there is quadrature: VAEs of 8x8 digits with two latents.
+"""How far bounds on log p(x) by annealing are from log p(x) by quadrature, for VAEs of 8x8 digits with two latents.
 
     python -m benchmarks.annealing [--num-points N] [--num-epochs N] [--seed N]
 
-A Bernoulli and a Gaussian VAE are trained briefly; log p(x) of test digits is certified by `ground_truth`, and bounded
-from below by annealing over more and more temperatures and by the importance-weighted bound. The table shows how far
-the bounds are from it, and whether their standard errors say so.
+A Bernoulli and a Gaussian VAE are trained briefly. `ground_truth` computes log p(x) of test digits by quadrature. The
+importance-weighted bound and annealed importance sampling (AIS), with more and more temperatures, bound it from below.
+The table shows how far the bounds are from log p(x), and whether their standard errors account for that.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from models.vae import VAE
 
-TEMPERATURES = (30, 100, 300, 1000)
-NUM_PARTICLES = 50
+TEMPERATURES = (30, 100, 300, 1000)  # how many temperatures annealing takes, in one row of the table each
+NUM_PARTICLES = 50  # of the importance-weighted bound, IWAE-50
 HEADINGS = ("likelihood", "bound", "mean", "± error", "lowest", "highest", "in s.e., rms", "chains", "ms a point")
 
 
@@ -34,12 +34,13 @@ class Row:
     """One bound at `N` data points whose truth is trusted.
 
     Attributes:
-        likelihood: of the VAE.
-        bound: which.
-        difference: from log p(x), nats, `(N,)`.
-        std_error: that the bound itself states, nats, `(N,)`.
-        effective_chains: over which the weight is spread, on average; None for no chains.
-        seconds: that it took.
+        likelihood: the likelihood of the VAE.
+        bound: the name of the bound.
+        difference: the bound minus log p(x), nats, `(N,)`.
+        std_error: the standard error that the bound itself states, nats, `(N,)`.
+        effective_chains: the effective number of chains that carry the weight, averaged over data points; None for a
+            bound without chains.
+        seconds: how long the bound took, for all points together.
     """
 
     likelihood: str
@@ -51,12 +52,12 @@ class Row:
 
     @property
     def mean_error(self) -> float:
-        """Standard error of the mean difference that the bound's own errors leave."""
+        """Standard error of the mean difference, from the standard errors that the bound itself states, nats."""
         return float((self.std_error**2).sum() ** 0.5 / len(self.std_error))
 
     @property
     def root_mean_square(self) -> float:
-        """Of the difference in standard errors: 1 where they tell the whole error."""
+        """Root mean square of the differences in standard errors: 1 where the standard errors are the whole error."""
         return float(((self.difference / self.std_error) ** 2).mean() ** 0.5)
 
 

@@ -1,10 +1,11 @@
-"""Why guides are reparameterized: the same gradient by the score function and along the path, draw by draw.
+"""Why guides are reparameterized: how widely draws of one gradient spread by each of two estimators.
 
     python -m benchmarks.gradient_variance [--seed N]
 
-Both estimators of the gradient are unbiased; what differs is their spread. Shown for the toy posterior (a lognormal
-guide, x = 1.5, at its start and fitted) and for a VAE of 8x8 digits (diagonal guide, one mini-batch, before and after
-training). A table goes to standard output, the figure to results/gradient_variance/.
+One estimator differentiates along the reparameterized path from the noise to the draw, the other uses the score
+function. Both are unbiased, and they differ in their spread. It is shown for the toy posterior (a lognormal guide, x =
+1.5, before and after the fit) and for a VAE of 8x8 digits (diagonal guide, one mini-batch, before and after training).
+A table goes to standard output, the figure to results/gradient_variance/.
 
 Source: Kingma and Welling (2014), Auto-encoding variational Bayes, section 2.3; Ranganath et al. (2014), Black box
 variational inference, for the score function.
@@ -26,11 +27,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 OUT = Path("results/gradient_variance")
-NUM_DRAWS = 4000  # of the gradient, one particle each, on the toy
-NUM_BATCH_DRAWS = 400  # on the VAE
-BATCH_SIZE = 64
-NUM_EPOCHS = 20
-ESTIMATORS = ("trace_elbo", "score_function")
+NUM_DRAWS = 4000  # draws of the toy's gradient, one particle each; more of them give smoother histograms
+NUM_BATCH_DRAWS = 400  # draws of the VAE's gradient on one mini-batch, each of which takes a pass through the networks
+BATCH_SIZE = 64  # data points in the VAE's mini-batch
+NUM_EPOCHS = 20  # epochs of the VAE's training
+ESTIMATORS = ("trace_elbo", "score_function")  # the objectives that differentiate along the path and by the score
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,9 +39,9 @@ class Spread:
     """Draws of one component of the ELBO's gradient by both estimators.
 
     Attributes:
-        what: the problem and the parameter.
-        path: reparameterized, `(S,)`.
-        score: by the score function, `(S,)`.
+        what: the problem and the parameter, as the table names them.
+        path: draws along the reparameterized path, `(S,)`.
+        score: draws by the score function, `(S,)`.
     """
 
     what: str
@@ -49,12 +50,12 @@ class Spread:
 
     @property
     def ratio(self) -> float:
-        """Variance of the score function's over that of the path's."""
+        """The variance by the score function divided by that along the path."""
         return float(self.score.var(ddof=1) / self.path.var(ddof=1))
 
     @property
     def disagreement(self) -> float:
-        """Difference of the means in standard errors: both are unbiased, so a few at most."""
+        """Difference of the two means in standard errors. It is small, because both estimators are unbiased."""
         error = (self.path.var(ddof=1) / len(self.path) + self.score.var(ddof=1) / len(self.score)) ** 0.5
         return float(abs(self.path.mean() - self.score.mean()) / error)
 
@@ -86,7 +87,7 @@ def toy(seed: int) -> list[Spread]:
 
 
 def vae(seed: int) -> list[Spread]:
-    """d ELBO / d (bias of the encoder's first output), a data point, of a VAE of digits."""
+    """d ELBO / d (bias of the encoder's first output) for each data point, of a VAE of digits."""
 
     from models.images import binarise, load
     from models.vae import VAE
@@ -125,7 +126,7 @@ def _drawn(module: Any, x: Any, path: bool, seed: int) -> np.ndarray:
 
 
 def figure(spreads: Sequence[Spread]) -> Figure:
-    """One histogram a problem, both estimators on one axis."""
+    """For each problem the histograms of both estimators, on one axis."""
     import numpy as np
     from matplotlib.figure import Figure
 
@@ -151,7 +152,7 @@ def _times(ratio: float) -> str:
 
 
 def program(arguments: argparse.Namespace) -> int:
-    """Draws, shows."""
+    """Draws the gradients, prints the table and writes the figure."""
     from rich import box
     from rich.table import Table
 

@@ -2,12 +2,13 @@
 
     python -m benchmarks.speed [--problems NAME …] [--replicas N …] [--engines NAME …] [--quick] [--growth]
 
-With no options it takes about 25 minutes of an idle core, with `--quick` about 8.
+With no options it takes 20 to 25 minutes on one core, with `--quick` about 8.
 
-Every measurement has a process of its own, pinned to one and the same core, with one thread; the same precision, start
-and learning rule (Adam) on all sides. Shown are the median of the timed blocks and their range, of all replicas
-together; engines that run fits one by one are measured on one fit and multiplied. Time to accuracy is what a user waits
-for, compilation included: until the median replica is within 1e-3 nats of the best of its family.
+Every measurement has a process of its own with one thread, pinned to the same core. All engines have the same
+precision, the same initial values and the same learning rule (Adam). The table shows the time of a step of all replicas
+together: the median of several timed blocks, and their range. Engines that run fits one by one are measured on one fit,
+and the time is multiplied. The time to accuracy is what a user waits for, compilation included, until the median
+replica is within 1e-3 nats of the best member of its family.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""How far a fit of `benchmarks.speed` is from the best of its family, and how long it takes to get near.
+"""How far a fit of `benchmarks.speed` is from the best member of its family, and how long it takes to get near.
 
-The distance is the reverse KL less the family's smallest, in nats, deterministic in float64: for the toy by the
-trapezoid rule in log z, for guides that are Gaussian in unconstrained space by a fixed quasi-random point set, the same
-for the fits and for the best, so that errors cancel.
+The distance is the reverse KL minus the smallest reverse KL of the family, in nats. It is computed without noise in
+float64: for the toy by the trapezoid rule in log z, and for guides that are Gaussian in unconstrained space on a fixed
+quasi-random point set. The set is the same for the fits and for the best member, so that errors cancel.
 
-The fit takes `Case.accuracy_particles` draws a step, 16. With a single draw it would never arrive: Adam divides a
-gradient by the root of a mean that includes the gradient's own square, so that where gradients are skewed it comes to
-rest beside the optimum, whatever the step size; on the toy with a lognormal guide 5e-3 nats above it.
+The fit takes `Case.accuracy_particles` draws in each step, 16. With a single draw it would never arrive: Adam divides a
+gradient by the root of a mean that includes the gradient's own square. Where gradients are skewed it therefore comes to
+rest beside the optimum, whatever the step size: on the toy with a lognormal guide 5e-3 nats above it.
 """
 
 from __future__ import annotations
@@ -28,11 +28,13 @@ from benchmarks.speed_engines import target_of
 from benchmarks.speed_problems import FORMS, initial
 from ppl_vi.target.target import Target
 
-ACCURACY = 1e-3  # nats above the best of the family: the tolerance within which `ppl_vi.fit` calls a fit converged
-MAX_FITS_IN_MEDIAN = 64  # more would make the median more precise and each look slower
-NUM_POINTS = 4096  # of the quasi-random set
+ACCURACY = 1e-3  # nats above the best member of the family: the tolerance of `ppl_vi.fit`
+MAX_FITS_IN_MEDIAN = 64  # fits whose median distance is taken; with more the median is more precise and takes longer
+NUM_POINTS = 4096  # points of the quasi-random set
 TRAPEZOID = (-40.0, 6.0, 4000)  # the ends and the number of nodes of the trapezoid rule in log z
-LOOK_FACTOR = 1.2  # from one look at the distance to the next; the number of steps is known to this factor
+# The steps after which the distance is computed grow by this factor each time, so the number of steps that a fit needs
+# is known up to this factor.
+LOOK_FACTOR = 1.2
 
 Parameters = dict[str, Tensor]
 Divergence = Callable[[Parameters], Tensor]

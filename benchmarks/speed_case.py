@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Where steps are slow, there are as many blocks as fit into so many seconds, but at least three.
+# Where steps are slow, there are as many timed blocks as fit into this many seconds, but at least three.
 MAX_SECONDS_OF_SLOW_BLOCKS = 3.0
 # The function that makes the loop of each engine, as `module:attribute`.
 ENTRY = {

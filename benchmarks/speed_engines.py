@@ -26,7 +26,8 @@ from ppl_vi.svi.randomness import pseudo_random
 from ppl_vi.svi.start import build_guide
 from ppl_vi.target.target import Target
 
-NUM_PLANNED_STEPS = 10**7  # so many that an engine never saves compile time at the cost of its steps
+# The number of steps that engines are told to expect: so many that none of them saves compile time by slower steps.
+NUM_PLANNED_STEPS = 10**7
 
 
 def target_of(case: Case) -> Target:

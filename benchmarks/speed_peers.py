@@ -1,4 +1,4 @@
-"""The same problems and guides in other libraries: NumPyro and PyMC. Where one isn't installed, its rows say so."""
+"""The problems and guides of `benchmarks.speed` in NumPyro and PyMC. Rows of a library that isn't installed say so."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def _truncated_normal(mode: Any, curvature: Any) -> Any:
     return dist.TruncatedNormal(mode * (1 - 1 / curvature), mode / curvature**0.5, low=0.0)
 
 
-NUMPYRO_FORMS: dict[str, Callable[..., Any]] = {  # of the same parameters as ours
+NUMPYRO_FORMS: dict[str, Callable[..., Any]] = {  # by name, with the same parameters as the families of `ppl_vi.guides`
     "lognormal": _lognormal,
     "gamma": _gamma,
     "truncated_normal": _truncated_normal,
@@ -121,7 +121,7 @@ def _numpyro_guide(case: Case, model: Callable[..., None]) -> Any:
     if case.guide in FORMS:
         return _numpyro_function(case.guide, case.dtype)
     start = init_to_uniform(radius=0.0)
-    if case.guide == "AutoIAFNormal":  # as Pyro's: one flow, 3 D + 1 hidden units, ReLU
+    if case.guide == "AutoIAFNormal":  # the architecture that Pyro's has: one flow, 3 D + 1 hidden units, ReLU
         hidden = [3 * target_of(case).dim + 1]
         return autoguide.AutoIAFNormal(
             model, init_loc_fn=start, num_flows=1, hidden_dims=hidden, nonlinearity=stax.Relu
@@ -130,7 +130,7 @@ def _numpyro_guide(case: Case, model: Callable[..., None]) -> Any:
 
 
 class NumPyroLoop:
-    """`SVI.update` of all replicas by `vmap`, each with its own key, in one compiled `fori_loop`."""
+    """NumPyro's `SVI.update` for all replicas by `vmap`, each with its own random key, in one compiled `fori_loop`."""
 
     def __init__(self, case: Case) -> None:
         _require("jax", "numpyro")
@@ -203,7 +203,7 @@ NUMPYRO_GAUSSIANS: dict[str, Callable[[Case, dict[str, Tensor]], dict[str, Tenso
 
 
 def numpyro_loop(case: Case) -> NumPyroLoop:
-    """NumPyro's SVI."""
+    """The engine that takes steps by NumPyro's SVI."""
     return NumPyroLoop(case)
 
 
@@ -236,7 +236,7 @@ PYMC_GUIDES = {"lognormal": "ADVI", "AutoNormal": "ADVI", "AutoMultivariateNorma
 
 
 class PyMCLoop:
-    """The compiled step of PyMC's ADVI, one fit; its Adam keeps its first step size."""
+    """The compiled step of PyMC's ADVI, for one fit. PyMC's Adam keeps its first step size, which never falls."""
 
     def __init__(self, case: Case) -> None:
         _require("pymc")
@@ -261,5 +261,5 @@ class PyMCLoop:
 
 
 def pymc_loop(case: Case) -> PyMCLoop:
-    """PyMC's ADVI."""
+    """The engine that takes steps by PyMC's ADVI."""
     return PyMCLoop(case)

@@ -25,8 +25,8 @@ from ppl_vi.guides.mean_field import Form
 from ppl_vi.guides.truncated_normal import truncated_normal
 from ppl_vi.target.target import Target
 
-OBSERVATION = 1.5  # of the toy
-START_SCALE = 0.1
+OBSERVATION = 1.5  # the toy's x
+START_SCALE = 0.1  # the initial standard deviation of every guide in unconstrained space
 FORMS: dict[str, Form] = {"lognormal": lognormal, "gamma": gamma, "truncated_normal": truncated_normal}  # its guides
 RATE, SLOWING = 0.1, 20.0  # Adam's step size, and after how many steps it has fallen to 1 / sqrt(2) of it
 

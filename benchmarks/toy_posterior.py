@@ -3,7 +3,7 @@
     python -m benchmarks.toy_posterior [--quick] [--x X ...] [--guides NAME ...]
 
 The model is `models.exponential_normal`: z ~ Exponential(1), x | z ~ Normal(z, 1). Each family is fitted by SVI to each
-observation, several independent replicas of it, and measured against the truth. Tables go to standard output; tables,
+observation in several independent replicas, and measured against the truth. Tables go to standard output; tables,
 records and figures are written to results/toy_posterior/.
 """
 

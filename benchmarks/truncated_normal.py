@@ -2,9 +2,9 @@
 
     python -m benchmarks.truncated_normal [--quick] [--json FILE|-]
 
-Accuracy is the largest error against mpmath over a fixed table of regimes, in float64; the reference sees the same
-doubles. SciPy takes its bounds in standard deviations: the rounding of that division is among its errors.
-Speed is the median time per element over several runs, on one thread.
+Accuracy is the largest error against mpmath over a fixed table of regimes, in float64. Mpmath is given the same double
+precision numbers as the libraries. SciPy takes its bounds in standard deviations, so its errors include the rounding of
+that division. Speed is the median time per element over several runs, on one thread.
 """
 
 import argparse
@@ -31,11 +31,13 @@ from torch import Tensor
 
 from ppl_vi.distributions import TruncatedNormal
 
-# The formulas below cancel, by 80 digits in the narrowest intervals: 130 leave 50.
+# The decimal digits that mpmath computes with. In the narrowest intervals the formulas below lose 80 digits to
+# cancellation, so that 50 are left.
 DIGITS = 130
 
 INF = math.inf
-# (alpha, width): the lower bound's distance from the peak and the interval's length, in standard deviations
+# For each regime, pairs (alpha, width) in standard deviations: the lower bound minus the peak of the normal density,
+# and the length of the interval.
 REGIMES: dict[str, list[tuple[float, float]]] = {
     "no bounds": [(-INF, INF)],
     "half line": [(-9.0, INF), (-1.0, INF), (0.0, INF), (2.5, INF)],
@@ -45,12 +47,13 @@ REGIMES: dict[str, list[tuple[float, float]]] = {
     "narrow": [(-1.0, 1e-8), (0.0, 1e-5), (0.7, 1e-8), (-0.5, 1.0), (3.0, 1e-3)],
     "narrow in the tail": [(30.0, 1e-8), (1e3, 1e-5), (1e4, 1e-8), (1e4, 1e-6)],
 }
+# The probabilities whose quantiles are computed, and at whose quantiles the density is evaluated.
 PROBABILITIES = [1e-9, 0.2, 0.5, 0.9, 1 - 1e-9]
 QUANTITIES = ["log_prob", "log_normalizer", "icdf", "mean", "variance", "entropy"]
 
 
 def _mass(a: mpf, b: mpf) -> mpf:
-    """Phi(b) - Phi(a), on the side where both tails are small."""
+    """Phi(b) - Phi(a), as a difference of upper tails; the interval is mirrored where the lower tails are smaller."""
     a, b = (-b, -a) if a + b < 0 else (a, b)
     return (mpmath.erfc(a / mpmath.sqrt(2)) - mpmath.erfc(b / mpmath.sqrt(2))) / 2
 
@@ -118,7 +121,7 @@ def exact_icdf(probability: mpf, loc: mpf, scale: mpf, low: mpf, high: mpf, *, s
 
 
 def exact_gradient(function: Callable[..., mpf], *arguments: mpf) -> list[mpf]:
-    """Central differences so fine that mpmath's digits leave 1e-30; 0 for an infinite argument."""
+    """The derivatives in all arguments by central differences, with errors below 1e-30; 0 for an infinite argument."""
     *_, scale, low, high = arguments
     h = min(scale, high - low) * mpf(10) ** -40
 
@@ -132,7 +135,7 @@ def exact_gradient(function: Callable[..., mpf], *arguments: mpf) -> list[mpf]:
 
 
 def parameters(alpha: float, width: float, mirrored: bool, loc: float, scale: float) -> tuple[float, ...]:
-    """`(loc, scale, low, high)` as doubles."""
+    """The four parameters `(loc, scale, low, high)` of a case, whose interval may be mirrored at the peak."""
     low = loc + scale * alpha
     high = INF if width == INF else low + scale * width
     return (-loc, scale, -high, -low) if mirrored else (loc, scale, low, high)
@@ -179,10 +182,10 @@ def _case_errors(numbers: tuple[float, ...], methods: dict[str, Callable[..., fl
 
 
 def _gradient_error(numbers: tuple[float, ...]) -> float:
-    """Largest error of the derivatives of ours in the four parameters, relative to them or to their natural size.
+    """Largest error of our derivatives in the four parameters, relative to max(|derivative|, its natural size).
 
-    The natural size, beneath which a derivative is a difference of larger numbers, is that in a standard deviation's
-    reach.
+    The natural size of a derivative is the size that it has at values about a standard deviation from the mean. A
+    derivative that is much smaller is a difference of numbers of that size.
     """
     exact = [mpf(x) for x in numbers]
     inputs = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in numbers]
@@ -205,7 +208,7 @@ def _gradient_error(numbers: tuple[float, ...]) -> float:
         jobs.append((value, slopes, [sd**2, far * sd**2, mpf(0), mpf(0)]))
         truth = exact_gradient(exact_log_prob, mpf(value.item()), *exact)[1:]
         jobs.append((law.log_prob(value.detach()), truth, [score, far * score, mpf(0), mpf(0)]))
-    tiny = mpf(10) ** -50  # densities below are lost in the reference
+    tiny = mpf(10) ** -50  # densities smaller than this have no correct digit in the reference
     return max(
         _error(slope.item(), truth, unit + tiny)
         for output, truths, units in jobs
@@ -317,7 +320,7 @@ def _speed_scipy(loc: Any, scale: Any, low: Any, high: Any) -> dict[str, Callabl
     a, b = (low - loc) / scale, (high - loc) / scale
     rng = np.random.default_rng(0)
     value = truncnorm.ppf(rng.random(loc.shape), a, b, loc, scale)
-    few = slice(0, 200)  # SciPy takes its moments in a Python loop
+    few = slice(0, 200)  # SciPy computes moments in a Python loop, which is too slow for all elements
     return {
         "log_prob": lambda: truncnorm.logpdf(value, a, b, loc, scale),
         "draw": lambda: truncnorm.ppf(rng.random(loc.shape), a, b, loc, scale),
@@ -374,7 +377,7 @@ def throughput(quick: bool) -> list[dict[str, Any]]:
 
 def _show(result: dict[str, Any], console: Console) -> None:
     table = Table(
-        title="largest error against mpmath, float64; logarithms: max(1, |value|) = 1, others: max(sd, |value|) = 1"
+        title="largest error against mpmath, float64; logarithms over max(1, |value|), others over max(sd, |value|)"
     )
     columns = [*QUANTITIES, "gradients"]
     for name in ("regime", "library", *columns):

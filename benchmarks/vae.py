@@ -3,7 +3,7 @@
     python -m benchmarks.vae [--quick] [--data digits|mnist|PATH] [--guides diagonal full ...]
 
 Trains a VAE for each guide family, computes log p(x) of every scored data point by certified quadrature over the
-latent, and finds each data point's best member of the family. Tables go to standard output; tables, records and figures
+latent, and finds the family's best member for each point. Tables go to standard output; tables, records and figures
 are written to results/vae/. With more than 3 latents log p(x) is bounded by annealed importance sampling instead.
 """
 

@@ -2,10 +2,10 @@
 
     python -m benchmarks.vae_speed [--rounds N]
 
-All sides have the same networks and first weights, one draw a data point, Adam, one core and single precision, and take
-turns round by round. NumPyro compiles its step beforehand; where it isn't installed (the extra `peers`), its rows say
-so. Reported: the median time of a step, its range over rounds, and the median of the ratios to plain PyTorch within
-rounds. Absolute times are hints; the ratio is the figure.
+All libraries have the same networks and initial weights, one draw for each data point, Adam, one core and single
+precision, and take turns round by round. NumPyro compiles its step before it is timed; where NumPyro isn't installed
+(the extra `peers`), its rows say so. The table shows the median time of a step, its range over rounds, and the median
+over rounds of the ratio to plain PyTorch. Times depend on the machine, so compare the ratios.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     import torch
 
 OUT = Path("results/vae_speed")
-PROBLEMS = {  # pixels, widths, batch
+PROBLEMS = {  # by name: the number of pixels, the widths of the hidden layers, the size of a mini-batch
     "digits 8x8, hidden 64 64, batch 64": (64, (64, 64), 64),
     "28x28, hidden 400, batch 128": (784, (400,), 128),
     "28x28, hidden 400 400, batch 256": (784, (400, 400), 256),
 }
-STEPS_PER_ROUND = 20
+STEPS_PER_ROUND = 20  # steps that one library takes before it is the next one's turn
 NUM_LATENTS = 2
 Step = Callable[[], object]
 
@@ -70,9 +70,9 @@ def plain_step(module: Any, x: torch.Tensor) -> Step:
 
 
 def numpyro_step(module: Any, x: torch.Tensor) -> Step:
-    """The same by NumPyro's SVI, from the module's weights on, compiled; a step is over when it has been computed.
+    """The same by NumPyro's SVI, compiled, from the module's weights on.
 
-    Its steps return the state that they lead to.
+    A step waits until its result has been computed, and returns the new state.
     """
     import jax
     import numpyro

@@ -1,9 +1,9 @@
-"""Guides on a zoo of models whose posteriors are known: what each family can do, and what SVI makes of it.
+"""Guides on a zoo of models whose posteriors are known: the family gap and the optimization gap of each.
 
     python -m benchmarks.zoo [--models NAME ...] [--guides NAME ...] [--quick]
 
-Every guide is fitted to every model of `models.ZOO`, several independent replicas of it, and measured against the
-truth. The table goes to standard output; table (in Markdown, too), records and a heat map are written to results/zoo/.
+Every guide is fitted to every model of `models.ZOO` in several independent replicas, and measured against the truth.
+The table goes to standard output. The table (also in Markdown), records and a heat map are written to results/zoo/.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ GUIDES = (
 )  # fmt: skip
 QUICK_MODELS = ("normal_normal", "half_normal", "linear_regression")
 QUICK_GUIDES = ("AutoNormal", "AutoMultivariateNormal")
-FULL = {"num_steps": 1000, "num_particles": 256, "num_replicas": 4, "num_draws": 10_000}
+FULL = {"num_steps": 1000, "num_particles": 256, "num_replicas": 4, "num_draws": 10_000}  # without --quick
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A model's records, or why there are none."""
+    """The records of one model, or the reason why there are none."""
 
     model: str
     records: tuple[dict[str, Any], ...]
@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def measure(guides: Sequence[str], settings: FitSettings, model: str) -> Measured:
-    """All guides on one model; what is the matter with a model becomes its reason."""
+    """The records of all guides on one model, or the error with which the model is refused as the reason for none."""
     from models import ZOO
     from ppl_vi.compare import begun
     from ppl_vi.comparison.run import compare_each
@@ -72,7 +72,7 @@ def measure(guides: Sequence[str], settings: FitSettings, model: str) -> Measure
 
 
 def measured(models: Sequence[str], work: Callable[[str], Measured], workers: int) -> Iterator[list[Measured]]:
-    """What is finished, in the order of the models, after each."""
+    """After each model that is finished, all that are finished by then, in the order of `models`."""
     done: dict[str, Measured] = {}
     for one in cli.followed(_each(models, work, workers), len(models), "models"):
         done[one.model] = one
@@ -80,7 +80,11 @@ def measured(models: Sequence[str], work: Callable[[str], Measured], workers: in
 
 
 def _each(models: Sequence[str], work: Callable[[str], Measured], workers: int) -> Iterator[Measured]:
-    """Every model once; should a process be killed, those it takes along get one each, and the culprit its reason."""
+    """Measures every model once, in shared processes.
+
+    If a process is killed, each model that is not finished by then is measured in a process of its own. A model whose
+    own process is killed, too, gets that as its reason.
+    """
     from ppl_vi.runtime.processes import WorkerKilledError, alone, shared
 
     left = list(models)
@@ -97,7 +101,7 @@ def _each(models: Sequence[str], work: Callable[[str], Measured], workers: int) 
 
 
 def program(arguments: argparse.Namespace) -> int:
-    """Measures as asked."""
+    """Measures the chosen models, prints the table and writes the files."""
     from models import ZOO
     from ppl_vi.comparison.comparison import FitSettings
     from ppl_vi.report import files, matrix, table

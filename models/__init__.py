@@ -1,4 +1,7 @@
-"""Models to measure guides on, one file each: the Pyro model, its targets, its source."""
+"""Models to measure guides on, one file each: the Pyro model, its data, its `Target`, and its source.
+
+`ZOO` lists those of the zoo benchmark. `exponential_normal.py` is the toy, and the file to open first and to copy.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ from models import (
 )
 from ppl_vi.target.target import Target
 
-# each makes one problem
+# By name, the functions that make the zoo's targets, each of one problem.
 ZOO: dict[str, Callable[[], Target]] = {
     "exponential_normal": partial(exponential_normal.target, [0.5]),
     "normal_normal": normal_normal.target,

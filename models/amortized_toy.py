@@ -1,8 +1,8 @@
-"""The toy model with an encoder: x -> the parameters of a guide for z, one network for all x.
+"""The toy model with an encoder: one network that maps each x to the parameters of a guide for z.
 
-The model is that of `models.exponential_normal`. The guide is of any family that can be fitted to it, ours, Pyro's
-autoguides or the user's: as a pure function of its flat unconstrained parameters it needs no change to take them, for
-each x its own, from a network.
+The model is that of `models.exponential_normal`. The guide may be of any family that can be fitted to it: one of this
+package, one of Pyro's autoguides, or a family of the user's. `ppl_vi.svi.program.Program` makes the guide a pure
+function of one vector of unconstrained parameters, and the encoder gives that vector for each x.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class AmortizedToy(PyroModule):
     """Model and guide of a batch of observations, for `ppl_vi.svi.minibatch.train`.
 
     Args:
-        target: one problem, whose mode and curvature the guides of all x start from.
-        family: the guide's.
+        target: a target of one problem; the guides of all x start from its mode and curvature.
+        family: the family of the guide.
         hidden: widths of the encoder's layers.
 
     Raises:
@@ -60,7 +60,7 @@ class AmortizedToy(PyroModule):
         return self.start + self.encoder(x[:, None] / INPUT_SCALE)
 
     def model(self, x: Tensor, num_data: int | None = None, alpha: float = 1.0) -> None:
-        """Observations `(M,)` out of `num_data`."""
+        """A mini-batch of observations `(M,)` out of `num_data`; the prior counts `alpha` times."""
         with pyro.plate("data", num_data or len(x), subsample_size=len(x)):
             with poutine.scale(scale=alpha):
                 z = pyro.sample("z", dist.Exponential(torch.ones_like(x)))
@@ -69,16 +69,17 @@ class AmortizedToy(PyroModule):
     def guide(self, x: Tensor, num_data: int | None = None, alpha: float = 1.0) -> None:
         """q(z | x): a draw that carries its log density, along which gradients flow."""
         pyro.module("encoder", self.encoder)
-        with poutine.block():  # the one problem's own sites are no one else's
+        with poutine.block():  # the sites inside of `_law` are not sites of this guide
             z, log_guide = self._law(self.theta(x), x)
         with pyro.plate("data", num_data or len(x), subsample_size=len(x)), poutine.scale(scale=alpha):
             pyro.sample("z", dist.Delta(z, log_density=log_guide))
 
 
 def _law(program: Program) -> Law:
-    """Draws z of members theta `(M, P)` for observations `(M,)`, and log q there, `(M,)` each.
+    """The function from members theta `(M, P)` and observations `(M,)` to draws z and their log q, `(M,)` each.
 
-    A function, for a module that holds it is copied for training, and a program is not.
+    It is a function because training copies the module that holds it: the copies then share the function, and the
+    program is not copied.
     """
     name = program.target.latents[0].name
 

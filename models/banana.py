@@ -2,7 +2,7 @@
 
     x ~ Normal(0, 10),  y | x ~ Normal(0.03 (x^2 - 100), 1)
 
-There are no data: prior and posterior are the same, and the evidence is 1. Both means are 0, and
+There are no data: prior and posterior are the same, and the evidence is 1. The means of x and y are 0, and
 Var y = 1 + 2 (0.03 100)^2 = 19.
 
 Source: Haario, Saksman and Tamminen (1999), Adaptive proposal distribution for random walk Metropolis algorithm.
@@ -23,7 +23,7 @@ SD, BEND = 10.0, 0.03
 
 
 def model(data: Tensor) -> None:
-    """Two latents; the data `(0,)` are none."""
+    """Two latents. There are no data: `data` is an empty tensor `(0,)`, which gives the dtype and the device."""
     x = pyro.sample("x", dist.Normal(data.new_zeros(()), SD))
     pyro.sample("y", dist.Normal(BEND * (x**2 - SD**2), 1.0))
 

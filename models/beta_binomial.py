@@ -17,11 +17,11 @@ from torch import Tensor
 from ppl_vi.target.target import Target
 
 GIRLS, BIRTHS = 437.0, 980.0
-PRIOR = (1.0, 1.0)
+PRIOR = (1.0, 1.0)  # the two concentrations of the beta prior, which is uniform
 
 
 def model(girls: Tensor, births: Tensor) -> None:
-    """Two counts."""
+    """The number of girls among a number of births."""
     theta = pyro.sample("theta", dist.Beta(*PRIOR))
     pyro.sample("girls", dist.Binomial(births, theta), obs=girls)
 

@@ -2,11 +2,11 @@
 
     z ~ Normal(0, I_D),  y ~ Normal(A z, I_D)
 
-so that the posterior is a Gaussian of precision P = I + A'A, and log p(y) = log Normal(y; 0, I + A A'). A is made for P
-to have eigenvalues from 1 to the condition number, evenly spaced in their logarithms, along axes turned at random.
+The posterior is a Gaussian of precision P = I + A'A, and log p(y) = log Normal(y; 0, I + A A'). The matrix A is chosen
+so that the eigenvalues of P go from 1 to the condition number, evenly spaced in their logarithms, along random axes.
 
-The best Gaussian with independent latents has variances 1 / P_ii and lacks (1/2) log(prod_i P_ii / det P) nats: what
-`mean_field_kl` gives.
+The best Gaussian with independent latents has variances 1 / P_ii. Its reverse KL, which `mean_field_kl` gives, is
+(1/2) log(prod_i P_ii / det P) nats.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ppl_vi.target.target import Target
 
 
 def model(design: Tensor, y: Tensor) -> None:
-    """Design `(D, D)` and observations `(D,)`."""
+    """One problem: the matrix A `(D, D)`, called the design, and observations `(D,)`."""
     zero = torch.zeros_like(y)
     z = pyro.sample("z", dist.Normal(zero, zero + 1).to_event(1))
     pyro.sample("y", dist.Normal(design @ z, zero + 1).to_event(1), obs=y)
@@ -36,7 +36,7 @@ def posterior(design: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def log_evidence(design: Tensor, y: Tensor) -> Tensor:
-    """log p(y), `(B,)`, nats, the quadratic form taken at the mean, |y - A m|^2 + |m|^2, where nothing cancels."""
+    """log p(y), `(B,)`, nats. Its quadratic form is computed as |y - A m|^2 + |m|^2 at the mean m: nothing cancels."""
     loc, precision = posterior(design, y)
     residual = y - (design @ loc[..., None])[..., 0]
     quadratic = residual.square().sum(-1) + loc.square().sum(-1)
@@ -53,8 +53,8 @@ def target(dim: int = 10, condition: float = 100.0, seed: int = 0, dtype: torch.
 
     Args:
         dim: `D`.
-        condition: the largest over the smallest eigenvalue of the posterior's precision; without effect at `dim` 1,
-            where the precision is 1 + condition.
+        condition: the largest eigenvalue of the posterior's precision divided by the smallest. At `dim` 1, where there
+            is only one, the precision is 1 + condition.
         seed: of the axes and the observations.
         dtype: of every computation.
 

@@ -2,11 +2,11 @@
 
     mu ~ Normal(0, 5),  tau ~ HalfCauchy(5),  theta_j ~ Normal(mu, tau),  y_j ~ Normal(theta_j, sigma_j)
 
-`centred` is as written; `non_centred` has theta_j = mu + tau eta_j with eta_j ~ Normal(0, 1), which takes the funnel
-between tau and theta out of the posterior. Both have the same evidence.
+The model `centred` is written as above. The model `non_centred` has theta_j = mu + tau eta_j with eta_j ~ Normal(0, 1),
+which takes the funnel between tau and theta out of the posterior. Both have the same evidence.
 
-Given mu and tau the schools are independent, y_j ~ Normal(mu, sqrt(tau^2 + sigma_j^2)), and their effects Gaussian: the
-target says so in `conditional`.
+Given mu and tau the schools are independent, y_j ~ Normal(mu, sqrt(tau^2 + sigma_j^2)), and the posterior of their
+effects is Gaussian. The target states this by its `conditional`, so that quadrature has to run over mu and tau only.
 
 Source: the data are of Rubin (1981), Estimation in parallel randomized experiments; the priors and both
 parametrisations as in Stan's and posteriordb's `eight_schools`.
@@ -23,7 +23,7 @@ from ppl_vi.target.conditional import Conditional
 from ppl_vi.target.sites import Latents
 from ppl_vi.target.target import Target
 
-EFFECTS = (28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0)  # points
+EFFECTS = (28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0)  # points gained in the test by coaching, for each school
 ERRORS = (15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0)  # their standard errors
 
 
@@ -37,7 +37,7 @@ def centred(y: Tensor, sigma: Tensor) -> None:
 
 
 def non_centred(y: Tensor, sigma: Tensor) -> None:
-    """Their distances from the mean are latent, in units of tau; y and sigma `(J,)`."""
+    """The distances of the schools' effects from their mean, in units of tau, are latent; y and sigma `(J,)`."""
     mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
     tau = pyro.sample("tau", dist.HalfCauchy(5.0))
     with pyro.plate("schools", len(y)):
@@ -46,7 +46,7 @@ def non_centred(y: Tensor, sigma: Tensor) -> None:
 
 
 def log_marginal(outer: Latents, y: Tensor, sigma: Tensor) -> Tensor:
-    """log p(y, mu, tau), the schools' effects integrated out, nats."""
+    """log p(y, mu, tau), with the schools' effects integrated out, nats."""
     mu, tau = outer["mu"], outer["tau"]
     five = mu.new_full((), 5.0)
     prior = dist.Normal(0 * five, five).log_prob(mu) + dist.HalfCauchy(five).log_prob(tau)

@@ -9,11 +9,12 @@ The best Gaussian with independent latents has loc 0, Var q(v) = 9 / (1 + 9 (dim
 
     min KL(q || p) = (1/2) log(1 + 9 (dim - 1) / 2).
 
-With m, s^2 for v and t^2 for each of the n = dim - 1 others,
+To see this, give v the mean m and the variance s^2, and each of the n = dim - 1 others the mean 0 and the variance t^2:
 
     KL = -log(s / 3) - n log t + (s^2 + m^2) / 18 + n m / 2 + n t^2 exp(-m + s^2 / 2) / 2 - (n + 1) / 2.
 
-In t it is least at t^2 = exp(m - s^2 / 2), which leaves -log(s / 3) + (1 / 9 + n / 2) s^2 / 2 + m^2 / 18 - 1 / 2.
+The best t^2 is exp(m - s^2 / 2), which leaves -log(s / 3) + (1 / 9 + n / 2) s^2 / 2 + m^2 / 18 - 1 / 2. The
+minimum is at m = 0 and s^2 = 9 / (1 + 9 n / 2).
 
 Source: Neal (2003), Slice sampling.
 """
@@ -36,7 +37,7 @@ SD = 3.0
 
 
 def model(data: Tensor, dim: int) -> None:
-    """`dim` latents; the data `(0,)` are none."""
+    """`dim` latents. There are no data: `data` is an empty tensor `(0,)`, which gives the dtype and the device."""
     v = pyro.sample("v", dist.Normal(0.0, SD))
     with pyro.plate("others", dim - 1):
         pyro.sample("x", dist.Normal(data.new_zeros(()), torch.exp(v / 2)))
@@ -48,7 +49,7 @@ def log_marginal(outer: Latents, data: Tensor) -> Tensor:
 
 
 def sample_given_v(outer: Latents, noise: Tensor, data: Tensor) -> Latents:
-    """x given v, from as much standard normal noise."""
+    """x given v, from standard normal noise `(dim - 1,)`."""
     return {"x": torch.exp(outer["v"] / 2) * noise}
 
 

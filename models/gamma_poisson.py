@@ -18,12 +18,12 @@ from torch import Tensor
 
 from ppl_vi.target.target import Target
 
-YEARS = {0: 109, 1: 65, 2: 22, 3: 3, 4: 1}  # corps-years with so many deaths
-SHAPE, RATE = 2.0, 2.0
+YEARS = {0: 109, 1: 65, 2: 22, 3: 3, 4: 1}  # the number of years of a corps with 0, 1, 2, ... deaths
+SHAPE, RATE = 2.0, 2.0  # of the gamma prior
 
 
 def model(deaths: Tensor) -> None:
-    """Counts `(N,)`."""
+    """The numbers of deaths `(N,)` in one year of one corps each."""
     rate = pyro.sample("rate", dist.Gamma(SHAPE, RATE))
     with pyro.plate("years", len(deaths)):
         pyro.sample("deaths", dist.Poisson(rate), obs=deaths)

@@ -2,11 +2,11 @@
 
     z ~ Normal(0, I_D),  y_d ~ Normal(z_d + z_(d-1), 1),  z_(-1) = 0
 
-With the bidiagonal matrix B, y = B z + noise, so the posterior is a Gaussian of precision I + B'B, tridiagonal, and
+In matrices y = B z + noise with a bidiagonal B. The posterior is a Gaussian of the tridiagonal precision I + B'B, and
 
     log p(y) = log Normal(y; 0, I + B B').
 
-A step costs O(D), and neighbours in z are negatively correlated.
+The log joint density costs O(D), and neighbouring latents are negatively correlated in the posterior.
 
 Source: Box and Jenkins (1970), Time series analysis: the moving average of first order.
 """

@@ -1,12 +1,12 @@
-"""One observation to learn a scale from.
+"""A scale that is learnt from a single observation.
 
     sigma ~ HalfNormal(1),  y ~ Normal(0, sigma)
 
-The posterior's density is in proportion to exp(-(s^2 + y^2 / s^2) / 2) / s, so that with Bessel's modified functions K
+The posterior's density at s is in proportion to exp(-(s^2 + y^2 / s^2) / 2) / s. With Bessel's modified functions K
 
     p(y) = K_0(|y|) / pi,    E[sigma^n | y] = |y|^(n/2) K_(n/2)(|y|) / K_0(|y|).
 
-It has an essential zero at s = 0 and the tail of a Gaussian.
+The density falls to 0 at s = 0 faster than any power of s, and has the tail of a Gaussian.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ppl_vi.target.target import Target
 
 
 def model(y: Tensor) -> None:
-    """One observation."""
+    """One scale, one observation."""
     sigma = pyro.sample("sigma", dist.HalfNormal(1.0))
     pyro.sample("y", dist.Normal(0.0, sigma), obs=y)
 

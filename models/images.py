@@ -1,4 +1,4 @@
-"""Images to train a variational autoencoder on: scikit-learn's digits, MNIST, anybody's array, as numbers in [0, 1].
+"""Images to train a variational autoencoder on, as numbers in [0, 1]: scikit-learn's digits, MNIST, or a user's array.
 
 Nothing is downloaded here. Sources: the digits are the test set of Alpaydin and Kaynak (1998), Optical recognition of
 handwritten digits; MNIST is LeCun, Bottou, Bengio and Haffner (1998), Gradient-based learning applied to document
@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-NUM_DIGITS_TEST = 500
-GREYS = 256
-DIGITS_LEVELS = 17
+NUM_DIGITS_TEST = 500  # digits that are held back as test data
+GREYS = 256  # grey levels of images in bytes
+DIGITS_LEVELS = 17  # grey levels of scikit-learn's digits
 POINTS_PER_TEST_POINT = 5  # one in five points of an array that comes without a split is a test point
-MNIST_SIDE = 28
+MNIST_SIDE = 28  # pixels along each side of an image
 
 # SHA-256 of each of MNIST's files after decompression.
 MNIST_SHA256 = {
@@ -47,12 +47,13 @@ class Images:
     Attributes:
         name: shown in tables.
         train: `(N, height * width)`, single precision, in [0, 1].
-        test: the same of the data that are held back.
-        height: pixels.
-        width: pixels.
+        test: the same for the data that are held back.
+        height: height of an image in pixels.
+        width: width of an image in pixels.
         train_labels: whole numbers `(N,)`, or None.
         test_labels: the same of the test data.
-        levels: of grey, x in whole multiples of 1 / (levels - 1); None where x is continuous.
+        levels: the number of grey levels; each pixel is a whole multiple of 1 / (levels - 1). None where pixels are
+            continuous.
     """
 
     name: str
@@ -74,12 +75,13 @@ def load(name: str, *, data_dir: Path | None = None, seed: int = 0) -> Images:
     """Loads images by name or from a file.
 
     Args:
-        name: "digits", 8x8, 1,297 for training and 500 to test; "mnist", 28x28, 60,000 and 10,000; or the path of an
-            array, `.npy` or `.npz`, of shape `(N, P)` or `(N, H, W)`, with values in [0, 1] or whole numbers up to 255.
-            An `.npz` holds `train` and `test`, or `x`; beside them, if at all, `train_labels` and `test_labels`, or
-            `labels`.
+        name: "digits" (8x8 pixels, 1,297 for training and 500 for the test), "mnist" (28x28 pixels, 60,000 and 10,000),
+            or the path of a `.npy` or `.npz` file with arrays of shape `(N, P)` or `(N, H, W)`, whose values are in
+            [0, 1] or whole numbers up to 255. An `.npz` file holds either `x` and perhaps `labels`, or `train` and
+            `test` and perhaps `train_labels` and `test_labels`.
         data_dir: where MNIST's four files are, packed by gzip or not; $PPL_VI_DATA by default.
-        seed: shuffles data that come without a split. MNIST comes with one.
+        seed: the seed by which data are shuffled that come without a split into training and test data. MNIST comes
+            with one.
 
     Raises:
         ValueError: an unknown name, or data that are missing or damaged, in one line.
@@ -98,13 +100,13 @@ def load(name: str, *, data_dir: Path | None = None, seed: int = 0) -> Images:
 
 
 def binarise(x: Tensor, seed: int) -> Tensor:
-    """Black and white, drawn once: each pixel is 1 with probability x.
+    """Images in black and white: each pixel is drawn once, and is 1 with probability x.
 
     Source: Salakhutdinov and Murray (2008), On the quantitative analysis of deep belief networks.
 
     Args:
         x: in [0, 1].
-        seed: of the draw; the same image has the same pixels ever after.
+        seed: the seed of the draw; the same images and seed always give the same pixels.
     """
     _check_range(x)
     return (_uniform(x, seed) < x).to(x.dtype)
@@ -113,8 +115,8 @@ def binarise(x: Tensor, seed: int) -> Tensor:
 def dequantise(x: Tensor, levels: int, seed: int) -> Tensor:
     """Fills the gaps between grey levels with uniform noise: (k + u) / levels, k = (levels - 1) x, u ~ Uniform(0, 1).
 
-    The result lies in [0, 1]. A log density of it, less log(levels) a pixel, is on average a lower bound of the
-    discrete image's log probability, nats.
+    The result lies in [0, 1]. Its log density minus log(levels) for each pixel is, on average over the noise, a lower
+    bound on the log probability of the discrete image, nats.
 
     Source: Theis, van den Oord and Bethge (2016), A note on the evaluation of generative models.
 
@@ -146,7 +148,7 @@ def _between(x: Tensor, levels: int) -> Tensor:
 
 
 def _uniform(x: Tensor, seed: int) -> Tensor:
-    """On [0, 1), in the shape of x, from a generator of its own; in double for every dtype, so that draws agree."""
+    """Uniform numbers on [0, 1) in the shape of x, in double precision whatever the dtype of x, so that draws agree."""
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(x.shape, generator=generator, dtype=torch.float64).to(x.device)
 
@@ -179,7 +181,7 @@ def _split(
     seed: int,
     levels: int | None,
 ) -> Images:
-    """Shuffles, and takes the last `num_test` points to test."""
+    """Shuffles the points, and makes the last `num_test` of them the test data."""
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
     train, test = order[:-num_test], order[-num_test:]
     train_labels, test_labels = (None, None) if labels is None else (labels[train], labels[test])
@@ -200,7 +202,11 @@ def _mnist(data_dir: Path | None) -> Images:
 
 
 def _idx(folder: Path, name: str) -> np.ndarray:
-    """One of MNIST's files: 0, 0, 8 for bytes, the number of axes; their lengths, big-endian; the numbers."""
+    """The array in one of MNIST's files.
+
+    A file holds the bytes 0, 0, 8 (which stands for bytes) and the number of axes, then the lengths of the axes as
+    big-endian integers of 4 bytes, then the numbers.
+    """
     content = _content(folder, name)
     num_axes = 3 if "idx3" in name else 1
     start = 4 * (1 + num_axes)
@@ -279,12 +285,15 @@ def _pixels(path: Path, *arrays: np.ndarray) -> tuple[list[Tensor], tuple[int, i
 
 
 def _levels(*pixels: Tensor) -> int | None:
-    """Those of bytes, unless a value lies between two of them."""
+    """256 grey levels, those of bytes, or None if a value lies between two of them."""
     return None if any(bool(_between(x, GREYS).any()) for x in pixels) else GREYS
 
 
 def _check_values(path: Path, array: np.ndarray, largest: float) -> None:
-    """In [0, 1], or whole numbers from 0 to 255: a slip beyond 1 would otherwise darken every image."""
+    """Refuses values that are neither all in [0, 1] nor all whole numbers from 0 to 255.
+
+    Without this check a single value slightly above 1 would make every image be divided by 255, and so nearly black.
+    """
     if not np.isfinite(array).all():
         raise ValueError(f"{path} holds a value that is not finite: {array[~np.isfinite(array)][0]}")
     allowed = (array >= 0) & (array <= 255)
@@ -296,7 +305,7 @@ def _check_values(path: Path, array: np.ndarray, largest: float) -> None:
 
 
 def _shape(size: tuple[int, ...]) -> tuple[int, int]:
-    """Height and width: as given, else a square, else a single row."""
+    """Height and width of images of `(H, W)` or `(P,)` pixels; the latter are taken for a square, or else for a row."""
     if len(size) == 2:
         return size[0], size[1]
     side = math.isqrt(size[0])

@@ -5,9 +5,11 @@
 The posterior is a Gaussian of precision P = I + X'X / sigma^2 and mean P^-1 X'y / sigma^2, and
 log p(y) = log Normal(y; 0, sigma^2 I + X X').
 
-Source: the data are Longley's (1967), An appraisal of least squares programs for the electronic computer from the point
-of view of the user: employment in the United States by six economic series that say nearly the same, the classic of
-collinearity. All columns are standardised.
+The data are the classic example of collinearity: employment in the United States, explained by six economic series that
+are nearly linear functions of each other. All columns are standardised.
+
+Source: Longley (1967), An appraisal of least squares programs for the electronic computer from the point of view of the
+user.
 """
 
 from __future__ import annotations
@@ -22,11 +24,11 @@ from torch import Tensor
 from models.ppca import diagonal_gap
 from ppl_vi.target.target import Target
 
-EMPLOYED = (
+EMPLOYED = (  # thousands of people, from 1947 to 1962
     60323, 61122, 60171, 61187, 63221, 63639, 64989, 63761, 66019, 67857, 68169, 66513, 68655, 69564, 69331, 70551,
 )  # fmt: skip
 
-SERIES = {  # 1947 to 1962
+SERIES = {  # the six explaining series, from 1947 to 1962
     "deflator": (
         83.0, 88.5, 88.2, 89.5, 96.2, 98.1, 99.0, 100.0, 101.2, 104.6, 108.4, 110.8, 112.6, 114.2, 115.7, 116.9,
     ),
@@ -43,7 +45,7 @@ SERIES = {  # 1947 to 1962
     "year": tuple(range(1947, 1963)),
 }  # fmt: skip
 
-NOISE = 0.1  # standard deviations of employment
+NOISE = 0.1  # sigma, in standard deviations of employment
 
 
 def model(features: Tensor, y: Tensor) -> None:
@@ -62,7 +64,7 @@ def posterior(features: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def log_evidence(features: Tensor, y: Tensor) -> Tensor:
-    """log p(y), `(B,)`, nats, the quadratic form taken at the mean, |y - X m|^2 / sigma^2 + |m|^2."""
+    """log p(y), `(B,)`, nats. Its quadratic form is |y - X m|^2 / sigma^2 + |m|^2 at the posterior's mean m."""
     loc, precision = posterior(features, y)
     residual = (y - (features @ loc[..., None])[..., 0]) / NOISE
     quadratic = residual.square().sum(-1) + loc.square().sum(-1)

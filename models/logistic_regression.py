@@ -2,11 +2,11 @@
 
     w ~ Normal(0, I_F),  b ~ Normal(0, 1),  y_n ~ Bernoulli(1 / (1 + exp(-(w x_n + b))))
 
-The posterior is log-concave. The data are simulated from the model itself, so that they come in any size, or those of
-the space shuttle: whether an O-ring was damaged in each of 23 flights, by the temperature at launch.
+The posterior is log-concave. `target` takes data of any size that are simulated from the model itself. `shuttle` takes
+those of the space shuttle: in which of 23 flights an O-ring was damaged, and the temperature at launch.
 
-Source of these: Dalal, Fowlkes and Hoadley (1989), Risk analysis of the space shuttle: pre-Challenger prediction of
-failure.
+Source of the shuttle's data: Dalal, Fowlkes and Hoadley (1989), Risk analysis of the space shuttle: pre-Challenger
+prediction of failure.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from torch import Tensor
 
 from ppl_vi.target.target import Target
 
-TEMPERATURES = (  # degrees Fahrenheit
+TEMPERATURES = (  # at the launch of each flight, degrees Fahrenheit
     66, 70, 69, 68, 67, 72, 73, 70, 57, 63, 70, 78, 67, 53, 67, 75, 70, 81, 76, 79, 75, 76, 58,
 )  # fmt: skip
-DAMAGED = (0, 1, 0, 0, 0, 0, 0, 0, 1, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1, 0, 1)
+DAMAGED = (0, 1, 0, 0, 0, 0, 0, 0, 1, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1, 0, 1)  # 1 where an O-ring was damaged
 
 
 def model(features: Tensor, labels: Tensor) -> None:
@@ -52,7 +52,7 @@ def target(num_points: int = 20, num_features: int = 3, seed: int = 0, dtype: to
     """Simulated data as one problem of `num_features + 1` latents.
 
     Args:
-        num_points, num_features, seed: of `simulated`.
+        num_points, num_features, seed: the arguments of `simulated`.
         dtype: of every computation.
     """
     features, labels = simulated(num_points, num_features, seed)
@@ -60,8 +60,7 @@ def target(num_points: int = 20, num_features: int = 3, seed: int = 0, dtype: to
 
 
 def shuttle(dtype: torch.dtype = torch.float64) -> Target:
-    """The 23 flights as one problem of two latents: a coefficient of the temperature in units of 10 from 70, and an
-    intercept."""
+    """The 23 flights as one problem of two latents: an intercept, and a coefficient of (temperature - 70) / 10."""
     features = (torch.tensor(TEMPERATURES, dtype=torch.float64) - 70) / 10
     labels = torch.tensor(DAMAGED, dtype=torch.float64)
     return Target(model, (features[None, :, None], labels[None]), name="logistic_regression", dtype=dtype)

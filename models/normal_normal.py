@@ -24,8 +24,8 @@ DENSITIES = (
     5.39, 5.42, 5.47, 5.63, 5.34, 5.46, 5.30, 5.75, 5.68, 5.85,
 )  # fmt: skip
 
-PRIOR_MEAN, PRIOR_SD = 5.0, 2.0  # of water's density
-NOISE = 0.22
+PRIOR_MEAN, PRIOR_SD = 5.0, 2.0  # in units of the density of water, as are the measurements
+NOISE = 0.22  # the standard deviation of a measurement, in the same unit
 
 
 def model(y: Tensor) -> None:

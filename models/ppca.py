@@ -1,6 +1,6 @@
 """Probabilistic principal component analysis: z ~ Normal(0, I_D), x | z ~ Normal(W z + b, sigma^2 I_P).
 
-The posterior is a Gaussian whose precision no data point changes,
+The posterior is a Gaussian with the same precision for all data points,
 
     z | x ~ Normal(m, P^-1),   P = I + W'W / sigma^2,   m = P^-1 W' (x - b) / sigma^2,
 
@@ -24,13 +24,13 @@ from ppl_vi.target.decoder import Decoded
 from ppl_vi.target.target import Target
 
 IRIS_MEAN = (5.843333, 3.057333, 3.758, 1.199333)  # cm: length and width of sepals, then of petals
-IRIS_COVARIANCE = (
+IRIS_COVARIANCE = (  # cm^2
     (0.685694, -0.042434, 1.274315, 0.516271),
     (-0.042434, 0.189979, -0.329656, -0.121639),
     (1.274315, -0.329656, 3.116278, 1.295609),
     (0.516271, -0.121639, 1.295609, 0.581006),
 )
-FLOWER = (5.1, 3.5, 1.4, 0.2)  # the first
+FLOWER = (5.1, 3.5, 1.4, 0.2)  # the first of the 150 flowers, cm
 
 
 def model(weight: Tensor, bias: Tensor, sigma: Tensor, x: Tensor) -> None:
@@ -72,9 +72,9 @@ def log_evidence(weight: Tensor, bias: Tensor, sigma: Tensor | float, x: Tensor)
 
 
 def diagonal_gap(precision: Tensor) -> Tensor:
-    """What the best Gaussian with independent latents lacks, in nats: (1/2) log(prod_i P_ii / det P).
+    """Reverse KL of the best Gaussian q with independent latents, in nats: (1/2) log(prod_i P_ii / det P).
 
-    min over q of the reverse KL(q || Normal(m, P^-1)), reached at loc m and variances 1 / P_ii.
+    It is the smallest KL(q || Normal(m, P^-1)), which q has with the loc m and the variances 1 / P_ii.
 
     Args:
         precision: `(..., D, D)`.
@@ -93,14 +93,14 @@ def log_likelihood(weight: Tensor, bias: Tensor, sigma: Tensor, z: Tensor, x: Te
 
 
 def ceiling(weight: Tensor, bias: Tensor, sigma: Tensor, x: Tensor) -> Tensor:
-    """The largest log p(x | z) over all z, `(B,)`, nats: what the columns of W cannot reach of x stays."""
+    """The largest log p(x | z) over all z, `(B,)`, nats: the residual is what the columns of W can't represent of x."""
     centred = x - bias
     residual = centred - centred @ torch.linalg.pinv(weight).mT @ weight.mT
     return -(_log_normalizer(weight, sigma) + residual.square().sum(-1) / sigma**2) / 2
 
 
 def target(weight: Tensor, bias: Tensor, sigma: float, x: Tensor, name: str = "ppca") -> Target:
-    """One problem a data point, in double precision.
+    """One problem for each data point, in double precision.
 
     Args:
         weight: `(P, D)`.
@@ -136,8 +136,8 @@ def target(weight: Tensor, bias: Tensor, sigma: float, x: Tensor, name: str = "p
 def maximum_likelihood(covariance: Tensor, num_latents: int) -> tuple[Tensor, float]:
     """Weight `(P, D)` and sigma of the best fit to data of a covariance `(P, P)`.
 
-    W = U (L - sigma^2)^(1/2) with the D largest eigenvalues L and their vectors U, sigma^2 the mean of the others; each
-    column's largest element is positive.
+    W = U (L - sigma^2)^(1/2), with the D largest eigenvalues L and their eigenvectors U; sigma^2 is the mean of the
+    other eigenvalues. The signs are chosen so that each column's largest element is positive.
     """
     eigenvalues, vectors = torch.linalg.eigh(covariance)
     variance = eigenvalues[:-num_latents].mean()
@@ -147,7 +147,7 @@ def maximum_likelihood(covariance: Tensor, num_latents: int) -> tuple[Tensor, fl
 
 
 def iris() -> Target:
-    """Two latents of the first of Fisher's flowers, as one problem."""
+    """The first of Fisher's flowers as one problem of two latents."""
     weight, sigma = maximum_likelihood(torch.tensor(IRIS_COVARIANCE, dtype=torch.float64), 2)
     return target(
         weight, torch.tensor(IRIS_MEAN, dtype=torch.float64), sigma, torch.tensor([FLOWER], dtype=torch.float64)
@@ -155,13 +155,13 @@ def iris() -> Target:
 
 
 def simulate(weight: Tensor, bias: Tensor, sigma: float, num: int, *, seed: int) -> tuple[Tensor, Tensor]:
-    """Data drawn from the model, with their latents, in double precision: given x, its z is an exact posterior draw.
+    """Data x drawn from the model together with their latents z, in double precision: z is an exact posterior draw.
 
     Args:
         weight: `(P, D)`.
         bias: `(P,)`.
         sigma: standard deviation of the noise, in the units of x.
-        num: how many, `B`.
+        num: how many data points, `B`.
         seed: of the draws.
 
     Returns:

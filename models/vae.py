@@ -1,7 +1,7 @@
 """A variational autoencoder: z ~ Normal(0, I), x | z ~ Bernoulli(p(z)) or Normal(mu(z), sigma^2 I).
 
-Source: Kingma and Welling (2014), Auto-encoding variational Bayes; Rezende, Mohamed and Wierstra (2014), Stochastic
-backpropagation. The weight alpha on the KL to the prior: Higgins et al. (2017), beta-VAE.
+Sources: Kingma and Welling (2014), Auto-encoding variational Bayes; Rezende, Mohamed and Wierstra (2014), Stochastic
+backpropagation; for the weight `alpha` on the KL to the prior Higgins et al. (2017), beta-VAE.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from ppl_vi.target.isolation import own_randomness
 from ppl_vi.target.target import Target
 
 LIKELIHOODS = ("bernoulli", "gaussian")
-MIN_SIGMA = 1e-3  # of a learned sigma: without it the density of data that the decoder meets exactly is unbounded
+# A learned sigma is at least this. Without it, the density of data that the decoder reproduces exactly is unbounded.
+MIN_SIGMA = 1e-3
 
 
 def perceptron(sizes: Sequence[int]) -> nn.Sequential:
@@ -40,11 +41,11 @@ class VAE(PyroModule):
     """An ordinary Pyro model and guide that share a module, for `pyro.infer.SVI`.
 
     Args:
-        num_pixels: numbers in one data point.
-        head: the guide's family, `ppl_vi.guides.amortized`.
-        hidden: widths of the decoder's layers from z to x; the encoder has them the other way round.
+        num_pixels: how many numbers a data point has.
+        head: the guide's family, one of `ppl_vi.guides.amortized.AMORTIZED`, made for a number of latents.
+        hidden: widths of the decoder's hidden layers from z to x; the encoder has the same in the opposite order.
         likelihood: "bernoulli" or "gaussian".
-        sigma: of the Gaussian likelihood; None learns it.
+        sigma: the standard deviation of the Gaussian likelihood; it is learned if this is None.
 
     Raises:
         ValueError: an unknown likelihood, sigma is not positive, or a layer without units.
@@ -116,9 +117,9 @@ class VAE(PyroModule):
         num_data = len(x) if num_data is None else num_data
         if num_data < len(x):
             raise ValueError(f"num_data must be at least the mini-batch's {len(x)}, got {num_data}")
-        # the whole module, for a learned sigma and the head's own parameters belong to neither network
+        # the whole module is registered, since a learned sigma and the head's own parameters belong to neither network
         pyro.module("vae", self)
-        # which points these are, the caller has chosen: nothing is left to draw
+        # the caller has chosen which points these are, so Pyro draws no subsample
         return pyro.plate("data", num_data, subsample=torch.arange(len(x), device=x.device))
 
     def one(self, x: Tensor) -> None:
@@ -135,7 +136,7 @@ class VAE(PyroModule):
         return -squares / (2 * self.sigma**2) - self.num_pixels * (self.sigma.log() + math.log(2 * math.pi) / 2)
 
     def ceiling(self, x: Tensor) -> Tensor:
-        """No z gives x a higher log density, `(B,)`: that of a decoder that meets it as well as any could."""
+        """An upper bound on log p(x | z) for all z, `(B,)`, nats: its value for a decoder that reproduces x exactly."""
         if self.likelihood == "bernoulli":
             return torch.where((x > 0) & (x < 1), torch.special.entr(x) * -1 - torch.special.entr(1 - x), 0.0).sum(-1)
         best = -self.num_pixels * (self.sigma.log() + math.log(2 * math.pi) / 2)
@@ -143,10 +144,10 @@ class VAE(PyroModule):
 
 
 def target(vae: VAE, x: Tensor, name: str = "vae") -> Target:
-    """One problem a data point, with the decoder as it is now, frozen, in double precision.
+    """One problem for each data point, with a frozen copy of the decoder in double precision.
 
     Args:
-        vae: any; training it further does not move the target.
+        vae: the VAE; training it further does not change the target.
         x: `(B, num_pixels)`, in [0, 1] for the Bernoulli likelihood.
         name: shown in tables.
 
@@ -164,11 +165,11 @@ def target(vae: VAE, x: Tensor, name: str = "vae") -> Target:
 
 
 def simulate(vae: VAE, num: int, *, seed: int) -> tuple[Tensor, Tensor]:
-    """Data drawn from the model, with their latents, in double precision: given x, its z is an exact posterior draw.
+    """Data x drawn from the model together with their latents z, in double precision: z is an exact posterior draw.
 
     Args:
-        vae: any.
-        num: how many, `B`.
+        vae: the VAE whose model is drawn from.
+        num: how many data points, `B`.
         seed: of the draws.
 
     Returns:

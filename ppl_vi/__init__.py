@@ -1,4 +1,9 @@
-"""The ruler for variational inference in Pyro."""
+"""The ruler for variational inference in Pyro: how far a guide is from the exact posterior, and why.
+
+`compare` does everything in one call, and the file `compare.py` is the one to open first. Its parts are a `Target` (a
+Pyro model with its data), `ground_truth` (the posterior and log p(x), with a stated error), `fit` (a guide family
+fitted by SVI) and `score` (the fit measured against the truth).
+"""
 
 from ppl_vi._version import __version__
 from ppl_vi.compare import ModelComparison, compare

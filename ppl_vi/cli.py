@@ -38,12 +38,12 @@ FULL: dict[str, int] = {"num_steps": 1000, "num_particles": 256, "num_replicas":
 QUICK: dict[str, int] = {"num_steps": 300, "num_particles": 64, "num_replicas": 4, "num_draws": 2000}
 # Pyro's point mass is among "all" families although it is refused: its row says why it has no numbers.
 POINT_MASS = "AutoDelta"
-# How many processes share the families at most. Each holds torch and Pyro in memory.
+# The most processes that share the families. Each holds torch and Pyro in memory, so more of them need more memory.
 MAX_WORKERS = 2
 # The ELBO beside the training bar is an exponential average over epochs; this is the weight of the average so far. With
 # a larger one the figure lags behind, with a smaller one it jumps with the noise of each epoch.
 SMOOTHING = 0.8
-USAGE, INTERRUPTED = 2, 130  # exit codes, as shells know them
+USAGE, INTERRUPTED = 2, 130  # exit codes: 2 by convention for wrong arguments, and 128 + 2, Ctrl-C's signal number
 
 T = TypeVar("T")
 SomeComparison = TypeVar("SomeComparison", bound="Comparison")

@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ModelComparison(Comparison):
-    """Guides on one model: `print` shows the table, `plot` draws the figures, and `to_datatree` is for ArviZ."""
+    """The result of `compare`: several guides, fitted to one model and measured against its posterior.
+
+    `print` shows the table, `plot()` draws the figures, `records()` gives all numbers as dicts, `result["label"]` is
+    the fit of one guide, and `to_datatree()` is for ArviZ.
+    """
 
     def __str__(self) -> str:
         return table.as_text(self.records(), width=table.terminal().width)
@@ -44,7 +48,7 @@ class ModelComparison(Comparison):
         return card.fit
 
     def plot(self) -> dict[str, Figure]:
-        """The figures by name: marginals, gaps, reverse KL and ELBO against steps."""
+        """The figures by name: "marginals", "gaps", and, against SVI steps, "reverse_kl" and "elbo"."""
         from ppl_vi.report import model_plots
 
         return {name: draw(self, 0) for name, draw in model_plots.FIGURES.items()}
@@ -93,20 +97,21 @@ def compare(
         guides: the guides, in a dict by label or in a list: classes of Pyro's autoguides, functions of the model, names
             (`"AutoNormal"`, `"package.module:attribute"`), or guides of your own as functions or modules.
         args: the model's positional arguments.
-        seed: the seed of initial values, noise and draws.
+        seed: the seed of initial values, noise and draws, and of the truth.
         num_replicas: the number of independent fits of each guide.
-        num_steps: the number of SVI steps at most.
-        num_particles: the number of draws in each step.
+        num_steps: the largest number of SVI steps.
+        num_particles: the number of draws of the guide in each step.
         num_draws: the number of draws for importance sampling, k-hat and ESS.
-        lr: Adam's first step, in units of each parameter's own curvature.
-        objective: `trace_elbo`, `stl`, `renyi:0.5`, `iwae:8` …
-        engine: "auto", "compiled", "batched" or "pyro".
+        lr: the size of Adam's first step, as a multiple of the size that each parameter's own curvature gives.
+        objective: what SVI maximises, by name: "trace_elbo", "score_function", "trace_mean_field_elbo", "stl",
+            "tail_adaptive", "renyi:0.5" or "iwae:8".
+        engine: "auto", "compiled", "batched" or "pyro"; see `ppl_vi.fit`.
         started: called with each guide's name when its turn comes.
 
     Raises:
         TypeError: the model is not callable, the args are no tuple, or the guides are no dict or list.
-        ValueError: the model can't be handled; there are no guides, or two of one name; or the settings don't fit
-            together. The message says which.
+        ValueError: the model can't be used, there are no guides, two guides have one name, or the settings don't fit
+            together; the message says which of these.
         UncertifiedTruthError: the truth can't be computed, so that there is nothing to measure against.
     """
     settings = FitSettings(objective, engine, num_steps, num_particles, num_replicas, lr, seed, num_draws)

@@ -12,8 +12,8 @@ import torch
 from ppl_vi.metrics.sampled.weighted_samples import NumberSample, Sample
 from ppl_vi.target.supports import LatentSite, ends
 
-NUM_POINTS = 481  # through which a curve is drawn where there is one latent number
-NUM_BINS = 50  # into which the axis of each number is divided where there are several
+NUM_POINTS = 481  # points through which a curve is drawn, where there is one latent number
+NUM_BINS = 50  # bins into which the axis of each latent number is divided, where there are several numbers
 # The posterior's mass beyond either end of an axis, before the margin is added. With more the tails would be cut off.
 TAIL_MASS = 5e-4
 # The probabilities of the quantiles that an axis is made of.

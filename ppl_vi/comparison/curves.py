@@ -1,4 +1,4 @@
-"""The curves of a scored fit: its density where the comparison looks at it, and its reverse KL along the SVI steps.
+"""The curves of a scored fit: its density along the axes of the comparison, and its reverse KL along the SVI steps.
 
 With one latent number both are computed from densities. With several, each number's density is counted in bins over
 Sobol points of the guide, and the reverse KL is log p(x) minus an ELBO on quasi-random noise.

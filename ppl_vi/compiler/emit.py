@@ -15,11 +15,11 @@ from ppl_vi.compiler.translate import Translation
 from ppl_vi.compiler.values import Array, Item, Ref, UnsupportedError, Value, reads, writes
 from ppl_vi.compiler.vectors import lanes_per_vector, prelude
 
-# The values of one step may take so many bytes. By measurement larger steps run faster by torch's operations, so that
-# they have no translation.
+# The values of one step may take at most this many bytes. By measurement larger steps run faster by torch's operations,
+# so they are not translated.
 MAX_STEP_BYTES = 2**26
-# Up to so many groups take each step in turn, so that the processor has independent arithmetic to do while one group
-# waits for a result. Together they hold at most so many elements of arrays, to stay in the cache.
+# At most this many groups take each step in turn, so that the processor has independent arithmetic to do while one
+# group waits for a result. Together they hold at most MAX_GROUPED_ELEMENTS elements of arrays, to stay in the cache.
 MAX_GROUPS = 4
 MAX_GROUPED_ELEMENTS = 1000
 

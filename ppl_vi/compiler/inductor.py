@@ -27,8 +27,8 @@ from torch.fx import Graph, GraphModule, Node
 
 from ppl_vi.compiler import inductor_cache
 
-TRIED_VERSIONS = ("2.13",)  # of torch: with these the tests of the compiled engine pass
-CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+TRIED_VERSIONS = ("2.13",)  # the versions of torch with which the tests of the compiled engine were seen to pass
+CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"  # the environment variable that names the folder of the compile cache
 _log = logging.getLogger(__name__)
 
 

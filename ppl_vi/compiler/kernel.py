@@ -26,11 +26,11 @@ from torch.fx import Graph, GraphModule, Node
 from ppl_vi.compiler import inductor, toolchain
 from ppl_vi.compiler.emit import source_text
 from ppl_vi.compiler.hoist import Prepare, hoisted
-from ppl_vi.compiler.rows import Rows, swept
+from ppl_vi.compiler.rows import NotByRowsError, Rows, swept
 from ppl_vi.compiler.simplify import trace_simplified
 from ppl_vi.compiler.translate import Signature, Translation, decomposed, translate
 from ppl_vi.compiler.values import UnsupportedError
-from ppl_vi.compiler.vectors import lanes_per_vector
+from ppl_vi.compiler.vectors import VECTOR_BYTES, lanes_per_vector
 
 # The smallest stack that a thread has by default is 512 KiB (macOS; Linux gives 8 MiB). A kernel whose arrays are
 # larger runs in a thread of its own, since overrunning the stack would end the process.
@@ -182,7 +182,11 @@ def _translated(graph: GraphModule, signature: Signature, dtype: torch.dtype) ->
     data, noise = nodes[begin : begin + signature.num_data], nodes[begin + signature.num_data :]
     before = noise[0] if noise else next(node for node in by_rows.graph.nodes if node.op != "placeholder")
     prepare, placeholders = hoisted(by_rows, data, before)
-    rows = swept(by_rows, placeholders)
+    try:
+        rows = swept(by_rows, placeholders)
+    except NotByRowsError as error:
+        _log.info("without sweeps over rows: %s", error)
+        rows = Rows()
     if rows.lengths:
         with_prepared = replace(signature, num_prepared=len(placeholders))
         try:
@@ -247,9 +251,9 @@ class Prepared:
             whole = [torch.stack(parts) for parts in zip(*found, strict=True)]
             order = {node: place for place, node in enumerate(self.placeholders)}
             packed = [
-                _packed(whole[order[node]], length, self.dtype)
-                for length, inputs in zip(self.rows.lengths, self.rows.inputs, strict=True)
-                for node in inputs
+                _packed(whole[order[node]], length, size, self.dtype)
+                for length, inputs, sizes in zip(self.rows.lengths, self.rows.inputs, self.rows.sizes, strict=True)
+                for node, size in zip(inputs, sizes, strict=True)
             ]
             shared = [
                 part.to(self.dtype) if node.users else part[:1, ...].new_zeros(0, dtype=self.dtype)
@@ -259,12 +263,22 @@ class Prepared:
         return self._last[2], self._last[3]
 
 
-def _packed(tensor: Tensor, length: int, dtype: torch.dtype) -> Tensor:
-    """`(B, ..., N, ...)` as `(B, n, N)`, filled up by the last row to whole vectors; counts stay integers."""
+def _packed(tensor: Tensor, length: int, size: int | None, dtype: torch.dtype) -> Tensor:
+    """`(B, ..., N, ...)` as `(B, n, N)`, filled up by the last row to whole vectors; integers stay integers.
+
+    Raises:
+        ValueError: integers that pick one of `size` elements are out of range.
+    """
     dim = 1 + tensor.shape[1:].index(length)
     flat = tensor.movedim(dim, -1).reshape(len(tensor), -1, length)
-    flat = flat if flat.dtype == torch.int64 else flat.to(dtype)
-    short = -length % (64 // dtype.itemsize)
+    if flat.dtype == torch.int64:
+        flat = torch.where(flat < 0, flat + size, flat) if size is not None else flat  # as Python counts from the end
+        if size is not None and not bool(((flat >= 0) & (flat < size)).all()):
+            raise ValueError(f"an index of the data is out of range for {size} elements: {int(flat.min())} to "
+                             f"{int(flat.max())}")  # fmt: skip
+    else:
+        flat = flat.to(dtype)
+    short = -length % (VECTOR_BYTES // dtype.itemsize)
     return torch.cat([flat, flat[..., -1:].expand(-1, -1, short)], -1).contiguous()
 
 

@@ -29,26 +29,27 @@ Tensors = Sequence[Tensor]
 Vectorise = Callable[..., Callable[..., Any]]  # `torch.func.vmap`, or a loop with its signature
 Gate = Callable[[], AbstractContextManager[Any]]
 
-# Machine code is made for a call whose widest temporaries, those of all points together, hold at least so many numbers:
-# by measurement torch's operations take about as long for such a call as compiling does. With a larger bound more calls
-# run by the slower operations, with a smaller one more calls wait for a compiler that does not pay.
+# Machine code is made for a call whose widest temporaries, those of all points together, hold at least this many
+# numbers: by measurement torch's operations take about as long for such a call as compiling does. With a larger bound
+# more calls run by the slower operations, with a smaller one more calls wait for a compiler that does not pay.
 MIN_CALL_NUMBERS = 2**22
-# The same for a search, which evaluates a weighted sum many times: the numbers of all its evaluations are added up.
+# The same bound for a search, which evaluates a weighted sum many times: the numbers of all its evaluations are added
+# up.
 MIN_SEARCH_NUMBERS = 2**26
-# A point costs torch's operations as much as so many numbers of its widest temporary, beside the numbers that this has:
-# most operations of a log joint are on single numbers.
+# What a point costs torch's operations beside the numbers of its widest temporary, in units of one such number: most
+# operations of a log joint are on single numbers.
 POINT_OVERHEAD = 20
-# Machine code is compared with torch's operations at so many points, and is made for no fewer. More points would make
+# Machine code is compared with torch's operations at this many points, and is made for no fewer. More points would make
 # the comparison more certain, and calls of few points slower.
 NUM_CHECKED = 64
 # Largest accepted difference between machine code and torch's operations, relative to a point's largest number, in
 # double precision. In single precision it is larger by the ratio of the two roundings, 0.05. A larger one would let a
 # wrong translation pass, a smaller one would refuse machine code for its rounding alone.
 KERNEL_TOLERANCE = 1e-10
-# The sum over all points has its own rounding, so that its tolerance is so many times larger.
+# The tolerance of a sum over all points as a multiple of KERNEL_TOLERANCE, because the sum has its own rounding.
 SUM_TOLERANCE_RATIO = 10
-# Kernels are compiled for so many lanes. These fill a vector of any dtype, so that all larger numbers of points are
-# served.
+# Kernels are compiled for this many lanes. They fill a vector of any dtype, so one kernel serves all larger numbers of
+# points, too.
 KERNEL_LANES = 2**10
 # A weighted sum holds the gradients of so many points at once that they have no more numbers than this: 4 MiB in double
 # precision, which stay in the processor's cache.

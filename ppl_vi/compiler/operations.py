@@ -30,7 +30,7 @@ from ppl_vi.compiler.values import (
     shape_of,
 )
 
-# C++ of operations that do the same to each element; {0} and {1} are the operands.
+# By name, the C++ of operations that do the same to each element; {0} and {1} are the operands.
 UNARY = {
     "neg": "(-{0})", "exp": "exponential({0})", "log": "logarithm({0})", "log1p": "log_of_1_plus({0})",
     "expm1": "exp_minus_1({0})", "sqrt": "square_root({0})", "rsqrt": "(1 / square_root({0}))",

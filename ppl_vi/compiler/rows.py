@@ -94,10 +94,12 @@ class Rows:
     Attributes:
         lengths: of each axis.
         inputs: for each axis, the placeholders of data that have it, in the order of a sweep's inputs.
+        sizes: for each of these, of how many elements it picks one; None where it picks none.
     """
 
     lengths: list[int] = field(default_factory=list)
     inputs: list[list[Node]] = field(default_factory=list)
+    sizes: list[list[int | None]] = field(default_factory=list)
 
 
 def swept(graph: GraphModule, prepared: Sequence[Node]) -> Rows:
@@ -120,6 +122,7 @@ def swept(graph: GraphModule, prepared: Sequence[Node]) -> Rows:
         if inputs:
             rows.lengths.append(length)
             rows.inputs.append(inputs)
+            rows.sizes.append(_sizes_picked_from(graph, len(rows.lengths) - 1, len(inputs)))
     return rows
 
 
@@ -152,6 +155,30 @@ def _swept(graph: GraphModule, length: int, axis: int, prepared: set[Node]) -> l
     _sort(graph)
     graph.graph.eliminate_dead_code()
     return inputs
+
+
+def _sizes_picked_from(graph: GraphModule, axis: int, num_inputs: int) -> list[int | None]:
+    """Of how many elements each input of the sweeps over an axis picks one.
+
+    Raises:
+        NotByRowsError: an input picks from values of several sizes.
+    """
+    found: list[set[int]] = [set() for _ in range(num_inputs)]
+    for sweep in (node.target for node in graph.graph.nodes if isinstance(node.target, Sweep)):
+        if sweep.axis != axis:
+            continue
+        own = [n for n in sweep.graph.graph.nodes if n.op == "placeholder"][:num_inputs]
+        for node in sweep.graph.graph.nodes:
+            if operation_name(node) == "index":
+                for dim, index in enumerate(node.args[1]):
+                    if index in own:
+                        found[own.index(index)].add(node.args[0].meta["val"].shape[dim])
+        for total in sweep.totals:
+            if total.kind == "scatter":
+                found[total.index].add(total.shape[total.dim])
+    if any(len(sizes) > 1 for sizes in found):
+        raise NotByRowsError("rows pick from values of several sizes")
+    return [next(iter(sizes), None) for sizes in found]
 
 
 def _sums_data(node: Node, inputs: Sequence[Node]) -> bool:

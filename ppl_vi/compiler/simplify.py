@@ -31,7 +31,8 @@ RESHAPES = (
 MOVES = (
     *RESHAPES, aten.permute.default, aten.t.default, aten.transpose.int, aten.expand.default,
 )  # fmt: skip
-# For which sign of its diagonal's number each operation keeps a matrix of one element.
+# The sign by which the number of a diagonal is multiplied: where the product is at least 0, the operation leaves a
+# matrix of one element as it is.
 TRIANGLES = {aten.tril.default: 1, aten.triu.default: -1}
 PRODUCTS = (aten.bmm.default, aten.mm.default)
 # The second argument with which each operation gives back its first.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from ppl_vi.compiler.builder import Builder
 from ppl_vi.compiler.operations import value_of
 from ppl_vi.compiler.rows import Sweep, Total
 from ppl_vi.compiler.schedule import scheduled
-from ppl_vi.compiler.text import Tables, passes
+from ppl_vi.compiler.text import passes
 from ppl_vi.compiler.values import Loop, Ref, UnsupportedError, Value, reshaped, shape_of
 
 # What an accumulator holds before the first row, and how a row is added to it where it is a row at all.
@@ -34,6 +35,59 @@ def sweep_values(build: Builder, node: Node, inputs: Sequence[int]) -> tuple[Ref
         node: of the step's graph, whose target is the sweep.
         inputs: where each of the sweep's own inputs stands among all arrays of rows.
     """
+    body = _translated(build, node)
+    totals = body.sweep.totals
+    names = [build.new_name() for _ in totals]
+    lines = [
+        "{",
+        f"const int64_t num_rows = row_counts[{body.sweep.axis}];",
+        "const int64_t stride = (num_rows + LANES - 1) / LANES * LANES;",
+        *_pointers(body, inputs),
+        *(line for name, total in zip(names, totals, strict=True) for line in _cleared(name, total)),
+        "for (int lane = 0; lane < VALID; ++lane) {",
+        *_lane_values(body),
+        *(line for k, total in enumerate(totals) for line in _accumulator(body.total(k), total)),
+        "for (int64_t row = 0; row < num_rows; row += LANES) {",
+        "const M valid = first_lanes(num_rows - row);",
+        *_row_loads(body),
+        *scheduled(body.inner.items, _added_later(body), body.inner.tables),
+        *(line for k, total in enumerate(totals) if total.kind == "scatter" for line in _added_at_places(body, k)),
+        "}",
+        *(line for k, name in enumerate(names) for line in _ended(name, body.total(k), totals[k])),
+        "}",
+        "}",
+    ]
+    return tuple(build.block(names, [total.shape for total in totals], body.shared, lines))
+
+
+@dataclass(frozen=True)
+class _Body:
+    """A translated sweep.
+
+    Attributes:
+        sweep: what was translated.
+        prefix: of the names of all its arrays.
+        inner: the loops and blocks of one row.
+        own: the placeholders of what belongs to a row.
+        others: the placeholders of what all rows share.
+        shared: the step's values that these stand for.
+        contributions: of one row to each total.
+    """
+
+    sweep: Sweep
+    prefix: str
+    inner: Builder
+    own: list[Node]
+    others: list[Node]
+    shared: list[Value]
+    contributions: list[Value]
+
+    def total(self, number: int) -> str:
+        """The name of a total's accumulator."""
+        return f"{self.prefix}total_{number}"
+
+
+def _translated(build: Builder, node: Node) -> _Body:
     sweep: Any = node.target
     shared = [build.value(given) for given in node.args]
     prefix = build.new_name() + "_"
@@ -45,37 +99,11 @@ def sweep_values(build: Builder, node: Node, inputs: Sequence[int]) -> tuple[Ref
     for k, (n, value) in enumerate(zip(others, shared, strict=True)):
         kind = "B" if n.meta["val"].dtype == torch.bool else "T"
         inner.know(n, value if isinstance(value, Tensor) else _all(f"{prefix}shared_{k}", kind, shape_of(value)))
-    contributions = _contributions(inner, sweep)
-    for k, (value, total) in enumerate(zip(contributions, sweep.totals, strict=True)):
+    body = _Body(sweep, prefix, inner, own, others, shared, _contributions(inner, sweep))
+    for k, (value, total) in enumerate(zip(body.contributions, sweep.totals, strict=True)):
         if total.kind != "scatter":
-            _accumulate(inner, value, total, f"{prefix}total_{k}")
-    names = [build.new_name() for _ in sweep.totals]
-    lines = [
-        "{",
-        f"const int64_t num_rows = row_counts[{sweep.axis}];",
-        "const int64_t stride = (num_rows + LANES - 1) / LANES * LANES;",
-        *_pointers(own, inputs, prefix),
-        *(line for name, total in zip(names, sweep.totals, strict=True) for line in _cleared(name, total)),
-        "for (int lane = 0; lane < VALID; ++lane) {",
-        *_lane_values(build.tables, shared, others, prefix),
-        *(line for k, total in enumerate(sweep.totals) for line in _accumulator(f"{prefix}total_{k}", total)),
-        "for (int64_t row = 0; row < num_rows; row += LANES) {",
-        "const M valid = first_lanes(num_rows - row);",
-        *_row_loads(own, prefix, build.dtype),
-        *scheduled(inner.items, _scattered(contributions, sweep), inner.tables),
-        *(
-            line
-            for k, (value, total) in enumerate(zip(contributions, sweep.totals, strict=True))
-            if total.kind == "scatter"
-            for line in _added_at_places(inner.tables, value, total, prefix, k)
-        ),
-        "}",
-        *(line for k, (name, total) in enumerate(zip(names, sweep.totals, strict=True))
-          for line in _ended(name, f"{prefix}total_{k}", total)),
-        "}",
-        "}",
-    ]  # fmt: skip
-    return tuple(build.block(names, [total.shape for total in sweep.totals], shared, lines))
+            _accumulate(inner, value, total, body.total(k))
+    return body
 
 
 def _all(name: str, kind: str, shape: torch.Size) -> Ref:
@@ -99,9 +127,9 @@ def _contributions(inner: Builder, sweep: Sweep) -> list[Value]:
     raise ValueError("expected a graph with an output")
 
 
-def _pointers(own: Sequence[Node], inputs: Sequence[int], prefix: str) -> list[str]:
-    lines = []
-    for k, (node, place) in enumerate(zip(own, inputs, strict=True)):
+def _pointers(body: _Body, inputs: Sequence[int]) -> list[str]:
+    lines, prefix = [], body.prefix
+    for k, (node, place) in enumerate(zip(body.own, inputs, strict=True)):
         like = node.meta["val"]
         c_type = "int64_t" if like.dtype == torch.int64 else "Real"
         lines.append(
@@ -116,10 +144,11 @@ def _cleared(name: str, total: Total) -> list[str]:
     return passes(total.shape.numel(), lambda i: [f"{name}[{i}] = V{{}};"])
 
 
-def _lane_values(tables: Tables, shared: Sequence[Value], others: Sequence[Node], prefix: str) -> list[str]:
+def _lane_values(body: _Body) -> list[str]:
     """The numbers of one lane that all rows share."""
     lines: list[str] = []
-    for k, (value, node) in enumerate(zip(shared, others, strict=True)):
+    tables, prefix = body.inner.tables, body.prefix
+    for k, (value, node) in enumerate(zip(body.shared, body.others, strict=True)):
         if isinstance(value, Tensor):
             continue
         num, condition = shape_of(value).numel(), node.meta["val"].dtype == torch.bool
@@ -139,9 +168,10 @@ def _accumulator(name: str, total: Total) -> list[str]:
     return [f"V {name}[{num}];", *passes(num, lambda i: [f"{name}[{i}] = {STARTS[total.kind]};"])]
 
 
-def _row_loads(own: Sequence[Node], prefix: str, dtype: torch.dtype) -> list[str]:
+def _row_loads(body: _Body) -> list[str]:
     lines: list[str] = []
-    for k, node in enumerate(own):
+    prefix = body.prefix
+    for k, node in enumerate(body.own):
         like = node.meta["val"]
         name, rows = f"{prefix}row_{k}", f"{prefix}rows_{k}"
         if like.dtype == torch.int64:
@@ -163,24 +193,24 @@ def _accumulate(inner: Builder, value: Value, total: Total, name: str) -> None:
     inner.add(Loop(name, "V", len(into), ADDED[total.kind], (whole,), "V", into))
 
 
-def _scattered(contributions: Sequence[Value], sweep: Sweep) -> set[str]:
-    """The arrays that are read after all loops: those that are added at places."""
-    pairs = zip(contributions, sweep.totals, strict=True)
+def _added_later(body: _Body) -> set[str]:
+    """The arrays that are read after all loops: those whose elements are added at places."""
+    pairs = zip(body.contributions, body.sweep.totals, strict=True)
     return {value.array for value, total in pairs if isinstance(value, Ref) and total.kind == "scatter"}
 
 
-def _added_at_places(tables: Tables, value: Value, total: Total, prefix: str, number: int) -> list[str]:
+def _added_at_places(body: _Body, number: int) -> list[str]:
     """A row's contribution, added at the place that the row tells."""
-    name, num = f"{prefix}total_{number}", total.shape.numel()
-    places = torch.arange(num).reshape(total.shape)
+    total, tables = body.sweep.totals[number], body.inner.tables
+    places = torch.arange(total.shape.numel()).reshape(total.shape)
     first = places.narrow(total.dim, 0, 1)
     step = int(places.stride(total.dim))
     begin = tables.place(Ref("", "V", first), ("i",))
     return [
         f"for (int i = 0; i < {first.numel()}; ++i) {{",
-        f"const V added = {tables.element(value, 'V', ('i',))};",
+        f"const V added = {tables.element(body.contributions[number], 'V', ('i',))};",
         "for (int l = 0; l < LANES && row + l < num_rows; ++l)",
-        f"{name}[{begin} + {step} * {prefix}row_{total.index}[l]] += added[l];",
+        f"{body.total(number)}[{begin} + {step} * {body.prefix}row_{total.index}[l]] += added[l];",
         "}",
     ]
 

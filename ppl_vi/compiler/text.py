@@ -13,7 +13,8 @@ from torch import Tensor
 from ppl_vi.compiler.places import affine, affine_text, period
 from ppl_vi.compiler.values import Ref, Value
 
-# A loop of up to so many passes is written out pass by pass, so that the C++ compiler keeps its arrays in registers.
+# A loop of at most this many passes is written out pass by pass, so that the C++ compiler keeps its arrays in
+# registers.
 MAX_WRITTEN_OUT = 4
 
 

@@ -19,7 +19,7 @@ from torch.fx import Node
 # C++ compiler. A function with a larger value has no translation, and runs by inductor or by torch's operations.
 MAX_ELEMENTS = 2**18
 # An element that a computed integer (a count) selects is found by comparing the integer with each value that it may
-# take, of which there may be so many. More would cost more than they are worth: such a function has no translation.
+# take. There may be at most this many: a function that needs more has no translation, as comparing would take too long.
 MAX_CHOICES = 32
 
 

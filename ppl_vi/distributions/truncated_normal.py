@@ -21,7 +21,8 @@ class TruncatedNormal(dist.TorchDistribution):
         Z = Phi((high - loc) / scale) - Phi((low - loc) / scale)
 
     `loc` and `scale` are those of the normal before truncation; `mean` and `stddev` are those of the truncated one. The
-    interval may be a half line or the whole line, lie 10,000 standard deviations from `loc`, or be 1e-8 of them wide.
+    interval may be a half line or the whole line, lie 10,000 standard deviations from `loc`, or be 1e-8 standard
+    deviations wide.
     All methods are differentiable in all four parameters, `rsample` by the implicit function theorem; the derivatives
     are closed forms that can be differentiated again. Nothing branches on data, so that `torch.func.vmap` and tracing
     work.

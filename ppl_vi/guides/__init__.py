@@ -1,7 +1,9 @@
-"""Guide families by name: ours and Pyro's in literal tables, anybody's as `package.module:attribute`.
+"""Guide families by name: this package's and Pyro's from the tables below, a user's as `package.module:attribute`.
 
-A family is a function from a model to a guide. The tables are by the kind of latent that a family is for: positive
-numbers, real numbers, or any.
+A family is a function from a model to a guide. There is one table for each kind of latent that families are made for:
+positive numbers, real numbers, and any latent. Each of our families has a file of its own (`lognormal.py` is the one to
+copy), `autoguides.py` has Pyro's, and `own.py` makes families of what users give as a guide. The folder `amortized` has
+the families of a VAE's encoder.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""z ~ Exponential(rate): one parameter, exact far below zero."""
+"""z ~ Exponential(rate), a family of one parameter. The toy's posterior tends to it as x goes to minus infinity."""
 
 from pyro.distributions import Exponential
 from torch.distributions import constraints

@@ -1,7 +1,7 @@
 """z ~ Gamma(concentration, concentration / mean), drawn by rejection and differentiated implicitly.
 
-By its mean rather than its rate: mean and concentration are orthogonal (their Fisher information is diagonal), while
-concentration and rate run together along a valley where Adam crawls.
+The parameters are the mean and the concentration, which are orthogonal (their Fisher information is diagonal). With the
+rate in place of the mean, the ELBO would have a long narrow valley along which Adam moves slowly.
 """
 
 from pyro.distributions import Gamma

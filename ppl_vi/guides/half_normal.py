@@ -1,4 +1,4 @@
-"""z = |v|, v ~ Normal(0, scale): one parameter."""
+"""z = |v|, v ~ Normal(0, scale): a family of one parameter."""
 
 from pyro.distributions import HalfNormal
 from torch.distributions import constraints

@@ -9,7 +9,7 @@ from torch.distributions import constraints
 
 from ppl_vi.guides.mean_field import Form
 
-NUM_COMPONENTS = 5
+NUM_COMPONENTS = 5  # K; more components bring the best member nearer, and give its search more local optima
 
 
 class PathwiseMixture(MixtureSameFamily):

@@ -1,4 +1,4 @@
-"""z ~ Normal(loc, scale) on the whole line: the guide people reach for first, and the wrong one for a positive latent.
+"""z ~ Normal(loc, scale) on the whole line: a common first choice of guide, but wrong for a positive latent.
 
 It puts mass where the posterior has none, so its reverse KL is infinite; see `ppl_vi.svi.support`."""
 

@@ -5,8 +5,9 @@ The parameters are those of a Laplace approximation to log z: `mode` m, where z 
 
     loc = m (1 - 1/c),    scale = m / sqrt(c).
 
-(loc, scale) themselves serve badly: far below zero only scale^2 / loc matters, and both run to infinity together along
-a valley where Adam crawls. Here c runs to 0 on a log scale, and m stays where the mass is.
+The parameters loc and scale themselves would be a bad choice. Where loc is far below zero only scale^2 / loc matters,
+and both go to infinity together along a valley in which Adam moves slowly. With m and c, only c goes to 0, on a log
+scale, and m stays where the mass is.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from torch.special import erfcx, ndtri
 from ppl_vi.distributions import TruncatedNormal
 from ppl_vi.guides.mean_field import Form
 
-# Where the interval begins so many standard deviations above loc or further, draws are found by Newton's method on the
-# cumulated hazard, nearer by `ndtri`, which loses digits far out in the tail.
+# Where the interval begins at least this many standard deviations above loc, draws are found by Newton's method on the
+# cumulated hazard. Where it begins below, they are found by `ndtri`, which loses digits far out in the tail.
 NEWTON_FROM = 1.0
 NUM_NEWTON_STEPS = 5
 

@@ -1,7 +1,7 @@
 """`Estimate`: the value of a metric together with how far it can be trusted.
 
-There are two kinds of doubt, and they are never mixed: the standard error of Monte Carlo, and a bound on the numerical
-error of a deterministic computation.
+There are two kinds of uncertainty, and they are never mixed: the standard error of Monte Carlo, and a bound on the
+numerical error of a deterministic computation.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The two causes of a reverse KL: the family's best member is still away, and the optimiser fell short of that member.
+"""The two causes of a reverse KL: the family's best member is not the posterior, and the fit is not the best member.
 
     KL(fitted q || p)  =  family gap, KL(best member || p)  +  optimization gap, the rest        (nats, each >= 0)
 

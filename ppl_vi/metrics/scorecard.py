@@ -26,7 +26,7 @@ from ppl_vi.truth import Truth
 
 @dataclass(frozen=True, eq=False)
 class Scorecard:
-    """Everything that was measured of one family's fits to every problem.
+    """Everything that was measured of one family's fits, for all `B` problems and `R` replicas.
 
     Attributes:
         fit: the fits.

@@ -1,8 +1,8 @@
 """A Gaussian at the mode of a density, or, where the mode is far from the mass, one that is near the mass.
 
 The first is Laplace's approximation: the mode, found by Newton's method, and the second derivatives there. The second
-is the Gaussian with independent coordinates of least reverse KL, found on few fixed points. It is no truth, but a
-place to begin at, for fits and for quadratures.
+is the Gaussian with independent coordinates of least reverse KL, found on few fixed points. Neither is
+exact: fits and quadratures start from them.
 """
 
 from __future__ import annotations
@@ -22,20 +22,21 @@ from torch.func import grad, grad_and_value
 from ppl_vi.numerics.newton import minimize
 from ppl_vi.numerics.vmapping import vmap_or_loop
 
-# Where a search ends on a saddle, it begins again so many unconstrained units beside its start, times a normal draw.
+# A search that ended on a saddle begins again at its start plus this many unconstrained units times a normal draw.
 NUDGE_SCALE = 0.1
-# A search that found no mode ended on a saddle where the slope is at most so much for each nat of the log density.
+# A search that found no mode counts as ended on a saddle if the slope there is at most this for each nat of the log
+# density.
 LEVEL_SLOPE = 1e-6
-# Expectations over a Gaussian take so many antithetic points, or four for each coordinate where that is more.
+# Expectations over a Gaussian take this many antithetic points, or four for each coordinate where that is more.
 MIN_NODES = 64
-# The search for a Gaussian near the mass begins with this scale, halved so many times at most until all of its points
-# have a finite density.
+# The search for a Gaussian near the mass begins with the scale START_SCALE, which is halved until all of its points
+# have a finite density, at most MAX_HALVINGS times.
 START_SCALE = 0.1
 MAX_HALVINGS = 40
-# A mode has mass around it where the mean log density there differs by so many nats at most, and a quarter for each
-# coordinate, from what the curvature at the mode promises.
+# A mode counts as having mass around it if the mean log density there differs from what the curvature at the mode
+# promises by at most this many nats, plus a quarter of a nat for each coordinate.
 MASS_TOLERANCE = 3.0
-# With more coordinates second derivatives cost too much, and L-BFGS takes the place of Newton's method.
+# With more coordinates than this, second derivatives cost too much, and L-BFGS takes the place of Newton's method.
 MAX_NEWTON_DIM = 40
 
 

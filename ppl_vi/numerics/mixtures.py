@@ -17,12 +17,13 @@ from torch import Tensor
 
 from ppl_vi.numerics.rules import gaussian_rule
 
-# A fitted mixture has so many components at most, and no more than leave each free number of a component so many draws.
+# A fitted mixture has at most MAX_COMPONENTS components, and so few that there are at least MIN_DRAWS_PER_NUMBER draws
+# for each free number of a component.
 MAX_COMPONENTS = 6
 MIN_DRAWS_PER_NUMBER = 10
 # Degrees of freedom of a proposal whose tails are to be heavier than those of what it is to propose for.
 DEGREES = 5.0
-# The factors of a heavy-tailed proposal are wider than those fitted, since the draws may not have reached all the mass.
+# The scales of a heavy-tailed proposal are those fitted times this, since the draws may not have reached all the mass.
 WIDENING = 1.2
 
 LOG_2PI = math.log(2 * math.pi)

@@ -19,9 +19,10 @@ SPACINGS = {
     2: (0.7, 0.5, 0.35, 0.25, 0.18, 0.125, 0.09),
     3: (0.7, 0.5, 0.35, 0.25),
 }
-# The nodes of the trapezoids end so many standard deviations out, beyond which a Gaussian has the mass 6e-14.
+# The nodes of the trapezoids reach this many standard deviations from 0, beyond which a Gaussian has the mass 6e-14.
 TRAPEZOID_REACH = 7.5
-# Nodes whose weight is less than so much of the rule's largest one are left out, as they can't change a sum of doubles.
+# Nodes whose weight is less than this share of the rule's largest weight are left out: they can't change a sum of
+# doubles.
 NEGLIGIBLE_WEIGHT = 1e-14
 
 

@@ -1,4 +1,4 @@
-"""Many models and many guides at a glance: a table and a heat map of reverse KL with its two causes.
+"""Many models and many guides together: a table and a heat map of reverse KL with its two causes.
 
 Models stand below each other and guides side by side; each cell says `reverse KL = family gap + optimization gap`.
 """

@@ -26,10 +26,10 @@ from ppl_vi.report.plots import (
 from ppl_vi.report.table import sort_key
 
 PANEL_SIZE = (2.3, 1.5)  # inches
-# A panel in which less than this share of the guide's mass is seen says how much is.
+# A panel that shows less than this share of a guide's mass says how much of it is shown.
 MIN_MASS_SHOWN = 0.5
-# How many latent numbers are shown at most: where there are more, those that some guide misses the farthest. A larger
-# figure is too wide for a page.
+# The most latent numbers that are shown. Where there are more, those that some guide misses the farthest are shown. A
+# larger figure would be too wide for a page.
 MAX_NUMBERS = 12
 
 

@@ -31,7 +31,8 @@ MARGIN, MARGIN_TOP = 0.8, 0.95  # inches, around all panels: left and below, and
 MIN_DRAWN_GAP = 1e-9
 # How far below log p(x), in nats, the panels of ELBOs reach at least; a smaller span would show only noise.
 MIN_ELBO_SPAN = 1.0
-# If the guide in the middle ends further below than that, the panels reach this many times as far as it does.
+# If the ELBO of the median guide ends farther below log p(x) than that, the panels reach this many times as far as it
+# does.
 ELBO_ROOM = 1.25
 # Density panels end at this many times the posterior's peak, so that a far narrower guide does not flatten the rest.
 DENSITY_ROOM = 1.8

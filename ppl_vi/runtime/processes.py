@@ -26,7 +26,7 @@ Result = TypeVar("Result")
 
 # On other systems than Linux, processes in which certain libraries are loaded must not be forked.
 START_METHOD = "forkserver" if sys.platform == "linux" else "spawn"
-# Modules that every worker comes to import, besides those that `wake` is given.
+# Modules that every worker sooner or later imports, besides those that `wake` is given.
 PRELOADED_MODULES = ("torch._dynamo", "arviz_stats.base")
 # The environment variables by which libraries of numbers are told how many threads to use.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")

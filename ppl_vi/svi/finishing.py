@@ -1,7 +1,8 @@
 """What a fit is scored by once its steps are taken: for most families the guide itself.
 
 For a Laplace approximation the steps only find the mode; the guide that is scored is then the Gaussian with the
-curvature at the mode. `AutoLowRankMultivariateNormal` is scored as the same law drawn from fewer numbers.
+curvature at the mode. `AutoLowRankMultivariateNormal` is scored as the same distribution, drawn from fewer
+numbers of noise.
 """
 
 from __future__ import annotations

@@ -69,8 +69,9 @@ def fit(
 
     Args:
         target: one problem or many.
-        family: a guide family, or its name.
-        objective: an `Objective`, or its name; `renyi:ALPHA` and `iwae:K` take a number.
+        family: a guide family (a function from a model to a guide), or its name.
+        objective: what SVI maximises: the name of an objective, as `ppl_vi.svi.objectives.OBJECTIVES` lists them, or an
+            `Objective`. "renyi:ALPHA" and "iwae:K" take a number.
         engine: "compiled" takes the steps of all fits as machine code, "batched" the same steps operation by operation,
             "pyro" takes them by Pyro's own `SVI`, one fit at a time, and "auto" takes the fastest that can be had (see
             `ppl_vi.svi.engines.choice.choose`).
@@ -79,7 +80,7 @@ def fit(
         num_replicas: independent fits of each problem.
         lr: the size of Adam's first step, as a multiple of the size that each parameter's own curvature gives.
         tolerance: how much a converged fit may still gain nearby, nats.
-        seed: of the initial values and the noise.
+        seed: the seed of the initial values and the noise.
         max_memory: GiB that the steps and checks may take at once; None is half of the free memory. A batch that needs
             more is computed in chunks of replicas, to the same numbers. What the fit keeps, above all its history,
             comes on top.
@@ -119,7 +120,7 @@ def fit(
 
 @contextmanager
 def _known_errors_explained(name: str) -> Iterator[None]:
-    """Says in the terms of a model what torch's errors mean that are known to come from one, the target's of a name."""
+    """Raises some of torch's errors again, with a message that says what is wrong with the model of this name."""
     try:
         yield
     except RuntimeError as error:

@@ -21,13 +21,14 @@ from ppl_vi.svi.randomness import pseudo_random, quasi_random
 
 Noise = tuple[Tensor, ...]
 
-# Independent repetitions of every mean: enough that Student's quantile, 2.4, is near the normal one, 2.0.
+# Independent scrambles of the Sobol points, each of which gives a mean of its own: enough of them that Student's
+# quantile, 2.4, is near the normal one, 2.0.
 NUM_SCRAMBLES = 8
-# Groups of particles in each of them, for objectives that are no mean over particles.
+# The groups of particles in each of these repetitions, for objectives that are no mean over particles.
 NUM_GROUPS = 16
-# At most so many Sobol points are used for the Hessian, since it takes 2 D gradients.
+# The most Sobol points that the Hessian is computed from, since it takes 2 D gradients at all of them.
 MAX_HESSIAN_POINTS = 512
-# The share of the points that are used where they have to be run one by one, and the least number of them.
+# Where points have to be run one by one, only this share of them is used, but at least MIN_POINTS.
 ONE_BY_ONE_SHARE, MIN_POINTS = 1 / 64, 4
 
 

@@ -29,8 +29,8 @@ from ppl_vi.runtime.provenance import versions
 from ppl_vi.target.isolation import isolated, own_randomness
 
 CHECKPOINT_FORMAT = 3
-# A held-out ELBO that differs by more than this share of it is that of another model: in single precision, rounding in
-# another order changes it by less.
+# Where the held-out ELBO is computed anew from a checkpoint and differs from the stored one by more than this share,
+# the model or the data are others: rounding in another order, in single precision, changes it by less.
 HELD_OUT_TOLERANCE = 1e-4
 HELD_OUT_PARTICLES = 8
 # The held-out ELBO is estimated on the same noise after every epoch, so that epochs are compared on equal terms.

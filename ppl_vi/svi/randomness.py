@@ -23,10 +23,10 @@ from torch.quasirandom import SobolEngine
 from ppl_vi.target.isolation import own_randomness
 
 Kind = Literal["normal", "uniform", "seed"]
-# A gamma draw takes the first accepted of so many proposals. None is accepted with probability below 0.049^6 = 1.4e-8;
-# the draw is then not exact. Each further proposal costs another normal and another uniform number.
+# A gamma draw takes the first accepted one of this many proposals. With a probability below 0.049^6 = 1.4e-8 none is
+# accepted, and the draw is then not exact. Each further proposal costs another normal and another uniform number.
 NUM_CANDIDATES = 6
-# Fewer normal numbers than these come from torch: to start numpy's generator takes longer than it saves.
+# Fewer normal numbers than this are drawn by torch: starting numpy's faster generator would take longer than it saves.
 MIN_NUMPY_NORMALS = 2048
 # Torch's functions whose noise can't be given from outside.
 UNSUPPORTED = {

@@ -36,7 +36,7 @@ FIRST_ROUND_SHARE = 0.125
 # Rounds before a fit may stop: where the gradient's noise vanishes at the optimum, as with the objective "stl", one
 # round more gains many digits.
 MIN_ROUNDS = 2
-# Sobol points a scramble in the first convergence check; every further check has twice as many as the one before.
+# Sobol points of each scramble in the first convergence check; every further check has twice as many as the one before.
 FIRST_CHECK_POINTS = 1024
 # How often one of the quick checks before it may be wrong: a tenth of what a full check may be.
 QUICK_CHECK_ERROR_RATE = 0.1 * CHECK_ERROR_RATE
@@ -44,8 +44,8 @@ QUICK_CHECK_ERROR_RATE = 0.1 * CHECK_ERROR_RATE
 FINAL_RATE_SHARE = 0.02
 # The last part of a round, over which the iterates are averaged, as a share of the round.
 AVERAGED_SHARE = 0.5
-# How often the parameters are noted within a round, at steps that grow geometrically; and the step that the first of
-# them stands for, of which all are multiples.
+# How often the parameters are noted within a round. The steps at which they are noted grow geometrically, and all are
+# multiples of SNAPSHOT_STEPS, the first of them.
 SNAPSHOTS_PER_ROUND, SNAPSHOT_STEPS = 12, 8
 
 

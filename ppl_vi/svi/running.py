@@ -1,4 +1,4 @@
-"""A batch of fits while it runs: where each fit stands, and what has been noted on the way."""
+"""The state of a batch of fits while it runs: each fit's parameters and status, and the histories recorded so far."""
 
 from __future__ import annotations
 

@@ -26,18 +26,20 @@ from torch import Tensor
 from ppl_vi.numerics.newton import predicted_gain
 from ppl_vi.svi.gradients import NUM_SCRAMBLES, MeanGradients
 
-# Sobol points a scramble for the preconditioner, of which only the rough size matters.
+# Sobol points of each scramble for the preconditioner, of which only the rough size matters.
 PRECONDITIONER_POINTS = 128
-# The Hessian takes 2 D gradients and has D^2 numbers. Fits of more parameters have a preconditioner of 1, and no check
-# of theirs finds a bound, so that they take all steps and never count as converged.
+# The Hessian takes 2 D gradients and has D^2 numbers. Fits of more parameters than this have a preconditioner of 1, and
+# their checks find no bound, so that they take all steps and never count as converged.
 MAX_CHECKED_PARAMETERS = 200
 # How often a check may take a fit for converged that is short by more than the tolerance along an axis.
 CHECK_ERROR_RATE = 0.025
-# The differences of a check, in preconditioned coordinates: wide, since draws by rejection jump when parameters move.
+# The step of the differences that give a check's Hessian, in preconditioned coordinates. It is wide, since draws by
+# rejection jump when parameters move.
 CHECK_DIFFERENCE = 0.05
-# The differences of the preconditioner, relative to a parameter's size where that is above 1.
+# The step of the differences that give the preconditioner's Hessian, relative to a parameter's size where that is above
+# 1.
 PRECONDITIONER_DIFFERENCE = 1e-5
-# A Newton step of more than so many steps of size 1 sets the preconditioner itself. It promises a gain of more than
+# A Newton step longer than this many steps of size 1 sets the preconditioner itself. It promises a gain of more than
 # FAR_NEWTON_STEP^2 / 2 nats along that parameter.
 FAR_NEWTON_STEP = 5.0
 

@@ -1,4 +1,4 @@
-"""Whether a guide stays inside the posterior's support; this is checked before fitting, since SVI often never notices.
+"""The check, before a fit, that a guide stays inside the posterior's support: SVI alone often does not notice.
 
 A guide with mass where the posterior has none has the reverse KL +inf and the ELBO -inf. While validation is off, Pyro
 evaluates the prior's formula there all the same, so SVI converges to a "bound" that may lie above log p(x).
@@ -27,7 +27,7 @@ MOVING_SUPPORT_AUTOGUIDES = ("AutoNormalMessenger", "AutoHierarchicalNormalMesse
 
 
 class SupportMismatchError(ValueError):
-    """A guide puts mass where the posterior has none."""
+    """A guide puts mass where the posterior has none, so its reverse KL is infinite; the message names the site."""
 
 
 def contains(outer: Constraint, inner: Constraint) -> bool:

@@ -1,4 +1,4 @@
-"""What is known of a model whose other latents can be integrated out in closed form, given a few of them."""
+"""`Conditional`: states that, given a few outer latents, all others can be integrated out and drawn exactly."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ppl_vi.target.sites import Latents
 
 @dataclass(frozen=True)
 class Conditional:
-    """What is known of a target's other latents, exactly, given a few outer ones.
+    """The exact conditional distribution of all other latents of a target, given a few outer ones.
 
     Attributes:
         outer: names of the sites, in the order of `Target.latents`, given which the rest is known.

@@ -1,4 +1,4 @@
-"""What is known of a model that decodes a standard normal latent, such as the decoder of a variational autoencoder."""
+"""`Decoded`: states the likelihood of a model that decodes a standard normal latent, as a VAE does."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ppl_vi.numerics.mixtures import LOG_2PI
 
 @dataclass(frozen=True)
 class Decoded:
-    """What is known of a target, beside its model, whose one latent z ~ Normal(0, I_D) all problems decode alike.
+    """The likelihood of a target whose only latent is z ~ Normal(0, I_D), decoded by the same function in all problems.
 
     Attributes:
         log_likelihood: `(z, *args)` with common points z `(S, D)` to log p(x | z) of every problem, `(B, S)`, nats; the
-            decoder runs once a point, however many problems there are.
-        ceiling: `(*args)` to an upper bound of log p(x | z) over all z, `(B,)`, nats: what lies farther out than R has
-            no more mass than `exp(ceiling) P(|z| > R)`.
+            decoder runs once for each point, however many problems there are.
+        ceiling: `(*args)` to an upper bound of log p(x | z) over all z, `(B,)`, nats: the joint density
+            beyond |z| = R has at most the mass `exp(ceiling) P(|z| > R)`.
     """
 
     log_likelihood: Callable[..., Tensor]

@@ -21,7 +21,7 @@ from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-# A model with so many combinations of discrete values at most is checked by summing over them one by one.
+# A model with at most this many combinations of discrete values is checked by summing over them one by one.
 MAX_CHECKED_COMBINATIONS = 64
 # The `pyro.factor` that holds the log density of all sites but the continuous latents.
 FACTOR_NAME = "_summed_out"

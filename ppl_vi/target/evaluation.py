@@ -16,15 +16,17 @@ from ppl_vi.target.decoder import Decoded
 from ppl_vi.target.sites import Latents, latents_of, numbers_of
 from ppl_vi.target.target import Target
 
-# Points are decoded together until what they are decoded to has so many numbers, 128 MB in double precision.
+# The most numbers that points decoded together may be decoded to, 128 MB in double precision.
 MAX_DECODED_NUMBERS = 1 << 24
 NUM_PRIOR_DRAWS = 256
-# Points are taken together until the latents, or the data, of all of them have so many numbers: 4 MiB, which stay in
-# the processor's cache.
+# The most numbers that the latents, or the data, of the points that are evaluated together may have: 4 MiB in double
+# precision, which stay in the processor's cache.
 MAX_DATA_NUMBERS = 2**19
-# Nor may their largest temporary have more than so many: from 2^22 on each is fetched anew from the operating system.
+# The most numbers that the largest temporary of these points may have: from 2^22 on, memory for it is fetched anew from
+# the operating system each time.
 MAX_NUMBERS = 2**21
-# So many points are always taken together, however large: fewer would cost more in overhead than they save in memory.
+# At least this many points are evaluated together, however large: fewer would cost more in overhead than they save in
+# memory.
 MIN_POINTS = 64
 
 _evaluators: WeakKeyDictionary[Target, AtPoints] = WeakKeyDictionary()

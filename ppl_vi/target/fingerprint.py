@@ -1,4 +1,4 @@
-"""A line of text that tells one target from another, by which a saved fit or truth finds its own again."""
+"""A line of text that tells one target from another, so that a saved fit or truth is only used with its own target."""
 
 from __future__ import annotations
 

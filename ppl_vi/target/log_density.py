@@ -19,11 +19,11 @@ from ppl_vi.target.inspection import SiteReached
 from ppl_vi.target.isolation import isolated
 from ppl_vi.target.target import Target
 
-# So many points are taken together at most, and no more than leave the largest temporary of all of them so many
-# numbers: 2 MiB in double precision, which stay in the processor's cache.
+# At most MAX_POINTS points are evaluated together, and so few that the largest temporary of all of them has at most
+# MAX_NUMBERS numbers: 2 MiB in double precision, which stay in the processor's cache.
 MAX_POINTS = 4096
 MAX_NUMBERS = 2**18
-# Fewer points are filled up to so many, so that one trace serves them all.
+# Fewer points than this are filled up to this number, so that one trace serves them all.
 MIN_POINTS = 64
 DECIDES_BY_VALUE = (
     "the model, or a distribution, decides by a drawn value what to do ('if', 'while', bool(), item()): choose by "

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ppl_vi.numerics.vmapping import vmap_or_loop
 
-NUM_PRIOR_DRAWS = 200  # are tried where Pyro's own choice has no finite log density
+NUM_PRIOR_DRAWS = 200  # draws of the prior that are tried where Pyro's own choice has no finite log density
 
 
 def feasible_points(

@@ -26,7 +26,7 @@ from ppl_vi.target.sites import Constrained, Latents, constrain, inside, point_b
 from ppl_vi.target.start import feasible_points
 from ppl_vi.target.supports import LatentSite, MovingSupport
 
-MODE_TOLERANCE = 1e-10  # the log density at a mode may fall short of the highest nearby by so many nats
+MODE_TOLERANCE = 1e-10  # nats by which the log density at a mode may fall short of the highest value nearby
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,11 +43,12 @@ class Target:
     Attributes:
         model: a Pyro model, called with one row of `args`.
         args: tensors with the problems along the leading axis, `(B, ...)`.
-        closed_form: log evidence of each problem from a batch of `args`, where it is known: a check on the truth.
-        name: shown in tables.
-        dtype: of every computation with this target.
-        decoded: for a model that decodes a standard normal latent.
-        conditional: for a model that is simple given a few of its latents.
+        closed_form: a function from `args` to the log evidence of each problem, `(B,)`, where it is known. The truth is
+            checked against it.
+        name: the name that tables and messages show.
+        dtype: the dtype of every computation with this target.
+        decoded: the decoder of a model that decodes a standard normal latent, as a VAE does; None for other models.
+        conditional: how all other latents are drawn exactly given a few of them; None where this is not known.
     """
 
     model: Callable[..., Any]
@@ -82,7 +83,7 @@ class Target:
         decoded: Decoded | None = None,
         conditional: Conditional | None = None,
     ) -> Target:
-        """Many problems, one for each row of `args`: what the constructor makes of the same arguments.
+        """Many problems, one for each row of `args`, exactly as the constructor makes them.
 
         Where all the data belong to one problem, use `Target.of`.
         """
@@ -107,14 +108,14 @@ class Target:
 
         Args:
             model: a Pyro model.
-            args: its positional arguments; arrays become tensors, and floating-point ones get the target's dtype. What
-                they hold is not rounded back: `torch.tensor([0.1])`, in single precision, holds 0.100000001.
-            name: shown in tables; the model's own by default.
-            dtype: of every computation.
+            args: its positional arguments; arrays become tensors, and floating-point ones get the target's dtype. Their
+                numbers stay as they are: `torch.tensor([0.1])`, in single precision, holds 0.100000001 and keeps it.
+            name: the name that tables show; by default that of the model's function or class.
+            dtype: the dtype of every computation.
 
         Raises:
             TypeError: the model can't be called, or args is no tuple.
-            ValueError: see `latents`.
+            ValueError: the model can't be used, see `latents`.
         """
         if not callable(model):
             raise TypeError(f"model must be a Pyro model, something callable; got {type(model).__name__}")
@@ -161,7 +162,7 @@ class Target:
 
     @property
     def num_problems(self) -> int:
-        """`B`."""
+        """The number of problems, `B`."""
         return len(self.args[0])
 
     @property
@@ -174,7 +175,7 @@ class Target:
         return tuple(arg[problem] for arg in self.args)
 
     def to(self, device: torch.device | str) -> Target:
-        """The same target with its data on `device`."""
+        """The same target with its data moved to `device`."""
         model = self.model
         if isinstance(model, BoundModel):
             model = replace(model, given=to_device(model.given, device))
@@ -189,7 +190,7 @@ class Target:
         """The latent sites, found by running the model.
 
         Raises:
-            ValueError: what is the matter with the model, see `ppl_vi.target.inspection.latent_sites`.
+            ValueError: the model can't be used; the message says why, see `ppl_vi.target.inspection.latent_sites`.
         """
         first = self.row(0)
         last = self.row(self.num_problems - 1) if self.num_problems > 1 else first
@@ -213,8 +214,8 @@ class Target:
     def width(self) -> int:
         """How many numbers the largest tensor has that is computed for the log density at one point.
 
-        These are more than the data have where a discrete latent is summed out, which meets the data with each of its
-        values.
+        Where a discrete latent is summed out, it has more numbers than the data, because the density of the data is
+        computed for each value of that latent.
         """
         with self.isolated(seed=0), torch.no_grad(), LargestTensor() as largest:
             self.log_density_of_row(self._unconstrained_run()[0], *self.row(0))
@@ -301,7 +302,7 @@ class Target:
     def laplace(self) -> Laplace:
         """Mode and curvature in unconstrained space, by Newton's method on all problems at once.
 
-        The scales of quadratures come from its width. The mode need not be the highest one.
+        Quadratures take their scales from its curvature. The mode need not be the highest one.
 
         Raises:
             ValueError: no point was found where the posterior has a density.

@@ -20,7 +20,8 @@ from torch.distributions.constraints import Constraint
 
 from ppl_vi.target.supports import ends, same_support
 
-# A density is looked at so far outside of its support: both as a distance, and as a multiple of the end's own size.
+# How far outside of its support a density is evaluated to see whether it is finite there: each number is taken as a
+# distance from the end, and as a multiple of the end's own size.
 STEPS_OUT = (1.0, 2.0**-20)
 
 SupportKind = Callable[[Tensor, Tensor], Constraint]  # from the ends of an interval to the support

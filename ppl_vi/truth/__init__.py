@@ -1,7 +1,8 @@
 """Truths: the exact posterior and log p(x), with a stated error and the checks that certify them.
 
-`ground_truth` chooses the method. Where no method reaches, `annealed_bound` and `annealed_sandwich` bound the log p(x)
-of a decoder.
+`ground_truth`, in this file, chooses the method and is what to read first. The methods are in the folders `quadrature`
+(up to three latent numbers), `chains` (more latent numbers, by reference draws) and `decoder` (VAEs). For decoders with
+more than three latents, `annealed_bound` and `annealed_sandwich` bound log p(x). `result.py` has `Truth`.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ from ppl_vi.truth.quadrature.one_number import quadrature_truth
 from ppl_vi.truth.result import Check, Expectation, Grade, Points, Truth, UncertifiedTruthError
 
 # Targets of one latent number with no more problems than this are also integrated by the tree of bricks, which searches
-# for peaks that both quadrature rules may have missed. It takes a second a problem, too long for thousands of them.
+# for peaks that both quadrature rules may have missed. It takes about a second for each problem, too long for thousands
+# of them.
 MAX_SEARCHED_PROBLEMS = 2
 
 
 def ground_truth(target: Target, *, seed: int = 0) -> Truth:
-    """The posterior of every problem of a target, by the most certain method that reaches it.
+    """The posterior of every problem of a target, by the most exact method that can compute it.
 
     - A target with a decoder and up to three latent numbers: `decoded_truth`, a tree of cells.
     - One unconstrained latent number: `quadrature_truth`. A closed form certifies it. Without one, `black_box_truth`
@@ -39,12 +41,12 @@ def ground_truth(target: Target, *, seed: int = 0) -> Truth:
     `Truth.reasons` which check failed.
 
     Args:
-        target: whose posterior is wanted.
-        seed: of searches and draws.
+        target: the target whose posterior is computed.
+        seed: the seed of searches and draws.
 
     Raises:
         UncertifiedTruthError: the target's closed form contradicts quadrature.
-        ValueError: no method here reaches the target.
+        ValueError: no method can compute the target's posterior; the message says why.
     """
     if target.decoded is not None and target.dim in CELL_RULES:
         return decoded_truth(target)

@@ -147,7 +147,7 @@ class Truth:
     """The posterior and log p(x) of each of a target's `B` problems.
 
     Attributes:
-        target: whose posterior.
+        target: the target whose posterior it is.
         method: how log p(x) was computed, as a table shows it.
         log_evidence: log p(x), nats, `(B,)`.
         log_evidence_error: bound on the numerical error of log p(x), nats, `(B,)`.

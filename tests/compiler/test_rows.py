@@ -190,3 +190,21 @@ def test_a_parameter_of_each_row_is_not_swept_and_still_right() -> None:
     code = kernel_source(step, 3, carried=[w[0, 0]], data=[y])
     (got,), _ = code.compile()((1, 3), carried=[w], data=[y[None]])
     torch.testing.assert_close(got, w + 0.2 * (y - w), rtol=1e-12, atol=1e-12)
+
+
+def picked(index: Tensor) -> Tensor:
+    """What a step gives that picks one of five numbers for each row, and adds them up."""
+    code = kernel_source(
+        lambda w, i: (w[i].sum(),), 1, fixed=[torch.zeros(5, dtype=torch.float64)], data=[groups(70, 5)]
+    )
+    assert code.rows.lengths == [70]
+    _, (total,) = code.compile()((1, 1), fixed=[torch.arange(5.0, dtype=torch.float64)[None, None]], data=[index[None]])
+    return total[0, 0, 0]
+
+
+def test_an_index_may_count_from_the_end_and_is_checked() -> None:
+    """Machine code would read whatever lies there."""
+    index = groups(70, 5, seed=2)
+    assert picked(index) == picked(index - 5) == index.sum()
+    with pytest.raises(ValueError, match=r"an index of the data is out of range for 5 elements: 0 to 5"):
+        picked(index.clamp(max=3) + (torch.arange(70) == 69) * (5 - index.clamp(max=3)))

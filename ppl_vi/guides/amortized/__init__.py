@@ -1,7 +1,8 @@
 """Amortized guide families for real latents: how an encoder's outputs become a distribution over z.
 
-A family is `Callable[[int], Head]`: given the number of latents D it makes a head. Adding one is a file and a
-line here.
+A family is `Callable[[int], Head]`: given the number of latents D it makes a `Head` (`head.py`), which turns the
+encoder's outputs for a data point, the local parameters of that point, into a distribution. A new family is one file,
+such as `full.py`, and one line in `AMORTIZED`.
 """
 
 from __future__ import annotations

@@ -20,10 +20,10 @@ from zuko.flows import NSF  # noqa: E402  (importing zuko turns validation off f
 
 Distribution.set_default_validate_args(_validate)
 
-NUM_CONTEXT = 8
-NUM_TRANSFORMS = 2  # in opposite orders, so that each latent may depend on each
-NUM_BINS = 8
-WIDTHS = (32, 32)
+NUM_CONTEXT = 8  # numbers by which the encoder tells the flow about a data point, beside loc and L
+NUM_TRANSFORMS = 2  # one after another, in opposite orders of the latents, so that each latent may depend on each
+NUM_BINS = 8  # pieces of each spline
+WIDTHS = (32, 32)  # hidden units in each layer of the flow's networks
 # The weights of the last layers start as this share of zuko's: at 0 the flow would be the identity and its networks
 # would have no gradient, at 1 it would start far from the Gaussian.
 START_SHARE = 0.1

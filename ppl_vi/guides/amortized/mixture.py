@@ -13,7 +13,7 @@ from torch.special import ndtr
 from ppl_vi.guides.amortized.full import Full
 from ppl_vi.guides.amortized.head import Head
 
-NUM_COMPONENTS = 4
+NUM_COMPONENTS = 4  # K; more components bring the best member nearer, and give its search more local optima
 # Standard deviations between the initial locs and their middle: the components start apart, yet their mixture has a
 # single mode.
 START_DISTANCE = 0.8

@@ -17,8 +17,9 @@ from ppl_vi.numerics.newton import descent_step, predicted_gain
 from ppl_vi.numerics.rules import num_rule_levels
 from ppl_vi.target.target import Target
 
-# How many nats a further step may still promise where the first, coarse climbs end, and where the last ones do: the
-# error of the coarsest rule is larger than the first, rounding about as large as the second.
+# A climb ends where a further step of Newton's method promises a gain of no more than this, in nats: ROUGH_GAIN in the
+# first, coarse rounds, whose rule has a larger error, and FINE_GAIN in the last one, which is about as large as
+# rounding.
 ROUGH_GAIN = 1e-6
 FINE_GAIN = 1e-10
 # Rules are fine enough where the next finer one promises no more than this, relative to max(1, |ELBO|), in nats.
@@ -26,12 +27,13 @@ SETTLED_GAIN = 3e-8
 # A best member counts as converged where neither a further step nor the quadrature's error is larger than this,
 # relative to max(1, |ELBO|), in nats.
 CONVERGED_GAIN = 1e-6
-# An optimum so many nats lower than the best by the coarsest rule may still win by a finer one; a larger number keeps
-# more climbs.
+# An optimum that by the coarsest rule lies this many nats below the best one may still turn out the best by a finer
+# rule. A larger number keeps more optima, each of which is climbed again.
 MAX_DEFICIT = 0.2
-# Two optima are one where their log densities differ by less, in nats: climbs end closer together.
+# Two optima count as one where their log densities differ by less than this, in nats: two climbs to one optimum end
+# closer together.
 SAME_DENSITY = 0.01
-# Iterations of Newton's method.
+# The most iterations of Newton's method in a climb; one that needs more does not count as converged.
 MAX_CLIMB_STEPS = 100
 
 

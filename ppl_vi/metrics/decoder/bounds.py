@@ -23,7 +23,8 @@ from ppl_vi.target.decoder import log_prior
 from ppl_vi.target.target import Target
 from ppl_vi.truth import AnnealedBound, Sandwich
 
-# Draws that are decoded at once: they bound memory. The noise of a point depends on it, as all come from one stream.
+# The most draws that are decoded at once, which bounds memory. The noise of a data point depends on this number,
+# because all points take their noise from one stream of random numbers.
 DRAWS_AT_ONCE = 2**13
 
 

@@ -20,15 +20,17 @@ from ppl_vi.target.target import Target
 
 # Nodes along an axis of the first lattice, by the number of latents.
 NUM_AXIS_NODES = {1: 2048, 2: 256, 3: 64}
-# A mass that differs from 1 by more, of p and q together, sends a problem to the next lattice.
+# Where the masses of p and q on a lattice differ from 1 by more than this, both together, the next, finer lattice is
+# taken.
 MAX_MISSING_MASS = 2e-8
-# A box is drawn around the nodes at which a density is no more than so many nats below its peak; beyond lies less than
-# rounding.
+# A finer lattice covers the box of the nodes at which a density is no more than this many nats below its peak. What
+# lies beyond, e^-40 of the peak, is less than rounding.
 MAX_DEPTH = 40.0
-# Standard deviations of the guide and of the prior that lie inside the first lattice.
+# The first lattice reaches this many standard deviations of the guide and of the prior from their means. With a larger
+# number its nodes lie farther apart.
 BOX_REACH = 7.5
-# Log likelihoods, and densities, that are held at once: they bound memory. The decoder runs anew for each block of
-# problems, so that the first is the larger.
+# The most log likelihoods, and the most densities, that are held at once, which bounds memory. The decoder runs anew
+# for each block of problems, so the first number is the larger one.
 NUM_LIKELIHOODS_AT_ONCE = 1 << 25
 NUM_DENSITIES_AT_ONCE = 1 << 17
 

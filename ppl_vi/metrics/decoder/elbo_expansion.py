@@ -24,13 +24,13 @@ from ppl_vi.numerics.rules import gaussian_rule
 from ppl_vi.target.evaluation import log_likelihood_at
 from ppl_vi.target.target import Target
 
-# Added to Fisher's information, relative to each parameter's own: directions that leave q as it is, such as a shift of
-# all logits, have none. A larger ridge slows the steps along directions that hardly change q.
+# This share of each parameter's own Fisher information is added to it, because directions that leave q as it is, such
+# as a shift of all logits, have none. A larger share slows the steps along directions that hardly change q.
 FISHER_RIDGE = 1e-8
-# A component's log weight counts in Fisher's information as if the component weighed no less than this; with a smaller
-# one, steps can carry a light component out of sight.
+# In Fisher's information of the log weights, each component counts as if its weight were at least this. With a smaller
+# number, a step can take a light component so far from the posterior that it never returns.
 MIN_FISHER_WEIGHT = 0.01
-# Tiles in the box around a mixture's component on the coarsest lattice, at most: only a component that is thin or far
+# The most tiles in the box around a mixture's component on the coarsest lattice. Only a component that is thin or far
 # too long has more, and it is then summed by a rule of its own.
 MAX_COMPONENT_TILES = 128
 # A rule that is finer than it need be by no more than so many levels is kept, which saves a new sum.

@@ -1,4 +1,4 @@
-"""The gap of an encoder's guide, split by its causes: the family can't do better, or the encoder falls short of it.
+"""The gap of an encoder's guide, split in two: the gap of the family's best member, and what the encoder adds.
 
     log p(x) - ELBO(encoder)  =  [log p(x) - ELBO(best member)]  +  [ELBO(best member) - ELBO(encoder)]
                 total gap     =       approximation gap          +          amortization gap
@@ -31,7 +31,7 @@ from ppl_vi.truth import Truth
 MIN_ACTIVITY = 0.01
 # Level of the rule for a mixture's divergence from the prior, which is reported without an error.
 PRIOR_KL_LEVEL = 4
-# Draws that are decoded at once: they bound memory.
+# The most draws that are decoded at once, which bounds memory.
 NUM_DRAWS_AT_ONCE = 1 << 16
 
 

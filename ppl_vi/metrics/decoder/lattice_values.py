@@ -33,28 +33,31 @@ from ppl_vi.numerics.mixtures import GaussianMixtures
 from ppl_vi.target.evaluation import decoded_at_once
 from ppl_vi.target.target import Target
 
-# Spacing of a Gaussian's coarsest lattice, in its smallest standard deviations, at most. The trapezoidal rule's
-# relative error in the mass there is 2 exp(-2 pi^2 / 1.25^2), 7e-6, and is squared twice at half the spacing.
+# The largest spacing of a Gaussian's coarsest lattice, in units of its smallest standard deviation. There the
+# trapezoidal rule's relative error in the mass is 2 exp(-2 pi^2 / 1.25^2), which is 7e-6; at half the spacing it is
+# about the fourth power of that.
 MAX_SPACING = 1.25
 # Tiles farther from a Gaussian than this, in Mahalanobis' distance, are left out: its density there is 6e-13 of the
 # peak.
 GAUSSIAN_REACH = 7.5
-# Nodes along a tile, by the number of latents: larger tiles hold more nodes that no Gaussian needs, smaller ones take
-# more looking up.
+# Nodes along each side of a tile, by the number of latents: larger tiles hold more nodes that no Gaussian needs, and of
+# smaller ones more have to be looked up.
 TILE_SIDE = {1: 32, 2: 8, 3: 4}
-# Tiles in the box around one Gaussian, at most: one that needs more, since it is long and thin, has no lattice.
+# The most tiles in the box around one Gaussian. One that needs more, because it is long and thin, has no lattice.
 MAX_TILES = 2**14
 # Bits of a tile's place along one axis within its key, by the number of latents; keys have 63 bits, shared with the
 # level and the problem. More of them reach farther from 0, and leave fewer problems.
 KEY_BITS = {1: 30, 2: 20, 3: 13}
-# Spacings that there are: 2^31 to 2^-32.
+# How many spacings there are, from 2^31 to 2^-32.
 NUM_LEVELS = 64
-# Pairs of a Gaussian and a tile that are looked up at once, nodes that are summed at once, and values of f that are
-# cached (256 MB): they bound memory. Beyond the last, all tiles are forgotten but those that are wanted at the moment.
+# The most pairs of a Gaussian and a tile that are looked up at once, nodes that are summed at once, and values of f
+# that are cached (256 MB), all of which bound memory. Where more values would be cached, all tiles are dropped from the
+# cache but those that are being used.
 MAX_PAIRS = 2**17
 MAX_SUMMED_NODES = 2**17
 MAX_CACHED_VALUES = 2**25
-# Lattices, each of half the spacing of the one before, on which an ELBO is summed before other rules take over.
+# The most lattices, each of half the spacing of the one before, on which an ELBO is summed before other rules take
+# over.
 MAX_REFINEMENTS = 4
 
 # The exponents of e_1, ..., e_D in each monomial, and its coefficient.

@@ -26,17 +26,18 @@ from ppl_vi.target.target import Target
 # Finer and wider rules have more nodes, and a start needs no more digits.
 RULE_LEVEL = {1: 4, 2: 3, 3: 2}
 RULE_REACH = 4.0
-# Nodes to which a posterior is reduced: those of the largest weights.
+# The most nodes by which a posterior is represented: those of the largest weights. More of them make EM slower.
 MAX_POSTERIOR_POINTS = 384
-# The Gaussian at a mode, the best in reverse KL, is narrower than the posterior there: its rule is widened by so much.
+# The Gaussian at a mode, the best in reverse KL, is narrower than the posterior there, so its rule is made wider by
+# this factor.
 MODE_WIDENING = 1.25
-# Where a component is split, its halves stand so many of its standard deviations from its middle; at 1 they would have
+# Where a component is split, its halves lie this many of its standard deviations from its middle; at 1 they would have
 # no width left along that axis.
 SPLIT_DISTANCE = 0.6
 # Steps of EM after each split.
 NUM_EM_STEPS = 15
-# Floors of a component, without which EM can shrink it onto one node: its covariance gets this share of the modes' own
-# added, and its weight is no smaller than the second number.
+# Without these two floors EM can shrink a component onto one node. COVARIANCE_FLOOR times the covariance of the modes
+# is added to each component's covariance, and no component's weight is smaller than WEIGHT_FLOOR.
 COVARIANCE_FLOOR = 0.05
 WEIGHT_FLOOR = 1e-4
 

@@ -1,4 +1,4 @@
-"""Where the search for a family's best member starts: at every mode of the ELBO that a lattice of simple guides sees.
+"""Where the search for a family's best member starts: at every mode of the ELBO over a lattice of simple guides.
 
 For all diagonal Gaussians with their mean on a lattice and one of a few widths, the ELBO is the convolution of the log
 likelihood on the lattice with the Gaussian, and terms in closed form. Its local maxima over the means are the modes.
@@ -22,17 +22,18 @@ from ppl_vi.numerics.newton import minimize
 from ppl_vi.target.evaluation import decoded_of, log_likelihood_at
 from ppl_vi.target.target import Target
 
-# Trial means along an axis of their lattice, by the number of latents, and problems that are searched at once: more
-# means see narrower modes; means and problems together bound memory.
+# Trial means along an axis of their lattice, and problems that are searched at once, by the number of latents. More
+# means find narrower modes; the product of both numbers bounds memory.
 NUM_AXIS_MEANS = {1: 401, 2: 81, 3: 25}
 NUM_PROBLEMS_AT_ONCE = {1: 2000, 2: 64, 3: 16}
 # Standard deviations of the trial guides, in spacings of the lattice: narrower ones fall between its nodes.
 TRIAL_SCALES = (1.0, 2.0, 4.0, 8.0)
-# The lattice reaches so many standard deviations of the prior from 0, or this margin beyond the encoder's means where
-# that is farther.
+# The lattice reaches PRIOR_REACH standard deviations of the prior from 0, or MEAN_MARGIN beyond the encoder's means
+# where that is farther.
 PRIOR_REACH = 4.5
 MEAN_MARGIN = 1.0
-# Modes of a problem that become starts, at most, and how many nats lower than the best one they may be.
+# The most modes of a problem that become starts, and how many nats below the best one they may lie. With larger numbers
+# more searches run.
 MAX_MODES = 3
 MAX_MODE_DEFICIT = 10.0
 

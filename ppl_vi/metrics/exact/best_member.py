@@ -1,6 +1,7 @@
 """The member of a family nearest to the posterior in reverse KL, for one latent number: Newton's method on quadrature.
 
-Its divergence from the posterior is the family's; by what a fitted guide is farther away, the optimiser fell short.
+The divergence of this member from the posterior is the family gap. By how much a fitted guide's divergence is larger is
+the optimization gap.
 """
 
 from __future__ import annotations
@@ -24,18 +25,20 @@ from ppl_vi.truth import Truth
 
 # A search has converged where a further step of Newton's method promises no more than this, in nats.
 NEWTON_TOLERANCE = 1e-10
-# A search that ended no more than this below one that converged has arrived, too, in nats: both errors of quadrature
-# and of Newton's method are smaller.
+# A search that ended no more than this, in nats, from one that converged has found the same optimum: the errors of
+# quadrature and of Newton's method are both smaller.
 SAME_OPTIMUM = 1e-9
-# Steps of Newton's method at most; fewer for families of which only an upper bound is promised, whose steps take long.
+# The most steps of Newton's method. There are fewer for families whose family gap is only an upper bound, because each
+# of their steps takes long.
 MAX_NEWTON_STEPS = 100
 MAX_NEWTON_STEPS_UPPER_BOUND = 25
-# Panels reach so far from the posterior's mode in unconstrained space, in its widths or, where these are smaller, in
-# units: beyond, no density has mass, and second derivatives overflow.
+# How far panels reach below and above the posterior's mode in unconstrained space, in widths of the posterior or, where
+# these are smaller, in units. Beyond, no density has mass, and second derivatives overflow.
 PANEL_REACH = (-100.0, 20.0)
-# A node where the logarithms of both densities in u are below this has no mass by far, and may overflow derivatives.
+# A node at which the log densities of guide and posterior in u are both below this is left out: it has no mass, and its
+# derivatives may overflow.
 MIN_LOG_DENSITY = -2000.0
-# Searches start from so many replicas of each problem, those of smallest reverse KL; more of them take longer and may
+# Searches start from this many replicas of each problem, those of smallest reverse KL. More of them take longer and may
 # find a better optimum.
 NUM_STARTS = 3
 

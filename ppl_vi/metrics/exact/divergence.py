@@ -15,8 +15,8 @@ import torch
 from ppl_vi.metrics.estimate import LEAK, ROUNDING, SMALLER, Estimate
 from ppl_vi.metrics.exact.grid import Grid, QuadratureGrid
 
-# Members of which only a plot shows the divergence have it by unrefined panels where both masses are off by no more
-# than this share of it: a plot shows no more digits.
+# The divergence of a member that is only plotted is computed on unrefined panels, provided that the masses of guide and
+# posterior on them are off by at most this share of the divergence: a plot shows no more digits.
 PLOT_TOLERANCE = 1e-3
 
 

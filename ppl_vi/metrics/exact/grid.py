@@ -24,31 +24,34 @@ from ppl_vi.truth import Truth
 
 # Nodes of the Gauss-Legendre rule in each panel, exact for polynomials of degree 31.
 NUM_PANEL_NODES = 16
-# Draws of the guide from which its quantiles are taken: they only say where panels begin, which are then refined.
+# Draws of the guide from which its quantiles are taken. The quantiles only place the first panels, which are then
+# refined, so more draws would make no result more exact.
 NUM_DRAWS = 2048
-# Each panel is so many times as wide as its neighbour nearer to the mode: a larger number needs more halving.
+# Each panel is this many times as wide as its neighbour nearer to the mode. With a larger number more panels have to be
+# halved.
 PANEL_GROWTH = 1.5
 # Panels lie between these unconstrained numbers, whose exponentials, and the squares of these, are finite numbers.
 U_LIMITS = (-690.0, 300.0)
-# On the real line, whose numbers are their own coordinates, panels lie within so much of 0 instead.
+# On the real line, whose numbers are their own coordinates, panels lie within this distance of 0 instead.
 MAX_REAL = float(np.exp(U_LIMITS[1]))
-# There they cover at least so many widths on either side of the posterior's mode and of the guide.
+# On the real line panels cover at least this many widths on either side of the posterior's mode and of the guide.
 REAL_REACH = 1e3
 # Panels are halved until their integrals change by no more than the sum of these, an absolute and a relative number.
 # Larger ones leave a larger error, which the difference of the two grids states.
 PANEL_TOLERANCE = 1e-11
 PANEL_RELATIVE_TOLERANCE = 1e-14
-# A panel is halved at most so often: a jump within it is then confined to 2^-14 of its width.
+# A panel is halved at most this many times: a jump within it is then confined to 2^-14 of its width.
 MAX_PANEL_HALVINGS = 14
-# A point is usable where rounding of z moves its unconstrained number by no more than this.
+# A point is left out where rounding of z moves its unconstrained number by more than this.
 MAX_ROUNDING_IN_U = 1e-3
-# Points between the mode and either end at which the tails are looked at.
+# Points between the mode and either end at which it is checked how the tails of both densities fall.
 NUM_TAIL_POINTS = 128
-# Panels with a smaller share of an integral change no digit of it, all of them together.
+# A panel with a smaller share than this of an absolute integral is not split where the integrand changes its sign: all
+# such panels together change no digit of the integral.
 NEGLIGIBLE_SHARE = 1e-18
 # Outside the support, where z = end +- exp(v), panels have these edges in v: distances of exp(-60) to exp(60).
 OUTSIDE_EDGES = np.linspace(-60.0, 60.0, 121)
-# A root counts as real where its imaginary part is smaller.
+# A root of a polynomial counts as real where its imaginary part is smaller than this.
 MAX_IMAGINARY_PART = 1e-8
 # Quantiles of the guide that become panel edges: the minimum, 31 between, and the maximum of its draws.
 NUM_QUANTILES = 33
@@ -56,7 +59,8 @@ NUM_QUANTILES = 33
 INTERQUARTILE_RANGE = 1.35
 
 NODES, WEIGHTS = legendre.leggauss(NUM_PANEL_NODES)
-# From values at the nodes to Legendre coefficients, and to the integrals from a panel's left edge up to each node.
+# Matrices that turn values at the nodes into Legendre coefficients, and into the integrals from a panel's left edge up
+# to each node.
 TO_SERIES = np.linalg.inv(legendre.legvander(NODES, NUM_PANEL_NODES - 1))
 TO_INTEGRALS = np.stack([legendre.legval(NODES, legendre.legint(row, lbnd=-1)) for row in np.eye(NUM_PANEL_NODES)])
 

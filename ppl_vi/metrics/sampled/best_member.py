@@ -26,39 +26,43 @@ from ppl_vi.metrics.sampled.noise_rules import NoiseRules
 from ppl_vi.svi.program import Program
 from ppl_vi.svi.result import Fit
 
-# Searches start at most from so many replicas of each problem, those of highest ELBO. A replica from which the straight
-# path to an optimum already found leads down is left out. More starts may find a better optimum, at a search each.
+# Searches start from at most this many replicas of each problem, those of highest ELBO. A replica is left out if minus
+# the ELBO only falls along the straight path from it to an optimum already found. More starts may find a better
+# optimum, and each costs another search.
 NUM_STARTS = 3
-# Nodes of the rule on which a search runs: more of them bring its optimum nearer to the best member, and cost as much
-# more. The rules of the last searches have `NUM_REFINED` times as many, where their moments are matched.
+# Nodes of the rule on which a search runs: more of them bring its optimum nearer to the best member, at a cost in
+# proportion. The rules of the last searches have NUM_REFINED times as many, where their moments are matched.
 NUM_SEARCH_NODES = 4096
 NUM_REFINED = 4
-# Nodes of the rule from which curvatures are taken: they only precondition, and take one gradient for each parameter.
+# Nodes of the rule from which curvatures are taken. A curvature only preconditions a search, so few nodes will do, and
+# it takes one gradient for each parameter.
 NUM_CURVATURE_NODES = 512
-# The curvature is taken anew after so many iterations of L-BFGS, and a search is continued at most so many times.
+# The curvature is computed anew after MAX_LBFGS_ITERATIONS iterations of L-BFGS, and a search is then continued, at
+# most MAX_CONTINUATIONS times.
 MAX_LBFGS_ITERATIONS = 200
 MAX_CONTINUATIONS = 2
 # A search has converged where a quasi-Newton step promises no more than this, in nats.
 GAIN_TOLERANCE = 1e-5
-# A search is continued while it promises more than this share of what its optimum is expected to fall short by: the
-# rules' own error is larger than what is gained by less.
+# A search is continued while it promises to gain more than this share of what its optimum is expected to fall short of
+# the best member. Smaller gains are less than the error of the rule.
 SHORTFALL_SHARE = 0.01
-# The last step of L-BFGS is one that gains less, relative to max(|ELBO|, 1): beyond it only rounding is climbed.
+# L-BFGS ends with the first step that gains less than this, relative to max(|ELBO|, 1): smaller gains are only
+# rounding.
 VALUE_TOLERANCE = 1e-11
 # Shares of the straight path from a start to an optimum at which it is checked whether the path leads down.
 PATH_SHARES = (0.0, 1 / 3, 2 / 3)
-# Pairs of steps and gradients from which L-BFGS builds its curvature: more of them serve more parameters.
+# Pairs of steps and gradients from which L-BFGS builds its curvature. A search in many parameters needs many of them.
 LBFGS_MEMORY = 40
 # Step of the differences of gradients that give a curvature, relative to max(|parameter|, 1). Smaller steps lose more
 # digits to rounding, larger ones see more of the third derivative; a preconditioner needs few digits.
 DIFFERENCE_STEP = 1e-5
-# Axes of less curvature than this are preconditioned as if they had it: with a smaller one, steps along flat axes get
-# longer.
+# Axes of less curvature than this are preconditioned as if they had this curvature. With a smaller number, steps along
+# flat axes get longer.
 MIN_CURVATURE = 1e-2
-# What the line search sees instead of a value that is no ELBO, so that it turns back.
+# The value that the line search is given where minus the ELBO is not finite or absurdly low, so that it turns back.
 REJECTED_VALUE = 1e100
-# An ELBO so many nats above log p(x) is rounding in a density that is nearly singular. The ELBO itself never exceeds
-# log p(x); on a rule it does so by the rule's error.
+# An ELBO more than this many nats above log p(x) comes from rounding in a density that is nearly singular, and is
+# rejected. The ELBO itself never exceeds log p(x); computed on a rule it may do so by the rule's error.
 MAX_ELBO_EXCESS = 100.0
 
 # A point `(D,)` to the value there and its gradient `(D,)`, as SciPy takes them.

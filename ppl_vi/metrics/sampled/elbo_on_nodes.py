@@ -15,13 +15,14 @@ from ppl_vi.svi.program import Program, guide_sites
 from ppl_vi.svi.randomness import Draw
 from ppl_vi.target.isolation import whole_plates
 
-# Where torch's operations run, the largest temporary of all nodes together may hold so many numbers: 2 MiB in double
+# Where torch's operations run, the largest temporary of all nodes together may hold this many numbers: 2 MiB in double
 # precision, which stay in the processor's cache. More of them would be slower, not different.
 MAX_TEMPORARY_NUMBERS = 2**18
-# The curvature at a member takes one gradient for each parameter, which for more parameters than these takes too long:
-# a search in more of them goes without.
+# The curvature at a member takes one gradient for each parameter. For more parameters than this it would take too long,
+# and the search runs without a preconditioner.
 MAX_CURVATURE_PARAMETERS = 400
-# About how often a search evaluates the ELBO for each parameter, as measured: it decides whether machine code pays.
+# About how often a search evaluates the ELBO for each of its parameters, as measured. It only decides whether machine
+# code is worth compiling.
 EVALUATIONS_PER_PARAMETER = 20
 
 

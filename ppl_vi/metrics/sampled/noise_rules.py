@@ -29,11 +29,12 @@ from ppl_vi.svi.result import Fit
 from ppl_vi.target.evaluation import drawn_at_once, log_joint
 from ppl_vi.target.sites import latents_of, numbers_of
 
-# Independently randomised rules: the standard error over 8 of them is itself known to about a quarter.
+# The number of independently randomised rules. The standard error over 8 of them is itself known to about a quarter.
 NUM_RULES = 8
-# A lattice of noise reaches so many standard deviations from 0: 2e-17 of the mass lies beyond, which is below rounding.
+# A lattice of noise reaches this many standard deviations from 0: 2e-17 of the mass lies beyond, which is below
+# rounding.
 LATTICE_REACH = 8.5
-# Normal numbers that a lattice spans at most: in more dimensions it would have too few nodes along each axis.
+# The most normal numbers that a lattice spans: in more dimensions it would have too few nodes along each axis.
 MAX_LATTICE_DIM = 3
 
 

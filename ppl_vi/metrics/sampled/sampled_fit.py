@@ -1,4 +1,4 @@
-"""A fit and the truth as the sampled scores see them: its members on common nodes of noise."""
+"""`SampledFit`: what sampled scores are computed from, a fit's members on common nodes of noise and the truth."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from ppl_vi.metrics.sampled.noise_rules import (
 from ppl_vi.svi.result import Fit
 from ppl_vi.truth import Truth
 
-# Rules grow until the standard error of every ELBO is at most so many nats: smaller gaps are hardly ever compared.
+# Rules grow until the standard error of every ELBO is at most this, in nats: smaller gaps hardly ever matter.
 ELBO_TOLERANCE = 1e-4
-# Nodes of a rule at first and at most; they are quadrupled where the standard error asks for it.
+# The first and the largest number of nodes of a rule; the number is quadrupled while the standard error is too large.
 MIN_RULE_NODES, MAX_RULE_NODES = 2**11, 2**14
 # Nodes of each rule by which marginal scores are computed.
 NUM_MARGINAL_NODES = 2**12

@@ -18,10 +18,11 @@ from ppl_vi.target.sites import numbers_of
 from ppl_vi.target.target import Target
 from ppl_vi.truth import Points, Truth
 
-# Points that are spread evenly over a posterior, of two scramblings in turn, so that there are two independent halves.
+# The number of points that are spread evenly over a posterior. They come from two scramblings of the Sobol points in
+# turn, so that there are two independent halves.
 NUM_EVEN_POINTS = 2**15
-# Degrees of freedom of the Student density that they are drawn from: fewer give it heavier tails than most posteriors
-# have, and leave fewer effective points.
+# Degrees of freedom of the Student t density that these points are drawn from. With fewer its tails are heavier than
+# those of most posteriors, which leaves fewer effective points.
 STUDENT_DEGREES = 5.0
 # Fewer effective points than these are too few for probabilities and quantiles: the rule's own nodes are used instead.
 MIN_EFFECTIVE_POINTS = 1000

@@ -16,12 +16,13 @@ from ppl_vi.svi.program import Program
 from ppl_vi.svi.randomness import pseudo_random
 
 ENGINES = ("auto", "compiled", "batched", "pyro")
-# A rough model of what compiling saves: this share of the time of a batched step, as measured on small guides. ...
+# The share of a batched step's time that compiling saves, as measured on small guides. It is a rough figure, which only
+# decides which engine is chosen.
 SAVED_SHARE = 0.85
-# ... and what it takes where the machine code is in the cache: the seconds to load it, once the step has been traced.
+# The seconds that it takes to load machine code from the cache, once the step has been traced; as rough a figure.
 LOAD_SECONDS = 0.05
-# Fits of at most so many steps, with at most so many draws of the guide in all, take less time than a second trace of
-# the step would, so it is not even asked what compiling would save.
+# A fit of at most this many steps, with at most this many draws of the guide in all, takes less time than tracing the
+# step a second time, so it is not estimated what compiling would save.
 MAX_UNTRACED_STEPS, MAX_UNTRACED_DRAWS = 100, 10**6
 
 

@@ -25,13 +25,13 @@ from ppl_vi.svi.program import Program
 
 aten = torch.ops.aten
 _log = logging.getLogger(__name__)
-# Rough measurements, in seconds, by which is decided what to compile; a wrong one costs time and changes no result.
+# Rough measurements, in seconds, that decide what is compiled. A wrong one costs time and changes no result.
 CALL_SECONDS = 25e-6  # of a call of inductor's machine code, whatever it does
 OPERATION_SECONDS, NUMBER_SECONDS = 3e-6, 2e-9  # of an operation of the batched engine, and of each number it computes
 KERNEL_SECONDS, CHARACTER_SECONDS = 0.3, 3e-6  # of compiling any kernel, and of each character of its C++
 INDUCTOR_SECONDS, NODE_SECONDS = 2.5, 30e-3  # of compiling any graph by inductor, and of each of its operations
-# Steps that are unrolled into one graph at most, and the operations that such a graph has at most: larger graphs take
-# inductor minutes.
+# The most steps that are unrolled into one graph, and the most operations of such a graph: larger graphs take inductor
+# minutes.
 MAX_UNROLLED_STEPS, MAX_UNROLLED_NODES = 8, 1500
 
 

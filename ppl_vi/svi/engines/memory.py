@@ -1,6 +1,6 @@
 """How many replicas can be computed at once in the memory that there is.
 
-The memory of a step is that of the values that are needed at once when they are most, counted on the traced graph. It
+The memory of a step is the largest that its intermediate values take at any moment, counted on the traced graph. It
 grows in proportion to the number of fits and of particles. A batch that needs more memory than it may take is computed
 in chunks of replicas; since the noise of all replicas is drawn before, the numbers stay the same.
 """
@@ -23,14 +23,16 @@ from ppl_vi.svi.objectives import Objective
 from ppl_vi.svi.program import Program
 from ppl_vi.svi.randomness import pseudo_random
 
-# A batch whose noise and data, repeated for each particle of each fit, are at most so many numbers (8 MiB in double
-# precision) takes little memory, and its step is not traced to find out how much. It is where max_memory is given.
+# A batch whose noise and data, repeated for each particle of each fit, are at most this many numbers (8 MiB in double
+# precision) takes little memory. Its step is traced to find out how much only where max_memory is given.
 MAX_NUMBERS_NOT_COUNTED = 2**20
-# What may be taken of the free memory, unless max_memory is given; the rest is left for the history and for others.
+# The share of the free memory that a fit may take, unless max_memory is given; the rest is left for the fit's history
+# and for other programs.
 SHARE_OF_FREE_MEMORY = 0.5
-# A step that can't be traced is taken to need so many numbers at once for each number of noise and data.
+# The numbers that a step that can't be traced is assumed to need at once, for each number of noise and data.
 NUMBERS_OF_UNTRACED_STEP = 300
-# How many times the memory of the traced step the same derivatives take under `vmap`, where they are not traced.
+# Derivatives that are computed under `vmap`, not traced, are assumed to take this many times the memory of the traced
+# step.
 UNTRACED_MEMORY_FACTOR = 3.0
 
 

@@ -1,4 +1,4 @@
-"""How many replicas and how many steps noise is drawn for at once."""
+"""For how many replicas and steps noise is drawn in one call; these replicas and steps are a portion."""
 
 from __future__ import annotations
 

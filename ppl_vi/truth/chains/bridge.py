@@ -16,8 +16,8 @@ import numpy as np
 
 from ppl_vi.numerics.weights import EvidenceEstimate, log_mean
 
-# The iteration ends when log p(x) changes by less than the tolerance, which is far below any standard error; it
-# converges at a fixed rate, mostly within tens of iterations, and after so many the last value is returned.
+# The iteration ends when log p(x) changes by less than ITERATION_TOLERANCE, which is far below any standard error. It
+# converges at a fixed rate, mostly within tens of iterations. After MAX_ITERATIONS the last value is returned.
 MAX_ITERATIONS = 1000
 ITERATION_TOLERANCE = 1e-12
 

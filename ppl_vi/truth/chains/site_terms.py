@@ -26,8 +26,9 @@ from torch import Tensor
 # The largest power, of either sign, of a scale in a precision. Data have the power -2; with larger powers precisions
 # overflow far out.
 MAX_POWER = 3.0
-# Marquardt's method takes so many steps, which is enough for its sum of squares to settle. The damping starts at the
-# first value, and falls by the factor after a step that reduced the sum of squares, or else grows by it.
+# Marquardt's method takes NUM_MARQUARDT_STEPS steps, which is enough for its sum of squares to settle. The damping
+# starts at FIRST_DAMPING. After a step that reduced the sum of squares it is divided by DAMPING_FACTOR, else multiplied
+# by it.
 NUM_MARQUARDT_STEPS = 20
 FIRST_DAMPING = 1e-2
 DAMPING_FACTOR = 4.0

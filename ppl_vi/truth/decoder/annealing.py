@@ -29,7 +29,7 @@ from ppl_vi.target.decoder import Decoded
 from ppl_vi.target.target import Target
 from ppl_vi.truth.decoder.hmc import TemperedChains, transition
 
-# Problems are annealed in blocks with at most so many chains, and with decoded data of at most so many numbers: the
+# Problems are annealed in blocks with at most this many chains, and with decoded data of at most this many numbers: the
 # temporaries of one leapfrog step then stay in the processor's cache. Larger blocks are slower and take more memory.
 MAX_CHAINS_AT_ONCE = 2**11
 MAX_NUMBERS_AT_ONCE = 2**22

@@ -12,8 +12,9 @@ from torch import Tensor
 from ppl_vi.target.decoder import log_prior
 from ppl_vi.target.target import Target
 
-# Points are decoded in blocks of at most so many, with at most so many values of the log joint over all problems: their
-# temporaries then stay in the processor's cache. Larger blocks are slower and take more memory.
+# Points are decoded in blocks of at most MAX_POINTS_AT_ONCE, with at most MAX_VALUES_AT_ONCE values of the log joint
+# over all problems: their temporaries then stay in the processor's cache. Larger blocks are slower and take more
+# memory.
 MAX_POINTS_AT_ONCE = 2**12
 MAX_VALUES_AT_ONCE = 2**19
 

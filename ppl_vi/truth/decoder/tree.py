@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ppl_vi.truth.decoder.cells import CellIntegrals, Cells, LogJoint, integrate_cells, joined_cells
 
-# A cell whose mass lies so many nats below the evidence is not refined: it is 7e-13 of the evidence, and a thousand of
-# them are still far below the stated error.
+# A cell whose mass lies more nats than this below the log evidence is not refined: it holds less than 7e-13 of the
+# evidence, and a thousand such cells are still far below the stated error.
 NEGLIGIBLE_NATS = 28.0
 # Nats: the largest spread of the log joint at the nodes of a cell that may be settled. Where the density varies more, a
 # rule and its children may agree by accident.

@@ -57,8 +57,8 @@ MIN_CORRELATION = 0.3
 MAX_UNSETTLED_POINTS = 4096
 ASSUMPTIONS = (
     "outside the box of integration the posterior's mass goes on falling as fast as it does just inside its boundary",
-    "where a latent overflows so that the model gives no number, or farther out than where its density has fallen below "
-    "e^-750 of the maximum, the density is 0",
+    "where a latent overflows so that the model gives no number, or farther out than where its density has fallen "
+    "below e^-750 of the maximum, the density is 0",
     "no part of the posterior is so narrow that the bricks, the scan, the ascents and the chains all miss it",
 )
 

@@ -18,10 +18,10 @@ from ppl_vi.truth.quadrature.search import SearchResult
 from ppl_vi.truth.quadrature.standardized import StandardizedDensity, WeightedNodes
 from ppl_vi.truth.quadrature.tree import NEGLIGIBLE_NATS, Tree
 
-# What two rules may differ by, in nats.
+# The most that log p(x) by the tree and by the lattice may differ by, in nats.
 RULES_TOLERANCE = 1e-8
-# What the sub-lattices of twice the spacing may differ from the lattice by, in nats. The error of a lattice is about
-# the square of theirs, hence about `RULES_TOLERANCE`.
+# The most that the sub-lattices of twice the spacing may differ from the lattice by, in nats. The error of a lattice is
+# about the square of theirs, hence about `RULES_TOLERANCE`.
 SUBLATTICE_TOLERANCE = 1e-4
 # The spacing of a lattice begins at FIRST_SPACING standard deviations, and shrinks by the factor SHRINKAGE until the
 # lattice agrees with the tree, or would need more nodes than MAX_LATTICE_NODES by the number of latent numbers.
@@ -32,7 +32,8 @@ LATTICE_SHIFT = 0.2360679775
 # Regions are made by halving the bricks three times.
 NUM_HALVINGS = 3
 NUM_REGIONS = 2**NUM_HALVINGS
-# Short chains suffice, because they start from draws of about the posterior: it is asked whether they leave it.
+# Short chains suffice, because they start from draws of about the posterior and only have to show whether they stay
+# there.
 NUM_CHAINS, NUM_WARMUP, NUM_TRANSITIONS = 256, 30, 40
 FIRST_STEP, TRAJECTORY_TIME, MAX_LEAPFROG_STEPS, ACCEPTANCE = 0.3, math.pi / 2, 16, 0.8
 

@@ -17,7 +17,7 @@ from scipy.optimize import elementwise
 from ppl_vi.target.target import Target
 from ppl_vi.truth.result import Check, Points, Truth, UncertifiedTruthError
 
-# What independent rules may differ by, relative to max(1, |log p(x)|).
+# The most that independent rules may differ by, relative to max(1, |log p(x)|).
 MAX_RELATIVE_DIFFERENCE = 1e-12
 # SciPy's tanh-sinh rule halves its spacing from level to level. Two coarse levels may agree by chance, each wrong by
 # 2e-9 (so for the toy at x = 10.3). Hence there is no answer before level 6, or before level 5 where Gauss-Kronrod must
