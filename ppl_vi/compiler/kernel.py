@@ -106,15 +106,21 @@ class KernelSource:
         function.argtypes, function.restype = [ctypes.c_int64] * 3 + [ctypes.c_void_p] * 10, None
         return Kernel(self, function, ctypes.c_int64.in_dll(library, "frame_bytes").value)
 
+    @property
+    def min_lanes(self) -> int:
+        """The fewest lanes that it serves: as many as it was written for, or a full vector of them."""
+        return min(lanes_per_vector(self.num_lanes, self.dtype), self.num_lanes)
+
     def check_lanes(self, num_lanes: int) -> None:
-        """Checks that the code serves so many lanes: as many as it was written for, or more.
+        """Checks that the code serves so many lanes.
 
         Raises:
             ValueError: it does not.
         """
-        least = min(lanes_per_vector(self.num_lanes, self.dtype), self.num_lanes)
-        if num_lanes < least:
-            raise ValueError(f"this kernel serves {least} lanes or more, got {num_lanes}: compile one for so many")
+        if num_lanes < self.min_lanes:
+            raise ValueError(
+                f"this kernel serves {self.min_lanes} lanes or more, got {num_lanes}: compile one for them"
+            )
 
 
 def kernel_source(

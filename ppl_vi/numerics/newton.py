@@ -47,7 +47,8 @@ def predicted_gain(
         hessian: `(..., D, D)`, symmetric.
         radius: half-width of the box.
         slack: how many standard errors of the mean of the estimates are added to `a`, axis by axis. If negative, they
-            are taken off, to no less than 0.
+            are taken off, to no less than 0, and negative curvature counts as positive: what noise in the Hessian may
+            feign is not promised.
         unit: `(..., D)`, the length of a step of 1 in the parameters' own scales, if these are rescaled. The box is
             then at least `radius` wide in those scales as well, so that it reaches the end of a long valley whose
             units are small.
@@ -63,6 +64,8 @@ def predicted_gain(
     slope = along.mean(-2).abs()
     if slack:
         slope = (slope + slack * along.std(-2) / along.shape[-2] ** 0.5).clamp(min=0)
+    if slack < 0:
+        eigenvalues = eigenvalues.abs()
     reach = torch.full_like(slope, radius)
     if unit is not None:
         own = torch.linalg.vector_norm(unit[..., :, None] * axes, dim=-2)

@@ -38,6 +38,8 @@ FIRST_ROUND_SHARE = 0.125
 MIN_ROUNDS = 2
 # Sobol points of each scramble in the first convergence check; every further check has twice as many as the one before.
 FIRST_CHECK_POINTS = 1024
+# A check on fewer points does not stop a fit, even if it is the last that its cost allows: its Hessian is too rough.
+MIN_STOPPING_POINTS = 128
 # How often one of the quick checks before it may be wrong: a tenth of what a full check may be.
 QUICK_CHECK_ERROR_RATE = 0.1 * CHECK_ERROR_RATE
 # The step size at the end of a round, as a share of that at its start.
@@ -232,7 +234,7 @@ def _looks(fit: RunningFit, number: int) -> list[Look]:
 def _gain(fit: RunningFit, theta: Tensor, number: int) -> np.ndarray:
     """The most that each fit could still gain near `theta` `(B, R, D)` after round `number`, nats, `(B, R)`.
 
-    Checks on few points come first. A fit that one of them tells, to be converged or not to be, is not checked again.
+    Checks on few points come first: a fit that has plainly not converged is told by these, and is not checked again.
     What would cost more than `Setup.check_budget` allows is left out, and the bound of the check before it stays.
     """
     found, is_open = np.full(theta.shape[:2], np.inf), fit.is_running
@@ -251,8 +253,9 @@ def _gain(fit: RunningFit, theta: Tensor, number: int) -> np.ndarray:
         bounds = _bounds(fit, theta, replicas, look)
         least, most = bounds.least.cpu().numpy(), bounds.most.cpu().numpy()
         at = replicas.numpy()
-        found[:, at] = np.where(is_open[:, at], most, found[:, at])
-        is_open[:, at] &= (least <= fit.gain_limit) & (most > fit.gain_limit)
+        rough = (look.num_points < MIN_STOPPING_POINTS) & (most <= fit.gain_limit)
+        found[:, at] = np.where(is_open[:, at] & ~rough, most, found[:, at])
+        is_open[:, at] &= least <= fit.gain_limit
     return found
 
 

@@ -11,7 +11,7 @@ within a box of half-width 1 around it, to second order. (Where 1 in the paramet
 reaches that far, so that a long valley is seen to its end.) A fit has converged once this bound is at most the
 tolerance. `t` is Student's 0.975 quantile over the scrambles, so that of 40 checks of a fit that is short by more than
 the tolerance along an axis, at most 1 takes it for converged. Checks on few points come first, with a larger `t`: a fit
-that has plainly converged, or plainly not, is told by these. The bound is local: it says nothing of other basins, and
+that has plainly not converged is told by these. The bound is local: it says nothing of other basins, and
 it is about the objective that the fit maximises.
 """
 

@@ -93,6 +93,11 @@ class KernelEngine:
         """All parameters in one part, as the kernel was written for."""
         return [self.size]
 
+    @property
+    def min_replicas(self) -> int:
+        """The fewest replicas that it can take at once."""
+        return self.kernel.source.min_lanes
+
     def advance(self, state: State, scalars: Tensor, noise: tuple[Tensor, ...]) -> tuple[State, Tensor]:
         """See `ppl_vi.svi.engines.step.Engine`."""
         *carried, preconditioner = state.tensors

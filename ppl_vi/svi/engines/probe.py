@@ -30,7 +30,7 @@ def step_gradients(engine: Engine, num_replicas: int, num_particles: int) -> Ste
         None where its steps have too few particles, or where it takes several steps in each call.
     """
     if isinstance(engine, KernelEngine):
-        return StepGradients(engine, None, num_particles)
+        return StepGradients(engine, None, num_particles, engine.min_replicas)
     several = getattr(engine, "num_steps", 1) > 1
     return None if several or num_particles < MIN_PARTICLES else StepGradients(engine, num_replicas, num_particles)
 
@@ -44,11 +44,13 @@ class StepGradients:
         num_replicas: the replicas of each problem that it was made for; None where it serves any number from the
             smallest on.
         num_particles: the particles of its steps.
+        min_replicas: the fewest replicas that it takes at once.
     """
 
     engine: Engine
     num_replicas: int | None
     num_particles: int
+    min_replicas: int = 1
 
     def fits(self, noise: tuple[Tensor, ...]) -> bool:
         """Whether noise `(scrambles, groups, particles, *shape)` can be divided into whole steps, or fill one."""
@@ -72,7 +74,10 @@ class StepGradients:
         for some in theta.split(max(1, MAX_NOISE_NUMBERS // per_point), 1):
             lanes = some[:, :, None].expand(-1, -1, num_blocks, -1).reshape(batch, -1, dim)
             noise = tuple(n.expand(1, batch, some.shape[1], *n.shape).flatten(2, 3) for n in blocks)
-            found.append(self._step(lanes, noise).unflatten(1, (-1, num_blocks)))
+            num_lanes, short = lanes.shape[1], max(0, self.min_replicas - lanes.shape[1])
+            lanes = torch.cat([lanes, lanes[:, -1:].expand(-1, short, -1)], 1)
+            noise = tuple(torch.cat([n, *[n[:, :, -1:]] * short], 2) for n in noise)
+            found.append(self._step(lanes, noise)[:, :num_lanes].unflatten(1, (-1, num_blocks)))
         return torch.cat(found, 1)
 
     def _by_replicas(self, theta: Tensor, blocks: tuple[Tensor, ...]) -> Tensor:
