@@ -131,13 +131,13 @@ SIDES: dict[str, tuple[str, Callable[[Any, torch.Tensor], Step]]] = {
 }
 
 
-def _installed(side: str) -> bool:
+def installed(side: str) -> bool:
     needed = ("jax", "numpyro") if side == "numpyro" else ()
     return all(importlib.util.find_spec(name) for name in needed)
 
 
 @contextmanager
-def _one_core() -> Iterator[None]:
+def one_core() -> Iterator[None]:
     """One core and thread for PyTorch and for JAX, which then computes on the CPU; JAX must not have begun before."""
     import torch
 
@@ -187,7 +187,7 @@ def rounds(pixels: int, hidden: Sequence[int], batch: int, num_rounds: int) -> d
 
     x, module = untrained(build, seed=0)
     with isolated_module(module, seed=0):
-        steps = {side: make(copy.deepcopy(module), x) for side, (_, make) in SIDES.items() if _installed(side)}
+        steps = {side: make(copy.deepcopy(module), x) for side, (_, make) in SIDES.items() if installed(side)}
         for step in steps.values():
             measure(step)  # warm
         found = [{side: measure(step) for side, step in steps.items()} for _ in range(num_rounds)]
@@ -206,7 +206,7 @@ def program(arguments: argparse.Namespace) -> int:
     shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for heading in ("VAE, diagonal guide", "side", "a step", "range", "ratio"):
         shown.add_column(heading, justify="left" if heading in ("VAE, diagonal guide", "side") else "right")
-    with _one_core():
+    with one_core():
         measured = {name: rounds(*problem, arguments.rounds) for name, problem in PROBLEMS.items()}
     records = []
     for name, times in measured.items():

@@ -90,7 +90,7 @@ def test_the_process_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XLA_FLAGS", "--one")
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     before = dict(os.environ), torch.get_num_threads(), _cores()
-    with vae_speed._one_core():
+    with vae_speed.one_core():
         assert os.environ["XLA_FLAGS"] == "--one --xla_cpu_multi_thread_eigen=false"
         assert torch.get_num_threads() == 1
         assert len(_cores()) == 1
