@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -235,7 +235,7 @@ def _gain(fit: RunningFit, theta: Tensor, number: int) -> np.ndarray:
     """The most that each fit could still gain near `theta` `(B, R, D)` after round `number`, nats, `(B, R)`.
 
     Checks on few points come first: a fit that has plainly not converged is told by these, and is not checked again.
-    What would cost more than `Setup.check_budget` allows is left out, and the bound of the check before it stays.
+    A check that would cost more than `Setup.check_budget` allows takes fewer points, or is left out.
     """
     found, is_open = np.full(theta.shape[:2], np.inf), fit.is_running
     looks = _looks(fit, number)
@@ -245,10 +245,11 @@ def _gain(fit: RunningFit, theta: Tensor, number: int) -> np.ndarray:
     fit.is_checked = False
     for look in looks:
         replicas = torch.from_numpy(np.flatnonzero(is_open.any(0)))
-        work = fit.setup.check_work(look.num_points, len(replicas))
-        if not len(replicas) or fit.check_work + work > budget:
+        affordable = fit.setup.affordable_points(look.num_points, len(replicas), budget - fit.check_work)
+        if not len(replicas) or affordable < min(look.num_points, MIN_STOPPING_POINTS):
             break
-        fit.check_work += work
+        look = replace(look, num_points=affordable)
+        fit.check_work += fit.setup.check_work(look.num_points, len(replicas))
         fit.is_checked = True
         bounds = _bounds(fit, theta, replicas, look)
         least, most = bounds.least.cpu().numpy(), bounds.most.cpu().numpy()

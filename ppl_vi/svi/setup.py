@@ -24,9 +24,10 @@ from ppl_vi.svi.randomness import UnsupportedRandomnessError, pseudo_random
 from ppl_vi.svi.start import build_guide
 from ppl_vi.svi.stopping import PRECONDITIONER_POINTS, curvature_preconditioner
 
-# The share of the steps' work that the checks together may take, and the preconditioners at most as much again. A
-# larger share tells of more fits whether they have converged, and makes all of them slower.
-CHECK_SHARE = 0.15
+# The shares of the steps' work that the checks together and the preconditioners together may take. A larger share tells
+# of more fits whether they have converged, or makes a better preconditioner, and makes all fits slower.
+CHECK_SHARE = 0.2
+PRECONDITIONER_SHARE = 0.1
 # What the checks may cost whatever the steps do, in numbers that are computed: some tens of milliseconds.
 FREE_CHECK_WORK = 2.0**25
 # A fit of the usual rounds has so many preconditioners; each has at least so many points.
@@ -95,6 +96,12 @@ class Setup:
         gradients = NUM_SCRAMBLES * num_points + 2 * dim * min(num_points, MAX_HESSIAN_POINTS)
         return float(gradients * num_fits * self.program.target.width)
 
+    def affordable_points(self, num_points: int, num_replicas: int, budget: float) -> int:
+        """So many Sobol points a scramble, halved until a check costs no more than the budget; 0 if none does."""
+        while num_points and self.check_work(num_points, num_replicas) > budget:
+            num_points //= 2
+        return num_points
+
     def check_budget(self, num_steps: int) -> float:
         """What all checks together may cost by the time that so many steps have been taken."""
         return max(FREE_CHECK_WORK, CHECK_SHARE * self._work_of_steps(num_steps))
@@ -109,7 +116,8 @@ class Setup:
         usual = PRECONDITIONER_POINTS
         if self.gradient_source is not None:
             usual = max(usual, self.strategy.num_particles)
-        budget = max(FREE_CHECK_WORK, CHECK_SHARE * self._work_of_steps(self.strategy.num_steps)) / NUM_PRECONDITIONERS
+        share = PRECONDITIONER_SHARE * self._work_of_steps(self.strategy.num_steps)
+        budget = max(FREE_CHECK_WORK, share) / NUM_PRECONDITIONERS
         while usual > MIN_PRECONDITIONER_POINTS and self.check_work(usual, self.num_replicas) > budget:
             usual //= 2
         return usual
