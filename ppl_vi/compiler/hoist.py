@@ -39,23 +39,25 @@ def hoisted(graph: GraphModule, data: Sequence[Node], before: Node) -> tuple[Pre
         new.meta = dict(node.meta)
         node.replace_all_uses_with(new, delete_user_cb=lambda user: user not in of_data)
         placeholders.append(new)
-    graph.graph.eliminate_dead_code()
+    # operations that write to their arguments come from decompositions, and write to what was made for that alone
+    graph.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
     return prepare, placeholders
 
 
 def _of_data(graph: GraphModule, data: set[Node]) -> set[Node]:
-    """The nodes that depend on data and constants alone, and hold no more numbers than some of their inputs."""
+    """The nodes that depend on data and constants alone, and hold no more numbers than the data that they come from."""
     found: set[Node] = set()
+    constants: set[Node] = set()
     for node in graph.graph.nodes:
         if node in data or node.op == "get_attr":
             found.add(node)
             continue
-        sources = node.all_input_nodes
-        if node.op != "call_function" or not sources or not found.issuperset(sources):
+        if node.op != "call_function" or torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             continue
-        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
-            continue
-        if _size(node) <= max(map(_size, sources)):
+        sources = set(node.all_input_nodes)
+        if sources <= constants:  # numbers that stand in the code
+            constants.add(node)
+        elif sources <= found | constants and _size(node) <= max(map(_size, sources & found)):
             found.add(node)
     return found
 

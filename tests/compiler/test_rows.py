@@ -208,3 +208,22 @@ def test_an_index_may_count_from_the_end_and_is_checked() -> None:
     assert picked(index) == picked(index - 5) == index.sum()
     with pytest.raises(ValueError, match=r"an index of the data is out of range for 5 elements: 0 to 5"):
         picked(index.clamp(max=3) + (torch.arange(70) == 69) * (5 - index.clamp(max=3)))
+
+
+def test_what_depends_on_data_and_constants_alone_is_computed_once() -> None:
+    """1 - y of a Bernoulli's density comes from a constant and the data, by an operation that writes in place."""
+
+    def step(w: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        eta = x @ w
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(eta, y, reduction="none").sum()
+        return w - 0.01 * x.mT @ (torch.sigmoid(eta) - y), loss
+
+    x, y = random(150, 4, seed=3), (random(150, seed=2) > 0).double()
+    w = random(1, 2, 4, seed=7)
+    code = kernel_source(step, 2, carried=[w[0, 0]], data=[x, y])
+    assert code.rows.lengths == [150]
+    (got,), (value,) = code.compile()((1, 2), carried=[w], data=[x[None], y[None]])
+    for r in range(2):
+        expected, loss = step(w[0, r], x, y)
+        torch.testing.assert_close(got[0, r], expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(value[0, 0, r], loss, rtol=1e-12, atol=1e-12)
