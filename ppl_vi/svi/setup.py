@@ -35,6 +35,8 @@ NUM_PRECONDITIONERS = 3
 MIN_PRECONDITIONER_POINTS = 16
 # Sobol points a scramble in the quick checks before a full one, which decide only what is plain.
 QUICK_CHECK_POINTS = (32, 128)
+# Draws tried one by one: a branch that one in ten draws takes is seen with a probability of 1 - 0.9^64 > 0.998.
+DRAWS_ONE_BY_ONE = 64
 DECIDES_BY_VALUE = "decides by a drawn value what to do ('if', 'while', bool(), item())"
 
 
@@ -196,7 +198,7 @@ def find_how_draws_are_run(program: Program, strategy: Strategy) -> None:
     """Runs model and guide for two draws at once; if that can't be done, the program takes them one by one from now."""
     while True:
         try:
-            _try_two_draws(program, strategy)
+            _try_draws(program, strategy)
             return
         except (RuntimeError, UnsupportedRandomnessError) as error:
             by_seeds = isinstance(error, UnsupportedRandomnessError)
@@ -205,8 +207,9 @@ def find_how_draws_are_run(program: Program, strategy: Strategy) -> None:
             program.run_one_by_one(str(error) if by_seeds else DECIDES_BY_VALUE, by_seeds)
 
 
-def _try_two_draws(program: Program, strategy: Strategy) -> None:
-    noise = pseudo_random(program.draws, (1, 1, 2), torch.Generator(program.initial.device).manual_seed(0))
+def _try_draws(program: Program, strategy: Strategy) -> None:
+    num_draws = DRAWS_ONE_BY_ONE if program.one_by_one else 2
+    noise = pseudo_random(program.draws, (1, 1, num_draws), torch.Generator(program.initial.device).manual_seed(0))
     estimator = MeanGradients(program, strategy.objective, strategy.num_particles)
     estimator.gradients(program.initial.expand(program.target.num_problems, 1, -1), noise)
 
