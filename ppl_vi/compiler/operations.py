@@ -137,6 +137,18 @@ def _picked(build: Builder, node: Node) -> Ref:
     return picked
 
 
+def _as_numbers(build: Builder, value: Value) -> Value:
+    """The places that rows of data tell, as vectors of numbers; other values as they are."""
+    if not isinstance(value, Ref) or value.kind != "I":
+        return value
+    name, place = build.new_name(), build.tables.place(value, ("i",))
+    lines = [
+        f"for (int i = 0; i < {value.index.numel()}; ++i)",
+        f"for (int l = 0; l < LANES; ++l) {name}[i][l] = Real({value.array}[({place}) * stride + l]);",
+    ]
+    return build.block((name,), (torch.Size(value.index.shape),), (value,), lines)[0]
+
+
 def filled(node: Node) -> Tensor | None:
     """The value of an operation that uses only the shape of its operand; None for other operations."""
     name = operation_name(node)
@@ -347,7 +359,7 @@ def _cumsum(build: Builder, node: Node) -> Ref:
 
 def _gather(build: Builder, node: Node) -> Any:
     given: Any = node.args
-    at, source = build.value(given[2]), build.value(given[0])
+    at, source = _as_numbers(build, build.value(given[2])), build.value(given[0])
     if isinstance(at, Tensor):
         return build.moved(node)
     shape = shape_of(at)
@@ -374,7 +386,7 @@ def _scatter_add(build: Builder, node: Node) -> Ref:
 
 def _added_where(build: Builder, node: Node, shape: torch.Size, dim: int) -> Ref:
     """`scatter_add` where the index is computed: each element compares its own place with all of the index."""
-    base, at, source = (build.value(node.args[i]) for i in (0, 2, 3))
+    base, at, source = (_as_numbers(build, build.value(node.args[i])) for i in (0, 2, 3))
     if any(n != m for d, (n, m) in enumerate(zip(shape_of(at), shape, strict=True)) if d != dim):
         raise UnsupportedError(f"{node.target} to a part")
     if max(shape[dim], shape_of(at)[dim]) > MAX_CHOICES:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ppl_vi.compiler.places import affine, affine_text, period
-from ppl_vi.compiler.values import Ref, Value
+from ppl_vi.compiler.values import Ref, UnsupportedError, Value
 
 # A loop of at most this many passes is written out pass by pass, so that the C++ compiler keeps its arrays in
 # registers.
@@ -98,6 +98,9 @@ class Tables:
             want: "V" for a vector of numbers, "M" for a vector of conditions.
             axes: C++ for the element's position: one for its number in the value's order, or one for each axis.
             local: C++ that stands for the current element of an array, by the array's name.
+
+        Raises:
+            UnsupportedError: the value is of whole numbers.
         """
         if isinstance(value, Tensor):
             if all(axis.isdigit() for axis in axes):
@@ -105,6 +108,8 @@ class Tables:
             if value.numel() and bool((value == value.reshape(-1)[0]).all()):
                 return literal(value.reshape(-1)[0].item(), want)
             value = self.constant(value)
+        if value.kind == "I":
+            raise UnsupportedError("whole numbers that rows of data hold, in an operation on numbers")
         text = (local or {}).get(value.array) or f"{value.array}[{self.place(value, axes)}]"
         if value.kind == "T":
             text = f"all({text})"

@@ -34,7 +34,7 @@ class Ref:
     Attributes:
         array: the name of the C++ array that holds its numbers.
         kind: what the array's elements are: "V" a vector of numbers, one for each lane; "M" a vector of conditions;
-            "T" one number that all lanes share; "B" one such condition.
+            "T" one number that all lanes share; "B" one such condition; "I" places, whole numbers that rows tell.
         index: the place in the array of each of the value's elements, of the value's shape.
     """
 

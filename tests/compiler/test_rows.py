@@ -47,6 +47,18 @@ def masked(w: Tensor, y: Tensor, seen: Tensor) -> Tensor:
     return torch.where(seen, -(y - w[0]).abs() * w[1].exp(), torch.zeros(())).mean()
 
 
+def classes(w: Tensor, x: Tensor, label: Tensor) -> Tensor:
+    """A logit of each class for each row, of which the data pick one."""
+    logits = torch.log_softmax(x[:, :2] @ w.reshape(2, 3), -1)
+    return logits.gather(-1, label[:, None]).sum()
+
+
+def pairs(w: Tensor, x: Tensor, labels: Tensor) -> Tensor:
+    """Several picks in one row."""
+    logits = torch.log_softmax(x[:, :2] @ w.reshape(2, 3), -1)
+    return (logits.gather(-1, labels) * w[:2]).sum()
+
+
 def normalised(w: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """A softmax over rows: what is done to a row needs the sum over all rows."""
     scores = x @ w[:5]
@@ -66,14 +78,16 @@ def data(num: int, dtype: torch.dtype = torch.float64) -> dict[str, tuple[Tensor
         "hierarchy": (y, groups(num, 5)),
         "mixture": (y,),
         "masked": (y, y > -0.3),
+        "classes": (x, groups(num, 3)),
+        "pairs": (x, groups(2 * num, 3).reshape(num, 2)),
         "normalised": (x, counts),
         "two_plates": (y, random(2 * num + 1, seed=5, dtype=dtype)),
     }
 
 
 LIKELIHOODS: dict[str, Likelihood] = {
-    "poisson": poisson, "hierarchy": hierarchy, "mixture": mixture, "masked": masked, "normalised": normalised,
-    "two_plates": two_plates,
+    "poisson": poisson, "hierarchy": hierarchy, "mixture": mixture, "masked": masked, "classes": classes,
+    "pairs": pairs, "normalised": normalised, "two_plates": two_plates,
 }  # fmt: skip
 NUM_DRAWS, SIZE = 3, 6
 
