@@ -17,6 +17,7 @@ from pyro.distributions.distribution import COERCIONS
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
+from torch.distributions.transforms import _InverseTransform
 
 
 def in_dtype(held: Any, dtype: torch.dtype) -> Any:
@@ -38,12 +39,19 @@ def in_dtype(held: Any, dtype: torch.dtype) -> Any:
         return held if all(map(_is, parts, held)) else type(held)(parts)
     if not isinstance(held, Distribution | Transform) or isinstance(held, nn.Module):
         return held
-    changed = {name: in_dtype(value, dtype) for name, value in vars(held).items()}
+    if isinstance(held, _InverseTransform):
+        forward = in_dtype(held.inv, dtype)
+        return held if forward is held.inv else forward.inv
+    # A transform also holds its inverse, which holds the transform; a copy makes its own.
+    parts_of = {name: value for name, value in vars(held).items() if name != "_inv"}
+    changed = {name: in_dtype(value, dtype) for name, value in parts_of.items()}
     validates = changed.get("_validate_args", False)
-    if not validates and all(map(_is, changed.values(), vars(held).values())):
+    if not validates and all(map(_is, changed.values(), parts_of.values())):
         return held
     copied = copy.copy(held)
     vars(copied).update(changed)
+    if isinstance(copied, Transform):
+        copied._inv = None
     if validates:
         del vars(copied)["_validate_args"]
     return copied

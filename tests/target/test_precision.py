@@ -178,6 +178,36 @@ def test_the_users_distribution_stays_as_it_was() -> None:
     assert in_dtype(converted, torch.float64) is converted
 
 
+# The distributions that are made of others, by transforms and their inverses, of numbers that single precision holds.
+COMPOSED = [
+    dist.Gumbel, dist.Weibull, dist.Kumaraswamy, dist.LogNormal, dist.Pareto, dist.InverseGamma, dist.Logistic,
+    dist.LogisticNormal, dist.RelaxedBernoulli, dist.FoldedDistribution,
+]  # fmt: skip
+
+
+def composed(kind: Any, dtype: torch.dtype) -> Any:
+    half = torch.full((2,), 0.5, dtype=dtype)
+    return kind(dist.Normal(half, half)) if kind is dist.FoldedDistribution else kind(half, half)
+
+
+@pytest.mark.parametrize("kind", COMPOSED)
+def test_composed_distributions_are_those_made_in_double_precision(kind: Any) -> None:
+    converted, made = in_dtype(composed(kind, torch.float32), torch.float64), composed(kind, torch.float64)
+    at = torch.tensor([0.1, 0.2, 0.7] if kind is dist.LogisticNormal else [0.6, 0.7], dtype=torch.float64)
+    torch.testing.assert_close(converted.log_prob(at), made.log_prob(at))
+    assert in_dtype(converted, torch.float64) is converted
+
+
+def test_a_likelihood_by_inverse_transforms_is_fitted() -> None:
+    def model(y: Tensor) -> None:
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", 4):
+            pyro.sample("y", dist.Gumbel(loc, 0.5), obs=y)
+
+    fitted = fit(Target.of(model, (Y,)), AutoNormal, num_steps=20, num_particles=16)
+    assert bool(fitted.theta.isfinite().all())
+
+
 def test_a_target_made_by_hand_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"site 'k' draws numbers of torch.float32, .* of its Normal with dtype=torch"):
         _ = Target(rows(PRIORS["Normal"][0]), (torch.from_numpy(Y)[None],)).latents
