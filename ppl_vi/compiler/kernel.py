@@ -193,7 +193,7 @@ def _translated(graph: GraphModule, signature: Signature, dtype: torch.dtype) ->
     except NotByRowsError as error:
         _log.info("without sweeps over rows: %s", error)
         rows = Rows()
-    if rows.lengths:
+    if rows.axes:
         with_prepared = replace(signature, num_prepared=len(placeholders))
         try:
             translation = translate(by_rows, with_prepared, dtype, rows)
@@ -257,9 +257,9 @@ class Prepared:
             whole = [torch.stack(parts) for parts in zip(*found, strict=True)]
             order = {node: place for place, node in enumerate(self.placeholders)}
             packed = [
-                _packed(whole[order[node]], length, size, self.dtype)
-                for length, inputs, sizes in zip(self.rows.lengths, self.rows.inputs, self.rows.sizes, strict=True)
-                for node, size in zip(inputs, sizes, strict=True)
+                _packed(whole[order[node]], axis.length, size, self.dtype)
+                for axis in self.rows.axes
+                for node, size in zip(axis.inputs, axis.sizes, strict=True)
             ]
             shared = [
                 part.to(self.dtype) if node.users else part[:1, ...].new_zeros(0, dtype=self.dtype)
@@ -375,7 +375,7 @@ class Kernel:
         """Calls the C function, whose arguments these are in its order, with the tensors as they lie in memory."""
         groups = (carried, fixed, data, noise, prepared, rows)
         outputs = (renewed, results)
-        lengths = (ctypes.c_int64 * max(len(self.source.rows.lengths), 1))(*self.source.rows.lengths)
+        lengths = (ctypes.c_int64 * max(len(self.source.rows.axes), 1))(*self.source.rows.lengths)
         arguments = (*counts, scalars.data_ptr(), *map(_pointers, groups), lengths, *map(_pointers, outputs))
         if self.frame_bytes <= MAX_FRAME_BYTES_ON_ANY_STACK:
             self.advance(*arguments)

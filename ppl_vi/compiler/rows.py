@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -87,19 +87,31 @@ class Sweep:
         raise NotImplementedError("a sweep over rows runs as machine code only")
 
 
-@dataclass
-class Rows:
-    """The axes of rows of a step, and the data that have them.
+@dataclass(frozen=True)
+class Axis:
+    """An axis of rows, and the data that have it.
 
     Attributes:
-        lengths: of each axis.
-        inputs: for each axis, the placeholders of data that have it, in the order of a sweep's inputs.
+        length: how many rows there are.
+        inputs: the placeholders of data that have the axis, in the order of a sweep's inputs.
         sizes: for each of these, of how many elements it picks one; None where it picks none.
     """
 
-    lengths: list[int] = field(default_factory=list)
-    inputs: list[list[Node]] = field(default_factory=list)
-    sizes: list[list[int | None]] = field(default_factory=list)
+    length: int
+    inputs: tuple[Node, ...]
+    sizes: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The axes of rows of a step."""
+
+    axes: tuple[Axis, ...] = ()
+
+    @property
+    def lengths(self) -> list[int]:
+        """How many rows each axis has."""
+        return [axis.length for axis in self.axes]
 
 
 def swept(graph: GraphModule, prepared: Sequence[Node]) -> Rows:
@@ -112,29 +124,27 @@ def swept(graph: GraphModule, prepared: Sequence[Node]) -> Rows:
     Returns:
         The axes; none where there are no rows or too few, or nothing can be done row by row.
     """
-    rows = Rows()
+    axes: list[Axis] = []
     lengths = {n for node in prepared for n in node.meta["val"].shape if n >= MIN_ROWS}
     for length in sorted(lengths, reverse=True):
         try:
-            inputs = _swept(graph, length, len(rows.lengths), set(prepared))
+            axis = _swept(graph, length, len(axes), set(prepared))
         except NotByRowsError:
             continue
-        if inputs:
-            rows.lengths.append(length)
-            rows.inputs.append(inputs)
-            rows.sizes.append(_sizes_picked_from(graph, len(rows.lengths) - 1, len(inputs)))
-    return rows
+        if axis is not None:
+            axes.append(axis)
+    return Rows(tuple(axes))
 
 
-def _swept(graph: GraphModule, length: int, axis: int, prepared: set[Node]) -> list[Node]:
-    """The same for the axis of one length; gives the data that have it."""
+def _swept(graph: GraphModule, length: int, axis: int, prepared: set[Node]) -> Axis | None:
+    """The same for the axis of one length; None where nothing is computed along it."""
     nodes = list(graph.graph.nodes)
     inside = {node for node in nodes if node.op == "call_function" and _has(node, length)}
     inside |= {
         node for node in nodes if not isinstance(node.meta.get("val"), Tensor) and inside.intersection(node.users)
     }
     if not inside:
-        return []
+        return None
     for node in nodes:
         if node.op in ("placeholder", "get_attr") and node not in prepared and _has(node, length) and node.users:
             raise NotByRowsError(f"{node.name} has the axis and is no data")
@@ -148,25 +158,24 @@ def _swept(graph: GraphModule, length: int, axis: int, prepared: set[Node]) -> l
     for level in sorted({levels[node] for node in totals}):
         wanted = [node for node in totals if levels[node] == level]
         made.append((*_sweep(graph, wanted, inside, inputs, length, axis), wanted))
+    sizes = _sizes_picked_from([sweep for sweep, _, _ in made], len(inputs))
     replaced: dict[Node, Node] = {}
     for sweep, shared, wanted in made:
         parts = _replace(graph, sweep, [replaced.get(node, node) for node in shared], wanted)
         replaced |= dict(zip(wanted, parts, strict=True))
     _sort(graph)
     graph.graph.eliminate_dead_code()
-    return inputs
+    return Axis(length, tuple(inputs), sizes)
 
 
-def _sizes_picked_from(graph: GraphModule, axis: int, num_inputs: int) -> list[int | None]:
-    """Of how many elements each input of the sweeps over an axis picks one.
+def _sizes_picked_from(sweeps: Sequence[Sweep], num_inputs: int) -> tuple[int | None, ...]:
+    """Of how many elements each input of the sweeps over one axis picks one.
 
     Raises:
         NotByRowsError: an input picks from values of several sizes.
     """
     found: list[set[int]] = [set() for _ in range(num_inputs)]
-    for sweep in (node.target for node in graph.graph.nodes if isinstance(node.target, Sweep)):
-        if sweep.axis != axis:
-            continue
+    for sweep in sweeps:
         own = [n for n in sweep.graph.graph.nodes if n.op == "placeholder"][:num_inputs]
         for node in sweep.graph.graph.nodes:
             if operation_name(node) == "index":
@@ -178,7 +187,7 @@ def _sizes_picked_from(graph: GraphModule, axis: int, num_inputs: int) -> list[i
                 found[total.index].add(total.shape[total.dim])
     if any(len(sizes) > 1 for sizes in found):
         raise NotByRowsError("rows pick from values of several sizes")
-    return [next(iter(sizes), None) for sizes in found]
+    return tuple(next(iter(sizes), None) for sizes in found)
 
 
 def _sums_data(node: Node, inputs: Sequence[Node]) -> bool:

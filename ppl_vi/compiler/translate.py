@@ -126,7 +126,7 @@ def translate(graph: GraphModule, signature: Signature, dtype: torch.dtype, rows
         data=arguments["data"],
         prepared=arguments["prepared"],
         noise=arguments["noise"],
-        has_sweeps=bool(rows and rows.lengths),
+        has_sweeps=bool(rows and rows.axes),
         renewed=_without_overwriting(build, arguments["carried"], renewed),
         results=tuple(results),
         items=tuple(build.items),
@@ -138,9 +138,9 @@ def translate(graph: GraphModule, signature: Signature, dtype: torch.dtype, rows
 def _places(rows: Rows) -> list[list[int]]:
     """Where the inputs of each axis's sweeps stand among all arrays of rows."""
     found, begin = [], 0
-    for inputs in rows.inputs:
-        found.append(list(range(begin, begin + len(inputs))))
-        begin += len(inputs)
+    for axis in rows.axes:
+        found.append(list(range(begin, begin + len(axis.inputs))))
+        begin += len(axis.inputs)
     return found
 
 

@@ -193,6 +193,18 @@ def test_what_mixes_rows_is_not_swept_and_still_right(name: str) -> None:
         torch.testing.assert_close(got[0, r], step(rate[0, 0], w[0, r], y, noise[0, 0, r])[0], rtol=1e-10, atol=1e-10)
 
 
+def test_places_in_values_of_two_sizes_are_not_swept_and_still_right() -> None:
+    y, index = random(80, seed=2), groups(80, 3)
+    step = one_step(lambda w, y: -(y - w[:3][index] - 2 * w[:5][index]).square().sum(), ())
+    w, noise = random(1, 2, SIZE, seed=7) / 3, random(1, 1, 2, NUM_DRAWS, SIZE, seed=6)
+    code = kernel_source(step, 2, num_scalars=1, carried=[w[0, 0]], data=[y], noise=[noise[0, 0, 0]])
+    assert code.rows.axes == ()
+    rate = torch.full((1, 1), 0.01, dtype=torch.float64)
+    (got,), _ = code.compile()((1, 2), scalars=rate, carried=[w], data=[y[None]], noise=[noise])
+    for r in range(2):
+        torch.testing.assert_close(got[0, r], step(rate[0, 0], w[0, r], y, noise[0, 0, r])[0], rtol=1e-10, atol=1e-10)
+
+
 def test_a_parameter_of_each_row_is_not_swept_and_still_right() -> None:
     y = random(70, seed=2)
 
