@@ -16,7 +16,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -35,8 +35,8 @@ SCATTERS = {"index_put", "_unsafe_index_put", "scatter_add", "index_add"}
 # Operations whose result has the axis of rows only if their operand has it.
 KEEPING = {
     "view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "permute", "transpose", "t", "select", "slice", "split",
-    "split_with_sizes", "unbind", "cat", "stack", "tril", "triu", "diagonal", "flip", "roll", "cumsum", "clone",
-    "_reshape_alias", "constant_pad_nd", "slice_backward", "select_backward", "diagonal_backward", "gather",
+    "split_with_sizes", "unbind", "cat", "stack", "tril", "triu", "diagonal", "clone", "_reshape_alias",
+    "diagonal_backward", "gather",
 }  # fmt: skip
 # Operations that make neighbours of rows meet.
 MIXING = {"cumsum", "flip", "roll", "constant_pad_nd", "slice_backward", "select_backward", "cat", "repeat"}
@@ -79,8 +79,7 @@ class Sweep:
     axis: int
     num_inputs: int
     totals: tuple[Total, ...]
-    __name__: str = "sweep"
-    __module__: str = "ppl_vi.compiler.rows"
+    __name__: ClassVar[str] = "sweep"  # torch.fx writes it where the graph is printed as code
 
     def __call__(self, *_: Any) -> Any:
         """A node of a graph calls something; a sweep is translated, never called."""

@@ -111,8 +111,3 @@ def gain_bounds(
         for slack in (-quantile, quantile)
     )
     return GainBounds(least, most)
-
-
-def gain_bound(estimator: MeanGradients, theta: Tensor, preconditioner: Tensor, num_points: int, seed: int) -> Tensor:
-    """The most that each fit could still gain, by one check; see `gain_bounds`."""
-    return gain_bounds(estimator, theta, preconditioner, num_points, seed, CHECK_ERROR_RATE).most

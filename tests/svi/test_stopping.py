@@ -20,7 +20,7 @@ from ppl_vi.svi.gradients import MeanGradients
 from ppl_vi.svi.objectives import find_objective, trace_elbo
 from ppl_vi.svi.program import Program
 from ppl_vi.svi.start import build_guide
-from ppl_vi.svi.stopping import curvature_preconditioner, gain_bound
+from ppl_vi.svi.stopping import CHECK_ERROR_RATE, curvature_preconditioner, gain_bounds
 from ppl_vi.target.isolation import isolated
 
 TARGET = toy([1.5])
@@ -75,7 +75,8 @@ class Exact:
             preconditioner = self.preconditioner()
             for seed, three in enumerate(points.split(3)):
                 of_three = preconditioner.expand(1, len(three), -1)
-                found.append(gain_bound(estimator, three[None], of_three, num_points, seed=100 + seed)[0])
+                bounds = gain_bounds(estimator, three[None], of_three, num_points, 100 + seed, CHECK_ERROR_RATE)
+                found.append(bounds.most[0])
         return torch.cat(found)
 
     def preconditioner(self) -> Tensor:
