@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ppl_vi.comparison.comparison import Comparison, Entry, FitSettings
 from ppl_vi.comparison.run import check_settings, compare_each, one_thread
@@ -81,7 +81,7 @@ def compare(
     seed: int = 0,
     num_replicas: int = 4,
     num_steps: int = 1000,
-    num_particles: int = 256,
+    num_particles: int | Literal["auto"] = "auto",
     num_draws: int = 10_000,
     lr: float = 0.2,
     objective: str = "trace_elbo",
@@ -100,7 +100,7 @@ def compare(
         seed: the seed of initial values, noise and draws, and of the truth.
         num_replicas: the number of independent fits of each guide.
         num_steps: the largest number of SVI steps.
-        num_particles: the number of draws of the guide in each step.
+        num_particles: the number of draws of the guide in each step, or "auto"; see `ppl_vi.fit`.
         num_draws: the number of draws for importance sampling, k-hat and ESS.
         lr: the size of Adam's first step, as a multiple of the size that each parameter's own curvature gives.
         objective: what SVI maximises, by name: "trace_elbo", "score_function", "trace_mean_field_elbo", "stl",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ class FitSettings:
     objective: str = "trace_elbo"
     engine: str = "auto"
     num_steps: int = 1000
-    num_particles: int = 256
+    num_particles: int | Literal["auto"] = "auto"
     num_replicas: int = 16
     lr: float = 0.2
     seed: int = 0

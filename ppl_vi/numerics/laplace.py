@@ -66,6 +66,15 @@ class Laplace:
         curved = diagonal > 0
         return torch.where(curved, torch.where(curved, diagonal, torch.ones_like(diagonal)).rsqrt(), 1.0)
 
+    @cached_property
+    def cholesky(self) -> Tensor:
+        """The Cholesky factor of the inverse precision, `(B, D, D)`; that of `scale` alone where there is none."""
+        eye = torch.eye(self.loc.shape[-1], dtype=self.loc.dtype, device=self.loc.device)
+        upper, failed = torch.linalg.cholesky_ex(self.precision.flip(-1, -2))
+        inverse = torch.linalg.solve_triangular(upper.flip(-1, -2), eye.expand_as(self.precision), upper=True)
+        usable = (failed == 0)[:, None, None] & inverse.isfinite().all(-1).all(-1)[:, None, None]
+        return torch.where(usable, inverse.mT, torch.diag_embed(self.scale))
+
 
 def laplace_approximation(
     log_density: Callable[..., Tensor], start: Tensor, args: tuple[Tensor, ...], tolerance: float

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from ppl_vi.svi.running import RunningFit
 from ppl_vi.svi.setup import (
     Strategy,
     UnsuitableModelError,
+    auto_particles,
     find_how_draws_are_run,
     first_preconditioner,
     prepare,
@@ -49,7 +51,7 @@ def fit(
     objective: str | Objective = "trace_elbo",
     engine: str = "auto",
     num_steps: int = 1000,
-    num_particles: int = 256,
+    num_particles: int | Literal["auto"] = "auto",
     num_replicas: int = 1,
     lr: float = 0.2,
     tolerance: float = 1e-3,
@@ -76,7 +78,10 @@ def fit(
             "pyro" takes them by Pyro's own `SVI`, one fit at a time, and "auto" takes the fastest that can be had (see
             `ppl_vi.svi.engines.choice.choose`).
         num_steps: the most steps that are taken.
-        num_particles: draws of the guide in each step.
+        num_particles: draws of the guide in each step. "auto" begins with 16 that are spread evenly, and takes more, up
+            to 256, from the round on where their noise would keep fits from the tolerance; steps then also go along
+            the principal axes of the curvature. It is 256 independent draws for objectives that depend on the number,
+            and 64 by Pyro's own SVI.
         num_replicas: independent fits of each problem.
         lr: the size of Adam's first step, as a multiple of the size that each parameter's own curvature gives.
         tolerance: how much a converged fit may still gain nearby, nats.
@@ -182,7 +187,7 @@ def _validate(strategy: Strategy, engine: str, num_replicas: int) -> None:
         raise ValueError(f"unknown engine '{engine}'; there are {', '.join(ENGINES)}")
     for what, value in (
         ("num_steps", strategy.num_steps),
-        ("num_particles", strategy.num_particles),
+        ("num_particles", 1 if strategy.num_particles == "auto" else strategy.num_particles),
         ("num_replicas", num_replicas),
     ):
         if value < 1:
@@ -194,13 +199,15 @@ def _validate(strategy: Strategy, engine: str, num_replicas: int) -> None:
     check_objective(strategy.objective, engine, strategy.num_particles)
 
 
-def check_objective(objective: Objective, engine: str, num_particles: int) -> None:
+def check_objective(objective: Objective, engine: str, num_particles: int | Literal["auto"]) -> None:
     """Checks whether an objective goes with an engine and a number of particles, before anything is computed.
 
     Raises:
         ValueError: it does not.
     """
     kind, _, samples = objective.name.partition(":")
+    if num_particles == "auto":
+        num_particles = auto_particles(objective, engine)
     if kind == "iwae" and num_particles % int(samples):
         raise ValueError(f"num_particles must be a multiple of K = {samples} for iwae, got {num_particles}")
     if engine == "pyro":

@@ -107,11 +107,25 @@ class MeanGradients:
             noise: as `noise` gives it.
             step: how far each parameter is moved to either side, `(B, R, D)`.
         """
+        return self.hessians(theta, tuple(n[:1, :, : self._affordable(MAX_HESSIAN_POINTS)] for n in noise), step)[
+            :, :, 0
+        ]
+
+    def halves(self, noise: Noise) -> Noise:
+        """The first points of the first two scrambles, as many of each as give `MAX_HESSIAN_POINTS` in all.
+
+        For objectives that are no mean over particles it is all particles of the first two repetitions.
+        """
+        if not self.objective.additive:
+            return tuple(n[:2] for n in noise)
+        return tuple(n[:2, :, : max(1, min(n.shape[2], self._affordable(MAX_HESSIAN_POINTS)) // 2)] for n in noise)
+
+    def hessians(self, theta: Tensor, noise: Noise, step: Tensor) -> Tensor:
+        """The same on each of the scrambles of some noise, `(B, R, S, D, D)`."""
         batch, replicas, dim = theta.shape
-        noise = tuple(n[:1, :, : self._affordable(MAX_HESSIAN_POINTS)] for n in noise)
         shift = torch.diag_embed(step)
         moved = torch.cat([theta[:, :, None] + shift, theta[:, :, None] - shift], 2).reshape(batch, -1, dim)
-        gradients = self.gradients(moved, noise).squeeze(2)
-        up, down = gradients.reshape(batch, replicas, 2, dim, dim).unbind(2)
-        hessian = (up - down) / (2 * step[..., None])
+        gradients = self.gradients(moved, noise)  # (B, 2 R D, S, D)
+        up, down = gradients.reshape(batch, replicas, 2, dim, -1, dim).unbind(2)
+        hessian = ((up - down) / (2 * step[..., None, None])).transpose(2, 3)
         return (hessian + hessian.mT) / 2

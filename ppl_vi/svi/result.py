@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -56,7 +56,7 @@ class Fit:
         engine_reason: why it was this engine, where none or another one was asked for by name; else "".
         seed: of the initial values and the noise.
         seconds: how long the fit took.
-        num_particles: draws of the guide in each step.
+        num_particles: draws of the guide in each step, or "auto"; see `ppl_vi.svi.fit.fit`.
         lr: the size of Adam's first step, see `fit`.
         parameters: the unconstrained parameters by name, `(B, R, *shape)`.
         scope: for each parameter "per_problem" or "shared".
@@ -83,7 +83,7 @@ class Fit:
     engine_reason: str
     seed: int
     seconds: float
-    num_particles: int
+    num_particles: int | Literal["auto"]
     lr: float
     parameters: dict[str, Tensor]
     scope: dict[str, str]

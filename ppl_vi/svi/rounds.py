@@ -16,20 +16,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_vi.svi.curvature import (
+    DIFFERENCE,
+    MAX_CHECKED_PARAMETERS,
+    PRECONDITIONER_POINTS,
+    Curvature,
+    nearby,
+    preconditioner,
+)
 from ppl_vi.svi.engines.adam import step_schedule
+from ppl_vi.svi.engines.blocks import BlockEngine
 from ppl_vi.svi.engines.memory import UNTRACED_MEMORY_FACTOR
 from ppl_vi.svi.engines.step import State
 from ppl_vi.svi.gradients import MAX_HESSIAN_POINTS, NUM_SCRAMBLES
-from ppl_vi.svi.randomness import pseudo_random
 from ppl_vi.svi.result import Progress
 from ppl_vi.svi.running import RunningFit
-from ppl_vi.svi.setup import QUICK_CHECK_POINTS
-from ppl_vi.svi.stopping import (
-    CHECK_ERROR_RATE,
-    GainBounds,
-    curvature_preconditioner,
-    gain_bounds,
-)
+from ppl_vi.svi.setup import CHECK_SHARE, FREE_WORK, MAX_PARTICLES, MIN_HESSIAN_POINTS, QUICK_CHECK_POINTS
+from ppl_vi.svi.stopping import CHECK_ERROR_RATE, GainBounds, gain_bounds
 
 # The length of the first round, as a share of all steps.
 FIRST_ROUND_SHARE = 0.125
@@ -39,7 +42,14 @@ MIN_ROUNDS = 2
 # Sobol points of each scramble in the first convergence check; every further check has twice as many as the one before.
 FIRST_CHECK_POINTS = 1024
 # A check on fewer points does not stop a fit, even if it is the last that its cost allows: its Hessian is too rough.
-MIN_STOPPING_POINTS = 128
+MIN_STOPPING_POINTS = 64
+# Steps get more draws until their noise alone would leave a fit this share of the tolerance short of its optimum. A
+# smaller share costs more draws.
+NOISE_SHARE = 0.05
+# Steps after the first round have so many draws where the curvature, and so what their noise costs, is not known.
+UNMEASURED_PARTICLES = 64
+# A step's noise is measured on so many sets of draws.
+NUM_NOISE_SETS = 16
 # How often one of the quick checks before it may be wrong: a tenth of what a full check may be.
 QUICK_CHECK_ERROR_RATE = 0.1 * CHECK_ERROR_RATE
 # The step size at the end of a round, as a share of that at its start.
@@ -96,17 +106,18 @@ def run_rounds(fit: RunningFit, progress: Progress | None) -> None:
     strategy, theta = fit.setup.strategy, fit.theta
     generator = torch.Generator(device=theta.device).manual_seed(strategy.seed)
     length, number = max(1, round(strategy.num_steps * FIRST_ROUND_SHARE)), 0
-    while fit.num_steps_taken < strategy.num_steps and fit.is_running.any():
+    while not fit.is_last and fit.is_running.any():
         left = strategy.num_steps - fit.num_steps_taken
         length = left if left < 2 * length else length
-        if number:
-            fit.preconditioner = _preconditioner(fit, theta)
         schedule = Schedule.of(length, strategy.lr / 2**number, theta)
         theta = _take_round(fit, theta, schedule, generator)
         fit.end_round(theta)
         number, length = number + 1, 2 * length
-        if number >= MIN_ROUNDS or fit.num_steps_taken >= strategy.num_steps:
-            fit.stop_converged(_gain(fit, theta, number))
+        curvature = _curvature(fit, theta, number)
+        if number >= MIN_ROUNDS or fit.is_last:
+            fit.stop_converged(_gain(fit, theta, curvature, number))
+        if not fit.is_last and fit.is_running.any():
+            _prepare_round(fit, theta, curvature, length, generator)
         if progress:
             progress(fit.num_steps_taken, strategy.num_steps)
 
@@ -116,10 +127,11 @@ def run_rounds(fit: RunningFit, progress: Progress | None) -> None:
 
 def _take_round(fit: RunningFit, theta: Tensor, schedule: Schedule, generator: torch.Generator) -> Tensor:
     """Takes the steps of one round from `theta` on; the averages of the iterates, both `(B, R, D)`."""
-    portion = fit.setup.portion
+    portion = fit.setup.portion(fit.num_particles)
+    fit.step_work += fit.setup.work(schedule.length * fit.num_particles * fit.setup.num_fits)
     was_running, held = torch.as_tensor(fit.is_running, device=theta.device)[..., None], fit.theta
     is_stepped = torch.as_tensor(fit.is_stepped, device=theta.device)
-    state = State.start(theta, fit.preconditioner, is_stepped, fit.setup.engine.sizes)
+    state = State.start(theta, fit.preconditioner.steps, is_stepped, fit.setup.engine.sizes)
     states = state.portions(portion.num_replicas)
     first_replicas = range(0, theta.shape[1], portion.num_replicas)
     for stretch in schedule.stretches(portion.num_steps):
@@ -153,9 +165,8 @@ def _walk(
     fit: RunningFit, state: State, replica: int, scalars: Tensor, stretch: list[int], generator: torch.Generator
 ) -> list[Piece]:
     """Takes one stretch of a round's steps, for the replicas from `replica` on, whose state this is, piece by piece."""
-    start, num_particles = stretch[0], fit.setup.strategy.num_particles
-    prefix = (stretch[-1] - start, *state.alive.shape, num_particles)
-    noise = pseudo_random(fit.setup.program.draws, prefix, generator)
+    start = stretch[0]
+    noise = fit.setup.noise((stretch[-1] - start, *state.alive.shape, fit.num_particles), generator)
     pieces = []
     for begin, end in itertools.pairwise(stretch):
         own_scalars, own_noise = scalars[:, begin:end], tuple(n[begin - start : end - start] for n in noise)
@@ -196,15 +207,71 @@ def _walk_step_by_step(
 # ---- between rounds
 
 
-def _preconditioner(fit: RunningFit, theta: Tensor) -> Tensor:
-    """The preconditioner from the curvature at `theta`, where the next round starts, both `(B, R, D)`."""
-    estimator, seed = fit.setup.estimator, fit.setup.strategy.seed
-    num_points = fit.setup.preconditioner_points
+def _curvature(fit: RunningFit, theta: Tensor, number: int) -> Curvature | None:
+    """The curvature at `theta` `(B, R, D)`, where round `number` ended.
 
-    def compute(replicas: Tensor) -> Tensor:
-        return curvature_preconditioner(estimator, theta[:, replicas], num_points, seed)
+    Returns:
+        None where there are too many parameters, or where it would be too rough for the check after the last round.
+    """
+    setup, replicas = fit.setup, fit.running_replicas
+    if setup.program.layout.size > MAX_CHECKED_PARAMETERS or not len(replicas):
+        return None
+    units, running = fit.preconditioner.units, theta[:, replicas]
+    chosen, of_running = nearby(running, units[:, replicas])
+    most = MAX_HESSIAN_POINTS if number >= MIN_ROUNDS else PRECONDITIONER_POINTS
+    num_points = setup.hessian_points(most, chosen.shape[1], fit.num_particles)
+    if fit.is_last and num_points < MIN_STOPPING_POINTS:
+        return None
+    places = replicas[chosen][..., None]
+    points, steps = theta.take_along_dim(places, 1), DIFFERENCE * units.take_along_dim(places, 1)
+    noise = setup.estimator.halves(setup.estimator.noise(num_points, setup.strategy.seed + number))
 
-    return torch.cat(list(_by_chunks(fit, num_points, torch.arange(theta.shape[1]), compute)), 1)
+    def compute(some: Tensor) -> Tensor:
+        return setup.estimator.hessians(points[:, some], noise, steps[:, some])
+
+    hessians = torch.cat(list(_by_chunks(fit, num_points, torch.arange(points.shape[1]), compute)), 1)
+    group = of_running.new_zeros(theta.shape[:2]).index_copy(1, replicas, of_running)
+    return Curvature(group, hessians, num_points)
+
+
+def _prepare_round(
+    fit: RunningFit, theta: Tensor, curvature: Curvature | None, length: int, generator: torch.Generator
+) -> None:
+    """Sets the preconditioner, and how many draws a step has, for the round that starts at `theta` `(B, R, D)`."""
+    setup, replicas = fit.setup, fit.running_replicas
+    if curvature is not None:
+        noise = setup.estimator.noise(MIN_HESSIAN_POINTS, setup.strategy.seed)
+        gradients = _by_chunks(
+            fit, MIN_HESSIAN_POINTS, replicas, lambda some: setup.estimator.gradients(theta[:, some], noise).mean(2)
+        )
+        found = preconditioner(
+            theta[:, replicas], curvature.of_replicas(replicas), torch.cat(list(gradients), 1), setup.is_adaptive
+        )
+        fit.preconditioner = fit.preconditioner.with_replicas(replicas, found)
+    if isinstance(setup.engine, BlockEngine) and curvature is None:
+        fit.num_particles = UNMEASURED_PARTICLES
+    elif isinstance(setup.engine, BlockEngine):
+        limit = NOISE_SHARE * setup.strategy.tolerance * length * AVERAGED_SHARE
+        while fit.num_particles < MAX_PARTICLES and _excess_of_noise(fit, setup.engine, theta, generator) > limit:
+            fit.num_particles *= 2
+
+
+def _excess_of_noise(fit: RunningFit, engine: BlockEngine, theta: Tensor, generator: torch.Generator) -> float:
+    """How far the noise of one step keeps a fit from its optimum, nats; the median over the fits that run.
+
+    Averaged over T steps, iterates around an optimum with the Hessian H are off by the covariance H^-1 S H^-1 / T,
+    where S is that of a step's gradient, and so tr(H^-1 S) / 2T nats short of it (Polyak and Juditsky 1992). Along
+    axes of length 1 / sqrt(h) that is half the sum of the gradient's variances along these. Returned is the value for
+    T = 1; inf where a gradient is not finite.
+    """
+    replicas = fit.running_replicas
+    batch, num, dim = theta.shape[0], len(replicas), theta.shape[2]
+    lanes = theta[:, replicas].repeat_interleave(NUM_NOISE_SETS, 1)
+    noise = fit.setup.noise((batch, num * NUM_NOISE_SETS, fit.num_particles), generator)
+    gradients = engine.gradients(lanes, noise)[0].reshape(batch, num, NUM_NOISE_SETS, dim)
+    along = gradients @ fit.preconditioner.steps[:, replicas]  # the axes, `(B, N, D, D)`
+    excess = (along.var(2).sum(-1) / 2)[torch.from_numpy(fit.is_running)[:, replicas]]
+    return float(torch.where(excess.isnan(), torch.inf, excess).median())
 
 
 @dataclass(frozen=True)
@@ -228,21 +295,24 @@ def _looks(fit: RunningFit, number: int) -> list[Look]:
     full = Look(FIRST_CHECK_POINTS * 2 ** max(number - MIN_ROUNDS, 0), seed, CHECK_ERROR_RATE)
     if not fit.setup.strategy.objective.additive:  # such an objective has the same noise whatever the points
         return [full]
-    return [*(Look(num, seed + 1 + k, QUICK_CHECK_ERROR_RATE) for k, num in enumerate(QUICK_CHECK_POINTS)), full]
+    of_an_axis = QUICK_CHECK_ERROR_RATE / fit.setup.program.layout.size  # one wrong axis of all is enough
+    return [*(Look(num, seed + 1 + k, of_an_axis) for k, num in enumerate(QUICK_CHECK_POINTS)), full]
 
 
-def _gain(fit: RunningFit, theta: Tensor, number: int) -> np.ndarray:
+def _gain(fit: RunningFit, theta: Tensor, curvature: Curvature | None, number: int) -> np.ndarray:
     """The most that each fit could still gain near `theta` `(B, R, D)` after round `number`, nats, `(B, R)`.
 
     Checks on few points come first: a fit that has plainly not converged is told by these, and is not checked again.
-    A check that would cost more than `Setup.check_budget` allows takes fewer points, or is left out.
+    A check that would cost more than its share of the steps takes fewer points, or is left out.
     """
     found, is_open = np.full(theta.shape[:2], np.inf), fit.is_running
-    looks = _looks(fit, number)
-    is_last = fit.num_steps_taken >= fit.setup.strategy.num_steps
-    reserved = 0.0 if is_last else fit.setup.check_work(looks[0].num_points, int(is_open.any(0).sum()))
-    budget = fit.setup.check_budget(fit.num_steps_taken) - reserved  # for the check after the last round
     fit.is_checked = False
+    if curvature is None:
+        return found
+    looks = _looks(fit, number)
+    budget = max(FREE_WORK, CHECK_SHARE * fit.step_work)
+    if not fit.is_last:  # some is left for the check after the last round
+        budget -= fit.setup.check_work(looks[0].num_points, int(is_open.any(0).sum()))
     for look in looks:
         replicas = torch.from_numpy(np.flatnonzero(is_open.any(0)))
         affordable = fit.setup.affordable_points(look.num_points, len(replicas), budget - fit.check_work)
@@ -251,21 +321,22 @@ def _gain(fit: RunningFit, theta: Tensor, number: int) -> np.ndarray:
         look = replace(look, num_points=affordable)
         fit.check_work += fit.setup.check_work(look.num_points, len(replicas))
         fit.is_checked = True
-        bounds = _bounds(fit, theta, replicas, look)
+        bounds = _bounds(fit, theta, replicas, curvature, look)
         least, most = bounds.least.cpu().numpy(), bounds.most.cpu().numpy()
         at = replicas.numpy()
-        rough = (look.num_points < MIN_STOPPING_POINTS) & (most <= fit.gain_limit)
-        found[:, at] = np.where(is_open[:, at] & ~rough, most, found[:, at])
+        is_rough = min(look.num_points, curvature.num_points) < MIN_STOPPING_POINTS
+        found[:, at] = np.where(is_open[:, at] & ~(is_rough & (most <= fit.gain_limit)), most, found[:, at])
         is_open[:, at] &= least <= fit.gain_limit
     return found
 
 
-def _bounds(fit: RunningFit, theta: Tensor, replicas: Tensor, look: Look) -> GainBounds:
+def _bounds(fit: RunningFit, theta: Tensor, replicas: Tensor, curvature: Curvature, look: Look) -> GainBounds:
     """The bounds of `gain_bounds` for some replicas."""
 
     def compute(some: Tensor) -> GainBounds:
-        estimator, preconditioner = fit.setup.estimator, fit.preconditioner[:, some]
-        return gain_bounds(estimator, theta[:, some], preconditioner, look.num_points, look.seed, look.error_rate)
+        units, hessian = fit.preconditioner.units[:, some], curvature.of_replicas(some).mean(2)
+        at = (look.num_points, look.seed, look.error_rate)
+        return gain_bounds(fit.setup.estimator, theta[:, some], units, *at, hessian)
 
     parts = list(_by_chunks(fit, look.num_points, replicas, compute))
     return GainBounds(torch.cat([part.least for part in parts], 1), torch.cat([part.most for part in parts], 1))

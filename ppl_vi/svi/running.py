@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_vi.svi.curvature import MAX_CHECKED_PARAMETERS, Preconditioner
 from ppl_vi.svi.diagnosis import culprit
 from ppl_vi.svi.setup import Setup
 from ppl_vi.svi.status import Status
-from ppl_vi.svi.stopping import MAX_CHECKED_PARAMETERS
 
 # A fit is checked more than once, and each check may find a bound that is too small. Before the last round a fit
 # therefore stops only where the bound is at most this share of the tolerance.
@@ -26,7 +26,8 @@ class RunningFit:
         setup: what stays the same.
         theta: the parameters of each fit: the average of the last round in which it ran, or the last finite ones of a
             fit that diverged, `(B, R, D)`.
-        preconditioner: how far each parameter moves in a step of size 1, `(B, R, D)`.
+        preconditioner: how far a step of size 1 moves the parameters.
+        num_particles: the draws of a step.
         status: a `Status` for each fit, `(B, R)`.
         stop_reason: why each fit stopped or did not stop, in words, `(B, R)`.
         num_steps: the steps that each fit has taken, `(B, R)`.
@@ -34,13 +35,14 @@ class RunningFit:
         bounds: the bounds of each step that was taken, `(B, R)`, nats.
         steps: the steps after which the parameters were noted.
         trajectory: the parameters that were noted, `(B, R, D)`.
-        check_work: what the convergence checks have cost so far, see `Setup.check_work`.
+        step_work, check_work: what the steps and the gradients of the checks have cost so far, see `Setup.work`.
         is_checked: whether the last round ended with a check of the fits that ran.
     """
 
     setup: Setup
     theta: Tensor
-    preconditioner: Tensor
+    preconditioner: Preconditioner
+    num_particles: int
     status: np.ndarray
     stop_reason: np.ndarray
     num_steps: np.ndarray
@@ -48,17 +50,19 @@ class RunningFit:
     bounds: list[np.ndarray] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
     trajectory: list[Tensor] = field(default_factory=list)
+    step_work: float = 0.0
     check_work: float = 0.0
     is_checked: bool = False
 
     @staticmethod
-    def start(setup: Setup, theta: Tensor, preconditioner: Tensor) -> RunningFit:
+    def start(setup: Setup, theta: Tensor, preconditioner: Preconditioner) -> RunningFit:
         """Fits before their first step, at `theta` `(B, R, D)`."""
         shape = theta.shape[:2]
         return RunningFit(
             setup=setup,
             theta=theta,
-            preconditioner=preconditioner.expand_as(theta),
+            preconditioner=preconditioner,
+            num_particles=setup.num_particles,
             status=np.full(shape, Status.NOT_CONVERGED, dtype=object),
             stop_reason=np.full(shape, "", dtype=object),
             num_steps=np.zeros(shape, dtype=np.int64),
@@ -78,10 +82,19 @@ class RunningFit:
         return np.asarray(self.status == Status.NOT_CONVERGED)
 
     @property
+    def running_replicas(self) -> Tensor:
+        """The numbers of the replicas that run in any problem."""
+        return torch.from_numpy(np.flatnonzero(self.is_running.any(0)))
+
+    @property
+    def is_last(self) -> bool:
+        """Whether all steps have been taken."""
+        return self.num_steps_taken >= self.setup.strategy.num_steps
+
+    @property
     def gain_limit(self) -> float:
         """What a fit may still gain at most if it is to stop here, nats."""
-        is_last = self.num_steps_taken >= self.setup.strategy.num_steps
-        return self.setup.strategy.tolerance * (1.0 if is_last else EARLY_TOLERANCE_SHARE)
+        return self.setup.strategy.tolerance * (1.0 if self.is_last else EARLY_TOLERANCE_SHARE)
 
     @property
     def is_stepped(self) -> np.ndarray:
@@ -130,7 +143,6 @@ class RunningFit:
     def stop_converged(self, gain: np.ndarray) -> None:
         """Stops the fits that have converged, by the most that each could still gain nearby, nats, `(B, R)`."""
         is_running, strategy = self.is_running, self.setup.strategy
-        is_last = self.num_steps_taken >= strategy.num_steps
         limit = self.gain_limit
         self.gain[is_running] = gain[is_running]
         for at in zip(*np.nonzero(is_running), strict=True):
@@ -139,6 +151,6 @@ class RunningFit:
             reason = f"{bound} (tolerance {strategy.tolerance:g})"
             if gain[at] <= limit:
                 self.status[at] = Status.CONVERGED
-            elif is_last:
+            elif self.is_last:
                 reason = f"all {strategy.num_steps} steps taken; {reason}"
             self.stop_reason[at] = reason

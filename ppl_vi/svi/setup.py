@@ -4,37 +4,46 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ppl_vi.guides import Family
 from ppl_vi.numerics.vmapping import decides_by_value
+from ppl_vi.svi.curvature import PRECONDITIONER_POINTS, Preconditioner, curvature_preconditioner
 from ppl_vi.svi.engines.batched import BatchedEngine
+from ppl_vi.svi.engines.blocks import BlockEngine
 from ppl_vi.svi.engines.choice import choose
+from ppl_vi.svi.engines.compiled import KernelEngine
 from ppl_vi.svi.engines.memory import ChunkedEngine, Footprint, footprint
 from ppl_vi.svi.engines.portion import Portion
 from ppl_vi.svi.engines.probe import step_gradients
 from ppl_vi.svi.engines.pyro import PyroEngine, pyro_elbo
 from ppl_vi.svi.engines.step import Engine
-from ppl_vi.svi.gradients import MAX_HESSIAN_POINTS, NUM_SCRAMBLES, GradientSource, MeanGradients
+from ppl_vi.svi.gradients import NUM_SCRAMBLES, GradientSource, MeanGradients
 from ppl_vi.svi.objectives import Objective
 from ppl_vi.svi.program import Program, flat_parameters
-from ppl_vi.svi.randomness import UnsupportedRandomnessError, pseudo_random
+from ppl_vi.svi.randomness import UnsupportedRandomnessError, pseudo_random, shifted_nets
 from ppl_vi.svi.start import build_guide
-from ppl_vi.svi.stopping import PRECONDITIONER_POINTS, curvature_preconditioner
 
-# The shares of the steps' work that the checks together and the preconditioners together may take. A larger share tells
-# of more fits whether they have converged, or makes a better preconditioner, and makes all fits slower.
-CHECK_SHARE = 0.2
-PRECONDITIONER_SHARE = 0.1
-# What the checks may cost whatever the steps do, in numbers that are computed: some tens of milliseconds.
-FREE_CHECK_WORK = 2.0**25
-# A fit of the usual rounds has so many preconditioners; each has at least so many points.
-NUM_PRECONDITIONERS = 3
-MIN_PRECONDITIONER_POINTS = 16
+# The shares of the steps' work that the gradients of all checks, and all Hessians, may take. A larger share tells of
+# more fits whether they have converged, or makes better preconditioners, and makes all fits slower.
+CHECK_SHARE = 0.3
+CURVATURE_SHARE = 0.3
+# What the checks, and each Hessian, may cost whatever the steps do, in numbers that are computed: some tens of
+# milliseconds.
+FREE_WORK = 2.0**24
+# A fit of the usual rounds has so many Hessians; each has at least so many points.
+NUM_HESSIANS = 3
+MIN_HESSIAN_POINTS = 16
 # Sobol points a scramble in the quick checks before a full one, which decide only what is plain.
 QUICK_CHECK_POINTS = (32, 128)
+# The draws of a step where their number adapts to the noise: in the first round, and at most.
+FIRST_PARTICLES, MAX_PARTICLES = 16, 256
+# The draws of a step where their number can't adapt: for Pyro's own SVI, which takes them one by one, and for others,
+# such as those whose objective depends on the number.
+PYRO_PARTICLES, FIXED_PARTICLES = 64, 256
 # Draws tried one by one: a branch that one in ten draws takes is seen with a probability of 1 - 0.9^64 > 0.998.
 DRAWS_ONE_BY_ONE = 64
 DECIDES_BY_VALUE = "decides by a drawn value what to do ('if', 'while', bool(), item())"
@@ -50,7 +59,7 @@ class Strategy:
 
     objective: Objective
     num_steps: int
-    num_particles: int
+    num_particles: int | Literal["auto"]
     lr: float
     seed: int
     tolerance: float
@@ -70,7 +79,8 @@ class Setup:
         engine: takes the steps.
         one_step_engine: takes the same steps one at a time, when it has to be found out which of them went wrong.
         takes_fits_one_by_one: whether the engine's work is less when fits are left out.
-        portion: how many replicas and steps noise is drawn for at once.
+        num_particles: the draws of a step, in the first round.
+        is_adaptive: whether later rounds may have more of them, and all steps go along the axes of the curvature.
         footprint: how much memory the checks may take.
         gradient_source: a faster way to the gradients of the checks, where there is one.
     """
@@ -83,20 +93,18 @@ class Setup:
     engine: Engine
     one_step_engine: Engine
     takes_fits_one_by_one: bool
-    portion: Portion
+    num_particles: int
+    is_adaptive: bool
     footprint: Footprint
     gradient_source: GradientSource | None
 
-    def check_work(self, num_points: int, num_replicas: int) -> float:
-        """What a check costs: how often the widest temporary's numbers are computed for all its gradients together.
+    def work(self, num_gradients: float) -> float:
+        """What so many draws of one fit cost: how often the widest temporary's numbers are computed."""
+        return num_gradients * self.program.target.width
 
-        Args:
-            num_points: Sobol points a scramble.
-            num_replicas: that are checked, of each problem.
-        """
-        dim, num_fits = self.program.layout.size, self.program.target.num_problems * num_replicas
-        gradients = NUM_SCRAMBLES * num_points + 2 * dim * min(num_points, MAX_HESSIAN_POINTS)
-        return float(gradients * num_fits * self.program.target.width)
+    def check_work(self, num_points: int, num_replicas: int) -> float:
+        """What the gradients of a check cost, on `num_points` a scramble for so many replicas of each problem."""
+        return self.work(NUM_SCRAMBLES * num_points * num_replicas * self.program.target.num_problems)
 
     def affordable_points(self, num_points: int, num_replicas: int, budget: float) -> int:
         """So many Sobol points a scramble, halved until a check costs no more than the budget; 0 if none does."""
@@ -104,25 +112,18 @@ class Setup:
             num_points //= 2
         return num_points
 
-    def check_budget(self, num_steps: int) -> float:
-        """What all checks together may cost by the time that so many steps have been taken."""
-        return max(FREE_CHECK_WORK, CHECK_SHARE * self._work_of_steps(num_steps))
+    def hessian_points(self, most: int, num_groups: int, num_particles: int) -> int:
+        """Points for each of so many Hessians of each problem: at most `most`, fewer where they would cost too much."""
+        steps = self.work(self.strategy.num_steps * num_particles * self.num_fits)
+        budget, found = max(FREE_WORK, CURVATURE_SHARE / NUM_HESSIANS * steps), most
+        of_point = self.work(2 * self.program.layout.size * num_groups * self.program.target.num_problems)
+        while found > MIN_HESSIAN_POINTS and found * of_point > budget:
+            found //= 2
+        return found
 
-    def _work_of_steps(self, num_steps: int) -> float:
-        width = self.program.target.width
-        return float(num_steps * self.strategy.num_particles * self.num_fits * width)
-
-    @property
-    def preconditioner_points(self) -> int:
-        """Sobol points a scramble for a preconditioner: fewer where the usual number would cost more than it saves."""
-        usual = PRECONDITIONER_POINTS
-        if self.gradient_source is not None:
-            usual = max(usual, self.strategy.num_particles)
-        share = PRECONDITIONER_SHARE * self._work_of_steps(self.strategy.num_steps)
-        budget = max(FREE_CHECK_WORK, share) / NUM_PRECONDITIONERS
-        while usual > MIN_PRECONDITIONER_POINTS and self.check_work(usual, self.num_replicas) > budget:
-            usual //= 2
-        return usual
+    def portion(self, num_particles: int) -> Portion:
+        """For how many replicas and steps noise is drawn at once."""
+        return Portion.of(self.program, self.program.target.num_problems, self.num_replicas, num_particles)
 
     @property
     def num_fits(self) -> int:
@@ -132,8 +133,12 @@ class Setup:
     @property
     def estimator(self) -> MeanGradients:
         """Gives the gradients and Hessians of the convergence checks."""
-        strategy = self.strategy
-        return MeanGradients(self.program, strategy.objective, strategy.num_particles, self.gradient_source)
+        return MeanGradients(self.program, self.strategy.objective, self.num_particles, self.gradient_source)
+
+    def noise(self, prefix: tuple[int, ...], generator: torch.Generator) -> tuple[Tensor, ...]:
+        """The noise of steps, for each draw `(*prefix, *shape)`, where `prefix` ends with the draws of a step."""
+        make = shifted_nets if self.is_adaptive else pseudo_random
+        return make(self.program.draws, prefix, generator)
 
 
 def prepare(program: Program, strategy: Strategy, initial: Tensor, engine: str) -> Setup:
@@ -150,29 +155,55 @@ def prepare(program: Program, strategy: Strategy, initial: Tensor, engine: str) 
         ValueError: there is too little memory, or Pyro's own SVI is needed and has no such objective.
     """
     engine, reason = _possible_engine(engine, program, strategy)
-    num_problems, num_replicas, _ = initial.shape
-    objective, num_particles = strategy.objective, strategy.num_particles
+    num_problems, num_replicas, dim = initial.shape
+    objective, (num_particles, is_adaptive) = strategy.objective, _particles(program, strategy, engine)
     memory = footprint(program, objective, initial, num_particles, strategy.max_memory)
-    portion = Portion.of(program, num_problems, num_replicas, num_particles)
     if engine == "pyro":
         pyro = PyroEngine(program, objective, num_particles)
-        return Setup(program, strategy, num_replicas, engine, reason, pyro, pyro, True, portion, memory, None)
+        return Setup(
+            program, strategy, num_replicas, engine, reason, pyro, pyro, True, num_particles, False, memory, None
+        )
+    portion = Portion.of(program, num_problems, num_replicas, num_particles)
     size = memory.num_replicas(num_problems, portion.num_replicas, num_particles)
     num_calls = strategy.num_steps * math.ceil(num_replicas / size)
-    chosen = choose(engine, program, objective, initial[:, :size].contiguous(), num_particles, num_calls)
+    few = initial[:, :size].contiguous()
+    chosen = choose(engine, program, objective, few, num_particles, num_calls, one_step=is_adaptive)
+    engines: list[Engine] = [ChunkedEngine(one, size) for one in (chosen.engine, BatchedEngine(program, objective))]
+    if is_adaptive:
+        least = (getattr(chosen.engine, "min_replicas", 1), 1)
+        any_number = isinstance(chosen.engine, KernelEngine)
+        inner = [chosen.engine if any_number else engines[0], engines[1]]
+        engines = [BlockEngine(one, num_particles, dim, num) for one, num in zip(inner, least, strict=True)]
     return Setup(
         program=program,
         strategy=strategy,
         num_replicas=num_replicas,
         engine_name=chosen.name,
         engine_reason=chosen.reason,
-        engine=ChunkedEngine(chosen.engine, size),
-        one_step_engine=ChunkedEngine(BatchedEngine(program, objective), size),
+        engine=engines[0],
+        one_step_engine=engines[1],
         takes_fits_one_by_one=False,
-        portion=portion,
+        num_particles=num_particles,
+        is_adaptive=is_adaptive,
         footprint=memory,
         gradient_source=step_gradients(chosen.engine, size, num_particles),
     )
+
+
+def _particles(program: Program, strategy: Strategy, engine: str) -> tuple[int, bool]:
+    """The draws of a step in the first round, and whether their number adapts to the noise."""
+    if strategy.num_particles != "auto":
+        return strategy.num_particles, False
+    is_adaptive = strategy.objective.additive and bool(program.draws) and not program.one_by_one and engine != "pyro"
+    return (FIRST_PARTICLES, True) if is_adaptive else (auto_particles(strategy.objective, engine), False)
+
+
+def auto_particles(objective: Objective, engine: str) -> int:
+    """The draws of a step that "auto" stands for where their number can't adapt."""
+    kind, _, samples = objective.name.partition(":")
+    num_groups = int(samples) if kind == "iwae" else 1
+    most = PYRO_PARTICLES if engine == "pyro" else FIXED_PARTICLES
+    return num_groups * max(1, most // num_groups)
 
 
 def _possible_engine(engine: str, program: Program, strategy: Strategy) -> tuple[str, str]:
@@ -190,7 +221,7 @@ def _possible_engine(engine: str, program: Program, strategy: Strategy) -> tuple
     why = f"the model or guide {program.one_by_one}, which can't be done for many draws at once"
     if engine != "auto":
         raise UnsuitableModelError(f"{program.target.name}: {why}; engine='pyro' can")
-    pyro_elbo(strategy.objective, strategy.num_particles)
+    pyro_elbo(strategy.objective, _particles(program, strategy, "pyro")[0])
     return "pyro", why
 
 
@@ -210,12 +241,12 @@ def find_how_draws_are_run(program: Program, strategy: Strategy) -> None:
 def _try_draws(program: Program, strategy: Strategy) -> None:
     num_draws = DRAWS_ONE_BY_ONE if program.one_by_one else 2
     noise = pseudo_random(program.draws, (1, 1, num_draws), torch.Generator(program.initial.device).manual_seed(0))
-    estimator = MeanGradients(program, strategy.objective, strategy.num_particles)
+    estimator = MeanGradients(program, strategy.objective, _particles(program, strategy, "")[0])
     estimator.gradients(program.initial.expand(program.target.num_problems, 1, -1), noise)
 
 
-def first_preconditioner(setup: Setup, family: Family) -> Tensor:
-    """The preconditioner of the first round, `(B, 1, D)`: from the curvature where replicas start on average.
+def first_preconditioner(setup: Setup, family: Family) -> Preconditioner:
+    """The preconditioner of the first round, for all replicas: from the curvature where they start on average.
 
     A replica that starts far from there would measure a curvature that says little about the optimum.
     """
@@ -223,5 +254,6 @@ def first_preconditioner(setup: Setup, family: Family) -> Tensor:
     target = program.target
     guides = [build_guide(family, target, problem, seed=seed) for problem in range(target.num_problems)]
     theta = torch.stack([flat_parameters(program.layout, guide) for guide in guides])[:, None]
-    num_points = min(PRECONDITIONER_POINTS, setup.preconditioner_points)
-    return curvature_preconditioner(setup.estimator, theta, num_points, seed)
+    num_points = setup.hessian_points(PRECONDITIONER_POINTS, 1, setup.num_particles)
+    one = curvature_preconditioner(setup.estimator, theta, num_points, seed, setup.is_adaptive)
+    return one.of_replicas(setup.num_replicas)

@@ -58,7 +58,7 @@ def start_points(target: Target, num_replicas: int, seed: int) -> tuple[Tensor, 
     generator = torch.Generator(device=target.device).manual_seed(seed)
     shape = (target.num_problems, num_replicas, target.dim)
     noise = torch.randn((2, *shape), dtype=target.dtype, device=target.device, generator=generator)
-    loc = start.loc[:, None] + LOC_SPREAD * start.scale[:, None] * noise[0]
+    loc = start.loc[:, None] + LOC_SPREAD * (start.cholesky[:, None] @ noise[0][..., None])[..., 0]
     scale = SCALE_SHARE * start.scale[:, None] * torch.exp(LOG_SCALE_SPREAD * noise[1])
     return loc, scale
 
@@ -133,7 +133,7 @@ def build_guide(
         if isinstance(own, AutoNormalizingFlow):
             _place_flow(own, loc, scale)
         elif isinstance(own, SCALE_VECTOR + SCALE_BY_SITE):
-            _widen(own, target, scale)
+            _widen(own, target, problem, scale)
     return guide
 
 
@@ -164,8 +164,17 @@ def _refuse_clash(guide: AutoGuide, target: Target) -> None:
 
 
 @torch.no_grad()
-def _widen(guide: Any, target: Target, scale: Tensor) -> None:
-    """Gives each latent number its own initial scale, where Pyro's Gaussian guides take one number for all."""
+def _widen(guide: Any, target: Target, problem: int, scale: Tensor) -> None:
+    """Gives each latent number its own initial scale, where Pyro's Gaussian guides take one number for all.
+
+    A guide of full covariance gets the inverse Hessian at the mode, whatever the scale: Pyro writes the covariance as
+    scales times a triangle of ratios, and a scale of its own for each latent number would undo their correlations.
+    """
+    if isinstance(guide, AutoMultivariateNormal):
+        factor = target.start.cholesky[problem]
+        guide.scale = torch.diagonal(factor)
+        guide.scale_tril = factor / torch.diagonal(factor)[:, None]
+        return
     if isinstance(guide, SCALE_VECTOR):
         guide.scale = scale * guide.scale / guide._init_scale
         return

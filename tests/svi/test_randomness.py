@@ -22,6 +22,7 @@ from ppl_vi.svi.randomness import (
     UnsupportedRandomnessError,
     pseudo_random,
     quasi_random,
+    shifted_nets,
 )
 from ppl_vi.target.isolation import isolated
 
@@ -277,3 +278,46 @@ def test_noise_follows_its_law_and_replicas_are_independent(kind: Any, law: Any,
     assert np.abs(np.corrcoef(along)[np.triu_indices(8, 1)]).max() < 5 / along.shape[1] ** 0.5
     if dtype == torch.float64:
         assert len(np.unique(noise.numpy())) == noise.numel()
+
+
+NETS = (Draw("normal", torch.Size([3]), torch.float64), Draw("uniform", torch.Size([]), torch.float64))
+
+
+def test_shifted_nets_follow_their_laws_and_sets_are_independent() -> None:
+    """Over 2,000 sets, at a thousandth by Kolmogorov and Smirnov; a point of one set says nothing of another's."""
+    normal, uniform = shifted_nets(NETS, (2000, 16), torch.Generator().manual_seed(5))
+    assert normal.shape == (2000, 16, 3)
+    assert uniform.shape == (2000, 16)
+    for values, law in ((normal[:, 3, 1], "norm"), (uniform[:, 7], "uniform")):
+        assert scipy.stats.kstest(values.numpy(), law).pvalue > 1e-3
+    neighbours = np.corrcoef(normal[:-1, 0, 0], normal[1:, 0, 0])[0, 1]
+    assert abs(neighbours) < 4 / 2000**0.5
+
+
+@pytest.mark.parametrize("num_points", [16, 64])
+def test_a_mean_over_a_shifted_net_is_unbiased_and_varies_less(num_points: int) -> None:
+    """E exp(0.3 (z1 + z2 + z3)) u = exp(0.135) / 2, whose variance for independent points is in closed form."""
+    normal, uniform = shifted_nets(NETS, (3000, num_points), torch.Generator().manual_seed(6))
+    values = ((0.3 * normal.sum(-1)).exp() * uniform).mean(1)
+    mean, independent = math.exp(0.135) / 2, math.exp(0.54) / 3 - math.exp(0.27) / 4
+    assert abs(float(values.mean()) - mean) < 4 * float(values.std()) / 3000**0.5
+    assert float(values.var()) < 0.25 * independent / num_points
+
+
+def test_no_two_dimensions_of_shifted_nets_stay_in_step() -> None:
+    """Sobol points of 60 dimensions have pairs that move together; in a random order no pair does for long.
+
+    The mean over 32 points of z_i z_j has variance 1 / 32 for independent points. In a fixed order some pairs have 17
+    times as much, and here none has three times.
+    """
+    (normal,) = shifted_nets((Draw("normal", torch.Size([60]), torch.float64),), (400, 32), torch.Generator())
+    products = torch.einsum("npi,npj->nij", normal, normal) / 32
+    spread = products.square().mean(0) * 32
+    assert float(spread[~torch.eye(60, dtype=torch.bool)].max()) < 3
+
+
+def test_seeds_in_shifted_nets_are_independent() -> None:
+    draws = (Draw("seed", torch.Size([]), torch.int64), NETS[0])
+    seeds, normal = shifted_nets(draws, (4, 8), torch.Generator().manual_seed(1))
+    assert len(set(seeds.flatten().tolist())) == 32
+    assert normal.shape == (4, 8, 3)

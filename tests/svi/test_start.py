@@ -50,11 +50,19 @@ def test_auto_normal() -> None:
     torch.testing.assert_close(torch.cat([scale.reshape(-1) for _, scale in found]), SCALE, rtol=1e-9, atol=0)
 
 
-@pytest.mark.parametrize("family", [AutoDiagonalNormal, AutoMultivariateNormal])
-def test_gaussians_over_all_coordinates(family: Any) -> None:
-    posterior = build_guide(family, TARGET, 0, LOC, SCALE).get_posterior()  # type: ignore[operator]
+def test_a_diagonal_gaussian_over_all_coordinates() -> None:
+    posterior = build_guide(AutoDiagonalNormal, TARGET, 0, LOC, SCALE).get_posterior()  # type: ignore[operator]
     torch.testing.assert_close(posterior.mean.detach(), LOC, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(posterior.stddev.detach(), SCALE, rtol=1e-9, atol=0)
+
+
+def test_a_full_covariance_is_that_of_the_modes_curvature() -> None:
+    """By the inverse of the precision, not by its factor."""
+    posterior = build_guide(AutoMultivariateNormal, TARGET, 0, LOC, SCALE).get_posterior()  # type: ignore[operator]
+    covariance = torch.linalg.inv(TARGET.start.precision[0])
+    assert float(covariance[0, 1].abs()) > 0.02  # they are correlated
+    torch.testing.assert_close(posterior.mean.detach(), LOC, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(posterior.covariance_matrix.detach(), covariance, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("family", SCALE_BY_SITE)

@@ -15,12 +15,13 @@ from torch.func import grad, jacrev, vmap
 from models.exponential_normal import target as toy
 from ppl_vi import Target
 from ppl_vi.guides import FAMILIES
+from ppl_vi.svi.curvature import curvature_preconditioner
 from ppl_vi.svi.fit import fit
 from ppl_vi.svi.gradients import MeanGradients
 from ppl_vi.svi.objectives import find_objective, trace_elbo
 from ppl_vi.svi.program import Program
 from ppl_vi.svi.start import build_guide
-from ppl_vi.svi.stopping import CHECK_ERROR_RATE, curvature_preconditioner, gain_bounds
+from ppl_vi.svi.stopping import CHECK_ERROR_RATE, gain_bounds
 from ppl_vi.target.isolation import isolated
 
 TARGET = toy([1.5])
@@ -83,7 +84,7 @@ class Exact:
         """The preconditioner at the best member, `(1, 1, D)`."""
         return curvature_preconditioner(
             MeanGradients(self.program, trace_elbo, 256), self.best[None, None], 128, seed=1
-        )
+        ).units
 
 
 @cache
@@ -144,7 +145,7 @@ def test_far_from_the_optimum_a_step_of_size_1_is_two_of_newtons_steps() -> None
     with isolated(torch.float64, seed=0):
         program = Program(target, build_guide(lambda _: guide, target))
         estimator = MeanGradients(program, trace_elbo, 256)
-        found = curvature_preconditioner(estimator, program.initial[None, None], 128, seed=1)[0, 0]
+        found = curvature_preconditioner(estimator, program.initial[None, None], 128, seed=1).units[0, 0]
     # 1024 quasi-random points: the mean of 1000 e, e ~ Normal(0, 1), that is part of the slope 99 is good to a few
     torch.testing.assert_close(found, torch.tensor([20.0, 99 / 100], dtype=torch.float64), rtol=0.1, atol=0)
     fitted = fit(target, lambda _: guide, num_steps=1000, num_particles=16, num_replicas=3, seed=2, engine="batched")

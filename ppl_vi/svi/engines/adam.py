@@ -1,4 +1,4 @@
-"""Adam as a pure function of tensors, with a diagonal preconditioner."""
+"""Adam as a pure function of tensors, with a preconditioner, diagonal or full."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def adam(
     rate: Tensor | float,
     correction: Tensor | float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One step of Adam in the coordinates `theta / preconditioner`.
+    """One step of Adam in the coordinates `theta / preconditioner`, or `preconditioner^-1 theta` for a matrix.
 
     Adam moves every coordinate by about the step size, whatever the size of the gradient, so one step size serves all
     coordinates only where they are on one scale: a location known to 1e-4 and one known to 1e4 need different steps.
@@ -41,7 +41,8 @@ def adam(
     Args:
         theta, first, second: the parameters and Adam's two moments, of any common shape.
         gradient: of the loss with respect to `theta`.
-        preconditioner: how far each parameter moves in a step of size 1.
+        preconditioner: how far each parameter moves in a step of size 1, or a matrix with one axis more, whose columns
+            are how far a step of size 1 along each of these moves the parameters.
         rate, correction: the two numbers of `step_schedule`.
 
     Returns:
@@ -49,7 +50,10 @@ def adam(
 
     Source: Kingma and Ba (2015), Adam: a method for stochastic optimization.
     """
-    scaled = gradient * preconditioner
+    is_matrix = preconditioner.dim() > theta.dim()
+    scaled = (preconditioner.mT @ gradient[..., None])[..., 0] if is_matrix else gradient * preconditioner
     first = BETA1 * first + (1 - BETA1) * scaled
     second = BETA2 * second + (1 - BETA2) * scaled.square()
-    return theta - rate * preconditioner * first / ((correction * second).sqrt() + EPS), first, second
+    step = first / ((correction * second).sqrt() + EPS)
+    moved = (preconditioner @ step[..., None])[..., 0] if is_matrix else preconditioner * step
+    return theta - rate * moved, first, second

@@ -42,14 +42,20 @@ class Chosen:
 
 
 def choose(
-    name: str, program: Program, objective: Objective, theta: Tensor, num_particles: int, num_steps: int
+    name: str,
+    program: Program,
+    objective: Objective,
+    theta: Tensor,
+    num_particles: int,
+    num_steps: int,
+    one_step: bool = False,
 ) -> Chosen:
     """The batched or the compiled engine for fits `theta` `(B, R, D)`.
 
     "auto" compiles where the time that `num_steps` compiled steps save, by a rough model, exceeds the time that
     compiling takes, which is next to nothing where the machine code is in the cache. The choice does not depend on a
     clock: the same call gives the same numbers to rounding, and to the last bit once the machine code is in the cache.
-    What can't be compiled runs batched.
+    What can't be compiled runs batched. With `one_step` each call of inductor's code takes a single step.
     """
     batched = BatchedEngine(program, objective)
     if name == "batched":
@@ -60,7 +66,9 @@ def choose(
     generator = torch.Generator(device=theta.device).manual_seed(0)
     batch, replicas, _ = theta.shape
     portion = Portion.of(program, batch, replicas, num_particles)
-    noise = pseudo_random(program.draws, (portion.num_steps, batch, replicas, num_particles), generator)
+    noise = pseudo_random(
+        program.draws, (1 if one_step else portion.num_steps, batch, replicas, num_particles), generator
+    )
     try:
         found = plan(program, objective, theta, noise, num_steps)
         saved, why = SAVED_SHARE * num_steps * found.batched_seconds, ""
