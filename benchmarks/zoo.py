@@ -29,7 +29,7 @@ GUIDES = (
 )  # fmt: skip
 QUICK_MODELS = ("normal_normal", "half_normal", "linear_regression")
 QUICK_GUIDES = ("AutoNormal", "AutoMultivariateNormal")
-FULL = {"num_steps": 1000, "num_particles": 256, "num_replicas": 4, "num_draws": 10_000}  # without --quick
+FULL = {"num_steps": 1000, "num_particles": "auto", "num_replicas": 4, "num_draws": 10_000}  # without --quick
 
 
 @dataclass(frozen=True)

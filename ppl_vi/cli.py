@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 ENGINES = ("auto", "compiled", "batched", "pyro")
 DEVICES = ("cpu", "cuda")
-FULL: dict[str, int] = {"num_steps": 1000, "num_particles": 256, "num_replicas": 16, "num_draws": 10_000}
-QUICK: dict[str, int] = {"num_steps": 300, "num_particles": 64, "num_replicas": 4, "num_draws": 2000}
+FULL: dict[str, Any] = {"num_steps": 1000, "num_particles": "auto", "num_replicas": 16, "num_draws": 10_000}
+QUICK: dict[str, Any] = {"num_steps": 300, "num_particles": "auto", "num_replicas": 4, "num_draws": 2000}
 # Pyro's point mass is among "all" families although it is refused: its row says why it has no numbers.
 POINT_MASS = "AutoDelta"
 # The most processes that share the families. Each holds torch and Pyro in memory, so more of them need more memory.
@@ -99,12 +99,17 @@ def whole(least: int) -> Callable[[str], int]:
     return parse
 
 
+def draws(text: str) -> int | Literal["auto"]:
+    """The type of an argument that is a number of draws, or "auto"."""
+    return "auto" if text == "auto" else whole(1)(text)
+
+
 def add_comparison_options(
     parser: argparse.ArgumentParser,
     out: Path,
     quick_guides: Sequence[str],
     guides: Sequence[str] = ("all",),
-    full: dict[str, int] = FULL,
+    full: dict[str, Any] = FULL,
 ) -> None:
     """Adds the options of a program that compares guide families on one target.
 
@@ -117,9 +122,9 @@ def add_comparison_options(
     """
     parser.set_defaults(full=full)
 
-    def count(name: str, text: str) -> None:
-        text = f"{text} ({full[name]}, with --quick {QUICK[name]})"
-        parser.add_argument(f"--{name.replace('_', '-')}", type=whole(1), metavar="N", help=text)
+    def count(name: str, text: str, kind: Callable[[str], Any]) -> None:
+        default = f"{full[name]}" if full[name] == QUICK[name] else f"{full[name]}, with --quick {QUICK[name]}"
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=f"{text} ({default})")
 
     few = ", ".join(quick_guides)
     parser.add_argument(
@@ -129,9 +134,9 @@ def add_comparison_options(
     parser.add_argument(
         "--objective", default="trace_elbo", metavar="NAME", help="trace_elbo, stl, renyi:0.5, iwae:8 …"
     )
-    count("num_steps", "SVI steps at most")
-    count("num_particles", "draws a step")
-    count("num_replicas", "independent fits of each problem")
+    count("num_steps", "SVI steps at most", whole(1))
+    count("num_particles", "draws a step, or auto: few at first, more where their noise is what is left", draws)
+    count("num_replicas", "independent fits of each problem", whole(1))
     parser.add_argument("--lr", type=positive, default=0.2, metavar="F", help="Adam's first step size (0.2)")
     parser.add_argument(
         "--engine",

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from ppl_vi.svi.curvature import (
-    DIFFERENCE,
     MAX_CHECKED_PARAMETERS,
     PRECONDITIONER_POINTS,
     Curvature,
+    difference,
     nearby,
     preconditioner,
 )
@@ -46,8 +46,6 @@ MIN_STOPPING_POINTS = 64
 # Steps get more draws until their noise alone would leave a fit this share of the tolerance short of its optimum. A
 # smaller share costs more draws.
 NOISE_SHARE = 0.05
-# Steps after the first round have so many draws where the curvature, and so what their noise costs, is not known.
-UNMEASURED_PARTICLES = 64
 # A step's noise is measured on so many sets of draws.
 NUM_NOISE_SETS = 16
 # How often one of the quick checks before it may be wrong: a tenth of what a full check may be.
@@ -223,7 +221,7 @@ def _curvature(fit: RunningFit, theta: Tensor, number: int) -> Curvature | None:
     if fit.is_last and num_points < MIN_STOPPING_POINTS:
         return None
     places = replicas[chosen][..., None]
-    points, steps = theta.take_along_dim(places, 1), DIFFERENCE * units.take_along_dim(places, 1)
+    points, steps = theta.take_along_dim(places, 1), difference(setup.program) * units.take_along_dim(places, 1)
     noise = setup.estimator.halves(setup.estimator.noise(num_points, setup.strategy.seed + number))
 
     def compute(some: Tensor) -> Tensor:
@@ -248,9 +246,7 @@ def _prepare_round(
             theta[:, replicas], curvature.of_replicas(replicas), torch.cat(list(gradients), 1), setup.is_adaptive
         )
         fit.preconditioner = fit.preconditioner.with_replicas(replicas, found)
-    if isinstance(setup.engine, BlockEngine) and curvature is None:
-        fit.num_particles = UNMEASURED_PARTICLES
-    elif isinstance(setup.engine, BlockEngine):
+    if isinstance(setup.engine, BlockEngine) and setup.program.draws:
         limit = NOISE_SHARE * setup.strategy.tolerance * length * AVERAGED_SHARE
         while fit.num_particles < MAX_PARTICLES and _excess_of_noise(fit, setup.engine, theta, generator) > limit:
             fit.num_particles *= 2

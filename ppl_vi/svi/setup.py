@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ppl_vi.guides import Family
+from ppl_vi.guides.own import has_network
 from ppl_vi.numerics.vmapping import decides_by_value
-from ppl_vi.svi.curvature import PRECONDITIONER_POINTS, Preconditioner, curvature_preconditioner
+from ppl_vi.svi.curvature import MAX_CHECKED_PARAMETERS, PRECONDITIONER_POINTS, Preconditioner, curvature_preconditioner
 from ppl_vi.svi.engines.batched import BatchedEngine
 from ppl_vi.svi.engines.blocks import BlockEngine
 from ppl_vi.svi.engines.choice import choose
@@ -41,6 +42,8 @@ MIN_HESSIAN_POINTS = 16
 QUICK_CHECK_POINTS = (32, 128)
 # The draws of a step where their number adapts to the noise: in the first round, and at most.
 FIRST_PARTICLES, MAX_PARTICLES = 16, 256
+# How often a step of the first round's draws is taken in each step of a fit, on average: what compiling it would save.
+EXPECTED_BLOCKS = 4
 # The draws of a step where their number can't adapt: for Pyro's own SVI, which takes them one by one, and for others,
 # such as those whose objective depends on the number.
 PYRO_PARTICLES, FIXED_PARTICLES = 64, 256
@@ -165,7 +168,7 @@ def prepare(program: Program, strategy: Strategy, initial: Tensor, engine: str) 
         )
     portion = Portion.of(program, num_problems, num_replicas, num_particles)
     size = memory.num_replicas(num_problems, portion.num_replicas, num_particles)
-    num_calls = strategy.num_steps * math.ceil(num_replicas / size)
+    num_calls = strategy.num_steps * math.ceil(num_replicas / size) * (EXPECTED_BLOCKS if is_adaptive else 1)
     few = initial[:, :size].contiguous()
     chosen = choose(engine, program, objective, few, num_particles, num_calls, one_step=is_adaptive)
     engines: list[Engine] = [ChunkedEngine(one, size) for one in (chosen.engine, BatchedEngine(program, objective))]
@@ -191,10 +194,20 @@ def prepare(program: Program, strategy: Strategy, initial: Tensor, engine: str) 
 
 
 def _particles(program: Program, strategy: Strategy, engine: str) -> tuple[int, bool]:
-    """The draws of a step in the first round, and whether their number adapts to the noise."""
+    """The draws of a step in the first round, and whether their number adapts to the noise.
+
+    It does not where the curvature is not known, or says little, as that of a network does: there steps along its axes
+    end farther from the optimum.
+    """
     if strategy.num_particles != "auto":
         return strategy.num_particles, False
-    is_adaptive = strategy.objective.additive and bool(program.draws) and not program.one_by_one and engine != "pyro"
+    is_adaptive = (
+        strategy.objective.additive
+        and engine != "pyro"
+        and not program.one_by_one
+        and program.layout.size <= MAX_CHECKED_PARAMETERS
+        and not has_network(program.guide)
+    )
     return (FIRST_PARTICLES, True) if is_adaptive else (auto_particles(strategy.objective, engine), False)
 
 

@@ -47,7 +47,7 @@ def test_an_axis_that_looks_flat_by_chance_has_the_length_that_the_other_half_se
 
 
 def test_replicas_that_lie_near_each_other_share_a_group() -> None:
-    theta = torch.tensor([[[0.0], [0.4], [0.6], [5.0]], [[1.0], [1.1], [1.2], [0.9]]], dtype=torch.float64)
+    theta = torch.tensor([[[0.0], [0.2], [0.3], [5.0]], [[1.0], [1.1], [1.2], [0.9]]], dtype=torch.float64)
     chosen, group = nearby(theta, torch.ones_like(theta))
     assert group.tolist() == [[0, 0, 1, 2], [0, 0, 0, 0]]
     assert chosen.tolist() == [[0, 2, 3], [0, 0, 0]]

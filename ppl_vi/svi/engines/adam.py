@@ -9,6 +9,9 @@ from torch import Tensor
 # The decay rates of the two moments, and what is added to the root of the second one so that nothing is divided by 0.
 # beta2 is smaller than the usual 0.999, so that the second moment forgets within the hundred steps of a short round.
 BETA1, BETA2, EPS = 0.9, 0.99, 1e-12
+# The same along the axes of the curvature, where the gradient is the distance from the optimum: gradients smaller than
+# this make smaller steps, so that fits do not wander along directions in which the loss is flat.
+AXES_EPS = 1e-2
 
 
 def step_schedule(lr: Any, step: Any) -> tuple[Any, Any]:
@@ -54,6 +57,6 @@ def adam(
     scaled = (preconditioner.mT @ gradient[..., None])[..., 0] if is_matrix else gradient * preconditioner
     first = BETA1 * first + (1 - BETA1) * scaled
     second = BETA2 * second + (1 - BETA2) * scaled.square()
-    step = first / ((correction * second).sqrt() + EPS)
+    step = first / ((correction * second).sqrt() + (AXES_EPS if is_matrix else EPS))
     moved = (preconditioner @ step[..., None])[..., 0] if is_matrix else preconditioner * step
     return theta - rate * moved, first, second

@@ -64,7 +64,7 @@ class BlockEngine:
             noise: for each draw `(B, R, P, *shape)`.
         """
         batch, replicas, dim = theta.shape
-        num_blocks = noise[0].shape[2] // self.num_particles
+        num_blocks = noise[0].shape[2] // self.num_particles if noise else 1
         lanes = theta.repeat_interleave(num_blocks, 1)
         blocks = tuple(n.unflatten(2, (num_blocks, self.num_particles)).flatten(1, 2)[None] for n in noise)
         short = max(0, self.min_replicas - lanes.shape[1])
