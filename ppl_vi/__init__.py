@@ -8,6 +8,7 @@ fitted by SVI) and `score` (the fit measured against the truth).
 from ppl_vi._version import __version__
 from ppl_vi.compare import ModelComparison, compare
 from ppl_vi.metrics import Estimate, Scorecard, score
+from ppl_vi.runtime.stages import Stage
 from ppl_vi.svi.fit import UnsuitableObjectiveError, fit
 from ppl_vi.svi.result import Fit
 from ppl_vi.svi.support import SupportMismatchError
@@ -19,6 +20,7 @@ __all__ = [
     "Fit",
     "ModelComparison",
     "Scorecard",
+    "Stage",
     "SupportMismatchError",
     "Target",
     "Truth",

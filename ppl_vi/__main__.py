@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from ppl_vi import cli
+from ppl_vi.runtime.display import following
 from ppl_vi.runtime.processes import travels
+from ppl_vi.runtime.stages import stage
 
 if TYPE_CHECKING:
     from ppl_vi.compare import ModelComparison
@@ -73,25 +75,31 @@ def program(arguments: argparse.Namespace) -> int:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    model = imported("model", arguments.model)
-    given = imported("--args", arguments.args) if arguments.args else ()
-    guides, settings, processes = cli.prepared(arguments, GUIDES, ("ppl_vi.compare",))
-    from ppl_vi.compare import begun, target_of
-
-    try:
-        target = target_of(model, given if isinstance(given, tuple) else (given,)).to(arguments.device)
-        comparison = begun(target, guides, (), settings)
-    except Exception as error:  # a model may raise anything
-        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        raise cli.UsageError(f"{arguments.model}: {kind}{error}") from error
+    with following(True):
+        comparison, guides, processes = _begun(arguments)
     processes = processes if travels(comparison) else 1
     code, done = cli.run_comparison(
-        comparison, guides, processes, arguments, lambda done: write_figures(done, arguments)
+        comparison, guides, processes, arguments, lambda done: write_figures(done, arguments), progress=True
     )
     if code == 0 and all(entry.records[0]["elbo"] is None for entry in done.entries):
         reasons = "; ".join(f"{entry.guide}: {entry.records[0]['reason']}" for entry in done.entries)
         raise cli.UsageError(f"no guide could be compared: {reasons}")
     return code
+
+
+def _begun(arguments: argparse.Namespace) -> tuple[ModelComparison, list[str], int]:
+    """The comparison with its truth, the guides that are asked for, and the number of processes that share them."""
+    with stage("loading Pyro and the model"):
+        model = imported("model", arguments.model)
+        given = imported("--args", arguments.args) if arguments.args else ()
+        guides, settings, processes = cli.prepared(arguments, GUIDES, ("ppl_vi.compare",))
+        from ppl_vi.compare import begun, target_of
+    try:
+        target = target_of(model, given if isinstance(given, tuple) else (given,)).to(arguments.device)
+        return begun(target, guides, (), settings), guides, processes
+    except Exception as error:  # a model may raise anything
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise cli.UsageError(f"{arguments.model}: {kind}{error}") from error
 
 
 def write_figures(comparison: ModelComparison, arguments: argparse.Namespace) -> None:

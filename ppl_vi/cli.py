@@ -1,4 +1,4 @@
-"""What `ppl-vi` and the programs in `benchmarks/` share: options, checks, progress bars, output and Ctrl-C.
+"""What `ppl-vi` and the programs in `benchmarks/` share: options, checks, progress, output and Ctrl-C.
 
 A program reads its arguments, checks all of them before it computes anything, shows a bar while it computes, writes its
 records after each family that is finished, and prints tables and draws figures at the end. What the user asks for and
@@ -23,8 +23,10 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from ppl_vi.runtime.display import following
 from ppl_vi.runtime.files import write_text
 from ppl_vi.runtime.processes import num_cores, shared, wake
+from ppl_vi.runtime.stages import stage
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -356,15 +358,22 @@ def compare_command(
     from ppl_vi.comparison.comparison import Comparison
     from ppl_vi.truth import UncertifiedTruthError, ground_truth
 
+    progress = on_terminal()
     try:
-        target = make_target().to(arguments.device)
-        comparison = Comparison(target, ground_truth(target), settings, tuple(labels))
+        with following(progress):
+            target = make_target().to(arguments.device)
+            comparison = Comparison(target, ground_truth(target), settings, tuple(labels))
     except UncertifiedTruthError as error:
         raise UsageError(f"there is no truth to measure by: {error}") from error
     code, _ = run_comparison(
-        comparison, guides, processes, arguments, lambda done: write_figures(done, arguments, more_figures)
+        comparison, guides, processes, arguments, lambda done: write_figures(done, arguments, more_figures), progress
     )
     return code
+
+
+def on_terminal() -> bool:
+    """Whether standard error is a terminal."""
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 def run_comparison(
@@ -373,11 +382,21 @@ def run_comparison(
     processes: int,
     arguments: argparse.Namespace,
     draw: Callable[[SomeComparison], None],
+    progress: bool,
 ) -> tuple[int, SomeComparison]:
-    """Compares the guides, writes after each, shows the tables and draws; the exit code and what is finished."""
+    """Compares the guides, writes after each, shows the tables and draws; the exit code and what is finished.
+
+    With `progress` it shows how far it has come.
+    """
+    from ppl_vi.comparison.run import compare_each
+
+    with_curves = not arguments.no_plots
     try:
-        for comparison in _compared(comparison, guides, processes, arguments):  # noqa: B020, each has one entry more
-            write_comparison(comparison, arguments)
+        with following(progress):
+            for comparison in compare_each(  # noqa: B020, each has one entry more
+                comparison, guides, num_workers=processes, with_curves=with_curves
+            ):
+                write_comparison(comparison, arguments)
     except KeyboardInterrupt:
         done = len(comparison.entries)
         if done:
@@ -385,34 +404,13 @@ def run_comparison(
             show_comparison(comparison, arguments)
         return interrupted(done, len(guides), "families were finished", arguments), comparison
     show_comparison(comparison, arguments)
-    return drawn(lambda: draw(comparison), arguments), comparison
+    with following(progress), stage("figures"):
+        return drawn(lambda: draw(comparison), arguments), comparison
 
 
 def num_workers(num_jobs: int, device: str) -> int:
     """How many processes share the jobs: at most one for each core, and one alone where there is one accelerator."""
     return min(num_cores(), MAX_WORKERS, num_jobs) if device == "cpu" else 1
-
-
-def _compared(
-    comparison: SomeComparison, guides: Sequence[str], processes: int, arguments: argparse.Namespace
-) -> Iterator[SomeComparison]:
-    """The comparison after each family that is finished, with a bar that names the families being fitted."""
-    from ppl_vi.comparison.run import compare_each
-
-    running: list[str] = []
-    with _bar("", len(guides)) as update:
-
-        def started(guide: str) -> None:
-            running.append(guide)
-            update(description=", ".join(running))
-
-        for step in compare_each(
-            comparison, guides, num_workers=processes, with_curves=not arguments.no_plots, started=started
-        ):
-            finished = {entry.guide for entry in step.entries}
-            running[:] = [guide for guide in running if guide not in finished]
-            update(completed=len(finished), description=", ".join(running))
-            yield step
 
 
 @contextmanager

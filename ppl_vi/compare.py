@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from ppl_vi.comparison.comparison import Comparison, Entry, FitSettings
 from ppl_vi.comparison.run import check_settings, compare_each, one_thread
 from ppl_vi.report import table
+from ppl_vi.runtime.display import following
+from ppl_vi.runtime.stages import Callback
 from ppl_vi.svi.result import Fit
 from ppl_vi.target.target import Target
 from ppl_vi.truth import ground_truth
@@ -86,7 +88,7 @@ def compare(
     lr: float = 0.2,
     objective: str = "trace_elbo",
     engine: str = "auto",
-    started: Callable[[str], None] | None = None,
+    progress: Callback | bool = False,
 ) -> ModelComparison:
     """Fits guides to a model's posterior and measures how far each is from the truth, and why.
 
@@ -106,7 +108,8 @@ def compare(
         objective: what SVI maximises, by name: "trace_elbo", "score_function", "trace_mean_field_elbo", "stl",
             "tail_adaptive", "renyi:0.5" or "iwae:8".
         engine: "auto", "compiled", "batched" or "pyro"; see `ppl_vi.fit`.
-        started: called with each guide's name when its turn comes.
+        progress: True shows how far the work has come, on standard error or in a notebook; a function is called with
+            each `ppl_vi.Stage`, and what it raises ends the work and is raised from here.
 
     Raises:
         TypeError: the model is not callable, the args are no tuple, or the guides are no dict or list.
@@ -115,9 +118,10 @@ def compare(
         UncertifiedTruthError: the truth can't be computed, so that there is nothing to measure against.
     """
     settings = FitSettings(objective, engine, num_steps, num_particles, num_replicas, lr, seed, num_draws)
-    found = begun(model, guides, args, settings)
-    for step in compare_each(found, list(found.families), with_curves=True, started=started):
-        found = step
+    with following(progress):
+        found = begun(model, guides, args, settings)
+        for step in compare_each(found, list(found.families), with_curves=True):
+            found = step
     return found
 
 

@@ -5,7 +5,7 @@ What can't be compared, and what fails, becomes an entry with its reason, so tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -19,6 +19,7 @@ from ppl_vi.guides import Family, RefusedFamilyError, find_family
 from ppl_vi.guides.own import family_of
 from ppl_vi.metrics.scorecard import score
 from ppl_vi.runtime.processes import shared
+from ppl_vi.runtime.stages import listening, stage
 from ppl_vi.svi.fit import UnsuitableObjectiveError, check_objective, fit
 from ppl_vi.svi.objectives import find_objective
 
@@ -29,7 +30,6 @@ def compare_each(
     *,
     num_workers: int = 1,
     with_curves: bool = False,
-    started: Callable[[str], None] | None = None,
 ) -> Iterator[SomeComparison]:
     """Yields the comparison after each family, so that what is finished survives an interruption.
 
@@ -41,7 +41,6 @@ def compare_each(
         guides: families by name, or by the label under which `comparison.families` has them.
         num_workers: how many processes share the families.
         with_curves: whether the entries are to have the curves that figures show.
-        started: called with each family's name when its turn comes.
 
     Raises:
         ValueError: no such family, or the settings don't fit together.
@@ -51,20 +50,15 @@ def compare_each(
         if guide not in comparison.families:
             refusal(guide)
     done: dict[str, Entry] = {}
-
-    def tasks() -> Iterator[str]:
-        for guide in guides:
-            if started:
-                started(guide)
-            yield guide
-
     if with_curves:
         _ = comparison.z  # computed here once, it is sent to every process with the comparison
     processes = min(num_workers, len(guides))
     work = partial(compare_one if processes == 1 else _to_be_sent, comparison, with_curves=with_curves)
-    for entry in shared(work, tasks(), processes):
-        done[entry.guide] = entry
-        yield replace(comparison, entries=tuple(done[guide] for guide in guides if guide in done))
+    with stage("comparison", "guides", len(guides)) as running:
+        for entry in shared(work, guides, processes):
+            done[entry.guide] = entry
+            running.at(len(done))
+            yield replace(comparison, entries=tuple(done[guide] for guide in guides if guide in done))
 
 
 def compare_one(comparison: Comparison, guide: str, with_curves: bool = False) -> Entry:
@@ -77,7 +71,7 @@ def compare_one(comparison: Comparison, guide: str, with_curves: bool = False) -
     if refused:
         return _without_scores(comparison, guide, "skipped", refused)
     try:
-        with one_thread():
+        with one_thread(), listening(None, guide):
             return _scored(comparison, guide, with_curves)
     except (RefusedFamilyError, UnsuitableObjectiveError) as error:
         return _without_scores(comparison, guide, "skipped", str(error))

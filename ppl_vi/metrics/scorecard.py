@@ -20,6 +20,8 @@ from ppl_vi.metrics.family_gap import BestMember
 from ppl_vi.metrics.sampled import importance
 from ppl_vi.metrics.sampled.marginals import Marginals
 from ppl_vi.metrics.sampled.sampled_fit import SampledFit
+from ppl_vi.runtime.display import following
+from ppl_vi.runtime.stages import Callback, stage
 from ppl_vi.svi.result import Fit
 from ppl_vi.truth import Truth
 
@@ -44,7 +46,14 @@ class Scorecard:
     marginals: Marginals | None = None
 
 
-def score(fit: Fit, truth: Truth, *, num_draws: int = 10_000, upper_bound: bool | None = None) -> Scorecard:
+def score(
+    fit: Fit,
+    truth: Truth,
+    *,
+    num_draws: int = 10_000,
+    upper_bound: bool | None = None,
+    progress: Callback | bool = False,
+) -> Scorecard:
     """Measures every replica of a fit against the truth, by all metrics of `ppl_vi.metrics.METRICS`.
 
     With one latent number the metrics are computed by quadrature. With several they are computed on weighted points of
@@ -57,16 +66,19 @@ def score(fit: Fit, truth: Truth, *, num_draws: int = 10_000, upper_bound: bool 
         num_draws: how many draws of each guide the Monte Carlo figures are computed from.
         upper_bound: whether the family has many local optima, so that its family gap is only an upper bound; None
             leaves it to `many_optima`.
+        progress: as `ppl_vi.fit` takes it.
 
     Raises:
         ValueError: fit and truth are of different targets.
     """
     if truth.target is not fit.target:
         raise ValueError("the fit and the truth must be of the same target")
-    scores, best, marginals = _against_truth(fit, truth, many_optima(fit) if upper_bound is None else upper_bound)
-    scores = {name: estimate.without_swamped() for name, estimate in scores.items()}
-    weights = importance.weights(fit, num_draws, fit.seed + 1)
-    scores |= table.on_draws(table.WeightedDraws(weights, _known_chi_square(scores)))
+    with following(progress, fit.family_name.rpartition(":")[2]):
+        scores, best, marginals = _against_truth(fit, truth, many_optima(fit) if upper_bound is None else upper_bound)
+        scores = {name: estimate.without_swamped() for name, estimate in scores.items()}
+        with stage("importance sampling"):
+            weights = importance.weights(fit, num_draws, fit.seed + 1)
+            scores |= table.on_draws(table.WeightedDraws(weights, _known_chi_square(scores)))
     best = best and replace(best, divergence=best.divergence.without_swamped())
     return Scorecard(fit, truth, scores, best, marginals and _without_swamped(marginals))
 
@@ -83,9 +95,13 @@ def _against_truth(
     """The scores, the family's best member, and the scores of each number where there are several."""
     if truth.line is None:
         sampled = SampledFit(fit, truth, upper_bound)
-        return table.on_points(sampled), sampled.best, sampled.marginals
+        _ = sampled.projection  # which has a stage of its own
+        with stage("scoring"):
+            return table.on_points(sampled), sampled.best, sampled.marginals
     grid = FitOnGrid(fit, truth, fit.theta, upper_bound)
-    return table.on_grid(grid), grid.best, None
+    _ = grid.best  # likewise
+    with stage("scoring"):
+        return table.on_grid(grid), grid.best, None
 
 
 def _without_swamped(marginals: Marginals) -> Marginals:

@@ -2,7 +2,7 @@
 
 The processes are copies of a server that has imported everything once, while the command was still getting ready, and
 so start with nothing to import. They get and give back pickles by value (cloudpickle), so that a user's functions and
-lambdas travel, too.
+lambdas travel, too. What they tell of their stages reaches whoever listens here.
 """
 
 from __future__ import annotations
@@ -14,11 +14,15 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import islice
+from multiprocessing.queues import SimpleQueue
 from typing import Any, TypeVar
 
 import cloudpickle
+
+from ppl_vi.runtime import stages
+from ppl_vi.runtime.stages import Stage
 
 WorkerKilledError = BrokenProcessPool
 Job = TypeVar("Job")
@@ -30,10 +34,14 @@ START_METHOD = "forkserver" if sys.platform == "linux" else "spawn"
 PRELOADED_MODULES = ("torch._dynamo", "arviz_stats.base")
 # The environment variables by which libraries of numbers are told how many threads to use.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+# Seconds between two looks at what the processes have told; a larger number shows it later.
+EVENT_SECONDS = 0.1
 
-# The pool of processes, one at most, kept for the next jobs; its key is the number of processes, the folder that they
-# work in, and the path on which they look for modules.
-_pools: dict[tuple[Any, ...], ProcessPoolExecutor] = {}
+# The pool of processes, one at most, kept for the next jobs, and the pipe by which they tell their stages. Its key is
+# the number of processes, the folder that they work in, and the path on which they look for modules.
+_pools: dict[tuple[Any, ...], tuple[ProcessPoolExecutor, SimpleQueue[Stage]]] = {}
+# In a worker: the same pipe.
+_told: SimpleQueue[Stage] | None = None
 
 
 def num_cores() -> int:
@@ -55,7 +63,8 @@ def wake(num_workers: int, *modules: str) -> None:
 def shared(work: Callable[[Job], Result], jobs: Iterable[Job], num_workers: int) -> Iterator[Result]:
     """Yields each job's result when it is finished, whichever comes first.
 
-    Whatever ends this early, such as Ctrl-C, ends the workers, too. Each has one thread.
+    Whatever ends this early, such as Ctrl-C, ends the workers, too. Each has one thread. Whoever listens to stages here
+    is told those of the workers as well, all those of a job before its result.
 
     Args:
         work: what is done with each job.
@@ -71,15 +80,18 @@ def shared(work: Callable[[Job], Result], jobs: Iterable[Job], num_workers: int)
     packed = cloudpickle.dumps(work)
     left = iter(jobs)
     pending: set[Future[bytes]] = set()
+    subject = stages.current_subject() if stages.is_heard() else None
     try:
-        pool = _pool(num_workers, os.getcwd(), tuple(sys.path))
+        pool, told = _pool(num_workers, os.getcwd(), tuple(sys.path))
         while True:
             for job in islice(left, num_workers + 1 - len(pending)):
                 with _one_thread(), interrupts_held():  # a process may be started here
-                    pending.add(pool.submit(_done, packed, cloudpickle.dumps(job)))
+                    pending.add(pool.submit(_done, packed, cloudpickle.dumps(job), subject))
             if not pending:
                 return
-            finished, pending = wait(pending, return_when=FIRST_COMPLETED)
+            finished, pending = wait(pending, None if subject is None else EVENT_SECONDS, FIRST_COMPLETED)
+            while not told.empty():
+                stages.relay(told.get())
             for future in finished:
                 yield cloudpickle.loads(future.result())
     except BaseException:
@@ -96,30 +108,40 @@ def travels(value: object) -> bool:
     return True
 
 
-def _pool(*place: Any) -> ProcessPoolExecutor:
+def _pool(*place: Any) -> tuple[ProcessPoolExecutor, SimpleQueue[Stage]]:
     if place not in _pools:
         _end()
         context = multiprocessing.get_context(START_METHOD)
-        _pools[place] = ProcessPoolExecutor(place[0], context, initializer=_begin, initargs=place[1:])
+        told: SimpleQueue[Stage] = context.SimpleQueue()
+        pool = ProcessPoolExecutor(place[0], context, initializer=_begin, initargs=(*place[1:], told))
+        _pools[place] = pool, told
     return _pools[place]
 
 
-def _begin(folder: str, path: Sequence[str]) -> None:
+def _begin(folder: str, path: Sequence[str], told: SimpleQueue[Stage]) -> None:
     """Sets a worker up: it has its master's folder and path to modules, and leaves Ctrl-C to its master."""
+    global _told
+    _told = told
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.chdir(folder)
     sys.path[:] = path
 
 
-def _done(work: bytes, job: bytes) -> bytes:
-    packed: bytes = cloudpickle.dumps(cloudpickle.loads(work)(cloudpickle.loads(job)))
+def _done(work: bytes, job: bytes, subject: str | None) -> bytes:
+    """The packed result of a packed job, whose stages are told to the master, as those of a subject, if there is one.
+
+    An event is written to the pipe at once, and whole, because it is shorter than what a pipe takes in one piece. So it
+    is there before the job's result, and a killed worker leaves no half of one, for which the master would wait.
+    """
+    with nullcontext() if subject is None or _told is None else stages.listening(_told.put, subject):
+        packed: bytes = cloudpickle.dumps(cloudpickle.loads(work)(cloudpickle.loads(job)))
     return packed
 
 
 def _end() -> None:
     """Ends all processes at once, whatever they are working on."""
     while _pools:
-        _, pool = _pools.popitem()
+        _, (pool, _) = _pools.popitem()
         for process in list((pool._processes or {}).values()):  # a method from Python 3.14 on
             process.kill()
         pool.shutdown(wait=False, cancel_futures=True)

@@ -18,13 +18,15 @@ from torch import Tensor
 from ppl_vi.guides import Family, find_family
 from ppl_vi.guides.own import name_of
 from ppl_vi.numerics.vmapping import draws_outside_sites, indexes_by_mask
+from ppl_vi.runtime.display import following
 from ppl_vi.runtime.provenance import versions
+from ppl_vi.runtime.stages import Callback, stage
 from ppl_vi.svi.engines.choice import ENGINES
 from ppl_vi.svi.engines.pyro import pyro_elbo
 from ppl_vi.svi.finishing import finish
 from ppl_vi.svi.objectives import Objective, find_objective
 from ppl_vi.svi.program import Program, flat_parameters
-from ppl_vi.svi.result import Fit, Progress
+from ppl_vi.svi.result import Fit
 from ppl_vi.svi.rounds import run_rounds
 from ppl_vi.svi.running import RunningFit
 from ppl_vi.svi.setup import (
@@ -58,7 +60,7 @@ def fit(
     seed: int = 0,
     max_memory: float | None = None,
     allow_support_mismatch: bool = False,
-    progress: Progress | None = None,
+    progress: Callback | bool = False,
 ) -> Fit:
     """Fits a guide family to every problem of a target by SVI.
 
@@ -90,7 +92,8 @@ def fit(
             more is computed in chunks of replicas, to the same numbers. What the fit keeps, above all its history,
             comes on top.
         allow_support_mismatch: fit a guide although it puts mass where the posterior has none.
-        progress: is called after each round with the number of steps taken and the largest possible number.
+        progress: True shows how far the fit has come, on standard error or in a notebook; a function is called with
+            each `ppl_vi.Stage`, and what it raises ends the fit and is raised from here.
 
     Raises:
         UnsuitableModelError: "compiled" or "batched" was asked for, and the model or guide can't be run for many draws
@@ -104,21 +107,25 @@ def fit(
     strategy = Strategy(find_objective(objective), num_steps, num_particles, lr, seed, tolerance, max_memory)
     _validate(strategy, engine, num_replicas)
     name, family = (family, find_family(family)) if isinstance(family, str) else (name_of(family), family)
-    with _known_errors_explained(target.name):
-        guides = start_guides(family, target, num_replicas, seed)
-        support_mismatch = mismatch(target, guides[0][0])
-        if support_mismatch and not allow_support_mismatch:
-            raise SupportMismatchError(support_mismatch)
+    with following(progress, name.rpartition(":")[2]), _known_errors_explained(target.name):
+        with stage("choosing starts"):
+            guides = start_guides(family, target, num_replicas, seed)
+            support_mismatch = mismatch(target, guides[0][0])
+            if support_mismatch and not allow_support_mismatch:
+                raise SupportMismatchError(support_mismatch)
         with target.isolated(seed):
-            program = Program(target, guides[0][0])
-            unsuitable = strategy.objective.unsuitable(program)
-            if unsuitable:
-                raise UnsuitableObjectiveError(f"{strategy.objective.name}: {unsuitable}")
-            initial = torch.stack([torch.stack([flat_parameters(program.layout, g) for g in row]) for row in guides])
-            find_how_draws_are_run(program, strategy)
-            setup = prepare(program, strategy, initial, engine)
-            running = RunningFit.start(setup, initial, first_preconditioner(setup, family))
-            run_rounds(running, progress)
+            with stage("preparing the steps"):
+                program = Program(target, guides[0][0])
+                unsuitable = strategy.objective.unsuitable(program)
+                if unsuitable:
+                    raise UnsuitableObjectiveError(f"{strategy.objective.name}: {unsuitable}")
+                initial = torch.stack(
+                    [torch.stack([flat_parameters(program.layout, g) for g in row]) for row in guides]
+                )
+                find_how_draws_are_run(program, strategy)
+                setup = prepare(program, strategy, initial, engine)
+                running = RunningFit.start(setup, initial, first_preconditioner(setup, family))
+            run_rounds(running)
         scored, parameters = finish(program, guides, running.theta)
     return _result(running, name, family, scored, parameters, support_mismatch or "", time.perf_counter() - began)
 

@@ -32,7 +32,6 @@ from ppl_vi.target.sites import Latents
 from ppl_vi.target.target import Target
 
 FORMAT, FORMAT_VERSION = "ppl_vi.Fit", 1
-Progress = Callable[[int, int], None]  # is told the number of steps taken and the largest possible number
 _GUIDE_NUMBERS = itertools.count()  # part of the names of guides that are given to users
 
 

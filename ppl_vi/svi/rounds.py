@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_vi.runtime.stages import Running, stage
 from ppl_vi.svi.curvature import (
     MAX_CHECKED_PARAMETERS,
     PRECONDITIONER_POINTS,
@@ -26,10 +27,10 @@ from ppl_vi.svi.curvature import (
 )
 from ppl_vi.svi.engines.adam import step_schedule
 from ppl_vi.svi.engines.blocks import BlockEngine
+from ppl_vi.svi.engines.compiled import MAX_UNROLLED_STEPS
 from ppl_vi.svi.engines.memory import UNTRACED_MEMORY_FACTOR
 from ppl_vi.svi.engines.step import State
 from ppl_vi.svi.gradients import MAX_HESSIAN_POINTS, NUM_SCRAMBLES
-from ppl_vi.svi.result import Progress
 from ppl_vi.svi.running import RunningFit
 from ppl_vi.svi.setup import CHECK_SHARE, FREE_WORK, MAX_PARTICLES, MIN_HESSIAN_POINTS, QUICK_CHECK_POINTS
 from ppl_vi.svi.stopping import CHECK_ERROR_RATE, GainBounds, gain_bounds
@@ -99,8 +100,13 @@ class Schedule:
         return found
 
 
-def run_rounds(fit: RunningFit, progress: Progress | None) -> None:
+def run_rounds(fit: RunningFit) -> None:
     """Takes rounds until every fit has stopped or all steps are taken."""
+    with stage("fitting", "steps", fit.setup.strategy.num_steps) as running:
+        _run_rounds(fit, running)
+
+
+def _run_rounds(fit: RunningFit, running: Running) -> None:
     strategy, theta = fit.setup.strategy, fit.theta
     generator = torch.Generator(device=theta.device).manual_seed(strategy.seed)
     length, number = max(1, round(strategy.num_steps * FIRST_ROUND_SHARE)), 0
@@ -108,7 +114,7 @@ def run_rounds(fit: RunningFit, progress: Progress | None) -> None:
         left = strategy.num_steps - fit.num_steps_taken
         length = left if left < 2 * length else length
         schedule = Schedule.of(length, strategy.lr / 2**number, theta)
-        theta = _take_round(fit, theta, schedule, generator)
+        theta = _take_round(fit, theta, schedule, generator, running)
         fit.end_round(theta)
         number, length = number + 1, 2 * length
         curvature = _curvature(fit, theta, number)
@@ -116,14 +122,14 @@ def run_rounds(fit: RunningFit, progress: Progress | None) -> None:
             fit.stop_converged(_gain(fit, theta, curvature, number))
         if not fit.is_last and fit.is_running.any():
             _prepare_round(fit, theta, curvature, length, generator)
-        if progress:
-            progress(fit.num_steps_taken, strategy.num_steps)
 
 
 # ---- the steps of a round
 
 
-def _take_round(fit: RunningFit, theta: Tensor, schedule: Schedule, generator: torch.Generator) -> Tensor:
+def _take_round(
+    fit: RunningFit, theta: Tensor, schedule: Schedule, generator: torch.Generator, running: Running
+) -> Tensor:
     """Takes the steps of one round from `theta` on; the averages of the iterates, both `(B, R, D)`."""
     portion = fit.setup.portion(fit.num_particles)
     fit.step_work += fit.setup.work(schedule.length * fit.num_particles * fit.setup.num_fits)
@@ -134,7 +140,7 @@ def _take_round(fit: RunningFit, theta: Tensor, schedule: Schedule, generator: t
     first_replicas = range(0, theta.shape[1], portion.num_replicas)
     for stretch in schedule.stretches(portion.num_steps):
         walks = [
-            _walk(fit, state, replica, schedule.scalars, stretch, generator)
+            _walk(fit, state, replica, schedule.scalars, stretch, generator, running)
             for state, replica in zip(states, first_replicas, strict=True)
         ]
         for end, pieces in zip(stretch[1:], zip(*walks, strict=True), strict=True):
@@ -142,6 +148,7 @@ def _take_round(fit: RunningFit, theta: Tensor, schedule: Schedule, generator: t
             if end in schedule.snapshots:
                 passed = State.joined([piece.state for piece in pieces]).whole_theta
                 fit.note(torch.where(was_running, passed, held))
+        running.at(fit.num_steps_taken)
         states = [walk[-1].state for walk in walks]
     return State.joined(states).average
 
@@ -160,7 +167,13 @@ class Piece:
 
 
 def _walk(
-    fit: RunningFit, state: State, replica: int, scalars: Tensor, stretch: list[int], generator: torch.Generator
+    fit: RunningFit,
+    state: State,
+    replica: int,
+    scalars: Tensor,
+    stretch: list[int],
+    generator: torch.Generator,
+    running: Running,
 ) -> list[Piece]:
     """Takes one stretch of a round's steps, for the replicas from `replica` on, whose state this is, piece by piece."""
     start = stretch[0]
@@ -168,13 +181,25 @@ def _walk(
     pieces = []
     for begin, end in itertools.pairwise(stretch):
         own_scalars, own_noise = scalars[:, begin:end], tuple(n[begin - start : end - start] for n in noise)
-        piece = Piece(*fit.setup.engine.advance(state, own_scalars, own_noise))
+        piece = _walk_in_spans(fit, state, own_scalars, own_noise, running)
         if not torch.equal(piece.state.alive, state.alive):
             num_steps = fit.num_steps_taken + begin - start
             piece = _walk_step_by_step(fit, state, replica, num_steps, own_scalars, own_noise)
         state = piece.state
         pieces.append(piece)
     return pieces
+
+
+def _walk_in_spans(
+    fit: RunningFit, state: State, scalars: Tensor, noise: tuple[Tensor, ...], running: Running
+) -> Piece:
+    """Takes the steps of one piece, in several calls where these take so long that there is something to tell."""
+    bounds, share = [], state.alive.shape[1] / fit.theta.shape[1]
+    for begin, end in running.spans(scalars.shape[-1], MAX_UNROLLED_STEPS):
+        state, bound = fit.setup.engine.advance(state, scalars[:, begin:end], tuple(n[begin:end] for n in noise))
+        bounds.append(bound)
+        running.advance((end - begin) * share)
+    return Piece(state, torch.cat(bounds))
 
 
 def _walk_step_by_step(

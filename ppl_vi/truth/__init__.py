@@ -11,6 +11,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from ppl_vi.runtime.display import following
+from ppl_vi.runtime.stages import Callback, stage
 from ppl_vi.target.target import Target
 from ppl_vi.truth.chains.reference import reference_truth
 from ppl_vi.truth.decoder.annealing import AnnealedBound, Annealing, Sandwich, annealed_bound, annealed_sandwich
@@ -27,7 +29,7 @@ from ppl_vi.truth.result import Check, Expectation, Grade, Points, Truth, Uncert
 MAX_SEARCHED_PROBLEMS = 2
 
 
-def ground_truth(target: Target, *, seed: int = 0) -> Truth:
+def ground_truth(target: Target, *, seed: int = 0, progress: Callback | bool = False) -> Truth:
     """The posterior of every problem of a target, by the most exact method that can compute it.
 
     - A target with a decoder and up to three latent numbers: `decoded_truth`, a tree of cells.
@@ -43,13 +45,20 @@ def ground_truth(target: Target, *, seed: int = 0) -> Truth:
     Args:
         target: the target whose posterior is computed.
         seed: the seed of searches and draws.
+        progress: as `ppl_vi.fit` takes it.
 
     Raises:
         UncertifiedTruthError: the target's closed form contradicts quadrature.
         ValueError: no method can compute the target's posterior; the message says why.
     """
+    with following(progress, "truth"):
+        return _ground_truth(target, seed)
+
+
+def _ground_truth(target: Target, seed: int) -> Truth:
     if target.decoded is not None and target.dim in CELL_RULES:
-        return decoded_truth(target)
+        with stage("tree of cells"):
+            return decoded_truth(target)
     if target.dim == 1:
         return _of_one_number(target, seed)
     if target.dim <= MAX_LATENT_NUMBERS:
@@ -62,7 +71,8 @@ def ground_truth(target: Target, *, seed: int = 0) -> Truth:
 def _of_one_number(target: Target, seed: int) -> Truth:
     """The truth by quadrature along the line, confirmed or replaced by the tree of bricks where no closed form is."""
     try:
-        truth = quadrature_truth(target)
+        with stage("quadrature"):
+            truth = quadrature_truth(target)
     except UncertifiedTruthError:
         if target.closed_form is not None:
             raise

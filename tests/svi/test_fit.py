@@ -19,6 +19,7 @@ from torch.distributions import constraints
 
 from models.exponential_normal import target as toy
 from ppl_vi.guides import find_family
+from ppl_vi.runtime.stages import Stage
 from ppl_vi.svi.engines.portion import MAX_NOISE_NUMBERS, Portion
 from ppl_vi.svi.fit import UnsuitableObjectiveError, fit
 from ppl_vi.svi.program import Program
@@ -437,7 +438,42 @@ def test_a_class_and_a_partial_of_it_are_families() -> None:
 
 
 def test_progress_is_told() -> None:
-    told: list[tuple[int, int]] = []
-    fit(TOY, "lognormal", num_steps=16, num_particles=2, tolerance=1e-9, progress=lambda *at: told.append(at))
-    assert told[-1] == (16, 16)
-    assert [done for done, _ in told] == sorted({done for done, _ in told})
+    told: list[Stage] = []
+    fit(TOY, "lognormal", num_steps=16, num_particles=2, tolerance=1e-9, progress=told.append)
+    assert {stage.subject for stage in told} == {"lognormal"}
+    names = list(dict.fromkeys(stage.name for stage in told))
+    assert names == ["choosing starts", "preparing the steps", "fitting"]
+    steps = [stage for stage in told if stage.name == "fitting"]
+    assert [stage.done for stage in steps] == sorted({stage.done for stage in steps})
+    assert {stage.total for stage in steps} == {16}
+    assert (steps[0].done, steps[-1].done, steps[0].unit) == (0, 16, "steps")
+
+
+def test_a_fit_that_stops_early_ends_its_stage_there() -> None:
+    told: list[Stage] = []
+    found = fit(TOY, "lognormal", num_particles=4, tolerance=100.0, progress=told.append)
+    assert found.num_steps.max() < 1000
+    assert (told[-1].done, told[-1].total) == (found.num_steps.max(), found.num_steps.max())
+    assert all(stage.total == 1000 for stage in told[:-1] if stage.name == "fitting")
+
+
+@pytest.mark.parametrize("engine", ["batched", "compiled"])
+def test_a_fit_that_is_followed_has_the_same_numbers(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"engine": engine, "num_steps": 100, "num_particles": 4, "num_replicas": 3, "seed": 5}
+    alone = fit(TOY, "lognormal", **settings)
+    monkeypatch.setattr("ppl_vi.runtime.stages.SPAN_SECONDS", 0.0)  # as many calls as there can be
+    monkeypatch.setattr("ppl_vi.runtime.stages.MIN_SECONDS", 0.0)
+    told: list[Stage] = []
+    followed = fit(TOY, "lognormal", **settings, progress=told.append)
+    assert len({stage.done for stage in told if stage.name == "fitting"}) > 10
+    assert torch.equal(followed.trajectory, alone.trajectory)
+    np.testing.assert_array_equal(followed.elbo_history, alone.elbo_history)
+
+
+def test_what_a_callback_raises_ends_the_fit() -> None:
+    def full(stage: Stage) -> None:
+        if stage.name == "fitting":
+            raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        fit(TOY, "lognormal", num_steps=16, num_particles=2, progress=full)

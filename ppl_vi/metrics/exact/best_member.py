@@ -19,6 +19,7 @@ from ppl_vi.metrics.exact.grid import NODES, WEIGHTS, far_ends, geometric_edges,
 from ppl_vi.metrics.family_gap import BestMember
 from ppl_vi.metrics.sampled.best_member import reverse_kl_projection
 from ppl_vi.numerics.newton import minimize
+from ppl_vi.runtime.stages import stage
 from ppl_vi.svi.result import Fit
 from ppl_vi.target.sites import off_edge
 from ppl_vi.truth import Truth
@@ -59,7 +60,8 @@ def best_member(fit: Fit, truth: Truth, fitted: Estimate, upper_bound: bool = Fa
     finite = np.where(np.isfinite(fitted.value), fitted.value, np.inf)
     nearest = np.argsort(finite, 1)[:, : min(NUM_STARTS, replicas)].copy()
     starts = torch.take_along_dim(fit.theta, torch.from_numpy(nearest).to(fit.theta.device)[..., None], 1)
-    found = _newton_searches(fit, truth, starts, MAX_NEWTON_STEPS_UPPER_BOUND if upper_bound else MAX_NEWTON_STEPS)
+    with stage("best member"):
+        found = _newton_searches(fit, truth, starts, MAX_NEWTON_STEPS_UPPER_BOUND if upper_bound else MAX_NEWTON_STEPS)
     if found is None:
         found = _searches_on_noise(fit, truth, fitted)
     candidates = torch.cat([found.theta, starts], 1)

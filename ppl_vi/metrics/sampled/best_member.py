@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ppl_vi.metrics.sampled.elbo_on_nodes import MAX_CURVATURE_PARAMETERS, NegativeElbo, search_rule
 from ppl_vi.metrics.sampled.noise_rules import NoiseRules
+from ppl_vi.runtime.stages import Running, stage
 from ppl_vi.svi.program import Program
 from ppl_vi.svi.result import Fit
 
@@ -94,13 +95,20 @@ def reverse_kl_projection(fit: Fit, elbo: np.ndarray, log_evidence: np.ndarray, 
         log_evidence: log p(x), `(B,)`, nats: a search turns back where the ELBO on a rule lies far above it.
         seed: of the rules' scrambled points.
     """
-    rules = _search_rules(fit.program, seed)
+    with stage("best member", "gradients") as running:
+        return _projection(fit, elbo, log_evidence, _search_rules(fit.program, seed), running)
+
+
+def _projection(
+    fit: Fit, elbo: np.ndarray, log_evidence: np.ndarray, rules: SearchRules, running: Running
+) -> Projection:
+    """The projection by searches on these rules."""
     negative_elbo = NegativeElbo(fit.program, rules.first)
     order = np.argsort(-np.where(np.isfinite(elbo), elbo, -np.inf), 1, kind="stable")[:, :NUM_STARTS]
     theta, converged, shortfall = [], [], []
     for problem, replicas in enumerate(order):
         least = -float(log_evidence[problem]) - MAX_ELBO_EXCESS
-        objectives = _objectives(negative_elbo, rules, fit.target.row(problem), least, fit.theta)
+        objectives = _objectives(negative_elbo, rules, fit.target.row(problem), least, fit.theta, running)
         starts = [fit.theta[problem, int(replica)].detach().double().numpy() for replica in replicas]
         optima = _optima(objectives, _lowest_optimum(objectives, starts))
         points = [torch.from_numpy(optimum.x) for optimum in optima]
@@ -147,15 +155,21 @@ class Objectives:
 
 
 def _objectives(
-    negative_elbo: NegativeElbo, rules: SearchRules, row: tuple[Tensor, ...], least: float, like: Tensor
+    negative_elbo: NegativeElbo,
+    rules: SearchRules,
+    row: tuple[Tensor, ...],
+    least: float,
+    like: Tensor,
+    running: Running,
 ) -> Objectives:
     """Minus the ELBO of the problem whose data are `row`; a value below `least` is rejected, as minus the ELBO can't be
-    so low. `like` has the parameters' dtype and device."""
+    so low. `like` has the parameters' dtype and device, and `running` counts the gradients."""
 
     def on(rule: NoiseRules) -> Objective:
         def objective(x: np.ndarray) -> tuple[float, np.ndarray]:
             with torch.no_grad():
                 gradient, value = negative_elbo(torch.from_numpy(x).to(like), row, rule)
+            running.advance()
             if bool(value < least) or not (bool(value.isfinite()) and bool(gradient.isfinite().all())):
                 return REJECTED_VALUE, np.zeros_like(x)
             return float(value), gradient.double().numpy()

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ppl_vi.numerics.mixtures import DEGREES, fit_student_mixture
 from ppl_vi.numerics.weights import EvidenceEstimate, importance_evidence, pareto_khat
+from ppl_vi.runtime.stages import Running, stage
 from ppl_vi.target.evaluation import prior_draws
 from ppl_vi.target.target import Target
 from ppl_vi.truth.chains.bridge import bridge
@@ -44,6 +45,7 @@ from ppl_vi.truth.chains.sampler import HMC, adapt_step_size, adapt_step_sizes, 
 from ppl_vi.truth.result import Check, Points, Truth
 
 # The warm-up.
+NUM_FIRST_WINDOWS = 2  # lengths of a window before the first inverse mass matrix: more of them start it farther in
 START_HALF_WIDTH = 2.0  # half of the chains start uniformly within this of 0 in unconstrained space, as in Stan
 FIRST_STEP_SIZE = 0.1  # of the leapfrog steps, before the first transition
 FIRST_MAX_LEAPFROG = 10  # leapfrog steps of a trajectory at most, before the first inverse mass matrix is known
@@ -219,7 +221,8 @@ def sampled_reference(
     generator = torch.Generator().manual_seed(seed)
     start = _dispersed(coordinates, prior, settings.num_chains, generator)
     draws = _sampled(coordinates, start, settings, generator)
-    by_bridge, by_importance, k_hat = _evidence(draws, settings.num_proposed, seed)
+    with stage("log p(x) by bridge sampling"):
+        by_bridge, by_importance, k_hat = _evidence(draws, settings.num_proposed, seed)
     joint_error = math.hypot(by_bridge.std_error, by_importance.std_error)
     away = abs(by_bridge.value - by_importance.value) / joint_error
     criteria = (
@@ -282,7 +285,7 @@ def _sampled(
         return replace(pilot.draws, given_up=GIVEN_UP.format(pilot.thinning))
     sampler, thinning = pilot.sampler, min(math.ceil(pilot.thinning), MAX_THINNING)
     for _ in range(MAX_RUNS):
-        sampler, draws = _run(sampler, settings.num_draws, thinning, generator)
+        sampler, draws = _run("reference draws", sampler, settings.num_draws, thinning, generator)
         correlation = float(autocorrelation(draws.numbers, 1).abs().max())
         correlated, longest = correlation > MAX_CORRELATION, thinning == MAX_THINNING
         if not draws.num_diverged and (longest or not correlated):
@@ -305,11 +308,23 @@ def _warmed_up(
     coordinates: Reparametrisation, start: Tensor, settings: ChainSettings, generator: torch.Generator
 ) -> _Sampler:
     """Coordinates, inverse mass matrix and step size from where chains have been, set anew after each window."""
+    num = (NUM_FIRST_WINDOWS + settings.num_windows + 1) * settings.num_warmup
+    with stage(f"warming up {len(start)} chains", "transitions", num) as running:
+        return _warmed_up_in_windows(coordinates, start, settings, generator, running)
+
+
+def _warmed_up_in_windows(
+    coordinates: Reparametrisation,
+    start: Tensor,
+    settings: ChainSettings,
+    generator: torch.Generator,
+    running: Running,
+) -> _Sampler:
     num, target = settings.num_warmup, settings.acceptance
     identity = torch.eye(start.shape[1], dtype=start.dtype)
     hmc = HMC(torch.tensor(FIRST_STEP_SIZE), TRAJECTORY_LENGTHS[0], identity, FIRST_MAX_LEAPFROG)
     state = chains_at(coordinates.density, start)
-    states, hmc = adapt_step_sizes(coordinates.density, state, hmc, 2 * num, target, generator)
+    states, hmc = adapt_step_sizes(coordinates.density, state, hmc, NUM_FIRST_WINDOWS * num, target, generator, running)
     for _ in range(settings.num_windows):
         seen = states[-num // 2 :]
         u, slope = torch.cat([state.u for state in seen]), torch.cat([state.slope for state in seen])
@@ -319,8 +334,8 @@ def _warmed_up(
             coordinates, u = refitted, moved
         hmc = HMC(hmc.step_size.clamp(max=WINDOW_MAX_STEP_SIZE), TRAJECTORY_LENGTHS[0], _covariance_factor(u))
         state = chains_at(coordinates.density, u[-len(start) :])
-        states, hmc = adapt_step_sizes(coordinates.density, state, hmc, num, target, generator)
-    states, hmc = adapt_step_size(coordinates.density, states[-1], hmc, num, target, generator)
+        states, hmc = adapt_step_sizes(coordinates.density, state, hmc, num, target, generator, running)
+    states, hmc = adapt_step_size(coordinates.density, states[-1], hmc, num, target, generator, running)
     return _Sampler(coordinates, hmc, states[-1])
 
 
@@ -329,7 +344,7 @@ def _piloted(sampler: _Sampler, num: int, generator: torch.Generator) -> _Pilot:
     pilots = []
     for length in TRAJECTORY_LENGTHS:
         sampler = replace(sampler, hmc=replace(sampler.hmc, trajectory_length=length))
-        sampler, draws = _run(sampler, num, 1, generator)
+        sampler, draws = _run("pilot run", sampler, num, 1, generator)
         thinning = _thinning(torch.cat([draws.v, draws.v.square(), draws.numbers[..., -1:]], -1))
         mean_num_leapfrog = length / 2 / float(sampler.hmc.step_size)
         pilots.append(_Pilot(sampler, draws, thinning, thinning * (OVERHEAD_IN_LEAPFROG_STEPS + mean_num_leapfrog)))
@@ -346,16 +361,20 @@ def _covariance_factor(u: Tensor) -> Tensor:
     return torch.diag(torch.diagonal(covariance).clamp(min=1e-12).sqrt()) if bool(failed) else factor
 
 
-def _run(sampler: _Sampler, num: int, thinning: int, generator: torch.Generator) -> tuple[_Sampler, ReferenceDraws]:
-    """The sampler after `num` draws of each chain, `thinning` transitions apart, and these draws."""
+def _run(
+    name: str, sampler: _Sampler, num: int, thinning: int, generator: torch.Generator
+) -> tuple[_Sampler, ReferenceDraws]:
+    """The sampler after `num` draws of each chain, `thinning` transitions apart, and these draws; a stage `name`."""
     state, states, energy, num_diverged = sampler.state, [], [], 0
-    for step in range(num * thinning):
-        transition = sampler.hmc.transition(sampler.coordinates.density, state, generator)
-        state = transition.state
-        energy.append(transition.energy)
-        num_diverged += int(transition.diverged.sum())
-        if (step + 1) % thinning == 0:
-            states.append(state)
+    with stage(name, "transitions", num * thinning) as running:
+        for step in range(num * thinning):
+            transition = sampler.hmc.transition(sampler.coordinates.density, state, generator)
+            state = transition.state
+            energy.append(transition.energy)
+            num_diverged += int(transition.diverged.sum())
+            if (step + 1) % thinning == 0:
+                states.append(state)
+            running.advance()
     u, value = torch.stack([state.u for state in states]), torch.stack([state.value for state in states])
     draws = ReferenceDraws(sampler.coordinates, u, value, torch.stack(energy), num_diverged)
     return replace(sampler, state=state), draws

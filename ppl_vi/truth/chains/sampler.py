@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
+from ppl_vi.runtime.stages import Running
 from ppl_vi.target.log_density import Density
 from ppl_vi.truth.chains.leapfrog import ChainState, run_trajectories
 
@@ -142,7 +143,13 @@ class DualAveraging:
 
 
 def adapt_step_size(
-    density: Density, state: ChainState, hmc: HMC, num: int, target: float, generator: torch.Generator
+    density: Density,
+    state: ChainState,
+    hmc: HMC,
+    num: int,
+    target: float,
+    generator: torch.Generator,
+    running: Running | None = None,
 ) -> tuple[list[ChainState], HMC]:
     """Runs `num` transitions that adapt one step size for all chains.
 
@@ -153,29 +160,42 @@ def adapt_step_size(
         num: how many transitions.
         target: the mean probability of acceptance that is aimed at.
         generator: of all random numbers.
+        running: counts the transitions, if there is one.
 
     Returns:
         The state after each transition, and `hmc` with the adapted step size.
     """
     tuner = DualAveraging(torch.as_tensor(hmc.step_size, dtype=state.u.dtype), target)
-    states = _tuned(density, state, hmc, num, tuner, generator)
+    states = _tuned(density, state, hmc, num, tuner, generator, running)
     return states, replace(hmc, step_size=tuner.averaged_log_step.exp())
 
 
 def adapt_step_sizes(
-    density: Density, state: ChainState, hmc: HMC, num: int, target: float, generator: torch.Generator
+    density: Density,
+    state: ChainState,
+    hmc: HMC,
+    num: int,
+    target: float,
+    generator: torch.Generator,
+    running: Running | None = None,
 ) -> tuple[list[ChainState], HMC]:
     """The same as `adapt_step_size` with a step size for each chain; the median of these is the result.
 
     So a chain in a steep place takes steps small enough to get out, while the others keep theirs.
     """
     tuner = DualAveraging(torch.full_like(state.value, float(hmc.step_size)), target)
-    states = _tuned(density, state, hmc, num, tuner, generator)
+    states = _tuned(density, state, hmc, num, tuner, generator, running)
     return states, replace(hmc, step_size=tuner.averaged_log_step.exp().median())
 
 
 def _tuned(
-    density: Density, state: ChainState, hmc: HMC, num: int, tuner: DualAveraging, generator: torch.Generator
+    density: Density,
+    state: ChainState,
+    hmc: HMC,
+    num: int,
+    tuner: DualAveraging,
+    generator: torch.Generator,
+    running: Running | None,
 ) -> list[ChainState]:
     """The state after each of `num` transitions, with the step size or sizes that the tuner asks for."""
     states, for_each_chain = [state], tuner.log_step.dim() > 0
@@ -185,4 +205,6 @@ def _tuned(
         transition = now.transition(density, states[-1], generator)
         states.append(transition.state)
         tuner.update(transition.acceptance if for_each_chain else transition.acceptance.mean())
+        if running:
+            running.advance()
     return states[1:]

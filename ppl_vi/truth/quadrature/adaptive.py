@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_vi.runtime.stages import stage
 from ppl_vi.target.evaluation import prior_draws
 from ppl_vi.target.log_density import Density
 from ppl_vi.target.target import Target
@@ -163,21 +164,23 @@ def integrate(density: Density, prior: Tensor, start: Tensor, seed: int) -> Inte
     Raises:
         ValueError: the density is nowhere positive, grows without bound, or is infinite or nan where it should not be.
     """
-    found = search(density, prior, start, seed)
+    with stage("search for modes"):
+        found = search(density, prior, start, seed)
     standardized = in_standardized_coordinates(density, found)
     accuracy = TREE_ACCURACY[density.dim]
     tree, half_width = tree_in_large_enough_box(standardized, accuracy, found)
     if tree.reason:
         return _given_up(standardized, tree)
-    lattice = lattice_nodes(standardized, tree)
-    second_rule = "a trapezoid lattice" if lattice is not None else "Gauss rules of another order"
-    second = lattice if lattice is not None else _nodes(standardized, tree, accuracy.order + 3)
-    difference = abs(second.log_total - tree.log_mass)
-    outside = mass_outside(tree, half_width)
-    rounding = 16 * torch.finfo(density.dtype).eps * (1 + abs(tree.log_mass) + float(found.modes.value.abs().max()))
-    above = density_above_bricks(standardized, tree, found)
-    importance = abs(found.log_evidence - tree.log_mass) / math.hypot(found.std_error, 1e-6)
-    regions = largest_region_deviation(standardized, found.sample, tree, seed)
+    with stage("checks by other routes"):
+        lattice = lattice_nodes(standardized, tree)
+        second_rule = "a trapezoid lattice" if lattice is not None else "Gauss rules of another order"
+        second = lattice if lattice is not None else _nodes(standardized, tree, accuracy.order + 3)
+        difference = abs(second.log_total - tree.log_mass)
+        outside = mass_outside(tree, half_width)
+        rounding = 16 * torch.finfo(density.dtype).eps * (1 + abs(tree.log_mass) + float(found.modes.value.abs().max()))
+        above = density_above_bricks(standardized, tree, found)
+        importance = abs(found.log_evidence - tree.log_mass) / math.hypot(found.std_error, 1e-6)
+        regions = largest_region_deviation(standardized, found.sample, tree, seed)
     checks = (
         _tree_error(tree.error),
         Check(f"tree of bricks against {second_rule}, nats", difference, RULES_TOLERANCE + rounding),

@@ -18,6 +18,7 @@ from torch.func import vmap
 
 from ppl_vi.numerics.mixtures import DEGREES, fit_student_mixture
 from ppl_vi.numerics.weights import importance_evidence, pareto_khat
+from ppl_vi.runtime.stages import stage
 from ppl_vi.target.conditional import Conditional
 from ppl_vi.target.evaluation import prior_draws
 from ppl_vi.target.log_density import Density
@@ -127,9 +128,11 @@ def partial_truth(target: Target, *, seed: int = 0) -> Truth:
                 value = density(prior)
                 start = prior[torch.where(value.isnan(), -torch.inf, value).argmax()]
                 outer = integrate(density, prior, start, seed)
-                draws = _draws_at_nodes(target, problem, outer.points[0], seed)
-                joint = Density.of(target, problem)
-                integrals.append(_checked_against_model(replace(outer, points=(draws,)), joint, seed))
+                with stage("draws of the other latents"):
+                    draws = _draws_at_nodes(target, problem, outer.points[0], seed)
+                with stage("checks against the model"):
+                    joint = Density.of(target, problem)
+                    integrals.append(_checked_against_model(replace(outer, points=(draws,)), joint, seed))
     return joint_truth(target, "quadrature over " + ", ".join(site.name for site in sites), integrals)
 
 

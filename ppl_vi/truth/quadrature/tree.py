@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ppl_vi.runtime.stages import Running, stage
 from ppl_vi.truth.quadrature.bricks import BrickRule, Bricks, Function, evaluated_bricks, joined
 
 # A mass that lies more nats than this below the integral, a share of 7e-13, counts as nothing. Less would lose mass
@@ -89,6 +90,20 @@ def grow_tree(
         max_points: at which the density may be evaluated.
         min_jump: the least jump at a corner, as a share of the mean density in the brick; inf looks for none.
     """
+    with stage("tree of bricks", "points") as running:
+        return _grown(function, start, rule, tolerance, max_points, min_jump, running)
+
+
+def _grown(
+    function: Function,
+    start: Bricks,
+    rule: BrickRule,
+    tolerance: float,
+    max_points: int,
+    min_jump: float,
+    running: Running,
+) -> Tree:
+    """The tree of `grow_tree`; `running` counts the points at which the density is evaluated."""
     if bool(start.broken.any()):
         return _broken_tree([start], start)
     log_total = float(start.log_mass.logsumexp(0))
@@ -99,6 +114,7 @@ def grow_tree(
         num_points += 2 * len(bricks) * len(rule.nodes)
         if num_points > max_points:
             return Tree.of([*settled, bricks], math.inf, f"more than {max_points:.0e} points are needed")
+        running.at(num_points)
         too_small = (bricks.half_width < MIN_HALF_WIDTH * (1 + bricks.center.abs())).any(1)
         if bool(too_small.any()):
             place = bricks.center[too_small][0]
