@@ -58,8 +58,8 @@ def parser() -> argparse.ArgumentParser:
 def measure(guides: Sequence[str], settings: FitSettings, model: str) -> Measured:
     """The records of all guides on one model, or the error with which the model is refused as the reason for none."""
     from models import ZOO
-    from ppl_vi.compare import begun
     from ppl_vi.comparison.run import compare_each
+    from ppl_vi.model_comparison import begun
     from ppl_vi.truth import UncertifiedTruthError
 
     try:
@@ -115,7 +115,7 @@ def program(arguments: argparse.Namespace) -> int:
     workers = cli.num_workers(len(models), "cpu")
     found: list[Measured] = []
     try:
-        wake(workers, "ppl_vi.compare")
+        wake(workers, "ppl_vi.model_comparison")
         for found in measured(models, partial(measure, guides, settings), workers):
             cli.write_records(_records(found), arguments)
     except KeyboardInterrupt:

@@ -24,7 +24,7 @@ from ppl_vi.runtime.processes import travels
 from ppl_vi.runtime.stages import stage
 
 if TYPE_CHECKING:
-    from ppl_vi.compare import ModelComparison
+    from ppl_vi.model_comparison import ModelComparison
 
 OUT = Path("results")
 GUIDES = ("AutoNormal", "AutoMultivariateNormal")
@@ -92,8 +92,8 @@ def _begun(arguments: argparse.Namespace) -> tuple[ModelComparison, list[str], i
     with stage("loading Pyro and the model"):
         model = imported("model", arguments.model)
         given = imported("--args", arguments.args) if arguments.args else ()
-        guides, settings, processes = cli.prepared(arguments, GUIDES, ("ppl_vi.compare",))
-        from ppl_vi.compare import begun, target_of
+        guides, settings, processes = cli.prepared(arguments, GUIDES, ("ppl_vi.model_comparison",))
+        from ppl_vi.model_comparison import begun, target_of
     try:
         target = target_of(model, given if isinstance(given, tuple) else (given,)).to(arguments.device)
         return begun(target, guides, (), settings), guides, processes

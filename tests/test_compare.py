@@ -20,9 +20,9 @@ from scipy import special, stats
 
 import ppl_vi
 from ppl_vi import __main__ as command
-from ppl_vi.compare import labelled
 from ppl_vi.comparison.axes import PROBABILITIES, axes_of
 from ppl_vi.comparison.comparison import Curves, Entry
+from ppl_vi.model_comparison import labelled
 from ppl_vi.report.plots import elbos_by_step
 from ppl_vi.svi.objectives import tail_adaptive
 from ppl_vi.svi.result import Fit

@@ -24,7 +24,7 @@ LAYERS = [
     {"metrics"},
     {"comparison"},
     {"report"},
-    {"compare"},
+    {"model_comparison"},
     {"cli"},
     {"__main__"},
 ]
@@ -143,7 +143,7 @@ def test_a_module_outside_the_layers_is_named() -> None:
 
 def test_no_loose_module_stands_at_the_root() -> None:
     loose = {path.name for path in OWN_FILES if len(path.parts) == 2}
-    assert loose == {"__main__.py", "_version.py", "cli.py", "compare.py"}
+    assert loose == {"__main__.py", "_version.py", "cli.py", "model_comparison.py"}
 
 
 def test_only_public_names_are_shown() -> None:

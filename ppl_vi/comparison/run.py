@@ -54,7 +54,7 @@ def compare_each(
         _ = comparison.z  # computed here once, it is sent to every process with the comparison
     processes = min(num_workers, len(guides))
     work = partial(compare_one if processes == 1 else _to_be_sent, comparison, with_curves=with_curves)
-    with stage("comparison", "guides", len(guides)) as running:
+    with stage("comparison", "guide", len(guides)) as running:
         for entry in shared(work, guides, processes):
             done[entry.guide] = entry
             running.at(len(done))

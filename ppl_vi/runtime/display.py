@@ -117,7 +117,8 @@ def _in_notebook() -> Iterator[Callback]:
 
     def update(stage: Stage) -> None:
         lines.update(stage)
-        cell.update(_plain(str(lines)), raw=True)
+        if not stage.is_over:  # the next stage follows at once, and a cell that empties meanwhile would flicker
+            cell.update(_plain(str(lines)), raw=True)
 
     try:
         yield update

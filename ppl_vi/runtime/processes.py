@@ -16,6 +16,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
 from itertools import islice
+from multiprocessing import resource_tracker
 from multiprocessing.queues import SimpleQueue
 from typing import Any, TypeVar
 
@@ -178,6 +179,7 @@ def interrupts_held() -> Iterator[None]:
 
     Processes that are started in the block inherit this for good, and so leave Ctrl-C to the one that started them.
     """
+    resource_tracker.ensure_running()  # which would let Ctrl-C go if it started in the block
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

@@ -36,7 +36,7 @@ class Stage:
         name: what is done, such as "fitting".
         done: how many units are done.
         total: how many units there are at most; None where that is not known before the end.
-        unit: what is counted, in the plural, such as "steps"; "" where nothing is.
+        unit: what is counted, such as "step"; "" where nothing is.
         seconds: since the stage began.
         rate: units done a second, over the last events; None before the first unit.
     """
@@ -66,8 +66,11 @@ class Stage:
 
     def __str__(self) -> str:
         """Such as "AutoNormal: fitting, 400 of 1,000 steps"."""
-        of_all = "" if self.total is None else f" of {self.total:,}"
-        return f"{self.title}, {self.done:,}{of_all} {self.unit}" if self.unit else self.title
+        if not self.unit:
+            return self.title
+        count = f"{self.done:,}" if self.total is None else f"{self.done:,} of {self.total:,}"
+        many = "" if (self.total or self.done) == 1 else "s"
+        return f"{self.title}, {count} {self.unit}{many}"
 
 
 Callback = Callable[[Stage], None]
@@ -217,7 +220,7 @@ def stage(name: str, unit: str = "", total: int | None = None) -> Iterator[Runni
 
     Args:
         name: what is done, as it is shown after the subject.
-        unit: what is counted, in the plural.
+        unit: what is counted, in the singular.
         total: how many there are at most, at least 1; None where that is not known.
     """
     running = Running(name, unit, total)

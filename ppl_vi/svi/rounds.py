@@ -102,7 +102,7 @@ class Schedule:
 
 def run_rounds(fit: RunningFit) -> None:
     """Takes rounds until every fit has stopped or all steps are taken."""
-    with stage("fitting", "steps", fit.setup.strategy.num_steps) as running:
+    with stage("fitting", "step", fit.setup.strategy.num_steps) as running:
         _run_rounds(fit, running)
 
 

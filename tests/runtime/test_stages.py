@@ -17,7 +17,7 @@ from ppl_vi.runtime.processes import WorkerKilledError, shared
 from ppl_vi.runtime.stages import Stage, is_heard, listening, stage
 
 
-def counted(num: int, unit: str = "steps", total: bool = True) -> None:
+def counted(num: int, unit: str = "step", total: bool = True) -> None:
     with stage("counting", unit, num if total else None) as running:
         for _ in range(num):
             running.advance()
@@ -41,7 +41,7 @@ def test_every_unit_is_told_once_and_the_last_event_alone_is_the_end() -> None:
     told = told_by(lambda: counted(5))
     assert [(one.done, one.total) for one in told] == [(done, 5) for done in range(6)]
     assert [one.is_over for one in told] == [False] * 5 + [True]
-    assert {(one.subject, one.name, one.unit) for one in told} == {("me", "counting", "steps")}
+    assert {(one.subject, one.name, one.unit) for one in told} == {("me", "counting", "step")}
 
 
 @pytest.mark.usefixtures("without_pause")
@@ -61,7 +61,7 @@ def test_the_rate_forgets_a_slow_beginning(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
 
     def work() -> None:
-        with stage("counting", "steps", 101) as running:
+        with stage("counting", "step", 101) as running:
             for seconds in [100.0, *[1.0] * 100]:  # 1 step in 100 seconds, then one in each second
                 now[0] += seconds
                 running.advance()
@@ -77,7 +77,7 @@ def test_an_error_ends_a_stage_too() -> None:
     told: list[Stage] = []
 
     def divide() -> None:
-        with listening(told.append), stage("dividing", "steps", 10) as running:
+        with listening(told.append), stage("dividing", "step", 10) as running:
             running.advance(3)
             _ = 1 / 0
 
@@ -185,24 +185,24 @@ def test_a_worker_that_is_killed_leaves_nobody_waiting() -> None:
 
 
 def test_a_line_says_how_far_how_fast_and_how_long() -> None:
-    one = Stage("AutoNormal", "fitting", 400, 1000, "steps", 20.0, 20.0)
+    one = Stage("AutoNormal", "fitting", 400, 1000, "step", 20.0, 20.0)
     assert with_times(one, 0.0) == "AutoNormal: fitting, 400 of 1,000 steps · 20/s · 0:30 left"
     assert with_times(one, 4.5).endswith("0:25 left")
     assert with_times(one, 100.0).endswith("0:00 left")
-    slow = Stage("", "comparison", 2, 3, "guides", 8192.0, 1 / 4096)
+    slow = Stage("", "comparison", 2, 3, "guide", 8192.0, 1 / 4096)
     assert with_times(slow, 0.0) == "comparison, 2 of 3 guides · 1:08:16 each · 1:08:16 left"
     assert with_times(replace(slow, rate=0.5), 0.0) == "comparison, 2 of 3 guides · 2 s each · 0:02 left"
-    assert with_times(Stage("truth", "tree of bricks", 0, None, "points", 0.0, None), 3700.0) == (
+    assert with_times(Stage("truth", "tree of bricks", 0, None, "point", 0.0, None), 3700.0) == (
         "truth: tree of bricks, 0 points · 1:01:40"
     )
 
 
 def test_each_subject_has_a_line_until_its_stage_is_over() -> None:
     lines = Lines()
-    lines.update(Stage("a", "fitting", 1, 4, "steps", 1.0, None))
+    lines.update(Stage("a", "fitting", 1, 4, "step", 1.0, None))
     lines.update(Stage("b", "scoring", 0, None, "", 1.0, None))
     assert str(lines) == "a: fitting, 1 of 4 steps · 0:01\nb: scoring · 0:01"
-    lines.update(Stage("a", "fitting", 4, 4, "steps", 1.0, None))
+    lines.update(Stage("a", "fitting", 4, 4, "step", 1.0, None))
     assert str(lines) == "b: scoring · 0:01"
 
 

@@ -446,7 +446,7 @@ def test_progress_is_told() -> None:
     steps = [stage for stage in told if stage.name == "fitting"]
     assert [stage.done for stage in steps] == sorted({stage.done for stage in steps})
     assert {stage.total for stage in steps} == {16}
-    assert (steps[0].done, steps[-1].done, steps[0].unit) == (0, 16, "steps")
+    assert (steps[0].done, steps[-1].done, steps[0].unit) == (0, 16, "step")
 
 
 def test_a_fit_that_stops_early_ends_its_stage_there() -> None:

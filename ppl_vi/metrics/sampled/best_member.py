@@ -95,7 +95,7 @@ def reverse_kl_projection(fit: Fit, elbo: np.ndarray, log_evidence: np.ndarray, 
         log_evidence: log p(x), `(B,)`, nats: a search turns back where the ELBO on a rule lies far above it.
         seed: of the rules' scrambled points.
     """
-    with stage("best member", "gradients") as running:
+    with stage("best member", "gradient") as running:
         return _projection(fit, elbo, log_evidence, _search_rules(fit.program, seed), running)
 
 

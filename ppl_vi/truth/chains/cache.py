@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ppl_vi.runtime.files import replace_file
 from ppl_vi.runtime.provenance import versions
+from ppl_vi.runtime.stages import stage
 from ppl_vi.target.fingerprint import fingerprint
 from ppl_vi.target.log_density import Density
 from ppl_vi.target.target import Target
@@ -74,8 +75,9 @@ def cached_reference(
         settings: all else that the draws depend on.
         compute: computes the draws.
     """
-    path = folder() / f"{_key(target, density, problem, settings)}.npz"
-    found = _read(path)
+    with stage("looking for saved draws"):
+        path = folder() / f"{_key(target, density, problem, settings)}.npz"
+        found = _read(path)
     if found is not None:
         return found
     computed = compute()

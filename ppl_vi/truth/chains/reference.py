@@ -309,7 +309,7 @@ def _warmed_up(
 ) -> _Sampler:
     """Coordinates, inverse mass matrix and step size from where chains have been, set anew after each window."""
     num = (NUM_FIRST_WINDOWS + settings.num_windows + 1) * settings.num_warmup
-    with stage(f"warming up {len(start)} chains", "transitions", num) as running:
+    with stage(f"warming up {len(start)} chains", "transition", num) as running:
         return _warmed_up_in_windows(coordinates, start, settings, generator, running)
 
 
@@ -366,7 +366,7 @@ def _run(
 ) -> tuple[_Sampler, ReferenceDraws]:
     """The sampler after `num` draws of each chain, `thinning` transitions apart, and these draws; a stage `name`."""
     state, states, energy, num_diverged = sampler.state, [], [], 0
-    with stage(name, "transitions", num * thinning) as running:
+    with stage(name, "transition", num * thinning) as running:
         for step in range(num * thinning):
             transition = sampler.hmc.transition(sampler.coordinates.density, state, generator)
             state = transition.state

@@ -90,7 +90,7 @@ def grow_tree(
         max_points: at which the density may be evaluated.
         min_jump: the least jump at a corner, as a share of the mean density in the brick; inf looks for none.
     """
-    with stage("tree of bricks", "points") as running:
+    with stage("tree of bricks", "point") as running:
         return _grown(function, start, rule, tolerance, max_points, min_jump, running)
 
 
