@@ -133,7 +133,10 @@ def _scored(comparison: Comparison, guide: str, with_curves: bool) -> Entry:
         return _without_scores(comparison, guide, "skipped", no_density)
     card = score(fitted, comparison.truth, num_draws=settings.num_draws)
     records = tuple(record(comparison, guide, card, b) for b in range(comparison.target.num_problems))
-    curves = curves_of(card, comparison) if with_curves else None
+    if not with_curves:
+        return Entry(guide, records, card=card)
+    with stage("curves for the figures"):
+        curves = curves_of(card, comparison)
     return Entry(guide, records, curves, card)
 
 

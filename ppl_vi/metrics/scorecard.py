@@ -95,7 +95,7 @@ def _against_truth(
     """The scores, the family's best member, and the scores of each number where there are several."""
     if truth.line is None:
         sampled = SampledFit(fit, truth, upper_bound)
-        _ = sampled.projection  # which has a stage of its own
+        _ = sampled.projection  # which has stages of its own
         with stage("scoring"):
             return table.on_points(sampled), sampled.best, sampled.marginals
     grid = FitOnGrid(fit, truth, fit.theta, upper_bound)

@@ -28,8 +28,8 @@ RATE_EVENTS = 50
 class Stage:
     """How far a stage of the work has come.
 
-    The stages of a subject follow one another. The last event of each, and no other, has `done` equal to `total`, even
-    where an error ended it or fewer units sufficed.
+    The stages of a subject follow one another, but for a fit's, whose steps are broken off for its checks. The last
+    event of a stage, and no other, has `done` equal to `total`, also where an error ended it or fewer units sufficed.
 
     Attributes:
         subject: whose stage it is: "truth", the name of a guide, or "" for the work as a whole.

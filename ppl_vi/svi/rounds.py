@@ -117,11 +117,13 @@ def _run_rounds(fit: RunningFit, running: Running) -> None:
         theta = _take_round(fit, theta, schedule, generator, running)
         fit.end_round(theta)
         number, length = number + 1, 2 * length
-        curvature = _curvature(fit, theta, number)
-        if number >= MIN_ROUNDS or fit.is_last:
-            fit.stop_converged(_gain(fit, theta, curvature, number))
-        if not fit.is_last and fit.is_running.any():
-            _prepare_round(fit, theta, curvature, length, generator)
+        with stage("checking convergence"):
+            curvature = _curvature(fit, theta, number)
+            if number >= MIN_ROUNDS or fit.is_last:
+                fit.stop_converged(_gain(fit, theta, curvature, number))
+            if not fit.is_last and fit.is_running.any():
+                _prepare_round(fit, theta, curvature, length, generator)
+        running.at(fit.num_steps_taken)
 
 
 # ---- the steps of a round

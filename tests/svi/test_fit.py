@@ -442,7 +442,7 @@ def test_progress_is_told() -> None:
     fit(TOY, "lognormal", num_steps=16, num_particles=2, tolerance=1e-9, progress=told.append)
     assert {stage.subject for stage in told} == {"lognormal"}
     names = list(dict.fromkeys(stage.name for stage in told))
-    assert names == ["choosing starts", "preparing the steps", "fitting"]
+    assert names == ["choosing starts", "preparing the steps", "fitting", "checking convergence"]
     steps = [stage for stage in told if stage.name == "fitting"]
     assert [stage.done for stage in steps] == sorted({stage.done for stage in steps})
     assert {stage.total for stage in steps} == {16}

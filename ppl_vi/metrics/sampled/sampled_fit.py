@@ -23,6 +23,7 @@ from ppl_vi.metrics.sampled.noise_rules import (
     scored_nodes,
     sobol_rules,
 )
+from ppl_vi.runtime.stages import stage
 from ppl_vi.svi.result import Fit
 from ppl_vi.truth import Truth
 
@@ -94,8 +95,9 @@ class SampledFit:
         """Candidates for the family's best member; None where it is not searched for."""
         if self.no_search:
             return None
-        rules = noise_rules(self.fit.program.latent_draws, MIN_RULE_NODES, self.fit.seed + 10)
-        elbo = elbo_by_rule(scored_nodes(self.fit, self.fit.theta, rules)).mean(-1).cpu().numpy()
+        with stage("ELBO of each replica"):
+            rules = noise_rules(self.fit.program.latent_draws, MIN_RULE_NODES, self.fit.seed + 10)
+            elbo = elbo_by_rule(scored_nodes(self.fit, self.fit.theta, rules)).mean(-1).cpu().numpy()
         return reverse_kl_projection(self.fit, elbo, self.truth.log_evidence, self.fit.seed + 20)
 
     @cached_property
