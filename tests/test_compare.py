@@ -4,6 +4,7 @@ import json
 import math
 import sys
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +21,7 @@ from scipy import special, stats
 
 import ppl_vi
 from ppl_vi import __main__ as command
+from ppl_vi import cli
 from ppl_vi.comparison.axes import PROBABILITIES, axes_of
 from ppl_vi.comparison.comparison import Curves, Entry
 from ppl_vi.model_comparison import labelled
@@ -333,6 +335,54 @@ def test_the_shell_compares_what_lies_in_the_current_folder(folder, capsys):
     written = {file.name for file in Path("out").iterdir()}
     assert {"records.json", "records.csv", "table.txt", "marginals.png", "gaps.png"} <= written
     assert sys.path == path
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_in_a_pipe_the_shell_says_each_stage_on_one_line_of_standard_error(num_workers, folder, capfd, monkeypatch):
+    monkeypatch.setattr(cli, "MAX_WORKERS", num_workers)
+    arguments = ["seen_by_nobody:model", "--args", "seen_by_nobody:data", "--guides", "AutoNormal", "lognormal"]
+    assert command.main(["compare", *arguments, *TINY_OPTIONS, "--no-plots"]) == 0
+    shown = capfd.readouterr()
+    lines = shown.err.splitlines()
+    assert len(lines) == len(set(lines))
+    assert "\x1b" not in shown.err
+    for subject, stages in {
+        "truth": ["quadrature", "search for modes", "tree of bricks", "checks by other routes"],
+        "AutoNormal": ["choosing starts", "preparing the steps", "fitting", "best member", "scoring"],
+        "lognormal": ["choosing starts", "preparing the steps", "fitting", "scoring"],
+    }.items():
+        told = [line.removeprefix(f"{subject}: ") for line in lines if line.startswith(subject)]
+        assert [stage for stage in told if stage in stages] == stages
+    assert shown.out.startswith("model")
+
+
+def conjugate(y):
+    z = pyro.sample("z", dist.Normal(0.0, 2.0))
+    pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def test_every_stage_of_a_comparison_is_told_in_order_and_to_its_end():
+    told = []
+    ppl_vi.compare(conjugate, ["AutoNormal", "lognormal"], args=(torch.tensor(0.7),), progress=told.append, **TINY)
+    assert {one.subject for one in told} == {"", "truth", "AutoNormal", "lognormal"}
+    by_stage = {}
+    for one in told:
+        by_stage.setdefault(one.title, []).append(one)
+    for events in by_stage.values():
+        assert events[-1].is_over
+        for before, after in pairwise(events):
+            assert before.is_over or before.done <= after.done  # a stage may come again, as a check does
+            assert before.total is None or before.done <= before.total
+    assert [one.done for one in by_stage["comparison"]][-1] == 2
+
+
+def test_what_a_callback_raises_is_no_failure_of_a_guide():
+    def full(stage):
+        if stage.title == "AutoNormal: fitting":
+            raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        ppl_vi.compare(conjugate, ["AutoNormal"], args=(torch.tensor(0.7),), progress=full, **TINY)
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,13 @@
 """Stages: what is told, to whom, and what becomes of a callback that fails."""
 
-import io
 import os
 import signal
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 
 from ppl_vi.runtime import stages
-from ppl_vi.runtime.display import Lines, following, with_times
 from ppl_vi.runtime.processes import WorkerKilledError, shared
 from ppl_vi.runtime.stages import Stage, is_heard, listening, stage
 
@@ -182,67 +177,3 @@ def test_a_worker_that_is_killed_leaves_nobody_waiting() -> None:
     with listening(told.append):
         assert list(shared(counting, [4], 2)) == [4]
     assert (told[-1].subject, told[-1].done) == ("job 4", 4)
-
-
-def test_a_line_says_how_far_how_fast_and_how_long() -> None:
-    one = Stage("AutoNormal", "fitting", 400, 1000, "step", 20.0, 20.0)
-    assert with_times(one, 0.0) == "AutoNormal: fitting, 400 of 1,000 steps · 20/s · 0:30 left"
-    assert with_times(one, 4.5).endswith("0:25 left")
-    assert with_times(one, 100.0).endswith("0:00 left")
-    slow = Stage("", "comparison", 2, 3, "guide", 8192.0, 1 / 4096)
-    assert with_times(slow, 0.0) == "comparison, 2 of 3 guides · 1:08:16 each · 1:08:16 left"
-    assert with_times(replace(slow, rate=0.5), 0.0) == "comparison, 2 of 3 guides · 2 s each · 0:02 left"
-    assert with_times(Stage("truth", "tree of bricks", 0, None, "point", 0.0, None), 3700.0) == (
-        "truth: tree of bricks, 0 points · 1:01:40"
-    )
-
-
-def test_each_subject_has_a_line_until_its_stage_is_over() -> None:
-    lines = Lines()
-    lines.update(Stage("a", "fitting", 1, 4, "step", 1.0, None))
-    lines.update(Stage("b", "scoring", 0, None, "", 1.0, None))
-    assert str(lines) == "a: fitting, 1 of 4 steps · 0:01\nb: scoring · 0:01"
-    lines.update(Stage("a", "fitting", 4, 4, "step", 1.0, None))
-    assert str(lines) == "b: scoring · 0:01"
-
-
-def test_in_a_pipe_a_stage_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    with following(True):
-        counted(1)  # of the work as a whole: not told
-        with listening(None, "truth"):
-            counted(100)
-            counted(100)
-        with listening(None, "AutoNormal"):
-            counted(100)
-    assert capsys.readouterr() == ("", "truth: counting\nAutoNormal: counting\n")
-
-
-class Gone(io.StringIO):
-    """Standard error whose reader has gone."""
-
-    def __init__(self, is_terminal: bool) -> None:
-        super().__init__()
-        self.is_terminal = is_terminal
-
-    def isatty(self) -> bool:
-        return self.is_terminal
-
-    def write(self, text: str) -> int:
-        raise BrokenPipeError("nobody reads this")
-
-
-@pytest.fixture(params=["pipe", "terminal", "closed", "none"])
-def broken_stderr(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    closed = io.StringIO()
-    closed.close()
-    streams = {"pipe": Gone(False), "terminal": Gone(True), "closed": closed, "none": None}
-    monkeypatch.setattr(sys, "stderr", streams[request.param])
-    yield
-    monkeypatch.undo()
-
-
-@pytest.mark.usefixtures("broken_stderr")
-def test_work_goes_on_where_nobody_can_see_it() -> None:
-    with following(True, "me"):
-        counted(3)
-        time.sleep(0.3)  # long enough for the terminal to be drawn anew

@@ -12,6 +12,7 @@ from scipy import stats
 from models import correlated_gaussian, eight_schools
 from ppl_vi.numerics.mixtures import fit_student_mixture
 from ppl_vi.numerics.weights import importance_evidence
+from ppl_vi.runtime.stages import listening
 from ppl_vi.target.log_density import Density
 from ppl_vi.target.target import Target
 from ppl_vi.truth import ground_truth, reference_truth
@@ -203,3 +204,18 @@ def test_draws_are_found_again_unless_anything_differs_or_is_damaged(monkeypatch
     reference_truth(Target(plain_too, target.args), settings=few)
     reference_truth(target, settings=few, seed=1)
     assert len(computed) == 2
+
+
+def test_every_transition_of_the_chains_is_told():
+    settings = ChainSettings(num_chains=20, num_draws=30, num_warmup=10, num_windows=3, num_proposed=500)
+    told = []
+    with listening(told.append, "truth"):
+        reference_truth(eight_schools.target(), settings=settings)
+    names = list(dict.fromkeys(one.name for one in told))
+    draws = ["warming up 20 chains", "pilot run", "reference draws"]
+    assert names == ["looking for saved draws", *draws, "log p(x) by bridge sampling"]
+    for name in draws:
+        events = [one for one in told if one.name == name]
+        first_run = events[: 1 + next(i for i, one in enumerate(events) if one.is_over)]
+        assert first_run[-1].done == first_run[0].total > 0
+    assert next(one.total for one in told if one.name == draws[0]) == (2 + 3 + 1) * 10
