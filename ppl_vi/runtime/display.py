@@ -19,6 +19,9 @@ from ppl_vi.runtime.stages import Callback, Stage, listening
 
 # Columns of the bar before each line; a longer one leaves less room for the line in a narrow terminal.
 BAR_WIDTH = 12
+# Seconds for which a stage that is over is still shown, so that its line is not blank until the next one begins. With a
+# larger number the line of a guide that is finished stays longer.
+LINGER_SECONDS = 1.0
 
 
 @contextmanager
@@ -70,8 +73,8 @@ class Lines:
 
     def _running(self) -> list[tuple[Stage, str]]:
         now = time.monotonic()
-        events = [event for event in list(self._events.values()) if not event[0].is_over]
-        return [(stage, with_times(stage, now - came)) for stage, came in events]
+        events = [(stage, now - came) for stage, came in list(self._events.values())]
+        return [(one, with_times(one, since)) for one, since in events if not one.is_over or since < LINGER_SECONDS]
 
 
 def with_times(stage: Stage, since: float) -> str:

@@ -38,12 +38,14 @@ def test_a_line_says_how_far_how_fast_and_how_long() -> None:
     )
 
 
-def test_each_subject_has_a_line_until_its_stage_is_over() -> None:
+def test_each_subject_has_a_line_until_its_stage_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = Lines()
     lines.update(Stage("a", "fitting", 1, 4, "step", 1.0, None))
     lines.update(Stage("b", "scoring", 0, None, "", 1.0, None))
     assert str(lines) == "a: fitting, 1 of 4 steps · 0:01\nb: scoring · 0:01"
     lines.update(Stage("a", "fitting", 4, 4, "step", 1.0, None))
+    assert str(lines) == "a: fitting, 4 of 4 steps · 0:01\nb: scoring · 0:01"
+    monkeypatch.setattr("ppl_vi.runtime.display.LINGER_SECONDS", 0.0)
     assert str(lines) == "b: scoring · 0:01"
 
 
