@@ -4,7 +4,8 @@
 
 Modules are found from the current folder. `--args` names one value or a tuple of the model's positional arguments; a
 guide is a family by name, or a family or guide of your own. Tables go to standard output; tables, records and figures
-to the folder of `--out`.
+to the folder of `--out`. Standard error shows what is being done: on lines that move in a terminal, else one line for
+each stage.
 """
 
 from __future__ import annotations
