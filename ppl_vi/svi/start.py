@@ -83,6 +83,7 @@ def build_guide(
     loc: Tensor | None = None,
     scale: Tensor | None = None,
     seed: int = 0,
+    factor: Tensor | None = None,
 ) -> nn.Module:
     """A guide of a family, at a given initial location and scale as far as the family takes them.
 
@@ -97,12 +98,15 @@ def build_guide(
         loc, scale: the location and the scale of each latent number in unconstrained space, `(D,)`; by default those of
             the problem's mode.
         seed: of what the guide itself draws for its initial values.
+        factor: the Cholesky factor of the covariance with which a guide of full covariance begins, `(D, D)`, instead of
+            the scale; by default, where no scale is given, that of the inverse Hessian at the problem's mode.
 
     Raises:
         TypeError: the family doesn't return something callable.
         ValueError: the guide can't keep its parameters under the name of a site.
     """
     loc = target.start.loc[problem] if loc is None else loc
+    factor = target.start.cholesky[problem] if scale is None else factor
     scale = target.start.scale[problem] if scale is None else scale
     names = set(inspect.signature(family.__init__ if inspect.isclass(family) else family).parameters)
     given: dict[str, Any] = {}
@@ -133,7 +137,7 @@ def build_guide(
         if isinstance(own, AutoNormalizingFlow):
             _place_flow(own, loc, scale)
         elif isinstance(own, SCALE_VECTOR + SCALE_BY_SITE):
-            _widen(own, target, problem, scale)
+            _widen(own, target, scale, factor)
     return guide
 
 
@@ -164,14 +168,12 @@ def _refuse_clash(guide: AutoGuide, target: Target) -> None:
 
 
 @torch.no_grad()
-def _widen(guide: Any, target: Target, problem: int, scale: Tensor) -> None:
+def _widen(guide: Any, target: Target, scale: Tensor, factor: Tensor | None) -> None:
     """Gives each latent number its own initial scale, where Pyro's Gaussian guides take one number for all.
 
-    A guide of full covariance gets the inverse Hessian at the mode, whatever the scale: Pyro writes the covariance as
-    scales times a triangle of ratios, and a scale of its own for each latent number would undo their correlations.
+    A guide of full covariance gets that of the factor, where there is one.
     """
-    if isinstance(guide, AutoMultivariateNormal):
-        factor = target.start.cholesky[problem]
+    if isinstance(guide, AutoMultivariateNormal) and factor is not None:
         guide.scale = torch.diagonal(factor)
         guide.scale_tril = factor / torch.diagonal(factor)[:, None]
         return
@@ -215,12 +217,16 @@ def structure_seed(seed: int) -> int:
 
 
 def start_guides(family: Family, target: Target, num_replicas: int, seed: int) -> list[list[nn.Module]]:
-    """One guide for each problem and replica, at its own initial values."""
+    """One guide for each problem and replica, at its own initial values.
+
+    Guides of full covariance begin with the inverse Hessian at the mode in all replicas: Pyro writes the covariance as
+    scales times a triangle of ratios, and scales of their own would undo the correlations.
+    """
     loc, scale = start_points(target, num_replicas, seed)
-    first = structure_seed(seed)
+    first, factor = structure_seed(seed), target.start.cholesky
     return [
         [
-            build_guide(family, target, b, loc[b, r], scale[b, r], seed=first + b * num_replicas + r)
+            build_guide(family, target, b, loc[b, r], scale[b, r], first + b * num_replicas + r, factor[b])
             for r in range(num_replicas)
         ]
         for b in range(target.num_problems)

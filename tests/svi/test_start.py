@@ -24,7 +24,7 @@ from ppl_vi.svi.finishing import NoModeError
 from ppl_vi.svi.fit import fit
 from ppl_vi.svi.program import Program
 from ppl_vi.svi.randomness import pseudo_random
-from ppl_vi.svi.start import SCALE_BY_SITE, build_guide
+from ppl_vi.svi.start import SCALE_BY_SITE, build_guide, start_guides
 from ppl_vi.target.isolation import isolated
 
 LOC = torch.tensor([0.5, -1.0, 2.0, 0.1], dtype=torch.float64)
@@ -50,19 +50,21 @@ def test_auto_normal() -> None:
     torch.testing.assert_close(torch.cat([scale.reshape(-1) for _, scale in found]), SCALE, rtol=1e-9, atol=0)
 
 
-def test_a_diagonal_gaussian_over_all_coordinates() -> None:
-    posterior = build_guide(AutoDiagonalNormal, TARGET, 0, LOC, SCALE).get_posterior()  # type: ignore[operator]
+@pytest.mark.parametrize("family", [AutoDiagonalNormal, AutoMultivariateNormal])
+def test_gaussians_over_all_coordinates(family: Any) -> None:
+    posterior = build_guide(family, TARGET, 0, LOC, SCALE).get_posterior()  # type: ignore[operator]
     torch.testing.assert_close(posterior.mean.detach(), LOC, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(posterior.stddev.detach(), SCALE, rtol=1e-9, atol=0)
 
 
-def test_a_full_covariance_is_that_of_the_modes_curvature() -> None:
-    """By the inverse of the precision, not by its factor."""
-    posterior = build_guide(AutoMultivariateNormal, TARGET, 0, LOC, SCALE).get_posterior()  # type: ignore[operator]
+def test_a_full_covariance_begins_with_that_of_the_modes_curvature() -> None:
+    """By the inverse of the precision, not by its factor; in the centre of all replicas and in each of them."""
     covariance = torch.linalg.inv(TARGET.start.precision[0])
     assert float(covariance[0, 1].abs()) > 0.02  # they are correlated
-    torch.testing.assert_close(posterior.mean.detach(), LOC, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(posterior.covariance_matrix.detach(), covariance, rtol=1e-9, atol=1e-12)
+    centre = build_guide(AutoMultivariateNormal, TARGET)
+    for guide in (centre, *start_guides(AutoMultivariateNormal, TARGET, 2, seed=1)[0]):
+        found = guide.get_posterior().covariance_matrix.detach()  # type: ignore[operator]
+        torch.testing.assert_close(found, covariance, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("family", SCALE_BY_SITE)
