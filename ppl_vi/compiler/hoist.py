@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
+from ppl_vi.compiler.trace import LazyGraphModule
+
 # Fewer numbers than these are left in the graph: computing them anew costs less than handing them in.
 MIN_NUMBERS = 64
 
@@ -97,5 +99,5 @@ def _subgraph(graph: GraphModule, data: Sequence[Node], wanted: Sequence[Node]) 
         if node in needed and node not in copies:
             copies[node] = part.node_copy(node, lambda n: copies[n])
     part.output([copies[node] for node in wanted])
-    module = GraphModule(graph, part)
+    module = LazyGraphModule(graph, part)
     return lambda *given: list(module(*given))

@@ -28,6 +28,7 @@ from ppl_vi.compiler.emit import source_text
 from ppl_vi.compiler.hoist import Prepare, hoisted
 from ppl_vi.compiler.rows import NotByRowsError, Rows, swept
 from ppl_vi.compiler.simplify import trace_simplified
+from ppl_vi.compiler.trace import LazyGraphModule
 from ppl_vi.compiler.translate import Signature, Translation, decomposed, translate
 from ppl_vi.compiler.values import UnsupportedError
 from ppl_vi.compiler.vectors import VECTOR_BYTES, lanes_per_vector
@@ -182,7 +183,7 @@ def kernel_source(
 
 def _translated(graph: GraphModule, signature: Signature, dtype: torch.dtype) -> tuple[Translation, Prepared]:
     """The translation, by sweeps over rows of data where there are rows and the step can be done row by row."""
-    by_rows = GraphModule(graph, _copied(graph))
+    by_rows = LazyGraphModule(graph, _copied(graph))
     nodes = [node for node in by_rows.graph.nodes if node.op == "placeholder"]
     begin = signature.num_scalars + signature.num_carried + signature.num_fixed
     data, noise = nodes[begin : begin + signature.num_data], nodes[begin + signature.num_data :]

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_aggregate
 
+from ppl_vi.compiler.trace import LazyGraphModule
 from ppl_vi.compiler.values import operation_name
 
 aten = torch.ops.aten
@@ -257,7 +258,7 @@ def _sweep(
         totals.append(total)
         outputs.append(contribution)
     part.output(tuple(outputs))
-    return Sweep(GraphModule(graph, part), axis, len(inputs), tuple(totals)), shared
+    return Sweep(LazyGraphModule(graph, part), axis, len(inputs), tuple(totals)), shared
 
 
 def _ancestors(wanted: Sequence[Node], inside: set[Node]) -> set[Node]:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
+from torch.fx._lazy_graph_module import _LazyGraphModule as LazyGraphModule  # its Python is written when it is run
 from torch.fx.node import map_aggregate
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -57,7 +58,7 @@ def trace(
         out = function(*inputs)
     tracer.graph.output(map_aggregate(out, tracer.node_of))
     tracer.graph.eliminate_dead_code(lambda node: node.is_impure() or is_in_place(node))
-    return GraphModule(tracer.holder, tracer.graph)
+    return LazyGraphModule(tracer.holder, tracer.graph)
 
 
 def is_in_place(node: Node) -> bool:

@@ -32,8 +32,8 @@ FAR_NEWTON_STEP = 5.0
 # Replicas share a Hessian if no parameter differs by more than this many units. A larger number saves gradients, and
 # takes the Hessian from farther away.
 NEARBY = 0.25
-# After this many groups of nearby replicas, each replica that is left is a group of its own.
-MAX_SHARED_GROUPS = 16
+# The most Hessians for the replicas of a problem. Replicas near none of them take the nearest one.
+MAX_HESSIANS = 16
 
 
 @dataclass(frozen=True)
@@ -84,26 +84,24 @@ class Curvature:
         return self.hessians.take_along_dim(group, 1)
 
 
-def nearby(theta: Tensor, units: Tensor) -> tuple[Tensor, Tensor]:
-    """Groups of replicas `theta` `(B, R, D)` that lie near each other in the units `(B, R, D)`.
+def nearby(theta: Tensor, units: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Replicas that stand for those near to them, among replicas `theta` `(B, R, D)` in the units `(B, R, D)`.
+
+    Each is the first that is near to none of those before it.
 
     Returns:
-        One replica's number of each of the groups of a problem, `(B, G)`, and the number of each replica's group,
-        `(B, R)`. A problem of fewer groups than another repeats its first.
+        Their numbers, at most `most` for each problem, `(B, G)`; and for each replica the place there of the one that
+        is nearest, `(B, R)`. A problem of fewer than another repeats its first.
     """
-    group = torch.full(theta.shape[:2], -1, device=theta.device)
-    first: list[Tensor] = []
-    while bool((group < 0).any()) and len(first) < MAX_SHARED_GROUPS:
-        chosen = (group < 0).to(torch.int8).argmax(1, keepdim=True)  # the first that has no group, or 0
-        apart = ((theta - theta.take_along_dim(chosen[..., None], 1)) / units).abs().amax(-1)
-        joins = (group < 0) & ((apart <= NEARBY) | (torch.arange(theta.shape[1], device=theta.device) == chosen))
-        group = torch.where(joins, len(first), group)
-        first.append(chosen)
-    alone = (group < 0).any(0).nonzero()[:, 0]
-    for replica in alone.tolist():
-        group[:, replica] = torch.where(group[:, replica] < 0, len(first), group[:, replica])
-        first.append(torch.full_like(first[0], replica))
-    return torch.cat(first, 1), group
+    apart: list[Tensor] = []
+    chosen: list[Tensor] = []
+    is_far = torch.ones(theta.shape[:2], dtype=torch.bool, device=theta.device)
+    while bool(is_far.any()) and len(chosen) < most:
+        chosen.append(is_far.to(torch.int8).argmax(1, keepdim=True))  # the first that is far, or 0
+        away = theta - theta.take_along_dim(chosen[-1][..., None], 1)
+        apart.append((away / units).abs().amax(-1))
+        is_far = is_far & (apart[-1] > NEARBY) & apart[-1].isfinite()
+    return torch.cat(chosen, 1), torch.stack(apart).argmin(0)
 
 
 def curvature_preconditioner(

@@ -30,12 +30,11 @@ class NoModeError(ValueError):
     """A Laplace approximation was asked for at a point that is no mode; the message says what to do."""
 
 
-def finish(program: Program, guides: list[list[nn.Module]], theta: Tensor) -> tuple[Program, dict[str, Tensor]]:
+def finish(program: Program, theta: Tensor) -> tuple[Program, dict[str, Tensor]]:
     """The model and guide by which fits are scored, and the parameters of that guide, `(B, R, *shape)` by name.
 
     Args:
-        program: the model and guide that were fitted.
-        guides: a guide for each problem and replica, which may be overwritten.
+        program: the model and guide that were fitted; the guide's own parameters may be overwritten.
         theta: the fitted parameters, `(B, R, D)`.
 
     Raises:
@@ -47,10 +46,11 @@ def finish(program: Program, guides: list[list[nn.Module]], theta: Tensor) -> tu
         after = program if scored is program.guide else Program(target, scored)
         return after, program.layout.unflatten(theta)
     final: list[list[nn.Module]] = []
-    for problem, row in enumerate(guides):
-        for replica, guide in enumerate(row):
-            load_parameters(guide, program.layout.unflatten(theta[problem, replica]))
-        final.append([finished(guide, target, problem) for guide in row])
+    for problem, row in enumerate(theta):
+        final.append([])
+        for parameters in row:
+            load_parameters(program.guide, program.layout.unflatten(parameters))
+            final[-1].append(finished(program.guide, target, problem))
     after = Program(target, final[0][0])
     stacked = torch.stack([torch.stack([flat_parameters(after.layout, guide) for guide in row]) for row in final])
     return after, after.layout.unflatten(stacked)

@@ -25,7 +25,7 @@ from ppl_vi.svi.engines.choice import ENGINES
 from ppl_vi.svi.engines.pyro import pyro_elbo
 from ppl_vi.svi.finishing import finish
 from ppl_vi.svi.objectives import Objective, find_objective
-from ppl_vi.svi.program import Program, flat_parameters
+from ppl_vi.svi.program import Program
 from ppl_vi.svi.result import Fit
 from ppl_vi.svi.rounds import run_rounds
 from ppl_vi.svi.running import RunningFit
@@ -37,7 +37,7 @@ from ppl_vi.svi.setup import (
     first_preconditioner,
     prepare,
 )
-from ppl_vi.svi.start import start_guides
+from ppl_vi.svi.start import start_guide, start_parameters
 from ppl_vi.svi.support import SupportMismatchError, mismatch
 from ppl_vi.target.target import Target
 
@@ -109,24 +109,22 @@ def fit(
     name, family = (family, find_family(family)) if isinstance(family, str) else (name_of(family), family)
     with following(progress, name.rpartition(":")[2]), _known_errors_explained(target.name):
         with stage("choosing starts"):
-            guides = start_guides(family, target, num_replicas, seed)
-            support_mismatch = mismatch(target, guides[0][0])
+            guide = start_guide(family, target, num_replicas, seed)
+            support_mismatch = mismatch(target, guide)
             if support_mismatch and not allow_support_mismatch:
                 raise SupportMismatchError(support_mismatch)
         with target.isolated(seed):
             with stage("preparing the steps"):
-                program = Program(target, guides[0][0])
+                program = Program(target, guide)
                 unsuitable = strategy.objective.unsuitable(program)
                 if unsuitable:
                     raise UnsuitableObjectiveError(f"{strategy.objective.name}: {unsuitable}")
-                initial = torch.stack(
-                    [torch.stack([flat_parameters(program.layout, g) for g in row]) for row in guides]
-                )
+                initial = start_parameters(family, target, guide, program.layout, num_replicas, seed)
                 find_how_draws_are_run(program, strategy)
                 setup = prepare(program, strategy, initial, engine)
                 running = RunningFit.start(setup, initial, first_preconditioner(setup, family))
             run_rounds(running)
-        scored, parameters = finish(program, guides, running.theta)
+        scored, parameters = finish(program, running.theta)
     return _result(running, name, family, scored, parameters, support_mismatch or "", time.perf_counter() - began)
 
 

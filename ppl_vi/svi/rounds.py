@@ -19,6 +19,7 @@ from torch import Tensor
 from ppl_vi.runtime.stages import Running, stage
 from ppl_vi.svi.curvature import (
     MAX_CHECKED_PARAMETERS,
+    MAX_HESSIANS,
     PRECONDITIONER_POINTS,
     Curvature,
     difference,
@@ -29,6 +30,7 @@ from ppl_vi.svi.engines.adam import step_schedule
 from ppl_vi.svi.engines.blocks import BlockEngine
 from ppl_vi.svi.engines.compiled import MAX_UNROLLED_STEPS
 from ppl_vi.svi.engines.memory import UNTRACED_MEMORY_FACTOR
+from ppl_vi.svi.engines.portion import power_of_2
 from ppl_vi.svi.engines.step import State
 from ppl_vi.svi.gradients import MAX_HESSIAN_POINTS, NUM_SCRAMBLES
 from ppl_vi.svi.running import RunningFit
@@ -51,6 +53,8 @@ NOISE_SHARE = 0.05
 NUM_NOISE_SETS = 16
 # How often one of the quick checks before it may be wrong: a tenth of what a full check may be.
 QUICK_CHECK_ERROR_RATE = 0.1 * CHECK_ERROR_RATE
+# Sobol points a scramble for the slopes that tell whether an optimum is far.
+SLOPE_POINTS = 4
 # The step size at the end of a round, as a share of that at its start.
 FINAL_RATE_SHARE = 0.02
 # The last part of a round, over which the iterates are averaged, as a share of the round.
@@ -242,9 +246,10 @@ def _curvature(fit: RunningFit, theta: Tensor, number: int) -> Curvature | None:
     if setup.program.layout.size > MAX_CHECKED_PARAMETERS or not len(replicas):
         return None
     units, running = fit.preconditioner.units, theta[:, replicas]
-    chosen, of_running = nearby(running, units[:, replicas])
+    affordable = setup.affordable_hessian_points(fit.num_particles)
+    chosen, of_running = nearby(running, units[:, replicas], min(MAX_HESSIANS, affordable // MIN_HESSIAN_POINTS))
     most = MAX_HESSIAN_POINTS if number >= MIN_ROUNDS else PRECONDITIONER_POINTS
-    num_points = setup.hessian_points(most, chosen.shape[1], fit.num_particles)
+    num_points = power_of_2(min(most, affordable // chosen.shape[1]))
     if fit.is_last and num_points < MIN_STOPPING_POINTS:
         return None
     places = replicas[chosen][..., None]
@@ -265,9 +270,9 @@ def _prepare_round(
     """Sets the preconditioner, and how many draws a step has, for the round that starts at `theta` `(B, R, D)`."""
     setup, replicas = fit.setup, fit.running_replicas
     if curvature is not None:
-        noise = setup.estimator.noise(MIN_HESSIAN_POINTS, setup.strategy.seed)
+        noise = setup.estimator.noise(SLOPE_POINTS, setup.strategy.seed)
         gradients = _by_chunks(
-            fit, MIN_HESSIAN_POINTS, replicas, lambda some: setup.estimator.gradients(theta[:, some], noise).mean(2)
+            fit, SLOPE_POINTS, replicas, lambda some: setup.estimator.gradients(theta[:, some], noise).mean(2)
         )
         found = preconditioner(
             theta[:, replicas], curvature.of_replicas(replicas), torch.cat(list(gradients), 1), setup.is_adaptive

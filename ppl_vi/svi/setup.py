@@ -18,23 +18,23 @@ from ppl_vi.svi.engines.blocks import BlockEngine
 from ppl_vi.svi.engines.choice import choose
 from ppl_vi.svi.engines.compiled import KernelEngine
 from ppl_vi.svi.engines.memory import ChunkedEngine, Footprint, footprint
-from ppl_vi.svi.engines.portion import Portion
+from ppl_vi.svi.engines.portion import Portion, power_of_2
 from ppl_vi.svi.engines.probe import step_gradients
 from ppl_vi.svi.engines.pyro import PyroEngine, pyro_elbo
 from ppl_vi.svi.engines.step import Engine
 from ppl_vi.svi.gradients import NUM_SCRAMBLES, GradientSource, MeanGradients
 from ppl_vi.svi.objectives import Objective
-from ppl_vi.svi.program import Program, flat_parameters
+from ppl_vi.svi.program import Program
 from ppl_vi.svi.randomness import UnsupportedRandomnessError, pseudo_random, shifted_nets
-from ppl_vi.svi.start import build_guide
+from ppl_vi.svi.start import centre_parameters
 
 # The shares of the steps' work that the gradients of all checks, and all Hessians, may take. A larger share tells of
 # more fits whether they have converged, or makes better preconditioners, and makes all fits slower.
 CHECK_SHARE = 0.3
 CURVATURE_SHARE = 0.3
-# What the checks, and each Hessian, may cost whatever the steps do, in numbers that are computed: some tens of
-# milliseconds.
-FREE_WORK = 2.0**24
+# What the checks, and each Hessian, may cost whatever the steps do, in numbers that are computed: some
+# milliseconds to tens of milliseconds.
+FREE_WORK = 2.0**20
 # A fit of the usual rounds has so many Hessians; each has at least so many points.
 NUM_HESSIANS = 3
 MIN_HESSIAN_POINTS = 16
@@ -115,14 +115,12 @@ class Setup:
             num_points //= 2
         return num_points
 
-    def hessian_points(self, most: int, num_groups: int, num_particles: int) -> int:
-        """Points for each of so many Hessians of each problem: at most `most`, fewer where they would cost too much."""
+    def affordable_hessian_points(self, num_particles: int) -> int:
+        """How many points all Hessians of a problem may have after a round whose steps have so many draws."""
         steps = self.work(self.strategy.num_steps * num_particles * self.num_fits)
-        budget, found = max(FREE_WORK, CURVATURE_SHARE / NUM_HESSIANS * steps), most
-        of_point = self.work(2 * self.program.layout.size * num_groups * self.program.target.num_problems)
-        while found > MIN_HESSIAN_POINTS and found * of_point > budget:
-            found //= 2
-        return found
+        budget = max(FREE_WORK, CURVATURE_SHARE / NUM_HESSIANS * steps)
+        of_point = self.work(2 * self.program.layout.size * self.program.target.num_problems)
+        return max(MIN_HESSIAN_POINTS, int(budget / max(of_point, 1)))
 
     def portion(self, num_particles: int) -> Portion:
         """For how many replicas and steps noise is drawn at once."""
@@ -264,9 +262,7 @@ def first_preconditioner(setup: Setup, family: Family) -> Preconditioner:
     A replica that starts far from there would measure a curvature that says little about the optimum.
     """
     program, seed = setup.program, setup.strategy.seed
-    target = program.target
-    guides = [build_guide(family, target, problem, seed=seed) for problem in range(target.num_problems)]
-    theta = torch.stack([flat_parameters(program.layout, guide) for guide in guides])[:, None]
-    num_points = setup.hessian_points(PRECONDITIONER_POINTS, 1, setup.num_particles)
+    theta = centre_parameters(family, program.target, program.guide, program.layout, seed)
+    num_points = power_of_2(min(PRECONDITIONER_POINTS, setup.affordable_hessian_points(setup.num_particles)))
     one = curvature_preconditioner(setup.estimator, theta, num_points, seed, setup.is_adaptive)
     return one.of_replicas(setup.num_replicas)

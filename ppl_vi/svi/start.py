@@ -22,6 +22,7 @@ from pyro.infer.autoguide import (
     AutoGaussian,
     AutoGuide,
     AutoHierarchicalNormalMessenger,
+    AutoLaplaceApproximation,
     AutoLowRankMultivariateNormal,
     AutoMultivariateNormal,
     AutoNormal,
@@ -32,9 +33,11 @@ from pyro.infer.autoguide import (
 from pyro.infer.autoguide.initialization import init_to_uniform
 from pyro.nn.module import PyroModule
 from torch import Tensor, nn
+from torch.distributions import constraints, transform_to
 
 from ppl_vi.guides import Family
 from ppl_vi.guides.own import BoundGuide, as_module, name_of
+from ppl_vi.svi.program import Layout, flat_parameters
 from ppl_vi.target.isolation import whole_plates
 from ppl_vi.target.sites import split
 from ppl_vi.target.target import Target
@@ -216,18 +219,85 @@ def structure_seed(seed: int) -> int:
     return seed * 1_000_003
 
 
-def start_guides(family: Family, target: Target, num_replicas: int, seed: int) -> list[list[nn.Module]]:
-    """One guide for each problem and replica, at its own initial values.
+def start_guide(family: Family, target: Target, num_replicas: int, seed: int) -> nn.Module:
+    """The guide of the first problem's first replica at its initial values; see `start_parameters`."""
+    loc, scale = start_points(target, num_replicas, seed)
+    return build_guide(family, target, 0, loc[0, 0], scale[0, 0], structure_seed(seed), target.start.cholesky[0])
+
+
+def start_parameters(
+    family: Family, target: Target, guide: nn.Module, layout: Layout, num_replicas: int, seed: int
+) -> Tensor:
+    """The initial parameters of all problems and replicas, `(B, R, D)`.
 
     Guides of full covariance begin with the inverse Hessian at the mode in all replicas: Pyro writes the covariance as
     scales times a triangle of ratios, and scales of their own would undo the correlations.
+
+    Args:
+        family, target: of which guide, and for what.
+        guide: as `start_guide` gives it.
+        layout: of its parameters.
+        num_replicas, seed: as of `start_guide`.
     """
     loc, scale = start_points(target, num_replicas, seed)
     first, factor = structure_seed(seed), target.start.cholesky
-    return [
+    values = _parameters_at(guide, target, loc, scale, factor)
+    if values is not None:
+        return layout.flatten(values)
+    rows = [
         [
             build_guide(family, target, b, loc[b, r], scale[b, r], first + b * num_replicas + r, factor[b])
+            if b + r
+            else guide
             for r in range(num_replicas)
         ]
         for b in range(target.num_problems)
     ]
+    return torch.stack([torch.stack([flat_parameters(layout, one) for one in row]) for row in rows])
+
+
+def centre_parameters(family: Family, target: Target, guide: nn.Module, layout: Layout, seed: int) -> Tensor:
+    """The parameters of a guide at each problem's mode, `(B, 1, D)`; the arguments are those of `start_parameters`."""
+    start = target.start
+    values = _parameters_at(guide, target, start.loc[:, None], start.scale[:, None], start.cholesky)
+    if values is not None:
+        return layout.flatten(values)
+    guides = [build_guide(family, target, problem, seed=seed) for problem in range(target.num_problems)]
+    return torch.stack([flat_parameters(layout, one) for one in guides])[:, None]
+
+
+def _parameters_at(
+    guide: nn.Module, target: Target, loc: Tensor, scale: Tensor, factor: Tensor
+) -> dict[str, Tensor] | None:
+    """The unconstrained parameters by name of many guides at once, where they are plain functions of where a guide is.
+
+    Building a guide takes Pyro milliseconds.
+
+    Args:
+        guide: one of these guides.
+        target: that it is for.
+        loc, scale: of each, `(B, R, D)`.
+        factor: the Cholesky factor of the covariance of each problem's guides of full covariance, `(B, D, D)`.
+
+    Returns:
+        Tensors `(B, R, *shape)`; None where the family is none whose parameters are known.
+    """
+    own: Any = guide.guide if isinstance(guide, BoundGuide) else guide
+    kind, free = type(own), transform_to(getattr(own, "scale_constraint", constraints.positive)).inv
+    if kind is AutoLaplaceApproximation:
+        return {"loc": loc}
+    if kind is AutoDiagonalNormal:
+        return {"loc": loc, "scale_unconstrained": free(scale)}
+    if kind is AutoMultivariateNormal:
+        diagonal = torch.diagonal(factor, dim1=-2, dim2=-1)
+        ratios = transform_to(own.scale_tril_constraint).inv(factor / diagonal[..., None])
+        return {
+            "loc": loc,
+            "scale_unconstrained": free(diagonal)[:, None].expand_as(loc),
+            "scale_tril_unconstrained": ratios[:, None].expand(*loc.shape, -1),
+        }
+    if kind is not AutoNormal:
+        return None
+    locs = {f"locs.{name}_unconstrained": part for name, part in split(target.latents, loc).items()}
+    scales = {f"scales.{name}_unconstrained": part for name, part in split(target.latents, free(scale)).items()}
+    return locs | scales

@@ -46,17 +46,18 @@ def test_an_axis_that_looks_flat_by_chance_has_the_length_that_the_other_half_se
     torch.testing.assert_close((axes.T @ other @ axes).diagonal(), torch.ones(4).double(), rtol=1e-9, atol=0)
 
 
-def test_replicas_that_lie_near_each_other_share_a_group() -> None:
+def test_one_replica_stands_for_those_near_to_it() -> None:
     theta = torch.tensor([[[0.0], [0.2], [0.3], [5.0]], [[1.0], [1.1], [1.2], [0.9]]], dtype=torch.float64)
-    chosen, group = nearby(theta, torch.ones_like(theta))
-    assert group.tolist() == [[0, 0, 1, 2], [0, 0, 0, 0]]
+    chosen, group = nearby(theta, torch.ones_like(theta), 16)
     assert chosen.tolist() == [[0, 2, 3], [0, 0, 0]]
+    assert group.tolist() == [[0, 1, 1, 2], [0, 0, 0, 0]]  # 0.2 is nearer to 0.3 than to 0
 
 
-def test_beyond_the_limit_replicas_are_groups_of_their_own() -> None:
-    theta = 10.0 * torch.arange(40, dtype=torch.float64)[None, :, None]
-    chosen, group = nearby(theta, torch.ones_like(theta))
-    assert chosen.tolist() == group.tolist() == [list(range(40))]
+def test_replicas_near_none_take_the_nearest() -> None:
+    theta = 10.0 * torch.tensor([[[0.0], [4.0], [1.0], [3.0]]], dtype=torch.float64)
+    chosen, group = nearby(theta, torch.ones_like(theta), 2)
+    assert chosen.tolist() == [[0, 1]]
+    assert group.tolist() == [[0, 1, 0, 1]]
 
 
 X = torch.stack([torch.ones(60), torch.linspace(100.0, 104.0, 60), torch.linspace(0.0, 1.0, 60) ** 2], 1).double()

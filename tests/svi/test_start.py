@@ -11,6 +11,7 @@ import pytest
 import torch
 from pyro.infer.autoguide import (
     AutoDiagonalNormal,
+    AutoLaplaceApproximation,
     AutoLowRankMultivariateNormal,
     AutoMultivariateNormal,
     AutoNormal,
@@ -22,9 +23,9 @@ from models.eight_schools import target as eight_schools
 from ppl_vi import Target
 from ppl_vi.svi.finishing import NoModeError
 from ppl_vi.svi.fit import fit
-from ppl_vi.svi.program import Program
+from ppl_vi.svi.program import Program, flat_parameters
 from ppl_vi.svi.randomness import pseudo_random
-from ppl_vi.svi.start import SCALE_BY_SITE, build_guide, start_guides
+from ppl_vi.svi.start import SCALE_BY_SITE, build_guide, centre_parameters, start_guide, start_parameters, start_points
 from ppl_vi.target.isolation import isolated
 
 LOC = torch.tensor([0.5, -1.0, 2.0, 0.1], dtype=torch.float64)
@@ -62,9 +63,25 @@ def test_a_full_covariance_begins_with_that_of_the_modes_curvature() -> None:
     covariance = torch.linalg.inv(TARGET.start.precision[0])
     assert float(covariance[0, 1].abs()) > 0.02  # they are correlated
     centre = build_guide(AutoMultivariateNormal, TARGET)
-    for guide in (centre, *start_guides(AutoMultivariateNormal, TARGET, 2, seed=1)[0]):
+    for guide in (centre, start_guide(AutoMultivariateNormal, TARGET, 2, seed=1)):
         found = guide.get_posterior().covariance_matrix.detach()  # type: ignore[operator]
         torch.testing.assert_close(found, covariance, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("family", [AutoNormal, AutoDiagonalNormal, AutoMultivariateNormal, AutoLaplaceApproximation])
+def test_parameters_of_all_replicas_are_those_of_guides_built_one_by_one(family: Any) -> None:
+    guide = start_guide(family, TARGET, 3, seed=2)
+    layout = Program(TARGET, guide).layout
+    loc, scale = start_points(TARGET, 3, seed=2)
+    factor = TARGET.start.cholesky[0]
+    built = [build_guide(family, TARGET, 0, loc[0, r], scale[0, r], factor=factor) for r in range(3)]
+    expected = torch.stack([flat_parameters(layout, one) for one in built])[None]
+    found = start_parameters(family, TARGET, guide, layout, 3, seed=2)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    assert bool((found[0, 0] != found[0, 1]).any())
+    centre = flat_parameters(layout, build_guide(family, TARGET))
+    found = centre_parameters(family, TARGET, guide, layout, seed=2)
+    torch.testing.assert_close(found, centre[None, None], rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("family", SCALE_BY_SITE)

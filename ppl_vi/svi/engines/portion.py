@@ -45,11 +45,11 @@ class Portion:
         most_numbers = MAX_NOISE_NUMBERS.get(program.initial.device.type, MAX_NOISE_NUMBERS_ELSEWHERE)
         replica_steps = max(1, most_numbers // max(1, numbers_of_replica))
         wished = max(MIN_PORTION_STEPS, min(MAX_PORTION_STEPS, replica_steps // num_replicas))
-        num_steps = _power_of_2(min(replica_steps, wished))
+        num_steps = power_of_2(min(replica_steps, wished))
         num_portions = math.ceil(num_replicas / max(1, replica_steps // num_steps))
         return Portion(math.ceil(num_replicas / num_portions), num_steps)
 
 
-def _power_of_2(most: int) -> int:
+def power_of_2(most: int) -> int:
     """The largest power of 2 that is at most `most`."""
     return 1 << (most.bit_length() - 1)
