@@ -18,8 +18,8 @@ from ppl_vi.svi.program import Program
 # The Hessian takes 2 D gradients and has D^2 numbers. Fits of more parameters than this have a preconditioner of 1, and
 # their checks find no bound, so that they take all steps and never count as converged.
 MAX_CHECKED_PARAMETERS = 200
-# Sobol points of each scramble for a preconditioner, of which only the rough size matters.
-PRECONDITIONER_POINTS = 128
+# Sobol points for a preconditioner, of which only the rough size matters: along axes, and along the parameters alone.
+AXES_POINTS, UNITS_POINTS = 128, 32
 # The step of the differences that give the Hessian where a fit begins, relative to a parameter's size where that is
 # above 1.
 FIRST_DIFFERENCE = 1e-5

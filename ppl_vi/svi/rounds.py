@@ -20,7 +20,6 @@ from ppl_vi.runtime.stages import Running, stage
 from ppl_vi.svi.curvature import (
     MAX_CHECKED_PARAMETERS,
     MAX_HESSIANS,
-    PRECONDITIONER_POINTS,
     Curvature,
     difference,
     nearby,
@@ -248,7 +247,7 @@ def _curvature(fit: RunningFit, theta: Tensor, number: int) -> Curvature | None:
     units, running = fit.preconditioner.units, theta[:, replicas]
     affordable = setup.affordable_hessian_points(fit.num_particles)
     chosen, of_running = nearby(running, units[:, replicas], min(MAX_HESSIANS, affordable // MIN_HESSIAN_POINTS))
-    most = MAX_HESSIAN_POINTS if number >= MIN_ROUNDS else PRECONDITIONER_POINTS
+    most = MAX_HESSIAN_POINTS if number >= MIN_ROUNDS else setup.preconditioner_points
     num_points = power_of_2(min(most, affordable // chosen.shape[1]))
     if fit.is_last and num_points < MIN_STOPPING_POINTS:
         return None

@@ -12,7 +12,13 @@ from torch import Tensor
 from ppl_vi.guides import Family
 from ppl_vi.guides.own import has_network
 from ppl_vi.numerics.vmapping import decides_by_value
-from ppl_vi.svi.curvature import MAX_CHECKED_PARAMETERS, PRECONDITIONER_POINTS, Preconditioner, curvature_preconditioner
+from ppl_vi.svi.curvature import (
+    AXES_POINTS,
+    MAX_CHECKED_PARAMETERS,
+    UNITS_POINTS,
+    Preconditioner,
+    curvature_preconditioner,
+)
 from ppl_vi.svi.engines.batched import BatchedEngine
 from ppl_vi.svi.engines.blocks import BlockEngine
 from ppl_vi.svi.engines.choice import choose
@@ -114,6 +120,11 @@ class Setup:
         while num_points and self.check_work(num_points, num_replicas) > budget:
             num_points //= 2
         return num_points
+
+    @property
+    def preconditioner_points(self) -> int:
+        """The most points of a Hessian from which only a preconditioner is made."""
+        return AXES_POINTS if self.is_adaptive else UNITS_POINTS
 
     def affordable_hessian_points(self, num_particles: int) -> int:
         """How many points all Hessians of a problem may have after a round whose steps have so many draws."""
@@ -263,6 +274,7 @@ def first_preconditioner(setup: Setup, family: Family) -> Preconditioner:
     """
     program, seed = setup.program, setup.strategy.seed
     theta = centre_parameters(family, program.target, program.guide, program.layout, seed)
-    num_points = power_of_2(min(PRECONDITIONER_POINTS, setup.affordable_hessian_points(setup.num_particles)))
+    affordable = setup.affordable_hessian_points(setup.num_particles)
+    num_points = power_of_2(min(setup.preconditioner_points, affordable))
     one = curvature_preconditioner(setup.estimator, theta, num_points, seed, setup.is_adaptive)
     return one.of_replicas(setup.num_replicas)

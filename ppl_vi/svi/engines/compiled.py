@@ -12,16 +12,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
+from pyro.infer.autoguide import (
+    AutoDelta,
+    AutoDiagonalNormal,
+    AutoLaplaceApproximation,
+    AutoLowRankMultivariateNormal,
+    AutoMultivariateNormal,
+    AutoNormal,
+)
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from ppl_vi.compiler import inductor
-from ppl_vi.compiler.kernel import Kernel, operation_sizes
+from ppl_vi.compiler.kernel import Kernel, KernelSource, operation_sizes
 from ppl_vi.svi.engines.step import NO_OP_STEP, Engine, State, trace_step, written_step
 from ppl_vi.svi.objectives import Objective
 from ppl_vi.svi.program import Program
+from ppl_vi.target.target import Target
 
 aten = torch.ops.aten
 _log = logging.getLogger(__name__)
@@ -33,6 +43,12 @@ INDUCTOR_SECONDS, NODE_SECONDS = 2.5, 30e-3  # of compiling any graph by inducto
 # The most steps that are unrolled into one graph, and the most operations of such a graph: larger graphs take inductor
 # minutes.
 MAX_UNROLLED_STEPS, MAX_UNROLLED_NODES = 8, 1500
+# Guides whose step follows from their class and the shapes of their parameters.
+PLAIN_GUIDES = (
+    AutoDelta, AutoDiagonalNormal, AutoLaplaceApproximation, AutoLowRankMultivariateNormal, AutoMultivariateNormal,
+    AutoNormal,
+)  # fmt: skip
+_sources: WeakKeyDictionary[Target, dict[Any, KernelSource]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -139,7 +155,7 @@ def plan(program: Program, objective: Objective, theta: Tensor, noise: tuple[Ten
         Exception: whatever a guide or model does that can't be traced.
     """
     try:
-        step = written_step(program, objective, noise[0].shape[3] if noise else 1, theta.shape[1])
+        step = _kernel_source(program, objective, noise[0].shape[3] if noise else 1, theta.shape[1])
     except Exception as error:
         _log.info("compiling by inductor: %s", error)
         return _inductor_plan(program, objective, theta, noise, num_steps)
@@ -149,6 +165,23 @@ def plan(program: Program, objective: Objective, theta: Tensor, noise: tuple[Ten
 
     batched = _batched_seconds(step.operations, theta[..., 0].numel())
     return Plan(make, step.is_cached, KERNEL_SECONDS + CHARACTER_SECONDS * len(step.code), batched)
+
+
+def _kernel_source(program: Program, objective: Objective, num_particles: int, num_lanes: int) -> KernelSource:
+    """What `written_step` gives: what it gave before, where an earlier fit to the same target took the same step.
+
+    Only the steps of Pyro's own guides without settings are kept, since any other guide may change from fit to fit.
+
+    Raises:
+        Exception: as `written_step`.
+    """
+    if type(program.guide) not in PLAIN_GUIDES or program.local:
+        return written_step(program, objective, num_particles, num_lanes)
+    kept = _sources.setdefault(program.target, {})
+    key = (type(program.guide), program.layout, objective, num_particles, num_lanes)
+    if key not in kept:
+        kept[key] = written_step(program, objective, num_particles, num_lanes)
+    return kept[key]
 
 
 def _batched_seconds(operations: Sequence[int], num_fits: int = 1) -> float:
