@@ -71,6 +71,9 @@ def fit(
     at most 0.15 of it. Replicas start around the target's mode, spread out by its curvature in unconstrained space, and
     have noise of their own.
 
+    Where a plate subsamples its data, the steps of a target that `Target.of` made take all of its rows. Those of a
+    target of many problems take a part, as the model says.
+
     Args:
         target: one problem or many.
         family: a guide family (a function from a model to a guide), or its name.

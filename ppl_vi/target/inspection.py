@@ -98,7 +98,7 @@ def raised_by(function: str, error: Exception, site: str, dtype: torch.dtype) ->
     elif "Multiple sample sites" in said:
         hint = ": give each site and plate a name of its own"
     elif any(words in said for words in ("must match", "Shape mismatch", "inconsistent tensor size")):
-        hint = f": do the data have the shape that {function} takes?"
+        hint = f": do the data have the shape that {function} takes? (A plate takes all of its rows here, so give all.)"
     return f"{function} raised {type(error).__name__} {where}: {said}{hint}".removesuffix(": ")
 
 

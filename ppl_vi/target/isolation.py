@@ -123,13 +123,13 @@ def own_randomness(seed: int | None) -> Iterator[None]:
 
 @contextmanager
 def whole_plates() -> Iterator[None]:
-    """Lets every `pyro.plate` with a `subsample_size` take all of its data, in order, instead of a random part."""
+    """Lets every `pyro.plate` take all of its data, in order, instead of a random part or the part given to it."""
     original = SubsampleMessenger._subsample
 
     def whole(name: str, size: int | None = None, subsample_size: Any = None, subsample: Any = None, *rest: Any) -> Any:
-        if size is not None and subsample is None:
-            subsample_size = None
-        return original(name, size, subsample_size, subsample, *rest)
+        if size is None:
+            return original(name, size, subsample_size, subsample, *rest)
+        return original(name, size, None, None, *rest)
 
     SubsampleMessenger._subsample = staticmethod(whole)
     try:

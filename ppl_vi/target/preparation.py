@@ -59,7 +59,7 @@ def vectorised_model(model: BoundModel, error: RuntimeError | None, name: str) -
     if error is not None and draws_outside_sites(error):
         raise ValueError(
             f"{name}: the model draws random numbers that belong to no sample site, so that its density is random: "
-            "draw them at a site, or before"
+            "draw them at a site, or before; which part of its data a plate takes, by its subsample_size"
         )
     if error is not None and writes_in_place(error):
         return BoundModel(InPlaceModel(model.function), model.given)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -102,7 +102,8 @@ class Target:
         With 12 data points `Target.of(model, (data,))` poses one problem of 12 points, where
         `Target.batch(model, (data,))` poses 12 problems of one point each.
 
-        Discrete latents are summed out. The model keeps its arguments, so that it may branch on its data, index by them
+        Discrete latents are summed out. Plates that would take a part of their data take all of them, in guides and in
+        the steps of SVI as well. The model keeps its arguments, so that it may branch on its data, index by them
         and take arguments that are no tensors; the target's own `args` are then one row of zeros that the model does
         not read. A model that is a module is copied, in the target's dtype.
 
@@ -124,19 +125,24 @@ class Target:
         name = name or str(getattr(model, "__name__", type(model).__name__))
         given = converted_arguments(args, dtype)
         device = next((tensor.device for tensor in tensors_of(given)), torch.device("cpu"))
-        bound = prepared_model(private_copy(model, dtype), given, name, dtype)
+        with whole_plates():
+            bound = prepared_model(private_copy(model, dtype), given, name, dtype)
         target = Target(bound, (torch.zeros(1, dtype=dtype, device=device),), name=name, dtype=dtype)
         _ = target.latents  # looking for the sites raises here what is wrong with the model
         vectorised = vectorised_model(bound, target.many_at_once(), name)
         return target if vectorised is bound else replace(target, model=vectorised)
 
-    def isolated(self, seed: int | None = None) -> AbstractContextManager[None]:
+    @contextmanager
+    def isolated(self, seed: int | None = None) -> Iterator[None]:
         """The gate through which this target's model is run, see `ppl_vi.target.isolation.isolated`.
+
+        Where the target poses one problem of all the data, plates take all of them inside, in the model and in guides.
 
         Every method that runs the model enters it. It is for whoever runs a model or guide by other means, and for
         many calls in a row, of which only the first then has to save the caller's settings.
         """
-        return isolated(self.dtype, seed)
+        with isolated(self.dtype, seed), whole_plates() if isinstance(self.model, BoundModel) else nullcontext():
+            yield
 
     def many_at_once(self) -> RuntimeError | None:
         """The error with which `vmap` refuses to compute the log density at many points, or None where it does not."""
