@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from ppl_vi.comparison.comparison import Comparison, Entry, FitSettings
-from ppl_vi.comparison.run import check_settings, compare_each, one_thread
+from ppl_vi.comparison.run import check_settings, compare_each, learned_by_first, one_thread
 from ppl_vi.report import table
 from ppl_vi.runtime.display import following
 from ppl_vi.runtime.stages import Callback
@@ -94,6 +94,10 @@ def compare(
 
     A guide that can't be compared, or fails, becomes a row with its reason; the others go on.
 
+    Where the model has parameters of its own, stated by `pyro.param` or `pyro.module`, the first guide learns them. All
+    guides are then fitted to, and measured against, the model with these values: each guide would learn other values,
+    and the guides would be measured against different posteriors. To see what another guide learns, name it first.
+
     Args:
         model: a Pyro model, or a target that was made of one.
         guides: the guides, in a dict by label or in a list: classes of Pyro's autoguides, functions of the model, names
@@ -113,8 +117,8 @@ def compare(
 
     Raises:
         TypeError: the model is not callable, the args are no tuple, or the guides are no dict or list.
-        ValueError: the model can't be used, there are no guides, two guides have one name, or the settings don't fit
-            together; the message says which of these.
+        ValueError: the model can't be used, the first guide can't learn its parameters, there are no guides, two guides
+            have one name, or the settings don't fit together; the message says which of these.
         UncertifiedTruthError: the truth can't be computed, so that there is nothing to measure against.
     """
     settings = FitSettings(objective, engine, num_steps, num_particles, num_replicas, lr, seed, num_draws)
@@ -136,6 +140,8 @@ def begun(
     check_settings(settings)
     target = target_of(model, args)
     with one_thread():
+        if target.learnable is not None:
+            target = learned_by_first(target, named, settings)
         truth = ground_truth(target, seed=settings.seed)
     return ModelComparison(target, truth, settings, labels=(), families=named)
 

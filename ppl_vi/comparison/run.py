@@ -5,10 +5,11 @@ What can't be compared, and what fails, becomes an entry with its reason, so tha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -21,7 +22,10 @@ from ppl_vi.metrics.scorecard import score
 from ppl_vi.runtime.processes import shared
 from ppl_vi.runtime.stages import listening, stage
 from ppl_vi.svi.fit import UnsuitableObjectiveError, check_objective, fit
+from ppl_vi.svi.learning import learned_target
 from ppl_vi.svi.objectives import find_objective
+from ppl_vi.svi.setup import Strategy
+from ppl_vi.target.target import Target
 
 
 def compare_each(
@@ -138,6 +142,30 @@ def _scored(comparison: Comparison, guide: str, with_curves: bool) -> Entry:
     with stage("curves for the figures"):
         curves = curves_of(card, comparison)
     return Entry(guide, records, curves, card)
+
+
+def learned_by_first(target: Target, families: Mapping[str, Any], settings: FitSettings) -> Target:
+    """The target whose model has the parameters that the first of the families learns.
+
+    Raises:
+        ValueError: the first family can't be compared, or can't learn them; the message says why.
+    """
+    guide, meant = next(iter(families.items()))
+    return learned_target(
+        target,
+        family_of(target, meant),
+        guide,
+        Strategy(
+            find_objective(settings.objective),
+            num_steps=settings.num_steps,
+            num_particles=settings.num_particles,
+            lr=settings.lr,
+            seed=settings.seed,
+            max_memory=settings.max_memory,
+        ),
+        settings.num_replicas,
+        settings.engine,
+    )
 
 
 def _family(comparison: Comparison, guide: str) -> Family | str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,23 +18,16 @@ from typing import Any
 import torch
 from pyro.distributions import TransformModule
 from pyro.infer.autoguide import AutoGuide, AutoMessenger, AutoStructured
-from pyro.nn.module import PyroModule, PyroParam
+from pyro.nn.module import PyroModule
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
-from torch.distributions import constraints
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ppl_vi.guides import REFUSED, Family, RefusedFamilyError, find_family
-from ppl_vi.guides.statements import (
-    ReplacedParameters,
-    StatedValues,
-    first_run,
-    networks_prepared,
-    refuse_unregistered,
-    unconstrained_parameter,
-)
 from ppl_vi.target.arguments import BoundModel, private_copy
 from ppl_vi.target.inspection import SiteReached, raised_by
 from ppl_vi.target.precision import DtypeConversion
+from ppl_vi.target.statements import StatedFunction, first_run
 from ppl_vi.target.target import Target
 
 # ---- what users give
@@ -211,12 +204,8 @@ class ConvertedGuide(PyroModule):
             return self.held(*args)
 
 
-class FunctionGuide(PyroModule):
+class FunctionGuide(StatedFunction):
     """A guide as a module whose parameters are what the guide states by `pyro.param` and `pyro.module`.
-
-    The guide is run once to find its statements. `pyro.module` states each parameter of a network; when the guide then
-    calls the network, the network computes with the parameters of this module in place of its own, which are left as
-    they are.
 
     Args:
         function: the guide, a function or a module. A module's own parameters are no statements.
@@ -230,49 +219,14 @@ class FunctionGuide(PyroModule):
     """
 
     def __init__(self, function: Callable[..., Any], row: tuple[Tensor, ...], dtype: torch.dtype, name: str) -> None:
-        super().__init__()
-        self.function, self._dtype = function, dtype
         called: list[nn.Module] = []
         hook = register_module_forward_pre_hook(lambda module, _: called.append(module))
         with errors_naming(name, dtype), torch.enable_grad():
             with hook:
                 trace, stating = first_run(function, row, dtype)
             trace.compute_log_prob()
-        self._attributes: dict[str, str] = {}
-        self._leaves = stating.leaves
-        known = stating.own | {id(leaf) for leaf in stating.leaves.values()}
-        statements = [(key, node) for key, node in trace.nodes.items() if node["type"] == "param"]
-        for number, (statement, node) in enumerate(statements):
-            stated = id(unconstrained_parameter(node["value"]))
-            if stated not in known:
-                known.add(stated)
-                # saved fits name the parameters by these attributes
-                self._attributes[statement] = f"param_{number}_{''.join(c if c.isalnum() else '_' for c in statement)}"
-                constraint = node["kwargs"].get("constraint", constraints.real)
-                event_dim = node["kwargs"].get("event_dim")
-                value = PyroParam(node["value"].detach().clone(), constraint, event_dim)
-                setattr(self, self._attributes[statement], value)
-        refuse_unregistered(trace, known, called)
-
-    @property
-    def has_statements(self) -> bool:
-        """Whether the guide stated a parameter that is not one of its own as a module."""
-        return bool(self._attributes)
-
-    @property
-    def has_network(self) -> bool:
-        """Whether the guide registers a network by `pyro.module`."""
-        return any(isinstance(leaf, nn.Parameter) for leaf in self._leaves.values())
-
-    def forward(self, *args: Any) -> Any:
-        """Runs the guide with this module's parameters."""
-        values = {name: getattr(self, attribute) for name, attribute in self._attributes.items()}
-        replaced = ReplacedParameters()
-        for name, leaf in self._leaves.items():
-            replaced.replace(leaf, values[name])
-        networks = replaced if self._leaves else nullcontext()
-        with networks_prepared(self.function, self._dtype), StatedValues(values, replaced), networks:
-            return self.function(*args)
+        super().__init__(function, dtype, trace, stating)
+        refuse_unregistered(trace, self._known, called)
 
 
 @contextmanager
@@ -283,6 +237,50 @@ def errors_naming(name: str, dtype: torch.dtype) -> Iterator[None]:
             yield
         except Exception as error:  # a user's guide may raise anything
             raise ValueError(raised_by(f"the guide '{name}'", error, reached.site, dtype)) from error
+
+
+def refuse_unregistered(trace: Trace, known: set[int], called: list[nn.Module]) -> None:
+    """Refuses a guide whose draws or densities depend on a parameter that no fit would learn.
+
+    Args:
+        trace: a run of the guide, with the log density of each site.
+        known: the `id` of each tensor that is a parameter of the fit, or stands for one.
+        called: the networks that the guide called in this run.
+
+    Raises:
+        RefusedFamilyError: there is such a parameter; the message says how to register it.
+    """
+    sites = [node for node in trace.nodes.values() if node["type"] == "sample"]
+    stray = next((leaf for leaf in _leaves_of(sites) if id(leaf) not in known), None)
+    if stray is None:
+        return
+    owner = next((module for module in called if any(stray is held for held in module.parameters())), None)
+    if owner is None:
+        raise RefusedFamilyError(
+            f"the guide uses a tensor of shape {tuple(stray.shape)} that requires a gradient but is no parameter of "
+            "the guide, so it would never be learned: state it by pyro.param(...), or .detach() it to keep it as it is"
+        )
+    name = next(name for name, held in owner.named_parameters() if stray is held)
+    raise RefusedFamilyError(
+        f"the guide calls a network, a {type(owner).__name__}, without registering it, so its '{name}' would never be "
+        "learned: write pyro.module('net', net) in the guide before net(...), or call net.requires_grad_(False) "
+        "beforehand to keep the network as it is"
+    )
+
+
+def _leaves_of(sites: list[Any]) -> Iterator[Tensor]:
+    """The tensors that require a gradient and from which the sites' values and log densities are computed."""
+    tensors = [tensor for node in sites for tensor in (node["value"], node["log_prob"]) if isinstance(tensor, Tensor)]
+    yield from (tensor for tensor in tensors if tensor.requires_grad and tensor.is_leaf)
+    waiting = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
+    seen = set(waiting)
+    while waiting:
+        step = waiting.pop()
+        if hasattr(step, "variable"):
+            yield step.variable
+        found = {before for before, _ in step.next_functions if before is not None} - seen
+        seen |= found
+        waiting.extend(found)
 
 
 def has_network(guide: nn.Module) -> bool:

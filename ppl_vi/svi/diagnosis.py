@@ -31,7 +31,7 @@ def culprit(
     for p in range(num_particles):
         draws = tuple(n[p] for n in noise)
         guide_trace = program.guide_trace(theta, row, draws)
-        for kind, trace in (("guide", guide_trace), ("model", program.model_trace(guide_trace, row, draws))):
+        for kind, trace in (("guide", guide_trace), ("model", program.model_trace(theta, guide_trace, row, draws))):
             nodes = guide_sites(trace) if kind == "guide" else _sample_sites(trace)
             for name, node in nodes.items():
                 wrong_value, wrong_density = _bad(node["value"], "value"), _bad(node["log_prob"], "log density")

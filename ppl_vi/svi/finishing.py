@@ -41,7 +41,7 @@ def finish(program: Program, theta: Tensor) -> tuple[Program, dict[str, Tensor]]
         NoModeError: a Laplace approximation was asked for, and a fit did not end at a mode.
     """
     target = program.target
-    if not _is_laplace(program.guide):
+    if not is_laplace(program.guide):
         scored = drawn_by_latents(program.guide)
         after = program if scored is program.guide else Program(target, scored)
         return after, program.layout.unflatten(theta)
@@ -74,7 +74,7 @@ def finished(guide: nn.Module, target: Target, problem: int, *, at_mode: bool = 
     Raises:
         NoModeError: the guide's point is no mode.
     """
-    if not _is_laplace(guide):
+    if not is_laplace(guide):
         return guide
     with target.isolated(seed=0):
         normal: Any = _approximation(guide, target, problem) if at_mode else AutoMultivariateNormal(target.model)
@@ -93,7 +93,7 @@ def finished(guide: nn.Module, target: Target, problem: int, *, at_mode: bool = 
         return normal
 
 
-def _is_laplace(guide: nn.Module) -> bool:
+def is_laplace(guide: nn.Module) -> bool:
     """Whether the family is Pyro's `AutoLaplaceApproximation`, or one that offers the same method."""
     return hasattr(guide, "laplace_approximation")
 

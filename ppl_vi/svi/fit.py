@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ppl_vi.guides import Family, find_family
-from ppl_vi.guides.own import name_of
+from ppl_vi.guides.own import family_of, name_of
 from ppl_vi.numerics.vmapping import draws_outside_sites, indexes_by_mask
 from ppl_vi.runtime.display import following
 from ppl_vi.runtime.provenance import versions
@@ -24,20 +24,14 @@ from ppl_vi.runtime.stages import Callback, stage
 from ppl_vi.svi.engines.choice import ENGINES
 from ppl_vi.svi.engines.pyro import pyro_elbo
 from ppl_vi.svi.finishing import finish
+from ppl_vi.svi.learning import learned_target
 from ppl_vi.svi.objectives import Objective, find_objective
 from ppl_vi.svi.program import Program
 from ppl_vi.svi.result import Fit
-from ppl_vi.svi.rounds import run_rounds
+from ppl_vi.svi.rounds import fit_program
 from ppl_vi.svi.running import RunningFit
-from ppl_vi.svi.setup import (
-    Strategy,
-    UnsuitableModelError,
-    auto_particles,
-    find_how_draws_are_run,
-    first_preconditioner,
-    prepare,
-)
-from ppl_vi.svi.start import start_guide, start_parameters
+from ppl_vi.svi.setup import TOLERANCE, Strategy, UnsuitableModelError, auto_particles
+from ppl_vi.svi.start import centre_parameters, start_guide, start_parameters
 from ppl_vi.svi.support import SupportMismatchError, mismatch
 from ppl_vi.target.target import Target
 
@@ -56,7 +50,7 @@ def fit(
     num_particles: int | Literal["auto"] = "auto",
     num_replicas: int = 1,
     lr: float = 0.2,
-    tolerance: float = 1e-3,
+    tolerance: float = TOLERANCE,
     seed: int = 0,
     max_memory: float | None = None,
     allow_support_mismatch: bool = False,
@@ -70,6 +64,10 @@ def fit(
     gain nearby (`ppl_vi.svi.stopping`). A fit has converged when that is at most `tolerance`, or before the last round
     at most 0.15 of it. Replicas start around the target's mode, spread out by its curvature in unconstrained space, and
     have noise of their own.
+
+    Where the model has parameters of its own, stated by `pyro.param` or `pyro.module`, they are learned first, together
+    with the guide's, by maximising the ELBO (`ppl_vi.svi.learning`). They are then frozen, and the guide is fitted to
+    the frozen model, which is the target of the result: `ground_truth(fit(...).target)` is its truth.
 
     Where a plate subsamples its data, the steps of a target that `Target.of` made take all of its rows. Those of a
     target of many problems take a part, as the model says.
@@ -103,6 +101,7 @@ def fit(
             at once; or the model's density is random.
         SupportMismatchError: the guide puts mass where the posterior has none.
         UnsuitableObjectiveError: the objective can't be used with this guide.
+        LearningError: the model's own parameters could not be learned.
         NoModeError: a Laplace approximation was asked for, and a fit did not end at a mode.
         ValueError: an argument is out of range, or there is too little memory for a single replica.
     """
@@ -111,22 +110,22 @@ def fit(
     _validate(strategy, engine, num_replicas)
     name, family = (family, find_family(family)) if isinstance(family, str) else (name_of(family), family)
     with following(progress, name.rpartition(":")[2]), _known_errors_explained(target.name):
+        if target.learnable is not None:
+            target = learned_target(target, family, name.rpartition(":")[2], strategy, num_replicas, engine)
+            family = family_of(target, family)
         with stage("choosing starts"):
             guide = start_guide(family, target, num_replicas, seed)
             support_mismatch = mismatch(target, guide)
             if support_mismatch and not allow_support_mismatch:
                 raise SupportMismatchError(support_mismatch)
         with target.isolated(seed):
-            with stage("preparing the steps"):
-                program = Program(target, guide)
-                unsuitable = strategy.objective.unsuitable(program)
-                if unsuitable:
-                    raise UnsuitableObjectiveError(f"{strategy.objective.name}: {unsuitable}")
-                initial = start_parameters(family, target, guide, program.layout, num_replicas, seed)
-                find_how_draws_are_run(program, strategy)
-                setup = prepare(program, strategy, initial, engine)
-                running = RunningFit.start(setup, initial, first_preconditioner(setup, family))
-            run_rounds(running)
+            program = Program(target, guide)
+            unsuitable = strategy.objective.unsuitable(program)
+            if unsuitable:
+                raise UnsuitableObjectiveError(f"{strategy.objective.name}: {unsuitable}")
+            initial = start_parameters(family, target, guide, program.layout, num_replicas, seed)
+            centre = centre_parameters(family, target, guide, program.layout, seed)
+            running = fit_program(program, strategy, initial, centre, engine)
         scored, parameters = finish(program, running.theta)
     return _result(running, name, family, scored, parameters, support_mismatch or "", time.perf_counter() - began)
 

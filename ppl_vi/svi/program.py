@@ -55,6 +55,12 @@ class Layout:
     names: tuple[str, ...]
     shapes: tuple[torch.Size, ...]
 
+    @staticmethod
+    def of(guide: nn.Module) -> Layout:
+        """The layout of the parameters of a guide that require a gradient."""
+        parameters = {name: value for name, value in guide.named_parameters() if value.requires_grad}
+        return Layout(tuple(parameters), tuple(value.shape for value in parameters.values()))
+
     @property
     def sizes(self) -> list[int]:
         """How many numbers each parameter has."""
@@ -164,10 +170,13 @@ class Program:
     Args:
         target: the target whose model is fitted.
         guide: a guide built for this target; its structure and its initial values are used.
+        model: the model whose log joint is taken, which may compute with the guide's parameters; by default the
+            target's.
 
     Attributes:
         target: as given.
         guide: as given.
+        model: the model.
         layout: how the guide's parameters lie in one flat vector `theta`.
         draws: the noise that guide and model draw for one particle: first the guide's, then what the model draws
             besides the latents, the subsample of a plate. It is one seed where the noise can't be given from outside.
@@ -178,8 +187,9 @@ class Program:
         over: maps a function over the first axis of its arguments, by `vmap` or else by a loop.
     """
 
-    def __init__(self, target: Target, guide: nn.Module) -> None:
+    def __init__(self, target: Target, guide: nn.Module, model: Callable[..., Any] | None = None) -> None:
         self.target, self.guide = target, guide
+        self.model = target.model if model is None else model
         self._runner = _Runner(guide)
         self.one_by_one, self.local = "", ""
         self.over: Callable[..., Callable[..., Any]] = vmap
@@ -187,9 +197,8 @@ class Program:
         with self.isolated(seed=0):
             poutine.trace(guide).get_trace(*target.row(0))  # autoguides make their parameters in a first call
             trace = self._record(guide)
-        parameters = {name: value for name, value in guide.named_parameters() if value.requires_grad}
-        self.layout = Layout(tuple(parameters), tuple(value.shape for value in parameters.values()))
-        self.initial = self.layout.flatten({name: value.detach() for name, value in parameters.items()})
+        self.layout = Layout.of(guide)
+        self.initial = flat_parameters(self.layout, guide)
         self._indirect = any(is_delta(trace.nodes[site.name]["fn"]) for site in target.latents)
         sites = guide_sites(trace)
         self._beside = "" if self._indirect else next((n for n in sites if n not in _names(target)), "")
@@ -208,7 +217,7 @@ class Program:
             with Recorder() as recorder:
                 trace = poutine.trace(guide).get_trace(*row)
                 self._num_guide_draws = len(recorder.draws)
-                model = poutine.trace(poutine.replay(self.target.model, trace=trace)).get_trace(*row)
+                model = poutine.trace(poutine.replay(self.model, trace=trace)).get_trace(*row)
         except UnsupportedRandomnessError as error:
             self.run_one_by_one(str(error), by_seeds=True)
             with whole_plates():
@@ -280,13 +289,19 @@ class Program:
         return None
 
     @runs_isolated
-    def model_trace(self, guide_trace: Trace, row: tuple[Tensor, ...], noise: tuple[Tensor, ...]) -> Trace:
+    def model_trace(
+        self, theta: Tensor, guide_trace: Trace, row: tuple[Tensor, ...], noise: tuple[Tensor, ...]
+    ) -> Trace:
         """One run of the model on the guide's draw, with its log densities."""
+
+        def run(_: nn.Module) -> Trace:
+            trace = poutine.trace(poutine.replay(self.model, trace=guide_trace)).get_trace(*row)
+            trace.compute_log_prob()
+            return trace
+
         own = noise[self._num_guide_draws :] if self.replayable else ()
         with Replay(own) if own else nullcontext():
-            trace = poutine.trace(poutine.replay(self.target.model, trace=guide_trace)).get_trace(*row)
-        trace.compute_log_prob()
-        return trace
+            return self.call(theta, run)
 
     # ---- the particles of the objectives
 
@@ -294,7 +309,7 @@ class Program:
     def sample(self, theta: Tensor, row: tuple[Tensor, ...], noise: tuple[Tensor, ...]) -> Particle:
         """Pyro's `Trace_ELBO`: each site is reparameterised where it can be, else the score function is used."""
         guide_trace = self.guide_trace(theta, row, noise)
-        return _particle(self.model_trace(guide_trace, row, noise), guide_trace)
+        return _particle(self.model_trace(theta, guide_trace, row, noise), guide_trace)
 
     @runs_isolated
     def sample_score_function(self, theta: Tensor, row: tuple[Tensor, ...], noise: tuple[Tensor, ...]) -> Particle:
@@ -306,7 +321,7 @@ class Program:
     def sample_path_derivative(self, theta: Tensor, row: tuple[Tensor, ...], noise: tuple[Tensor, ...]) -> Particle:
         """log q is differentiated through the draw only (Roeder et al. 2017, Sticking the landing)."""
         guide_trace = self.guide_trace(theta, row, noise)
-        particle = _particle(self.model_trace(guide_trace, row, noise), guide_trace)
+        particle = _particle(self.model_trace(theta, guide_trace, row, noise), guide_trace)
         latents = {site.name: guide_trace.nodes[site.name]["value"] for site in self.target.latents}
         return particle._replace(entropy=self.log_guide(theta.detach(), row, latents))
 
@@ -314,7 +329,7 @@ class Program:
     def sample_mean_field(self, theta: Tensor, row: tuple[Tensor, ...], noise: tuple[Tensor, ...]) -> Particle:
         """Pyro's `TraceMeanField_ELBO`: the KL to the prior in closed form, the likelihood by Monte Carlo."""
         guide_trace = self.guide_trace(theta, row, noise)
-        model_trace = self.model_trace(guide_trace, row, noise)
+        model_trace = self.model_trace(theta, guide_trace, row, noise)
         zero = theta.new_zeros(())
         likelihood, divergence = zero, zero
         for name, node in model_trace.nodes.items():
@@ -457,7 +472,7 @@ def analytic_divergence_missing(program: Program) -> str | None:
     with program.isolated(seed=0):
         with whole_plates():
             guide_trace = program.call(program.initial, lambda guide: _scored(guide, row))
-            model_trace = program.model_trace(guide_trace, row, ())
+            model_trace = program.model_trace(program.initial, guide_trace, row, ())
         for site in program.target.latents:
             guide_fn, prior = guide_trace.nodes[site.name]["fn"], model_trace.nodes[site.name]["fn"]
             # Pyro registers a KL from point masses, but it leaves out the density of what is mapped to the point

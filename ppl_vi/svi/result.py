@@ -28,7 +28,10 @@ from ppl_vi.svi.program import Program, load_parameters
 from ppl_vi.svi.randomness import UnsupportedRandomnessError, pseudo_random, quasi_random
 from ppl_vi.svi.start import build_guide, structure_seed
 from ppl_vi.target.fingerprint import fingerprint
+from ppl_vi.target.freezing import frozen_target
+from ppl_vi.target.learned import Learned
 from ppl_vi.target.sites import Latents
+from ppl_vi.target.statements import parameters_of
 from ppl_vi.target.target import Target
 
 FORMAT, FORMAT_VERSION = "ppl_vi.Fit", 1
@@ -201,7 +204,7 @@ class Fit:
 
     def save(self, path: str | Path) -> None:
         """Writes the fit as a zip of plain arrays and JSON; an existing file is replaced only once all is written."""
-        path = Path(path)
+        path, learned = Path(path), self.target.learned
         header = {
             "format": FORMAT,
             "version": FORMAT_VERSION,
@@ -212,12 +215,14 @@ class Fit:
             "support_mismatch": self.support_mismatch,
             "versions": self.versions,
             "target": fingerprint(self.target),
+            "learned": None if learned is None else {**vars(learned), "values": list(learned.values)},
             "dtype": str(self.target.dtype).removeprefix("torch."),
         }
         arrays = {
             "header": np.frombuffer(json.dumps(header).encode(), dtype=np.uint8),
             **{f"parameter_{i}": v.cpu().numpy() for i, v in enumerate(self.parameters.values())},
             **{f"initial_{i}": v.cpu().numpy() for i, v in enumerate(self.initial.values())},
+            **{f"learned_{i}": v.cpu().numpy() for i, v in enumerate(learned.values.values() if learned else ())},
             "trajectory": self.trajectory.cpu().numpy(),
             **{name: getattr(self, name) for name in _ARRAYS},
         }
@@ -230,7 +235,8 @@ class Fit:
 
         Args:
             path: a file that `save` has written.
-            target: the target that it was fitted to, since a file holds no code.
+            target: the target that it was fitted to, since a file holds no code. Where the model has parameters that
+                were learned, they are taken from the file.
             family: the family, or a guide of your own; needed where its name can't be imported.
 
         Raises:
@@ -238,6 +244,7 @@ class Fit:
             FileNotFoundError: there is no such file.
         """
         header, arrays = _read(Path(path))
+        target = _with_learned(target, header, arrays)
         if header["target"] != fingerprint(target):
             raise ValueError(f"{path} was fitted to another target or other data: {header['target']}")
         family = _loaded(path, target, header["family"], family)
@@ -268,6 +275,17 @@ class Fit:
             versions=header["versions"],
             program=program,
         )
+
+
+def _with_learned(target: Target, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> Target:
+    """A target with what a saved fit has learned of its model's own parameters; the same one where that is nothing."""
+    learned = header.get("learned")
+    if target.learnable is None or learned is None:
+        return target
+    values = {name: torch.from_numpy(arrays[f"learned_{i}"]) for i, name in enumerate(learned["values"])}
+    if set(values) != set(parameters_of(target.learnable.parameters)):
+        return target  # the fit is of another model, which its fingerprint tells
+    return frozen_target(target, Learned(**{**learned, "values": values}))
 
 
 def _loaded(path: str | Path, target: Target, name: str, given: Any) -> Family:

@@ -32,8 +32,19 @@ from ppl_vi.svi.engines.memory import UNTRACED_MEMORY_FACTOR
 from ppl_vi.svi.engines.portion import power_of_2
 from ppl_vi.svi.engines.step import State
 from ppl_vi.svi.gradients import MAX_HESSIAN_POINTS, NUM_SCRAMBLES
+from ppl_vi.svi.program import Program
 from ppl_vi.svi.running import RunningFit
-from ppl_vi.svi.setup import CHECK_SHARE, FREE_WORK, MAX_PARTICLES, MIN_HESSIAN_POINTS, QUICK_CHECK_POINTS
+from ppl_vi.svi.setup import (
+    CHECK_SHARE,
+    FREE_WORK,
+    MAX_PARTICLES,
+    MIN_HESSIAN_POINTS,
+    QUICK_CHECK_POINTS,
+    Strategy,
+    find_how_draws_are_run,
+    first_preconditioner,
+    prepare,
+)
 from ppl_vi.svi.stopping import CHECK_ERROR_RATE, GainBounds, gain_bounds
 
 # The length of the first round, as a share of all steps.
@@ -101,6 +112,28 @@ class Schedule:
             end = min(begin + max_steps, self.length)
             found.append([begin, *sorted(step for step in self.snapshots if begin < step < end), end])
         return found
+
+
+def fit_program(program: Program, strategy: Strategy, initial: Tensor, centre: Tensor, engine: str) -> RunningFit:
+    """Fits of a model and guide, after all of their rounds.
+
+    Args:
+        program: the model and guide.
+        strategy: how the fits are made.
+        initial: the parameters of all fits before their first step, `(B, R, D)`.
+        centre: the parameters where the replicas of each problem start on average, `(B, 1, D)`.
+        engine: as `ppl_vi.svi.fit.fit` takes it.
+
+    Raises:
+        UnsuitableModelError: the model or guide can't be run by this engine.
+        ValueError: there is too little memory, or Pyro's own SVI is needed and has no such objective.
+    """
+    with stage("preparing the steps"):
+        find_how_draws_are_run(program, strategy)
+        setup = prepare(program, strategy, initial, engine)
+        running = RunningFit.start(setup, initial, first_preconditioner(setup, centre))
+    run_rounds(running)
+    return running
 
 
 def run_rounds(fit: RunningFit) -> None:

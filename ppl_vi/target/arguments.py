@@ -15,6 +15,7 @@ import torch
 from pyro.nn.module import PyroModule
 from torch import Tensor, nn
 
+from ppl_vi.target.learned import Learnable, Learned
 from ppl_vi.target.precision import in_dtype
 
 
@@ -46,10 +47,14 @@ class BoundModel:
     Attributes:
         function: a Pyro model or guide.
         given: its positional arguments.
+        learnable: where the model has parameters that are still to be learned, these.
+        learned: where they have been learned and frozen, what was learned.
     """
 
     function: Callable[..., Any]
     given: tuple[Any, ...]
+    learnable: Learnable | None = None
+    learned: Learned | None = None
 
     def __call__(self, *_: Any, **__: Any) -> Any:
         return self.function(*self.given)

@@ -5,7 +5,8 @@ A model that can't be used is refused here, before anything is computed, with a 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyro.poutine as poutine
@@ -65,18 +66,25 @@ def run_model(model: Callable[..., Any], row: Row, dtype: torch.dtype, name: str
     Raises:
         ValueError: the model raised an error; the message says at which site.
     """
-    with isolated(dtype, seed=seed), SiteReached() as reached:
+    with isolated(dtype, seed=seed), model_errors_explained(name, dtype):
+        trace = poutine.trace(model).get_trace(*row)
+        trace.compute_log_prob()
+    return trace
+
+
+@contextmanager
+def model_errors_explained(name: str, dtype: torch.dtype) -> Iterator[None]:
+    """Raises what a model raises as a `ValueError` of one line that names the model and the site it had reached."""
+    with SiteReached() as reached:
         try:
-            trace = poutine.trace(model).get_trace(*row)
-            trace.compute_log_prob()
+            yield
         except UnsuitableSiteError as error:
             said = str(error).splitlines()[0]  # Pyro adds a table
             raise ValueError(f"{name}: {said}") from error
-        except Exception as error:
+        except Exception as error:  # a user's model may raise anything
             if _is_improper(reached.fn):
                 raise ValueError(IMPROPER_PRIOR.format(name=name, site=reached.site)) from error
             raise ValueError(f"{name}: {raised_by('the model', error, reached.site, dtype)}") from error
-    return trace
 
 
 def raised_by(function: str, error: Exception, site: str, dtype: torch.dtype) -> str:
@@ -170,9 +178,28 @@ def _is_site(node: Any) -> bool:
 def _refuse_parameter(node: Any, name: str) -> None:
     if node["type"] == "param" and node["value"].requires_grad:
         raise ValueError(
-            f"{name}: the model has a parameter '{node['name']}', which nothing here learns: give it a prior, or its "
-            "value without gradient"
+            f"{name}: the model has a parameter '{node['name']}', which can't be learned for many problems at once: "
+            "pose one problem by Target.of, whose fit learns it, or give the parameter a prior"
         )
+
+
+def refuse_learned_supports(trace: Trace, name: str) -> None:
+    """Refuses a latent whose support moves with the model's own parameters: guides keep to that of their first run.
+
+    Raises:
+        ValueError: there is such a latent.
+    """
+    for site, node in trace.nodes.items():
+        if not _is_site(node) or node["is_observed"]:
+            continue
+        support = node["fn"].support
+        while hasattr(support, "base_constraint"):
+            support = support.base_constraint
+        if any(isinstance(held, Tensor) and held.requires_grad for held in vars(support).values()):
+            raise ValueError(
+                f"{name}: the support of site '{site}' moves with the model's own parameters, which are learned: draw "
+                "it on a fixed one and map it, Uniform(a, b) as a + (b - a) * Uniform(0, 1)"
+            )
 
 
 def _refuse_nan(node: Any, name: str) -> None:

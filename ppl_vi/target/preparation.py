@@ -15,9 +15,10 @@ from ppl_vi.numerics.vmapping import draws_outside_sites
 from ppl_vi.target.arguments import BoundModel
 from ppl_vi.target.enumeration import summed_out
 from ppl_vi.target.inplace import InPlaceModel, writes_in_place
-from ppl_vi.target.inspection import SEEDS, run_model
+from ppl_vi.target.inspection import SEEDS, model_errors_explained, refuse_learned_supports, run_model
 from ppl_vi.target.isolation import isolated
 from ppl_vi.target.precision import ConvertedModel, DtypeConversion
+from ppl_vi.target.statements import StatedFunction, first_run
 from ppl_vi.target.truncation import truncated_model
 
 
@@ -39,6 +40,27 @@ def prepared_model(model: Callable[..., Any], given: tuple[Any, ...], name: str,
     with isolated(dtype, seed=0):
         model = truncated_model(model, trace, run_model(model, given, dtype, name, seed=SEEDS[1]))
         return BoundModel(summed_out(model, trace, given, name), given)
+
+
+def stated_function(
+    model: Callable[..., Any], given: tuple[Any, ...], name: str, dtype: torch.dtype
+) -> StatedFunction | None:
+    """A model that states parameters to be learned, as a module that holds them; None where it states none.
+
+    Args:
+        model, given, name, dtype: as `prepared_model` takes them.
+
+    Raises:
+        ValueError: the model raises, or a support moves with its parameters.
+    """
+    with isolated(dtype, seed=0), model_errors_explained(name, dtype), torch.enable_grad():
+        trace, stating = first_run(model, given, dtype)
+        stated = [node["value"] for node in trace.nodes.values() if node["type"] == "param"]
+        if not any(value.requires_grad for value in stated):
+            return None
+        function = StatedFunction(model, dtype, trace, stating)
+    refuse_learned_supports(trace, name)
+    return function
 
 
 def vectorised_model(model: BoundModel, error: RuntimeError | None, name: str) -> BoundModel:

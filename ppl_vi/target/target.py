@@ -20,8 +20,9 @@ from ppl_vi.target.conditional import Conditional
 from ppl_vi.target.decoder import Decoded
 from ppl_vi.target.inspection import LargestTensor, latent_sites
 from ppl_vi.target.isolation import isolated, runs_isolated, whole_plates
+from ppl_vi.target.learned import Learnable, Learned
 from ppl_vi.target.precision import ConvertedModel
-from ppl_vi.target.preparation import prepared_model, vectorised_model
+from ppl_vi.target.preparation import prepared_model, stated_function, vectorised_model
 from ppl_vi.target.sites import Constrained, Latents, constrain, inside, point_by_point, unconstrain
 from ppl_vi.target.start import feasible_points
 from ppl_vi.target.supports import LatentSite, MovingSupport
@@ -102,10 +103,11 @@ class Target:
         With 12 data points `Target.of(model, (data,))` poses one problem of 12 points, where
         `Target.batch(model, (data,))` poses 12 problems of one point each.
 
-        Discrete latents are summed out. Plates that would take a part of their data take all of them, in guides and in
-        the steps of SVI as well. The model keeps its arguments, so that it may branch on its data, index by them
-        and take arguments that are no tensors; the target's own `args` are then one row of zeros that the model does
-        not read. A model that is a module is copied, in the target's dtype.
+        Discrete latents are summed out. Plates take all of their data, in guides and in the steps of SVI as well. What
+        the model states by `pyro.param` or `pyro.module` is learned by `ppl_vi.fit`. The model keeps its arguments, so
+        that it may branch on its data, index by them and take arguments that are no tensors; the target's own `args`
+        are then one row of zeros that the model does not read. A model that is a module is copied, in the target's
+        dtype.
 
         Args:
             model: a Pyro model.
@@ -123,14 +125,20 @@ class Target:
         if not isinstance(args, tuple):
             raise TypeError(f"args must be a tuple of the model's positional arguments, got {type(args).__name__}")
         name = name or str(getattr(model, "__name__", type(model).__name__))
-        given = converted_arguments(args, dtype)
+        model, given = private_copy(model, dtype), converted_arguments(args, dtype)
         device = next((tensor.device for tensor in tensors_of(given)), torch.device("cpu"))
         with whole_plates():
-            bound = prepared_model(private_copy(model, dtype), given, name, dtype)
-        target = Target(bound, (torch.zeros(1, dtype=dtype, device=device),), name=name, dtype=dtype)
-        _ = target.latents  # looking for the sites raises here what is wrong with the model
-        vectorised = vectorised_model(bound, target.many_at_once(), name)
-        return target if vectorised is bound else replace(target, model=vectorised)
+            stated = stated_function(model, given, name, dtype)
+            bound = prepared_model(model if stated is None else stated.frozen(), given, name, dtype)
+            target = Target(bound, (torch.zeros(1, dtype=dtype, device=device),), name=name, dtype=dtype)
+            _ = target.latents  # looking for the sites raises here what is wrong with the model
+            error = target.many_at_once()
+            vectorised = vectorised_model(bound, error, name)
+            target = target if vectorised is bound else replace(target, model=vectorised)
+            if stated is None:
+                return target
+            learnable = vectorised_model(prepared_model(stated, given, name, dtype), error, name)
+            return replace(target, model=replace(vectorised, learnable=Learnable(stated, learnable)))
 
     @contextmanager
     def isolated(self, seed: int | None = None) -> Iterator[None]:
@@ -165,6 +173,16 @@ class Target:
     def data(self) -> tuple[Tensor, ...]:
         """All tensors that the model is called with, including those that it keeps."""
         return (*self.args, *(tensors_of(self.model.given) if isinstance(self.model, BoundModel) else ()))
+
+    @property
+    def learnable(self) -> Learnable | None:
+        """The model's own parameters while they are to be learned; densities are those with their initial values."""
+        return self.model.learnable if isinstance(self.model, BoundModel) else None
+
+    @property
+    def learned(self) -> Learned | None:
+        """What was learned of the model's own parameters, whose values the model has."""
+        return self.model.learned if isinstance(self.model, BoundModel) else None
 
     @property
     def num_problems(self) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 
 from ppl_vi.runtime.display import following
 from ppl_vi.runtime.stages import Callback, stage
+from ppl_vi.target.statements import parameters_of
 from ppl_vi.target.target import Target
 from ppl_vi.truth.chains.reference import reference_truth
 from ppl_vi.truth.decoder.annealing import AnnealedBound, Annealing, Sandwich, annealed_bound, annealed_sandwich
@@ -49,13 +50,23 @@ def ground_truth(target: Target, *, seed: int = 0, progress: Callback | bool = F
 
     Raises:
         UncertifiedTruthError: the target's closed form contradicts quadrature.
-        ValueError: no method can compute the target's posterior; the message says why.
+        ValueError: no method can compute the target's posterior, or the model's own parameters are not learned yet; the
+            message says which.
     """
+    if target.learnable is not None:
+        names = ", ".join(f"'{name}'" for name in parameters_of(target.learnable.parameters))
+        raise ValueError(
+            f"{target.name}: the posterior depends on the model's own parameters {names}, which are to be learned "
+            "first: found = ppl_vi.fit(target, guide), then ppl_vi.ground_truth(found.target)"
+        )
     with following(progress, "truth"):
-        return _ground_truth(target, seed)
+        truth = _by_the_most_exact_method(target, seed)
+    if target.learned is None:
+        return truth
+    return replace(truth, assumptions=(*truth.assumptions, target.learned.summary))
 
 
-def _ground_truth(target: Target, seed: int) -> Truth:
+def _by_the_most_exact_method(target: Target, seed: int) -> Truth:
     if target.decoded is not None and target.dim in CELL_RULES:
         with stage("tree of cells"):
             return decoded_truth(target)

@@ -69,7 +69,7 @@ def loss_and_gradient(
     elbo, context = pyro_elbo(objective, num_particles)
     guide.zero_grad()
     with program.isolated(), context, _replayed(program, noise, num_particles):
-        loss = elbo.loss_and_grads(program.target.model, guide, *row)
+        loss = elbo.loss_and_grads(program.model, guide, *row)
     values = dict(guide.named_parameters())
     found: dict[str, Tensor] = {}
     for name in program.layout.names:
@@ -145,7 +145,7 @@ class PyroEngine:
         elbo, self._context = pyro_elbo(objective, num_particles)
         self._memory = AdamMemory()
         optimiser = PyroOptim(PreconditionedAdam, {"memory": self._memory})
-        self._svi = SVI(program.target.model, program.guide, optimiser, loss=elbo)
+        self._svi = SVI(program.model, program.guide, optimiser, loss=elbo)
 
     @property
     def sizes(self) -> list[int]:
