@@ -89,7 +89,7 @@ def finished(guide: nn.Module, target: Target, problem: int, *, at_mode: bool = 
         }
         for name, value in values.items():
             delattr(normal, name)
-            setattr(normal, name, PyroParam(value.detach(), constraint.get(name, constraints.real)))
+            setattr(normal, name, PyroParam(value.detach().clone(), constraint.get(name, constraints.real)))
         return normal
 
 

@@ -113,7 +113,7 @@ def test_a_family_that_fails_becomes_a_row_and_the_others_go_on(
         (["--lr", "-1e-3"], "--lr: must be above 0, got -1e-3"),
         (["--lr", "nan"], "--lr: must be finite"),
         (["--objective", "elbow"], "unknown objective 'elbow'"),
-        (["--objective", "iwae:7"], "must be a multiple of K = 7"),
+        (["--objective", "iwae:7", "--num-particles", "64"], "must be a multiple of K = 7"),
         (["--out", "/dev/null/toy"], "--out: can't write to '/dev/null/toy'"),
         (["--json", "/dev/null/toy.json"], "--json: there is no folder"),
         (["--device", "cuda"], "no CUDA device"),
