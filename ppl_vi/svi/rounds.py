@@ -370,9 +370,11 @@ def _gain(fit: RunningFit, theta: Tensor, curvature: Curvature | None, number: i
     if curvature is None:
         return found
     looks = _looks(fit, number)
-    budget = max(FREE_WORK, CHECK_SHARE * fit.step_work)
-    if not fit.is_last:  # some is left for the check after the last round
-        budget -= fit.setup.check_work(looks[0].num_points, int(is_open.any(0).sum()))
+    # stopping here would save the steps that are left, so these count
+    left = (fit.setup.strategy.num_steps - fit.num_steps_taken) * fit.num_particles * fit.setup.num_fits
+    budget = max(FREE_WORK, CHECK_SHARE * (fit.step_work + fit.setup.work(left)))
+    if not fit.is_last:  # some is kept for the check after the last round
+        budget -= fit.setup.check_work(QUICK_CHECK_POINTS[-1], int(is_open.any(0).sum()))
     for look in looks:
         replicas = torch.from_numpy(np.flatnonzero(is_open.any(0)))
         affordable = fit.setup.affordable_points(look.num_points, len(replicas), budget - fit.check_work)
