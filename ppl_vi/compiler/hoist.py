@@ -20,7 +20,7 @@ MIN_NUMBERS = 64
 Prepare = Callable[..., list[Tensor]]
 
 
-def hoisted(graph: GraphModule, data: Sequence[Node], before: Node) -> tuple[Prepare, list[Node]]:
+def hoisted(graph: GraphModule, data: Sequence[Node], before: Node) -> tuple[Prepare, list[Node], list[int]]:
     """Replaces, in place, each part of the graph that is computed from data and constants alone by an argument.
 
     Args:
@@ -29,11 +29,11 @@ def hoisted(graph: GraphModule, data: Sequence[Node], before: Node) -> tuple[Pre
         before: the node before which the new arguments are put.
 
     Returns:
-        The function of the data that computes the new arguments, and their placeholders.
+        The function of the data that computes the new arguments, their placeholders, and which of the data it reads.
     """
     of_data = _of_data(graph, set(data))
     taken = [node for node in graph.graph.nodes if node in of_data and _worth(node) and _used_elsewhere(node, of_data)]
-    prepare = _subgraph(graph, data, taken)
+    prepare, read = _subgraph(graph, data, taken)
     placeholders = []
     for number, node in enumerate(taken):
         with graph.graph.inserting_before(before):
@@ -43,7 +43,7 @@ def hoisted(graph: GraphModule, data: Sequence[Node], before: Node) -> tuple[Pre
         placeholders.append(new)
     # operations that write to their arguments come from decompositions, and write to what was made for that alone
     graph.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
-    return prepare, placeholders
+    return prepare, placeholders, read
 
 
 def _of_data(graph: GraphModule, data: set[Node]) -> set[Node]:
@@ -83,8 +83,8 @@ def _used_elsewhere(node: Node, of_data: set[Node]) -> bool:
     return any(user not in of_data for user in node.users)
 
 
-def _subgraph(graph: GraphModule, data: Sequence[Node], wanted: Sequence[Node]) -> Prepare:
-    """The function from data to the values of some nodes."""
+def _subgraph(graph: GraphModule, data: Sequence[Node], wanted: Sequence[Node]) -> tuple[Prepare, list[int]]:
+    """The function from data to the values of some nodes, and the places of the data that it reads."""
     part, copies = Graph(), {}
     for node in data:
         copies[node] = part.placeholder(node.name)
@@ -100,4 +100,4 @@ def _subgraph(graph: GraphModule, data: Sequence[Node], wanted: Sequence[Node]) 
             copies[node] = part.node_copy(node, lambda n: copies[n])
     part.output([copies[node] for node in wanted])
     module = LazyGraphModule(graph, part)
-    return lambda *given: list(module(*given))
+    return lambda *given: list(module(*given)), [place for place, node in enumerate(data) if copies[node].users]

@@ -188,7 +188,7 @@ def _translated(graph: GraphModule, signature: Signature, dtype: torch.dtype) ->
     begin = signature.num_scalars + signature.num_carried + signature.num_fixed
     data, noise = nodes[begin : begin + signature.num_data], nodes[begin + signature.num_data :]
     before = noise[0] if noise else next(node for node in by_rows.graph.nodes if node.op != "placeholder")
-    prepare, placeholders = hoisted(by_rows, data, before)
+    prepare, placeholders, read = hoisted(by_rows, data, before)
     try:
         rows = swept(by_rows, placeholders)
     except NotByRowsError as error:
@@ -201,7 +201,7 @@ def _translated(graph: GraphModule, signature: Signature, dtype: torch.dtype) ->
         except UnsupportedError as error:
             _log.info("without sweeps over rows: %s", error)
         else:
-            return translation, Prepared(prepare, tuple(placeholders), rows, dtype)
+            return translation, Prepared(prepare, tuple(placeholders), rows, dtype, tuple(read))
     return translate(graph, signature, dtype), Prepared.nothing()
 
 
@@ -228,31 +228,34 @@ def operation_sizes(graph: GraphModule) -> tuple[int, ...]:
 
 @dataclass(eq=False)
 class Prepared:
-    """What a step takes that is computed from data alone: once for the same data.
+    """What a step takes that is computed from data alone: once for the same data, whatever else a call brings.
 
     Args:
         prepare: the function of one problem's data.
         placeholders: of what it computes, in the step's graph.
         rows: which of these have an axis of rows.
         dtype: of numbers.
+        read: the places of the data that `prepare` reads.
     """
 
     prepare: Prepare
     placeholders: tuple[Node, ...]
     rows: Rows
     dtype: torch.dtype
+    read: tuple[int, ...]
     _last: tuple[tuple[Any, ...], Tensors, list[Tensor], list[Tensor]] | None = field(default=None, init=False)
 
     @staticmethod
     def nothing() -> Prepared:
         """For a step that takes nothing of that sort."""
-        return Prepared(lambda *_: [], (), Rows(), torch.float64)
+        return Prepared(lambda *_: [], (), Rows(), torch.float64, ())
 
     def of(self, data: Tensors, batch: int) -> tuple[list[Tensor], list[Tensor]]:
         """The shared tensors `(B, *shape)` and the rows `(B, n, N)`, whose last axis is filled up to whole vectors."""
         if not self.placeholders:
             return [], []
-        key = tuple((tensor.data_ptr(), tensor._version, tuple(tensor.shape)) for tensor in data)
+        read = [data[place] for place in self.read]
+        key = (batch, *((tensor.data_ptr(), tensor._version, tuple(tensor.shape)) for tensor in read))
         if self._last is None or self._last[0] != key:
             found = [self.prepare(*(tensor[b] for tensor in data)) for b in range(batch)]
             whole = [torch.stack(parts) for parts in zip(*found, strict=True)]
@@ -266,7 +269,7 @@ class Prepared:
                 part.to(self.dtype) if node.users else part[:1, ...].new_zeros(0, dtype=self.dtype)
                 for part, node in zip(whole, self.placeholders, strict=True)
             ]
-            self._last = (key, data, [part.contiguous() for part in shared], packed)
+            self._last = (key, read, [part.contiguous() for part in shared], packed)
         return self._last[2], self._last[3]
 
 

@@ -31,33 +31,38 @@ LOG_2PI = math.log(2 * math.pi)
 
 @dataclass(frozen=True, eq=False)
 class StudentMixture:
-    """A mixture of normal densities, or of Student t ones with the same locations and matrices.
+    """A mixture of normal densities, of Student t ones, or of both.
 
     Attributes:
         log_share: the logarithm of each component's mass, `(K,)`.
         loc: the components' locations, `(K, D)`.
         factor: Cholesky factors of their matrices, `(K, D, D)`.
-        degrees: of freedom; inf for the normal.
+        degrees: of freedom of each component; inf for a normal one.
     """
 
     log_share: Tensor
     loc: Tensor
     factor: Tensor
-    degrees: float
+    degrees: tuple[float, ...]
 
     def draw(self, num: int, generator: torch.Generator) -> Tensor:
         """Random points, `(num, D)`."""
         which = torch.multinomial(self.log_share.exp(), num, replacement=True, generator=generator)
         noise = torch.randn(num, self.loc.shape[1], generator=generator, dtype=self.loc.dtype)
-        if math.isfinite(self.degrees):
-            normal = torch.randn(num, round(self.degrees), generator=generator, dtype=self.loc.dtype)
-            noise = noise / normal.square().mean(1, keepdim=True).sqrt()
+        for degrees in sorted({one for one in self.degrees if math.isfinite(one)}):
+            heavy = torch.tensor([one == degrees for one in self.degrees])[which]
+            normal = torch.randn(int(heavy.sum()), round(degrees), generator=generator, dtype=self.loc.dtype)
+            noise[heavy] = noise[heavy] / normal.square().mean(1, keepdim=True).sqrt()
         return self.loc[which] + (self.factor[which] @ noise[..., None]).squeeze(-1)
 
     def log_prob(self, u: Tensor) -> Tensor:
         """The log density at points `(S, D)`, `(S,)`, nats."""
-        dim, k, parts = u.shape[1], self.degrees, []
-        for log_share, loc, factor in zip(self.log_share, self.loc, self.factor, strict=True):
+        return (self.log_share + self.component_log_prob(u)).logsumexp(1)
+
+    def component_log_prob(self, u: Tensor) -> Tensor:
+        """The log density of each component at points `(S, D)`, `(S, K)`, nats."""
+        dim, parts = u.shape[1], []
+        for k, loc, factor in zip(self.degrees, self.loc, self.factor, strict=True):
             square = torch.linalg.solve_triangular(factor, (u - loc).mT, upper=False).square().sum(0)
             log_det = torch.diagonal(factor).log().sum()
             if math.isfinite(k):
@@ -65,8 +70,21 @@ class StudentMixture:
                 shape = constant - (k + dim) / 2 * torch.log1p(square / k)
             else:
                 shape = -square / 2 - dim / 2 * math.log(2 * math.pi)
-            parts.append(log_share + shape - log_det)
-        return torch.stack(parts).logsumexp(0)
+            parts.append(shape - log_det)
+        return torch.stack(parts, 1)
+
+    def defended(self, share: float) -> StudentMixture:
+        """This mixture with a heavy-tailed copy of each component, of that share of its mass.
+
+        Weights of draws, with respect to any density, are then at most 1 / (1 - share) times what they would be
+        without the copies, and stay bounded in tails where those of the copies are bounded.
+
+        Source: Hesterberg (1995), Weighted average importance sampling and defensive mixture distributions.
+        """
+        log_share = torch.cat([self.log_share + math.log1p(-share), self.log_share + math.log(share)])
+        factor = torch.cat([self.factor, WIDENING * self.factor])
+        heavy = (DEGREES,) * len(self.degrees)
+        return StudentMixture(log_share, torch.cat([self.loc, self.loc]), factor, (*self.degrees, *heavy))
 
 
 def fit_student_mixture(u: Tensor, degrees: float, seed: int) -> StudentMixture:
@@ -88,7 +106,7 @@ def fit_student_mixture(u: Tensor, degrees: float, seed: int) -> StudentMixture:
     log_share = torch.from_numpy(np.log(mixture.weights_)).to(u)
     widened = 1.0 if math.isinf(degrees) else WIDENING
     factor = widened * torch.linalg.cholesky(covariance)
-    return StudentMixture(log_share, torch.from_numpy(mixture.means_).to(u), factor, degrees)
+    return StudentMixture(log_share, torch.from_numpy(mixture.means_).to(u), factor, (degrees,) * size)
 
 
 class GaussianMixtures(NamedTuple):

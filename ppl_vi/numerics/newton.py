@@ -116,12 +116,28 @@ def minimize(
         gradient, value = grad_and_value(objective)(point, *row)
         return gradient, (value, gradient)
 
-    def all_at(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def derivatives(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         hessian, (value, gradient) = vmap_or_loop(jacrev(slope, has_aux=True))(x, *args)
         return value, gradient, (hessian + hessian.mT) / 2
 
+    return minimize_by(derivatives, start, tolerance=tolerance, max_steps=max_steps)
+
+
+def minimize_by(
+    derivatives: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]],
+    start: Tensor,
+    *,
+    tolerance: float = 1e-12,
+    max_steps: int = 200,
+) -> Minimum:
+    """The same as `minimize`, for objectives whose derivatives somebody else computes.
+
+    Args:
+        derivatives: from points `(N, D)` to values `(N,)`, gradients `(N, D)` and symmetric Hessians `(N, D, D)`.
+        start, tolerance, max_steps: see `minimize`.
+    """
     x = start.detach().clone()
-    value, gradient, hessian = all_at(x)
+    value, gradient, hessian = derivatives(x)
     if not bool(value.isfinite().all()):
         worst = int((~value.isfinite()).nonzero()[0])
         raise ValueError(f"the objective must be finite at the start; problem {worst} gives {float(value[worst])}")
@@ -138,7 +154,7 @@ def minimize(
         if not bool((~done & (step.abs() > eps * (1 + x.abs())).any(-1)).any()):
             break  # the slope is zero, as by symmetry, and no step leads down
         promised = -(step * gradient).sum(-1) - (step * (hessian @ step[..., None]).squeeze(-1)).sum(-1) / 2
-        trial_value, trial_gradient, trial_hessian = all_at(x + step)
+        trial_value, trial_gradient, trial_hessian = derivatives(x + step)
         usable = trial_value.isfinite() & trial_gradient.isfinite().all(-1) & trial_hessian.isfinite().all(-1).all(-1)
         noise = 4 * eps * value.abs()
         better = usable & (value - trial_value + noise >= 0.1 * promised.clamp(min=0)) & ~done

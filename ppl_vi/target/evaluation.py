@@ -25,8 +25,8 @@ MAX_DATA_NUMBERS = 2**19
 # The most numbers that the largest temporary of these points may have: from 2^22 on, memory for it is fetched anew from
 # the operating system each time.
 MAX_NUMBERS = 2**21
-# At least this many points are evaluated together, however large: fewer would cost more in overhead than they save in
-# memory.
+# At least this many points are evaluated together, unless they have more than MAX_NUMBERS numbers: fewer would cost
+# more in overhead than they save in memory.
 MIN_POINTS = 64
 
 _evaluators: WeakKeyDictionary[Target, AtPoints] = WeakKeyDictionary()
@@ -41,7 +41,8 @@ def points_at_once(target: Target) -> int:
     """How many points to take together where the model is run on each of them, with its data."""
     given = tensors_of(target.model.given) if isinstance(target.model, BoundModel) else []
     data = sum(arg[0].numel() for arg in target.args) + sum(tensor.numel() for tensor in given)
-    return max(MIN_POINTS, min(drawn_at_once(target), MAX_DATA_NUMBERS // max(1, data), MAX_NUMBERS // target.width))
+    most = max(1, MAX_NUMBERS // target.width)
+    return min(most, max(MIN_POINTS, min(drawn_at_once(target), MAX_DATA_NUMBERS // max(1, data))))
 
 
 def log_joint(target: Target, latents: Latents, index: Tensor | None = None) -> Tensor:

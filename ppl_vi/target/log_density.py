@@ -23,7 +23,8 @@ from ppl_vi.target.target import Target
 # MAX_NUMBERS numbers: 2 MiB in double precision, which stay in the processor's cache.
 MAX_POINTS = 4096
 MAX_NUMBERS = 2**18
-# Fewer points than this are filled up to this number, so that one trace serves them all.
+# Fewer points than this are filled up to this number, so that one trace serves them all, unless their largest
+# temporary would then have more than MAX_NUMBERS numbers.
 MIN_POINTS = 64
 DECIDES_BY_VALUE = (
     "the model, or a distribution, decides by a drawn value what to do ('if', 'while', bool(), item()): choose by "
@@ -70,10 +71,11 @@ class Density:
         self.of_one, self.dim, self.dtype, self.inside, self.name = of_one, dim, dtype, inside, name
         self.numbers = numbers
         self.kernels: dict[int, Kernel | None] = {}
-        block, gate = min(MAX_POINTS, max(MIN_POINTS, MAX_NUMBERS // width)), self.isolated
-        self._values = AtPoints(of_one, width, block, gate=gate, sizes=(MIN_POINTS, block))
+        self._block, gate = max(1, min(MAX_POINTS, MAX_NUMBERS // width)), self.isolated
+        sizes = (min(MIN_POINTS, self._block), self._block)
+        self._values = AtPoints(of_one, width, self._block, gate=gate, sizes=sizes)
         self._slopes: dict[int, AtPoints] = {}
-        self._new_slopes = partial(AtPoints, grad_and_value(of_one), width, block, gate=gate, compiles=False)
+        self._new_slopes = partial(AtPoints, grad_and_value(of_one), width, self._block, gate=gate, compiles=False)
 
     def isolated(self) -> AbstractContextManager[None]:
         """The gate through which the model behind the density is run, see `ppl_vi.target.isolation.isolated`."""
@@ -131,9 +133,10 @@ class Density:
 
     def slope(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Value `(S,)` and gradient `(S, D)` at points `(S, D)`; the first call with as many points traces it."""
-        if len(u) not in self._slopes:
-            self._slopes[len(u)] = self._new_slopes(sizes=(len(u),))
-        derivative, value = self._slopes[len(u)]((u[None],), self._rows)
+        size = min(len(u), self._block)
+        if size not in self._slopes:
+            self._slopes[size] = self._new_slopes(sizes=(size,))
+        derivative, value = self._slopes[size]((u[None],), self._rows)
         return value[0], derivative[0]
 
     @property

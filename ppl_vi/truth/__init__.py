@@ -1,8 +1,9 @@
 """Truths: the exact posterior and log p(x), with a stated error and the checks that certify them.
 
 `ground_truth`, in this file, chooses the method and is what to read first. The methods are in the folders `quadrature`
-(up to three latent numbers), `chains` (more latent numbers, by reference draws) and `decoder` (VAEs). For decoders with
-more than three latents, `annealed_bound` and `annealed_sandwich` bound log p(x). `result.py` has `Truth`.
+(up to three latent numbers), `importance` and `chains` (more latent numbers, by independent draws where these can be
+had, else by chains) and `decoder` (VAEs). For decoders with more than three latents, `annealed_bound` and
+`annealed_sandwich` bound log p(x). `result.py` has `Truth`.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ def ground_truth(target: Target, *, seed: int = 0, progress: Callback | bool = F
       checks it for up to two problems, and replaces it where it fails.
     - Two or three numbers: `black_box_truth`, a tree of bricks.
     - More numbers, with a conditional on up to three of them: `partial_truth`, quadrature over these.
-    - Any other: `reference_truth`, draws of Hamiltonian Monte Carlo, with a standard error.
+    - Any other: `reference_truth`, importance sampling if it meets its criteria, else draws of Hamiltonian Monte Carlo;
+      both with a standard error.
 
     `Truth.grade` says how far the truth can be trusted, `Truth.assumptions` under which assumptions, and
     `Truth.reasons` which check failed.

@@ -31,7 +31,7 @@ from ppl_vi.truth.result import Check
 NUM_PROBES = 8  # points at which the log density is compared, so that another model of the same name is told apart
 # Part of every file's name. Raise it whenever the draws, the checks or their wording change: the files of an earlier
 # revision are then not found any more.
-REVISION = 7
+REVISION = 8
 
 _log = logging.getLogger(__name__)
 
@@ -41,14 +41,18 @@ class SavedReference:
     """The draws and the log evidence of one problem.
 
     Attributes:
+        method: how they were drawn, as a table shows it.
         u: the draws in unconstrained space, `(S, D)`, chain after chain.
+        log_weight: logs of their weights, which sum to 1, `(S,)`.
         log_evidence: log p(x), nats.
         std_error: its standard error, nats.
         checks: all of them, failed ones too.
         reason: why the draws can't be trusted, or "".
     """
 
+    method: str
     u: Tensor
+    log_weight: Tensor
     log_evidence: float
     std_error: float
     checks: tuple[Check, ...]
@@ -101,17 +105,20 @@ def _key(target: Target, density: Density, problem: int, settings: dict[str, Any
 def _arrays(found: SavedReference) -> dict[str, Any]:
     """The draws and, as bytes of JSON, everything else together with the hash of both."""
     header = {
+        "method": found.method,
         "log_evidence": found.log_evidence,
         "std_error": found.std_error,
         "checks": [(check.name, check.error, check.tolerance) for check in found.checks],
         "reason": found.reason,
     }
-    header["digest"] = _digest(found.u.numpy(), header)
-    return {"u": found.u.numpy(), "header": np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)}
+    u, log_weight = found.u.numpy(), found.log_weight.numpy()
+    header["digest"] = _digest(u, log_weight, header)
+    return {"u": u, "log_weight": log_weight, "header": np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)}
 
 
-def _digest(u: np.ndarray, header: dict[str, Any]) -> str:
-    return hashlib.sha256(u.tobytes() + json.dumps(header, sort_keys=True).encode()).hexdigest()
+def _digest(u: np.ndarray, log_weight: np.ndarray, header: dict[str, Any]) -> str:
+    content = u.tobytes() + log_weight.tobytes() + json.dumps(header, sort_keys=True).encode()
+    return hashlib.sha256(content).hexdigest()
 
 
 def _read(path: Path) -> SavedReference | None:
@@ -120,13 +127,11 @@ def _read(path: Path) -> SavedReference | None:
         return None
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            u, header = file["u"], json.loads(file["header"].tobytes())
-        if header.pop("digest") != _digest(u, header):
+            u, log_weight, header = file["u"], file["log_weight"], json.loads(file["header"].tobytes())
+        if header.pop("digest") != _digest(u, log_weight, header):
             raise ValueError("its content does not match its hash")
-        checks = tuple(Check(*check) for check in header["checks"])
-        return SavedReference(
-            torch.from_numpy(u), header["log_evidence"], header["std_error"], checks, header["reason"]
-        )
+        header["checks"] = tuple(Check(*check) for check in header["checks"])
+        return SavedReference(u=torch.from_numpy(u), log_weight=torch.from_numpy(log_weight), **header)
     except Exception as error:  # a damaged zip file raises errors of many kinds
         _log.info("reference draws are computed again, because %s is damaged: %s", path, error)
         return None

@@ -1,4 +1,7 @@
-"""Reference draws: the truth where quadrature does not reach, by many chains that must meet written criteria.
+"""Reference draws: the truth where quadrature does not reach, by draws that must meet written criteria.
+
+Where independent draws by importance sampling meet theirs (`ppl_vi.truth.importance`), they are taken, because they
+cost a hundredth. Everywhere else many chains are run.
 
 The chains run Hamiltonian Monte Carlo in coordinates that are adapted to hierarchies (`reparametrisation`). A warm-up
 sets coordinates, inverse mass matrix and step size; a pilot run chooses the length of trajectories and how many
@@ -42,11 +45,13 @@ from ppl_vi.truth.chains.criteria import (
 from ppl_vi.truth.chains.leapfrog import ChainState
 from ppl_vi.truth.chains.reparametrisation import Reparametrisation
 from ppl_vi.truth.chains.sampler import HMC, adapt_step_size, adapt_step_sizes, chains_at
-from ppl_vi.truth.result import Check, Points, Truth
+from ppl_vi.truth.chains.starts import dispersed
+from ppl_vi.truth.importance.draws import ImportanceDraws, importance_draws
+from ppl_vi.truth.importance.witness import NUM_WITNESSES
+from ppl_vi.truth.result import Check, Points, Truth, worst_checks
 
 # The warm-up.
 NUM_FIRST_WINDOWS = 2  # lengths of a window before the first inverse mass matrix: more of them start it farther in
-START_HALF_WIDTH = 2.0  # half of the chains start uniformly within this of 0 in unconstrained space, as in Stan
 FIRST_STEP_SIZE = 0.1  # of the leapfrog steps, before the first transition
 FIRST_MAX_LEAPFROG = 10  # leapfrog steps of a trajectory at most, before the first inverse mass matrix is known
 WINDOW_MAX_STEP_SIZE = 0.3  # with which a window may start, because its inverse mass matrix is a new one
@@ -68,7 +73,12 @@ GIVEN_UP = (
     "given up after a pilot run: by its correlations, independent draws would be about {:.3g} transitions apart, and "
     f"above {MAX_PILOT_THINNING} a full run is not tried"
 )
+CHAINS, INDEPENDENT = "reference draws", "importance sampling"  # how the draws of a problem were taken
 ALL_MODES_FOUND = "the chains have visited every separate mode of the posterior, which no check here can prove"
+NO_MASS_MISSED = (
+    f"no mass of the posterior lies where neither the fitted density nor any of {NUM_WITNESSES} short chains from "
+    "dispersed starts has come, which no check here can prove"
+)
 SMOOTH_DENSITY = "the posterior density{} is smooth enough for the trajectories of Hamiltonian Monte Carlo"
 RELATIVE_LATENTS = ", with {} expressed relative to the location and scale of the prior,"
 
@@ -126,8 +136,13 @@ class ReferenceDraws:
         return torch.cat([self.v, value[..., None]], -1)
 
 
-def reference_truth(target: Target, *, settings: ChainSettings | None = None, seed: int = 0) -> Truth:
+def reference_truth(
+    target: Target, *, settings: ChainSettings | None = None, seed: int = 0, independent: bool = True
+) -> Truth:
     """Posterior draws of every problem, of any number of latents, with log p(x) and its standard error.
+
+    They are weighted draws by importance sampling for the problems where these meet their criteria, else draws of
+    chains.
 
     The draws are saved in the user's cache folder, `ppl_vi/truths`, and found there by the same target, settings, seed
     and versions.
@@ -136,48 +151,49 @@ def reference_truth(target: Target, *, settings: ChainSettings | None = None, se
         target: any model.
         settings: how many chains and draws.
         seed: of starts, chains and proposals.
+        independent: whether importance sampling is tried at all.
     """
     chosen = settings or ChainSettings()
     with target.isolated(seed):
         coordinates = [Reparametrisation.of(target, problem) for problem in range(target.num_problems)]
-        found = [_saved_or_sampled(one, chosen, seed) for one in coordinates]
+        found = [_saved_or_sampled(one, chosen, seed, independent) for one in coordinates]
     reasons = tuple(one.reason for one in found)
-    u = torch.stack([one.u for one in found])
+    u, log_weight = (torch.stack([getattr(one, name) for one in found]) for name in ("u", "log_weight"))
     group = torch.arange(chosen.num_chains).repeat_interleave(chosen.num_draws)
-    points = Points(u, torch.full(u.shape[:2], -math.log(u.shape[1]), dtype=u.dtype), group, "draws")
+    points = Points(u, log_weight, group, "draws")
+    methods = sorted({one.method for one in found})
     truth = Truth(
         target,
-        "reference draws",
+        " and ".join(methods),
         np.array([one.log_evidence for one in found]),
         np.zeros(len(found)),
-        tuple(max((one.checks[i] for one in found), key=_size) for i in range(len(found[0].checks))),
+        worst_checks(check for one in found for check in one.checks),
         reasons=reasons if any(reasons) else (),
         grade="uncertified" if any(reasons) else "checked",
-        assumptions=_assumptions(target, coordinates),
+        assumptions=_assumptions(target, coordinates, methods),
         log_evidence_std_error=np.array([one.std_error for one in found]),
         make_points=lambda: (points,),
     )
     return truth if target.closed_form is None else _with_closed_form(truth, target.closed_form(*target.args))
 
 
-def _assumptions(target: Target, coordinates: list[Reparametrisation]) -> tuple[str, str]:
+def _assumptions(target: Target, coordinates: list[Reparametrisation], methods: list[str]) -> tuple[str, ...]:
     """What draws take for granted, with the names of the latents that were expressed relative to their priors."""
     relative = [site.name for site in target.latents if any(site.name in one.site_terms for one in coordinates)]
-    return ALL_MODES_FOUND, SMOOTH_DENSITY.format(RELATIVE_LATENTS.format(", ".join(relative)) if relative else "")
+    smooth = SMOOTH_DENSITY.format(RELATIVE_LATENTS.format(", ".join(relative)) if relative else "")
+    of_method = {CHAINS: (ALL_MODES_FOUND, smooth), INDEPENDENT: (NO_MASS_MISSED,)}
+    return tuple(assumption for method in methods for assumption in of_method[method])
 
 
 def _with_closed_form(truth: Truth, closed_form: Tensor) -> Truth:
-    """The truth with log p(x) from its closed form, which bridge sampling must have found too."""
+    """The truth with log p(x) from its closed form, which the draws must have found too."""
     exact = closed_form.detach().cpu().numpy()
     away = np.abs(exact - truth.log_evidence) / truth.log_evidence_std_error
     reasons = [
-        reason
-        or ("" if off <= MAX_STANDARD_ERRORS else f"bridge sampling is {off:.1f} standard errors from the closed form")
+        reason or ("" if off <= MAX_STANDARD_ERRORS else f"sampling is {off:.1f} standard errors from the closed form")
         for reason, off in zip(truth.reasons or [""] * len(exact), away, strict=True)
     ]
-    check = Check(
-        "difference of bridge sampling and closed form (in standard errors)", float(away.max()), MAX_STANDARD_ERRORS
-    )
+    check = Check("difference of sampling and closed form (in standard errors)", float(away.max()), MAX_STANDARD_ERRORS)
     return replace(
         truth,
         log_evidence=exact,
@@ -189,22 +205,26 @@ def _with_closed_form(truth: Truth, closed_form: Tensor) -> Truth:
     )
 
 
-def _size(check: Check) -> float:
-    """The figure of a check, by which the worst of several problems is found; nan is worse than any."""
-    return math.inf if math.isnan(check.error) else check.error
-
-
-def _saved_or_sampled(coordinates: Reparametrisation, settings: ChainSettings, seed: int) -> SavedReference:
+def _saved_or_sampled(
+    coordinates: Reparametrisation, settings: ChainSettings, seed: int, independent: bool
+) -> SavedReference:
     """What an earlier run has saved, else new draws."""
     target, problem = coordinates.target, coordinates.problem
 
     def compute() -> SavedReference:
         prior = prior_draws(target, problem, settings.num_chains, seed)
+        num = settings.num_chains * settings.num_draws
         with torch.no_grad():
-            return sampled_reference(coordinates, prior, settings, seed)
+            found = importance_draws(coordinates, prior, num, seed) if independent else None
+            return sampled_reference(coordinates, prior, settings, seed) if found is None else _of_importance(found)
 
-    everything = asdict(settings) | {"seed": seed}
+    everything = asdict(settings) | {"seed": seed, "independent": independent}
     return cached_reference(target, coordinates.unconstrained_density, problem, everything, compute)
+
+
+def _of_importance(found: ImportanceDraws) -> SavedReference:
+    checks, evidence = tuple(criterion.check for criterion in found.criteria), found.evidence
+    return SavedReference(INDEPENDENT, found.v, found.log_weight, evidence.value, evidence.std_error, checks, "")
 
 
 def sampled_reference(
@@ -219,7 +239,7 @@ def sampled_reference(
         seed: of everything random.
     """
     generator = torch.Generator().manual_seed(seed)
-    start = _dispersed(coordinates, prior, settings.num_chains, generator)
+    start = dispersed(coordinates, prior, settings.num_chains, generator)
     draws = _sampled(coordinates, start, settings, generator)
     with stage("log p(x) by bridge sampling"):
         by_bridge, by_importance, k_hat = _evidence(draws, settings.num_proposed, seed)
@@ -233,21 +253,9 @@ def sampled_reference(
     )
     checks = tuple(criterion.check for criterion in criteria)
     reason = "; ".join(filter(None, [draws.given_up, *(criterion.failure for criterion in criteria)]))
-    return SavedReference(draws.v.transpose(0, 1).flatten(0, 1), by_bridge.value, by_bridge.std_error, checks, reason)
-
-
-def _dispersed(coordinates: Reparametrisation, prior: Tensor, num: int, generator: torch.Generator) -> Tensor:
-    """Starts `(C, D)`: half of them draws of the prior, half uniform within 2 of 0, where Stan starts."""
-    density, prior = coordinates.density, coordinates.from_unconstrained(prior)
-    uniform = START_HALF_WIDTH * (2 * torch.rand(20 * num, density.dim, generator=generator, dtype=prior.dtype) - 1)
-    drawn = prior[density(prior).isfinite()][: num // 2]
-    start = torch.cat([drawn, uniform[density(uniform).isfinite()]])[:num]
-    if len(start) < num:
-        raise ValueError(
-            f"the log joint of '{density.name}' is finite at only {len(start)} of {21 * num} starts, and {num} chains "
-            "need one each: check the model's densities near 0 in unconstrained space"
-        )
-    return start
+    v = draws.v.transpose(0, 1).flatten(0, 1)
+    log_weight = torch.full(v.shape[:1], -math.log(len(v)), dtype=v.dtype)
+    return SavedReference(CHAINS, v, log_weight, by_bridge.value, by_bridge.std_error, checks, reason)
 
 
 @dataclass(frozen=True, eq=False)

@@ -119,7 +119,7 @@ def test_a_transition_keeps_the_density():
 def test_draws_of_a_gaussian_against_its_closed_form():
     target = correlated_gaussian.target()
     exact = target.closed_form(*target.args)
-    alone = reference_truth(Target(target.model, target.args))
+    alone = reference_truth(Target(target.model, target.args), independent=False)
     assert alone.grade == "checked", alone.reasons
     assert alone.assumptions
     assert 0 < float(alone.log_evidence_std_error[0]) < 0.01
@@ -139,7 +139,7 @@ def test_draws_of_eight_schools_agree_with_the_reduction_to_two_numbers():
     exact = ground_truth(target)
     assert exact.grade == "checked", exact.reasons
     assert exact.method == "quadrature over mu, tau"
-    drawn = reference_truth(target, settings=ChainSettings(num_warmup=60))
+    drawn = reference_truth(target, settings=ChainSettings(num_warmup=60), independent=False)
     assert drawn.grade == "checked", drawn.reasons
     off = drawn.log_evidence - exact.log_evidence
     assert abs(float(off[0])) < 4 * float(drawn.log_evidence_std_error[0])
@@ -178,7 +178,7 @@ def plain(y):
 
 @pytest.mark.slow
 def test_draws_are_found_again_unless_anything_differs_or_is_damaged(monkeypatch):
-    few = ChainSettings(num_chains=10, num_draws=20, num_warmup=20, num_proposed=500)
+    few = ChainSettings(num_chains=10, num_draws=20, num_warmup=20, num_proposed=500)  # too few for importance sampling
     target = Target(plain, (torch.ones(1, 1, dtype=REAL),))
     first = reference_truth(target, settings=few)
     (path,) = cache.folder().iterdir()

@@ -1,0 +1,187 @@
+"""Importance draws: independent weighted draws of the posterior, which must meet criteria as strict as those of chains.
+
+A proposal is fitted to the posterior (`proposal`), and NUM draws of it are weighted by p(x, z) / q(z). The criteria are
+
+- Pareto's k-hat of the weights, at which their variance is finite;
+- the effective sample sizes of means and of tail probabilities, for every coordinate and for the log density, which
+  have to be as large as those of chains;
+- the standard error of log p(x), and its agreement between two independent halves of the draws, and with bridge
+  sampling, which takes other draws of the proposal and those of the chains below;
+- a few short chains from dispersed starts (`witness`), which must agree with each other and with the draws.
+
+Sources: Vehtari et al. (2024), Pareto smoothed importance sampling; Owen and Zhou (2000), Safe and effective importance
+sampling (control variates); Owen (2013), Monte Carlo theory, methods and examples, chapter 9 (effective sample sizes).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppl_vi.numerics.mixtures import StudentMixture
+from ppl_vi.numerics.weights import EvidenceEstimate, importance_evidence, pareto_khat
+from ppl_vi.truth.chains.bridge import bridge
+from ppl_vi.truth.chains.criteria import (
+    MAX_LOG_EVIDENCE_ERROR,
+    MAX_STANDARD_ERRORS,
+    MIN_EFFECTIVE_SAMPLE_SIZE,
+    Criterion,
+)
+from ppl_vi.truth.chains.reparametrisation import Reparametrisation
+from ppl_vi.truth.chains.starts import dispersed
+from ppl_vi.truth.importance.proposal import FittedProposal, WeightedDraws, fitted_proposal
+from ppl_vi.truth.importance.weighted import effective_sizes
+from ppl_vi.truth.importance.witness import (
+    NUM_WITNESSES,
+    Witnesses,
+    largest_disagreement,
+    run_witnesses,
+)
+
+# With more coordinates than these the second derivatives at the modes cost too much, and draws of a fitted density are
+# seldom worth enough.
+MAX_DIM = 100
+# Above 0.5 the weights have no finite variance, and no standard error of a weighted mean could be trusted.
+MAX_PARETO_K_HAT = 0.5
+# The limit of Gelman and Rubin (1992). Of chains so short the statistic scatters up to 1.06 even if they all have the
+# posterior as their distribution; chains in separate modes, or on their way, have values far above the limit.
+MAX_WITNESS_R_HAT = 1.1
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class ImportanceDraws:
+    """Weighted draws of one problem that have met every criterion.
+
+    Attributes:
+        v: the draws in the coordinates of `Target.constrain`, `(S, D)`.
+        log_weight: logs of weights that sum to 1, `(S,)`.
+        evidence: log p(x) and its standard error.
+        criteria: all of them.
+    """
+
+    v: Tensor
+    log_weight: Tensor
+    evidence: EvidenceEstimate
+    criteria: tuple[Criterion, ...]
+
+
+def importance_draws(coordinates: Reparametrisation, prior: Tensor, num: int, seed: int) -> ImportanceDraws | None:
+    """Independent weighted draws of one problem; None where there are none that meet the criteria.
+
+    Args:
+        coordinates: in which the proposal is fitted.
+        prior: draws of the prior in unconstrained space, `(S, D)`.
+        num: how many draws.
+        seed: of everything random.
+    """
+    found = _found(coordinates, prior, num, seed)
+    if isinstance(found, ImportanceDraws):
+        return found
+    _log.info("'%s' gets no importance draws: %s", coordinates.density.name, found)
+    return None
+
+
+def _found(coordinates: Reparametrisation, prior: Tensor, num: int, seed: int) -> ImportanceDraws | str:
+    """The draws, or why there are none, in words. What costs little is found out first."""
+    density = coordinates.density
+    if density.dtype != torch.float64 or density.dim > MAX_DIM:
+        return f"they need double precision and at most {MAX_DIM} coordinates"
+    generator = torch.Generator().manual_seed(seed)
+    start = dispersed(coordinates, prior, NUM_WITNESSES, generator)
+    fitted = fitted_proposal(density, start, seed)
+    if isinstance(fitted, str):
+        return fitted
+    draws = WeightedDraws.of(fitted.proposal, density, num, generator)
+    numbers = _numbers(coordinates, draws.u, draws.value)
+    criteria = _criteria_of_draws(draws, numbers, fitted.proposal)
+    failure = _failures(criteria)
+    if failure:
+        return failure
+    witnesses = run_witnesses(density, fitted.ends, _covariance_factor(draws), generator)
+    criteria += _criteria_of_witnesses(coordinates, witnesses, draws, numbers, fitted)
+    evidence = evidence_of(draws, fitted.proposal)
+    return _failures(criteria) or ImportanceDraws(numbers[:, :-1], draws.weight.log(), evidence, criteria)
+
+
+def _failures(criteria: tuple[Criterion, ...]) -> str:
+    return "; ".join(filter(None, (criterion.failure for criterion in criteria)))
+
+
+def _numbers(coordinates: Reparametrisation, u: Tensor, value: Tensor) -> Tensor:
+    """All that is checked: the points in the coordinates of `Target.constrain`, and the log density, `(..., D + 1)`."""
+    v = coordinates.to_unconstrained(u.flatten(0, -2)).reshape(u.shape)
+    return torch.cat([v, value[..., None]], -1)
+
+
+def _covariance_factor(draws: WeightedDraws) -> Tensor:
+    """The Cholesky factor of the weighted covariance, `(D, D)`."""
+    away = draws.u - draws.weight @ draws.u
+    return torch.linalg.cholesky((draws.weight[:, None] * away).mT @ away)
+
+
+def evidence_of(draws: WeightedDraws, proposal: StudentMixture) -> EvidenceEstimate:
+    """log p(x) and its standard error, with the components of the proposal as control variates.
+
+    For each component q_k, E_q[q_k / q - 1] = 0. So the weights are regressed on these ratios: the constant of the
+    regression is p(x), and its standard error comes from the residuals. They lack what the weights vary because the
+    proposal has components that the posterior has not.
+    """
+    shift = float(draws.log_ratio.max())
+    weights = (draws.log_ratio - shift).exp()
+    ratios = (proposal.component_log_prob(draws.u) - draws.log_proposal[:, None]).exp() - 1
+    ratios = ratios[:, 1:]  # the shares of all add up to q, so one of the ratios follows from the others
+    design = torch.cat([torch.ones_like(ratios[:, :1]), ratios], 1)
+    inverse = torch.linalg.pinv(design)
+    solution = inverse @ weights
+    residual = weights - design @ solution
+    variance = residual.square().sum() / (len(weights) - design.shape[1]) * inverse[0].square().sum()
+    return EvidenceEstimate(shift + float(solution[0].log()), float(variance.sqrt() / solution[0]))
+
+
+def _criteria_of_draws(draws: WeightedDraws, numbers: Tensor, proposal: StudentMixture) -> tuple[Criterion, ...]:
+    """The criteria for the importance draws alone."""
+    present = draws.weight > 0
+    bulk, tail = effective_sizes(numbers[present], draws.weight[present])
+    log_ratio = draws.log_ratio.numpy()
+    one, other = (importance_evidence(half) for half in np.array_split(log_ratio, 2))
+    return (
+        Criterion("Pareto k-hat of the importance weights", pareto_khat(log_ratio), MAX_PARETO_K_HAT),
+        Criterion("smallest effective sample size in bulk", bulk, MIN_EFFECTIVE_SAMPLE_SIZE, at_least=True),
+        Criterion("smallest effective sample size in the tails", tail, MIN_EFFECTIVE_SAMPLE_SIZE, at_least=True),
+        Criterion(
+            "difference of log p(x) between halves of the draws (in standard errors)",
+            abs(one.value - other.value) / math.hypot(one.std_error, other.std_error),
+            MAX_STANDARD_ERRORS,
+        ),
+    )
+
+
+def _criteria_of_witnesses(
+    coordinates: Reparametrisation, witnesses: Witnesses, draws: WeightedDraws, numbers: Tensor, fitted: FittedProposal
+) -> tuple[Criterion, ...]:
+    """What the short chains say of the importance draws."""
+    from arviz_stats.base import array_stats  # importing it takes half a second, with xarray and pandas
+
+    seen = _numbers(coordinates, witnesses.u, witnesses.value)
+    r_hat = max(float(array_stats.rhat(one)) for one in seen.permute(2, 1, 0).numpy())
+    log_q = fitted.proposal.log_prob(witnesses.u.flatten(0, 1)).reshape(witnesses.value.shape)
+    other = fitted.draws
+    by_bridge = bridge(witnesses.value.T.numpy(), log_q.T.numpy(), other.value.numpy(), other.log_proposal.numpy())
+    evidence = evidence_of(draws, fitted.proposal)
+    joint_error = math.hypot(evidence.std_error, by_bridge.std_error)
+    away, present = abs(evidence.value - by_bridge.value) / joint_error, draws.weight > 0
+    disagreement = largest_disagreement(numbers[present], draws.weight[present], seen)
+    return (
+        Criterion("split R-hat of short chains from dispersed starts", r_hat, MAX_WITNESS_R_HAT),
+        Criterion("number of their divergent transitions", float(witnesses.num_diverged), 0.0),
+        Criterion("their largest difference from the draws (in standard errors)", disagreement, MAX_STANDARD_ERRORS),
+        Criterion("difference of bridge and importance sampling (in standard errors)", away, MAX_STANDARD_ERRORS),
+        Criterion("joint standard error of bridge and importance sampling (nats)", joint_error, MAX_LOG_EVIDENCE_ERROR),
+    )
