@@ -267,6 +267,7 @@ class WeightedSum:
         """Makes machine code for arguments like these, unless it can't be had or differs from the function here."""
         num = len(points)
         few, few_weights = [part[:NUM_CHECKED] for part in points], weight[:NUM_CHECKED]
+        pieces = zip(*(part.split(max(1, self.chunk_size)) for part in (*few, few_weights)), strict=True)
         gradient_of_one = grad_and_value(self.function)
 
         def step(*given: Tensor) -> tuple[Tensor, Tensor]:
@@ -275,7 +276,8 @@ class WeightedSum:
 
         try:
             with self.gate():
-                expected = _over_points(self.function, num)(x, *few, few_weights, *data)
+                parts = [_over_points(self.function, num)(x, *piece, *data) for piece in pieces]
+                expected = [torch.stack(tensors).sum(0) for tensors in zip(*parts, strict=True)]
                 kernel = kernel_source(
                     step, KERNEL_LANES, fixed=[part[0] for part in points], data=(x, *data)
                 ).compile()

@@ -31,13 +31,13 @@ from ppl_vi.svi.result import Fit
 # the ELBO only falls along the straight path from it to an optimum already found. More starts may find a better
 # optimum, and each costs another search.
 NUM_STARTS = 3
-# Nodes of the rule on which a search runs: more of them bring its optimum nearer to the best member, at a cost in
-# proportion. The rules of the last searches have NUM_REFINED times as many, where their moments are matched.
-NUM_SEARCH_NODES = 4096
-NUM_REFINED = 4
-# Nodes of the rule from which curvatures are taken. A curvature only preconditions a search, so few nodes will do, and
-# it takes one gradient for each parameter.
-NUM_CURVATURE_NODES = 512
+# Nodes of the rules on which a search runs: of the first one, of that from which curvatures are taken, and how many
+# times as many as the first the last ones have where their moments are matched. More nodes bring the optimum nearer to
+# the best member, at a cost in proportion; a curvature only preconditions a search, and takes one gradient for each
+# parameter. The second level follows where the optima of the first one fall short by more than SMALL_SHORTFALL nats, a
+# hundredth of what scores are computed to. On much data, where posteriors are nearly normal, the first is enough.
+SEARCH_LEVELS = ((512, 128, 1), (4096, 512, 4))
+SMALL_SHORTFALL = 1e-6
 # The curvature is computed anew after MAX_LBFGS_ITERATIONS iterations of L-BFGS, and a search is then continued, at
 # most MAX_CONTINUATIONS times.
 MAX_LBFGS_ITERATIONS = 200
@@ -96,26 +96,30 @@ def reverse_kl_projection(fit: Fit, elbo: np.ndarray, log_evidence: np.ndarray, 
         seed: of the rules' scrambled points.
     """
     with stage("best member", "gradient") as running:
-        return _projection(fit, elbo, log_evidence, _search_rules(fit.program, seed), running)
+        return _projection(fit, elbo, log_evidence, _search_levels(fit.program, seed), running)
 
 
 def _projection(
-    fit: Fit, elbo: np.ndarray, log_evidence: np.ndarray, rules: SearchRules, running: Running
+    fit: Fit, elbo: np.ndarray, log_evidence: np.ndarray, levels: list[SearchRules], running: Running
 ) -> Projection:
-    """The projection by searches on these rules."""
-    negative_elbo = NegativeElbo(fit.program, rules.first)
+    """The projection by searches on the rules of these levels."""
+    negative_elbo = NegativeElbo(fit.program, levels[-1].first)
     order = np.argsort(-np.where(np.isfinite(elbo), elbo, -np.inf), 1, kind="stable")[:, :NUM_STARTS]
     theta, converged, shortfall = [], [], []
     for problem, replicas in enumerate(order):
         least = -float(log_evidence[problem]) - MAX_ELBO_EXCESS
-        objectives = _objectives(negative_elbo, rules, fit.target.row(problem), least, fit.theta, running)
         starts = [fit.theta[problem, int(replica)].detach().double().numpy() for replica in replicas]
-        optima = _optima(objectives, _lowest_optimum(objectives, starts))
+        for rules in levels:
+            objectives = _objectives(negative_elbo, rules, fit.target.row(problem), least, fit.theta, running)
+            optima = _optima(objectives, _lowest_optimum(objectives, starts))
+            short, gain = _shortfall(objectives, *optima), max(optimum.gain for optimum in optima)
+            if 0 <= short + gain <= SMALL_SHORTFALL:
+                break
+            starts = [optima[0].x, *starts]
         points = [torch.from_numpy(optimum.x) for optimum in optima]
         theta.append(torch.stack([*points, (points[0] + points[1]) / 2]))
-        gain = max(optimum.gain for optimum in optima)
         converged.append(all(optimum.gain <= GAIN_TOLERANCE for optimum in optima))
-        shortfall.append(_shortfall(objectives, *optima) + (gain if converged[-1] else 0.0))
+        shortfall.append(short + (gain if converged[-1] else 0.0))
     return Projection(torch.stack(theta).to(fit.theta), np.array(converged), np.array(shortfall))
 
 
@@ -136,13 +140,18 @@ class SearchRules:
     curvature: NoiseRules | None
 
 
-def _search_rules(program: Program, seed: int) -> SearchRules:
+def _search_levels(program: Program, seed: int) -> list[SearchRules]:
+    """The rules of each of `SEARCH_LEVELS`; of the last one alone for guides of many parameters."""
     draws, many = program.latent_draws, program.layout.size > MAX_CURVATURE_PARAMETERS
-    first = search_rule(draws, NUM_SEARCH_NODES, seed, plain=many)
-    one, two = (search_rule(draws, NUM_SEARCH_NODES, seed + i, plain=many, refined=NUM_REFINED) for i in range(2))
-    if one.weight.shape == first.weight.shape:  # the same points: nothing was refined
-        one = first
-    return SearchRules(first, (one, two), None if many else search_rule(draws, NUM_CURVATURE_NODES, seed + 2))
+    levels = []
+    for num, num_curvature, refined in SEARCH_LEVELS[-1:] if many else SEARCH_LEVELS:
+        first = search_rule(draws, num, seed, plain=many)
+        one, two = (search_rule(draws, num, seed + i, plain=many, refined=refined) for i in range(2))
+        if one.weight.shape == first.weight.shape:  # the same points: nothing was refined
+            one = first
+        curvature = None if many else search_rule(draws, num_curvature, seed + 2)
+        levels.append(SearchRules(first, (one, two), curvature))
+    return levels
 
 
 @dataclass(frozen=True)

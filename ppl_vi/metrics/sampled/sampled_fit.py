@@ -31,6 +31,8 @@ from ppl_vi.truth import Truth
 ELBO_TOLERANCE = 1e-4
 # The first and the largest number of nodes of a rule; the number is quadrupled while the standard error is too large.
 MIN_RULE_NODES, MAX_RULE_NODES = 2**11, 2**14
+# Nodes of the rule by which replicas are put in order, the best of which are where searches for the best member start.
+NUM_ORDER_NODES = 2**9
 # Nodes of each rule by which marginal scores are computed.
 NUM_MARGINAL_NODES = 2**12
 
@@ -96,7 +98,7 @@ class SampledFit:
         if self.no_search:
             return None
         with stage("ELBO of each replica"):
-            rules = noise_rules(self.fit.program.latent_draws, MIN_RULE_NODES, self.fit.seed + 10)
+            rules = noise_rules(self.fit.program.latent_draws, NUM_ORDER_NODES, self.fit.seed + 10, num_rules=1)
             elbo = elbo_by_rule(scored_nodes(self.fit, self.fit.theta, rules)).mean(-1).cpu().numpy()
         return reverse_kl_projection(self.fit, elbo, self.truth.log_evidence, self.fit.seed + 20)
 
