@@ -253,3 +253,25 @@ def test_what_depends_on_data_and_constants_alone_is_computed_once() -> None:
         expected, loss = step(w[0, r], x, y)
         torch.testing.assert_close(got[0, r], expected, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(value[0, 0, r], loss, rtol=1e-12, atol=1e-12)
+
+
+def test_rows_are_prepared_once_while_the_data_that_they_come_from_stay_the_same():
+    """A second tensor of data, which changes from call to call, is read but prepares no row."""
+
+    def step(u: Tensor, factor: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        return ((factor @ u).sum() - (y.exp() * u[0]).sum(),)
+
+    y, u = random(200, seed=3), random(1, 8, 2, seed=4)
+    kernel = kernel_source(step, 8, fixed=[u[0, 0]], data=[random(2, 2), y]).compile()
+    prepared = []
+    for seed in (5, 6):
+        factor = random(2, 2, seed=seed)
+        _, (found,) = kernel((1, 8), fixed=[u], data=[factor[None], y[None]])
+        expected = torch.stack([step(point, factor, y)[0] for point in u[0]])
+        torch.testing.assert_close(found[0, 0], expected, rtol=1e-12, atol=1e-12)
+        prepared.append(kernel.source.prepared._last)
+    assert prepared[0] is prepared[1] is not None
+    other = y + 1
+    _, (found,) = kernel((1, 8), fixed=[u], data=[factor[None], other[None]])
+    expected = torch.stack([step(point, factor, other)[0] for point in u[0]])
+    torch.testing.assert_close(found[0, 0], expected, rtol=1e-12, atol=1e-12)

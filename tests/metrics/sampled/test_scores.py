@@ -15,7 +15,7 @@ from models import funnel
 from models.gaussian import posterior
 from models.gaussian import target as gaussian
 from ppl_vi.compiler import many_points
-from ppl_vi.metrics.sampled import elbo_on_nodes
+from ppl_vi.metrics.sampled import best_member, elbo_on_nodes
 from ppl_vi.metrics.sampled.best_member import Optimum, leads_down
 from ppl_vi.metrics.sampled.marginals import marginals, wasserstein
 from ppl_vi.metrics.sampled.noise_rules import LATTICE_REACH, guide_nodes, noise_rules, scored_nodes
@@ -257,3 +257,36 @@ def test_machine_code_that_is_not_the_guides_is_not_searched_by(monkeypatch):
     right = many_points._summed
     monkeypatch.setattr(many_points, "_summed", lambda *given: (right(*given)[0] + 1e-6, right(*given)[1]))
     assert elbo_on_nodes.NegativeElbo(found.program, rule).sum.kernel is None
+
+
+def regression(x, y):
+    w = pyro.sample("w", dist.Normal(torch.zeros(4, dtype=torch.float64), 2.0).to_event(1))
+    with pyro.plate("rows", len(y)):
+        pyro.sample("y", dist.Bernoulli(logits=x @ w), obs=y)
+
+
+@pytest.mark.parametrize(("num_rows", "enough"), [(400, True), (4, False)])
+def test_few_nodes_find_the_best_member_where_the_posterior_is_nearly_normal(num_rows, enough, monkeypatch):
+    """On 400 rows the first level of nodes is enough; on 4, which leave the prior nearly as it is, it is not."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(num_rows, 4, generator=generator, dtype=torch.float64)
+    y = torch.bernoulli(
+        torch.sigmoid(x @ torch.tensor([0.5, -1.0, 0.3, 2.0], dtype=torch.float64)), generator=generator
+    )
+    found = fit(Target.of(regression, (x, y)), "AutoNormal", **SHORT)
+    evaluate, most = elbo_on_nodes.NegativeElbo.__call__, []
+
+    def counted(self, theta, row, rule):
+        most.append(rule.weight.numel())
+        return evaluate(self, theta, row, rule)
+
+    monkeypatch.setattr(elbo_on_nodes.NegativeElbo, "__call__", counted)
+    by_levels = best_member.reverse_kl_projection(found, np.zeros((1, 2)), np.zeros(1), 5)
+    assert (max(most) <= 512) == enough
+    monkeypatch.setattr(best_member, "SEARCH_LEVELS", best_member.SEARCH_LEVELS[-1:])
+    at_once = best_member.reverse_kl_projection(found, np.zeros((1, 2)), np.zeros(1), 6)
+    theta = torch.cat([by_levels.theta[:, 2:], at_once.theta[:, 2:], found.theta[:, :1]], 1)
+    nodes = scored_nodes(found, theta, noise_rules(found.program.latent_draws, 2048, 7))
+    one, other, start = nodes.rules.mean(nodes.log_weight).mean(-1)[0].tolist()
+    assert abs(one - other) < 1e-6 + 4 * float(by_levels.shortfall[0] + at_once.shortfall[0])
+    assert start < one - 1e-4  # the fit itself is worse by far
