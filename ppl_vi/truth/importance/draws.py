@@ -7,6 +7,8 @@ A proposal is fitted to the posterior (`proposal`), and NUM draws of it are weig
   have to be as large as those of chains;
 - the standard error of log p(x), and its agreement between two independent halves of the draws, and with bridge
   sampling, which takes other draws of the proposal and those of the chains below;
+- the weights on the straight rays from the modes to dispersed starts, where broad mass that the proposal has missed
+  would have weights far above those of the draws;
 - a few short chains from dispersed starts (`witness`), which must agree with each other and with the draws.
 
 Sources: Vehtari et al. (2024), Pareto smoothed importance sampling; Owen and Zhou (2000), Safe and effective importance
@@ -25,6 +27,7 @@ from torch import Tensor
 
 from ppl_vi.numerics.mixtures import StudentMixture
 from ppl_vi.numerics.weights import EvidenceEstimate, importance_evidence, pareto_khat
+from ppl_vi.target.log_density import Density
 from ppl_vi.truth.chains.bridge import bridge
 from ppl_vi.truth.chains.criteria import (
     MAX_LOG_EVIDENCE_ERROR,
@@ -34,7 +37,7 @@ from ppl_vi.truth.chains.criteria import (
 )
 from ppl_vi.truth.chains.reparametrisation import Reparametrisation
 from ppl_vi.truth.chains.starts import dispersed
-from ppl_vi.truth.importance.proposal import FittedProposal, WeightedDraws, fitted_proposal
+from ppl_vi.truth.importance.proposal import FittedProposal, WeightedDraws, fitted_proposal, values_at
 from ppl_vi.truth.importance.weighted import effective_sizes
 from ppl_vi.truth.importance.witness import (
     NUM_WITNESSES,
@@ -48,9 +51,18 @@ from ppl_vi.truth.importance.witness import (
 MAX_DIM = 100
 # Above 0.5 the weights have no finite variance, and no standard error of a weighted mean could be trusted.
 MAX_PARETO_K_HAT = 0.5
+# The weights are looked at where the distance from a mode is 1, 1/2, 1/4, ... of that of a dispersed start, down to
+# 2^-(NUM_HALVINGS - 1): mass as broad as some of these distances is met, however far away the start is.
+NUM_HALVINGS = 24
+# How many times the largest weight of the draws a weight on the rays may be. In a region that no draw has reached the
+# proposal has a mass below 1e-3 or so, and the posterior at most this limit times the largest weight times that.
+MAX_RAY_WEIGHT = 3.0
 # The limit of Gelman and Rubin (1992). Of chains so short the statistic scatters up to 1.06 even if they all have the
 # posterior as their distribution; chains in separate modes, or on their way, have values far above the limit.
 MAX_WITNESS_R_HAT = 1.1
+
+# A number whose exponential is far above any limit, and does not overflow.
+MAX_EXPONENT = 100.0
 
 _log = logging.getLogger(__name__)
 
@@ -100,7 +112,7 @@ def _found(coordinates: Reparametrisation, prior: Tensor, num: int, seed: int) -
         return fitted
     draws = WeightedDraws.of(fitted.proposal, density, num, generator)
     numbers = _numbers(coordinates, draws.u, draws.value)
-    criteria = _criteria_of_draws(draws, numbers, fitted.proposal)
+    criteria = (*_criteria_of_draws(draws, numbers), _criterion_of_rays(density, start, draws, fitted))
     failure = _failures(criteria)
     if failure:
         return failure
@@ -145,7 +157,7 @@ def evidence_of(draws: WeightedDraws, proposal: StudentMixture) -> EvidenceEstim
     return EvidenceEstimate(shift + float(solution[0].log()), float(variance.sqrt() / solution[0]))
 
 
-def _criteria_of_draws(draws: WeightedDraws, numbers: Tensor, proposal: StudentMixture) -> tuple[Criterion, ...]:
+def _criteria_of_draws(draws: WeightedDraws, numbers: Tensor) -> tuple[Criterion, ...]:
     """The criteria for the importance draws alone."""
     present = draws.weight > 0
     bulk, tail = effective_sizes(numbers[present], draws.weight[present])
@@ -160,6 +172,17 @@ def _criteria_of_draws(draws: WeightedDraws, numbers: Tensor, proposal: StudentM
             abs(one.value - other.value) / math.hypot(one.std_error, other.std_error),
             MAX_STANDARD_ERRORS,
         ),
+    )
+
+
+def _criterion_of_rays(density: Density, start: Tensor, draws: WeightedDraws, fitted: FittedProposal) -> Criterion:
+    """The largest weight on the rays from where the searches ended to their starts, in terms of that of the draws."""
+    shares = 0.5 ** torch.arange(NUM_HALVINGS, dtype=start.dtype)
+    u = (fitted.ends[:, None] + shares[:, None] * (start - fitted.ends)[:, None]).flatten(0, 1)
+    excess = values_at(density, u) - fitted.proposal.log_prob(u) - draws.log_ratio.max()
+    largest = float(excess.max().clamp(max=MAX_EXPONENT).exp())
+    return Criterion(
+        "largest weight between modes and dispersed starts, relative to the draws'", largest, MAX_RAY_WEIGHT
     )
 
 

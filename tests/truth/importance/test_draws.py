@@ -4,6 +4,7 @@ import logging
 import math
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pyro
@@ -160,9 +161,18 @@ def heavy_tails():
     pyro.sample("y", dist.StudentT(2.0, z.sum(), 1.0), obs=torch.tensor(0.7, dtype=REAL))
 
 
+def narrow_in_broad(prior_sd):
+    """Half of the mass is a hundred times as broad as the other half, about the same mode."""
+    z = pyro.sample("z", dist.Normal(0.0, prior_sd).expand([4]).to_event(1))
+    parts = torch.stack([dist.Normal(0.3, sd).log_prob(z).sum() for sd in (0.1, 10.0)])
+    pyro.factor("data", parts.logsumexp(0))
+
+
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
+        (partial(narrow_in_broad, 20.0), "between modes and dispersed starts"),
+        (partial(narrow_in_broad, 1e4), "between modes and dispersed starts"),
         (two_labellings, "R-hat of short chains"),
         (funnel, "worth"),
         (banana, "worth"),
@@ -184,8 +194,12 @@ def near_and_far():
     pyro.factor("data", parts.logsumexp(0))
 
 
-def test_chains_find_a_mode_that_the_proposal_misses(monkeypatch, caplog):
-    """The draws alone meet every criterion: weights do not tell of mass that no draw has reached."""
+@pytest.mark.parametrize(
+    ("max_ray_weight", "reason"), [(3.0, "between modes and dispersed starts"), (math.inf, "R-hat of short chains")]
+)
+def test_a_mode_that_the_proposal_misses_is_found(max_ray_weight, reason, monkeypatch, caplog):
+    """The draws alone meet every criterion: their weights do not tell of mass that no draw has reached."""
+    monkeypatch.setattr(importance, "MAX_RAY_WEIGHT", max_ray_weight)
     fitted_proposal = importance.fitted_proposal
 
     def of_one_mode(density, start, seed):
@@ -204,7 +218,7 @@ def test_chains_find_a_mode_that_the_proposal_misses(monkeypatch, caplog):
     monkeypatch.setattr(importance, "fitted_proposal", of_one_mode)
     with caplog.at_level(logging.INFO, "ppl_vi.truth.importance.draws"):
         assert found(near_and_far) is None
-    assert "R-hat of short chains" in caplog.text
+    assert reason in caplog.text
     assert "effective sample size" not in caplog.text
     assert "k-hat" not in caplog.text
 
