@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -51,6 +51,9 @@ from ppl_vi.truth.importance.witness import (
 MAX_DIM = 100
 # Above 0.5 the weights have no finite variance, and no standard error of a weighted mean could be trusted.
 MAX_PARETO_K_HAT = 0.5
+# Searches for modes, each from a dispersed start, as many as there are chains where chains are run. More of them find
+# narrower modes. NUM_WITNESSES of the starts, evenly chosen, are also those of rays and short chains.
+NUM_SEARCHES = 100
 # The weights are looked at where the distance from a mode is 1, 1/2, 1/4, ... of that of a dispersed start, down to
 # 2^-(NUM_HALVINGS - 1): mass as broad as some of these distances is met, however far away the start is.
 NUM_HALVINGS = 24
@@ -106,13 +109,15 @@ def _found(coordinates: Reparametrisation, prior: Tensor, num: int, seed: int) -
     if density.dtype != torch.float64 or density.dim > MAX_DIM:
         return f"they need double precision and at most {MAX_DIM} coordinates"
     generator = torch.Generator().manual_seed(seed)
-    start = dispersed(coordinates, prior, NUM_WITNESSES, generator)
+    start = dispersed(coordinates, prior, NUM_SEARCHES, generator)
     fitted = fitted_proposal(density, start, seed)
     if isinstance(fitted, str):
         return fitted
+    chosen = torch.linspace(0, len(start) - 1, NUM_WITNESSES).long()
+    fitted = replace(fitted, ends=fitted.ends[chosen])
     draws = WeightedDraws.of(fitted.proposal, density, num, generator)
     numbers = _numbers(coordinates, draws.u, draws.value)
-    criteria = (*_criteria_of_draws(draws, numbers), _criterion_of_rays(density, start, draws, fitted))
+    criteria = (*_criteria_of_draws(draws, numbers), _criterion_of_rays(density, start[chosen], draws, fitted))
     failure = _failures(criteria)
     if failure:
         return failure
