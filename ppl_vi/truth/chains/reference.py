@@ -215,8 +215,7 @@ def _saved_or_sampled(
         prior = prior_draws(target, problem, settings.num_chains, seed)
         num = settings.num_chains * settings.num_draws
         with torch.no_grad():
-            with stage("importance sampling"):
-                found = importance_draws(coordinates, prior, num, seed) if independent else None
+            found = importance_draws(coordinates, prior, num, seed) if independent else None
             return sampled_reference(coordinates, prior, settings, seed) if found is None else _of_importance(found)
 
     everything = asdict(settings) | {"seed": seed, "independent": independent}

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ppl_vi.numerics.mixtures import StudentMixture
 from ppl_vi.numerics.weights import EvidenceEstimate, importance_evidence, pareto_khat
+from ppl_vi.runtime.stages import stage
 from ppl_vi.target.log_density import Density
 from ppl_vi.truth.chains.bridge import bridge
 from ppl_vi.truth.chains.criteria import (
@@ -96,7 +97,8 @@ def importance_draws(coordinates: Reparametrisation, prior: Tensor, num: int, se
         num: how many draws.
         seed: of everything random.
     """
-    found = _found(coordinates, prior, num, seed)
+    with stage("importance sampling"):
+        found = _found(coordinates, prior, num, seed)
     if isinstance(found, ImportanceDraws):
         return found
     _log.info("'%s' gets no importance draws: %s", coordinates.density.name, found)

@@ -213,7 +213,7 @@ def test_every_transition_of_the_chains_is_told():
         reference_truth(eight_schools.target(), settings=settings)
     names = list(dict.fromkeys(one.name for one in told))
     draws = ["warming up 20 chains", "pilot run", "reference draws"]
-    assert names == ["looking for saved draws", *draws, "log p(x) by bridge sampling"]
+    assert names == ["looking for saved draws", "importance sampling", *draws, "log p(x) by bridge sampling"]
     for name in draws:
         events = [one for one in told if one.name == name]
         first_run = events[: 1 + next(i for i, one in enumerate(events) if one.is_over)]
