@@ -46,8 +46,11 @@ MIN_HESSIAN_POINTS = 16
 QUICK_CHECK_POINTS = (32, 128)
 # The draws of a step where their number adapts to the noise: in the first round, and at most.
 FIRST_PARTICLES, MAX_PARTICLES = 16, 256
-# How often a step of the first round's draws is taken in each step of a fit, on average: what compiling it would save.
-EXPECTED_BLOCKS = 4
+# The draws of a step where their number adapts, as a rough average over the rounds: decides what is compiled.
+EXPECTED_PARTICLES = 64
+# Gradients are then taken on blocks of the first round's draws, or of fewer where these would make temporaries of more
+# numbers than this (8 MiB each in double precision) while the step is traced.
+MAX_BLOCK_NUMBERS = 2**20
 # The draws of a step where their number can't adapt: for Pyro's own SVI, which takes them one by one, and for others,
 # such as those whose objective depends on the number.
 PYRO_PARTICLES, FIXED_PARTICLES = 64, 256
@@ -170,23 +173,25 @@ def prepare(program: Program, strategy: Strategy, initial: Tensor, engine: str) 
     engine, reason = _possible_engine(engine, program, strategy)
     num_problems, num_replicas, dim = initial.shape
     objective, (num_particles, is_adaptive) = strategy.objective, _particles(program, strategy, engine)
-    memory = footprint(program, objective, initial, num_particles, strategy.max_memory)
+    block = _block(program, num_particles) if is_adaptive else num_particles
+    memory = footprint(program, objective, initial, block, strategy.max_memory)
     if engine == "pyro":
         pyro = PyroEngine(program, objective, num_particles)
         return Setup(
             program, strategy, num_replicas, engine, reason, pyro, pyro, True, num_particles, False, memory, None
         )
     portion = Portion.of(program, num_problems, num_replicas, num_particles)
-    size = memory.num_replicas(num_problems, portion.num_replicas, num_particles)
-    num_calls = strategy.num_steps * math.ceil(num_replicas / size) * (EXPECTED_BLOCKS if is_adaptive else 1)
+    size = memory.num_replicas(num_problems, portion.num_replicas, block)
+    num_calls = strategy.num_steps * math.ceil(num_replicas / size)
+    num_calls *= EXPECTED_PARTICLES // block if is_adaptive else 1
     few = initial[:, :size].contiguous()
-    chosen = choose(engine, program, objective, few, num_particles, num_calls, one_step=is_adaptive)
+    chosen = choose(engine, program, objective, few, block, num_calls, one_step=is_adaptive)
     engines: list[Engine] = [ChunkedEngine(one, size) for one in (chosen.engine, BatchedEngine(program, objective))]
     if is_adaptive:
         least = (getattr(chosen.engine, "min_replicas", 1), 1)
         any_number = isinstance(chosen.engine, KernelEngine)
         inner = [chosen.engine if any_number else engines[0], engines[1]]
-        engines = [BlockEngine(one, num_particles, dim, num) for one, num in zip(inner, least, strict=True)]
+        engines = [BlockEngine(one, block, dim, num) for one, num in zip(inner, least, strict=True)]
     return Setup(
         program=program,
         strategy=strategy,
@@ -195,11 +200,11 @@ def prepare(program: Program, strategy: Strategy, initial: Tensor, engine: str) 
         engine_reason=chosen.reason,
         engine=engines[0],
         one_step_engine=engines[1],
-        takes_fits_one_by_one=False,
+        takes_fits_one_by_one=is_adaptive,
         num_particles=num_particles,
         is_adaptive=is_adaptive,
         footprint=memory,
-        gradient_source=step_gradients(chosen.engine, size, num_particles),
+        gradient_source=step_gradients(chosen.engine, size, block),
     )
 
 
@@ -219,6 +224,11 @@ def _particles(program: Program, strategy: Strategy, engine: str) -> tuple[int, 
         and not has_network(program.guide)
     )
     return (FIRST_PARTICLES, True) if is_adaptive else (auto_particles(strategy.objective, engine), False)
+
+
+def _block(program: Program, num_particles: int) -> int:
+    """The draws of a block, a power of 2: `num_particles`, or fewer where one draw has large temporaries."""
+    return power_of_2(max(1, min(num_particles, MAX_BLOCK_NUMBERS // max(1, program.target.width))))
 
 
 def auto_particles(objective: Objective, engine: str) -> int:

@@ -41,11 +41,11 @@ class BlockEngine:
         return [self.size]
 
     def advance(self, state: State, scalars: Tensor, noise: tuple[Tensor, ...]) -> tuple[State, Tensor]:
-        """See `ppl_vi.svi.engines.step.Engine`."""
+        """See `ppl_vi.svi.engines.step.Engine`. The bound of a replica that is alive in no problem is nan."""
         (theta,), (first,), (second,), (total,) = state.theta, state.first, state.second, state.total
         (preconditioner,), alive, bounds = state.preconditioner, state.alive, []
         for i, (rate, correction, weight) in enumerate(scalars.mT.tolist()):
-            gradient, bound = self.gradients(theta, tuple(n[i] for n in noise))
+            gradient, bound = self._of_alive(theta, alive, tuple(n[i] for n in noise))
             moved = adam(theta, first, second, gradient, preconditioner, rate, correction)
             alive = alive & bound.isfinite() & moved[0].isfinite().all(-1)
             here = alive[..., None]
@@ -55,6 +55,17 @@ class BlockEngine:
             total = total + weight * theta
             bounds.append(bound)
         return State(alive, (theta,), (first,), (second,), (total,), state.preconditioner), torch.stack(bounds)
+
+    def _of_alive(self, theta: Tensor, alive: Tensor, noise: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """What `gradients` gives for the replicas that are alive in any problem; 0 and nan for the others."""
+        some = alive.any(0).nonzero()[:, 0]
+        if len(some) == alive.shape[1]:
+            return self.gradients(theta, noise)
+        gradient, bound = torch.zeros_like(theta), torch.full_like(theta[..., 0], torch.nan)
+        if len(some):
+            found = self.gradients(theta[:, some], tuple(n[:, some] for n in noise))
+            gradient, bound = gradient.index_copy(1, some, found[0]), bound.index_copy(1, some, found[1])
+        return gradient, bound
 
     def gradients(self, theta: Tensor, noise: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """The gradient of the loss at `theta` `(B, R, D)` and the bound, `(B, R)`, nan where they are not finite.
