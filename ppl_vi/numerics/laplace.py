@@ -77,7 +77,11 @@ class Laplace:
 
 
 def laplace_approximation(
-    log_density: Callable[..., Tensor], start: Tensor, args: tuple[Tensor, ...], tolerance: float
+    log_density: Callable[..., Tensor],
+    start: Tensor,
+    args: tuple[Tensor, ...],
+    tolerance: float,
+    chunk_size: int | None = None,
 ) -> Laplace:
     """The mode near `start`, which need not be the highest.
 
@@ -86,6 +90,7 @@ def laplace_approximation(
         start: points where it is finite, `(B, D)`.
         args: tensors with leading axis `B`.
         tolerance: nats.
+        chunk_size: how many derivatives of the density are computed at once; None is all.
 
     Raises:
         ValueError: the density is not finite at the start.
@@ -94,7 +99,7 @@ def laplace_approximation(
     def loss(u: Tensor, *row: Tensor) -> Tensor:
         return -log_density(u, *row)
 
-    found = minimize(loss, start, args=args, tolerance=tolerance)
+    found = minimize(loss, start, args=args, tolerance=tolerance, chunk_size=chunk_size)
     laplace = Laplace(found.x, found.hessian, -found.value, found.converged)
     level = vmap_or_loop(grad(loss))(found.x, *args).abs().amax(-1) <= LEVEL_SLOPE * (1 + found.value.abs())
     laplace = _retried(laplace, ~found.converged & level, _nudged, loss, start, args, tolerance)
@@ -102,7 +107,12 @@ def laplace_approximation(
 
 
 def centred_on_mass(
-    laplace: Laplace, log_density: Callable[..., Tensor], start: Tensor, args: tuple[Tensor, ...], tolerance: float
+    laplace: Laplace,
+    log_density: Callable[..., Tensor],
+    start: Tensor,
+    args: tuple[Tensor, ...],
+    tolerance: float,
+    chunk_size: int | None = None,
 ) -> Laplace:
     """The same approximations, but Gaussians near the mass for problems whose mode has no mass around it.
 
@@ -112,12 +122,13 @@ def centred_on_mass(
     Args:
         laplace: of the same problems.
         log_density, start, args, tolerance: see `laplace_approximation`.
+        chunk_size: at how many points the density is computed at once; None is all.
     """
 
     def loss(u: Tensor, *row: Tensor) -> Tensor:
         return -log_density(u, *row)
 
-    lost = laplace.converged & ~_stands_for_mass(laplace, loss, args)
+    lost = laplace.converged & ~_stands_for_mass(laplace, loss, args, chunk_size)
     return _retried(laplace, lost, _independent, loss, start, args, tolerance)
 
 
@@ -153,7 +164,9 @@ def _nudged(loss: Callable[..., Tensor], start: Tensor, args: tuple[Tensor, ...]
     return Laplace(found.x, found.hessian, -found.value, found.converged)
 
 
-def _stands_for_mass(laplace: Laplace, loss: Callable[..., Tensor], args: tuple[Tensor, ...]) -> Tensor:
+def _stands_for_mass(
+    laplace: Laplace, loss: Callable[..., Tensor], args: tuple[Tensor, ...], chunk_size: int | None
+) -> Tensor:
     """Whether the density around the mode is about as high as its curvature there says, `(B,)`.
 
     Its mean logarithm under the Gaussian of independent coordinates at the mode should be that at the mode, less D / 2.
@@ -162,7 +175,7 @@ def _stands_for_mass(laplace: Laplace, loss: Callable[..., Tensor], args: tuple[
     offsets = laplace.scale[:, None] * _nodes(MIN_NODES, laplace.loc)
 
     def mean_loss(loc: Tensor, steps: Tensor, *row: Tensor) -> Tensor:
-        return vmap_or_loop(lambda step: loss(loc + step, *row))(steps).mean()
+        return vmap_or_loop(lambda step: loss(loc + step, *row), chunk_size=chunk_size)(steps).mean()
 
     missing = vmap_or_loop(mean_loss)(laplace.loc, offsets, *args) + laplace.log_density - dim / 2
     return missing.abs() <= MASS_TOLERANCE + dim / 4

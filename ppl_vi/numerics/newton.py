@@ -95,6 +95,7 @@ def minimize(
     args: tuple[Tensor, ...] = (),
     tolerance: float = 1e-12,
     max_steps: int = 200,
+    chunk_size: int | None = None,
 ) -> Minimum:
     """Minimises `objective(x, *args)` for `N` independent problems at once by Newton's method in a trust region.
 
@@ -108,6 +109,7 @@ def minimize(
         args: tensors with leading axis `N`.
         tolerance: the gain below which a problem counts as solved, in the unit of the objective.
         max_steps: iterations at most.
+        chunk_size: how many rows of a Hessian are computed at once; fewer take less memory. None is all.
 
     Source: Nocedal and Wright (2006), Numerical Optimization, chapter 4.
     """
@@ -117,7 +119,7 @@ def minimize(
         return gradient, (value, gradient)
 
     def derivatives(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        hessian, (value, gradient) = vmap_or_loop(jacrev(slope, has_aux=True))(x, *args)
+        hessian, (value, gradient) = vmap_or_loop(jacrev(slope, has_aux=True, chunk_size=chunk_size))(x, *args)
         return value, gradient, (hessian + hessian.mT) / 2
 
     return minimize_by(derivatives, start, tolerance=tolerance, max_steps=max_steps)

@@ -58,12 +58,12 @@ def loop_over(function: Callable[..., Any], in_dims: Axes = 0) -> Callable[..., 
     return mapped
 
 
-def vmap_or_loop(function: Callable[..., Any], in_dims: Axes = 0) -> Callable[..., Any]:
-    """`vmap`, or `loop_over` where the function decides by a value what to do."""
+def vmap_or_loop(function: Callable[..., Any], in_dims: Axes = 0, chunk_size: int | None = None) -> Callable[..., Any]:
+    """`vmap`, of so many at once, or `loop_over` where the function decides by a value what to do."""
 
     def mapped(*args: Any) -> Any:
         try:
-            return vmap(function, in_dims=in_dims)(*args)
+            return vmap(function, in_dims=in_dims, chunk_size=chunk_size)(*args)
         except RuntimeError as error:
             if not decides_by_value(error):
                 raise

@@ -28,6 +28,9 @@ from ppl_vi.target.start import feasible_points
 from ppl_vi.target.supports import LatentSite, MovingSupport
 
 MODE_TOLERANCE = 1e-10  # nats by which the log density at a mode may fall short of the highest value nearby
+# The search for a mode evaluates at most MANY_POINTS points of a problem at once, and fewer where their temporaries
+# would have more numbers than MAX_POINT_NUMBERS each, 32 MiB in double precision.
+MANY_POINTS, MAX_POINT_NUMBERS = 64, 2**22
 
 
 @dataclass(frozen=True, eq=False)
@@ -332,13 +335,16 @@ class Target:
             ValueError: no point was found where the posterior has a density.
         """
         with self.isolated(seed=0):
-            return laplace_approximation(self.log_density_of_row, self._feasible, self.args, MODE_TOLERANCE)
+            return laplace_approximation(
+                self.log_density_of_row, self._feasible, self.args, MODE_TOLERANCE, _chunk(self)
+            )
 
     @cached_property
     def start(self) -> Laplace:
         """The Gaussian at which fits begin: `laplace`, or one around the mass where the mode is far from it."""
         with self.isolated(seed=0):
-            return centred_on_mass(self.laplace, self.log_density_of_row, self._feasible, self.args, MODE_TOLERANCE)
+            density, chunk = self.log_density_of_row, _chunk(self)
+            return centred_on_mass(self.laplace, density, self._feasible, self.args, MODE_TOLERANCE, chunk)
 
     @cached_property
     def _feasible(self) -> Tensor:
@@ -362,3 +368,9 @@ def _problems(target: Target) -> str:
     except Exception as error:  # a target must be printable; `Target.latents` raises this error in full
         size = f"a model whose latents are not found ({type(error).__name__})"
     return f"1 problem of {size}" if num == 1 else f"{num} problems of {size}: one for each row of its arguments"
+
+
+def _chunk(target: Target) -> int | None:
+    """At how many points of a problem the density is computed at once in the search for a mode; None is all."""
+    width = target.width
+    return max(1, MAX_POINT_NUMBERS // width) if width * MANY_POINTS > MAX_POINT_NUMBERS else None
