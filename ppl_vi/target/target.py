@@ -335,16 +335,13 @@ class Target:
             ValueError: no point was found where the posterior has a density.
         """
         with self.isolated(seed=0):
-            return laplace_approximation(
-                self.log_density_of_row, self._feasible, self.args, MODE_TOLERANCE, _chunk(self)
-            )
+            return laplace_approximation(*_search(self))
 
     @cached_property
     def start(self) -> Laplace:
         """The Gaussian at which fits begin: `laplace`, or one around the mass where the mode is far from it."""
         with self.isolated(seed=0):
-            density, chunk = self.log_density_of_row, _chunk(self)
-            return centred_on_mass(self.laplace, density, self._feasible, self.args, MODE_TOLERANCE, chunk)
+            return centred_on_mass(self.laplace, *_search(self))
 
     @cached_property
     def _feasible(self) -> Tensor:
@@ -370,7 +367,8 @@ def _problems(target: Target) -> str:
     return f"1 problem of {size}" if num == 1 else f"{num} problems of {size}: one for each row of its arguments"
 
 
-def _chunk(target: Target) -> int | None:
-    """At how many points of a problem the density is computed at once in the search for a mode; None is all."""
-    width = target.width
-    return max(1, MAX_POINT_NUMBERS // width) if width * MANY_POINTS > MAX_POINT_NUMBERS else None
+def _search(target: Target) -> tuple[Callable[..., Tensor], Tensor, tuple[Tensor, ...], float, int | None]:
+    """What a search for a mode takes: density, start, data, tolerance, and how many points at once (None is all)."""
+    start, width = target._feasible, target.width
+    chunk = max(1, MAX_POINT_NUMBERS // width) if width * MANY_POINTS > MAX_POINT_NUMBERS else None
+    return target.log_density_of_row, start, target.args, MODE_TOLERANCE, chunk
