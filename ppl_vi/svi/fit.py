@@ -62,7 +62,7 @@ def fit(
     curvature where the round starts (`ppl_vi.svi.rounds`). Within a round the step size falls to a fiftieth, and the
     last half of the iterates is averaged. From the second round on, every fit is then checked for what it could still
     gain nearby (`ppl_vi.svi.stopping`). A fit has converged when that is at most `tolerance`, or before the last round
-    at most 0.15 of it. Replicas start around the target's mode, spread out by its curvature in unconstrained space, and
+    at most a quarter of it. Replicas start around the target's mode, spread out by its curvature in unconstrained space, and
     have noise of their own.
 
     Where the model has parameters of its own, stated by `pyro.param` or `pyro.module`, they are learned first, together

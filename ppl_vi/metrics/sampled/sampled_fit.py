@@ -31,6 +31,9 @@ from ppl_vi.truth import Truth
 ELBO_TOLERANCE = 1e-4
 # The first and the largest number of nodes of a rule; the number is quadrupled while the standard error is too large.
 MIN_RULE_NODES, MAX_RULE_NODES = 2**11, 2**14
+# Where a node takes more numbers than WIDE, the first rules have as few nodes as WIDE_RULE_NODES: many nodes take
+# seconds there, and posteriors given much data, which are nearly normal, seldom need them.
+WIDE, WIDE_RULE_NODES = 10_000, 2**9
 # Nodes of the rule by which replicas are put in order, the best of which are where searches for the best member start.
 NUM_ORDER_NODES = 2**9
 # Nodes of each rule by which marginal scores are computed.
@@ -112,7 +115,7 @@ class SampledFit:
     @cached_property
     def nodes(self) -> ScoredNodes:
         """The members on rules that grow until all ELBOs are known to `ELBO_TOLERANCE`, up to `MAX_RULE_NODES`."""
-        num = MIN_RULE_NODES
+        num = MIN_RULE_NODES if self.fit.target.width <= WIDE else WIDE_RULE_NODES
         while True:
             rules = noise_rules(self.fit.program.latent_draws, num, self.fit.seed + 40 + num)
             nodes = scored_nodes(self.fit, self.theta, rules)
