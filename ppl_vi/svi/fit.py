@@ -62,8 +62,8 @@ def fit(
     curvature where the round starts (`ppl_vi.svi.rounds`). Within a round the step size falls to a fiftieth, and the
     last half of the iterates is averaged. From the second round on, every fit is then checked for what it could still
     gain nearby (`ppl_vi.svi.stopping`). A fit has converged when that is at most `tolerance`, or before the last round
-    at most a quarter of it. Replicas start around the target's mode, spread out by its curvature in unconstrained space, and
-    have noise of their own.
+    at most a quarter of it. Replicas start around the target's mode, spread out by its curvature in unconstrained
+    space, and have noise of their own.
 
     Where the model has parameters of its own, stated by `pyro.param` or `pyro.module`, they are learned first, together
     with the guide's, by maximising the ELBO (`ppl_vi.svi.learning`). They are then frozen, and the guide is fitted to
