@@ -154,9 +154,10 @@ def _run_rounds(fit: RunningFit, running: Running) -> None:
         fit.end_round(theta)
         number, length = number + 1, 2 * length
         with stage("checking convergence"):
-            curvature = _curvature(fit, theta, number)
+            curvature = _curvature(fit, theta, number, fit.setup.preconditioner_points)
             if number >= MIN_ROUNDS or fit.is_last:
-                fit.stop_converged(_gain(fit, theta, curvature, number))
+                gain, curvature = _gain(fit, theta, curvature, number)
+                fit.stop_converged(gain)
             if not fit.is_last and fit.is_running.any():
                 _prepare_round(fit, theta, curvature, length, generator)
         running.at(fit.num_steps_taken)
@@ -268,11 +269,11 @@ def _walk_step_by_step(
 # ---- between rounds
 
 
-def _curvature(fit: RunningFit, theta: Tensor, number: int) -> Curvature | None:
-    """The curvature at `theta` `(B, R, D)`, where round `number` ended.
+def _curvature(fit: RunningFit, theta: Tensor, number: int, most: int) -> Curvature | None:
+    """The curvature at `theta` `(B, R, D)`, where round `number` ended, on at most so many points.
 
     Returns:
-        None where there are too many parameters, or where it would be too rough for the check after the last round.
+        None where there are too many parameters.
     """
     setup, replicas = fit.setup, fit.running_replicas
     if setup.program.layout.size > MAX_CHECKED_PARAMETERS or not len(replicas):
@@ -280,10 +281,7 @@ def _curvature(fit: RunningFit, theta: Tensor, number: int) -> Curvature | None:
     units, running = fit.preconditioner.units, theta[:, replicas]
     affordable = setup.affordable_hessian_points(fit.num_particles)
     chosen, of_running = nearby(running, units[:, replicas], min(MAX_HESSIANS, affordable // MIN_HESSIAN_POINTS))
-    most = MAX_HESSIAN_POINTS if number >= MIN_ROUNDS else setup.preconditioner_points
     num_points = power_of_2(min(most, affordable // chosen.shape[1]))
-    if fit.is_last and num_points < MIN_STOPPING_POINTS:
-        return None
     places = replicas[chosen][..., None]
     points, steps = theta.take_along_dim(places, 1), difference(setup.program) * units.take_along_dim(places, 1)
     noise = setup.estimator.halves(setup.estimator.noise(num_points, setup.strategy.seed + number))
@@ -359,27 +357,35 @@ def _looks(fit: RunningFit, number: int) -> list[Look]:
     return [*(Look(num, seed + 1 + k, of_an_axis) for k, num in enumerate(QUICK_CHECK_POINTS)), full]
 
 
-def _gain(fit: RunningFit, theta: Tensor, curvature: Curvature | None, number: int) -> np.ndarray:
+def _gain(
+    fit: RunningFit, theta: Tensor, curvature: Curvature | None, number: int
+) -> tuple[np.ndarray, Curvature | None]:
     """The most that each fit could still gain near `theta` `(B, R, D)` after round `number`, nats, `(B, R)`.
 
     Checks on few points come first: a fit that has plainly not converged is told by these, and is not checked again.
-    A check that would cost more than its share of the steps takes fewer points, or is left out.
+    Only where others are left is the curvature found on more points; it is given back. A check that would cost more
+    than its share of the steps takes fewer points, or is left out.
     """
     found, is_open = np.full(theta.shape[:2], np.inf), fit.is_running
     fit.is_checked = False
     if curvature is None:
-        return found
+        return found, None
+    each = fit.setup.affordable_hessian_points(fit.num_particles) // curvature.hessians.shape[1]
+    if each < MIN_STOPPING_POINTS:  # no check could stop a fit
+        return found, curvature
     looks = _looks(fit, number)
     # stopping here would save the steps that are left, so these count
     left = (fit.setup.strategy.num_steps - fit.num_steps_taken) * fit.num_particles * fit.setup.num_fits
     budget = max(FREE_WORK, CHECK_SHARE * (fit.step_work + fit.setup.work(left)))
     if not fit.is_last:  # some is kept for the check after the last round
         budget -= fit.setup.check_work(QUICK_CHECK_POINTS[-1], int(is_open.any(0).sum()))
-    for look in looks:
+    for place, look in enumerate(looks):
         replicas = torch.from_numpy(np.flatnonzero(is_open.any(0)))
         affordable = fit.setup.affordable_points(look.num_points, len(replicas), budget - fit.check_work)
         if not len(replicas) or affordable < min(look.num_points, MIN_STOPPING_POINTS):
             break
+        if place == min(1, len(looks) - 1) and each >= 2 * curvature.num_points:
+            curvature = _curvature(fit, theta, number, MAX_HESSIAN_POINTS) or curvature
         look = replace(look, num_points=affordable)
         fit.check_work += fit.setup.check_work(look.num_points, len(replicas))
         fit.is_checked = True
@@ -389,7 +395,7 @@ def _gain(fit: RunningFit, theta: Tensor, curvature: Curvature | None, number: i
         is_rough = min(look.num_points, curvature.num_points) < MIN_STOPPING_POINTS
         found[:, at] = np.where(is_open[:, at] & ~(is_rough & (most <= fit.gain_limit)), most, found[:, at])
         is_open[:, at] &= least <= fit.gain_limit
-    return found
+    return found, curvature
 
 
 def _bounds(fit: RunningFit, theta: Tensor, replicas: Tensor, curvature: Curvature, look: Look) -> GainBounds:

@@ -61,7 +61,7 @@ def start_points(target: Target, num_replicas: int, seed: int) -> tuple[Tensor, 
     generator = torch.Generator(device=target.device).manual_seed(seed)
     shape = (target.num_problems, num_replicas, target.dim)
     noise = torch.randn((2, *shape), dtype=target.dtype, device=target.device, generator=generator)
-    loc = start.loc[:, None] + LOC_SPREAD * (start.cholesky[:, None] @ noise[0][..., None])[..., 0]
+    loc = start.loc[:, None] + LOC_SPREAD * start.scale[:, None] * noise[0]
     scale = SCALE_SHARE * start.scale[:, None] * torch.exp(LOG_SCALE_SPREAD * noise[1])
     return loc, scale
 
