@@ -88,6 +88,10 @@ def test_every_block_is_fenced_and_says_its_language(page: str) -> None:
     assert not re.search(r"(?:\A|\n\n)(?: {4}|\t)", outside), "an indented block: fence it and name its language"
 
 
+# A line that names a stage, such as `truth: tree of bricks`.
+STAGE = re.compile(r"(truth|[A-Za-z_:.]+): [A-Za-z][a-z']*( [A-Za-z'-]+)*", re.IGNORECASE)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Where a reader works: results and figures of what is run stay here."""
@@ -95,10 +99,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 def ran(command: list[str], folder: Path) -> str:
-    """What a command prints; it must end well and say nothing on standard error."""
+    """What a command prints; it must end well and say nothing on standard error but which stages it went through."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stderr.splitlines() if not STAGE.fullmatch(line)] == []
     return done.stdout
 
 
@@ -290,7 +295,9 @@ def test_readme_is_short() -> None:
 def test_lines_are_no_longer_than_those_of_code() -> None:
     for page in [*LINKING, "CITATION.cff"]:
         for number, line in enumerate(text_of(page).splitlines(), 1):
-            assert len(line) <= 120 or line.startswith(("|", "!", "¹", "#")), f"{page}:{number}: {len(line)} characters"
+            assert len(line) <= 120 or line.startswith(("|", "!", "¹", "²", "#")), (
+                f"{page}:{number}: {len(line)} characters"
+            )
 
 
 def headings() -> set[str]:

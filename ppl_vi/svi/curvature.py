@@ -19,7 +19,7 @@ from ppl_vi.svi.program import Program
 # their checks find no bound, so that they take all steps and never count as converged.
 MAX_CHECKED_PARAMETERS = 200
 # Sobol points for a preconditioner, of which only the rough size matters: along axes, and along the parameters alone.
-AXES_POINTS, UNITS_POINTS = 128, 32
+AXES_POINTS, UNITS_POINTS = 128, 16
 # The step of the differences that give the Hessian where a fit begins, relative to a parameter's size where that is
 # above 1.
 FIRST_DIFFERENCE = 1e-5
