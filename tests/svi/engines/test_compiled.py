@@ -25,6 +25,7 @@ from torch.distributions import constraints
 from models.exponential_normal import target as toy
 from ppl_vi.compiler import inductor
 from ppl_vi.guides import FAMILIES
+from ppl_vi.svi.engines import compiled
 from ppl_vi.svi.engines.adam import step_schedule
 from ppl_vi.svi.engines.batched import BatchedEngine
 from ppl_vi.svi.engines.choice import choose
@@ -408,3 +409,25 @@ def test_an_unwritable_cache_is_no_obstacle(monkeypatch: pytest.MonkeyPatch, tmp
     assert "ppl_vi" not in os.environ.get(
         inductor.CACHE_VARIABLE, ""
     )  # torch sets it to its own default, where nothing does
+
+
+def test_a_later_fit_to_the_same_target_takes_the_same_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only of Pyro's plain guides: a function may be another one at its next call."""
+    written: list[str] = []
+    before = compiled.written_step
+
+    def counted(program: Program, *given: Any) -> Any:
+        written.append(type(program.guide).__name__)
+        return before(program, *given)
+
+    monkeypatch.setattr(compiled, "written_step", counted)
+    problem = toy([1.5])
+    fits = [fit(problem, "AutoNormal", engine="compiled", num_steps=16, seed=seed) for seed in (1, 1, 2)]
+    assert written == ["AutoNormal"]
+    assert torch.equal(fits[0].theta, fits[1].theta)
+    assert not torch.equal(fits[0].theta, fits[2].theta)
+    fit(toy([1.5]), "AutoNormal", engine="compiled", num_steps=16)
+    assert written == ["AutoNormal"] * 2
+    for _ in range(2):
+        fit(problem, "lognormal", engine="compiled", num_steps=16)
+    assert len(written) == 4
