@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ppl_vi.svi.gradients import MeanGradients
-from ppl_vi.svi.program import Program
 
 # The Hessian takes 2 D gradients and has D^2 numbers. Fits of more parameters than this have a preconditioner of 1, and
 # their checks find no bound, so that they take all steps and never count as converged.
@@ -23,9 +22,9 @@ AXES_POINTS, UNITS_POINTS = 128, 16
 # The step of the differences that give the Hessian where a fit begins, relative to a parameter's size where that is
 # above 1.
 FIRST_DIFFERENCE = 1e-5
-# The same after a round, in units of each parameter. It is wide where not all noise is normal, since draws by rejection
-# jump when parameters move. A wide one feigns curvature along a curved valley.
-DIFFERENCE, WIDE_DIFFERENCE = 1e-3, 0.05
+# The same after a round, in units of each parameter. It is wide, since draws may jump when parameters move, as those by
+# rejection do, or have a kink, as |x| has: a narrow step between two kinks would not see what curvature they make.
+DIFFERENCE = 0.05
 # A Newton step longer than this many steps of size 1 sets the preconditioner itself. It promises a gain of more than
 # FAR_NEWTON_STEP^2 / 2 nats along that parameter.
 FAR_NEWTON_STEP = 5.0
@@ -57,11 +56,6 @@ class Preconditioner:
         """The same, but for the replicas of these numbers that of another."""
         pairs = ((self.units, other.units), (self.steps, other.steps))
         return Preconditioner(*(mine.index_copy(1, replicas, theirs) for mine, theirs in pairs))
-
-
-def difference(program: Program) -> float:
-    """The step of the differences that give a Hessian after a round, in units of each parameter."""
-    return DIFFERENCE if all(draw.kind == "normal" for draw in program.draws) else WIDE_DIFFERENCE
 
 
 @dataclass(frozen=True)

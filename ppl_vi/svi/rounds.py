@@ -18,10 +18,10 @@ from torch import Tensor
 
 from ppl_vi.runtime.stages import Running, stage
 from ppl_vi.svi.curvature import (
+    DIFFERENCE,
     MAX_CHECKED_PARAMETERS,
     MAX_HESSIANS,
     Curvature,
-    difference,
     nearby,
     preconditioner,
 )
@@ -283,7 +283,7 @@ def _curvature(fit: RunningFit, theta: Tensor, number: int, most: int) -> Curvat
     chosen, of_running = nearby(running, units[:, replicas], min(MAX_HESSIANS, affordable // MIN_HESSIAN_POINTS))
     num_points = power_of_2(min(most, affordable // chosen.shape[1]))
     places = replicas[chosen][..., None]
-    points, steps = theta.take_along_dim(places, 1), difference(setup.program) * units.take_along_dim(places, 1)
+    points, steps = theta.take_along_dim(places, 1), DIFFERENCE * units.take_along_dim(places, 1)
     noise = setup.estimator.halves(setup.estimator.noise(num_points, setup.strategy.seed + number))
 
     def compute(some: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from ppl_vi.svi.status import Status
 
 # A fit is checked more than once, and each check may find a bound that is too small. Before the last round a fit
 # therefore stops only where the bound is at most this share of the tolerance.
-EARLY_TOLERANCE_SHARE = 0.25
+EARLY_TOLERANCE_SHARE = 0.2
 
 
 @dataclass

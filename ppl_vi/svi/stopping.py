@@ -24,7 +24,7 @@ from scipy.stats import t as student_t
 from torch import Tensor
 
 from ppl_vi.numerics.newton import predicted_gain
-from ppl_vi.svi.curvature import MAX_CHECKED_PARAMETERS, difference
+from ppl_vi.svi.curvature import DIFFERENCE, MAX_CHECKED_PARAMETERS
 from ppl_vi.svi.gradients import NUM_SCRAMBLES, MeanGradients
 
 # How often a check may take a fit for converged that is short by more than the tolerance along an axis.
@@ -65,7 +65,7 @@ def gain_bounds(
         return GainBounds(zero, torch.full_like(zero, torch.inf))
     noise = estimator.noise(num_points, seed)
     gradients = estimator.gradients(theta, noise) * units[:, :, None]
-    hessian = estimator.hessian(theta, noise, difference(estimator.program) * units) if hessian is None else hessian
+    hessian = estimator.hessian(theta, noise, DIFFERENCE * units) if hessian is None else hessian
     hessian = hessian * units[..., None] * units[..., None, :]
     if not noise:  # nothing is random, so the gradient has no error
         gain = predicted_gain(gradients[:, :, 0], hessian, radius=1.0, unit=units)
