@@ -97,20 +97,6 @@ class MeanGradients:
 
         return over(over(of_point, in_dims=(0, None)))(theta, self.program.target.args)
 
-    def hessian(self, theta: Tensor, noise: Noise, step: Tensor) -> Tensor:
-        """The Hessian of the loss at `theta` `(B, R, D)` by central differences of gradients: `(B, R, D, D)`.
-
-        All differences are taken on the same noise, the first points of the first scramble.
-
-        Args:
-            theta: the parameters.
-            noise: as `noise` gives it.
-            step: how far each parameter is moved to either side, `(B, R, D)`.
-        """
-        return self.hessians(theta, tuple(n[:1, :, : self._affordable(MAX_HESSIAN_POINTS)] for n in noise), step)[
-            :, :, 0
-        ]
-
     def halves(self, noise: Noise) -> Noise:
         """The first points of the first two scrambles, as many of each as give `MAX_HESSIAN_POINTS` in all.
 
@@ -121,7 +107,15 @@ class MeanGradients:
         return tuple(n[:2, :, : max(1, min(n.shape[2], self._affordable(MAX_HESSIAN_POINTS)) // 2)] for n in noise)
 
     def hessians(self, theta: Tensor, noise: Noise, step: Tensor) -> Tensor:
-        """The same on each of the scrambles of some noise, `(B, R, S, D, D)`."""
+        """Hessians of the loss at `theta` `(B, R, D)` by central differences of gradients: `(B, R, S, D, D)`.
+
+        All differences of a Hessian are taken on the same noise, that of its scramble.
+
+        Args:
+            theta: the parameters.
+            noise: as `noise` and `halves` give it.
+            step: how far each parameter is moved to either side, `(B, R, D)`.
+        """
         batch, replicas, dim = theta.shape
         shift = torch.diag_embed(step)
         moved = torch.cat([theta[:, :, None] + shift, theta[:, :, None] - shift], 2).reshape(batch, -1, dim)

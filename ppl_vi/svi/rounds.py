@@ -379,12 +379,13 @@ def _gain(
     budget = max(FREE_WORK, CHECK_SHARE * (fit.step_work + fit.setup.work(left)))
     if not fit.is_last:  # some is kept for the check after the last round
         budget -= fit.setup.check_work(QUICK_CHECK_POINTS[-1], int(is_open.any(0).sum()))
-    for place, look in enumerate(looks):
+    for look in looks:
         replicas = torch.from_numpy(np.flatnonzero(is_open.any(0)))
         affordable = fit.setup.affordable_points(look.num_points, len(replicas), budget - fit.check_work)
         if not len(replicas) or affordable < min(look.num_points, MIN_STOPPING_POINTS):
             break
-        if place == min(1, len(looks) - 1) and each >= 2 * curvature.num_points:
+        may_stop = look.num_points >= MIN_STOPPING_POINTS
+        if may_stop and curvature.num_points < power_of_2(min(MAX_HESSIAN_POINTS, each)):
             curvature = _curvature(fit, theta, number, MAX_HESSIAN_POINTS) or curvature
         look = replace(look, num_points=affordable)
         fit.check_work += fit.setup.check_work(look.num_points, len(replicas))
@@ -404,7 +405,7 @@ def _bounds(fit: RunningFit, theta: Tensor, replicas: Tensor, curvature: Curvatu
     def compute(some: Tensor) -> GainBounds:
         units, hessian = fit.preconditioner.units[:, some], curvature.of_replicas(some).mean(2)
         at = (look.num_points, look.seed, look.error_rate)
-        return gain_bounds(fit.setup.estimator, theta[:, some], units, *at, hessian)
+        return gain_bounds(fit.setup.estimator, theta[:, some], units, hessian, *at)
 
     parts = list(_by_chunks(fit, look.num_points, replicas, compute))
     return GainBounds(torch.cat([part.least for part in parts], 1), torch.cat([part.most for part in parts], 1))

@@ -247,8 +247,8 @@ def start_parameters(
     rows = [
         [
             build_guide(family, target, b, loc[b, r], scale[b, r], first + b * num_replicas + r, factor[b])
-            if b + r
-            else guide
+            if (b, r) != (0, 0)
+            else guide  # which is there already
             for r in range(num_replicas)
         ]
         for b in range(target.num_problems)

@@ -19,12 +19,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from scipy.stats import t as student_t
 from torch import Tensor
 
 from ppl_vi.numerics.newton import predicted_gain
-from ppl_vi.svi.curvature import DIFFERENCE, MAX_CHECKED_PARAMETERS
 from ppl_vi.svi.gradients import NUM_SCRAMBLES, MeanGradients
 
 # How often a check may take a fit for converged that is short by more than the tolerance along an axis.
@@ -43,29 +41,23 @@ def gain_bounds(
     estimator: MeanGradients,
     theta: Tensor,
     units: Tensor,
+    hessian: Tensor,
     num_points: int,
     seed: int,
     error_rate: float,
-    hessian: Tensor | None = None,
 ) -> GainBounds:
     """What each fit could still gain near `theta`, see the module's docstring; inf where a gradient is not finite.
 
-    For more than `MAX_CHECKED_PARAMETERS` parameters the bounds are 0 and inf.
-
     Args:
-        estimator: gives gradients and Hessians.
+        estimator: gives gradients.
         theta, units: the parameters, and how far each moves in a step of size 1, `(B, R, D)`.
+        hessian: of the loss there, `(B, R, D, D)`.
         num_points: Sobol points a scramble.
         seed: of the noise.
         error_rate: how often either bound may be wrong along an axis.
-        hessian: of the loss, `(B, R, D, D)`, where it is known.
     """
-    if estimator.program.layout.size > MAX_CHECKED_PARAMETERS:
-        zero = torch.zeros(theta.shape[:2], dtype=theta.dtype, device=theta.device)
-        return GainBounds(zero, torch.full_like(zero, torch.inf))
     noise = estimator.noise(num_points, seed)
     gradients = estimator.gradients(theta, noise) * units[:, :, None]
-    hessian = estimator.hessian(theta, noise, DIFFERENCE * units) if hessian is None else hessian
     hessian = hessian * units[..., None] * units[..., None, :]
     if not noise:  # nothing is random, so the gradient has no error
         gain = predicted_gain(gradients[:, :, 0], hessian, radius=1.0, unit=units)

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ppl_vi.svi.engines.adam import BETA1, adam
-from ppl_vi.svi.engines.step import NO_OP_STEP, Engine, State
+from ppl_vi.svi.engines.adam import adam
+from ppl_vi.svi.engines.probe import gradients_by_step
+from ppl_vi.svi.engines.step import Engine, State
 
 
 @dataclass(frozen=True)
@@ -78,16 +79,8 @@ class BlockEngine:
         num_blocks = noise[0].shape[2] // self.num_particles if noise else 1
         lanes = theta.repeat_interleave(num_blocks, 1)
         blocks = tuple(n.unflatten(2, (num_blocks, self.num_particles)).flatten(1, 2)[None] for n in noise)
-        short = max(0, self.min_replicas - lanes.shape[1])
-        if short:
-            lanes = torch.cat([lanes, lanes[:, -1:].expand(-1, short, -1)], 1)
-            blocks = tuple(torch.cat([n, n[:, :, -1:].expand(-1, -1, short, *n.shape[3:])], 2) for n in blocks)
-        alive, ones = lanes.new_ones(lanes.shape[:2], dtype=torch.bool), torch.ones_like(lanes)
-        state = State.start(lanes, ones, alive, self.engine.sizes)
-        after, bound = self.engine.advance(state, lanes.new_tensor(NO_OP_STEP)[:, None], blocks)
-        found = torch.where(after.alive[..., None], torch.cat(after.first, -1), torch.nan) / (1 - BETA1)
-        num = replicas * num_blocks
+        gradient, bound = gradients_by_step(self.engine, lanes, blocks, self.min_replicas)
         return (
-            found[:, :num].reshape(batch, replicas, num_blocks, dim).mean(2),
-            bound[0, :, :num].reshape(batch, replicas, num_blocks).mean(2),
+            gradient.reshape(batch, replicas, num_blocks, dim).mean(2),
+            bound.reshape(batch, replicas, num_blocks).mean(2),
         )

@@ -23,6 +23,31 @@ MIN_PARTICLES = 32
 MAX_NOISE_NUMBERS = 2**22
 
 
+def gradients_by_step(
+    engine: Engine, theta: Tensor, noise: tuple[Tensor, ...], min_replicas: int = 1
+) -> tuple[Tensor, Tensor]:
+    """The gradients of the loss at points `(B, R, D)`, and the bounds there, `(B, R)`, by one step of an engine.
+
+    Args:
+        engine: an engine that can take one step at a time.
+        theta: the points.
+        noise: for each draw `(1, B, R, P, *shape)`.
+        min_replicas: the fewest replicas that the engine takes at once; fewer are filled up with copies of the last.
+
+    Returns:
+        The gradients, nan where they are not finite, and the bounds.
+    """
+    num, short = theta.shape[1], max(0, min_replicas - theta.shape[1])
+    theta = torch.cat([theta, theta[:, -1:].expand(-1, short, -1)], 1)
+    noise = tuple(torch.cat([n, *[n[:, :, -1:]] * short], 2) for n in noise)
+    alive = torch.ones(theta.shape[:2], dtype=torch.bool, device=theta.device)
+    state = State.start(theta, torch.ones_like(theta), alive, engine.sizes)
+    scalars = torch.tensor(NO_OP_STEP, dtype=theta.dtype, device=theta.device)[:, None]
+    after, bounds = engine.advance(state, scalars, noise)
+    gradient = torch.cat(after.first, -1) / (1 - BETA1)
+    return torch.where(after.alive[..., None], gradient, torch.nan)[:, :num], bounds[0, :, :num]
+
+
 def step_gradients(engine: Engine, num_replicas: int, num_particles: int) -> StepGradients | None:
     """The gradients of an engine made for so many replicas and particles.
 
@@ -74,10 +99,8 @@ class StepGradients:
         for some in theta.split(max(1, MAX_NOISE_NUMBERS // per_point), 1):
             lanes = some[:, :, None].expand(-1, -1, num_blocks, -1).reshape(batch, -1, dim)
             noise = tuple(n.expand(1, batch, some.shape[1], *n.shape).flatten(2, 3) for n in blocks)
-            num_lanes, short = lanes.shape[1], max(0, self.min_replicas - lanes.shape[1])
-            lanes = torch.cat([lanes, lanes[:, -1:].expand(-1, short, -1)], 1)
-            noise = tuple(torch.cat([n, *[n[:, :, -1:]] * short], 2) for n in noise)
-            found.append(self._step(lanes, noise)[:, :num_lanes].unflatten(1, (-1, num_blocks)))
+            gradients, _ = gradients_by_step(self.engine, lanes, noise, self.min_replicas)
+            found.append(gradients.unflatten(1, (-1, num_blocks)))
         return torch.cat(found, 1)
 
     def _by_replicas(self, theta: Tensor, blocks: tuple[Tensor, ...]) -> Tensor:
@@ -88,15 +111,6 @@ class StepGradients:
         found = []
         for draws in zip(*blocks, strict=True):
             noise = tuple(n.expand(1, batch, self.num_replicas, *n.shape).contiguous() for n in draws)
-            parts = [self._step(some, noise) for some in whole.split(self.num_replicas, 1)]
+            parts = [gradients_by_step(self.engine, some, noise)[0] for some in whole.split(self.num_replicas, 1)]
             found.append(torch.cat(parts, 1)[:, :num])
         return torch.stack(found, 2)
-
-    def _step(self, theta: Tensor, noise: tuple[Tensor, ...]) -> Tensor:
-        """The gradients at points `(B, R, D)` on noise `(1, B, R, P, *shape)`, `(B, R, D)`; nan if not finite."""
-        alive = torch.ones(theta.shape[:2], dtype=torch.bool, device=theta.device)
-        state = State.start(theta, torch.ones_like(theta), alive, self.engine.sizes)
-        scalars = torch.tensor(NO_OP_STEP, dtype=theta.dtype, device=theta.device)[:, None]
-        after, _ = self.engine.advance(state, scalars, noise)
-        gradient = torch.cat(after.first, -1) / (1 - BETA1)
-        return torch.where(after.alive[..., None], gradient, torch.nan)

@@ -38,7 +38,7 @@ from ppl_vi.truth.chains.criteria import (
 )
 from ppl_vi.truth.chains.reparametrisation import Reparametrisation
 from ppl_vi.truth.chains.starts import dispersed
-from ppl_vi.truth.importance.proposal import FittedProposal, WeightedDraws, fitted_proposal, values_at
+from ppl_vi.truth.importance.proposal import FittedProposal, ProposalDraws, fitted_proposal, values_at
 from ppl_vi.truth.importance.weighted import effective_sizes
 from ppl_vi.truth.importance.witness import (
     NUM_WITNESSES,
@@ -117,7 +117,7 @@ def _found(coordinates: Reparametrisation, prior: Tensor, num: int, seed: int) -
         return fitted
     chosen = torch.linspace(0, len(start) - 1, NUM_WITNESSES).long()
     fitted = replace(fitted, ends=fitted.ends[chosen])
-    draws = WeightedDraws.of(fitted.proposal, density, num, generator)
+    draws = ProposalDraws.of(fitted.proposal, density, num, generator)
     numbers = _numbers(coordinates, draws.u, draws.value)
     criteria = (*_criteria_of_draws(draws, numbers), _criterion_of_rays(density, start[chosen], draws, fitted))
     failure = _failures(criteria)
@@ -139,13 +139,13 @@ def _numbers(coordinates: Reparametrisation, u: Tensor, value: Tensor) -> Tensor
     return torch.cat([v, value[..., None]], -1)
 
 
-def _covariance_factor(draws: WeightedDraws) -> Tensor:
+def _covariance_factor(draws: ProposalDraws) -> Tensor:
     """The Cholesky factor of the weighted covariance, `(D, D)`."""
     away = draws.u - draws.weight @ draws.u
     return torch.linalg.cholesky((draws.weight[:, None] * away).mT @ away)
 
 
-def evidence_of(draws: WeightedDraws, proposal: StudentMixture) -> EvidenceEstimate:
+def evidence_of(draws: ProposalDraws, proposal: StudentMixture) -> EvidenceEstimate:
     """log p(x) and its standard error, with the components of the proposal as control variates.
 
     For each component q_k, E_q[q_k / q - 1] = 0. So the weights are regressed on these ratios: the constant of the
@@ -164,7 +164,7 @@ def evidence_of(draws: WeightedDraws, proposal: StudentMixture) -> EvidenceEstim
     return EvidenceEstimate(shift + float(solution[0].log()), float(variance.sqrt() / solution[0]))
 
 
-def _criteria_of_draws(draws: WeightedDraws, numbers: Tensor) -> tuple[Criterion, ...]:
+def _criteria_of_draws(draws: ProposalDraws, numbers: Tensor) -> tuple[Criterion, ...]:
     """The criteria for the importance draws alone."""
     present = draws.weight > 0
     bulk, tail = effective_sizes(numbers[present], draws.weight[present])
@@ -182,7 +182,7 @@ def _criteria_of_draws(draws: WeightedDraws, numbers: Tensor) -> tuple[Criterion
     )
 
 
-def _criterion_of_rays(density: Density, start: Tensor, draws: WeightedDraws, fitted: FittedProposal) -> Criterion:
+def _criterion_of_rays(density: Density, start: Tensor, draws: ProposalDraws, fitted: FittedProposal) -> Criterion:
     """The largest weight on the rays from where the searches ended to their starts, in terms of that of the draws."""
     shares = 0.5 ** torch.arange(NUM_HALVINGS, dtype=start.dtype)
     u = (fitted.ends[:, None] + shares[:, None] * (start - fitted.ends)[:, None]).flatten(0, 1)
@@ -194,7 +194,7 @@ def _criterion_of_rays(density: Density, start: Tensor, draws: WeightedDraws, fi
 
 
 def _criteria_of_witnesses(
-    coordinates: Reparametrisation, witnesses: Witnesses, draws: WeightedDraws, numbers: Tensor, fitted: FittedProposal
+    coordinates: Reparametrisation, witnesses: Witnesses, draws: ProposalDraws, numbers: Tensor, fitted: FittedProposal
 ) -> tuple[Criterion, ...]:
     """What the short chains say of the importance draws."""
     from arviz_stats.base import array_stats  # importing it takes half a second, with xarray and pandas

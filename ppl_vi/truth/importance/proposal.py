@@ -63,7 +63,7 @@ MAX_ROUNDS = 3
 
 
 @dataclass(frozen=True, eq=False)
-class WeightedDraws:
+class ProposalDraws:
     """Independent draws of a proposal.
 
     Attributes:
@@ -77,10 +77,10 @@ class WeightedDraws:
     log_proposal: Tensor
 
     @staticmethod
-    def of(proposal: StudentMixture, density: Density, num: int, generator: torch.Generator) -> WeightedDraws:
+    def of(proposal: StudentMixture, density: Density, num: int, generator: torch.Generator) -> ProposalDraws:
         """So many draws of a proposal for a density."""
         u = proposal.draw(num, generator)
-        return WeightedDraws(u, values_at(density, u), proposal.log_prob(u))
+        return ProposalDraws(u, values_at(density, u), proposal.log_prob(u))
 
     @property
     def log_ratio(self) -> Tensor:
@@ -127,7 +127,7 @@ class FittedProposal:
     """
 
     proposal: StudentMixture
-    draws: WeightedDraws
+    draws: ProposalDraws
     ends: Tensor
 
 
@@ -150,7 +150,7 @@ def fitted_proposal(density: Density, start: Tensor, seed: int) -> FittedProposa
     proposal = modes.defended(HEAVY_SHARE)
     for round_number in range(MAX_ROUNDS):
         num, last = NUM_FIT_DRAWS << round_number, round_number + 1 == MAX_ROUNDS
-        draws = WeightedDraws.of(proposal, density, num, generator)
+        draws = ProposalDraws.of(proposal, density, num, generator)
         worth = min(draws.effective_sizes()) / num
         if worth >= (MIN_EFFICIENCY if last else GOOD_EFFICIENCY):
             return FittedProposal(proposal, draws, found.x)

@@ -20,7 +20,7 @@ from ppl_vi.truth import reference_truth
 from ppl_vi.truth.chains.reparametrisation import Reparametrisation
 from ppl_vi.truth.importance import draws as importance
 from ppl_vi.truth.importance.draws import evidence_of, importance_draws
-from ppl_vi.truth.importance.proposal import FittedProposal, WeightedDraws
+from ppl_vi.truth.importance.proposal import FittedProposal, ProposalDraws
 
 REAL = torch.float64
 NUM = 10_000
@@ -212,7 +212,7 @@ def test_a_mode_that_the_proposal_misses_is_found(max_ray_weight, reason, monkey
             whole.factor[near],
             tuple(k for k, is_near in zip(whole.degrees, near, strict=True) if is_near),
         )
-        draws = WeightedDraws.of(one, density, 2000, torch.Generator().manual_seed(1))
+        draws = ProposalDraws.of(one, density, 2000, torch.Generator().manual_seed(1))
         return FittedProposal(one, draws, fitted.ends)
 
     monkeypatch.setattr(importance, "fitted_proposal", of_one_mode)
@@ -259,7 +259,7 @@ def test_control_variates_leave_the_error_that_the_mixture_does_not_make():
     normal = StudentMixture(torch.zeros(1, dtype=REAL), loc, factor, (math.inf,))
     proposal, generator = normal.defended(0.3), torch.Generator().manual_seed(0)
     u = proposal.draw(4000, generator)
-    draws = WeightedDraws(u, normal.log_prob(u) + 3.7, proposal.log_prob(u))
+    draws = ProposalDraws(u, normal.log_prob(u) + 3.7, proposal.log_prob(u))
     estimate = evidence_of(draws, proposal)
     assert estimate.value == pytest.approx(3.7, abs=1e-12)
     assert estimate.std_error < 1e-12
@@ -267,7 +267,7 @@ def test_control_variates_leave_the_error_that_the_mixture_does_not_make():
     away = []
     for _ in range(200):
         u = proposal.draw(1000, generator)
-        one = evidence_of(WeightedDraws(u, wide.log_prob(u) - 1.1, proposal.log_prob(u)), proposal)
+        one = evidence_of(ProposalDraws(u, wide.log_prob(u) - 1.1, proposal.log_prob(u)), proposal)
         away.append((one.value + 1.1) / one.std_error)
     # the mean of 200 standard normal numbers, and the mean of their squares, within 4 standard errors
     assert abs(np.mean(away)) < 0.3
