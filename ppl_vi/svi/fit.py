@@ -30,7 +30,7 @@ from ppl_vi.svi.program import Program
 from ppl_vi.svi.result import Fit
 from ppl_vi.svi.rounds import fit_program
 from ppl_vi.svi.running import RunningFit
-from ppl_vi.svi.setup import TOLERANCE, Strategy, UnsuitableModelError, auto_particles
+from ppl_vi.svi.setup import TOLERANCE, Strategy, UnsuitableModelError, auto_particles, group_size
 from ppl_vi.svi.start import centre_parameters, start_guide, start_parameters
 from ppl_vi.svi.support import SupportMismatchError, mismatch
 from ppl_vi.target.target import Target
@@ -212,10 +212,11 @@ def check_objective(objective: Objective, engine: str, num_particles: int | Lite
     Raises:
         ValueError: it does not.
     """
-    kind, _, samples = objective.name.partition(":")
     if num_particles == "auto":
         num_particles = auto_particles(objective, engine)
-    if kind == "iwae" and num_particles % int(samples):
-        raise ValueError(f"num_particles must be a multiple of K = {samples} for iwae, got {num_particles}")
+    if num_particles % group_size(objective):
+        raise ValueError(
+            f"num_particles must be a multiple of K = {group_size(objective)} for iwae, got {num_particles}"
+        )
     if engine == "pyro":
         pyro_elbo(objective, num_particles)

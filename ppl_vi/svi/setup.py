@@ -233,10 +233,15 @@ def _block(program: Program, num_particles: int) -> int:
 
 def auto_particles(objective: Objective, engine: str) -> int:
     """The draws of a step that "auto" stands for where their number can't adapt."""
-    kind, _, samples = objective.name.partition(":")
-    num_groups = int(samples) if kind == "iwae" else 1
+    group = group_size(objective)
     most = PYRO_PARTICLES if engine == "pyro" else FIXED_PARTICLES
-    return num_groups * max(1, most // num_groups)
+    return group * max(1, most // group)
+
+
+def group_size(objective: Objective) -> int:
+    """How many draws an objective takes together: K of "iwae:K", else 1."""
+    kind, _, samples = objective.name.partition(":")
+    return int(samples) if kind == "iwae" else 1
 
 
 def _possible_engine(engine: str, program: Program, strategy: Strategy) -> tuple[str, str]:
@@ -272,7 +277,8 @@ def find_how_draws_are_run(program: Program, strategy: Strategy) -> None:
 
 
 def _try_draws(program: Program, strategy: Strategy) -> None:
-    num_draws = DRAWS_ONE_BY_ONE if program.one_by_one else 2
+    group = group_size(strategy.objective)
+    num_draws = group * math.ceil((DRAWS_ONE_BY_ONE if program.one_by_one else 2) / group)
     noise = pseudo_random(program.draws, (1, 1, num_draws), torch.Generator(program.initial.device).manual_seed(0))
     estimator = MeanGradients(program, strategy.objective, _particles(program, strategy, "")[0])
     estimator.gradients(program.initial.expand(program.target.num_problems, 1, -1), noise)

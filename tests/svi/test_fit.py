@@ -28,6 +28,7 @@ from ppl_vi.svi.start import build_guide
 from ppl_vi.svi.support import SupportMismatchError
 from ppl_vi.target.isolation import isolated
 from ppl_vi.target.target import Target
+from ppl_vi.truth import ground_truth
 
 TOY = toy([1.5])
 SMALL: dict[str, Any] = {"num_steps": 4, "num_particles": 4}
@@ -406,6 +407,15 @@ def test_draws_follow_the_seed_and_have_the_fits_mean() -> None:
         law = found.guide(0, r).distribution("z")
         mean, sd = float(law.mean.detach()), float(law.variance.detach()) ** 0.5
         assert float(z[0, r].mean()) == pytest.approx(mean, abs=5 * sd / 20_000**0.5)
+
+
+@pytest.mark.parametrize("num_particles", ["auto", 64])
+def test_the_bound_of_several_draws_is_fitted(num_particles: Any) -> None:
+    """The importance-weighted bound of 8 draws lies between the ELBO, which is at most log p(x), and log p(x)."""
+    found = fit(TOY, "AutoNormal", objective="iwae:8", num_particles=num_particles, num_steps=200)
+    bound, elbo = (float(np.mean(one.elbo_history[-50:])) for one in (found, fit(TOY, "AutoNormal", num_steps=200)))
+    log_evidence = float(ground_truth(TOY).log_evidence.mean())
+    assert elbo < bound < log_evidence + 0.02  # 50 steps of 8 groups and more: a standard error of less than 0.01
 
 
 # ---- the reference engine
