@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 from torch.func import functional_call, jacrev, vmap
 
+from ppl_vi.compiler.many_points import AtPoints
 from ppl_vi.numerics.vmapping import loop_over
 from ppl_vi.svi.randomness import Draw, Recorder, Replay, UnsupportedRandomnessError, seeded
 from ppl_vi.target.isolation import runs_isolated, whole_plates
@@ -185,6 +186,7 @@ class Program:
         local: the name of a latent that is drawn for a part of a plate's data only, or "".
         one_by_one: why model and guide can't be run for many draws at once, or "".
         over: maps a function over the first axis of its arguments, by `vmap` or else by a loop.
+        evaluators: what evaluates functions of this program at many points, by name and `one_by_one`.
     """
 
     def __init__(self, target: Target, guide: nn.Module, model: Callable[..., Any] | None = None) -> None:
@@ -193,6 +195,7 @@ class Program:
         self._runner = _Runner(guide)
         self.one_by_one, self.local = "", ""
         self.over: Callable[..., Callable[..., Any]] = vmap
+        self.evaluators: dict[tuple[str, str], AtPoints] = {}
         self.draws: tuple[Draw, ...] = ()
         with self.isolated(seed=0):
             poutine.trace(guide).get_trace(*target.row(0))  # autoguides make their parameters in a first call
@@ -407,7 +410,8 @@ class Program:
         slope = jacrev(position)(zero)
         if slope.shape[-1] == 1:
             return (unconstrained - position(zero)) / slope[..., 0]
-        return torch.linalg.solve(slope, unconstrained - position(zero))
+        # likewise the inverse, by which a point then costs one product
+        return torch.linalg.inv(slope) @ (unconstrained - position(zero))
 
     def unsupported_density(self) -> str | None:
         """Says why log q can't be evaluated at given latents, or gives None where it can."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from ppl_vi.guides import Family
 from ppl_vi.guides.autoguides import drawn_by_latents
 from ppl_vi.guides.own import family_of
-from ppl_vi.numerics.vmapping import Axes, loop_over, vmap_or_loop
 from ppl_vi.runtime.files import replace_file
+from ppl_vi.svi import members
 from ppl_vi.svi.finishing import finished
 from ppl_vi.svi.program import Program, load_parameters
 from ppl_vi.svi.randomness import UnsupportedRandomnessError, pseudo_random, quasi_random
@@ -30,7 +30,7 @@ from ppl_vi.svi.start import build_guide, structure_seed
 from ppl_vi.target.fingerprint import fingerprint
 from ppl_vi.target.freezing import frozen_target
 from ppl_vi.target.learned import Learned
-from ppl_vi.target.sites import Latents
+from ppl_vi.target.sites import Latents, latents_of
 from ppl_vi.target.statements import parameters_of
 from ppl_vi.target.target import Target
 
@@ -129,16 +129,33 @@ class Fit:
 
     def draw_at(self, theta: Tensor, num: int, seed: int) -> Latents:
         """Draws from members `theta` `(B, R, D)` of the family: for each latent site `(B, R, num, *site.shape)`."""
+        return self._pseudo_random(theta, num, seed)[0]
+
+    def draw_with_log_prob(self, num: int, seed: int) -> tuple[Latents, Tensor]:
+        """What `draw` gives, and log q there, nats, `(B, R, num)`."""
+        latents, log_q = self._pseudo_random(self.theta, num, seed)
+        if not bool(log_q.isfinite().all()):  # a draw was rounded onto an edge of its support, which `log_prob` mends
+            log_q = torch.where(log_q.isfinite(), log_q, self.log_prob(latents))
+        return latents, log_q
+
+    def _pseudo_random(self, theta: Tensor, num: int, seed: int) -> tuple[Latents, Tensor]:
+        def found() -> tuple[Latents, Tensor]:
+            generator = torch.Generator(device=theta.device).manual_seed(seed)
+            return self._drawn(theta, pseudo_random(self.program.latent_draws, (*theta.shape[:2], num), generator), num)
+
         try:
-            return self._drawn(theta, num, seed)
+            return found()
         except UnsupportedRandomnessError as error:  # now the guide draws in another way than in its first run
             self.program.run_one_by_one(str(error), by_seeds=True)
-        return self._drawn(theta, num, seed)
+        return found()
 
-    def _drawn(self, theta: Tensor, num: int, seed: int) -> Latents:
-        generator = torch.Generator(device=theta.device).manual_seed(seed)
-        noise = pseudo_random(self.program.latent_draws, (*theta.shape[:2], num), generator)
-        return self._latents(theta, noise, 0)
+    def _drawn(self, theta: Tensor, noise: tuple[Tensor, ...], num: int) -> tuple[Latents, Tensor]:
+        """What members `theta` `(B, R, D)` draw from noise `(B, R, num, *shape)`, and log q `(B, R, num)`, nats."""
+        shape = theta.shape[:2]
+        problem = torch.arange(shape[0], device=theta.device).repeat_interleave(shape[1])
+        parts = noise or (theta.new_zeros((*shape, num)),)  # a guide that draws nothing
+        z, log_q = members.drawn(self.program, theta.flatten(0, 1), problem, tuple(p.flatten(0, 1) for p in parts))
+        return latents_of(self.target.latents, z.unflatten(0, shape)), log_q.unflatten(0, shape)
 
     def quantiles(self, probabilities: Sequence[float], *, num_points: int = 2**14, seed: int = 0) -> Latents:
         """Quantiles of each latent number's marginal under the fitted guides: `(B, R, Q, *site.shape)` for each site.
@@ -158,28 +175,11 @@ class Fit:
         if bad or not len(probabilities):
             raise ValueError(f"probabilities must lie between 0 and 1, got {bad[0] if bad else 'none'}")
         noise = quasi_random(self.program.latent_draws, num_points, 1, seed)
-        latents = self._latents(self.theta, tuple(part[0].to(self.theta.device) for part in noise), None)
+        common = [part[0].to(self.theta.device) for part in noise]
+        shape = self.theta.shape[:2]
+        latents, _ = self._drawn(self.theta, tuple(part.expand(*shape, *part.shape) for part in common), num_points)
         at = torch.as_tensor(probabilities, dtype=self.target.dtype, device=self.theta.device)
         return {name: values.quantile(at, dim=2).movedim(0, 2) for name, values in latents.items()}
-
-    def _latents(self, theta: Tensor, noise: tuple[Tensor, ...], axis: int | None) -> Latents:
-        """Draws of the latents of members `theta` `(B, R, D)`, for each site `(B, R, N, *site.shape)`.
-
-        Args:
-            theta: the members.
-            noise: for each draw `(B, R, N, *shape)`, or `(N, *shape)` where all members have it in common.
-            axis: 0 or None accordingly.
-        """
-
-        def many(point: Tensor, row: tuple[Tensor, ...], draws: tuple[Tensor, ...]) -> Latents:
-            return self._over(lambda one: self.program.latents(point, row, one))(draws)
-
-        over_replicas = self._over(many, in_dims=(0, None, axis))
-        with self.program.isolated(), torch.no_grad():
-            return self._over(over_replicas, in_dims=(0, 0, axis))(theta, self.target.args, noise)
-
-    def _over(self, function: Callable[..., Any], in_dims: Axes = 0) -> Callable[..., Any]:
-        return (loop_over if self.program.one_by_one else vmap_or_loop)(function, in_dims)
 
     def log_prob(self, latents: Latents) -> Tensor:
         """log q of the fitted guides at latents `(B, R, S, *site.shape)`: `(B, R, S)`, nats."""
@@ -194,13 +194,7 @@ class Fit:
 
     def log_prob_rows(self, theta: Tensor, problem: Tensor, latents: Latents) -> Tensor:
         """log q of members `theta` `(N, D)` for problems `(N,)` at latents `(N, S, *site.shape)`: `(N, S)`, nats."""
-        rows = tuple(arg[problem] for arg in self.target.args)
-
-        def many(point: Tensor, row: tuple[Tensor, ...], values: Latents) -> Tensor:
-            return self._over(lambda z: self.program.log_density(point, row, z))(values)
-
-        with self.program.isolated(), torch.no_grad():
-            return self._over(many)(theta, rows, latents)
+        return members.log_density(self.program, theta, problem, latents)
 
     def save(self, path: str | Path) -> None:
         """Writes the fit as a zip of plain arrays and JSON; an existing file is replaced only once all is written."""

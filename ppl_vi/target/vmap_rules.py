@@ -3,6 +3,10 @@
 Without a rule, `vmap` runs a function, or its derivative, in a loop over the points, which is slow. The functions here
 give the same values and derivatives of any order, at all points together. `cumprod` is the one that matters most: every
 Cholesky factor of correlations and every stick-breaking map takes it.
+
+Where all points share a matrix, the rules for its products with vectors, and for solving with it, copy it for each
+point. The functions by which torch's multivariate normal distributions take these products do without: a triangular
+matrix that all points share is inverted once.
 """
 
 from __future__ import annotations
@@ -16,10 +20,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import lowrank_multivariate_normal, multivariate_normal
 
 LOG_SQRT_2PI = math.log(2 * math.pi) / 2
 TORCH_FUNCTIONS = SimpleNamespace(
-    cumprod=torch.cumprod, cummax=torch.cummax, cummin=torch.cummin, take=torch.take, log_ndtr=torch.special.log_ndtr
+    cumprod=torch.cumprod,
+    cummax=torch.cummax,
+    cummin=torch.cummin,
+    take=torch.take,
+    log_ndtr=torch.special.log_ndtr,
+    _batch_mv=multivariate_normal._batch_mv,
+    _batch_mahalanobis=multivariate_normal._batch_mahalanobis,
 )
 
 
@@ -64,6 +75,27 @@ class _LogNdtr(torch.autograd.Function):
         return _LogNdtr.apply(x), in_dims[0]
 
 
+def _matrix_times_vector(matrix: Tensor, vector: Tensor) -> Tensor:
+    """A product `(..., n)` of a matrix `(..., n, m)` and a vector `(..., m)`."""
+    if matrix.dim() == 2 and vector.dim() == 1:
+        return matrix @ vector
+    return TORCH_FUNCTIONS._batch_mv(matrix, vector)
+
+
+def _squared_mahalanobis(factor: Tensor, vector: Tensor) -> Tensor:
+    """`|L^-1 x|^2` for a lower triangular factor L `(..., n, n)` and a vector x `(..., n)`."""
+    if factor.dim() == 2 and vector.dim() == 1 and _is_mapped(vector) and not _is_mapped(factor):
+        identity = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
+        return (torch.linalg.solve_triangular(factor, identity, upper=False) @ vector).square().sum(-1)
+    return TORCH_FUNCTIONS._batch_mahalanobis(factor, vector)
+
+
+def _is_mapped(x: Tensor) -> bool:
+    """Whether the innermost `vmap` maps over this tensor."""
+    is_batched = torch._C._functorch.is_batchedtensor(x)
+    return is_batched and torch._C._functorch.maybe_get_level(x) == torch._C._functorch.maybe_current_level()
+
+
 # By name, the classes and modules that have the function, and what takes its place.
 REPLACEMENTS: dict[str, tuple[tuple[Any, ...], Callable[..., Any]]] = {
     "cumprod": ((torch, Tensor), cumprod),
@@ -71,6 +103,8 @@ REPLACEMENTS: dict[str, tuple[tuple[Any, ...], Callable[..., Any]]] = {
     "cummin": ((torch, Tensor), partial(_running_extreme, TORCH_FUNCTIONS.cummin)),
     "take": ((torch, Tensor), take),
     "log_ndtr": ((torch.special,), _LogNdtr.apply),
+    "_batch_mv": ((multivariate_normal, lowrank_multivariate_normal), _matrix_times_vector),
+    "_batch_mahalanobis": ((multivariate_normal, lowrank_multivariate_normal), _squared_mahalanobis),
 }
 
 

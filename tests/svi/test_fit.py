@@ -454,7 +454,9 @@ def test_progress_is_told() -> None:
     names = list(dict.fromkeys(stage.name for stage in told))
     assert names == ["choosing starts", "preparing the steps", "fitting", "checking convergence"]
     steps = [stage for stage in told if stage.name == "fitting"]
-    assert [stage.done for stage in steps] == sorted({stage.done for stage in steps})
+    done = [stage.done for stage in steps]
+    assert done == sorted(done)  # where steps are slow, the same number is told again as time goes by
+    assert len(set(done)) > 2
     assert {stage.total for stage in steps} == {16}
     assert (steps[0].done, steps[-1].done, steps[0].unit) == (0, 16, "step")
 

@@ -46,18 +46,20 @@ def weights(fit: Fit, num_draws: int = 10_000, seed: int = 0) -> Weights:
 
     A draw outside the model's support has no weight: -inf.
     """
-    log_joint, log_guide = log_densities(fit, fit.draw(num_draws, seed))
-    return Weights(log_joint - log_guide)
+    latents, log_q = fit.draw_with_log_prob(num_draws, seed)
+    return Weights(log_joint_inside(fit, latents) - log_q.cpu().numpy())
 
 
 def log_densities(fit: Fit, latents: Latents) -> tuple[np.ndarray, np.ndarray]:
     """log p(x, z), -inf outside the model's support, and log q(z) at latents `(B, R, N, *site.shape)`, `(B, R, N)`."""
-    log_q = fit.log_prob(latents)
-    _, replicas, num = log_q.shape
+    return log_joint_inside(fit, latents), fit.log_prob(latents).cpu().numpy()
+
+
+def log_joint_inside(fit: Fit, latents: Latents) -> np.ndarray:
+    """log p(x, z) at latents `(B, R, N, *site.shape)`, nats, `(B, R, N)`; -inf outside the model's support."""
     flat = {name: value.flatten(1, 2) for name, value in latents.items()}
-    log_joint = evaluation.log_joint(fit.target, flat).unflatten(1, (replicas, num))
     inside = fit.target.inside(latents).cpu().numpy()
-    return np.where(inside, log_joint.cpu().numpy(), -np.inf), log_q.cpu().numpy()
+    return np.where(inside, evaluation.log_joint(fit.target, flat).cpu().numpy().reshape(inside.shape), -np.inf)
 
 
 def iwae_bound(w: Weights, num_particles: int) -> Estimate:

@@ -15,19 +15,19 @@ All members of one call see the same noise, so that their differences are known 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import vmap
 
+from ppl_vi.compiler.many_points import chunks
 from ppl_vi.numerics.mixtures import LOG_2PI
+from ppl_vi.svi import members
 from ppl_vi.svi.randomness import Draw, quasi_random
 from ppl_vi.svi.result import Fit
-from ppl_vi.target.evaluation import drawn_at_once, log_joint
-from ppl_vi.target.sites import latents_of, numbers_of
+from ppl_vi.target.evaluation import log_joint
+from ppl_vi.target.sites import latents_of
 
 # The number of independently randomised rules. The standard error over 8 of them is itself known to about a quarter.
 NUM_RULES = 8
@@ -36,6 +36,9 @@ NUM_RULES = 8
 LATTICE_REACH = 8.5
 # The most normal numbers that a lattice spans: in more dimensions it would have too few nodes along each axis.
 MAX_LATTICE_DIM = 3
+# The latents of the nodes that are scored together have at most this many numbers, 32 MiB in double precision. More of
+# them would take more memory, not less time.
+MAX_NODE_NUMBERS = 2**22
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,10 @@ class NoiseRules:
 
     noise: tuple[Tensor, ...]
     weight: Tensor
+
+    def part(self, some: slice) -> NoiseRules:
+        """Some of the nodes of each rule, whose weights then sum to less than 1."""
+        return NoiseRules(tuple(part[:, some] for part in self.noise), self.weight[:, some])
 
     def mean(self, values: Tensor) -> Tensor:
         """Expectations by each rule, values at the nodes `(..., S, P)` to `(..., S)`.
@@ -104,15 +111,17 @@ class GuideNodes:
 
 
 @dataclass(frozen=True)
-class ScoredNodes(GuideNodes):
+class ScoredNodes:
     """Members of a family at the nodes of common rules.
 
     Attributes:
+        rules: the nodes.
         log_joint: log p(x, z), the formula continued where z is outside the support, `(B, R, S, P)`, nats.
         log_guide: log q(z), likewise.
         inside: whether z is inside the model's support, likewise.
     """
 
+    rules: NoiseRules
     log_joint: Tensor
     log_guide: Tensor
     inside: Tensor
@@ -125,42 +134,27 @@ class ScoredNodes(GuideNodes):
 
 def scored_nodes(fit: Fit, theta: Tensor, rule: NoiseRules) -> ScoredNodes:
     """Log joint and guide density where the rules' nodes take members `theta` `(B, R, D)` of a fit's family."""
-    target = fit.target
-
-    def one(point: Tensor, row: tuple[Tensor, ...], draws: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        values, log_guide = fit.program.drawn(point, row, draws)
-        return numbers_of(target.latents, values), log_guide, target.inside(values)
-
-    z, log_guide, inside = _over_nodes(fit, theta, rule, one)
-    joint = log_joint(target, latents_of(target.latents, z.flatten(1, 3)))
-    return ScoredNodes(rule, z, joint.reshape(log_guide.shape), log_guide, inside)
+    target, parts = fit.target, []
+    per_node = theta.shape[0] * theta.shape[1] * len(rule.weight) * sum(site.shape.numel() for site in target.latents)
+    for some in chunks(rule.weight.shape[1], MAX_NODE_NUMBERS // per_node):
+        z, log_guide = _drawn(fit, theta, rule.part(some))
+        latents = latents_of(target.latents, z.flatten(1, 3))
+        found = log_joint(target, latents), target.inside(latents)
+        parts.append((log_guide, *(values.reshape(log_guide.shape) for values in found)))
+    log_guide, joint, inside = (torch.cat(part, -1) for part in zip(*parts, strict=True))
+    return ScoredNodes(rule, joint, log_guide, inside)
 
 
 def guide_nodes(fit: Fit, theta: Tensor, rule: NoiseRules) -> GuideNodes:
     """Where the rules' nodes take members `theta` `(B, R, D)` of a fit's family; the model is not run."""
-
-    def one(point: Tensor, row: tuple[Tensor, ...], draws: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (numbers_of(fit.target.latents, fit.program.latents(point, row, draws)),)
-
-    return GuideNodes(rule, *_over_nodes(fit, theta, rule, one))
+    return GuideNodes(rule, _drawn(fit, theta, rule)[0])
 
 
-def _over_nodes(
-    fit: Fit, theta: Tensor, rule: NoiseRules, one: Callable[..., tuple[Tensor, ...]]
-) -> tuple[Tensor, ...]:
-    """What `one` gives for each member and node, `(B, R, S, P, ...)`."""
-    target = fit.target
-
-    def over_nodes(point: Tensor, row: tuple[Tensor, ...], noise: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        if not noise:  # nothing is random
-            return tuple(part.expand(*rule.weight.shape, *part.shape) for part in one(point, row, ()))
-        return vmap(vmap(lambda draws: one(point, row, draws)))(noise)
-
-    over_members = vmap(vmap(over_nodes, in_dims=(0, None, None)), in_dims=(0, 0, None))
-    size = max(1, drawn_at_once(target) // (theta.shape[0] * theta.shape[1] * len(rule.weight)))
-    found = []
-    with torch.no_grad():
-        for first in range(0, rule.weight.shape[1], size):
-            noise = tuple(part[:, first : first + size] for part in rule.noise)
-            found.append(over_members(theta, target.args, noise))
-    return tuple(torch.cat(parts, 3) for parts in zip(*found, strict=True))
+def _drawn(fit: Fit, theta: Tensor, rule: NoiseRules) -> tuple[Tensor, Tensor]:
+    """The latents' numbers `(B, R, S, P, K)` and log q `(B, R, S, P)` at each node of the rules."""
+    (batch, replicas), shape = theta.shape[:2], rule.weight.shape
+    problem = torch.arange(batch, device=theta.device).repeat_interleave(replicas)
+    parts = rule.noise or (rule.weight.to(theta),)  # a guide that draws nothing is at one point at all nodes
+    noise = tuple(part.flatten(0, 1).expand(len(problem), shape.numel(), *part.shape[2:]) for part in parts)
+    z, log_guide = members.drawn(fit.program, theta.flatten(0, 1), problem, noise)
+    return z.reshape(batch, replicas, *shape, -1), log_guide.reshape(batch, replicas, *shape)

@@ -27,8 +27,9 @@ from ppl_vi.runtime.stages import stage
 from ppl_vi.svi.result import Fit
 from ppl_vi.truth import Truth
 
-# Rules grow until the standard error of every ELBO is at most this, in nats: smaller gaps hardly ever matter.
-ELBO_TOLERANCE = 1e-4
+# Rules grow until the standard error of every ELBO is at most ELBO_TOLERANCE, in nats, since smaller gaps hardly ever
+# matter, or at most this share of log p(x)'s own standard error, which divergences have in any case.
+ELBO_TOLERANCE, EVIDENCE_ERROR_SHARE = 1e-4, 0.1
 # The first and the largest number of nodes of a rule; the number is quadrupled while the standard error is too large.
 MIN_RULE_NODES, MAX_RULE_NODES = 2**11, 2**14
 # Where a node takes more numbers than WIDE, the first rules have as few nodes as WIDE_RULE_NODES: many nodes take
@@ -114,15 +115,14 @@ class SampledFit:
 
     @cached_property
     def nodes(self) -> ScoredNodes:
-        """The members on rules that grow until all ELBOs are known to `ELBO_TOLERANCE`, up to `MAX_RULE_NODES`."""
+        """The members on rules that grow until all ELBOs are known well enough, up to `MAX_RULE_NODES`."""
+        enough = np.maximum(ELBO_TOLERANCE, EVIDENCE_ERROR_SHARE * self.truth.log_evidence_std_error)[:, None]
         num = MIN_RULE_NODES if self.fit.target.width <= WIDE else WIDE_RULE_NODES
         while True:
             rules = noise_rules(self.fit.program.latent_draws, num, self.fit.seed + 40 + num)
             nodes = scored_nodes(self.fit, self.theta, rules)
             error = mean_over_rules(elbo_by_rule(nodes), "nats").std_error
-            if num >= MAX_RULE_NODES or not np.any(
-                error > ELBO_TOLERANCE
-            ):  # nan, of an ELBO that is infinite, is not above
+            if num >= MAX_RULE_NODES or not np.any(error > enough):  # nan, of an infinite ELBO, is not above
                 return nodes
             num *= 4
 

@@ -24,6 +24,8 @@ from ppl_vi.metrics.scorecard import score
 from ppl_vi.numerics.gaussian_kl import gaussian_kl
 from ppl_vi.svi.fit import fit
 from ppl_vi.svi.randomness import Draw
+from ppl_vi.target.evaluation import log_joint
+from ppl_vi.target.sites import latents_of
 from ppl_vi.target.target import Target
 from ppl_vi.truth import Points, Truth
 
@@ -201,10 +203,17 @@ def test_a_number_that_is_always_the_same_has_no_marginal_scores():
     assert 0.8 < found.worst("sd_ratio").value.item() < 0.9  # of the square of what 0.9 shrinks
 
 
-def test_the_latents_are_the_same_with_and_without_the_log_joint():
-    found = fit(gaussian(2), "AutoNormal", num_steps=2, num_particles=2, engine="batched")
+def test_nodes_are_scored_as_latents_of_the_guide_are(monkeypatch):
+    found = fit(gaussian(2), "AutoMultivariateNormal", num_steps=2, num_particles=2, engine="batched")
     rule = noise_rules(found.program.latent_draws, 64, seed=1)
-    assert torch.equal(guide_nodes(found, found.theta, rule).z, scored_nodes(found, found.theta, rule).z)
+    monkeypatch.setattr("ppl_vi.metrics.sampled.noise_rules.MAX_NODE_NUMBERS", 100)  # several chunks
+    scored, z = scored_nodes(found, found.theta, rule), guide_nodes(found, found.theta, rule).z
+    latents = latents_of(found.target.latents, z.flatten(1, 3))
+    expected = log_joint(found.target, latents).reshape(scored.log_joint.shape)
+    torch.testing.assert_close(scored.log_joint, expected)
+    own = found.log_prob(latents_of(found.target.latents, z.flatten(2, 3))).reshape(scored.log_guide.shape)
+    torch.testing.assert_close(scored.log_guide, own)
+    assert scored.inside.all()
 
 
 def test_the_way_from_a_replica_to_another_optimum_climbs():
