@@ -72,3 +72,9 @@ def test_without_a_compiler_nothing_is_cached(monkeypatch: pytest.MonkeyPatch, b
     with pytest.raises(toolchain.NoCompilerError, match="no C\\+\\+ compiler: looked for no-such-compiler"):
         toolchain.library(source(44))
     assert not toolchain.is_cached(source(44))
+
+
+def test_a_long_source_is_compiled_with_fewer_optimizations(builds: list[Path]) -> None:
+    long = source(44) + "// " + "x" * toolchain.MAX_OPTIMIZED_BYTES
+    assert (toolchain.flags(source(44))[-1], toolchain.flags(long)[-1]) == ("-O3", "-O1")
+    assert toolchain.library(long).answer() == 44
