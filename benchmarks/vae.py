@@ -20,6 +20,7 @@ from benchmarks.vae_records import bounded_points, bounds_record, points, record
 from benchmarks.vae_scoring import Bounded, Job, score
 from benchmarks.vae_training import load_data, preparation, train_guide
 from ppl_vi import cli
+from ppl_vi.runtime import signals
 from ppl_vi.runtime.files import write_text
 
 if TYPE_CHECKING:
@@ -60,21 +61,24 @@ def program(arguments: argparse.Namespace) -> int:
         wake(cli.num_workers(2 * len(guides), arguments.device), "ppl_vi.report.decoder_plots")
         trained = {guide: train_guide(arguments, guide, images, train_x, test_x) for guide in guides}
     except KeyboardInterrupt:
-        print(f"interrupted while training: --resume goes on from the checkpoints in {arguments.out}", file=sys.stderr)
-        return cli.INTERRUPTED
+        mend = f"--resume goes on from the checkpoints in {arguments.out}"
+        print(f"{signals.word()} while training: {mend}", file=sys.stderr)
+        return signals.exit_code()
     jobs = jobs_of(arguments, trained, images, train_x, test_x)
     finished: list[Scored] = []
-    try:
-        for finished in _scored(jobs, arguments):
-            _write(finished, arguments)
-    except KeyboardInterrupt:
-        if finished:
-            _write(finished, arguments)  # the last time may have been cut short
-            _show(finished, arguments)
-        return cli.interrupted(len(finished), len(jobs), "guides and splits were scored", arguments)
-    _show(finished, arguments)
-    portraits = [one.portrait for one in finished if one.portrait is not None]
-    return cli.drawn(lambda: write_figures(portraits, trained, arguments.out), arguments)
+    with signals.saving(last=True):
+        try:
+            with signals.working():
+                for finished in _scored(jobs, arguments):
+                    _write(finished, arguments)
+        except KeyboardInterrupt:
+            if finished:
+                _write(finished, arguments)  # the last time may have been cut short
+                _show(finished, arguments)
+            return cli.interrupted(len(finished), len(jobs), "guides and splits were scored", arguments)
+        _show(finished, arguments)
+        portraits = [one.portrait for one in finished if one.portrait is not None]
+        return cli.drawn(lambda: write_figures(portraits, trained, arguments.out), arguments)
 
 
 def list_guides() -> None:

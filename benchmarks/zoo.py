@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ppl_vi import cli
+from ppl_vi.runtime import signals
 from ppl_vi.runtime.files import write_text
+from ppl_vi.runtime.processes import shared, wake
 
 if TYPE_CHECKING:
     from ppl_vi.comparison.comparison import FitSettings
@@ -74,38 +76,21 @@ def measure(guides: Sequence[str], settings: FitSettings, model: str) -> Measure
 def measured(models: Sequence[str], work: Callable[[str], Measured], workers: int) -> Iterator[list[Measured]]:
     """After each model that is finished, all that are finished by then, in the order of `models`."""
     done: dict[str, Measured] = {}
-    for one in cli.followed(_each(models, work, workers), len(models), "models"):
+    results = shared(work, models, workers, _killed)
+    for one in cli.followed(results, len(models), "models"):
         done[one.model] = one
         yield [done[model] for model in models if model in done]
 
 
-def _each(models: Sequence[str], work: Callable[[str], Measured], workers: int) -> Iterator[Measured]:
-    """Measures every model once, in shared processes.
-
-    If a process is killed, each model that is not finished by then is measured in a process of its own. A model whose
-    own process is killed, too, gets that as its reason.
-    """
-    from ppl_vi.runtime.processes import WorkerKilledError, alone, shared
-
-    left = list(models)
-    try:
-        for one in shared(work, models, workers):
-            left.remove(one.model)
-            yield one
-    except WorkerKilledError:
-        for model in left:
-            try:
-                yield alone(work, model)
-            except WorkerKilledError:
-                yield Measured(model, (), "the process that measured it was killed, perhaps for want of memory")
+def _killed(model: str, how: str) -> Measured:
+    return Measured(model, (), f"{how}, also when it was tried again")
 
 
 def program(arguments: argparse.Namespace) -> int:
     """Measures the chosen models, prints the table and writes the files."""
     from models import ZOO
     from ppl_vi.comparison.comparison import FitSettings
-    from ppl_vi.report import files, matrix, table
-    from ppl_vi.runtime.processes import wake
+    from ppl_vi.report import files, matrix
 
     models = list(dict.fromkeys(arguments.models or (QUICK_MODELS if arguments.quick else ZOO)))
     guides = cli.chosen_guides(arguments.guides, QUICK_GUIDES if arguments.quick else GUIDES)
@@ -114,23 +99,36 @@ def program(arguments: argparse.Namespace) -> int:
     cli.check_outputs(arguments)
     workers = cli.num_workers(len(models), "cpu")
     found: list[Measured] = []
-    try:
-        wake(workers, "ppl_vi.model_comparison")
-        for found in measured(models, partial(measure, guides, settings), workers):
-            cli.write_records(_records(found), arguments)
-    except KeyboardInterrupt:
-        return cli.interrupted(len(found), len(models), "models were finished", arguments)
+    with signals.saving(last=True):
+        try:
+            with signals.working():
+                wake(workers, "ppl_vi.model_comparison")
+                for found in measured(models, partial(measure, guides, settings), workers):
+                    cli.write_records(_records(found), arguments)
+        except KeyboardInterrupt:
+            if _records(found):
+                _show(found, arguments)
+            return cli.interrupted(len(found), len(models), "models were finished", arguments)
+        for one in found:
+            if one.reason:
+                print(f"{one.model} is not measured: {one.reason}", file=sys.stderr)
+        if not _records(found):
+            raise cli.UsageError("none of the models could be measured")
+        _show(found, arguments)
+        heat_map = arguments.out / "heat_map.png"
+        return cli.drawn(lambda: files.write_figure(heat_map, matrix.heat_map(_records(found))), arguments)
+
+
+def _show(found: Sequence[Measured], arguments: argparse.Namespace) -> None:
+    """Writes the tables and prints them."""
+    from ppl_vi.report import files, matrix, table
+
     records = _records(found)
-    for one in found:
-        if one.reason:
-            print(f"{one.model} is not measured: {one.reason}", file=sys.stderr)
-    if not records:
-        raise cli.UsageError("none of the models could be measured")
+    cli.write_records(records, arguments)
     write_text(arguments.out / "records.csv", files.to_csv(records))
     write_text(arguments.out / "table.txt", table.as_text(records, matrix.show))
     write_text(arguments.out / "table.md", matrix.as_markdown(records))
     cli.show_records(records, arguments, matrix.show)
-    return cli.drawn(lambda: files.write_figure(arguments.out / "heat_map.png", matrix.heat_map(records)), arguments)
 
 
 def _records(found: Sequence[Measured]) -> list[dict[str, Any]]:

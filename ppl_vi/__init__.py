@@ -15,7 +15,7 @@ from ppl_vi._version import __version__
 
 if TYPE_CHECKING:
     from ppl_vi.metrics import Estimate, Scorecard, score
-    from ppl_vi.model_comparison import ModelComparison, compare
+    from ppl_vi.model_comparison import ComparisonInterruptedError, ModelComparison, compare
     from ppl_vi.runtime.stages import Stage
     from ppl_vi.svi.fit import UnsuitableObjectiveError, fit
     from ppl_vi.svi.result import Fit
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ppl_vi.truth import Truth, UncertifiedTruthError, ground_truth
 
 __all__ = [
+    "ComparisonInterruptedError",
     "Estimate",
     "Fit",
     "ModelComparison",
@@ -42,7 +43,7 @@ __all__ = [
 ]
 _HOMES = {
     "metrics": ("Estimate", "Scorecard", "score"),
-    "model_comparison": ("ModelComparison", "compare"),
+    "model_comparison": ("ComparisonInterruptedError", "ModelComparison", "compare"),
     "runtime.stages": ("Stage",),
     "svi.fit": ("UnsuitableObjectiveError", "fit"),
     "svi.result": ("Fit",),

@@ -10,8 +10,14 @@ each stage.
 
 from __future__ import annotations
 
+from ppl_vi.runtime import signals
+
+if __name__ == "__main__":
+    signals.take_over("ppl-vi")  # before the rest is imported, which takes a while
+
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def imported(what: str, path: str) -> Any:
-    """The object at `module:attribute`.
+    """The object at `module:attribute`, in the folder in which the program was started, where its outputs go.
 
     Raises:
         UsageError: it can't be imported.
@@ -52,12 +58,15 @@ def imported(what: str, path: str) -> Any:
     module, colon, attribute = path.partition(":")
     if not (module and colon and attribute):
         raise cli.UsageError(f"{what}: expected package.module:attribute, got '{path}'")
+    folder = Path.cwd()
     try:
         found = importlib.import_module(module)
         for part in attribute.split("."):
             found = getattr(found, part)
-    except Exception as error:  # a module may raise anything when it is imported
+    except (Exception, SystemExit) as error:  # a module may raise anything when it is imported
         raise cli.UsageError(f"{what}: '{path}' can't be imported: {type(error).__name__}: {error}") from error
+    finally:
+        os.chdir(folder)
     return found
 
 
@@ -68,11 +77,13 @@ def program(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.model is None:
         raise cli.UsageError("name the model as package.module:attribute")
-    sys.path.insert(0, str(Path.cwd()))
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
     try:
         return _compare(arguments)
     finally:
-        sys.path.remove(str(Path.cwd()))
+        if folder in sys.path:  # which a module may have changed
+            sys.path.remove(folder)
 
 
 def _compare(arguments: argparse.Namespace) -> int:
@@ -90,7 +101,7 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 def _begun(arguments: argparse.Namespace) -> tuple[ModelComparison, list[str], int]:
     """The comparison with its truth, the guides that are asked for, and the number of processes that share them."""
-    with stage("loading Pyro and the model"):
+    with signals.starting(), stage("loading Pyro and the model"):
         model = imported("model", arguments.model)
         given = imported("--args", arguments.args) if arguments.args else ()
         guides, settings, processes = cli.prepared(arguments, GUIDES, ("ppl_vi.model_comparison",))

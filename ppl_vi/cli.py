@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from ppl_vi.runtime import signals
 from ppl_vi.runtime.display import following
 from ppl_vi.runtime.files import write_text
 from ppl_vi.runtime.processes import num_cores, shared, wake
@@ -45,7 +46,7 @@ MAX_WORKERS = 2
 # The ELBO beside the training bar is an exponential average over epochs; this is the weight of the average so far. With
 # a larger one the figure lags behind, with a smaller one it jumps with the noise of each epoch.
 SMOOTHING = 0.8
-USAGE, INTERRUPTED = 2, 130  # exit codes: 2 by convention for wrong arguments, and 128 + 2, Ctrl-C's signal number
+USAGE = 2  # the exit code for wrong arguments, by convention
 
 T = TypeVar("T")
 SomeComparison = TypeVar("SomeComparison", bound="Comparison")
@@ -176,19 +177,32 @@ def add_out(parser: argparse.ArgumentParser, out: Path) -> None:
 def run(
     program: Callable[[argparse.Namespace], int], parser: argparse.ArgumentParser, argv: Sequence[str] | None
 ) -> int:
-    """Parses the arguments and runs a program; returns its exit code: 2 for a usage error, 130 after Ctrl-C."""
+    """Parses the arguments and runs a program; returns its exit code.
+
+    It is 2 for a usage error, 130 after Ctrl-C, 143 after SIGTERM and 129 after SIGHUP.
+    """
     arguments = parser.parse_args(argv)
-    try:
-        return program(arguments)
-    except UsageError as error:
-        print(f"{parser.prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
+    with signals.handled(parser.prog):
+        try:
+            with signals.working():
+                return program(arguments)
+        except (Exception, KeyboardInterrupt) as error:
+            # a library may have made another error of a signal's exception
+            if not isinstance(error, KeyboardInterrupt) and not signals.has_come():
+                return _told(parser.prog, error)
+        print(f"{parser.prog}: {signals.word()}, nothing was finished", file=sys.stderr)
+        return signals.exit_code()
+
+
+def _told(program: str, error: Exception) -> int:
+    """Tells the user of an error in one line, if it is one that the user can mend; the exit code."""
+    if isinstance(error, UsageError):
+        print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return USAGE
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted, nothing was finished", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:  # whoever read the output has seen enough
+    if isinstance(error, BrokenPipeError):  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    raise error
 
 
 def chosen_guides(names: Sequence[str] | None, default: Sequence[str] | None) -> list[str]:
@@ -354,9 +368,10 @@ def compare_command(
         list_guides(Console())
         return 0
     modules = ("ppl_vi.comparison.comparison", "ppl_vi.report.plots")
-    guides, settings, processes = prepared(arguments, quick_guides if arguments.quick else None, modules)
-    from ppl_vi.comparison.comparison import Comparison
-    from ppl_vi.truth import UncertifiedTruthError, ground_truth
+    with signals.starting():
+        guides, settings, processes = prepared(arguments, quick_guides if arguments.quick else None, modules)
+        from ppl_vi.comparison.comparison import Comparison
+        from ppl_vi.truth import UncertifiedTruthError, ground_truth
 
     progress = on_terminal()
     try:
@@ -391,21 +406,26 @@ def run_comparison(
     from ppl_vi.comparison.run import compare_each
 
     with_curves = not arguments.no_plots
-    try:
-        with following(progress):
-            for comparison in compare_each(  # noqa: B020, each has one entry more
-                comparison, guides, num_workers=processes, with_curves=with_curves
-            ):
-                write_comparison(comparison, arguments)
-    except KeyboardInterrupt:
-        done = len(comparison.entries)
-        if done:
-            write_comparison(comparison, arguments)  # Ctrl-C may have cut the last writing short
-            show_comparison(comparison, arguments)
-        return interrupted(done, len(guides), "families were finished", arguments), comparison
-    show_comparison(comparison, arguments)
+    with signals.saving(last=True):
+        try:
+            with signals.working(), following(progress):
+                for comparison in compare_each(  # noqa: B020, each has one entry more
+                    comparison, guides, num_workers=processes, with_curves=with_curves
+                ):
+                    write_comparison(comparison, arguments)
+        except KeyboardInterrupt:
+            done = len(comparison.entries)
+            if done:
+                write_comparison(comparison, arguments)  # the signal may have cut the last writing short
+                show_comparison(comparison, arguments)
+            return interrupted(done, len(guides), "families were finished", arguments), comparison
+        show_comparison(comparison, arguments)
+        return drawn(lambda: _drawn_with_progress(draw, comparison, progress), arguments), comparison
+
+
+def _drawn_with_progress(draw: Callable[[SomeComparison], None], comparison: SomeComparison, progress: bool) -> None:
     with following(progress), stage("figures"):
-        return drawn(lambda: draw(comparison), arguments), comparison
+        draw(comparison)
 
 
 def num_workers(num_jobs: int, device: str) -> int:
@@ -502,7 +522,7 @@ def write_figures(
         for name, draw in plots.FIGURES.items():
             jobs.append(partial(_named, f"{name}_x_{label:g}", draw, comparison, problem))
     processes = num_workers(len(comparison.entries), arguments.device)
-    for said in shared(partial(_write, arguments.out), jobs, processes):
+    for said in shared(partial(_write, arguments.out), jobs, processes, lambda _, how: f"a figure is left out: {how}"):
         if said:
             print(said, file=sys.stderr)
 
@@ -528,10 +548,10 @@ def _write(out: Path, draw: Callable[[], dict[str, Figure]]) -> str:
 
 
 def interrupted(done: int, total: int, what: str, arguments: argparse.Namespace) -> int:
-    """Says what was finished, and written, before Ctrl-C; the exit code."""
+    """Says what was finished, and written, before a signal; the exit code."""
     where = f"; they are in {arguments.out}" if done else ""
-    print(f"interrupted: {done} of {total} {what}{where}", file=sys.stderr)
-    return INTERRUPTED
+    print(f"{signals.word()}: {done} of {total} {what}{where}", file=sys.stderr)
+    return signals.exit_code()
 
 
 def drawn(draw: Callable[[], None], arguments: argparse.Namespace) -> int:
@@ -539,8 +559,9 @@ def drawn(draw: Callable[[], None], arguments: argparse.Namespace) -> int:
     if arguments.no_plots:
         return 0
     try:
-        draw()
+        with signals.working():
+            draw()
     except KeyboardInterrupt:
-        print(f"interrupted: not all figures were drawn; the tables are in {arguments.out}", file=sys.stderr)
-        return INTERRUPTED
+        print(f"{signals.word()}: not all figures were drawn; the tables are in {arguments.out}", file=sys.stderr)
+        return signals.exit_code()
     return 0

@@ -12,6 +12,7 @@ from ppl_vi.report import table
 from ppl_vi.runtime.display import following
 from ppl_vi.runtime.stages import Callback
 from ppl_vi.svi.result import Fit
+from ppl_vi.target.isolation import one_at_a_time
 from ppl_vi.target.target import Target
 from ppl_vi.truth import ground_truth
 
@@ -75,6 +76,20 @@ class ModelComparison(Comparison):
         return datatree.of_comparison(self, num_draws, seed)
 
 
+class ComparisonInterruptedError(KeyboardInterrupt):
+    """Ctrl-C ended `compare`. In a shell or a notebook, `sys.last_value.comparison` has what was finished.
+
+    Attributes:
+        comparison: the guides that were finished, and the truth.
+    """
+
+    def __init__(self, comparison: ModelComparison) -> None:
+        self.comparison = comparison
+        done, total = len(comparison.entries), len(comparison.families)
+        super().__init__(f"{done} of {total} guides were finished: sys.last_value.comparison has them")
+
+
+@one_at_a_time()
 def compare(
     model: Callable[..., Any] | Target,
     guides: Mapping[str, Any] | Sequence[Any],
@@ -120,12 +135,17 @@ def compare(
         ValueError: the model can't be used, the first guide can't learn its parameters, there are no guides, two guides
             have one name, or the settings don't fit together; the message says which of these.
         UncertifiedTruthError: the truth can't be computed, so that there is nothing to measure against.
+        ComparisonInterruptedError: Ctrl-C came, or a notebook's stop button, while guides were compared; those that
+            were finished are in the exception's `comparison`.
     """
     settings = FitSettings(objective, engine, num_steps, num_particles, num_replicas, lr, seed, num_draws)
     with following(progress):
         found = begun(model, guides, args, settings)
-        for step in compare_each(found, list(found.families), with_curves=True):
-            found = step
+        try:
+            for step in compare_each(found, list(found.families), with_curves=True):
+                found = step
+        except KeyboardInterrupt as stop:
+            raise ComparisonInterruptedError(found) from stop
     return found
 
 

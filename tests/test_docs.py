@@ -217,7 +217,7 @@ def check(command: str, page: str) -> None:
         case ["python", file]:
             assert file in {block.file for block in blocks(page)}
         case ["ppl-vi", *arguments]:
-            assert project()["scripts"]["ppl-vi"] == "ppl_vi.__main__:main"
+            assert project()["scripts"]["ppl-vi"] == "ppl_vi.launch:main"
             check_program("ppl_vi.__main__", arguments)
         case [script, *_] if script.startswith("scripts/"):
             assert os.access(ROOT / script, os.X_OK)

@@ -72,7 +72,7 @@ def test_wheel_has_the_command_and_no_models(built: Path, tmp_path: Path) -> Non
     (wheel,) = built.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         (points,) = [name for name in archive.namelist() if name.endswith("entry_points.txt")]
-        assert "ppl-vi = ppl_vi.__main__:main" in archive.read(points).decode()
+        assert "ppl-vi = ppl_vi.launch:main" in archive.read(points).decode()
         archive.extractall(tmp_path)
     # as installed: the wheel's own files and what it depends on, without the trees that development installs point to
     script = f"""

@@ -38,7 +38,8 @@ def compare_each(
     """Yields the comparison after each family, so that what is finished survives an interruption.
 
     The entries stand in the order of `guides`, whichever was finished first. Their numbers do not depend on how many
-    processes share the work.
+    processes share the work. A family whose process is killed from outside is fitted again at the end, with no other
+    beside it; if its process is killed again, its entry says so.
 
     Args:
         comparison: a comparison without entries.
@@ -58,8 +59,9 @@ def compare_each(
         _ = comparison.z  # computed here once, it is sent to every process with the comparison
     processes = min(num_workers, len(guides))
     work = partial(compare_one if processes == 1 else _to_be_sent, comparison, with_curves=with_curves)
+    killed = partial(_killed, comparison)
     with stage("comparison", "guide", len(guides)) as running:
-        for entry in shared(work, guides, processes):
+        for entry in shared(work, guides, processes, killed):
             done[entry.guide] = entry
             running.at(len(done))
             yield replace(comparison, entries=tuple(done[guide] for guide in guides if guide in done))
@@ -79,7 +81,7 @@ def compare_one(comparison: Comparison, guide: str, with_curves: bool = False) -
             return _scored(comparison, guide, with_curves)
     except (RefusedFamilyError, UnsuitableObjectiveError) as error:
         return _without_scores(comparison, guide, "skipped", str(error))
-    except Exception as error:  # a guide may do anything; the other families go on
+    except (Exception, SystemExit) as error:  # a guide may do anything; the other families go on
         first, *_ = str(error).strip().splitlines() or [""]
         return _without_scores(comparison, guide, "failed", f"{type(error).__name__}: {first}".removesuffix(": "))
 
@@ -87,6 +89,10 @@ def compare_one(comparison: Comparison, guide: str, with_curves: bool = False) -
 def _to_be_sent(comparison: Comparison, guide: str, with_curves: bool) -> Entry:
     """An entry that another process can receive: without the fits, whose guides can't be sent."""
     return replace(compare_one(comparison, guide, with_curves), card=None)
+
+
+def _killed(comparison: Comparison, guide: str, how: str) -> Entry:
+    return _without_scores(comparison, guide, "failed", f"{how}, also when it was tried again")
 
 
 def refusal(guide: str) -> str:

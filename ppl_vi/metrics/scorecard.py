@@ -23,6 +23,7 @@ from ppl_vi.metrics.sampled.sampled_fit import SampledFit
 from ppl_vi.runtime.display import following
 from ppl_vi.runtime.stages import Callback, stage
 from ppl_vi.svi.result import Fit
+from ppl_vi.target.isolation import one_at_a_time
 from ppl_vi.truth import Truth
 
 
@@ -46,6 +47,7 @@ class Scorecard:
     marginals: Marginals | None = None
 
 
+@one_at_a_time()
 def score(
     fit: Fit,
     truth: Truth,

@@ -1,48 +1,39 @@
-"""Work shared among processes, so that Ctrl-C keeps what is finished.
+"""Work shared among processes, so that neither a signal nor the death of a process costs what is finished.
 
 The processes are copies of a server that has imported everything once, while the command was still getting ready, and
 so start with nothing to import. They get and give back pickles by value (cloudpickle), so that a user's functions and
 lambdas travel, too. What they tell of their stages reaches whoever listens here.
+
+Each process works on one job at a time and has a pipe of its own, so that its death costs that job alone. No process
+outlives the one that started it, its *master*, however that ends; what a process has started, such as a compiler, dies
+with it.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
-from multiprocessing import resource_tracker
-from multiprocessing.queues import SimpleQueue
-from typing import Any, TypeVar
+from multiprocessing.connection import wait
+from typing import Generic, TypeVar
 
 import cloudpickle
 
 from ppl_vi.runtime import stages
 from ppl_vi.runtime.stages import Stage
+from ppl_vi.runtime.workers import START_METHOD, Worker, WorkerGoneError, interrupts_held, one_thread, worker_for
 
-WorkerKilledError = BrokenProcessPool
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
-# On other systems than Linux, processes in which certain libraries are loaded must not be forked.
-START_METHOD = "forkserver" if sys.platform == "linux" else "spawn"
 # Modules that every worker sooner or later imports, besides those that `wake` is given.
-PRELOADED_MODULES = ("torch._dynamo", "arviz_stats.base")
-# The environment variables by which libraries of numbers are told how many threads to use.
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-# Seconds between two looks at what the processes have told; a larger number shows it later.
-EVENT_SECONDS = 0.1
+PRELOADED_MODULES = ("torch._dynamo", "arviz_stats.base", "ppl_vi.runtime.workers")
 
-# The pool of processes, one at most, kept for the next jobs, and the pipe by which they tell their stages. Its key is
-# the number of processes, the folder that they work in, and the path on which they look for modules.
-_pools: dict[tuple[Any, ...], tuple[ProcessPoolExecutor, SimpleQueue[Stage]]] = {}
-# In a worker: the same pipe.
-_told: SimpleQueue[Stage] | None = None
+
+class WorkerKilledError(RuntimeError):
+    """The process of a job was killed from outside, twice; the message says how."""
 
 
 def num_cores() -> int:
@@ -56,48 +47,94 @@ def wake(num_workers: int, *modules: str) -> None:
         return
     from multiprocessing import forkserver
 
-    with _one_thread(), interrupts_held():
+    with one_thread(), interrupts_held():
         multiprocessing.get_context(START_METHOD).set_forkserver_preload([*modules, *PRELOADED_MODULES])
         forkserver.ensure_running()
 
 
-def shared(work: Callable[[Job], Result], jobs: Iterable[Job], num_workers: int) -> Iterator[Result]:
+def shared(
+    work: Callable[[Job], Result],
+    jobs: Iterable[Job],
+    num_workers: int,
+    killed: Callable[[Job, str], Result] | None = None,
+) -> Iterator[Result]:
     """Yields each job's result when it is finished, whichever comes first.
 
     Whatever ends this early, such as Ctrl-C, ends the workers, too. Each has one thread. Whoever listens to stages here
     is told those of the workers as well, all those of a job before its result.
 
+    A job whose process is killed from outside, as the system does where memory runs out, is done again when all others
+    are finished, and with no other job beside it.
+
     Args:
         work: what is done with each job.
-        jobs: each is taken from the iterator when a process is about to be free for it, one job ahead.
+        jobs: each is taken from the iterator when a process is free for it.
         num_workers: processes; with one, the work is done in this one.
+        killed: gives the result of a job whose process was killed the second time, too, from the job and a sentence
+            that says how.
 
     Raises:
-        WorkerKilledError: a process was killed from outside; the jobs that were being worked on are lost.
+        WorkerKilledError: that has happened, and `killed` is not given.
     """
     if num_workers <= 1:
         yield from map(work, jobs)
         return
     packed = cloudpickle.dumps(work)
-    left = iter(jobs)
-    pending: set[Future[bytes]] = set()
     subject = stages.current_subject() if stages.is_heard() else None
+    left, again, busy = iter(jobs), list[Job](), list[_Task[Job]]()
+
+    def start(job: Job, tries: int) -> None:
+        busy.append(_Task(worker_for(packed, cloudpickle.dumps(job), subject), job, tries))
+
     try:
-        pool, told = _pool(num_workers, os.getcwd(), tuple(sys.path))
         while True:
-            for job in islice(left, num_workers + 1 - len(pending)):
-                with _one_thread(), interrupts_held():  # a process may be started here
-                    pending.add(pool.submit(_done, packed, cloudpickle.dumps(job), subject))
-            if not pending:
+            for job in islice(left, num_workers - len(busy)):
+                start(job, 1)
+            if not busy and again:
+                start(again.pop(0), 2)
+            if not busy:
                 return
-            finished, pending = wait(pending, None if subject is None else EVENT_SECONDS, FIRST_COMPLETED)
-            while not told.empty():
-                stages.relay(told.get())
-            for future in finished:
-                yield cloudpickle.loads(future.result())
+            for task in _ready(busy):
+                try:
+                    message = task.worker.receive()
+                except WorkerGoneError as gone:
+                    busy.remove(task)
+                    if task.tries == 1:
+                        again.append(task.job)
+                    else:
+                        yield _killed(killed, task.job, str(gone))
+                    continue
+                if isinstance(message, Stage):
+                    stages.relay(message)
+                else:
+                    busy.remove(task)
+                    task.worker.rest()
+                    yield message.value()
     except BaseException:
-        _end()
+        for task in busy:
+            task.worker.end()
         raise
+
+
+@dataclass(frozen=True, eq=False)
+class _Task(Generic[Job]):
+    """A job that a worker is working on, for the first or the second time."""
+
+    worker: Worker
+    job: Job
+    tries: int
+
+
+def _ready(busy: list[_Task[Job]]) -> list[_Task[Job]]:
+    """The tasks whose workers have something to say, or are gone."""
+    ready = wait([thing for task in busy for thing in task.worker.watched])
+    return [task for task in busy if any(thing in ready for thing in task.worker.watched)]
+
+
+def _killed(killed: Callable[[Job, str], Result] | None, job: Job, how: str) -> Result:
+    if killed is None:
+        raise WorkerKilledError(how)
+    return killed(job, how)
 
 
 def travels(value: object) -> bool:
@@ -107,84 +144,3 @@ def travels(value: object) -> bool:
     except Exception:  # whatever a user's object says of it
         return False
     return True
-
-
-def _pool(*place: Any) -> tuple[ProcessPoolExecutor, SimpleQueue[Stage]]:
-    if place not in _pools:
-        _end()
-        context = multiprocessing.get_context(START_METHOD)
-        told: SimpleQueue[Stage] = context.SimpleQueue()
-        pool = ProcessPoolExecutor(place[0], context, initializer=_begin, initargs=(*place[1:], told))
-        _pools[place] = pool, told
-    return _pools[place]
-
-
-def _begin(folder: str, path: Sequence[str], told: SimpleQueue[Stage]) -> None:
-    """Sets a worker up: it has its master's folder and path to modules, and leaves Ctrl-C to its master."""
-    global _told
-    _told = told
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.chdir(folder)
-    sys.path[:] = path
-
-
-def _done(work: bytes, job: bytes, subject: str | None) -> bytes:
-    """The packed result of a packed job, whose stages are told to the master, as those of a subject, if there is one.
-
-    An event is written to the pipe at once, and whole, because it is shorter than what a pipe takes in one piece. So it
-    is there before the job's result, and a killed worker leaves no half of one, for which the master would wait.
-    """
-    with nullcontext() if subject is None or _told is None else stages.listening(_told.put, subject):
-        packed: bytes = cloudpickle.dumps(cloudpickle.loads(work)(cloudpickle.loads(job)))
-    return packed
-
-
-def _end() -> None:
-    """Ends all processes at once, whatever they are working on."""
-    while _pools:
-        _, (pool, _) = _pools.popitem()
-        for process in list((pool._processes or {}).values()):  # a method from Python 3.14 on
-            process.kill()
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-def alone(work: Callable[[Job], Result], job: Job) -> Result:
-    """The result of one job that is done in a process of its own.
-
-    Raises:
-        WorkerKilledError: it was killed from outside.
-    """
-    (result,) = shared(work, [job], 2)
-    return result
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Processes started meanwhile compute on one thread each."""
-    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-@contextmanager
-def interrupts_held() -> Iterator[None]:
-    """Holds back Ctrl-C until the end of the block.
-
-    Processes that are started in the block inherit this for good, and so leave Ctrl-C to the one that started them.
-    """
-    resource_tracker.ensure_running()  # which would let Ctrl-C go if it started in the block
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -33,6 +33,7 @@ from ppl_vi.svi.running import RunningFit
 from ppl_vi.svi.setup import TOLERANCE, Strategy, UnsuitableModelError, auto_particles, group_size
 from ppl_vi.svi.start import centre_parameters, start_guide, start_parameters
 from ppl_vi.svi.support import SupportMismatchError, mismatch
+from ppl_vi.target.isolation import one_at_a_time
 from ppl_vi.target.target import Target
 
 
@@ -40,6 +41,7 @@ class UnsuitableObjectiveError(ValueError):
     """The objective can't be used with this guide; the message says why."""
 
 
+@one_at_a_time()
 def fit(
     target: Target,
     family: Family | str,

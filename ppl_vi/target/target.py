@@ -19,7 +19,7 @@ from ppl_vi.target.arguments import BoundModel, converted_arguments, private_cop
 from ppl_vi.target.conditional import Conditional
 from ppl_vi.target.decoder import Decoded
 from ppl_vi.target.inspection import LargestTensor, latent_sites
-from ppl_vi.target.isolation import isolated, runs_isolated, whole_plates
+from ppl_vi.target.isolation import isolated, one_at_a_time, runs_isolated, whole_plates
 from ppl_vi.target.learned import Learnable, Learned
 from ppl_vi.target.precision import ConvertedModel
 from ppl_vi.target.preparation import prepared_model, stated_function, vectorised_model
@@ -94,6 +94,7 @@ class Target:
         return cls(model, args, closed_form, name, dtype, decoded, conditional)
 
     @staticmethod
+    @one_at_a_time()
     def of(
         model: Callable[..., Any],
         args: tuple[Any, ...] = (),

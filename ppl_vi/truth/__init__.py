@@ -14,6 +14,7 @@ import numpy as np
 
 from ppl_vi.runtime.display import following
 from ppl_vi.runtime.stages import Callback, stage
+from ppl_vi.target.isolation import one_at_a_time
 from ppl_vi.target.statements import parameters_of
 from ppl_vi.target.target import Target
 from ppl_vi.truth.chains.reference import reference_truth
@@ -31,6 +32,7 @@ from ppl_vi.truth.result import Check, Expectation, Grade, Points, Truth, Uncert
 MAX_SEARCHED_PROBLEMS = 2
 
 
+@one_at_a_time()
 def ground_truth(target: Target, *, seed: int = 0, progress: Callback | bool = False) -> Truth:
     """The posterior of every problem of a target, by the most exact method that can compute it.
 

@@ -5,7 +5,8 @@ import signal
 
 import pytest
 
-from ppl_vi.runtime.processes import interrupts_held, shared, travels, wake
+from ppl_vi.runtime.processes import shared, travels, wake
+from ppl_vi.runtime.workers import interrupts_held
 
 
 def squared(number: int) -> int:

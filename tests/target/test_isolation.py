@@ -1,6 +1,7 @@
 """`isolated` leaves the caller's process as it was, two fits in it never touch, and it is the only gate there is."""
 
 import ast
+import os
 import random
 import threading
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from ppl_vi.svi.fit import fit
 from ppl_vi.svi.program import Program
 from ppl_vi.svi.result import Fit
 from ppl_vi.svi.start import build_guide
-from ppl_vi.target.isolation import isolated
+from ppl_vi.target.isolation import ProgramExitError, isolated
 from ppl_vi.target.target import Target
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,6 +39,9 @@ def snapshot() -> dict[str, Any]:
         "validation": torch.distributions.Distribution._validate_args,
         "pyro validation": pyro.infer.is_validation_enabled(),
         "settings": pyro.settings.get(),
+        "folder": Path.cwd(),
+        "threads": torch.get_num_threads(),
+        "gradients": torch.is_grad_enabled(),
         "store": {name: value.tolist() for name, value in store.items()},
         "constraints": {name: str(store._constraints[name]) for name in store},
     }
@@ -128,30 +132,35 @@ def test_within_another_dtype_it_is_entered_whole() -> None:
             assert snapshot() == before
 
 
-def test_each_thread_has_a_gate_of_its_own() -> None:
+def test_another_thread_waits_before_the_gate() -> None:
     found: list[Any] = []
 
     def other() -> None:
         with isolated(torch.float64):
             found.append(len(pyro.get_param_store()))
 
+    thread = threading.Thread(target=other)
     with isolated(torch.float64):
         pyro.param("inner", torch.tensor(2.5))
-        thread = threading.Thread(target=other)
         thread.start()
-        thread.join()
+        thread.join(0.2)
+        assert found == []
         assert list(pyro.get_param_store()) == ["inner"]
+    thread.join(10)
     assert found == [0]
 
 
 def spoiling(x: torch.Tensor) -> None:
-    """A model that changes every setting, and ends the process where its data are negative."""
+    """A model that changes every setting and the folder, and ends the program where its data are negative."""
     z = pyro.sample("z", pyro.distributions.Exponential(torch.ones(())))
     assert (z + torch.ones(())).dtype == torch.float64
     pyro.enable_validation(True)
     torch.set_default_dtype(torch.float16)
     pyro.set_rng_seed(13)
     pyro.get_param_store().clear()
+    torch.set_grad_enabled(False)
+    torch.set_num_threads(3)
+    os.chdir("/")
     if x < 0:
         raise SystemExit("the model ends the process")
     pyro.sample("x", pyro.distributions.Normal(z, 1.0), obs=x)
@@ -171,7 +180,7 @@ def test_a_target_runs_its_model_in_the_gate_whatever_the_model_does(ends: bool)
         with unusual(True):
             before = snapshot()
             if ends:
-                with pytest.raises(SystemExit):
+                with pytest.raises(ProgramExitError, match=r"sys\.exit\('the model ends the process'\)"):
                     call()
             else:
                 assert float(call()) == pytest.approx(float(expected), rel=1e-14)
