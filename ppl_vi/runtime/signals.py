@@ -46,6 +46,14 @@ class Phase(Enum):
     ENDING = "ends the program at once, without a word"
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal has come.
+
+    It is a class of its own because Python ends a program as after Ctrl-C, whatever its exit code, if a plain
+    `KeyboardInterrupt` has passed through a call of `exec`.
+    """
+
+
 @dataclass
 class _State:
     """Of this process. Only the main thread changes it.
@@ -159,7 +167,7 @@ def _came(signum: int, _frame: Any) -> None:
 
 def _raise() -> None:
     _remind(AGAIN_SECONDS)
-    raise KeyboardInterrupt
+    raise Interrupted
 
 
 def _remind(seconds: float) -> None:
