@@ -188,23 +188,34 @@ def signals_at_random_moments(num: int, seed: int, folder: Path) -> Iterator[str
     for trial in range(num):
         signum = chance.choice((signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL))
         to_group, moment = chance.random() < 0.5, chance.uniform(0, whole)
-        found = signal_after(folder / f"{trial}", moment, signum, to_group)
+        found, _ = signal_when(folder / f"{trial}", after(moment), signum, to_group)
         yield f"{signum.name} after {moment:.2f} s{' to the group' * to_group}: {found}" if found else ""
 
 
-def signal_after(folder: Path, seconds: float, signum: signal.Signals, to_group: bool = False) -> str:
-    """What is wrong after a signal that comes so many seconds after the program has begun; "" if nothing is."""
+def after(seconds: float) -> Callable[[Run], bool]:
+    """Whether so many seconds have passed since this was asked for the first time."""
+    began: list[float] = []
+
+    def is_over(_: Run) -> bool:
+        began.append(time.monotonic())
+        return began[-1] - began[0] >= seconds
+
+    return is_over
+
+
+def signal_when(
+    folder: Path, moment: Callable[[Run], bool], signum: signal.Signals, to_group: bool = False
+) -> tuple[str, set[str]]:
+    """What is wrong after a signal that comes at a moment after the program has begun, and the guides that it keeps."""
     run = Run(folder)
     try:
         run.ready()
-        try:
-            run.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            reported = run.records()
+        while not moment(run) and run.process.poll() is None:
+            time.sleep(0.005)
+        reported = set(run.records())
+        if run.process.poll() is None:
             (os.killpg if to_group else os.kill)(run.process.pid, signum)
-        else:
-            reported = run.records()
-        return "; ".join(_wrong(run, signum, set(reported)))
+        return "; ".join(_wrong(run, signum, reported)), set(run.records())
     finally:
         run.end()
 
