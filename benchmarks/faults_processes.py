@@ -331,8 +331,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _told(name: str, trials: Iterator[str]) -> Iterator[str]:
     for number, fault in enumerate(trials):
-        if fault:
-            print(f"{name}, trial {number}: {fault}", flush=True)
+        print(f"{name}, trial {number}: {fault or 'well'}", flush=True)
         yield fault
 
 
