@@ -20,10 +20,11 @@ from ppl_vi.compiler.inductor_cache import processor
 
 FLAGS = ("-std=c++17", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-w",
          "-fPIC", "-shared")  # fmt: skip
-# A source of more than this many bytes, such as that of a loop over hundreds of time steps, is compiled with fewer
-# optimizations. By measurement on a loop of 200 steps (1 MB) that takes a tenth of the time, 2 s instead of 24 s, and
-# its code takes twice as long to run, 4 s instead of 2 s a fit.
-MAX_OPTIMIZED_BYTES = 2**18
+# A source of more bytes or loops than these, such as that of a recurrence over hundreds of time steps, is compiled with
+# fewer optimizations, because several of the compiler's passes take time in proportion to the square of a function's
+# length. By measurement on recurrences of 100 and 200 steps (1 MB and 0.2 MB, 2,000 and 270 loops) compiling then takes
+# 2 to 6 s instead of 20 to 70 s, and the code takes up to twice as long to run, 4 s instead of 2 s a fit.
+MAX_OPTIMIZED_BYTES, MAX_OPTIMIZED_LOOPS = 2**18, 200
 COMPILERS = ("g++", "clang++", "c++")
 DIGEST_BYTES = sha256().digest_size
 
@@ -47,7 +48,8 @@ def compiler() -> str:
 
 def flags(source: str) -> tuple[str, ...]:
     """The compiler's flags for some C++."""
-    return (*FLAGS, "-O1" if len(source) > MAX_OPTIMIZED_BYTES else "-O3")
+    long = len(source) > MAX_OPTIMIZED_BYTES or source.count("for (") > MAX_OPTIMIZED_LOOPS
+    return (*FLAGS, "-O1" if long else "-O3")
 
 
 def library(source: str) -> ctypes.CDLL:
