@@ -14,6 +14,7 @@ import torch
 from scipy.integrate import cubature, tanhsinh
 from scipy.optimize import elementwise
 
+from ppl_vi.target.evaluation import log_joint
 from ppl_vi.target.target import Target
 from ppl_vi.truth.result import Check, Points, Truth, UncertifiedTruthError
 
@@ -113,8 +114,7 @@ class QuadraturePosterior:
         """`density` at `(N, S)` points, of problems `rows` `(N,)`."""
         u = torch.from_numpy(self.mode[rows, None] + self.width[rows, None] * t).to(self.target.device)
         values, log_jacobian = self.target.constrain(u[..., None])
-        log_joint = self.target.log_joint(values, torch.from_numpy(rows).to(u.device))
-        log_density = (log_joint + log_jacobian).cpu().numpy()
+        log_density = (log_joint(self.target, values, torch.from_numpy(rows).to(u.device)) + log_jacobian).cpu().numpy()
         overflown = np.isnan(log_density) & (np.abs(t) > MIN_OVERFLOW_DISTANCE)
         relative = np.where(overflown, -np.inf, log_density) - self.peak[rows, None]
         if (relative > MAX_NATS_ABOVE_MODE).any():
