@@ -133,6 +133,11 @@ def room() -> float:
     return SHARE_OF_FREE_MEMORY * free_bytes() if here is None else here
 
 
+def is_bounded() -> bool:
+    """Whether a bound is set here."""
+    return _room.get() is not None
+
+
 @contextmanager
 def allowing(num_bytes: float | None) -> Iterator[None]:
     """In this block so many bytes may be taken on top of what the process holds; None changes nothing."""
