@@ -19,7 +19,7 @@ from ppl_vi.comparison.records import blank_record, record
 from ppl_vi.guides import Family, RefusedFamilyError, find_family
 from ppl_vi.guides.own import family_of
 from ppl_vi.metrics.scorecard import score
-from ppl_vi.runtime.memory import MemoryBoundError, bounded, share
+from ppl_vi.runtime.memory import MemoryBoundError, bounded, share, shortage
 from ppl_vi.runtime.processes import shared
 from ppl_vi.runtime.stages import listening, stage
 from ppl_vi.svi.fit import UnsuitableObjectiveError, check_objective, fit
@@ -92,7 +92,8 @@ def compare_one(comparison: Comparison, guide: str, with_curves: bool = False, m
         return _without_scores(comparison, guide, "failed", str(error))
     except Exception as error:  # a guide may do anything; the other families go on
         first, *_ = str(error).strip().splitlines() or [""]
-        return _without_scores(comparison, guide, "failed", f"{type(error).__name__}: {first}".removesuffix(": "))
+        reason = shortage(error) or f"{type(error).__name__}: {first}".removesuffix(": ")
+        return _without_scores(comparison, guide, "failed", reason)
 
 
 def _to_be_sent(comparison: Comparison, guide: str, with_curves: bool, max_bytes: float | None) -> Entry:

@@ -213,5 +213,5 @@ def share(max_bytes: float | None, num_processes: int) -> float:
 def shortage(error: BaseException) -> str:
     """What to tell of an error where it says that there was no memory; "" for any other error."""
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate memory" in str(error)):
-        return f"it needs more memory than the {shown(room())} that may be taken: allow more memory"
+        return "it needs more memory than there is: give fewer replicas, draws or data, or free some memory"
     return ""

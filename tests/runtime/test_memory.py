@@ -143,8 +143,10 @@ def test_fewer_processes_are_started_where_memory_is_short() -> None:
 
 
 def test_only_a_lack_of_memory_counts_as_one() -> None:
-    assert "more memory" in shortage(MemoryError())
-    assert "more memory" in shortage(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"))
+    assert "more memory than there is" in shortage(MemoryError())
+    assert "more memory than there is" in shortage(
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")
+    )
     assert not shortage(ValueError("no"))
 
 
