@@ -53,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
         "--models", nargs="+", metavar="NAME", choices=list(ZOO), help=f"models (all, with --quick {few})"
     )
     found.add_argument("--guides", nargs="+", metavar="NAME", help=f"families ({', '.join(GUIDES)})")
+    cli.add_memory(found)
     cli.add_run_options(found, OUT, "few models, guides and steps")
     return found
 
@@ -91,13 +92,14 @@ def program(arguments: argparse.Namespace) -> int:
     from models import ZOO
     from ppl_vi.comparison.comparison import FitSettings
     from ppl_vi.report import files, matrix
+    from ppl_vi.runtime.memory import share
 
     models = list(dict.fromkeys(arguments.models or (QUICK_MODELS if arguments.quick else ZOO)))
     guides = cli.chosen_guides(arguments.guides, QUICK_GUIDES if arguments.quick else GUIDES)
     counts: dict[str, Any] = cli.QUICK if arguments.quick else FULL
-    settings = FitSettings(seed=arguments.seed, **counts)
     cli.check_outputs(arguments)
-    workers = cli.num_workers(len(models), "cpu")
+    workers = cli.num_workers_within(arguments.max_memory, cli.num_workers(len(models), "cpu"))
+    settings = FitSettings(seed=arguments.seed, max_memory=share(arguments.max_memory, workers), **counts)
     found: list[Measured] = []
     with signals.saving(last=True):
         try:

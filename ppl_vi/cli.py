@@ -26,6 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ppl_vi.runtime import signals
 from ppl_vi.runtime.display import following
 from ppl_vi.runtime.files import write_text
+from ppl_vi.runtime.memory import MemoryBoundError, bounded, num_sharing, parsed
 from ppl_vi.runtime.processes import num_cores, shared, wake
 from ppl_vi.runtime.stages import stage
 
@@ -102,6 +103,14 @@ def whole(least: int) -> Callable[[str], int]:
     return parse
 
 
+def memory(text: str) -> float:
+    """The bytes of an amount of memory, such as 500MB, 4GB or 4GiB."""
+    try:
+        return parsed(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def draws(text: str) -> int | Literal["auto"]:
     """The type of an argument that is a number of draws, or "auto"."""
     return "auto" if text == "auto" else whole(1)(text)
@@ -148,9 +157,7 @@ def add_comparison_options(
         help="steps as machine code (compiled), operation by operation (batched), by Pyro's SVI, one fit at a time "
         "(pyro), or the fastest of these (auto)",
     )
-    parser.add_argument(
-        "--max-memory", type=positive, metavar="GIB", help="that a fit's steps may take at once (half of what is free)"
-    )
+    add_memory(parser)
     parser.add_argument("--device", choices=DEVICES, default="cpu", help="where to compute (cpu)")
     add_run_options(parser, out, "few families, steps and replicas")
 
@@ -162,6 +169,12 @@ def add_run_options(parser: argparse.ArgumentParser, out: Path, quick: str) -> N
     add_out(parser, out)
     parser.add_argument("--json", metavar="FILE", help="the records here, too; - is standard output, and only them")
     parser.add_argument("--no-plots", action="store_true", help="write no figures")
+
+
+def add_memory(parser: argparse.ArgumentParser) -> None:
+    """Adds `--max-memory`."""
+    text = "what all processes may hold together, such as 500MB, 4GB or 4GiB (half of what is free)"
+    parser.add_argument("--max-memory", type=memory, metavar="SIZE", help=text)
 
 
 def add_seed(parser: argparse.ArgumentParser) -> None:
@@ -340,7 +353,7 @@ def prepared(
     settings = settings_of(arguments)
     check_device(arguments.device)
     check_outputs(arguments)
-    processes = num_workers(len(guides), arguments.device)
+    processes = num_workers_within(settings.max_memory, num_workers(len(guides), arguments.device))
     wake(processes, *modules)
     return guides, settings, processes
 
@@ -375,10 +388,10 @@ def compare_command(
 
     progress = on_terminal()
     try:
-        with following(progress):
+        with following(progress), bounded(settings.max_memory):
             target = make_target().to(arguments.device)
             comparison = Comparison(target, ground_truth(target), settings, tuple(labels))
-    except UncertifiedTruthError as error:
+    except (UncertifiedTruthError, MemoryBoundError) as error:
         raise UsageError(f"there is no truth to measure by: {error}") from error
     code, _ = run_comparison(
         comparison, guides, processes, arguments, lambda done: write_figures(done, arguments, more_figures), progress
@@ -431,6 +444,19 @@ def _drawn_with_progress(draw: Callable[[SomeComparison], None], comparison: Som
 def num_workers(num_jobs: int, device: str) -> int:
     """How many processes share the jobs: at most one for each core, and one alone where there is one accelerator."""
     return min(num_cores(), MAX_WORKERS, num_jobs) if device == "cpu" else 1
+
+
+def num_workers_within(max_bytes: float | None, most: int) -> int:
+    """How many processes, at most `most`, have enough memory where all together may hold so many bytes.
+
+    Raises:
+        UsageError: this process holds more already.
+    """
+    try:
+        with bounded(max_bytes):
+            return num_sharing(max_bytes, most)
+    except MemoryBoundError as error:
+        raise UsageError(f"--max-memory: {error}") from error
 
 
 @contextmanager

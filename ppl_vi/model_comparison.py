@@ -10,6 +10,7 @@ from ppl_vi.comparison.comparison import Comparison, Entry, FitSettings
 from ppl_vi.comparison.run import check_settings, compare_each, learned_by_first, one_thread
 from ppl_vi.report import table
 from ppl_vi.runtime.display import following
+from ppl_vi.runtime.memory import bounded, bytes_of
 from ppl_vi.runtime.stages import Callback
 from ppl_vi.svi.result import Fit
 from ppl_vi.target.isolation import one_at_a_time
@@ -103,6 +104,7 @@ def compare(
     lr: float = 0.2,
     objective: str = "trace_elbo",
     engine: str = "auto",
+    max_memory: float | str | None = None,
     progress: Callback | bool = False,
 ) -> ModelComparison:
     """Fits guides to a model's posterior and measures how far each is from the truth, and why.
@@ -127,18 +129,24 @@ def compare(
         objective: what SVI maximises, by name: "trace_elbo", "score_function", "trace_mean_field_elbo", "stl",
             "tail_adaptive", "renyi:0.5" or "iwae:8".
         engine: "auto", "compiled", "batched" or "pyro"; see `ppl_vi.fit`.
+        max_memory: what this process may hold in all, libraries and data included, as a text such as "4GB" or in GiB;
+            None is what it holds at the start and half of what is free then. Truth, fits, best members and scores are
+            computed in pieces that keep within it, to the same numbers but for rounding. A guide that can't keep
+            within it becomes a row with the reason.
         progress: True shows how far the work has come, on standard error or in a notebook; a function is called with
             each `ppl_vi.Stage`, and what it raises ends the work and is raised from here.
 
     Raises:
         TypeError: the model is not callable, the args are no tuple, or the guides are no dict or list.
+        MemoryBoundError: the process holds more than `max_memory` already, or the truth can't be computed within it.
         ValueError: the model can't be used, the first guide can't learn its parameters, there are no guides, two guides
             have one name, or the settings don't fit together; the message says which of these.
         UncertifiedTruthError: the truth can't be computed, so that there is nothing to measure against.
         ComparisonInterruptedError: Ctrl-C came, or a notebook's stop button, while guides were compared; those that
             were finished are in the exception's `comparison`.
     """
-    settings = FitSettings(objective, engine, num_steps, num_particles, num_replicas, lr, seed, num_draws)
+    max_bytes = bytes_of(max_memory)
+    settings = FitSettings(objective, engine, num_steps, num_particles, num_replicas, lr, seed, num_draws, max_bytes)
     with following(progress):
         found = begun(model, guides, args, settings)
         try:
@@ -159,7 +167,7 @@ def begun(
     named = labelled(guides)
     check_settings(settings)
     target = target_of(model, args)
-    with one_thread():
+    with one_thread(), bounded(settings.max_memory):
         if target.learnable is not None:
             target = learned_by_first(target, named, settings)
         truth = ground_truth(target, seed=settings.seed)

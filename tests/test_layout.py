@@ -17,7 +17,8 @@ PACKAGES = ["ppl_vi", "models", "benchmarks"]
 # Each may import what stands on a line before its own, and itself.
 LAYERS = [
     {"_version"},
-    {"runtime", "numerics", "compiler", "distributions"},
+    {"runtime"},
+    {"numerics", "compiler", "distributions"},
     {"target"},
     {"guides", "truth"},
     {"svi"},

@@ -18,7 +18,11 @@ from ppl_vi.truth import Truth
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How every family of a comparison is fitted; see `ppl_vi.svi.fit.fit`, and `ppl_vi.score` for `num_draws`."""
+    """How every family of a comparison is fitted; see `ppl_vi.svi.fit.fit`, and `ppl_vi.score` for `num_draws`.
+
+    `max_memory` is what all processes of the comparison may hold together, in bytes; None is what they hold at the
+    start and half of what is free then.
+    """
 
     objective: str = "trace_elbo"
     engine: str = "auto"

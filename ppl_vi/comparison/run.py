@@ -19,6 +19,7 @@ from ppl_vi.comparison.records import blank_record, record
 from ppl_vi.guides import Family, RefusedFamilyError, find_family
 from ppl_vi.guides.own import family_of
 from ppl_vi.metrics.scorecard import score
+from ppl_vi.runtime.memory import MemoryBoundError, bounded, share, shortage
 from ppl_vi.runtime.processes import shared
 from ppl_vi.runtime.stages import listening, stage
 from ppl_vi.svi.fit import UnsuitableObjectiveError, check_objective, fit
@@ -58,7 +59,9 @@ def compare_each(
     if with_curves:
         _ = comparison.z  # computed here once, it is sent to every process with the comparison
     processes = min(num_workers, len(guides))
-    work = partial(compare_one if processes == 1 else _to_be_sent, comparison, with_curves=with_curves)
+    one = compare_one if processes == 1 else _to_be_sent
+    max_bytes = share(comparison.settings.max_memory, processes)
+    work = partial(one, comparison, with_curves=with_curves, max_bytes=max_bytes)
     killed = partial(_killed, comparison)
     with stage("comparison", "guide", len(guides)) as running:
         for entry in shared(work, guides, processes, killed):
@@ -67,8 +70,14 @@ def compare_each(
             yield replace(comparison, entries=tuple(done[guide] for guide in guides if guide in done))
 
 
-def compare_one(comparison: Comparison, guide: str, with_curves: bool = False) -> Entry:
+def compare_one(comparison: Comparison, guide: str, with_curves: bool = False, max_bytes: float | None = None) -> Entry:
     """Fits and scores one family. A family that is refused or fails gives an entry without scores, with the reason.
+
+    Args:
+        comparison: what the family is compared on.
+        guide: the family.
+        with_curves: whether the entry is to have the curves that figures show.
+        max_bytes: what this process may hold; None is what it holds and half of what is free.
 
     Raises:
         ValueError: no such family.
@@ -77,18 +86,21 @@ def compare_one(comparison: Comparison, guide: str, with_curves: bool = False) -
     if refused:
         return _without_scores(comparison, guide, "skipped", refused)
     try:
-        with one_thread(), listening(None, guide):
+        with one_thread(), listening(None, guide), bounded(max_bytes):
             return _scored(comparison, guide, with_curves)
     except (RefusedFamilyError, UnsuitableObjectiveError) as error:
         return _without_scores(comparison, guide, "skipped", str(error))
+    except MemoryBoundError as error:
+        return _without_scores(comparison, guide, "failed", str(error))
     except (Exception, SystemExit) as error:  # a guide may do anything; the other families go on
         first, *_ = str(error).strip().splitlines() or [""]
-        return _without_scores(comparison, guide, "failed", f"{type(error).__name__}: {first}".removesuffix(": "))
+        reason = shortage(error) or f"{type(error).__name__}: {first}".removesuffix(": ")
+        return _without_scores(comparison, guide, "failed", reason)
 
 
-def _to_be_sent(comparison: Comparison, guide: str, with_curves: bool) -> Entry:
+def _to_be_sent(comparison: Comparison, guide: str, with_curves: bool, max_bytes: float | None) -> Entry:
     """An entry that another process can receive: without the fits, whose guides can't be sent."""
-    return replace(compare_one(comparison, guide, with_curves), card=None)
+    return replace(compare_one(comparison, guide, with_curves, max_bytes), card=None)
 
 
 def _killed(comparison: Comparison, guide: str, how: str) -> Entry:
@@ -130,7 +142,6 @@ def _scored(comparison: Comparison, guide: str, with_curves: bool) -> Entry:
         _family(comparison, guide),
         objective=settings.objective,
         engine=settings.engine,
-        max_memory=settings.max_memory,
         num_steps=settings.num_steps,
         num_particles=settings.num_particles,
         num_replicas=settings.num_replicas,
@@ -167,7 +178,6 @@ def learned_by_first(target: Target, families: Mapping[str, Any], settings: FitS
             num_particles=settings.num_particles,
             lr=settings.lr,
             seed=settings.seed,
-            max_memory=settings.max_memory,
         ),
         settings.num_replicas,
         settings.engine,

@@ -39,9 +39,9 @@ MIN_SEARCH_NUMBERS = 2**26
 # What a point costs torch's operations beside the numbers of its widest temporary, in units of one such number: most
 # operations of a log joint are on single numbers.
 POINT_OVERHEAD = 20
-# Machine code is compared with torch's operations at this many points, and is made for no fewer. More points would make
-# the comparison more certain, and calls of few points slower.
-NUM_CHECKED = 64
+# Machine code is compared with torch's operations at this many points, or at all of a call of fewer, and is made for no
+# fewer than MIN_KERNEL_POINTS. More points would make the comparison more certain, and calls of few points slower.
+NUM_CHECKED, MIN_KERNEL_POINTS = 64, 16
 # Largest accepted difference between machine code and torch's operations, relative to a point's largest number, in
 # double precision. In single precision it is larger by the ratio of the two roundings, 0.05. A larger one would let a
 # wrong translation pass, a smaller one would refuse machine code for its rounding alone.
@@ -67,7 +67,7 @@ def pays(num_points: int, width: int) -> bool:
         num_points: of the call, those of all problems together.
         width: how many numbers the largest temporary of one point has.
     """
-    return num_points >= NUM_CHECKED and num_points * (width + POINT_OVERHEAD) >= MIN_CALL_NUMBERS
+    return num_points >= MIN_KERNEL_POINTS and num_points * (width + POINT_OVERHEAD) >= MIN_CALL_NUMBERS
 
 
 def chunks(num: int, size: int) -> Iterator[slice]:
@@ -147,7 +147,7 @@ class AtPoints:
         num_problems, num_points = points[0].shape[:2]
         if not num_problems * num_points:
             raise ValueError(f"expected at least one point, got {num_points} points of {num_problems} problems")
-        if self.compiles and num_points >= NUM_CHECKED and pays(num_problems * num_points, self.width):
+        if self.compiles and num_points >= MIN_KERNEL_POINTS and pays(num_problems * num_points, self.width):
             if not self.is_tried:
                 self.kernel = self._compiled([part[:1, :NUM_CHECKED] for part in points], [part[:1] for part in data])
                 self.is_tried = True

@@ -24,6 +24,9 @@ ADDED = {
     "max": "choose(valid, maximum({to}, {0}), {to})",
     "min": "choose(valid, minimum({to}, {0}), {to})",
 }
+# So many vectors of rows are summed before their sum is added to the total, since the rounding errors of a million rows
+# added one by one would be seen in a log density.
+BLOCK_VECTORS = 128
 ACROSS = {"sum": "sum_of_lanes", "max": "largest_of_lanes", "min": "smallest_of_lanes"}
 
 
@@ -47,11 +50,15 @@ def sweep_values(build: Builder, node: Node, inputs: Sequence[int]) -> tuple[Ref
         "for (int lane = 0; lane < VALID; ++lane) {",
         *_lane_values(body),
         *(line for k, total in enumerate(totals) for line in _accumulator(body.total(k), total)),
-        "for (int64_t row = 0; row < num_rows; row += LANES) {",
+        f"for (int64_t block = 0; block < num_rows; block += {BLOCK_VECTORS} * LANES) {{",
+        f"const int64_t block_end = block + {BLOCK_VECTORS} * LANES;",
+        "for (int64_t row = block; row < num_rows && row < block_end; row += LANES) {",
         "const M valid = first_lanes(num_rows - row);",
         *_row_loads(body),
         *scheduled(body.inner.items, _added_later(body), body.inner.tables),
         *(line for k, total in enumerate(totals) if total.kind == "scatter" for line in _added_at_places(body, k)),
+        "}",
+        *(line for k, total in enumerate(totals) if total.kind == "sum" for line in _block_added(body.total(k), total)),
         "}",
         *(line for k, name in enumerate(names) for line in _ended(name, body.total(k), totals[k])),
         "}",
@@ -165,7 +172,14 @@ def _accumulator(name: str, total: Total) -> list[str]:
     num = total.shape.numel()
     if total.kind == "scatter":
         return [f"Real {name}[{num}] = {{}};"]
-    return [f"V {name}[{num}];", *passes(num, lambda i: [f"{name}[{i}] = {STARTS[total.kind]};"])]
+    lines = [f"V {name}[{num}];", *passes(num, lambda i: [f"{name}[{i}] = {STARTS[total.kind]};"])]
+    return lines if total.kind != "sum" else [*lines, f"V {name}_whole[{num}] = {{}};"]
+
+
+def _block_added(name: str, total: Total) -> list[str]:
+    """The sum of a block of rows, added to that of those before, and begun anew."""
+    num = total.shape.numel()
+    return passes(num, lambda i: [f"{name}_whole[{i}] += {name}[{i}];", f"{name}[{i}] = V{{}};"])
 
 
 def _row_loads(body: _Body) -> list[str]:
@@ -219,5 +233,5 @@ def _ended(name: str, accumulator: str, total: Total) -> list[str]:
     """The totals of one lane."""
     if total.kind == "scatter":
         return passes(total.shape.numel(), lambda i: [f"{name}[{i}][lane] = {accumulator}[{i}];"])
-    across = ACROSS[total.kind]
+    across, accumulator = ACROSS[total.kind], f"{accumulator}_whole" if total.kind == "sum" else accumulator
     return passes(total.shape.numel(), lambda i: [f"{name}[{i}][lane] = {across}({accumulator}[{i}]);"])

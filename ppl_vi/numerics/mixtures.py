@@ -53,7 +53,9 @@ class StudentMixture:
             heavy = torch.tensor([one == degrees for one in self.degrees])[which]
             normal = torch.randn(int(heavy.sum()), round(degrees), generator=generator, dtype=self.loc.dtype)
             noise[heavy] = noise[heavy] / normal.square().mean(1, keepdim=True).sqrt()
-        return self.loc[which] + (self.factor[which] @ noise[..., None]).squeeze(-1)
+        for k, factor in enumerate(self.factor):  # a factor for each point would be D times as many numbers
+            noise[which == k] = noise[which == k] @ factor.mT
+        return self.loc[which] + noise
 
     def log_prob(self, u: Tensor) -> Tensor:
         """The log density at points `(S, D)`, `(S,)`, nats."""

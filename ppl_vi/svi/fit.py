@@ -19,6 +19,7 @@ from ppl_vi.guides import Family, find_family
 from ppl_vi.guides.own import family_of, name_of
 from ppl_vi.numerics.vmapping import draws_outside_sites, indexes_by_mask
 from ppl_vi.runtime.display import following
+from ppl_vi.runtime.memory import allowing, bytes_of
 from ppl_vi.runtime.provenance import versions
 from ppl_vi.runtime.stages import Callback, stage
 from ppl_vi.svi.engines.choice import ENGINES
@@ -54,7 +55,7 @@ def fit(
     lr: float = 0.2,
     tolerance: float = TOLERANCE,
     seed: int = 0,
-    max_memory: float | None = None,
+    max_memory: float | str | None = None,
     allow_support_mismatch: bool = False,
     progress: Callback | bool = False,
 ) -> Fit:
@@ -91,9 +92,9 @@ def fit(
         lr: the size of Adam's first step, as a multiple of the size that each parameter's own curvature gives.
         tolerance: how much a converged fit may still gain nearby, nats.
         seed: the seed of the initial values and the noise.
-        max_memory: GiB that the steps and checks may take at once; None is half of the free memory. A batch that needs
-            more is computed in chunks of replicas, to the same numbers. What the fit keeps, above all its history,
-            comes on top.
+        max_memory: what the steps and checks may take at once, as a text such as "4GB" or in GiB; None is half of the
+            free memory. A batch that needs more is computed in chunks of replicas, to the same numbers but for
+            rounding. What the fit keeps, above all its history, comes on top.
         allow_support_mismatch: fit a guide although it puts mass where the posterior has none.
         progress: True shows how far the fit has come, on standard error or in a notebook; a function is called with
             each `ppl_vi.Stage`, and what it raises ends the fit and is raised from here.
@@ -108,10 +109,12 @@ def fit(
         ValueError: an argument is out of range, or there is too little memory for a single replica.
     """
     began = time.perf_counter()
-    strategy = Strategy(find_objective(objective), num_steps, num_particles, lr, seed, tolerance, max_memory)
+    strategy = Strategy(find_objective(objective), num_steps, num_particles, lr, seed, tolerance)
+    max_bytes = bytes_of(max_memory)
     _validate(strategy, engine, num_replicas)
     name, family = (family, find_family(family)) if isinstance(family, str) else (name_of(family), family)
-    with following(progress, name.rpartition(":")[2]), _known_errors_explained(target.name):
+    told = following(progress, name.rpartition(":")[2])
+    with told, allowing(max_bytes), _known_errors_explained(target.name):
         if target.learnable is not None:
             target = learned_target(target, family, name.rpartition(":")[2], strategy, num_replicas, engine)
             family = family_of(target, family)
@@ -201,8 +204,7 @@ def _validate(strategy: Strategy, engine: str, num_replicas: int) -> None:
     ):
         if value < 1:
             raise ValueError(f"{what} must be at least 1, got {value}")
-    memory = 1.0 if strategy.max_memory is None else strategy.max_memory
-    for what, number in (("lr", strategy.lr), ("tolerance", strategy.tolerance), ("max_memory", memory)):
+    for what, number in (("lr", strategy.lr), ("tolerance", strategy.tolerance)):
         if not number > 0 or number == float("inf"):
             raise ValueError(f"{what} must be positive and finite, got {number}")
     check_objective(strategy.objective, engine, strategy.num_particles)

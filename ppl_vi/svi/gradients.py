@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
+from ppl_vi.compiler.many_points import chunks
 from ppl_vi.svi.objectives import Objective, surrogate_loss
 from ppl_vi.svi.program import Program
 from ppl_vi.svi.randomness import pseudo_random, quasi_random
@@ -52,12 +53,15 @@ class MeanGradients:
         program, objective: what is fitted, and by which objective.
         num_particles: particles of a step, for objectives that are no mean over particles.
         source: a faster way to gradients, where there is one.
+        max_particles: the most draws, of all points together, that gradients are otherwise computed for at once; None
+            for any number.
     """
 
     program: Program
     objective: Objective
     num_particles: int
     source: GradientSource | None = None
+    max_particles: int | None = None
 
     def noise(self, num_points: int, seed: int) -> Noise:
         """New noise for means, for each draw `(scrambles, groups, particles, *shape)`.
@@ -82,6 +86,20 @@ class MeanGradients:
         """The gradient of the loss at `theta` `(B, N, D)`, averaged over each scramble: `(B, N, S, D)`."""
         if self.source is not None and self.source.fits(noise):
             return self.source.gradients(theta, noise)
+        if self.max_particles is None or not noise:
+            return self._at_once(theta, noise)
+        (scrambles, groups, num), found = noise[0].shape[:3], []
+        of_point = len(theta) * scrambles * groups * num
+        size = max(1, num * self.max_particles // of_point) if self.objective.additive else num
+        for some in theta.split(max(1, self.max_particles // of_point), 1):
+            parts = [tuple(n[:, :, few] for n in noise) for few in chunks(num, min(num, size))]
+            # the mean over all draws, of those over the parts of them
+            means = [self._at_once(some, part) * (part[0].shape[2] / num) for part in parts]
+            found.append(torch.stack(means).sum(0))
+        return torch.cat(found, 1)
+
+    def _at_once(self, theta: Tensor, noise: Noise) -> Tensor:
+        """The same for all points and all noise together."""
         over = self.program.over
 
         def of_group(point: Tensor, row: tuple[Tensor, ...], group: Noise) -> Tensor:

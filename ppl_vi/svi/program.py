@@ -410,8 +410,10 @@ class Program:
         slope = jacrev(position)(zero)
         if slope.shape[-1] == 1:
             return (unconstrained - position(zero)) / slope[..., 0]
-        # likewise the inverse, by which a point then costs one product
-        return torch.linalg.inv(slope) @ (unconstrained - position(zero))
+        # likewise the inverse; what its rounding leaves is taken off by a second product
+        inverse, offset = torch.linalg.inv(slope), unconstrained - position(zero)
+        auxiliary = inverse @ offset
+        return auxiliary + inverse @ (offset - slope @ auxiliary)
 
     def unsupported_density(self) -> str | None:
         """Says why log q can't be evaluated at given latents, or gives None where it can."""

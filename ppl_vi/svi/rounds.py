@@ -8,9 +8,7 @@ half are averaged (Polyak and Juditsky 1992, Acceleration of stochastic approxim
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -28,10 +26,9 @@ from ppl_vi.svi.curvature import (
 from ppl_vi.svi.engines.adam import step_schedule
 from ppl_vi.svi.engines.blocks import BlockEngine
 from ppl_vi.svi.engines.compiled import MAX_UNROLLED_STEPS
-from ppl_vi.svi.engines.memory import UNTRACED_MEMORY_FACTOR
 from ppl_vi.svi.engines.portion import power_of_2
 from ppl_vi.svi.engines.step import State
-from ppl_vi.svi.gradients import MAX_HESSIAN_POINTS, NUM_SCRAMBLES
+from ppl_vi.svi.gradients import MAX_HESSIAN_POINTS
 from ppl_vi.svi.program import Program
 from ppl_vi.svi.running import RunningFit
 from ppl_vi.svi.setup import (
@@ -285,11 +282,7 @@ def _curvature(fit: RunningFit, theta: Tensor, number: int, most: int) -> Curvat
     places = replicas[chosen][..., None]
     points, steps = theta.take_along_dim(places, 1), DIFFERENCE * units.take_along_dim(places, 1)
     noise = setup.estimator.halves(setup.estimator.noise(num_points, setup.strategy.seed + number))
-
-    def compute(some: Tensor) -> Tensor:
-        return setup.estimator.hessians(points[:, some], noise, steps[:, some])
-
-    hessians = torch.cat(list(_by_chunks(fit, num_points, torch.arange(points.shape[1]), compute)), 1)
+    hessians = setup.estimator.hessians(points, noise, steps)
     group = of_running.new_zeros(theta.shape[:2]).index_copy(1, replicas, of_running)
     return Curvature(group, hessians, num_points)
 
@@ -301,12 +294,9 @@ def _prepare_round(
     setup, replicas = fit.setup, fit.running_replicas
     if curvature is not None:
         noise = setup.estimator.noise(SLOPE_POINTS, setup.strategy.seed)
-        gradients = _by_chunks(
-            fit, SLOPE_POINTS, replicas, lambda some: setup.estimator.gradients(theta[:, some], noise).mean(2)
-        )
-        found = preconditioner(
-            theta[:, replicas], curvature.of_replicas(replicas), torch.cat(list(gradients), 1), setup.is_adaptive
-        )
+        running = theta[:, replicas]
+        gradients = setup.estimator.gradients(running, noise).mean(2)
+        found = preconditioner(running, curvature.of_replicas(replicas), gradients, setup.is_adaptive)
         fit.preconditioner = fit.preconditioner.with_replicas(replicas, found)
     if isinstance(setup.engine, BlockEngine) and setup.program.draws:
         limit = NOISE_SHARE * setup.strategy.tolerance * length * AVERAGED_SHARE
@@ -401,29 +391,6 @@ def _gain(
 
 def _bounds(fit: RunningFit, theta: Tensor, replicas: Tensor, curvature: Curvature, look: Look) -> GainBounds:
     """The bounds of `gain_bounds` for some replicas."""
-
-    def compute(some: Tensor) -> GainBounds:
-        units, hessian = fit.preconditioner.units[:, some], curvature.of_replicas(some).mean(2)
-        at = (look.num_points, look.seed, look.error_rate)
-        return gain_bounds(fit.setup.estimator, theta[:, some], units, hessian, *at)
-
-    parts = list(_by_chunks(fit, look.num_points, replicas, compute))
-    return GainBounds(torch.cat([part.least for part in parts], 1), torch.cat([part.most for part in parts], 1))
-
-
-Part = TypeVar("Part")
-
-
-def _by_chunks(fit: RunningFit, num_points: int, replicas: Tensor, compute: Callable[[Tensor], Part]) -> Iterator[Part]:
-    """Computes what has gradients on `num_points` a scramble, for as many replicas at a time as there is memory for.
-
-    Args:
-        fit: the fits.
-        num_points: Sobol points a scramble.
-        replicas: the numbers of the replicas that are meant.
-        compute: gives the result of some replicas.
-    """
-    num_problems, num_replicas, dim = fit.theta.shape
-    num_particles = max(NUM_SCRAMBLES * num_points, 2 * dim * MAX_HESSIAN_POINTS)
-    size = fit.setup.footprint.num_replicas(num_problems, num_replicas, num_particles, UNTRACED_MEMORY_FACTOR)
-    return map(compute, replicas.split(size))
+    units, hessian = fit.preconditioner.units[:, replicas], curvature.of_replicas(replicas).mean(2)
+    at = (look.num_points, look.seed, look.error_rate)
+    return gain_bounds(fit.setup.estimator, theta[:, replicas], units, hessian, *at)

@@ -76,7 +76,6 @@ class Strategy:
     lr: float
     seed: int
     tolerance: float = TOLERANCE
-    max_memory: float | None = None
 
 
 @dataclass(frozen=True)
@@ -149,7 +148,13 @@ class Setup:
     @property
     def estimator(self) -> MeanGradients:
         """Gives the gradients and Hessians of the convergence checks."""
-        return MeanGradients(self.program, self.strategy.objective, self.num_particles, self.gradient_source)
+        return MeanGradients(
+            self.program,
+            self.strategy.objective,
+            self.num_particles,
+            self.gradient_source,
+            self.footprint.untraced_particles,
+        )
 
     def noise(self, prefix: tuple[int, ...], generator: torch.Generator) -> tuple[Tensor, ...]:
         """The noise of steps, for each draw `(*prefix, *shape)`, where `prefix` ends with the draws of a step."""
@@ -174,7 +179,7 @@ def prepare(program: Program, strategy: Strategy, initial: Tensor, engine: str) 
     num_problems, num_replicas, dim = initial.shape
     objective, (num_particles, is_adaptive) = strategy.objective, _particles(program, strategy, engine)
     block = _block(program, num_particles) if is_adaptive else num_particles
-    memory = footprint(program, objective, initial, block, strategy.max_memory)
+    memory = footprint(program, objective, initial, block)
     if engine == "pyro":
         pyro = PyroEngine(program, objective, num_particles)
         return Setup(

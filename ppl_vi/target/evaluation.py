@@ -8,9 +8,10 @@ import pyro.poutine as poutine
 import torch
 from torch import Tensor
 
-from ppl_vi.compiler.many_points import AtPoints
+from ppl_vi.compiler.many_points import AtPoints, chunks
 from ppl_vi.numerics.rules import SPACINGS
 from ppl_vi.numerics.vmapping import vmap_or_loop
+from ppl_vi.runtime.memory import at_once
 from ppl_vi.target.arguments import BoundModel, tensors_of
 from ppl_vi.target.decoder import Decoded
 from ppl_vi.target.sites import Latents, latents_of, numbers_of
@@ -19,6 +20,12 @@ from ppl_vi.target.target import Target
 # The most numbers that points decoded together may be decoded to, 128 MB in double precision.
 MAX_DECODED_NUMBERS = 1 << 24
 NUM_PRIOR_DRAWS = 256
+# Bytes that the temporaries of a point are taken to need at once, for each number of the largest of them: some five of
+# that size in double precision.
+BYTES_PER_NUMBER = 40
+# The same where a guide is run, for each number of the latents: Pyro's autoguides compute a draw of all of them for
+# each site.
+BYTES_PER_GUIDE_NUMBER = 400
 # The most numbers that the latents, or the data, of the points that are evaluated together may have: 4 MiB in double
 # precision, which stay in the processor's cache.
 MAX_DATA_NUMBERS = 2**19
@@ -34,7 +41,8 @@ _evaluators: WeakKeyDictionary[Target, AtPoints] = WeakKeyDictionary()
 
 def drawn_at_once(target: Target) -> int:
     """How many points to take together where a guide is run on them, and no data are."""
-    return max(MIN_POINTS, MAX_DATA_NUMBERS // sum(site.shape.numel() for site in target.latents))
+    numbers = sum(site.shape.numel() for site in target.latents)
+    return at_once(max(MIN_POINTS, MAX_DATA_NUMBERS // numbers), BYTES_PER_GUIDE_NUMBER * numbers)
 
 
 def points_at_once(target: Target) -> int:
@@ -42,7 +50,8 @@ def points_at_once(target: Target) -> int:
     given = tensors_of(target.model.given) if isinstance(target.model, BoundModel) else []
     data = sum(arg[0].numel() for arg in target.args) + sum(tensor.numel() for tensor in given)
     most = max(1, MAX_NUMBERS // target.width)
-    return min(most, max(MIN_POINTS, min(drawn_at_once(target), MAX_DATA_NUMBERS // max(1, data))))
+    fastest = min(most, max(MIN_POINTS, min(drawn_at_once(target), MAX_DATA_NUMBERS // max(1, data))))
+    return at_once(fastest, BYTES_PER_NUMBER * target.width)
 
 
 def log_joint(target: Target, latents: Latents, index: Tensor | None = None) -> Tensor:
@@ -56,9 +65,17 @@ def log_joint(target: Target, latents: Latents, index: Tensor | None = None) -> 
     Returns:
         `(B, S)`.
     """
-    rows = target.args if index is None else tuple(arg[index] for arg in target.args)
-    (value,) = evaluator(target)((numbers_of(target.latents, latents),), rows)
-    return value
+    points = numbers_of(target.latents, latents)
+    if index is None:
+        return evaluator(target)((points,), target.args)[0]
+    if target.num_problems == 1:  # all points together are then many, for which machine code pays
+        return evaluator(target)((points.flatten(0, 1)[None],), target.args)[0].reshape(points.shape[:2])
+    size = at_once(len(index), BYTES_PER_NUMBER * sum(arg[0].numel() for arg in target.args))
+    found = []
+    for some in chunks(len(index), size):
+        rows = [arg[index[some]] for arg in target.args]
+        found.append(evaluator(target)((points[some],), rows)[0])
+    return torch.cat(found)
 
 
 def evaluator(target: Target) -> AtPoints:
@@ -131,4 +148,5 @@ def log_likelihood_at(target: Target, z: Tensor, index: Tensor) -> Tensor:
 
 def decoded_at_once(target: Target) -> int:
     """How many points may be decoded together, where each takes as many numbers as a problem has data."""
-    return max(1, MAX_DECODED_NUMBERS // sum(arg[0].numel() for arg in target.args))
+    numbers = sum(arg[0].numel() for arg in target.args)
+    return at_once(max(1, MAX_DECODED_NUMBERS // numbers), BYTES_PER_NUMBER * numbers)

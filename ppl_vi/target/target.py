@@ -29,7 +29,7 @@ from ppl_vi.target.supports import LatentSite, MovingSupport
 
 MODE_TOLERANCE = 1e-10  # nats by which the log density at a mode may fall short of the highest value nearby
 # The search for a mode evaluates at most MANY_POINTS points of a problem at once, and fewer where their temporaries
-# would have more numbers than MAX_POINT_NUMBERS each, 32 MiB in double precision.
+# would have more numbers than MAX_POINT_NUMBERS each, 32 MiB in double precision. So does `Target.log_joint`.
 MANY_POINTS, MAX_POINT_NUMBERS = 64, 2**22
 
 
@@ -323,7 +323,9 @@ class Target:
             `(B, S)`.
         """
         rows = self.args if index is None else tuple(arg[index] for arg in self.args)
-        over_points = vmap_or_loop(self.log_joint_of_row, in_dims=(0,) + (None,) * len(rows))
+        num_points = next(iter(latents.values())).shape[1]
+        chunk = max(1, MAX_POINT_NUMBERS // self.width) if num_points * self.width > MAX_POINT_NUMBERS else None
+        over_points = vmap_or_loop(self.log_joint_of_row, in_dims=(0,) + (None,) * len(rows), chunk_size=chunk)
         return vmap_or_loop(over_points)(latents, *rows)
 
     @cached_property

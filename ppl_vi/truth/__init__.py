@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from ppl_vi.runtime.display import following
+from ppl_vi.runtime.memory import require
 from ppl_vi.runtime.stages import Callback, stage
 from ppl_vi.target.isolation import one_at_a_time
 from ppl_vi.target.statements import parameters_of
@@ -30,6 +31,9 @@ from ppl_vi.truth.result import Check, Expectation, Grade, Points, Truth, Uncert
 # for peaks that both quadrature rules may have missed. It takes about a second for each problem, too long for thousands
 # of them.
 MAX_SEARCHED_PROBLEMS = 2
+# Bytes that a gradient at one point takes at least, for each number of the largest tensor that is computed there: with
+# less memory the work is refused before it begins.
+GRADIENT_BYTES_PER_NUMBER = 200
 
 
 @one_at_a_time()
@@ -53,6 +57,7 @@ def ground_truth(target: Target, *, seed: int = 0, progress: Callback | bool = F
         progress: as `ppl_vi.fit` takes it.
 
     Raises:
+        MemoryBoundError: the gradient at a single point takes more memory than may be taken.
         UncertifiedTruthError: the target's closed form contradicts quadrature.
         ValueError: no method can compute the target's posterior, or the model's own parameters are not learned yet; the
             message says which.
@@ -63,6 +68,11 @@ def ground_truth(target: Target, *, seed: int = 0, progress: Callback | bool = F
             f"{target.name}: the posterior depends on the model's own parameters {names}, which are to be learned "
             "first: found = ppl_vi.fit(target, guide), then ppl_vi.ground_truth(found.target)"
         )
+    require(
+        GRADIENT_BYTES_PER_NUMBER * target.width,
+        f"a gradient of the log joint of '{target.name}' at one point",
+        "allow more memory, or give less data",
+    )
     with following(progress, "truth"):
         truth = _by_the_most_exact_method(target, seed)
     if target.learned is None:

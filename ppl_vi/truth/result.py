@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_vi.target.evaluation import log_joint
 from ppl_vi.target.sites import Latents
 from ppl_vi.target.target import Target
 
@@ -232,7 +233,7 @@ class Truth:
     def log_prob(self, latents: Latents) -> Tensor:
         """The normalised posterior log density at latents `(B, S, *site.shape)`, `(B, S)`, nats."""
         evidence = torch.from_numpy(self.log_evidence).to(self.target.device)
-        return self.target.log_joint(latents) - evidence[:, None]
+        return log_joint(self.target, latents) - evidence[:, None]
 
     def cdf(self, z: np.ndarray) -> np.ndarray:
         """P(Z <= z), `(B, S)` to `(B, S)`."""

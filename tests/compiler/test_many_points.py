@@ -13,7 +13,16 @@ import torch
 from torch import Tensor
 
 from ppl_vi.compiler import many_points, toolchain
-from ppl_vi.compiler.many_points import MIN_CALL_NUMBERS, NUM_CHECKED, AtPoints, WeightedSum, agree, chunks, pays
+from ppl_vi.compiler.many_points import (
+    MIN_CALL_NUMBERS,
+    MIN_KERNEL_POINTS,
+    NUM_CHECKED,
+    AtPoints,
+    WeightedSum,
+    agree,
+    chunks,
+    pays,
+)
 from ppl_vi.numerics.vmapping import vmap_or_loop
 from ppl_vi.target import evaluation
 from ppl_vi.target.isolation import isolated
@@ -135,7 +144,7 @@ def test_machine_code_that_disagrees_with_the_function_is_not_used() -> None:
 
 
 def test_few_points_do_not_pay() -> None:
-    assert not pays(NUM_CHECKED - 1, MIN_CALL_NUMBERS)
+    assert not pays(MIN_KERNEL_POINTS - 1, MIN_CALL_NUMBERS)
     assert pays(NUM_CHECKED, MIN_CALL_NUMBERS)
     assert not pays(1000, 1)
 
@@ -219,7 +228,7 @@ def test_a_kernel_serves_other_points_and_data() -> None:
         points, data = of_two_at(num_problems, num_points)
         check(many(points, data), one_by_one(points, data))
     assert made(many)
-    points, data = of_two_at(300, NUM_CHECKED - 1)  # fewer points than a kernel is checked at
+    points, data = of_two_at(300, MIN_KERNEL_POINTS - 1)  # fewer points than a kernel is checked at
     check(many(points, data), one_by_one(points, data))
 
 

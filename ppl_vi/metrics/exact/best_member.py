@@ -21,6 +21,7 @@ from ppl_vi.metrics.sampled.best_member import reverse_kl_projection
 from ppl_vi.numerics.newton import minimize
 from ppl_vi.runtime.stages import stage
 from ppl_vi.svi.result import Fit
+from ppl_vi.target.evaluation import log_joint
 from ppl_vi.target.sites import off_edge
 from ppl_vi.truth import Truth
 
@@ -156,7 +157,7 @@ def _nodes(fit: Fit, truth: Truth, starts: Tensor) -> Nodes | None:
     u, log_weight = _panel_nodes(truth)
     values, log_slope = target.constrain(u[..., None])
     values = off_edge(target.latents, values)
-    log_p = target.log_joint(values) - torch.from_numpy(truth.log_evidence).to(u.device)[:, None] + log_slope
+    log_p = log_joint(target, values) - torch.from_numpy(truth.log_evidence).to(u.device)[:, None] + log_slope
     log_q = fit.log_prob_at(starts, {site: values[site][:, None].expand(-1, num, *values[site].shape[1:])}).amax(1)
     empty = torch.maximum(log_q + log_slope, log_p) < MIN_LOG_DENSITY
     if bool((torch.isneginf(log_q) & ~empty).any()):

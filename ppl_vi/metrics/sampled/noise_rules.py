@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ppl_vi.compiler.many_points import chunks
 from ppl_vi.numerics.mixtures import LOG_2PI
+from ppl_vi.runtime.memory import at_once
 from ppl_vi.svi import members
 from ppl_vi.svi.randomness import Draw, quasi_random
 from ppl_vi.svi.result import Fit
@@ -39,6 +40,8 @@ MAX_LATTICE_DIM = 3
 # The latents of the nodes that are scored together have at most this many numbers, 32 MiB in double precision. More of
 # them would take more memory, not less time.
 MAX_NODE_NUMBERS = 2**22
+# Bytes that are taken at once for each of these numbers, with the copies of them that are made on the way.
+BYTES_PER_NODE_NUMBER = 60
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,8 @@ def scored_nodes(fit: Fit, theta: Tensor, rule: NoiseRules) -> ScoredNodes:
     """Log joint and guide density where the rules' nodes take members `theta` `(B, R, D)` of a fit's family."""
     target, parts = fit.target, []
     per_node = theta.shape[0] * theta.shape[1] * len(rule.weight) * sum(site.shape.numel() for site in target.latents)
-    for some in chunks(rule.weight.shape[1], MAX_NODE_NUMBERS // per_node):
+    size = at_once(max(1, MAX_NODE_NUMBERS // per_node), BYTES_PER_NODE_NUMBER * per_node)
+    for some in chunks(rule.weight.shape[1], size):
         z, log_guide = _drawn(fit, theta, rule.part(some))
         latents = latents_of(target.latents, z.flatten(1, 3))
         found = log_joint(target, latents), target.inside(latents)

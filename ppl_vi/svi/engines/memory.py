@@ -7,7 +7,6 @@ in chunks of replicas; since the noise of all replicas is drawn before, the numb
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from ppl_vi.runtime.memory import SHARE_OF_FREE_MEMORY, MemoryBoundError, is_bounded, room, shown
 from ppl_vi.svi.engines.batched import BatchedEngine
 from ppl_vi.svi.engines.step import Engine, State
 from ppl_vi.svi.objectives import Objective
@@ -24,11 +24,8 @@ from ppl_vi.svi.program import Program
 from ppl_vi.svi.randomness import pseudo_random
 
 # A batch whose noise and data, repeated for each particle of each fit, are at most this many numbers (8 MiB in double
-# precision) takes little memory. Its step is traced to find out how much only where max_memory is given.
+# precision) takes little memory. Its step is traced to find out how much only where the memory is bounded.
 MAX_NUMBERS_NOT_COUNTED = 2**20
-# The share of the free memory that a fit may take, unless max_memory is given; the rest is left for the fit's history
-# and for other programs.
-SHARE_OF_FREE_MEMORY = 0.5
 # The numbers that a step that can't be traced is assumed to need at once, for each number of noise and data.
 NUMBERS_OF_UNTRACED_STEP = 300
 # Derivatives that are computed under `vmap`, not traced, are assumed to take this many times the memory of the traced
@@ -36,16 +33,9 @@ NUMBERS_OF_UNTRACED_STEP = 300
 UNTRACED_MEMORY_FACTOR = 3.0
 
 
-def free_bytes(device: torch.device) -> int:
-    """The memory of a device that is free now, in bytes."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        with open("/proc/meminfo") as file:
-            kilobytes = next(line.split()[1] for line in file if line.startswith("MemAvailable:"))
-        return int(kilobytes) * 1024
-    except (OSError, StopIteration):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def room_bytes(device: torch.device) -> float:
+    """The bytes that may be taken on a device now, on top of what is held."""
+    return SHARE_OF_FREE_MEMORY * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else room()
 
 
 def peak_bytes(graph: GraphModule) -> int:
@@ -84,44 +74,47 @@ class Footprint:
     particle: float
     max_bytes: float
 
-    def num_replicas(self, num_problems: int, num_replicas: int, num_particles: int, factor: float = 1.0) -> int:
-        """How many replicas of all problems can be computed at once, at most `num_replicas`.
+    def num_replicas(self, num_problems: int, num_replicas: int, num_particles: int) -> int:
+        """How many replicas of all problems can take a step at once, at most `num_replicas`.
 
         Args:
             num_problems, num_replicas: of the batch.
-            num_particles: of each fit.
-            factor: how many times the memory of a traced step a particle takes.
+            num_particles: of each fit, at once.
 
         Raises:
-            ValueError: there is not enough memory for a single replica.
+            MemoryBoundError: there is not enough memory for a single replica.
         """
-        each = self.particle * factor * num_problems * num_particles
+        each = self.particle * num_problems * num_particles
         if each <= 0 or each * num_replicas <= self.max_bytes:
             return num_replicas
         if each > self.max_bytes:
-            raise ValueError(
-                f"one replica of {num_problems} problems with {num_particles} particles takes about "
-                f"{each / 2**30:.3g} GiB, and {self.max_bytes / 2**30:.3g} GiB may be taken: "
-                "give fewer problems or particles, or more memory"
+            of = f"{num_problems} problems" if num_problems > 1 else "one problem"
+            raise MemoryBoundError(
+                f"a step of one replica of {of} with {num_particles} draws at once takes about {shown(each)} of "
+                f"memory, and {shown(self.max_bytes)} may be taken: give fewer problems or draws, or allow more memory"
             )
         return int(self.max_bytes / each)
 
+    @property
+    def untraced_particles(self) -> int | None:
+        """How many draws derivatives that are not traced may be computed for at once; None for any number."""
+        if self.particle <= 0:
+            return None
+        return max(1, int(self.max_bytes / (UNTRACED_MEMORY_FACTOR * self.particle)))
 
-def footprint(
-    program: Program, objective: Objective, theta: Tensor, num_particles: int, max_memory: float | None
-) -> Footprint:
+
+def footprint(program: Program, objective: Objective, theta: Tensor, num_particles: int) -> Footprint:
     """The memory that the particles of fits take, found by tracing the step of one replica.
 
     Args:
         program, objective: what is fitted, and by which objective.
         theta: the parameters of all fits, `(B, R, D)`.
         num_particles: of each fit.
-        max_memory: GiB that may be taken, or None for half of the free memory.
     """
-    max_bytes = SHARE_OF_FREE_MEMORY * free_bytes(theta.device) if max_memory is None else max_memory * 2**30
+    max_bytes = room_bytes(theta.device)
     numbers = sum(d.shape.numel() for d in program.draws) + sum(arg[0].numel() for arg in program.target.args)
     particles = theta.shape[0] * num_particles
-    if program.one_by_one or (particles * theta.shape[1] * numbers <= MAX_NUMBERS_NOT_COUNTED and max_memory is None):
+    if program.one_by_one or (particles * theta.shape[1] * numbers <= MAX_NUMBERS_NOT_COUNTED and not is_bounded()):
         return Footprint(0.0, max_bytes)
     one = theta[:, :1].contiguous()
     generator = torch.Generator(device=theta.device).manual_seed(0)

@@ -140,7 +140,7 @@ def fitted_proposal(density: Density, start: Tensor, seed: int) -> FittedProposa
         seed: of draws and fits.
     """
     generator = torch.Generator().manual_seed(seed)
-    derivatives = _Derivatives(density, len(start))
+    derivatives = Derivatives(density, len(start))
     if not bool(derivatives(start)[2].isfinite().all()):
         return "the log density has no finite derivatives where searches for modes begin"
     found = minimize_by(derivatives, start, tolerance=MODE_TOLERANCE, max_steps=MAX_NEWTON_STEPS)
@@ -179,7 +179,7 @@ def _mixture(found: Minimum) -> StudentMixture | None:
     return StudentMixture(share.log(), found.x[kept], torch.linalg.cholesky(covariance), (math.inf,) * len(kept))
 
 
-class _Derivatives:
+class Derivatives:
     """Minus the log density with its first and second derivatives, at `N` points that move by Newton's method.
 
     The second derivatives are differences of gradients: those come from the code that chains use, which streams over

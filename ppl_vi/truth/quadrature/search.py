@@ -17,8 +17,9 @@ from scipy.stats import qmc
 from torch import Tensor
 
 from ppl_vi.numerics.mixtures import LOG_2PI
-from ppl_vi.numerics.newton import minimize
+from ppl_vi.numerics.newton import minimize, minimize_by
 from ppl_vi.target.log_density import Density
+from ppl_vi.truth.importance.proposal import Derivatives
 from ppl_vi.truth.quadrature.standardized import vanished
 
 # Points of the wide scan, and draws of the importance sampler: powers of 2, as Sobol points ask for.
@@ -30,6 +31,11 @@ BOX_MARGIN = 0.5
 # (times the number of latent numbers), and at NUM_RANDOM_STARTS scanned points chosen at random. More starts would find
 # more of the modes of a rugged posterior, at the cost of one run of Newton's method each.
 NUM_PEAK_STARTS, NUM_NEIGHBOURS, NUM_RANDOM_STARTS = 24, 3, 12
+# Ascents end where a step promises to gain no more nats than this, or after so many steps.
+ASCENT_TOLERANCE, MAX_ASCENT_STEPS = 1e-8, 60
+# All ascents together may have temporaries of so many numbers, 32 MiB in double precision. Where they would have more,
+# second derivatives are differences of gradients, by code that streams over the data.
+MAX_ASCENT_NUMBERS = 2**22
 # Two ends of ascents are one mode if they are no farther apart along any axis, in standard deviations of the mode.
 SAME_MODE_DISTANCE = 0.5
 # Where second derivatives at a mode are nan or infinite, its standard deviation is set to the width of the box divided
@@ -192,7 +198,11 @@ def ascended(density: Density, starts: Tensor, width: Tensor) -> Modes:
         return -density.of_one(u)
 
     with density.isolated():
-        found = minimize(energy, starts, tolerance=1e-8, max_steps=60)
+        if len(starts) * density.dim * density.width > MAX_ASCENT_NUMBERS:
+            derivatives = Derivatives(density, len(starts))
+            found = minimize_by(derivatives, starts, tolerance=ASCENT_TOLERANCE, max_steps=MAX_ASCENT_STEPS)
+        else:
+            found = minimize(energy, starts, tolerance=ASCENT_TOLERANCE, max_steps=MAX_ASCENT_STEPS)
     ends = Modes(found.x, -found.value, _factors(found.hessian, width))
     kept: list[int] = []
     for i in ends.value.argsort(descending=True).tolist():
