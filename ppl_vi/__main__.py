@@ -70,6 +70,7 @@ def program(arguments: argparse.Namespace) -> int:
         raise cli.UsageError("name the model as package.module:attribute")
     sys.path.insert(0, str(Path.cwd()))
     try:
+        cli.check_comparison(arguments)
         return _compare(arguments)
     finally:
         sys.path.remove(str(Path.cwd()))
@@ -105,10 +106,8 @@ def _begun(arguments: argparse.Namespace) -> tuple[ModelComparison, list[str], i
 
 def write_figures(comparison: ModelComparison, arguments: argparse.Namespace) -> None:
     """Writes all figures as PNG."""
-    from ppl_vi.report import files
-
     for name, figure in comparison.plot().items():
-        files.write_figure(arguments.out / f"{name}.png", figure)
+        cli.write_figure(arguments.out / f"{name}.png", figure)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
