@@ -415,9 +415,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="one case per regime and one batch size")
     parser.add_argument("--json", metavar="FILE|-", help="write the numbers to FILE, or to standard output for -")
     options = parser.parse_args(arguments)
-    if options.json not in (None, "-"):
-        if why := why_not_file(Path(options.json)):
-            parser.error(f"--json: {why}")
+    if options.json not in (None, "-") and (why := why_not_file(Path(options.json))):
+        parser.error(f"--json: {why}")
     torch.set_num_threads(1)
     result = {
         "accuracy": accuracy(options.quick),

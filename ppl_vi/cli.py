@@ -107,6 +107,14 @@ def positive(text: str) -> float:
     return value
 
 
+def step_size(text: str) -> float:
+    """The size of Adam's first step of a fit."""
+    value = positive(text)
+    if value > names.MAX_LR:
+        raise argparse.ArgumentTypeError(f"must be at most {names.MAX_LR:g}, got {text}")
+    return value
+
+
 def whole(least: int) -> Callable[[str], int]:
     """A function that parses a whole number of at least `least`, for an option's `type`."""
 
@@ -160,7 +168,7 @@ def add_comparison_options(
     count("num_steps", "SVI steps at most", whole(1))
     count("num_particles", "draws a step, or auto: few at first, more where their noise is what is left", draws)
     count("num_replicas", "independent fits of each problem", whole(1))
-    parser.add_argument("--lr", type=positive, default=0.2, metavar="F", help="Adam's first step size (0.2)")
+    parser.add_argument("--lr", type=step_size, default=0.2, metavar="F", help="Adam's first step size (0.2)")
     parser.add_argument(
         "--engine",
         choices=ENGINES,
@@ -443,6 +451,8 @@ def compare_command(
             comparison = Comparison(target, ground_truth(target), settings, tuple(labels))
     except UncertifiedTruthError as error:
         raise UsageError(f"there is no truth to measure by: {error}") from error
+    except ValueError as error:  # data where the model has no density
+        raise UsageError(str(error)) from error
     code, _ = run_comparison(
         comparison, guides, processes, arguments, lambda done: write_figures(done, arguments, more_figures), progress
     )

@@ -44,8 +44,16 @@ OBJECTIVES = (
     "trace_elbo", "score_function", "stl", "trace_mean_field_elbo", "tail_adaptive", "renyi", "iwae",
 )  # fmt: skip
 
+# The largest size of Adam's first step, in the units that each parameter's curvature gives. A good one is below 1; from
+# some hundreds on the first step leads where no density is finite, and all that follows is lost.
+MAX_LR = 100.0
+
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf(inity)?|nan)", re.ASCII | re.IGNORECASE)
 WHOLE_NUMBER = re.compile(r"[+-]?\d{1,30}", re.ASCII)  # longer ones are beyond any count, and slow to read
+
+# The largest size of Adam's first step, in the units that each parameter's curvature gives. A good one is below 1; from
+# some hundreds on the first step leads where no density is finite, and all that follows is lost.
+MAX_LR = 100.0
 
 
 def number(text: str) -> float:
