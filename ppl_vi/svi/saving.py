@@ -24,6 +24,7 @@ FORMAT, FORMAT_VERSION = "ppl_vi.Fit", 1
 # The attributes of a fit that are saved under their own names: in the header, and as arrays.
 SCALARS = ("objective", "engine", "engine_reason", "seed", "seconds", "num_particles", "lr")
 HISTORIES = ("steps", "elbo_history", "status", "stop_reason", "num_steps", "predicted_gain")
+LARGEST = 1e30  # that seconds or a step size can be
 
 _log = logging.getLogger(__name__)
 
@@ -111,9 +112,9 @@ _HEADER: dict[str, Callable[[Any], bool]] = {
     "engine": _is_text,
     "engine_reason": _is_text,
     "seed": lambda value: _is_whole(value) and -(2**63) <= value < 2**64,
-    "seconds": lambda value: _is_number(value) and value >= 0,
-    "num_particles": lambda value: value == "auto" or (_is_whole(value) and value >= 1),
-    "lr": lambda value: _is_number(value) and value > 0,
+    "seconds": lambda value: _is_number(value) and 0 <= value < LARGEST,
+    "num_particles": lambda value: value == "auto" or (_is_whole(value) and 1 <= value < 2**31),
+    "lr": lambda value: _is_number(value) and 0 < value < LARGEST,
     "parameters": _is_texts,
     "scope": lambda value: isinstance(value, dict) and set(value.values()) <= {"per_problem", "shared"},
     "support_mismatch": _is_text,
@@ -188,5 +189,7 @@ def _check_histories(arrays: dict[str, np.ndarray], fits: tuple[int, int], size:
     check_array("predicted_gain", arrays.get("predicted_gain"), np.dtype(np.float64), fits)
     for name in ("stop_reason", "status"):
         check_array(name, arrays.get(name), np.str_, fits)
+    if max(arrays["num_steps"].max(), *steps, 0) > num_taken:
+        raise DamagedFileError(f"'elbo_history' has {num_taken} steps, fewer than were taken")
     if not set(arrays["status"].flat) <= set(map(str, Status)):
         raise DamagedFileError("'status' holds what is no status")
