@@ -100,10 +100,17 @@ def _forged(content: bytes, draw: random.Random) -> tuple[str, bytes]:
         arrays["header"] = np.frombuffer(json.dumps(header | {key: value}).encode(), dtype=np.uint8)
         return f"header: {key} = {value!r:.30}", packed(arrays)
     array = arrays[name]
+    is_text = array.dtype.kind == "U"
+    others = ("S3", "S9") if is_text else ("<U3", "complex64")
     other = draw.choice(
-        [array[:-1], array[None], array.astype("<U3"), array.astype("complex64" if array.dtype.kind != "U" else "S9"),
-         array.reshape(-1)[:0], np.asfortranarray(array)[..., None]]
-    )  # fmt: skip
+        [
+            array[:-1],
+            array[None],
+            *map(array.astype, others),
+            array.reshape(-1)[:0],
+            np.asfortranarray(array)[..., None],
+        ]
+    )
     return f"array: {name} {other.dtype} {other.shape}", packed(arrays | {name: other})
 
 

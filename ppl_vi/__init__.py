@@ -16,6 +16,7 @@ from ppl_vi._version import __version__
 if TYPE_CHECKING:
     from ppl_vi.metrics import Estimate, Scorecard, score
     from ppl_vi.model_comparison import ModelComparison, compare
+    from ppl_vi.runtime.archives import DamagedFileError
     from ppl_vi.runtime.stages import Stage
     from ppl_vi.svi.fit import UnsuitableObjectiveError, fit
     from ppl_vi.svi.result import Fit
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from ppl_vi.truth import Truth, UncertifiedTruthError, ground_truth
 
 __all__ = [
+    "DamagedFileError",
     "Estimate",
     "Fit",
     "ModelComparison",
@@ -43,6 +45,7 @@ __all__ = [
 _HOMES = {
     "metrics": ("Estimate", "Scorecard", "score"),
     "model_comparison": ("ModelComparison", "compare"),
+    "runtime.archives": ("DamagedFileError",),
     "runtime.stages": ("Stage",),
     "svi.fit": ("UnsuitableObjectiveError", "fit"),
     "svi.result": ("Fit",),
