@@ -189,7 +189,7 @@ def _check_histories(arrays: dict[str, np.ndarray], fits: tuple[int, int], size:
     check_array("predicted_gain", arrays.get("predicted_gain"), np.dtype(np.float64), fits)
     for name in ("stop_reason", "status"):
         check_array(name, arrays.get(name), np.str_, fits)
-    if max(arrays["num_steps"].max(), *steps, 0) > num_taken:
+    if max([*arrays["num_steps"].flat, *arrays["steps"]]) > num_taken:
         raise DamagedFileError(f"'elbo_history' has {num_taken} steps, fewer than were taken")
     if not set(arrays["status"].flat) <= set(map(str, Status)):
         raise DamagedFileError("'status' holds what is no status")
