@@ -90,6 +90,8 @@ def why_not_file(file: Path) -> str:
     try:
         if file.is_dir():
             return f"'{file}' is a folder"
+        if not file.parent.is_dir():
+            return f"there is no folder '{file.parent}'"
         if not is_replaced(file):
             return "" if os.access(file, os.W_OK) else f"can't write to '{file}': Permission denied"
         folder = Path(os.path.realpath(file)).parent

@@ -93,7 +93,7 @@ def test_what_can_be_told_of_a_file_beforehand(tmp_path: Path) -> None:
     for name, why in {
         ".": "is a folder",
         "none/a": "there is no folder",
-        "file/a": "Not a directory",
+        "file/a": "there is no folder",
         "circle": "Too many levels of symbolic links",
         "a" * 300: "File name too long",
         "a\0b": "null",
