@@ -24,7 +24,7 @@ from benchmarks.faults_files import damaged_checkpoints, damaged_draws, damaged_
 from benchmarks.faults_shell import bad_numbers, odd_outputs
 from benchmarks.faults_trials import Trials
 from ppl_vi import cli
-from ppl_vi.outputs import write_output_text
+from ppl_vi.runtime.outputs import write_output_text
 
 OUT = Path("results/faults")
 

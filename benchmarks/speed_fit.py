@@ -23,7 +23,7 @@ from typing import Any
 
 from benchmarks.vae_speed import installed, one_core
 from ppl_vi import cli
-from ppl_vi.outputs import write_output_text
+from ppl_vi.runtime.outputs import write_output_text
 
 OUT = Path("results/speed_fit")
 NUM_GROUPS = 20  # of the hierarchy

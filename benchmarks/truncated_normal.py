@@ -30,8 +30,8 @@ from scipy.stats import truncnorm
 from torch import Tensor
 
 from ppl_vi.distributions import TruncatedNormal
-from ppl_vi.outputs import UNWRITTEN, one_line, reason_of, why_not_file
 from ppl_vi.runtime.files import write_text
+from ppl_vi.runtime.outputs import UNWRITTEN, one_line, reason_of, why_not_file
 
 # The decimal digits that mpmath computes with. In the narrowest intervals the formulas below lose 80 digits to
 # cancellation, so that 50 are left.

@@ -20,8 +20,8 @@ from benchmarks.vae_records import bounded_points, bounds_record, points, record
 from benchmarks.vae_scoring import Bounded, Job, score
 from benchmarks.vae_training import load_data, preparation, train_guide
 from ppl_vi import cli
-from ppl_vi.names import AMORTIZED
-from ppl_vi.outputs import write_output_text
+from ppl_vi.runtime.names import AMORTIZED
+from ppl_vi.runtime.outputs import write_output_text
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ppl_vi import cli
-from ppl_vi.outputs import write_output_text
+from ppl_vi.runtime.outputs import write_output_text
 
 if TYPE_CHECKING:
     import torch

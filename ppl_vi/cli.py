@@ -24,8 +24,10 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ppl_vi import names
-from ppl_vi.outputs import (
+from ppl_vi.runtime import names
+from ppl_vi.runtime.display import following
+from ppl_vi.runtime.files import is_replaced
+from ppl_vi.runtime.outputs import (
     UNWRITTEN,
     note_failure,
     noting_failures,
@@ -36,8 +38,6 @@ from ppl_vi.outputs import (
     write_output,
     write_output_text,
 )
-from ppl_vi.runtime.display import following
-from ppl_vi.runtime.files import is_replaced
 from ppl_vi.runtime.processes import num_cores, shared, wake
 from ppl_vi.runtime.stages import stage
 
@@ -630,7 +630,7 @@ def _write(out: Path, draw: Callable[[], dict[str, Figure]]) -> tuple[str, list[
 
 
 def write_figure(path: Path, figure: Figure) -> None:
-    """Writes a figure, as `ppl_vi.outputs.write_output` does."""
+    """Writes a figure, as `ppl_vi.runtime.outputs.write_output` does."""
     from ppl_vi.report import files
 
     write_output(path, lambda place: files.write_figure(place, figure))

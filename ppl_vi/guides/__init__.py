@@ -24,7 +24,7 @@ from ppl_vi.guides.softplus_normal import softplus_normal
 from ppl_vi.guides.spline_flow import spline_flow
 from ppl_vi.guides.truncated_normal import truncated_normal
 from ppl_vi.guides.weibull import weibull
-from ppl_vi.names import check_family, unknown
+from ppl_vi.runtime.names import check_family, unknown
 
 Family = Callable[..., Any]
 

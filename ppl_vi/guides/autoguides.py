@@ -12,7 +12,7 @@ import torch
 from pyro.infer import autoguide
 from torch import nn
 
-from ppl_vi.names import ACCEPTED, REFUSED
+from ppl_vi.runtime.names import ACCEPTED, REFUSED
 
 
 def laplace(model: Callable[..., Any], init_loc_fn: Callable[..., Any] = autoguide.init_to_feasible) -> Any:

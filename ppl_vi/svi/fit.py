@@ -17,9 +17,9 @@ from torch import Tensor
 
 from ppl_vi.guides import Family, find_family
 from ppl_vi.guides.own import family_of, name_of
-from ppl_vi.names import MAX_LR
 from ppl_vi.numerics.vmapping import draws_outside_sites, indexes_by_mask
 from ppl_vi.runtime.display import following
+from ppl_vi.runtime.names import MAX_LR
 from ppl_vi.runtime.provenance import versions
 from ppl_vi.runtime.stages import Callback, stage
 from ppl_vi.svi.engines.choice import ENGINES

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ppl_vi.names import objective_of
+from ppl_vi.runtime.names import objective_of
 from ppl_vi.svi.program import Particle, Program, analytic_divergence_missing
 
 ParticleOf = Callable[[Program, Tensor, tuple[Tensor, ...], tuple[Tensor, ...]], Particle]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.toy_posterior import main
-from ppl_vi.outputs import noting_failures, why_not_file, write_output_text
+from ppl_vi.runtime.outputs import noting_failures, why_not_file, write_output_text
 
 TOY = ["--quick", "--guides", "exponential", "half_normal", "--x", "1.5", "--no-plots", "--out"]
 needs_full = pytest.mark.skipif(not os.access("/dev/full", os.W_OK), reason="there is no /dev/full")
@@ -39,7 +39,7 @@ def test_where_the_folder_has_no_room_that_is_said_once(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ppl_vi.outputs.write_text", full)
+    monkeypatch.setattr("ppl_vi.runtime.outputs.write_text", full)
     assert main([*TOY, str(tmp_path)]) == 1
     shown = capsys.readouterr()
     assert "half_normal" in shown.out

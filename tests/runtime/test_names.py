@@ -9,8 +9,9 @@ import pytest
 
 from benchmarks.zoo import MODELS
 from models import ZOO
-from ppl_vi import guides, names
+from ppl_vi import guides
 from ppl_vi.guides.amortized import AMORTIZED
+from ppl_vi.runtime import names
 from ppl_vi.svi.objectives import OBJECTIVES, find_objective
 
 
