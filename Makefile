@@ -14,7 +14,7 @@ export PIP_BUILD_CONSTRAINT := constraints.txt
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help env toy vae zoo speed test lint types tests format clean
+.PHONY: help env toy vae zoo speed faults test lint types tests format clean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
@@ -33,6 +33,9 @@ zoo: $(STAMP)  ## measure guides on a zoo of models (ARGS="..." goes to it)
 
 speed: $(STAMP)  ## measure the engines beside NumPyro, PyMC and C++ (ARGS="..." goes to it; pip install -e '.[peers]')
 	$(RUN) benchmarks.speed $(ARGS)
+
+faults: $(STAMP)  ## try what can go wrong: damaged files, odd outputs, planted code, bad numbers (ARGS="..." goes to it)
+	$(RUN) benchmarks.faults $(ARGS)
 
 test: lint types tests slow  ## run lint, types and all tests, as continuous integration does
 

@@ -60,24 +60,23 @@ def program(arguments: argparse.Namespace) -> int:
     """Trains, scores, shows."""
     from rich.console import Console
 
-    from ppl_vi.report import files
-
     if arguments.list_guides:
         cli.list_guides(Console())
         return 0
-    guides = cli.chosen_guides(arguments.guides, GUIDES)
     if not arguments.range[0] < arguments.range[1]:
         raise cli.UsageError(
             f"--range: expected two numbers in order, got {arguments.range[0]:g} {arguments.range[1]:g}"
         )
     cli.check_outputs(arguments)
+    cli.check_guides(arguments.guides)
+    guides = cli.chosen_guides(arguments.guides, GUIDES)
     modules = {guide: _module(arguments, guide) for guide in guides}
     records = [one for guide, module in modules.items() for one in gaps(arguments, guide, module)]
     cli.write_records(records, arguments)
     cli.show_records(records, arguments, _show)
     if not any(record["reason"] is None for record in records):
         return 1
-    return cli.drawn(lambda: files.write_figure(arguments.out / "gaps_over_x.png", figure(records)), arguments)
+    return cli.drawn(lambda: cli.write_figure(arguments.out / "gaps_over_x.png", figure(records)), arguments)
 
 
 def gaps(arguments: argparse.Namespace, guide: str, module: AmortizedToy | str) -> list[dict[str, Any]]:

@@ -156,7 +156,7 @@ def program(arguments: argparse.Namespace) -> int:
     from rich import box
     from rich.table import Table
 
-    from ppl_vi.report import files, table
+    from ppl_vi.report import table
     from ppl_vi.report.numbers import short
 
     cli.writable_folder("--out", arguments.out)
@@ -168,7 +168,7 @@ def program(arguments: argparse.Namespace) -> int:
         numbers = (spread.path.mean(), spread.path.std(ddof=1), spread.score.std(ddof=1), spread.ratio)
         shown.add_row(spread.what, *(short(float(v), 3) for v in numbers), f"{spread.disagreement:.1f} s.e.")
     table.terminal().print(shown)
-    files.write_figure(arguments.out / "gradient_variance.png", figure(spreads))
+    cli.write_figure(arguments.out / "gradient_variance.png", figure(spreads))
     return 0
 
 

@@ -242,7 +242,6 @@ def _growth(arguments: argparse.Namespace) -> int:
     engines = _among("engine", arguments.engines or GROWTH_ENGINES, tuple(ENTRY))
     cli.check_outputs(arguments)
     from benchmarks.speed_growth import figure, growth_cases
-    from ppl_vi.report import files
 
     effort = {key: (QUICK if arguments.quick else FULL)[key] for key in ("blocks", "block_seconds")}
     axes, chosen = zip(*growth_cases(engines, arguments.dtype, arguments.quick, effort), strict=True)
@@ -251,7 +250,7 @@ def _growth(arguments: argparse.Namespace) -> int:
     cli.show_records(records, arguments, show)
 
     def draw() -> None:
-        files.write_figure(arguments.out / "growth.png", figure(records, TITLES))
+        cli.write_figure(arguments.out / "growth.png", figure(records, TITLES))
 
     return cli.drawn(draw, arguments)
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from benchmarks.vae_speed import installed, one_core
 from ppl_vi import cli
-from ppl_vi.runtime.files import write_text
+from ppl_vi.runtime.outputs import write_output_text
 
 OUT = Path("results/speed_fit")
 NUM_GROUPS = 20  # of the hierarchy
@@ -191,7 +191,7 @@ def program(arguments: argparse.Namespace) -> int:
         records.append(record | {"versions": versions("jax", "numpyro")})
         shown.add_row(*row(record))
     table.terminal().print(shown)
-    write_text(arguments.out / "records.json", files.to_json(records))
+    write_output_text(arguments.out / "records.json", files.to_json(records))
     return 0
 
 

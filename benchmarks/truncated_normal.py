@@ -30,6 +30,8 @@ from scipy.stats import truncnorm
 from torch import Tensor
 
 from ppl_vi.distributions import TruncatedNormal
+from ppl_vi.runtime.files import write_text
+from ppl_vi.runtime.outputs import UNWRITTEN, one_line, reason_of, why_not_file
 
 # The decimal digits that mpmath computes with. In the narrowest intervals the formulas below lose 80 digits to
 # cancellation, so that 50 are left.
@@ -413,10 +415,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="one case per regime and one batch size")
     parser.add_argument("--json", metavar="FILE|-", help="write the numbers to FILE, or to standard output for -")
     options = parser.parse_args(arguments)
-    if options.json not in (None, "-"):
-        target = Path(options.json)
-        if target.is_dir() or not target.parent.is_dir():
-            parser.error(f"--json expects a file in an existing folder, but got {options.json!r}")
+    if options.json not in (None, "-") and (why := why_not_file(Path(options.json))):
+        parser.error(f"--json: {why}")
     torch.set_num_threads(1)
     result = {
         "accuracy": accuracy(options.quick),
@@ -429,7 +429,11 @@ def main(arguments: list[str] | None = None) -> int:
     if options.json == "-":
         json.dump(result, sys.stdout, indent=2)
     elif options.json:
-        Path(options.json).write_text(json.dumps(result, indent=2) + "\n")
+        try:
+            write_text(Path(options.json), json.dumps(result, indent=2) + "\n")
+        except OSError as error:
+            print(one_line(f"can't write '{options.json}': {reason_of(error)}"), file=sys.stderr)
+            return UNWRITTEN
     return 0
 
 

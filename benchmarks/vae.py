@@ -15,13 +15,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.vae_arguments import parser, size
+from benchmarks.vae_arguments import check_data, parser, size
 from benchmarks.vae_records import bounded_points, bounds_record, points, record
 from benchmarks.vae_scoring import Bounded, Job, score
 from benchmarks.vae_training import load_data, preparation, train_guide
 from ppl_vi import cli
 from ppl_vi.runtime import signals
-from ppl_vi.runtime.files import write_text
+from ppl_vi.runtime.names import AMORTIZED
+from ppl_vi.runtime.outputs import write_output_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -127,11 +128,10 @@ def _checked(arguments: argparse.Namespace) -> list[str]:
     Raises:
         UsageError: an argument asks for what can't be done.
     """
-    from ppl_vi.guides.amortized import AMORTIZED
-
     guides = cli.guides_among(arguments.guides, AMORTIZED)
-    cli.check_device(arguments.device)
+    check_data(arguments.data)
     cli.check_outputs(arguments)
+    cli.check_device(arguments.device)
     return guides
 
 
@@ -157,20 +157,20 @@ def _write(finished: Sequence[Scored], arguments: argparse.Namespace) -> None:
     cli.write_records([one.record for one in finished], arguments)
     if arguments.per_point:
         each = [point for one in finished for point in one.points]
-        write_text(arguments.out / "points.json", files.to_json(each))
+        write_output_text(arguments.out / "points.json", files.to_json(each))
 
 
 def _show(finished: Sequence[Scored], arguments: argparse.Namespace) -> None:
     from ppl_vi.report import decoder_table
 
     records = [one.record for one in finished]
-    write_text(arguments.out / "table.txt", decoder_table.as_text(records))
+    write_output_text(arguments.out / "table.txt", decoder_table.as_text(records))
     cli.show_records(records, arguments, decoder_table.show)
 
 
 def write_figures(portraits: list[Portrait], trained: dict[str, Trained], out: Path) -> None:
     """Writes the training curves and the figures of the guides whose gaps are certified."""
-    from ppl_vi.report import decoder_plots, files
+    from ppl_vi.report import decoder_plots
 
     figures = {"training": decoder_plots.training_curves(trained)}
     if portraits:
@@ -186,7 +186,7 @@ def write_figures(portraits: list[Portrait], trained: dict[str, Trained], out: P
         if portrait.target.dim == 2:
             figures[f"worst_points_{portrait.guide}"] = decoder_plots.worst_points(portrait)
     for name, figure in figures.items():
-        files.write_figure(out / f"{name}.png", figure)
+        cli.write_figure(out / f"{name}.png", figure)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,6 +9,7 @@ from ppl_vi import cli
 
 OUT = Path("results/vae")
 GUIDES = ("diagonal", "full")
+DATA, DATA_FILES = ("digits", "mnist"), (".npy", ".npz")  # what `models.images.load` takes
 # What an option that counts something is where it isn't given, without and with --quick.
 FULL = {"num_epochs": 150, "num_points": 500, "num_temperatures": 300}
 QUICK = {"num_epochs": 30, "num_points": 40, "num_temperatures": 100}
@@ -19,6 +20,23 @@ MAX_CERTIFIED_LATENTS = 3
 def size(arguments: argparse.Namespace, name: str) -> int:
     """The value of an option of `FULL`: as it was given, or the default."""
     return int(getattr(arguments, name) or (QUICK if arguments.quick else FULL)[name])
+
+
+def check_data(name: str) -> None:
+    """Refuses data of which there can be none, before anything is imported that could read them.
+
+    Raises:
+        UsageError: the name is unknown, or there is no such file.
+    """
+    if name in DATA:
+        return
+    if Path(name).suffix not in DATA_FILES:
+        files = " or ".join(DATA_FILES)
+        raise cli.UsageError(
+            f"--data: unknown images '{name}'; there are {', '.join(DATA)}, and paths ending in {files}"
+        )
+    if not Path(name).exists():
+        raise cli.UsageError(f"--data: there is no file '{name}'")
 
 
 def sigma(text: str) -> float | None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ppl_vi import cli
-from ppl_vi.runtime.files import write_text
+from ppl_vi.runtime.outputs import write_output_text
 
 if TYPE_CHECKING:
     import torch
@@ -227,7 +227,7 @@ def program(arguments: argparse.Namespace) -> int:
             | {"rounds": arguments.rounds, "versions": versions("jax", "numpyro")}
         )
     table.terminal().print(shown)
-    write_text(arguments.out / "records.json", files.to_json(records))
+    write_output_text(arguments.out / "records.json", files.to_json(records))
     return 0
 
 

@@ -16,6 +16,7 @@ from ppl_vi._version import __version__
 if TYPE_CHECKING:
     from ppl_vi.metrics import Estimate, Scorecard, score
     from ppl_vi.model_comparison import ComparisonInterruptedError, ModelComparison, compare
+    from ppl_vi.runtime.archives import DamagedFileError
     from ppl_vi.runtime.stages import Stage
     from ppl_vi.svi.fit import UnsuitableObjectiveError, fit
     from ppl_vi.svi.result import Fit
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ComparisonInterruptedError",
+    "DamagedFileError",
     "Estimate",
     "Fit",
     "ModelComparison",
@@ -44,6 +46,7 @@ __all__ = [
 _HOMES = {
     "metrics": ("Estimate", "Scorecard", "score"),
     "model_comparison": ("ComparisonInterruptedError", "ModelComparison", "compare"),
+    "runtime.archives": ("DamagedFileError",),
     "runtime.stages": ("Stage",),
     "svi.fit": ("UnsuitableObjectiveError", "fit"),
     "svi.result": ("Fit",),

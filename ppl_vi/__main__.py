@@ -80,6 +80,7 @@ def program(arguments: argparse.Namespace) -> int:
     folder = str(Path.cwd())
     sys.path.insert(0, folder)
     try:
+        cli.check_comparison(arguments)
         return _compare(arguments)
     finally:
         if folder in sys.path:  # which a module may have changed
@@ -116,10 +117,8 @@ def _begun(arguments: argparse.Namespace) -> tuple[ModelComparison, list[str], i
 
 def write_figures(comparison: ModelComparison, arguments: argparse.Namespace) -> None:
     """Writes all figures as PNG."""
-    from ppl_vi.report import files
-
     for name, figure in comparison.plot().items():
-        files.write_figure(arguments.out / f"{name}.png", figure)
+        cli.write_figure(arguments.out / f"{name}.png", figure)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,11 +9,12 @@ can't be done is one line (`UsageError`). Torch and Pyro are imported only once 
 from __future__ import annotations
 
 import argparse
+import glob
+import importlib.util
 import math
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -23,10 +24,21 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ppl_vi.runtime import signals
+from ppl_vi.runtime import names, signals
 from ppl_vi.runtime.display import following
-from ppl_vi.runtime.files import write_text
+from ppl_vi.runtime.files import is_replaced
 from ppl_vi.runtime.memory import MemoryBoundError, bounded, num_sharing, parsed
+from ppl_vi.runtime.outputs import (
+    UNWRITTEN,
+    note_failure,
+    noting_failures,
+    one_line,
+    reason_of,
+    why_not_file,
+    why_not_folder,
+    write_output,
+    write_output_text,
+)
 from ppl_vi.runtime.processes import num_cores, shared, wake
 from ppl_vi.runtime.stages import stage
 
@@ -38,6 +50,7 @@ if TYPE_CHECKING:
 
 ENGINES = ("auto", "compiled", "batched", "pyro")
 DEVICES = ("cpu", "cuda")
+CUDA_DRIVERS = ("/dev/nv*", "/dev/kfd", "/dev/dxg")  # one of these is there on Linux where torch can find a CUDA device
 FULL: dict[str, Any] = {"num_steps": 1000, "num_particles": "auto", "num_replicas": 16, "num_draws": 10_000}
 QUICK: dict[str, Any] = {"num_steps": 300, "num_particles": "auto", "num_replicas": 4, "num_draws": 2000}
 # Pyro's point mass is among "all" families although it is refused: its row says why it has no numbers.
@@ -72,12 +85,19 @@ class Parser(argparse.ArgumentParser):
 def finite(text: str) -> float:
     """A finite number."""
     try:
-        value = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a number, got '{text}'") from None
+        value = names.number(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"must be finite, got {text}")
     return value
+
+
+def folder(text: str) -> Path:
+    """A folder; an empty text, as of a variable that is not set, would be the current one."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a folder, got ''")
+    return Path(text)
 
 
 def positive(text: str) -> float:
@@ -88,14 +108,22 @@ def positive(text: str) -> float:
     return value
 
 
+def step_size(text: str) -> float:
+    """The size of Adam's first step of a fit."""
+    value = positive(text)
+    if value > names.MAX_LR:
+        raise argparse.ArgumentTypeError(f"must be at most {names.MAX_LR:g}, got {text}")
+    return value
+
+
 def whole(least: int) -> Callable[[str], int]:
     """A function that parses a whole number of at least `least`, for an option's `type`."""
 
     def parse(text: str) -> int:
         try:
-            value = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"expected a whole number, got '{text}'") from None
+            value = names.whole_number(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
         if not least <= value < 2**31:
             raise argparse.ArgumentTypeError(f"must be at least {least} and below 2^31, got {text}")
         return value
@@ -149,7 +177,7 @@ def add_comparison_options(
     count("num_steps", "SVI steps at most", whole(1))
     count("num_particles", "draws a step, or auto: few at first, more where their noise is what is left", draws)
     count("num_replicas", "independent fits of each problem", whole(1))
-    parser.add_argument("--lr", type=positive, default=0.2, metavar="F", help="Adam's first step size (0.2)")
+    parser.add_argument("--lr", type=step_size, default=0.2, metavar="F", help="Adam's first step size (0.2)")
     parser.add_argument(
         "--engine",
         choices=ENGINES,
@@ -184,7 +212,7 @@ def add_seed(parser: argparse.ArgumentParser) -> None:
 
 def add_out(parser: argparse.ArgumentParser, out: Path) -> None:
     """Adds `--out`."""
-    parser.add_argument("--out", type=Path, default=out, metavar="DIR", help=f"folder for what is written ({out})")
+    parser.add_argument("--out", type=folder, default=out, metavar="DIR", help=f"folder for what is written ({out})")
 
 
 def run(
@@ -197,8 +225,11 @@ def run(
     arguments = parser.parse_args(argv)
     with signals.handled(parser.prog):
         try:
-            with signals.working():
-                return program(arguments)
+            with signals.working(), noting_failures() as failed:
+                code = program(arguments)
+            if sys.stdout is not None:
+                sys.stdout.flush()
+            return code or (UNWRITTEN if failed else 0)
         except (Exception, KeyboardInterrupt) as error:
             # a library may have made another error of a signal's exception
             if not isinstance(error, KeyboardInterrupt) and not signals.has_come():
@@ -210,16 +241,27 @@ def run(
 def _told(program: str, error: Exception) -> int:
     """Tells the user of an error in one line, if it is one that the user can mend; the exit code."""
     if isinstance(error, UsageError):
-        print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(one_line(f"{program}: error: {error}"), file=sys.stderr)
         return USAGE
     if isinstance(error, BrokenPipeError):  # whoever read the output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence(sys.stdout)
         return 0
+    if isinstance(error, OSError):  # as where the tables go to a full disk
+        what = f" '{error.filename}'" if error.filename else ""
+        print(one_line(f"{program}: error: can't read or write{what}: {reason_of(error)}"), file=sys.stderr)
+        _silence(sys.stdout)
+        return UNWRITTEN
     raise error
 
 
-def chosen_guides(names: Sequence[str] | None, default: Sequence[str] | None) -> list[str]:
-    """The families that are asked for, each once: `names`, or where there are none `default`, or without that all.
+def _silence(stream: Any) -> None:
+    """Lets a stream that can't be written to lead nowhere, so that what it still holds is not tried again."""
+    if stream is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def chosen_guides(given: Sequence[str] | None, default: Sequence[str] | None) -> list[str]:
+    """The families that are asked for, each once: `given`, or where there are none `default`, or without that all.
 
     Raises:
         UsageError: no such family.
@@ -228,7 +270,7 @@ def chosen_guides(names: Sequence[str] | None, default: Sequence[str] | None) ->
     from ppl_vi.guides import FAMILIES
 
     everything = (*FAMILIES, POINT_MASS)
-    asked = everything if names is None and default is None else names or default or ()
+    asked = everything if given is None and default is None else given or default or ()
     guides = list(dict.fromkeys(guide for name in asked for guide in (everything if name == "all" else (name,))))
     try:
         for guide in guides:
@@ -238,19 +280,17 @@ def chosen_guides(names: Sequence[str] | None, default: Sequence[str] | None) ->
     return guides
 
 
-def guides_among(names: Sequence[str], known: Iterable[str]) -> list[str]:
+def guides_among(asked: Sequence[str], known: Iterable[str]) -> list[str]:
     """The families that are asked for, each once.
 
     Raises:
         UsageError: one of them is not among those known.
     """
-    from ppl_vi.guides import unknown
-
     known = list(known)
-    for name in names:
+    for name in asked:
         if name not in known:
-            raise UsageError(f"{unknown(name, known)} (there are {', '.join(known)})")
-    return list(dict.fromkeys(names))
+            raise UsageError(f"{names.unknown(name, known)} (there are {', '.join(known)})")
+    return list(dict.fromkeys(asked))
 
 
 def list_guides(console: Console) -> None:
@@ -297,10 +337,15 @@ def check_device(device: str) -> None:
     Raises:
         UsageError: torch finds no such device.
     """
+    if device == "cpu":
+        return
+    missing = "--device cuda: torch finds no CUDA device here"
+    if sys.platform == "linux" and not any(map(glob.glob, CUDA_DRIVERS)):
+        raise UsageError(missing)  # without the seconds that importing torch takes
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: torch finds no CUDA device here")
+        raise UsageError(missing)
 
 
 def writable_folder(option: str, folder: Path) -> None:
@@ -309,12 +354,8 @@ def writable_folder(option: str, folder: Path) -> None:
     Raises:
         UsageError: the folder can't be created or written to.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UsageError(f"{option}: can't write to '{folder}': {error.strerror or error}") from error
+    if why := why_not_folder(folder):
+        raise UsageError(f"{option}: {why}")
 
 
 def check_outputs(arguments: argparse.Namespace) -> None:
@@ -324,13 +365,57 @@ def check_outputs(arguments: argparse.Namespace) -> None:
         UsageError: an output can't be written.
     """
     writable_folder("--out", arguments.out)
-    if arguments.json and arguments.json != "-":
-        file = Path(arguments.json)
-        if file.is_dir():
-            raise UsageError(f"--json: '{file}' is a folder")
-        if not file.parent.is_dir():
-            raise UsageError(f"--json: there is no folder '{file.parent}'")
-        writable_folder("--json", file.parent)
+    if arguments.json == "-" and sys.stdout is None:
+        raise UsageError("--json: standard output is closed")
+    if arguments.json is None or arguments.json == "-":
+        return
+    if why := why_not_file(Path(arguments.json)) if arguments.json else "expected a file, got ''":
+        raise UsageError(f"--json: {why}")
+
+
+def check_comparison(arguments: argparse.Namespace) -> None:
+    """Refuses what can be refused before torch and Pyro are imported, which takes seconds.
+
+    Raises:
+        UsageError: an option asks for what can't be done.
+    """
+    check_guides(arguments.guides)
+    try:
+        _, number = names.objective_of(arguments.objective)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    num = getattr(arguments, "num_particles", None)
+    if arguments.objective.startswith("iwae:") and isinstance(num, int) and num % int(number or 1):
+        raise UsageError(f"num_particles must be a multiple of K = {number} for iwae, got {num}")
+    check_outputs(arguments)
+    check_device(arguments.device)
+
+
+def check_guides(given: Sequence[str] | None) -> None:
+    """Refuses names of families of which there can be none.
+
+    Raises:
+        UsageError: there is none.
+    """
+    try:
+        for name in given or ():
+            if name != "all":
+                _check_guide(name)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _check_guide(name: str) -> None:
+    """Checks a family's name, or that there is such a module as a name of one's own begins with."""
+    names.check_family(name)
+    if ":" not in name:
+        return
+    module, _, attribute = name.partition(":")
+    package = module.partition(".")[0]
+    if not package or not attribute:
+        raise ValueError(f"guide '{name}': expected package.module:attribute")
+    if package not in sys.modules and importlib.util.find_spec(package) is None:
+        raise ValueError(f"guide '{name}' can't be imported: No module named '{package}'")
 
 
 def prepared(
@@ -349,10 +434,9 @@ def prepared(
     Raises:
         UsageError: an option asks for what can't be done.
     """
+    check_comparison(arguments)
     guides = chosen_guides(arguments.guides, default)
     settings = settings_of(arguments)
-    check_device(arguments.device)
-    check_outputs(arguments)
     processes = num_workers_within(settings.max_memory, num_workers(len(guides), arguments.device))
     wake(processes, *modules)
     return guides, settings, processes
@@ -393,6 +477,8 @@ def compare_command(
             comparison = Comparison(target, ground_truth(target), settings, tuple(labels))
     except (UncertifiedTruthError, MemoryBoundError) as error:
         raise UsageError(f"there is no truth to measure by: {error}") from error
+    except ValueError as error:  # data where the model has no density
+        raise UsageError(str(error)) from error
     code, _ = run_comparison(
         comparison, guides, processes, arguments, lambda done: write_figures(done, arguments, more_figures), progress
     )
@@ -496,12 +582,14 @@ def followed(items: Iterable[T], total: int, what: str) -> Iterator[T]:
 
 
 def write_records(records: Sequence[dict[str, Any]], arguments: argparse.Namespace) -> None:
-    """Writes the records to `records.json`, and to the file of `--json` if there is one."""
+    """Writes the records to `records.json`, and to the file of `--json` if there is one that can be replaced."""
     from ppl_vi.report import files
 
-    to_file = [Path(arguments.json)] if arguments.json and arguments.json != "-" else []
-    for path in (arguments.out / "records.json", *to_file):
-        write_text(path, files.to_json(records))
+    paths = [arguments.out / "records.json"]
+    if arguments.json and arguments.json != "-" and is_replaced(Path(arguments.json)):
+        paths.append(Path(arguments.json))
+    for path in paths:
+        write_output_text(path, files.to_json(records))
 
 
 def show_records(
@@ -509,7 +597,10 @@ def show_records(
     arguments: argparse.Namespace,
     show: Callable[[Sequence[dict[str, Any]], Console], None],
 ) -> None:
-    """Prints the tables by `show`. With `--json -` they go to standard error, and the records to standard output."""
+    """Prints the tables by `show`. With `--json -` they go to standard error, and the records to standard output.
+
+    A device or a pipe that `--json` names is written to now, once: who reads it gets one document.
+    """
     from ppl_vi.report import files, table
 
     to_stdout = arguments.json == "-"
@@ -517,6 +608,8 @@ def show_records(
     if to_stdout:
         sys.stdout.write(files.to_json(records))
         sys.stdout.flush()
+    elif arguments.json and not is_replaced(Path(arguments.json)):
+        write_output_text(Path(arguments.json), files.to_json(records))
 
 
 def write_comparison(comparison: Comparison, arguments: argparse.Namespace) -> None:
@@ -525,7 +618,7 @@ def write_comparison(comparison: Comparison, arguments: argparse.Namespace) -> N
 
     records = comparison.records()
     write_records(records, arguments)
-    write_text(arguments.out / "records.csv", files.to_csv(records))
+    write_output_text(arguments.out / "records.csv", files.to_csv(records))
 
 
 def show_comparison(comparison: Comparison, arguments: argparse.Namespace) -> None:
@@ -533,7 +626,7 @@ def show_comparison(comparison: Comparison, arguments: argparse.Namespace) -> No
     from ppl_vi.report import table
 
     records, show = comparison.records(), partial(table.show, layout=table.layout_of(comparison))
-    write_text(arguments.out / "table.txt", table.as_text(records, show))
+    write_output_text(arguments.out / "table.txt", table.as_text(records, show))
     show_records(records, arguments, show)
 
 
@@ -548,9 +641,11 @@ def write_figures(
         for name, draw in plots.FIGURES.items():
             jobs.append(partial(_named, f"{name}_x_{label:g}", draw, comparison, problem))
     processes = num_workers(len(comparison.entries), arguments.device)
-    for said in shared(partial(_write, arguments.out), jobs, processes, lambda _, how: f"a figure is left out: {how}"):
+    for said, unwritten in shared(partial(_write, arguments.out), jobs, processes, _left_out):
         if said:
             print(said, file=sys.stderr)
+        for path, error in unwritten:
+            note_failure(path, error)
 
 
 def _named(
@@ -559,18 +654,35 @@ def _named(
     return {name: draw(comparison, problem)}
 
 
-def _write(out: Path, draw: Callable[[], dict[str, Figure]]) -> str:
-    """Draws figures and writes them by name; why there are none, or ""."""
+def _left_out(_: Callable[[], dict[str, Figure]], how: str) -> tuple[str, list[tuple[Path, OSError]]]:
+    """What is said of figures whose process was killed."""
+    return f"a figure is left out: {how}", []
+
+
+def _write(out: Path, draw: Callable[[], dict[str, Figure]]) -> tuple[str, list[tuple[Path, OSError]]]:
+    """Draws figures and writes them by name; why there are none, or "", and those that could not be written."""
     from ppl_vi.report import files
     from ppl_vi.truth import UncertifiedTruthError
 
     try:
         figures = draw()
     except UncertifiedTruthError as error:
-        return f"a figure is left out: {error}"
+        return f"a figure is left out: {error}", []
+    unwritten: list[tuple[Path, OSError]] = []
     for name, figure in figures.items():
-        files.write_figure(out / f"{name}.png", figure)
-    return ""
+        path = out / f"{name}.png"
+        try:
+            files.write_figure(path, figure)
+        except OSError as error:
+            unwritten.append((path, error))
+    return "", unwritten
+
+
+def write_figure(path: Path, figure: Figure) -> None:
+    """Writes a figure, as `ppl_vi.runtime.outputs.write_output` does."""
+    from ppl_vi.report import files
+
+    write_output(path, lambda place: files.write_figure(place, figure))
 
 
 def interrupted(done: int, total: int, what: str, arguments: argparse.Namespace) -> int:

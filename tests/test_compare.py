@@ -176,12 +176,17 @@ def test_guides_of_ones_own_are_saved_and_found_again_by_name(result, tmp_path):
     for name in ("function", "easy", "family"):
         result[name].save(tmp_path / name)
         draws = result[name].draw(5, seed=0)
-        for back in (Fit.load(tmp_path / name, result.target), Fit.load(tmp_path / name, result.target, GUIDES[name])):
+        with pytest.raises(ValueError, match=r"give it by family=.* or let a file that you trust import it"):
+            Fit.load(tmp_path / name, result.target)
+        for back in (
+            Fit.load(tmp_path / name, result.target, import_family=True),
+            Fit.load(tmp_path / name, result.target, GUIDES[name]),
+        ):
             assert torch.equal(back.log_prob(draws), result[name].log_prob(draws))
     assert result["function"].family_name == f"{__name__}:function_guide"
     result["module"].save(tmp_path / "module")
     with pytest.raises(ValueError, match=r"its guide '.*:ModuleGuide' can't be made again, give it by family="):
-        Fit.load(tmp_path / "module", result.target)
+        Fit.load(tmp_path / "module", result.target, import_family=True)
     assert Fit.load(tmp_path / "module", result.target, GUIDES["module"]).num_replicas == 2
 
 

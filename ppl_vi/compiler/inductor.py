@@ -2,7 +2,8 @@
 
 Machine code goes to the compile cache, so that the same graph is compiled once. The cache is the folder
 `ppl_vi/inductor` in `$XDG_CACHE_HOME` or `~/.cache`, or the folder that `$TORCHINDUCTOR_CACHE_DIR` names. Inductor
-writes there under locks and moves whole files into place, so several processes may share it.
+writes there under locks and moves whole files into place, so several processes may share it. What stands there is
+loaded and run, so a folder that another user owns or may write to is not used.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from ppl_vi.compiler import inductor_cache
+from ppl_vi.runtime.caches import is_usable
 
 TRIED_VERSIONS = ("2.13",)  # the versions of torch with which the tests of the compiled engine were seen to pass
+KEPT, TORCHS = "kept", "torch"  # the folders in the cache for what `inductor_cache` keeps, and for inductor's own files
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"  # the environment variable that names the folder of the compile cache
 _log = logging.getLogger(__name__)
 
@@ -56,10 +59,13 @@ def cache_folder() -> Path:
     return (Path(home) if home else Path.home() / ".cache") / "ppl_vi" / "inductor"
 
 
-def writable_folder() -> Path:
-    """The folder of the compile cache; where it can't be written to, one that is removed when the process ends."""
-    folder = cache_folder()
-    return folder if is_writable(folder) else _temporary_folder()
+def private_folder(name: str) -> Path:
+    """A folder in the compile cache, to which nobody else may write, since what it holds is run.
+
+    Where it is not so, or can't be written to, it is one that is removed when the process ends.
+    """
+    folder = cache_folder() / name
+    return folder if is_usable(folder) else _temporary_folder() / name
 
 
 def compiled(module: GraphModule, example: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
@@ -77,14 +83,14 @@ def compiled(module: GraphModule, example: Sequence[Tensor]) -> Callable[..., Se
     check_version()
     module, constants = with_constants_as_inputs(module)
     example = [*constants, *example]
-    folder, key = cache_folder(), inductor_cache.key_of(module, example)
-    found = inductor_cache.load(folder, key)
-    if found is None and is_writable(folder):
+    kept, key = private_folder(KEPT), inductor_cache.key_of(module, example)
+    run = inductor_cache.load(kept, key)
+    if run is None:
         try:
-            found = _compiled(module, example, folder, key)
+            run = _compiled(module, example, private_folder(TORCHS), kept, key)
         except Exception as error:
-            _log.info("compiling again, without the cache in %s: %s", folder, error)
-    run = found or _compiled(module, example, _temporary_folder(), key)
+            _log.info("compiling again, without the cache in %s: %s", cache_folder(), error)
+            run = _compiled(module, example, _temporary_folder() / TORCHS, _temporary_folder() / KEPT, key)
     expected = [_described(tensor) for tensor in example[len(constants) :]]
 
     def checked(*args: Tensor) -> Sequence[Tensor]:
@@ -104,7 +110,7 @@ def _described(tensor: Tensor) -> tuple[torch.dtype, torch.Size, str]:
 def is_cached(module: GraphModule, example: Sequence[Tensor]) -> bool:
     """Whether the machine code of a graph is in the compile cache."""
     module, constants = with_constants_as_inputs(module)
-    return inductor_cache.is_cached(cache_folder(), inductor_cache.key_of(module, [*constants, *example]))
+    return inductor_cache.is_cached(private_folder(KEPT), inductor_cache.key_of(module, [*constants, *example]))
 
 
 def with_constants_as_inputs(module: GraphModule) -> tuple[GraphModule, list[Tensor]]:
@@ -125,8 +131,8 @@ def with_constants_as_inputs(module: GraphModule) -> tuple[GraphModule, list[Ten
     return GraphModule(module, graph), constants
 
 
-def _compiled(module: GraphModule, example: Sequence[Tensor], folder: Path, key: str) -> inductor_cache.Run:
-    """Compiles, and writes to the compile cache what later processes can run without inductor."""
+def _compiled(module: GraphModule, example: Sequence[Tensor], folder: Path, kept: Path, key: str) -> inductor_cache.Run:
+    """Compiles in a folder, and keeps what later processes can run without inductor in another."""
     with inductor_cache.environment(CACHE_VARIABLE, str(folder)), _quiet():
         from torch._guards import TracingContext, tracing
         from torch._inductor import codecache, config, cpu_vec_isa
@@ -154,8 +160,8 @@ def _compiled(module: GraphModule, example: Sequence[Tensor], folder: Path, key:
             expected = run(*example)  # the first call loads what was compiled
         if len(made) == 1:
             loaded = next((m for m in codecache.PyCodeCache.modules if m.key == made[0].cache_key), None)
-            if loaded and inductor_cache.save(folder, key, made[0].source_code, vars(loaded)):
-                again = inductor_cache.load(folder, key)
+            if loaded and inductor_cache.save(kept, key, made[0].source_code, vars(loaded)):
+                again = inductor_cache.load(kept, key)
                 if again and _same(again(list(example)), expected):
                     return again
     return lambda args: run(*args)
@@ -189,15 +195,6 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def is_writable(folder: Path) -> bool:
-    """Whether files can be written to a folder, which is made where it does not exist."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return False
-    return os.access(folder, os.W_OK | os.X_OK)
 
 
 @cache

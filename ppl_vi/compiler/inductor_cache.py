@@ -3,7 +3,8 @@
 From it a later process runs a compiled graph without inductor, whose import alone takes more than a second. An entry is
 a folder. Its name is a digest of the graph and of all that its machine code depends on. In it are the Python code that
 inductor generated, which allocates memory and calls kernels, the shared libraries of these kernels, and the digests of
-both. An entry is moved into place whole, so that several processes may share the cache; a damaged one is not used.
+both. An entry is moved into place whole, so that several processes may share the cache; a damaged one is not used, nor
+one that another user owns or may write to.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-ENTRIES = "kept"  # the folder of the entries inside the cache
+from ppl_vi.runtime.files import is_own, make_private
+
 CODE_FILE, DIGESTS_FILE = "code.py", "digests.json"  # the files of an entry, beside its libraries
 # The variable of the environment in which inductor's libraries find, when they are loaded, the address of torch's
 # function that gives a tensor's memory.
@@ -60,14 +62,17 @@ def key_of(module: GraphModule, example: Sequence[Tensor]) -> str:
 
 def is_cached(folder: Path, key: str) -> bool:
     """Whether there is an entry."""
-    return (folder / ENTRIES / key / DIGESTS_FILE).is_file()
+    return (folder / key / DIGESTS_FILE).is_file()
 
 
 def load(folder: Path, key: str) -> Run | None:
     """An entry's function, which takes all inputs as one list and empties it; None where there is no usable entry."""
-    entry = folder / ENTRIES / key
+    entry = folder / key
     try:
         digests = json.loads((entry / DIGESTS_FILE).read_text())
+        found = [entry, *entry.iterdir()]
+        if {path.name for path in found[1:]} != {DIGESTS_FILE, *digests} or not all(map(is_own, found)):
+            return None
         if any(sha256((entry / name).read_bytes()).hexdigest() != digest for name, digest in digests.items()):
             return None
         return _executed(entry)
@@ -128,7 +133,8 @@ def save(folder: Path, key: str, source: str, namespace: dict[str, Any]) -> bool
     """Writes an entry.
 
     Args:
-        folder, key: of the cache and of the entry.
+        folder: of all entries.
+        key: of the entry.
         source: the Python code that inductor generated.
         namespace: what it defines, the kernels among it.
 
@@ -142,16 +148,18 @@ def save(folder: Path, key: str, source: str, namespace: dict[str, Any]) -> bool
     calls = set(EXTERN_CALL.findall(source))
     if any(kind != "cpp_pybinding" for _, kind in kernels) or not calls <= set(EXTERN_KERNELS):
         return False
-    (folder / ENTRIES).mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder / ENTRIES) as temporary:
+    make_private(folder)
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
         entry = Path(temporary, key)
-        entry.mkdir()
+        entry.mkdir(mode=0o700)
         (entry / CODE_FILE).write_text(source)
         for number, (name, _) in enumerate(kernels):
             shutil.copyfile(namespace[name].__self__.__file__, entry / f"{number}.so")
         digests = {path.name: sha256(path.read_bytes()).hexdigest() for path in entry.iterdir()}
         (entry / DIGESTS_FILE).write_text(json.dumps(digests))
-        place = folder / ENTRIES / key
+        for path in entry.iterdir():
+            path.chmod(0o600)  # whatever the umask: `load` takes only what nobody else may write to
+        place = folder / key
         if place.exists():  # a damaged one, or that of a process that was faster
             os.replace(place, Path(temporary, "before"))
         os.replace(entry, place)

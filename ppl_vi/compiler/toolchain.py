@@ -2,7 +2,8 @@
 
 A shared library in the compile cache is one file. Its name is a digest of the source, the compiler, its flags and the
 processor, and at its end stands a digest of all before it: a file that is cut short or changed is compiled anew, never
-loaded. It is moved into place whole, so that several processes may share the cache.
+loaded. The digest needs no key, so it tells damage alone: that nobody else could put a library there is for
+`inductor.private_folder` to see to. A library is moved into place whole, so that several processes may share the cache.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from ppl_vi.compiler import inductor
 from ppl_vi.compiler.inductor_cache import processor
+from ppl_vi.runtime.files import is_own, make_private
 
 FLAGS = ("-std=c++17", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-w",
          "-fPIC", "-shared")  # fmt: skip
@@ -26,6 +28,7 @@ FLAGS = ("-std=c++17", "-march=native", "-fno-math-errno", "-fno-trapping-math",
 # 2 to 6 s instead of 20 to 70 s, and the code takes up to twice as long to run, 4 s instead of 2 s a fit.
 MAX_OPTIMIZED_BYTES, MAX_OPTIMIZED_LOOPS = 2**18, 200
 COMPILERS = ("g++", "clang++", "c++")
+LIBRARIES = "lanes"  # the folder in the compile cache
 DIGEST_BYTES = sha256().digest_size
 
 
@@ -77,13 +80,13 @@ def is_cached(source: str) -> bool:
 def _cache_path(compiler_path: str, source: str) -> Path:
     """Where the library of some C++ stands in the compile cache."""
     key = sha256("\n".join([source, compiler_path, *flags(source), processor()]).encode()).hexdigest()
-    return inductor.writable_folder() / "lanes" / f"{key[:32]}.so"
+    return inductor.private_folder(LIBRARIES) / f"{key[:32]}.so"
 
 
 def _is_intact(path: Path) -> bool:
-    """Whether a library is there and as it was made."""
+    """Whether a library is there, this user's own, and as it was made."""
     try:
-        held = path.read_bytes()
+        held = path.read_bytes() if is_own(path) else b""
     except OSError:
         return False
     return len(held) > DIGEST_BYTES and sha256(held[:-DIGEST_BYTES]).digest() == held[-DIGEST_BYTES:]
@@ -95,7 +98,7 @@ def build(compiler_path: str, source: str, path: Path) -> None:
     Raises:
         RuntimeError: the compiler refuses the source.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_private(path.parent)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         text, made = Path(folder, "step.cpp"), Path(folder, "step.so")
         text.write_text(source)
@@ -107,4 +110,5 @@ def build(compiler_path: str, source: str, path: Path) -> None:
             raise RuntimeError(f"{compiler_path} failed: {' '.join(message.split())[:200]}")
         held = made.read_bytes()
         made.write_bytes(held + sha256(held).digest())
+        made.chmod(0o700)
         os.replace(made, path)

@@ -8,9 +8,8 @@ the families of a VAE's encoder.
 
 from __future__ import annotations
 
-import difflib
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from ppl_vi.guides.autoguides import ACCEPTED, AUTOGUIDES, REFUSED, laplace
@@ -25,6 +24,7 @@ from ppl_vi.guides.softplus_normal import softplus_normal
 from ppl_vi.guides.spline_flow import spline_flow
 from ppl_vi.guides.truncated_normal import truncated_normal
 from ppl_vi.guides.weibull import weibull
+from ppl_vi.runtime.names import check_family, unknown
 
 Family = Callable[..., Any]
 
@@ -63,20 +63,10 @@ def find_family(name: str) -> Family:
         RefusedFamilyError: an autoguide of Pyro's that can't be compared, with the reason.
         ValueError: no such name, with the nearest ones; or the attribute can't be imported or called.
     """
-    if name in FAMILIES:
-        return FAMILIES[name]
+    check_family(name)
     if name in REFUSED:
         raise RefusedFamilyError(f"{name}: {REFUSED[name]}")
-    if ":" in name:
-        return _import(name)
-    complaint = unknown(name, [*FAMILIES, *REFUSED])
-    raise ValueError(f"{complaint} (--list-guides shows all; package.module:attribute names your own)")
-
-
-def unknown(name: str, known: Iterable[str]) -> str:
-    """The message that there is no guide of this name, with the known names nearest to it."""
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-    return f"unknown guide '{name}'" + (f"; did you mean {' or '.join(near)}?" if near else "")
+    return FAMILIES[name] if name in FAMILIES else _import(name)
 
 
 def _import(path: str) -> Family:

@@ -54,7 +54,8 @@ def pareto_khat(log_weights: np.ndarray) -> float:
     """The shape of the Pareto distribution that fits the largest of the weights `(N,)`; above 0.5 their variance is
     infinite, and above 0.7 their mean says nothing.
 
-    It is nan where the largest weights are all alike or mostly zero, so that they have no tail.
+    It is nan where the largest weights are all alike or mostly zero, so that they have no tail, and where there are
+    fewer than 5.
 
     Source: Vehtari et al. (2024), Pareto smoothed importance sampling; computed by ArviZ.
     """
@@ -64,7 +65,7 @@ def pareto_khat(log_weights: np.ndarray) -> float:
         try:
             # ArviZ expects the log likelihoods of leave-one-out cross-validation, and negates them to log weights
             return float(array_stats.psislw(-log_weights)[1])
-        except ValueError:  # the largest weights are the same to the last bit
+        except (ValueError, IndexError):  # the largest weights are the same to the last bit, or there are hardly any
             return float("nan")
 
 

@@ -20,6 +20,7 @@ from ppl_vi.guides.own import family_of, name_of
 from ppl_vi.numerics.vmapping import draws_outside_sites, indexes_by_mask
 from ppl_vi.runtime.display import following
 from ppl_vi.runtime.memory import allowing, bytes_of
+from ppl_vi.runtime.names import MAX_LR
 from ppl_vi.runtime.provenance import versions
 from ppl_vi.runtime.stages import Callback, stage
 from ppl_vi.svi.engines.choice import ENGINES
@@ -89,7 +90,8 @@ def fit(
             the principal axes of the curvature. It is 256 independent draws for objectives that depend on the number,
             and 64 by Pyro's own SVI.
         num_replicas: independent fits of each problem.
-        lr: the size of Adam's first step, as a multiple of the size that each parameter's own curvature gives.
+        lr: the size of Adam's first step, as a multiple of the size that each parameter's own curvature gives; at most
+            100.
         tolerance: how much a converged fit may still gain nearby, nats.
         seed: the seed of the initial values and the noise.
         max_memory: what the steps and checks may take at once, as a text such as "4GB" or in GiB; None is half of the
@@ -207,6 +209,10 @@ def _validate(strategy: Strategy, engine: str, num_replicas: int) -> None:
     for what, number in (("lr", strategy.lr), ("tolerance", strategy.tolerance)):
         if not number > 0 or number == float("inf"):
             raise ValueError(f"{what} must be positive and finite, got {number}")
+    if strategy.lr > MAX_LR:
+        raise ValueError(
+            f"lr must be at most {MAX_LR:g}, a step of so many widths of the curvature, got {strategy.lr:g}"
+        )
     check_objective(strategy.objective, engine, strategy.num_particles)
 
 

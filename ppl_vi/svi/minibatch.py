@@ -2,13 +2,15 @@
 
 The loop is the one that Pyro documents for a single optimiser over all parameters: `Trace_ELBO.differentiable_loss` and
 `torch.optim.Adam`. A checkpoint holds the parameters, the optimiser, the random state and the history, so that a run
-that was interrupted goes on to the same bits.
+that was interrupted goes on to the same bits, and a digest of all that (`ppl_vi.runtime.archives`), which is checked
+before any of it is used.
 """
 
 from __future__ import annotations
 
 import copy
 import hashlib
+import io
 import time
 import warnings
 from collections.abc import Callable
@@ -24,11 +26,13 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
+from ppl_vi.runtime.archives import DamagedFileError, content_of, sealed, unsealed
 from ppl_vi.runtime.files import replace_file
 from ppl_vi.runtime.provenance import versions
 from ppl_vi.target.isolation import isolated, own_randomness
 
 CHECKPOINT_FORMAT = 3
+CHECKPOINT_PARTS = {"format", "settings", "data", "run", "module", "optimiser", "random"}
 # Where the held-out ELBO is computed anew from a checkpoint and differs from the stored one by more than this share,
 # the model or the data are others: rounding in another order, in single precision, changes it by less.
 HELD_OUT_TOLERANCE = 1e-4
@@ -358,7 +362,9 @@ class _Checkpoint:
             "optimiser": training.optimiser.state_dict(),
             "random": torch.get_rng_state(),
         }
-        replace_file(self.path, lambda file: torch.save(state, file), durable=True)
+        held = io.BytesIO()
+        torch.save(state, held)
+        replace_file(self.path, lambda file: file.write(sealed(held.getvalue())), durable=True)
 
     def load_into(self, training: _Training) -> None:
         """Puts a training where the checkpoint stands, torch's random state included.
@@ -384,9 +390,16 @@ class _Checkpoint:
     def _read(self, settings: TrainingSettings) -> dict[str, Any]:
         path = self.path
         try:
-            state = torch.load(path, weights_only=True)
+            archive, has_digest = unsealed(content_of(path))
+            if not has_digest:
+                raise DamagedFileError("it has no digest, perhaps because an earlier version of ppl_vi wrote it")
+            state = torch.load(io.BytesIO(archive), weights_only=True)
             found_format, found_settings = state["format"], state["settings"]
-        except Exception as error:
+            if set(state) != CHECKPOINT_PARTS or set(state["run"]) != set(vars(_Progress())):
+                raise DamagedFileError("it has other parts")
+        except DamagedFileError as error:
+            raise CheckpointError(f"'{path}' is no checkpoint, or a damaged one: {error}") from error
+        except Exception as error:  # torch raises errors of many kinds
             raise CheckpointError(f"'{path}' is no checkpoint, or a damaged one: {type(error).__name__}") from error
         if found_format != CHECKPOINT_FORMAT:
             raise CheckpointError(

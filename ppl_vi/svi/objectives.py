@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ppl_vi.runtime.names import objective_of
 from ppl_vi.svi.program import Particle, Program, analytic_divergence_missing
 
 ParticleOf = Callable[[Program, Tensor, tuple[Tensor, ...], tuple[Tensor, ...]], Particle]
@@ -150,8 +151,8 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "stl": lambda: stl,
     "trace_mean_field_elbo": lambda: trace_mean_field_elbo,
     "tail_adaptive": lambda: tail_adaptive,
-    "renyi": lambda alpha="0.5": renyi(float(alpha)),
-    "iwae": lambda num_samples="8": iwae(int(num_samples)),
+    "renyi": renyi,
+    "iwae": iwae,
 }
 
 
@@ -163,10 +164,5 @@ def find_objective(objective: str | Objective) -> Objective:
     """
     if isinstance(objective, Objective):
         return objective
-    name, *arguments = objective.split(":")
-    if name not in OBJECTIVES:
-        raise ValueError(f"unknown objective '{objective}'; there are {', '.join(OBJECTIVES)} (renyi:ALPHA, iwae:K)")
-    try:
-        return OBJECTIVES[name](*arguments)
-    except TypeError as error:
-        raise ValueError(f"objective '{name}' takes no such argument: '{objective}'") from error
+    name, number = objective_of(objective)
+    return OBJECTIVES[name]() if number is None else OBJECTIVES[name](number)

@@ -1,13 +1,11 @@
 """The result of `fit`: the fitted guides of every problem and replica, and how to save them.
 
-A saved fit is a zip of plain NumPy arrays, one of which holds JSON, so that reading it can't run code.
+The file of a saved fit, and what is checked before it is believed, are in `saving.py`.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +16,15 @@ import torch
 from pyro.nn.module import PyroModule
 from torch import Tensor, nn
 
-from ppl_vi.guides import Family
+from ppl_vi.guides import FAMILIES, Family
 from ppl_vi.guides.autoguides import drawn_by_latents
-from ppl_vi.guides.own import family_of
-from ppl_vi.runtime.files import replace_file
-from ppl_vi.svi import members
+from ppl_vi.guides.own import family_of, name_of
+from ppl_vi.runtime.archives import check_array
+from ppl_vi.svi import members, saving
 from ppl_vi.svi.finishing import finished
 from ppl_vi.svi.program import Program, load_parameters
 from ppl_vi.svi.randomness import UnsupportedRandomnessError, pseudo_random, quasi_random
+from ppl_vi.svi.saving import FORMAT, FORMAT_VERSION
 from ppl_vi.svi.start import build_guide, structure_seed
 from ppl_vi.target.fingerprint import fingerprint
 from ppl_vi.target.freezing import frozen_target
@@ -34,7 +33,6 @@ from ppl_vi.target.sites import Latents, latents_of
 from ppl_vi.target.statements import parameters_of
 from ppl_vi.target.target import Target
 
-FORMAT, FORMAT_VERSION = "ppl_vi.Fit", 1
 _GUIDE_NUMBERS = itertools.count()  # part of the names of guides that are given to users
 
 
@@ -197,13 +195,17 @@ class Fit:
         return members.log_density(self.program, theta, problem, latents)
 
     def save(self, path: str | Path) -> None:
-        """Writes the fit as a zip of plain arrays and JSON; an existing file is replaced only once all is written."""
-        path, learned = Path(path), self.target.learned
+        """Writes the fit as a zip of plain arrays and JSON; an existing file is replaced only once all is written.
+
+        Raises:
+            OSError: the file can't be written.
+        """
+        learned = self.target.learned
         header = {
             "format": FORMAT,
             "version": FORMAT_VERSION,
             "family": self.family_name,
-            **{name: getattr(self, name) for name in _SCALARS},
+            **{name: getattr(self, name) for name in saving.SCALARS},
             "parameters": list(self.parameters),
             "scope": self.scope,
             "support_mismatch": self.support_mismatch,
@@ -212,36 +214,43 @@ class Fit:
             "learned": None if learned is None else {**vars(learned), "values": list(learned.values)},
             "dtype": str(self.target.dtype).removeprefix("torch."),
         }
+        groups = (("parameter", self.parameters), ("initial", self.initial), ("learned", learned and learned.values))
         arrays = {
-            "header": np.frombuffer(json.dumps(header).encode(), dtype=np.uint8),
-            **{f"parameter_{i}": v.cpu().numpy() for i, v in enumerate(self.parameters.values())},
-            **{f"initial_{i}": v.cpu().numpy() for i, v in enumerate(self.initial.values())},
-            **{f"learned_{i}": v.cpu().numpy() for i, v in enumerate(learned.values.values() if learned else ())},
+            **{f"{name}_{i}": v.cpu().numpy() for name, held in groups for i, v in enumerate((held or {}).values())},
             "trajectory": self.trajectory.cpu().numpy(),
-            **{name: getattr(self, name) for name in _ARRAYS},
+            **{name: getattr(self, name) for name in saving.HISTORIES},
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, lambda file: np.savez(file, **arrays))
+        saving.write(Path(path), header, arrays)
 
     @staticmethod
-    def load(path: str | Path, target: Target, family: Any = None) -> Fit:
+    def load(path: str | Path, target: Target, family: Any = None, *, import_family: bool = False) -> Fit:
         """Reads a fit from a file.
+
+        A file can be damaged, or made by somebody else. Its content has to be that of its digest, and every array has
+        to have the shape and the dtype that the target, the family and the number of replicas ask for. No code is run
+        that the file names, unless `import_family` allows it. A file that an earlier version of ppl_vi wrote has no
+        digest; it is loaded after the other checks, with a line in the log.
 
         Args:
             path: a file that `save` has written.
             target: the target that it was fitted to, since a file holds no code. Where the model has parameters that
                 were learned, they are taken from the file.
-            family: the family, or a guide of your own; needed where its name can't be imported.
+            family: the family, or a guide of your own; needed where it is none of this package's or Pyro's.
+            import_family: whether a family that the file names as `package.module:attribute` may be imported and
+                called. Allow it only for files that you trust: importing a module runs it.
 
         Raises:
-            ValueError: the file is truncated, no saved fit, of another version, or of another target.
+            DamagedFileError: (a ValueError) the file is truncated, changed, or no saved fit.
+            ValueError: the file is of another version or another target, or its family has to be given.
             FileNotFoundError: there is no such file.
         """
-        header, arrays = _read(Path(path))
-        target = _with_learned(target, header, arrays)
+        path = Path(path)
+        header, arrays = saving.read(path)
+        with saving.errors_naming(path):
+            target = _with_learned(target, header, arrays)
         if header["target"] != fingerprint(target):
             raise ValueError(f"{path} was fitted to another target or other data: {header['target']}")
-        family = _loaded(path, target, header["family"], family)
+        family = _loaded(path, target, header["family"], family, import_family)
         built = build_guide(family, target, seed=structure_seed(header["seed"]))
         program = Program(target, drawn_by_latents(finished(built, target, 0, at_mode=False)))
         names = header["parameters"]
@@ -249,12 +258,14 @@ class Fit:
             raise ValueError(
                 f"{path}: family '{header['family']}' has parameters {program.layout.names}, the file {names}"
             )
+        with saving.errors_naming(path):
+            saving.check_arrays(header, arrays, target.num_problems, program.layout.shapes, target.dtype)
 
         def tensors(prefix: str) -> dict[str, Tensor]:
             return {n: torch.from_numpy(arrays[f"{prefix}_{i}"]).to(target.device) for i, n in enumerate(names)}
 
-        scalars: dict[str, Any] = {name: header[name] for name in _SCALARS}
-        histories: dict[str, Any] = {name: arrays[name] for name in _ARRAYS}
+        scalars: dict[str, Any] = {name: header[name] for name in saving.SCALARS}
+        histories: dict[str, Any] = {name: arrays[name] for name in saving.HISTORIES}
         return Fit(
             target=target,
             family_name=header["family"],
@@ -272,45 +283,42 @@ class Fit:
 
 
 def _with_learned(target: Target, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> Target:
-    """A target with what a saved fit has learned of its model's own parameters; the same one where that is nothing."""
-    learned = header.get("learned")
+    """A target with what a saved fit has learned of its model's own parameters; the same one where that is nothing.
+
+    Raises:
+        DamagedFileError: what was learned is of other shapes or dtypes than the model's parameters.
+    """
+    learned = header["learned"]
     if target.learnable is None or learned is None:
         return target
-    values = {name: torch.from_numpy(arrays[f"learned_{i}"]) for i, name in enumerate(learned["values"])}
-    if set(values) != set(parameters_of(target.learnable.parameters)):
+    expected = parameters_of(target.learnable.parameters)
+    if set(learned["values"]) != set(expected):
         return target  # the fit is of another model, which its fingerprint tells
+    values = {}
+    for i, name in enumerate(learned["values"]):
+        array = arrays.get(f"learned_{i}")
+        check_array(f"learned_{i}", array, expected[name].detach().cpu().numpy().dtype, tuple(expected[name].shape))
+        values[name] = torch.from_numpy(array)
     return frozen_target(target, Learned(**{**learned, "values": values}))
 
 
-def _loaded(path: str | Path, target: Target, name: str, given: Any) -> Family:
-    """The family of a saved fit: the one that is given, else the one that its name says."""
+def _loaded(path: Path, target: Target, name: str, given: Any, import_family: bool) -> Family:
+    """The family of a saved fit: the one that is given, else the one that its name says.
+
+    Raises:
+        ValueError: the family has to be given.
+    """
+    known = {name_of(family): family for family in FAMILIES.values()} | FAMILIES
+    if given is None and name not in known and not import_family:
+        raise ValueError(
+            f"{path}: its guide '{name}' is code that is not part of ppl_vi, give it by family=..., or let a file that "
+            "you trust import it by import_family=True"
+        )
     try:
-        family = family_of(target, given or name)
+        family = family_of(target, known.get(name, name) if given is None else given)
         build_guide(family, target)
     except (TypeError, ValueError) as error:
         if given is not None:
             raise
         raise ValueError(f"{path}: its guide '{name}' can't be made again, give it by family=...: {error}") from error
     return family
-
-
-# The attributes of a fit that are saved under their own names: in the header, and as arrays.
-_SCALARS = ("objective", "engine", "engine_reason", "seed", "seconds", "num_particles", "lr")
-_ARRAYS = ("steps", "elbo_history", "status", "stop_reason", "num_steps", "predicted_gain")
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    if not path.exists():
-        raise FileNotFoundError(f"no fit at {path}")
-    try:
-        # the file is opened here, since np.load would leave it open where the zip is damaged
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        header = json.loads(arrays.pop("header").tobytes())
-    except (zipfile.BadZipFile, OSError, ValueError, KeyError, EOFError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path} is not a fit saved by ppl_vi, or is damaged: {error}") from error
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise ValueError(f"{path} is not a fit saved by ppl_vi")
-    if header.get("version") != FORMAT_VERSION:
-        raise ValueError(f"{path} has format version {header.get('version')}; this ppl_vi reads {FORMAT_VERSION}")
-    return header, arrays

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -79,3 +80,47 @@ def test_a_long_source_is_compiled_with_fewer_optimizations(builds: list[Path]) 
     for longer in ("x" * toolchain.MAX_OPTIMIZED_BYTES, "for (" * (toolchain.MAX_OPTIMIZED_LOOPS + 1)):
         assert toolchain.flags(source(44) + "// " + longer)[-1] == "-O1"
         assert toolchain.library(source(44) + "// " + longer).answer() == 44
+
+
+def planted(path: Path, answer: int) -> None:
+    """Puts a library of another answer, with the right digest, where one is looked for."""
+    made = path.with_suffix(".other")
+    toolchain.build(toolchain.compiler(), source(answer), made)
+    os.replace(made, path)
+
+
+@pytest.mark.parametrize(("opened", "answer"), [("lanes", 45), (".", 48)])
+def test_a_library_that_another_user_could_have_planted_is_never_loaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, opened: str, answer: int
+) -> None:
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(cache))
+    path = toolchain._cache_path(toolchain.compiler(), source(answer))
+    planted(path, 666)
+    assert toolchain.is_cached(source(answer))  # the digest alone tells nothing
+    (cache / opened).chmod(0o777)
+    assert not toolchain.is_cached(source(answer))
+    assert toolchain.library(source(answer)).answer() == answer
+    assert not toolchain._cache_path(toolchain.compiler(), source(answer)).is_relative_to(cache)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give a file away")
+def test_a_library_that_belongs_to_another_user_is_compiled_anew(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    path = toolchain._cache_path(toolchain.compiler(), source(46))
+    planted(path, 666)
+    os.chown(path, 12_345, 12_345)
+    assert toolchain.library(source(46)).answer() == 46
+    assert path.stat().st_uid == 0
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o000])
+def test_a_library_is_kept_whatever_the_umask(builds: list[Path], umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        assert [toolchain.library(source(47)).answer() for _ in range(2)] == [47, 47]
+    finally:
+        os.umask(before)
+    assert len(builds) == 1

@@ -23,6 +23,7 @@ from models.amortized_toy import AmortizedToy
 from models.vae import VAE
 from ppl_vi.guides import FAMILIES
 from ppl_vi.guides.amortized import AMORTIZED
+from ppl_vi.runtime.archives import unsealed
 from ppl_vi.svi.minibatch import (
     HELD_OUT_PARTICLES,
     Alpha,
@@ -313,3 +314,19 @@ def test_an_amortized_autoguides_elbo_is_that_of_its_law_in_closed_form() -> Non
 def test_what_cannot_be_amortized_is_refused(family: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         AmortizedToy(exponential_normal.target([1.0]), family)
+
+
+def test_a_checkpoint_with_one_flipped_bit_anywhere_is_refused(tmp_path: Path) -> None:
+    """Of the best weights, too, which training does not touch again: without a digest they came back changed."""
+    file = tmp_path / "one.checkpoint"
+    train(small_vae(), some_data(), some_data(), SHORT, checkpoint=file)
+    content = file.read_bytes()
+    for place in np.random.default_rng(0).integers(len(content), size=60):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << place % 8
+        file.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match="is no checkpoint, or a damaged one"):
+            train(small_vae(), some_data(), some_data(), SHORT, checkpoint=file, resume=True)
+    file.write_bytes(unsealed(content)[0])
+    with pytest.raises(CheckpointError, match="it has no digest, perhaps because an earlier version"):
+        train(small_vae(), some_data(), some_data(), SHORT, checkpoint=file, resume=True)

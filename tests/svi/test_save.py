@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from models.exponential_normal import target as toy
+from ppl_vi.runtime.archives import DamagedFileError, packed, unsealed
 from ppl_vi.svi.fit import fit
 from ppl_vi.svi.randomness import Replay, pseudo_random
 from ppl_vi.svi.result import FORMAT_VERSION, Fit
@@ -88,14 +89,13 @@ def test_the_file_holds_plain_arrays_only(path: Path) -> None:
         assert json.loads(file["header"].tobytes())["family"] == "gamma"
 
 
-def altered(path: Path, **changes: object) -> Path:
-    """The same file with another header."""
+def altered(path: Path, /, header: dict[str, object] | None = None, **changes: np.ndarray | None) -> Path:
+    """The same file with other values in its header and other arrays, and with their digest."""
     with np.load(path, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
-    header = json.loads(arrays["header"].tobytes()) | changes
-    arrays["header"] = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
-    with path.open("wb") as file:
-        np.savez(file, **arrays)
+        arrays = {name: file[name] for name in file.files} | changes
+    held = json.loads(arrays["header"].tobytes()) | (header or {})
+    arrays["header"] = np.frombuffer(json.dumps(held).encode(), dtype=np.uint8)
+    path.write_bytes(packed({name: array for name, array in arrays.items() if array is not None}))
     return path
 
 
@@ -150,9 +150,9 @@ def test_another_version_target_or_family_is_told(path: Path) -> None:
     with pytest.raises(ValueError, match="was fitted to another target or other data: exponential_normal"):
         Fit.load(path, toy([1.5, -3.0000001]))
     with pytest.raises(ValueError, match=r"family 'gamma' has parameters .* the file"):
-        Fit.load(altered(path, parameters=["a", "b"]), TARGET)
+        Fit.load(altered(path, {"parameters": ["a", "b"]}), TARGET)
     with pytest.raises(ValueError, match=f"has format version 99; this ppl_vi reads {FORMAT_VERSION}"):
-        Fit.load(altered(path, version=99), TARGET)
+        Fit.load(altered(path, {"version": 99}), TARGET)
 
 
 def test_no_file_is_no_fit(tmp_path: Path) -> None:
@@ -172,3 +172,109 @@ def test_a_save_that_fails_leaves_the_old_file(path: Path, gamma: Fit, monkeypat
         gamma.save(path)
     assert path.read_bytes() == before
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"family": 3},
+        {"seed": 1.5},
+        {"seed": 10**400},
+        {"lr": float("nan")},
+        {"num_particles": [4]},
+        {"parameters": {"a": 1}},
+        {"scope": {}},
+        {"scope": {"a": []}},
+        {"versions": None},
+        {"target": None},
+        {"learned": {"values": []}},
+        {"dtype": "float32"},
+        {"dtype": "os.system"},
+    ],
+)
+def test_a_header_that_says_something_else_is_refused(header: dict[str, object], path: Path) -> None:
+    with pytest.raises(ValueError, match=r"damaged|another target"):
+        Fit.load(altered(path, header), TARGET)
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"parameter_0": np.zeros((2, 2), dtype=np.float32)},
+        {"parameter_0": np.zeros((2, 3))},
+        {"parameter_1": np.zeros((1, 2))},
+        {"parameter_1": None},
+        {"parameter_2": np.zeros((2, 2))},
+        {"initial_1": None},
+        {"status": np.full((2, 2), "perfect")},
+        {"status": np.full((2, 3), "converged")},
+        {"status": np.zeros((2, 2))},
+        {"status": np.empty((2, 0), dtype="U9")},
+        {"trajectory": np.zeros((3, 2, 2, 3))},
+        {"trajectory": np.zeros(0)},
+        {"steps": np.zeros(3)},
+        {"elbo_history": np.zeros((3, 2, 1))},
+        {"elbo_history": np.zeros((3, 2, 2), dtype=np.int64)},
+        {"num_steps": None},
+        {"predicted_gain": np.zeros((2, 2, 1))},
+        {"learned_0": np.zeros(3)},
+        {"header": np.zeros((2, 2))},
+        {"header": np.frombuffer(b"[" * 100_000, dtype=np.uint8)},
+    ],
+    ids=str,
+)
+def test_arrays_of_other_shapes_or_dtypes_are_refused(arrays: dict[str, np.ndarray | None], path: Path) -> None:
+    if "header" in arrays:
+        path.write_bytes(packed(arrays))
+    with pytest.raises(DamagedFileError, match="is not a fit saved by ppl_vi, or is damaged"):
+        Fit.load(path if "header" in arrays else altered(path, **arrays), TARGET)
+
+
+def test_a_file_without_a_digest_is_loaded_with_a_line_in_the_log(
+    path: Path, gamma: Fit, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As the files of version 0.1.0."""
+    Fit.load(path, TARGET)
+    assert caplog.messages == []
+    path.write_bytes(unsealed(path.read_bytes())[0])
+    assert torch.equal(Fit.load(path, TARGET).theta, gamma.theta)
+    (line,) = caplog.messages
+    assert f"{path} has no digest" in line
+
+
+@pytest.mark.parametrize("name", ["evil:family", "sys:exit", "builtins:input", "os:getcwd", "evil", "AutoDelta", ""])
+def test_no_code_that_a_file_names_is_run_unless_the_caller_allows_it(
+    name: str, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "evil.py").write_text("import os\nos.mkdir('sprung')\nfrom ppl_vi.guides import FAMILIES\n"
+                                      "family = FAMILIES['gamma']\n")  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    altered(path, {"family": name})
+    with pytest.raises(ValueError, match=r"give it by family=.* or let a file that you trust import it"):
+        Fit.load(path, TARGET)
+    assert not Path("sprung").exists()
+    assert Fit.load(path, TARGET, "gamma").family_name == name
+    if name == "evil:family":
+        Fit.load(path, TARGET, import_family=True)
+        assert Path("sprung").exists()
+
+
+def test_damaged_files_are_one_kind_of_error_and_never_other_numbers(path: Path) -> None:
+    """Three hundred of them; `benchmarks.faults` tries thousands."""
+    content, generator = path.read_bytes(), np.random.default_rng(0)
+    for _ in range(300):
+        damaged = bytearray(content)
+        begin, length = generator.integers(len(content)), generator.integers(1, 200)
+        match generator.integers(4):
+            case 0:
+                damaged[begin] ^= 1 << generator.integers(8)
+            case 1:
+                damaged = damaged[:begin]
+            case 2:
+                damaged[begin : begin + length] = b""
+            case _:
+                damaged[begin : begin + length] = generator.bytes(length)
+        path.write_bytes(damaged)
+        with pytest.raises(DamagedFileError):
+            Fit.load(path, TARGET)

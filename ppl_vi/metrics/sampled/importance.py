@@ -22,6 +22,7 @@ NUM_KHAT_DRAWS = 1000
 # K of the importance-weighted bound: a larger one is tighter, and leaves fewer groups for its standard error.
 NUM_IWAE_PARTICLES = 64
 NO_TAIL = "the largest weights are all alike or mostly zero, so that they have no tail"
+MIN_KHAT_DRAWS = 5  # with fewer, ArviZ finds no largest weights
 NO_WEIGHT = "no draw fell where the posterior has mass"
 
 
@@ -114,7 +115,8 @@ def khat(w: Weights) -> Estimate:
     """
     flat = w.log.reshape(-1, w.num_draws)
     value = np.array([pareto_khat(row) for row in flat]).reshape(w.log.shape[:-1])
-    reason = NO_TAIL if np.isnan(value).any() else ""
+    few = f"{w.num_draws} draws have no tail: it takes {MIN_KHAT_DRAWS} at least"
+    reason = (few if w.num_draws < MIN_KHAT_DRAWS else NO_TAIL) if np.isnan(value).any() else ""
     return Estimate(value, np.full_like(value, np.nan), np.zeros_like(value), "1", reason)
 
 

@@ -1,8 +1,9 @@
 """Reference draws that were computed before, in the user's cache folder.
 
 One file holds the draws of one problem. Its name is a hash of all that the draws depend on: the target, the values of
-its log density at a few points, the settings, the seed, and the versions of the libraries. Each file carries a hash of
-its own content, so that a damaged one is noticed and computed again.
+its log density at a few points, the settings, the seed, and the versions of the libraries. Each file carries a digest
+of its own content (`ppl_vi.runtime.archives`), so that a damaged one is noticed and computed again. A folder to which
+others could write is not used, since the draws in it could be theirs.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_vi.runtime.archives import DamagedFileError, check_array, content_of, packed, read_arrays, unsealed
+from ppl_vi.runtime.caches import is_usable
 from ppl_vi.runtime.files import replace_file
 from ppl_vi.runtime.provenance import versions
 from ppl_vi.runtime.stages import stage
@@ -81,13 +84,14 @@ def cached_reference(
     """
     with stage("looking for saved draws"):
         path = folder() / f"{_key(target, density, problem, settings)}.npz"
-        found = _read(path)
+        found = _read(path, density.dim) if is_usable(path.parent) else None
     if found is not None:
         return found
     computed = compute()
+    if not is_usable(path.parent):
+        return computed
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, lambda file: np.savez(file, **_arrays(computed)))
+        replace_file(path, lambda file: file.write(packed(_arrays(computed))))
     except OSError as error:
         _log.info("reference draws can't be saved in %s: %s", path.parent, error)
     return computed
@@ -102,8 +106,8 @@ def _key(target: Target, density: Density, problem: int, settings: dict[str, Any
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _arrays(found: SavedReference) -> dict[str, Any]:
-    """The draws and, as bytes of JSON, everything else together with the hash of both."""
+def _arrays(found: SavedReference) -> dict[str, np.ndarray]:
+    """The draws and, as bytes of JSON, everything else."""
     header = {
         "method": found.method,
         "log_evidence": found.log_evidence,
@@ -111,27 +115,24 @@ def _arrays(found: SavedReference) -> dict[str, Any]:
         "checks": [(check.name, check.error, check.tolerance) for check in found.checks],
         "reason": found.reason,
     }
-    u, log_weight = found.u.numpy(), found.log_weight.numpy()
-    header["digest"] = _digest(u, log_weight, header)
-    return {"u": u, "log_weight": log_weight, "header": np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)}
+    held = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
+    return {"u": found.u.numpy(), "log_weight": found.log_weight.numpy(), "header": held}
 
 
-def _digest(u: np.ndarray, log_weight: np.ndarray, header: dict[str, Any]) -> str:
-    content = u.tobytes() + log_weight.tobytes() + json.dumps(header, sort_keys=True).encode()
-    return hashlib.sha256(content).hexdigest()
-
-
-def _read(path: Path) -> SavedReference | None:
+def _read(path: Path, dim: int) -> SavedReference | None:
     """What the file holds; None where there is no file, or a damaged one."""
-    if not path.exists():
-        return None
     try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            u, log_weight, header = file["u"], file["log_weight"], json.loads(file["header"].tobytes())
-        if header.pop("digest") != _digest(u, log_weight, header):
-            raise ValueError("its content does not match its hash")
+        archive, has_digest = unsealed(content_of(path))
+        if not has_digest:
+            raise DamagedFileError("it has no digest")
+        arrays = read_arrays(archive)
+        header, log_weight = json.loads(arrays["header"].tobytes()), arrays["log_weight"]
+        check_array("u", arrays["u"], log_weight.dtype, (log_weight.size, dim))
+        check_array("log_weight", log_weight, log_weight.dtype, (log_weight.size,))
         header["checks"] = tuple(Check(*check) for check in header["checks"])
-        return SavedReference(u=torch.from_numpy(u), log_weight=torch.from_numpy(log_weight), **header)
-    except Exception as error:  # a damaged zip file raises errors of many kinds
+        return SavedReference(u=torch.from_numpy(arrays["u"]), log_weight=torch.from_numpy(log_weight), **header)
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # what a damaged file holds may raise errors of many kinds
         _log.info("reference draws are computed again, because %s is damaged: %s", path, error)
         return None

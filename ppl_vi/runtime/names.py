@@ -1,0 +1,119 @@
+"""Names and numbers as users write them, which can be told from wrong ones before torch and Pyro are imported."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Iterable
+
+# Pyro's autoguides that are built from a model alone and have a density, each with what it is.
+ACCEPTED: dict[str, str] = {
+    "AutoNormal": "independent normals in unconstrained space",
+    "AutoDiagonalNormal": "independent normals in unconstrained space, one vector",
+    "AutoMultivariateNormal": "a normal with full covariance in unconstrained space",
+    "AutoLowRankMultivariateNormal": "a normal with low-rank-plus-diagonal covariance in unconstrained space",
+    "AutoIAFNormal": "one inverse autoregressive flow in unconstrained space",
+    "AutoGaussian": "a normal whose precision follows the model's structure, in unconstrained space",
+    "AutoStructured": "normals with linear dependencies in unconstrained space",
+    "AutoNormalMessenger": "independent normals in unconstrained space, as an effect handler",
+    "AutoHierarchicalNormalMessenger": "normals that follow the prior's parameters, as an effect handler",
+    "AutoRegressiveMessenger": "the prior, shifted and scaled in unconstrained space, as an effect handler",
+}
+
+# Pyro's other autoguides, each with why it is refused.
+REFUSED: dict[str, str] = {
+    "AutoDelta": "a point mass has no density, so no KL to the posterior",
+    "AutoDiscreteParallel": "for discrete latents, summed out in parallel",
+    "AutoCallable": "wraps a guide function: name that function instead",
+    "AutoContinuous": "abstract",
+    "AutoGuide": "abstract",
+    "AutoMessenger": "abstract",
+    "AutoNormalizingFlow": "needs an init_transform_fn: wrap it in a function of the model",
+    "AutoGuideList": "a composite: build it in a function of the model",
+}
+
+# The names in `ppl_vi.guides.FAMILIES`, in `ppl_vi.guides.amortized.AMORTIZED` and in
+# `ppl_vi.svi.objectives.OBJECTIVES`, in the same order, which a test compares.
+FAMILIES = (
+    "truncated_normal", "lognormal", "softplus_normal", "gamma", "weibull", "exponential", "half_normal",
+    "folded_normal", "lognormal_mixture", "spline_flow", "normal", "laplace", *ACCEPTED,
+)  # fmt: skip
+AMORTIZED = ("diagonal", "full", "mixture", "flow")
+OBJECTIVES = (
+    "trace_elbo", "score_function", "stl", "trace_mean_field_elbo", "tail_adaptive", "renyi", "iwae",
+)  # fmt: skip
+
+# The largest size of Adam's first step, in the units that each parameter's curvature gives. A good one is below 1; from
+# some hundreds on the first step leads where no density is finite, and all that follows is lost.
+MAX_LR = 100.0
+
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf(inity)?|nan)", re.ASCII | re.IGNORECASE)
+WHOLE_NUMBER = re.compile(r"[+-]?\d{1,30}", re.ASCII)  # longer ones are beyond any count, and slow to read
+
+# The largest size of Adam's first step, in the units that each parameter's curvature gives. A good one is below 1; from
+# some hundreds on the first step leads where no density is finite, and all that follows is lost.
+MAX_LR = 100.0
+
+
+def number(text: str) -> float:
+    """A number in plain digits; Python's own `float` also takes 1_0 for ten, and the digits of other scripts.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not NUMBER.fullmatch(text):
+        raise ValueError(f"expected a number, got '{text}'")
+    return float(text)
+
+
+def whole_number(text: str) -> int:
+    """A whole number in plain digits.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not WHOLE_NUMBER.fullmatch(text):
+        raise ValueError(f"expected a whole number, got '{text}'")
+    return int(text)
+
+
+def unknown(name: str, known: Iterable[str]) -> str:
+    """The message that there is no guide of this name, with the known names nearest to it."""
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    return f"unknown guide '{name}'" + (f"; did you mean {' or '.join(near)}?" if near else "")
+
+
+def check_family(name: str) -> None:
+    """Checks that a family of this name can be looked for.
+
+    Raises:
+        ValueError: there is none, with the names nearest to it.
+    """
+    if ":" not in name and name not in FAMILIES and name not in REFUSED:
+        complaint = unknown(name, [*FAMILIES, *REFUSED])
+        raise ValueError(f"{complaint} (--list-guides shows all; package.module:attribute names your own)")
+
+
+def objective_of(text: str) -> tuple[str, float | None]:
+    """The name of an objective such as "renyi:0.5", and the number that follows it.
+
+    Raises:
+        ValueError: the name is unknown, or what follows the colon is no argument of that objective.
+    """
+    name, *arguments = text.split(":")
+    if name not in OBJECTIVES:
+        raise ValueError(f"unknown objective '{text}'; there are {', '.join(OBJECTIVES)} (renyi:ALPHA, iwae:K)")
+    if not arguments:
+        return name, None
+    if len(arguments) > 1 or name not in ("renyi", "iwae"):
+        raise ValueError(f"objective '{name}' takes no such argument: '{text}'")
+    try:
+        value = number(arguments[0]) if name == "renyi" else whole_number(arguments[0])
+    except ValueError as error:
+        raise ValueError(f"objective '{text}': {error}") from error
+    if name == "renyi" and (not math.isfinite(value) or value == 1):
+        raise ValueError(f"alpha must be finite and not 1 (alpha = 1 is 'trace_elbo'), got {value}")
+    if name == "iwae" and value < 1:
+        raise ValueError(f"K must be at least 1, got {value}")
+    return name, value
