@@ -64,12 +64,10 @@ class Target:
     conditional: Conditional | None = None
 
     def __post_init__(self) -> None:
-        rows = {len(arg) for arg in self.args if arg.dim() > 0}
-        if len(rows) != 1 or 0 in rows or any(arg.dim() == 0 for arg in self.args):
-            shapes = [tuple(arg.shape) for arg in self.args]
-            raise ValueError(
-                f"args must be tensors that share a leading axis, one row a problem (at least one); got shapes {shapes}"
-            )
+        rows = {len(arg) if arg.dim() else 0 for arg in self.args}
+        if len(rows) != 1 or 0 in rows:
+            shapes, wanted = [tuple(arg.shape) for arg in self.args], "one row a problem (at least one)"
+            raise ValueError(f"args must be tensors that share a leading axis, {wanted}; got shapes {shapes}")
         cast = tuple(arg.to(self.dtype) if arg.is_floating_point() else arg for arg in self.args)
         object.__setattr__(self, "args", cast)
 
