@@ -54,6 +54,10 @@ MAX_BLOCK_NUMBERS = 2**20
 # The draws of a step where their number can't adapt: for Pyro's own SVI, which takes them one by one, and for others,
 # such as those whose objective depends on the number.
 PYRO_PARTICLES, FIXED_PARTICLES = 64, 256
+# With one latent number and no wider temporaries than this, all draws of a step together take less time than the loop
+# that adapts their number, and there are no axes but the parameters'. With a larger bound fits of one latent and some
+# hundred rows would take all draws from their first step on.
+MAX_FIXED_WIDTH = 2**6
 # Draws tried one by one: a branch that one in ten draws takes is seen with a probability of 1 - 0.9^64 > 0.998.
 DRAWS_ONE_BY_ONE = 64
 # What a converged fit may still gain nearby, nats, where nobody asks for another tolerance: a hundredth of what tables
@@ -217,12 +221,13 @@ def _particles(program: Program, strategy: Strategy, engine: str) -> tuple[int, 
     """The draws of a step in the first round, and whether their number adapts to the noise.
 
     It does not where the curvature is not known, or says little, as that of a network does: there steps along its axes
-    end farther from the optimum.
+    end farther from the optimum. Nor does it where that would take longer than all draws do, see `MAX_FIXED_WIDTH`.
     """
     if strategy.num_particles != "auto":
         return strategy.num_particles, False
     is_adaptive = (
-        strategy.objective.additive
+        (program.target.dim > 1 or program.target.width > MAX_FIXED_WIDTH)
+        and strategy.objective.additive
         and engine != "pyro"
         and not program.one_by_one
         and program.layout.size <= MAX_CHECKED_PARAMETERS
