@@ -60,7 +60,9 @@ MAX_WORKERS = 2
 # The ELBO beside the training bar is an exponential average over epochs; this is the weight of the average so far. With
 # a larger one the figure lags behind, with a smaller one it jumps with the noise of each epoch.
 SMOOTHING = 0.8
-USAGE = 2  # the exit code for wrong arguments, by convention
+# Exit codes: 2 by convention for wrong arguments, and 3 where a truth is uncertified, so that what rests on it must not
+# be relied on.
+USAGE, UNCERTIFIED = 2, 3
 
 T = TypeVar("T")
 SomeComparison = TypeVar("SomeComparison", bound="Comparison")

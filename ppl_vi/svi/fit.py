@@ -37,6 +37,7 @@ from ppl_vi.svi.start import centre_parameters, start_guide, start_parameters
 from ppl_vi.svi.support import SupportMismatchError, mismatch
 from ppl_vi.target.isolation import one_at_a_time
 from ppl_vi.target.target import Target
+from ppl_vi.target.witness import refuse_changed, witness
 
 
 class UnsuitableObjectiveError(ValueError):
@@ -108,7 +109,8 @@ def fit(
         UnsuitableObjectiveError: the objective can't be used with this guide.
         LearningError: the model's own parameters could not be learned.
         NoModeError: a Laplace approximation was asked for, and a fit did not end at a mode.
-        ValueError: an argument is out of range, or there is too little memory for a single replica.
+        ValueError: an argument is out of range, there is too little memory for a single replica, or the model has
+            become another function during the fit.
     """
     began = time.perf_counter()
     strategy = Strategy(find_objective(objective), num_steps, num_particles, lr, seed, tolerance)
@@ -120,6 +122,7 @@ def fit(
         if target.learnable is not None:
             target = learned_target(target, family, name.rpartition(":")[2], strategy, num_replicas, engine)
             family = family_of(target, family)
+        _ = witness(target)
         with stage("choosing starts"):
             guide = start_guide(family, target, num_replicas, seed)
             support_mismatch = mismatch(target, guide)
@@ -134,6 +137,7 @@ def fit(
             centre = centre_parameters(family, target, guide, program.layout, seed)
             running = fit_program(program, strategy, initial, centre, engine)
         scored, parameters = finish(program, running.theta)
+        refuse_changed(target)
     return _result(running, name, family, scored, parameters, support_mismatch or "", time.perf_counter() - began)
 
 

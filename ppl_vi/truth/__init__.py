@@ -18,6 +18,7 @@ from ppl_vi.runtime.stages import Callback, stage
 from ppl_vi.target.isolation import one_at_a_time
 from ppl_vi.target.statements import parameters_of
 from ppl_vi.target.target import Target
+from ppl_vi.target.witness import refuse_changed, witness
 from ppl_vi.truth.chains.reference import reference_truth
 from ppl_vi.truth.decoder.annealing import AnnealedBound, Annealing, Sandwich, annealed_bound, annealed_sandwich
 from ppl_vi.truth.decoder.evidence import CELL_RULES, decoded_truth
@@ -59,8 +60,8 @@ def ground_truth(target: Target, *, seed: int = 0, progress: Callback | bool = F
     Raises:
         MemoryBoundError: the gradient at a single point takes more memory than may be taken.
         UncertifiedTruthError: the target's closed form contradicts quadrature.
-        ValueError: no method can compute the target's posterior, or the model's own parameters are not learned yet; the
-            message says which.
+        ValueError: no method can compute the target's posterior, the model's own parameters are not learned yet, or the
+            model has become another function meanwhile; the message says which.
     """
     if target.learnable is not None:
         names = ", ".join(f"'{name}'" for name in parameters_of(target.learnable.parameters))
@@ -73,8 +74,10 @@ def ground_truth(target: Target, *, seed: int = 0, progress: Callback | bool = F
         f"a gradient of the log joint of '{target.name}' at one point",
         "allow more memory, or give less data",
     )
+    _ = witness(target)
     with following(progress, "truth"):
         truth = _by_the_most_exact_method(target, seed)
+    refuse_changed(target)
     if target.learned is None:
         return truth
     return replace(truth, assumptions=(*truth.assumptions, target.learned.summary))

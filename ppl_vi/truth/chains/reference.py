@@ -41,6 +41,7 @@ from ppl_vi.truth.chains.criteria import (
     Criterion,
     autocorrelation,
     chain_criteria,
+    stay_apart,
 )
 from ppl_vi.truth.chains.leapfrog import ChainState
 from ppl_vi.truth.chains.reparametrisation import Reparametrisation
@@ -73,6 +74,7 @@ GIVEN_UP = (
     "given up after a pilot run: by its correlations, independent draws would be about {:.3g} transitions apart, and "
     f"above {MAX_PILOT_THINNING} a full run is not tried"
 )
+SEPARATE_MODES = "chains stay in separate modes"
 CHAINS, INDEPENDENT = "reference draws", "importance sampling"  # how the draws of a problem were taken
 ALL_MODES_FOUND = "the chains have visited every separate mode of the posterior, which no check here can prove"
 NO_MASS_MISSED = (
@@ -252,7 +254,9 @@ def sampled_reference(
         Criterion("Pareto k-hat of the importance weights", k_hat, MAX_PARETO_K_HAT),
     )
     checks = tuple(criterion.check for criterion in criteria)
-    reason = "; ".join(filter(None, [draws.given_up, *(criterion.failure for criterion in criteria)]))
+    failures = [draws.given_up, *(criterion.failure for criterion in criteria)]
+    apart = SEPARATE_MODES if any(failures) and stay_apart(draws.numbers) else ""
+    reason = "; ".join(filter(None, [apart, *failures]))
     v = draws.v.transpose(0, 1).flatten(0, 1)
     log_weight = torch.full(v.shape[:1], -math.log(len(v)), dtype=v.dtype)
     return SavedReference(CHAINS, v, log_weight, by_bridge.value, by_bridge.std_error, checks, reason)

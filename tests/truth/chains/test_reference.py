@@ -166,6 +166,7 @@ def test_separate_modes_are_refused():
     assert truth.grade == "uncertified"
     assert "given up after a pilot" in truth.reasons[0]
     assert "R-hat" in truth.reasons[0]
+    assert truth.reasons[0].startswith("chains stay in separate modes")
 
 
 # ---- the cache
