@@ -97,7 +97,11 @@ def _compare(arguments: argparse.Namespace) -> int:
     code, done = cli.run_comparison(
         comparison, guides, processes, arguments, lambda done: write_figures(done, arguments), progress=True
     )
-    if code in (0, cli.UNCERTIFIED) and all(entry.records[0]["elbo"] is None for entry in done.entries):
+    if (
+        done.target.dim
+        and code in (0, cli.UNCERTIFIED)
+        and all(entry.records[0]["elbo"] is None for entry in done.entries)
+    ):
         reasons = "; ".join(f"{entry.guide}: {entry.records[0]['reason']}" for entry in done.entries)
         raise cli.UsageError(f"no guide could be compared: {reasons}")
     return code

@@ -40,6 +40,9 @@ from ppl_vi.target.target import Target
 from ppl_vi.target.witness import refuse_changed, witness
 
 
+NO_CONTINUOUS_LATENT = "all latents are discrete and are summed out exactly, so that there is nothing to fit a guide to; log p(x) is their sum"
+
+
 class UnsuitableObjectiveError(ValueError):
     """The objective can't be used with this guide; the message says why."""
 
@@ -104,7 +107,7 @@ def fit(
 
     Raises:
         UnsuitableModelError: "compiled" or "batched" was asked for, and the model or guide can't be run for many draws
-            at once; or the model's density is random.
+            at once; or the model's density is random, or it has no continuous latent.
         SupportMismatchError: the guide puts mass where the posterior has none.
         UnsuitableObjectiveError: the objective can't be used with this guide.
         LearningError: the model's own parameters could not be learned.
@@ -116,6 +119,8 @@ def fit(
     strategy = Strategy(find_objective(objective), num_steps, num_particles, lr, seed, tolerance)
     max_bytes = bytes_of(max_memory)
     _validate(strategy, engine, num_replicas)
+    if not target.dim:
+        raise UnsuitableModelError(f"{target.name}: {NO_CONTINUOUS_LATENT}")
     name, family = (family, find_family(family)) if isinstance(family, str) else (name_of(family), family)
     told = following(progress, name.rpartition(":")[2])
     with told, allowing(max_bytes), _known_errors_explained(target.name):

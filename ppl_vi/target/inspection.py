@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ppl_vi.target.arguments import BoundModel
-from ppl_vi.target.enumeration import UnsuitableSiteError, masks_of
+from ppl_vi.target.enumeration import FACTOR_NAME, UnsuitableSiteError, masks_of
+from ppl_vi.target.factorising import Factorising
 from ppl_vi.target.isolation import isolated
 from ppl_vi.target.mistakes import MistakeError, innermost, is_improper, refuse_changing
 from ppl_vi.target.supports import LatentSite, MovingSupport, ends, same_support
@@ -67,10 +68,10 @@ def run_model(model: Callable[..., Any], row: Row, dtype: torch.dtype, name: str
     Raises:
         ValueError: the model raised an error; the message says at which site.
     """
-    with isolated(dtype, seed=seed), model_errors_explained(name, dtype):
+    with isolated(dtype, seed=seed), model_errors_explained(name, dtype), Factorising() as factorising:
         trace = poutine.trace(model).get_trace(*row)
         trace.compute_log_prob()
-    return trace
+    return factorising.marked(trace)
 
 
 @contextmanager
@@ -121,6 +122,8 @@ def latent_sites(
 ) -> tuple[LatentSite, ...]:
     """The latent sites of a model, found by running it on two rows of data and with several seeds.
 
+    There are none where all latents were discrete and have been summed out.
+
     Args:
         model: a Pyro model.
         first, last: two rows of arguments, or the same one twice.
@@ -159,7 +162,7 @@ def latent_sites(
             moves = not same_support(node["fn"].support, other[site]["fn"].support)
             support = MovingSupport(node["fn"].support) if moves else node["fn"].support
             sites.append(LatentSite(site, support, node["value"].shape))
-    if not sites:
+    if not sites and FACTOR_NAME not in one:
         raise ValueError(f"{name}: the model has no latent sample site: there is nothing to infer")
     return tuple(sites)
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ppl_vi.target.arguments import tensors_of
+from ppl_vi.target.factorising import Factorising
 from ppl_vi.target.isolation import isolated
 
 # Two runs at the same values give the same log density but for the order of sums, which may differ between devices.
@@ -114,8 +115,9 @@ def _densities(
     with isolated(dtype, seed):
         random.seed(seed)
         np.random.seed(seed)
-        again = poutine.trace(poutine.replay(model, trace=trace)).get_trace(*row)
-        again.compute_log_prob()
+        with Factorising():
+            again = poutine.trace(poutine.replay(model, trace=trace)).get_trace(*row)
+            again.compute_log_prob()
     return {site: float(node["log_prob_sum"]) for site, node in again.nodes.items() if _is_site(node)}
 
 
@@ -146,7 +148,7 @@ def possible_mistakes(model: Callable[..., Any], given: tuple[Any, ...], dtype: 
     Raises:
         MistakeError: the model takes tensors and observes nothing.
     """
-    with isolated(dtype, seed=0), ReadTensors(tensors_of(given)) as reading:
+    with isolated(dtype, seed=0), Factorising(), ReadTensors(tensors_of(given)) as reading:
         trace = poutine.trace(model).get_trace(*given)
         trace.compute_log_prob()
     sites = {site: node for site, node in trace.nodes.items() if _is_site(node)}
@@ -173,7 +175,7 @@ def _learns_something(model: Callable[..., Any], trace: Trace, given: tuple[Any,
     if any(node["fn"].support.is_discrete for node in latents.values()):
         return True
     leaves = {site: value.requires_grad_() for site, value in values.items()}
-    with isolated(dtype, seed=0), torch.enable_grad():
+    with isolated(dtype, seed=0), torch.enable_grad(), Factorising():
         again = poutine.trace(poutine.condition(model, data=leaves)).get_trace(*given)
         again.compute_log_prob()
         total = sum(node["log_prob_sum"] for site, node in again.nodes.items() if _is_site(node) and site not in leaves)

@@ -18,6 +18,7 @@ from ppl_vi.numerics.vmapping import vmap_or_loop
 from ppl_vi.target.arguments import BoundModel, converted_arguments, private_copy, tensors_of, to_device
 from ppl_vi.target.conditional import Conditional
 from ppl_vi.target.decoder import Decoded
+from ppl_vi.target.factorising import Factorising
 from ppl_vi.target.inspection import LargestTensor, latent_sites
 from ppl_vi.target.isolation import isolated, one_at_a_time, runs_isolated, whole_plates
 from ppl_vi.target.learned import Learnable, Learned
@@ -299,11 +300,12 @@ class Target:
     def log_joint_of_row(self, latents: Latents, *row: Tensor) -> Tensor:
         """log p(x, z) of one problem at one point, nats: a pure function of tensors, for `torch.func`.
 
-        Plates that take a subsample of their data take all of it here.
+        Plates that take a subsample of their data take all of it here. Where a matrix can't be factorised, it is -inf.
         """
-        with poutine.block(), whole_plates():
+        with poutine.block(), whole_plates(), Factorising() as factorising:
             trace = poutine.trace(poutine.condition(self.model, data=latents)).get_trace(*row)
-            return trace.log_prob_sum()
+            trace.compute_log_prob()
+        return factorising.marked(trace).log_prob_sum()
 
     @runs_isolated
     def log_density_of_row(self, unconstrained: Tensor, *row: Tensor) -> Tensor:
@@ -353,7 +355,7 @@ class Target:
 
     def drawn_point(self) -> Tensor:
         """The latents of one run of the model on the first problem, in unconstrained space, `(D,)`."""
-        with whole_plates():
+        with whole_plates(), Factorising():
             nodes = poutine.trace(self.model).get_trace(*self.row(0)).nodes
         return self.unconstrain({site.name: nodes[site.name]["value"].detach() for site in self.latents}).to(self.dtype)
 

@@ -22,6 +22,7 @@ from ppl_vi.target.witness import refuse_changed, witness
 from ppl_vi.truth.chains.reference import reference_truth
 from ppl_vi.truth.decoder.annealing import AnnealedBound, Annealing, Sandwich, annealed_bound, annealed_sandwich
 from ppl_vi.truth.decoder.evidence import CELL_RULES, decoded_truth
+from ppl_vi.truth.discrete import discrete_truth
 from ppl_vi.truth.quadrature.adaptive import MAX_LATENT_NUMBERS, black_box_truth
 from ppl_vi.truth.quadrature.conditional import has_few_outer_numbers, partial_truth
 from ppl_vi.truth.quadrature.cross_checks import RULES_TOLERANCE
@@ -41,6 +42,7 @@ GRADIENT_BYTES_PER_NUMBER = 200
 def ground_truth(target: Target, *, seed: int = 0, progress: Callback | bool = False) -> Truth:
     """The posterior of every problem of a target, by the most exact method that can compute it.
 
+    - A target whose latents are all discrete: `discrete_truth`, their sum.
     - A target with a decoder and up to three latent numbers: `decoded_truth`, a tree of cells.
     - One unconstrained latent number: `quadrature_truth`. A closed form certifies it. Without one, `black_box_truth`
       checks it for up to two problems, and replaces it where it fails.
@@ -84,10 +86,12 @@ def ground_truth(target: Target, *, seed: int = 0, progress: Callback | bool = F
 
 
 def _by_the_most_exact_method(target: Target, seed: int) -> Truth:
+    if not target.dim:
+        return discrete_truth(target)
     if target.decoded is not None and target.dim in CELL_RULES:
         with stage("tree of cells"):
             return decoded_truth(target)
-    if target.dim == 1:
+    if target.dim == 1 and target.latents[0].shape.numel() == 1:
         return _of_one_number(target, seed)
     if target.dim <= MAX_LATENT_NUMBERS:
         return black_box_truth(target, seed=seed)
