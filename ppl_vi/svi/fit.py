@@ -39,8 +39,7 @@ from ppl_vi.target.isolation import one_at_a_time
 from ppl_vi.target.target import Target
 from ppl_vi.target.witness import refuse_changed, witness
 
-
-NO_CONTINUOUS_LATENT = "all latents are discrete and are summed out exactly, so that there is nothing to fit a guide to; log p(x) is their sum"
+NO_CONTINUOUS_LATENT = "all latents are discrete and are summed out, so that there is nothing to fit a guide to"
 
 
 class UnsuitableObjectiveError(ValueError):

@@ -33,7 +33,7 @@ class Factorising:
 
     def __init__(self) -> None:
         self.failed: list[Tensor] = []
-        self._places = [
+        self._places: list[tuple[Any, str, Any]] = [
             (torch.linalg, "cholesky", self._cholesky),
             (torch, "cholesky", self._cholesky),
             (Tensor, "cholesky", lambda matrix, *rest, **options: self._cholesky(matrix, *rest, **options)),

@@ -81,6 +81,15 @@ def stay_apart(numbers: Tensor) -> bool:
     return bool(((between > APART**2) & (drift < (HALVES_AGREE**2) * between)).any())
 
 
+def energy_information(energy: np.ndarray) -> float:
+    """E-FMI: the mean square of the changes of a chain's energies `(T,)` relative to their variance; 0 where constant.
+
+    Source: Betancourt (2016), equation 2.
+    """
+    variance = energy.var(ddof=1)
+    return float(np.square(np.diff(energy)).mean() / variance) if variance > 0 else 0.0
+
+
 def chain_criteria(numbers: Tensor, energy: Tensor, num_diverged: int) -> tuple[Criterion, ...]:
     """The criteria for the chains themselves, each with the worst figure over all numbers and chains.
 
@@ -95,7 +104,7 @@ def chain_criteria(numbers: Tensor, energy: Tensor, num_diverged: int) -> tuple[
     r_hat = max(float(array_stats.rhat(one)) for one in chains)
     bulk = min(float(array_stats.ess(one, method="bulk")) for one in chains)
     tail = min(float(array_stats.ess(one, method="tail", prob=(0.05, 0.95))) for one in chains)
-    e_fmi = float(np.asarray(array_stats.bfmi(energy.T.cpu().numpy())).min())
+    e_fmi = min(map(energy_information, energy.T.cpu().double().numpy()))
     correlation = float(autocorrelation(numbers, 1).abs().max())
     return (
         Criterion("split R-hat", r_hat, MAX_R_HAT),
