@@ -159,8 +159,9 @@ def _known_errors_explained(name: str) -> Iterator[None]:
         if not draws_outside_sites(error):
             raise
         raise UnsuitableModelError(
-            f"{name}: the model draws random numbers that are neither latent nor a plate's subsample, so that "
-            "its density is random"
+            f"{name}: the model or guide draws random numbers that are neither latent nor a plate's subsample, so that "
+            "its density is random: a network with dropout wants net.eval(), and one that is made in each run is made "
+            "once, outside"
         ) from error
 
 

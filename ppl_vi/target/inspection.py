@@ -109,7 +109,8 @@ def raised_by(function: str, error: Exception, site: str, dtype: torch.dtype) ->
     where = f"at or after site '{site}'" if site else "before its first sample site"
     hint = ""
     if any(words in said for words in ("same dtype", "expected scalar type", "Float did not match Double")):
-        hint = f"; the data come as {dtype}: make the model's own tensors with torch.tensor(..., dtype=x.dtype)"
+        own = f"make {function}'s own tensors with torch.tensor(..., dtype=x.dtype), its networks by net.double()"
+        hint = f"; the data come as {dtype}: {own}, without .float() on what they are given"
     elif "Multiple sample sites" in said:
         hint = ": give each site and plate a name of its own"
     elif any(words in said for words in ("must match", "Shape mismatch", "inconsistent tensor size")):

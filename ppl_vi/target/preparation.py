@@ -17,6 +17,7 @@ from ppl_vi.target.enumeration import summed_out
 from ppl_vi.target.inplace import InPlaceModel, writes_in_place
 from ppl_vi.target.inspection import SEEDS, model_errors_explained, refuse_learned_supports, run_model
 from ppl_vi.target.isolation import isolated
+from ppl_vi.target.missing import filled_model
 from ppl_vi.target.mistakes import possible_mistakes, refuse_changing
 from ppl_vi.target.precision import ConvertedModel, DtypeConversion
 from ppl_vi.target.statements import StatedFunction, first_run
@@ -40,7 +41,7 @@ def prepared_model(model: Callable[..., Any], given: tuple[Any, ...], name: str,
         trace = run_model(model, given, dtype, name)
         with model_errors_explained(name, dtype):
             refuse_changing(model, trace, given, dtype)
-    model = ConvertedModel(model, dtype) if conversion.changed else model
+    model = filled_model(ConvertedModel(model, dtype) if conversion.changed else model, trace)
     with isolated(dtype, seed=0):
         model = truncated_model(model, trace, run_model(model, given, dtype, name, seed=SEEDS[1]))
         return BoundModel(summed_out(model, trace, given, name), given)

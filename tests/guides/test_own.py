@@ -13,7 +13,7 @@ import torch
 from pyro.infer.autoguide import AutoDelta, AutoNormal
 from torch import Tensor
 
-from ppl_vi import Target
+from ppl_vi import Target, fit
 from ppl_vi.guides import RefusedFamilyError
 from ppl_vi.guides.gamma import gamma
 from ppl_vi.guides.own import OwnGuide, family_of
@@ -48,7 +48,7 @@ def fails_in_a_plate(y: Tensor) -> None:
         raise LookupError("no row")
 
 
-def fails_at_once(y: Tensor) -> None:
+def fails_at_once(given: Tensor) -> None:
     raise LookupError("no row")
 
 
@@ -162,3 +162,43 @@ def test_what_is_no_guide_at_all_is_refused() -> None:
         family_of(TARGET, 0.5)
     with pytest.raises(RefusedFamilyError, match=r"^AutoDelta: a point mass has no density"):
         family_of(TARGET, AutoDelta)
+
+
+def test_a_function_with_the_models_parameter_names_is_a_guide_whose_error_is_its_own() -> None:
+    """The network is of single precision, and is called before the first site."""
+    network = torch.nn.Linear(1, 1)
+
+    def guide(y: Tensor) -> None:
+        mean = network(y.reshape(-1, 1)).mean()
+        pyro.sample("z", dist.Normal(mean, 1.0))
+
+    def model(y: Tensor) -> None:
+        pyro.sample("y", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=y)
+
+    target = Target.of(model, (torch.tensor(0.4, dtype=torch.float64),))
+    family = family_of(target, guide)
+    assert isinstance(family, OwnGuide)
+    with pytest.raises(ValueError, match=r"the guide '.*' raised RuntimeError.*networks by net.double\(\)"):
+        build_guide(family, target)
+
+
+def test_a_network_that_vmap_has_no_rule_for_is_fitted_draw_by_draw() -> None:
+    """A recurrent network gives the guide's mean, which its own bias can make right: Normal(0.8 y, 0.2)."""
+    network, head = torch.nn.GRU(1, 1, batch_first=True), torch.nn.Linear(1, 1)
+
+    def guide(y: Tensor) -> None:
+        pyro.module("network", network)
+        pyro.module("head", head)
+        _, state = network(y.reshape(-1, 1, 1))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("z", dist.Normal(head(state).flatten(), 0.2**0.5))
+
+    def model(y: Tensor) -> None:
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 0.5), obs=y)
+
+    target = Target.of(model, (torch.tensor([0.9, 0.9, 0.9], dtype=torch.float64),))
+    fitted = fit(target, family_of(target, guide), num_steps=150, num_particles=4)
+    assert (fitted.engine, fitted.status[0, 0] != "diverged") == ("pyro", True)
+    assert "vmap has no rule" in fitted.engine_reason
+    assert float(fitted.draw(2000, seed=0)["z"].mean()) == pytest.approx(0.72, abs=0.1)
