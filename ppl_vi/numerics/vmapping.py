@@ -14,10 +14,9 @@ from torch.func import vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
 # Words in the errors of `torch.func.vmap`, by what it refuses: a function that draws random numbers, one that indexes a
-# tensor by a boolean mask, one that calls what `vmap` has no rule for, and one that decides by a value what to do.
+# tensor by a boolean mask, and one that decides by a value what to do.
 RANDOMNESS_REFUSED = "randomness error mode"
 MASKS_REFUSED = "boolean mask"
-UNKNOWN_TO_VMAP = ("Batching rule not implemented", "Batch norm got a batched tensor")
 BRANCHES_REFUSED = ("data-dependent control flow", "calling .item() on a Tensor")
 
 Axes = int | tuple[int | None, ...]
@@ -26,11 +25,6 @@ Axes = int | tuple[int | None, ...]
 def decides_by_value(error: BaseException) -> bool:
     """Whether this is the error of `vmap` for a function that decides by a value what to do."""
     return isinstance(error, RuntimeError) and any(said in str(error) for said in BRANCHES_REFUSED)
-
-
-def unknown_to_vmap(error: BaseException) -> bool:
-    """Whether this is the error of `vmap` for a function that calls something for which there is no rule."""
-    return isinstance(error, RuntimeError) and any(said in str(error) for said in UNKNOWN_TO_VMAP)
 
 
 def draws_outside_sites(error: BaseException) -> bool:
@@ -71,7 +65,7 @@ def vmap_or_loop(function: Callable[..., Any], in_dims: Axes = 0, chunk_size: in
         try:
             return vmap(function, in_dims=in_dims, chunk_size=chunk_size)(*args)
         except RuntimeError as error:
-            if not (decides_by_value(error) or unknown_to_vmap(error)):
+            if not decides_by_value(error):
                 raise
         return loop_over(function, in_dims)(*args)
 

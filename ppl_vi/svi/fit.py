@@ -39,6 +39,7 @@ from ppl_vi.target.isolation import one_at_a_time
 from ppl_vi.target.target import Target
 from ppl_vi.target.witness import refuse_changed, witness
 
+BATCH_NORM = "Batch norm got a batched tensor"  # in the error of `vmap` for a batch normalisation in training mode
 NO_CONTINUOUS_LATENT = "all latents are discrete and are summed out, so that there is nothing to fit a guide to"
 
 
@@ -155,6 +156,11 @@ def _known_errors_explained(name: str) -> Iterator[None]:
             raise UnsuitableModelError(
                 f"{name}: the model or guide indexes by a mask of drawn values, which can't be done for many "
                 "draws at once: choose by torch.where"
+            ) from error
+        if BATCH_NORM in str(error):
+            raise UnsuitableModelError(
+                f"{name}: a batch normalisation is in training mode, in which each draw would change its running means: "
+                "call net.eval() beforehand"
             ) from error
         if not draws_outside_sites(error):
             raise

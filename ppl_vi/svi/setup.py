@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_vi.guides.own import has_network
-from ppl_vi.numerics.vmapping import decides_by_value, unknown_to_vmap
+from ppl_vi.numerics.vmapping import decides_by_value
 from ppl_vi.svi.curvature import (
     AXES_POINTS,
     MAX_CHECKED_PARAMETERS,
@@ -59,7 +59,6 @@ DRAWS_ONE_BY_ONE = 64
 # What a converged fit may still gain nearby, nats, where nobody asks for another tolerance: a hundredth of what tables
 # show of a gap that matters. A larger one stops fits earlier and farther from their optimum.
 TOLERANCE = 1e-3
-NO_RULE = "calls a function of torch's, such as a recurrent layer, for which vmap has no rule"
 DECIDES_BY_VALUE = "decides by a drawn value what to do ('if', 'while', bool(), item())"
 
 
@@ -277,11 +276,9 @@ def find_how_draws_are_run(program: Program, strategy: Strategy) -> None:
             return
         except (RuntimeError, UnsupportedRandomnessError) as error:
             by_seeds = isinstance(error, UnsupportedRandomnessError)
-            unknown = unknown_to_vmap(error)
-            if not (decides_by_value(error) or unknown or by_seeds) or not program.replayable:
+            if not (decides_by_value(error) or by_seeds) or not program.replayable:
                 raise
-            why = NO_RULE if unknown else str(error) if by_seeds else DECIDES_BY_VALUE
-            program.run_one_by_one(why, by_seeds)
+            program.run_one_by_one(str(error) if by_seeds else DECIDES_BY_VALUE, by_seeds)
 
 
 def _try_draws(program: Program, strategy: Strategy) -> None:

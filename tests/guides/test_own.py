@@ -17,6 +17,7 @@ from ppl_vi import Target, fit
 from ppl_vi.guides import RefusedFamilyError
 from ppl_vi.guides.gamma import gamma
 from ppl_vi.guides.own import OwnGuide, family_of
+from ppl_vi.svi.setup import UnsuitableModelError
 from ppl_vi.svi.start import build_guide
 
 
@@ -182,23 +183,27 @@ def test_a_function_with_the_models_parameter_names_is_a_guide_whose_error_is_it
         build_guide(family, target)
 
 
-def test_a_network_that_vmap_has_no_rule_for_is_fitted_draw_by_draw() -> None:
-    """A recurrent network gives the guide's mean, which its own bias can make right: Normal(0.8 y, 0.2)."""
-    network, head = torch.nn.GRU(1, 1, batch_first=True), torch.nn.Linear(1, 1)
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (torch.nn.BatchNorm1d(1), "a batch normalisation is in training mode.*net.eval"),
+        (torch.nn.Dropout(0.5), "the model or guide draws random numbers.*net.eval"),
+    ],
+)
+def test_a_network_in_training_mode_is_refused_with_the_mend(layer: torch.nn.Module, message: str) -> None:
+    network = torch.nn.Sequential(torch.nn.Linear(1, 1), layer)
 
     def guide(y: Tensor) -> None:
         pyro.module("network", network)
-        pyro.module("head", head)
-        _, state = network(y.reshape(-1, 1, 1))
         with pyro.plate("rows", len(y)):
-            pyro.sample("z", dist.Normal(head(state).flatten(), 0.2**0.5))
+            pyro.sample("z", dist.Normal(network(y.reshape(-1, 1)).squeeze(-1), 0.5))
 
     def model(y: Tensor) -> None:
         with pyro.plate("rows", len(y)):
             pyro.sample("y", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 0.5), obs=y)
 
-    target = Target.of(model, (torch.tensor([0.9, 0.9, 0.9], dtype=torch.float64),))
-    fitted = fit(target, family_of(target, guide), num_steps=150, num_particles=4)
-    assert (fitted.engine, fitted.status[0, 0] != "diverged") == ("pyro", True)
-    assert "vmap has no rule" in fitted.engine_reason
-    assert float(fitted.draw(2000, seed=0)["z"].mean()) == pytest.approx(0.72, abs=0.1)
+    target = Target.of(model, (torch.tensor([0.9, -0.3, 1.1], dtype=torch.float64),))
+    with pytest.raises(UnsuitableModelError, match=message):
+        fit(target, family_of(target, guide), num_steps=20, num_particles=4)
+    network.eval()
+    assert fit(target, family_of(target, guide), num_steps=20, num_particles=4).status[0, 0] != "diverged"
