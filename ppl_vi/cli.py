@@ -222,7 +222,7 @@ def run(
 ) -> int:
     """Parses the arguments and runs a program; returns its exit code.
 
-    It is 2 for a usage error, 130 after Ctrl-C, 143 after SIGTERM and 129 after SIGHUP.
+    It is 2 for a usage error, 3 where a truth is uncertified, 130 after Ctrl-C, 143 after SIGTERM and 129 after SIGHUP.
     """
     arguments = parser.parse_args(argv)
     with signals.handled(parser.prog):
@@ -521,7 +521,8 @@ def run_comparison(
                 show_comparison(comparison, arguments)
             return interrupted(done, len(guides), "families were finished", arguments), comparison
         show_comparison(comparison, arguments)
-        return drawn(lambda: _drawn_with_progress(draw, comparison, progress), arguments), comparison
+        code = drawn(lambda: _drawn_with_progress(draw, comparison, progress), arguments)
+        return code or (0 if comparison.truth.trusted.all() else UNCERTIFIED), comparison
 
 
 def _drawn_with_progress(draw: Callable[[SomeComparison], None], comparison: SomeComparison, progress: bool) -> None:

@@ -159,8 +159,8 @@ def _known_errors_explained(name: str) -> Iterator[None]:
             ) from error
         if BATCH_NORM in str(error):
             raise UnsuitableModelError(
-                f"{name}: a batch normalisation is in training mode, in which each draw would change its running means: "
-                "call net.eval() beforehand"
+                f"{name}: a batch normalisation is in training mode, in which each draw would change its running "
+                "means: call net.eval() beforehand"
             ) from error
         if not draws_outside_sites(error):
             raise
