@@ -35,6 +35,7 @@ from ppl_vi.svi.running import RunningFit
 from ppl_vi.svi.setup import TOLERANCE, Strategy, UnsuitableModelError, auto_particles, group_size
 from ppl_vi.svi.start import centre_parameters, start_guide, start_parameters
 from ppl_vi.svi.support import SupportMismatchError, mismatch
+from ppl_vi.target.arguments import BoundModel
 from ppl_vi.target.isolation import one_at_a_time
 from ppl_vi.target.target import Target
 from ppl_vi.target.witness import refuse_changed, witness
@@ -119,7 +120,7 @@ def fit(
     strategy = Strategy(find_objective(objective), num_steps, num_particles, lr, seed, tolerance)
     max_bytes = bytes_of(max_memory)
     _validate(strategy, engine, num_replicas)
-    if not target.dim:
+    if isinstance(target.model, BoundModel) and not target.dim:
         raise UnsuitableModelError(f"{target.name}: {NO_CONTINUOUS_LATENT}")
     name, family = (family, find_family(family)) if isinstance(family, str) else (name_of(family), family)
     told = following(progress, name.rpartition(":")[2])
@@ -127,9 +128,9 @@ def fit(
         if target.learnable is not None:
             target = learned_target(target, family, name.rpartition(":")[2], strategy, num_replicas, engine)
             family = family_of(target, family)
-        _ = witness(target)
         with stage("choosing starts"):
             guide = start_guide(family, target, num_replicas, seed)
+            _ = witness(target)
             support_mismatch = mismatch(target, guide)
             if support_mismatch and not allow_support_mismatch:
                 raise SupportMismatchError(support_mismatch)

@@ -118,7 +118,7 @@ def _densities(
         with Factorising():
             again = poutine.trace(poutine.replay(model, trace=trace)).get_trace(*row)
             again.compute_log_prob()
-    return {site: float(node["log_prob_sum"]) for site, node in again.nodes.items() if _is_site(node)}
+    return {site: float(node["log_prob_sum"].detach()) for site, node in again.nodes.items() if _is_site(node)}
 
 
 def _differs(one: dict[str, float], other: dict[str, float]) -> str:
