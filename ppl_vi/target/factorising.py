@@ -11,6 +11,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import pyro.poutine as poutine
 import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
@@ -94,3 +95,11 @@ class Factorising:
             return function(self._usable(matrix, failed), *rest, **options)
 
         return called
+
+
+def factorising_trace(model: Callable[..., Any], row: tuple[Any, ...]) -> Trace:
+    """The trace of a model with its log densities, -inf where a matrix can't be factorised."""
+    with Factorising() as factorising:
+        trace = poutine.trace(model).get_trace(*row)
+        trace.compute_log_prob()
+    return factorising.marked(trace)

@@ -18,7 +18,7 @@ from ppl_vi.numerics.vmapping import vmap_or_loop
 from ppl_vi.target.arguments import BoundModel, converted_arguments, private_copy, tensors_of, to_device
 from ppl_vi.target.conditional import Conditional
 from ppl_vi.target.decoder import Decoded
-from ppl_vi.target.factorising import Factorising
+from ppl_vi.target.factorising import Factorising, factorising_trace
 from ppl_vi.target.inspection import LargestTensor, latent_sites
 from ppl_vi.target.isolation import isolated, one_at_a_time, runs_isolated, whole_plates
 from ppl_vi.target.learned import Learnable, Learned
@@ -302,10 +302,8 @@ class Target:
 
         Plates that take a subsample of their data take all of it here. Where a matrix can't be factorised, it is -inf.
         """
-        with poutine.block(), whole_plates(), Factorising() as factorising:
-            trace = poutine.trace(poutine.condition(self.model, data=latents)).get_trace(*row)
-            trace.compute_log_prob()
-        return factorising.marked(trace).log_prob_sum()
+        with poutine.block(), whole_plates():
+            return factorising_trace(poutine.condition(self.model, data=latents), row).log_prob_sum()
 
     @runs_isolated
     def log_density_of_row(self, unconstrained: Tensor, *row: Tensor) -> Tensor:
