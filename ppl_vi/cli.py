@@ -60,7 +60,9 @@ MAX_WORKERS = 2
 # The ELBO beside the training bar is an exponential average over epochs; this is the weight of the average so far. With
 # a larger one the figure lags behind, with a smaller one it jumps with the noise of each epoch.
 SMOOTHING = 0.8
-USAGE = 2  # the exit code for wrong arguments, by convention
+# Exit codes: 2 by convention for wrong arguments, and 3 where a truth is uncertified, so that what rests on it must not
+# be relied on.
+USAGE, UNCERTIFIED = 2, 3
 
 T = TypeVar("T")
 SomeComparison = TypeVar("SomeComparison", bound="Comparison")
@@ -220,7 +222,7 @@ def run(
 ) -> int:
     """Parses the arguments and runs a program; returns its exit code.
 
-    It is 2 for a usage error, 130 after Ctrl-C, 143 after SIGTERM and 129 after SIGHUP.
+    It is 2 for a usage error, 3 where a truth is uncertified, 130 after Ctrl-C, 143 after SIGTERM and 129 after SIGHUP.
     """
     arguments = parser.parse_args(argv)
     with signals.handled(parser.prog):
@@ -519,7 +521,8 @@ def run_comparison(
                 show_comparison(comparison, arguments)
             return interrupted(done, len(guides), "families were finished", arguments), comparison
         show_comparison(comparison, arguments)
-        return drawn(lambda: _drawn_with_progress(draw, comparison, progress), arguments), comparison
+        code = drawn(lambda: _drawn_with_progress(draw, comparison, progress), arguments)
+        return code or (0 if comparison.truth.trusted.all() else UNCERTIFIED), comparison
 
 
 def _drawn_with_progress(draw: Callable[[SomeComparison], None], comparison: SomeComparison, progress: bool) -> None:

@@ -1,5 +1,6 @@
 """Guides of all kinds on models that the project has not seen, from Python and from a shell."""
 
+import dataclasses
 import json
 import math
 import sys
@@ -21,7 +22,7 @@ from scipy import special, stats
 
 import ppl_vi
 from ppl_vi import __main__ as command
-from ppl_vi import cli
+from ppl_vi import cli, ground_truth, model_comparison
 from ppl_vi.comparison.axes import PROBABILITIES, axes_of
 from ppl_vi.comparison.comparison import Curves, Entry
 from ppl_vi.model_comparison import labelled
@@ -423,6 +424,16 @@ def test_what_can_t_be_done_is_one_line_and_exit_code_2(arguments, message, fold
         assert "no guide could be compared: seen_by_nobody:wrong: ValueError" in capsys.readouterr().err
         return
     assert message in refused(command.main, ["compare", *arguments])
+
+
+def test_an_uncertified_truth_is_exit_code_3(folder, capsys, monkeypatch):
+    def failing(target, **settings):
+        return dataclasses.replace(ground_truth(target, **settings), grade="uncertified", reasons=("split R-hat is 3",))
+
+    monkeypatch.setattr(model_comparison, "ground_truth", failing)
+    arguments = ["compare", "seen_by_nobody:model", "--args", "seen_by_nobody:data", *TINY_OPTIONS, "--no-plots"]
+    assert command.main(arguments) == 3
+    assert "uncertified: the chains disagree" in capsys.readouterr().out
 
 
 def test_a_guide_without_mass_where_the_posterior_has_some_is_said_to_be_infinitely_far_forwards():

@@ -2,7 +2,8 @@
 
 There is one schema, whatever the model: `blank_record` has every key with nothing measured, and `record` fills it. A
 figure is the median over replicas. Beside `name` a record then has `name_error`, the largest bound on the numerical
-error over replicas, and, where there is Monte Carlo noise, `name_std_error`, the median standard error.
+error over replicas, and, where there is Monte Carlo noise, `name_std_error`, the median standard error. `uncertified`
+names the figures that rest on a truth of which a check failed.
 """
 
 from __future__ import annotations
@@ -65,9 +66,15 @@ def _problem_and_truth(comparison: Comparison, problem: int) -> dict[str, Any]:
         "method": truth.method,
         "grade": truth.grade,
         "grade_reason": truth.reasons[problem] if truth.reasons else "",
+        "uncertified": [] if truth.trusted[problem] else ["log_evidence", *filter(_needs_truth, METRICS)],
         "assumptions": list(truth.assumptions),
+        "remarks": list(target.remarks),
         "log_evidence_std_error": _plain(truth.log_evidence_std_error[problem]),
     }
+
+
+def _needs_truth(metric: str) -> bool:
+    return METRICS[metric].needs_truth
 
 
 def record(comparison: Comparison, guide: str, card: Scorecard, problem: int) -> dict[str, Any]:

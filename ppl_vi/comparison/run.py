@@ -22,7 +22,7 @@ from ppl_vi.metrics.scorecard import score
 from ppl_vi.runtime.memory import MemoryBoundError, bounded, share, shortage
 from ppl_vi.runtime.processes import shared
 from ppl_vi.runtime.stages import listening, stage
-from ppl_vi.svi.fit import UnsuitableObjectiveError, check_objective, fit
+from ppl_vi.svi.fit import NO_CONTINUOUS_LATENT, UnsuitableObjectiveError, check_objective, fit
 from ppl_vi.svi.learning import learned_target
 from ppl_vi.svi.objectives import find_objective
 from ppl_vi.svi.setup import Strategy
@@ -137,6 +137,8 @@ def _without_scores(comparison: Comparison, guide: str, status: str, reason: str
 
 def _scored(comparison: Comparison, guide: str, with_curves: bool) -> Entry:
     settings = comparison.settings
+    if not comparison.target.dim:
+        return _without_scores(comparison, guide, "skipped", NO_CONTINUOUS_LATENT)
     fitted = fit(
         comparison.target,
         _family(comparison, guide),

@@ -95,11 +95,12 @@ def family_of(target: Target, given: Any, name: str = "") -> Family:
 def is_guide(target: Target, function: Callable[..., Any], name: str) -> bool:
     """Whether a function is a guide, rather than a family of guides.
 
-    A function that can't be called with a model alone is a guide. Any other is called as the model is called. It is a
-    guide if it reaches a sample site or a plate: if it raises an error after that, the error is the guide's own, and is
-    raised again when the guide is built. It is a family if it returns without having reached one. If it raises an error
-    before its first site, it may be a family that can do nothing with data in place of a model, so it is called with
-    the model: it is a family if that returns something callable.
+    A function that can't be called with a model alone is a guide, and so is one whose parameters have the names of the
+    model's. Any other is called as the model is called. It is a guide if it reaches a sample site or a plate: if it
+    raises an error after that, the error is the guide's own, and is raised again when the guide is built. It is a
+    family if it returns without having reached one. If it raises an error before its first site, it may be a family
+    that can do nothing with data in place of a model, so it is called with the model: it is a family if that returns
+    something callable.
 
     Raises:
         ValueError: the function is neither; the message holds both of its errors.
@@ -107,6 +108,9 @@ def is_guide(target: Target, function: Callable[..., Any], name: str) -> bool:
     try:
         inspect.signature(function).bind(target.model)
     except TypeError:
+        return True
+    names = _required(function)
+    if names and names == _required(_users_own(target.model)) and names[0] != "model":
         return True
     with target.isolated(seed=0):
         with SiteReached() as reached:
@@ -128,6 +132,26 @@ def is_guide(target: Target, function: Callable[..., Any], name: str) -> bool:
     if not callable(made):
         raise ValueError(f"{neither}; called with the model, it returned no guide but {made!r:.40}") from raised
     return False
+
+
+def _required(function: Any) -> list[str]:
+    """The names of the positional parameters that a function must be given; [] where they are not known."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [one.name for one in parameters if one.kind in kinds and one.default is one.empty]
+
+
+def _users_own(model: Any) -> Any:
+    """The model as its user gave it, out of what prepares it."""
+    while not isinstance(model, nn.Module) and not inspect.isroutine(model):
+        inner = getattr(model, "function", getattr(model, "model", None))
+        if inner is None:
+            break
+        model = inner
+    return model
 
 
 def name_of(family: Any) -> str:

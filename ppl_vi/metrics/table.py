@@ -53,6 +53,8 @@ class Metric:
         on_draws: computes it from draws of the guide alone, as a user without the truth would.
         heading: the two lines of its column's heading; () where the printed tables do not show it.
         per_replica: whether a record lists its value for each replica, beside the median over replicas.
+        needs_truth: whether it rests on the posterior or on log p(x), so that it must not be trusted where these are
+            uncertified. The others are of the guide and the log joint alone.
     """
 
     on_grid: Callable[[FitOnGrid], Estimate | None] | None = None
@@ -60,6 +62,7 @@ class Metric:
     on_draws: Callable[[WeightedDraws], Estimate | None] | None = None
     heading: tuple[str, ...] = ()
     per_replica: bool = False
+    needs_truth: bool = True
 
 
 def khat_of_few(draws: WeightedDraws) -> Estimate | None:
@@ -75,7 +78,7 @@ def iwae_bound(draws: WeightedDraws) -> Estimate | None:
 
 
 METRICS: dict[str, Metric] = {
-    "elbo": Metric(divergence.elbo, sampled.elbo, heading=("", "ELBO"), per_replica=True),
+    "elbo": Metric(divergence.elbo, sampled.elbo, heading=("", "ELBO"), per_replica=True, needs_truth=False),
     "elbo_gap": Metric(exact.elbo_gap, sampled.reverse_kl),
     "reverse_kl": Metric(
         divergence.reverse_kl, sampled.reverse_kl, heading=("reverse KL", "median"), per_replica=True
@@ -87,28 +90,31 @@ METRICS: dict[str, Metric] = {
     "mean_error": Metric(moments.mean_error, sampled.mean_error, heading=("mean", "error")),
     "sd_ratio": Metric(moments.sd_ratio, sampled.sd_ratio, heading=("sd", "ratio")),
     "coverage_90": Metric(moments.coverage_90, sampled.coverage_90, heading=("coverage", "of 90%")),
-    "leaked_mass": Metric(moments.leaked_mass, sampled.leaked_mass, heading=("leaked", "mass")),
+    "leaked_mass": Metric(moments.leaked_mass, sampled.leaked_mass, heading=("leaked", "mass"), needs_truth=False),
     "chi_square": Metric(divergence.chi_square),
     "family_gap": Metric(exact.family_gap, sampled.family_gap, heading=("family", "gap")),
     "optimization_gap": Metric(
         exact.optimization_gap, sampled.optimization_gap, heading=("optimiz.", "gap"), per_replica=True
     ),
-    "surrogate_elbo": Metric(exact.surrogate_elbo, sampled.surrogate_elbo),
-    "khat": Metric(on_draws=lambda draws: importance.khat(draws.weights), heading=("", "k-hat")),
-    "ess": Metric(on_draws=lambda draws: importance.effective_sample_size(draws.weights), heading=("", "ESS")),
-    "elbo_estimate": Metric(on_draws=lambda draws: importance.elbo_estimate(draws.weights)),
+    "surrogate_elbo": Metric(exact.surrogate_elbo, sampled.surrogate_elbo, needs_truth=False),
+    "khat": Metric(on_draws=lambda draws: importance.khat(draws.weights), heading=("", "k-hat"), needs_truth=False),
+    "ess": Metric(
+        on_draws=lambda draws: importance.effective_sample_size(draws.weights), heading=("", "ESS"), needs_truth=False
+    ),
+    "elbo_estimate": Metric(on_draws=lambda draws: importance.elbo_estimate(draws.weights), needs_truth=False),
     "importance_log_evidence": Metric(
         on_draws=lambda draws: importance.importance_log_evidence(draws.weights, draws.chi_square),
         heading=("log p(x) by importance", "sampling ± std. error"),
+        needs_truth=False,
     ),
     "importance_log_evidence_naive": Metric(
-        on_draws=lambda draws: importance.importance_log_evidence(draws.weights)
+        on_draws=lambda draws: importance.importance_log_evidence(draws.weights), needs_truth=False
     ),
     "relative_covariance_error": Metric(
         on_points=sampled.relative_covariance_error, heading=("covariance", "error")
     ),
-    "khat_1000": Metric(on_draws=khat_of_few),
-    "iwae_bound": Metric(on_draws=iwae_bound, heading=("", "IWAE-64")),
+    "khat_1000": Metric(on_draws=khat_of_few, needs_truth=False),
+    "iwae_bound": Metric(on_draws=iwae_bound, heading=("", "IWAE-64"), needs_truth=False),
 }  # fmt: skip
 
 

@@ -20,6 +20,8 @@ from ppl_vi.numerics.rules import gaussian_rule
 # A fitted mixture has at most MAX_COMPONENTS components, and so few that there are at least MIN_DRAWS_PER_NUMBER draws
 # for each free number of a component.
 MAX_COMPONENTS = 6
+# What is added to each variance of standardized points that lie in a plane, so that their covariance is not singular.
+SINGULAR_RAISE = 1e-6
 MIN_DRAWS_PER_NUMBER = 10
 # Degrees of freedom of a proposal whose tails are to be heavier than those of what it is to propose for.
 DEGREES = 5.0
@@ -97,18 +99,38 @@ def fit_student_mixture(u: Tensor, degrees: float, seed: int) -> StudentMixture:
         degrees: of freedom of the components; inf for normal ones.
         seed: of the fit's start.
     """
-    from sklearn.mixture import GaussianMixture  # imported here since it takes a second
-
     num, dim = u.shape
     size = min(MAX_COMPONENTS, max(1, num // (MIN_DRAWS_PER_NUMBER * dim * (dim + 3))))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a mixture that has not converged is as good a proposal
-        mixture = GaussianMixture(size, random_state=seed, max_iter=100, reg_covar=1e-9).fit(u.cpu().numpy())
-    covariance = torch.from_numpy(mixture.covariances_).to(u)
-    log_share = torch.from_numpy(np.log(mixture.weights_)).to(u)
+    center, scale = u.mean(0), u.std(0)
+    scale = torch.where(scale > 0, scale, 1.0)  # coordinates may differ by many powers of 10
+    share, locs, covariances = _gaussian_mixture(((u - center) / scale).cpu().numpy(), size, seed)
+    factor = torch.linalg.cholesky(torch.from_numpy(covariances).to(u)) * scale[:, None]
     widened = 1.0 if math.isinf(degrees) else WIDENING
-    factor = widened * torch.linalg.cholesky(covariance)
-    return StudentMixture(log_share, torch.from_numpy(mixture.means_).to(u), factor, (degrees,) * size)
+    loc = torch.from_numpy(locs).to(u) * scale + center
+    return StudentMixture(torch.from_numpy(np.log(share)).to(u), loc, widened * factor, (degrees,) * len(share))
+
+
+def _gaussian_mixture(points: np.ndarray, size: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Shares `(K,)`, means `(K, D)` and covariances `(K, D, D)` of a Gaussian mixture fitted to points `(S, D)`.
+
+    A component may collapse to a point or a plane, where its covariance is singular. Then there are half as many
+    components, and of a single one the variances are raised until it is not singular.
+    """
+    from sklearn.mixture import GaussianMixture  # imported here since it takes a second
+
+    for num in (size >> halving for halving in range(size.bit_length())):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a mixture that has not converged is as good a proposal
+                fitted = GaussianMixture(num, random_state=seed, max_iter=100, reg_covar=1e-9).fit(points)
+            np.linalg.cholesky(fitted.covariances_)
+        except (ValueError, np.linalg.LinAlgError):
+            continue
+        if bool((fitted.weights_ > 0).all()):
+            return fitted.weights_, fitted.means_, fitted.covariances_
+    covariance = np.cov(points.T).reshape(points.shape[1], -1)
+    raised = covariance + SINGULAR_RAISE * np.eye(len(covariance))
+    return np.ones(1), points.mean(0)[None], raised[None]
 
 
 class GaussianMixtures(NamedTuple):

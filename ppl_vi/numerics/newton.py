@@ -33,6 +33,36 @@ class Minimum:
     num_steps: int
 
 
+def eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues `(..., D)` and eigenvectors, as columns, of any symmetric matrices `(..., D, D)`.
+
+    Each is first divided by a power of 2 near its largest number, since LAPACK fails where squares overflow. A matrix
+    that is not finite, or that fails all the same, has its diagonal for eigenvalues, with 1 for what is not finite, and
+    the axes for eigenvectors.
+    """
+    eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    size = matrix.abs().amax((-2, -1), keepdim=True)
+    usable = size.isfinite() & (size > 0)
+    size = torch.where(usable, size, 1.0).log2().floor().exp2()
+    scaled = torch.where(usable, matrix / size, eye)
+    try:
+        values, vectors = torch.linalg.eigh(scaled)
+    except torch.linalg.LinAlgError:
+        found = [_eigen_of_one(one) for one in scaled.reshape(-1, *eye.shape)]
+        values, vectors = (torch.stack(parts) for parts in zip(*found, strict=True))
+        values, vectors = values.reshape(matrix.shape[:-1]), vectors.reshape(matrix.shape)
+    diagonal = torch.diagonal(matrix, dim1=-2, dim2=-1)
+    plain = torch.where(diagonal.isfinite(), diagonal, 1.0)
+    return torch.where(usable[..., 0], values * size[..., 0], plain), vectors
+
+
+def _eigen_of_one(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    try:
+        return torch.linalg.eigh(matrix)
+    except torch.linalg.LinAlgError:
+        return torch.diagonal(matrix), torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+
+
 def predicted_gain(
     gradient: Tensor, hessian: Tensor, radius: float = 1.0, slack: float = 0.0, unit: Tensor | None = None
 ) -> Tensor:
@@ -58,8 +88,7 @@ def predicted_gain(
     """
     estimates = gradient if slack else gradient[..., None, :]
     finite = estimates.isfinite().all(-1).all(-1) & hessian.isfinite().all(-1).all(-1)
-    eye = torch.eye(hessian.shape[-1], dtype=hessian.dtype, device=hessian.device)
-    eigenvalues, axes = torch.linalg.eigh(torch.where(finite[..., None, None], hessian, eye))
+    eigenvalues, axes = eigen(hessian)
     along = estimates @ axes
     slope = along.mean(-2).abs()
     if slack:
@@ -79,7 +108,7 @@ def predicted_gain(
 
 def descent_step(gradient: Tensor, hessian: Tensor, radius: Tensor) -> Tensor:
     """A descent step of at most `radius`: Newton's with |eigenvalues| (Dauphin et al. 2014, saddle-free Newton)."""
-    eigenvalues, axes = torch.linalg.eigh(hessian)
+    eigenvalues, axes = eigen(hessian)
     size = eigenvalues.abs()
     floor = 1e-14 * size.amax(-1, keepdim=True) + torch.finfo(hessian.dtype).tiny
     step = -(axes.mT @ gradient[..., None]).squeeze(-1) / torch.maximum(size, floor)

@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ppl_vi.metrics.table import METRICS
+from ppl_vi.report.failures import in_words
 from ppl_vi.report.numbers import MISSING, nats, number, short, three_digits
 
 Record = dict[str, Any]
+DOUBT = "?"  # after a number that rests on an uncertified truth
 SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -65,9 +67,15 @@ def _with_reason(name: str, text_of: Callable[[Record], str]) -> Callable[[Recor
 
     def cell(record: Record, notes: Footnotes) -> str:
         text, reason = text_of(record), _reason(record, name)
-        return text + notes.mark(reason) if reason and ("inf" in text or text == MISSING) else text
+        shown = doubted(text) if name in record["uncertified"] else text
+        return shown + notes.mark(reason) if reason and ("inf" in text or text == MISSING) else shown
 
     return cell
+
+
+def doubted(text: str) -> str:
+    """A number that rests on an uncertified truth, with the mark that says so."""
+    return text if text == MISSING or text.endswith(DOUBT) else text + DOUBT
 
 
 def _reason(record: Record, name: str) -> str:
@@ -183,7 +191,7 @@ def title(record: Record) -> str:
     """The model or problem, its log evidence with its error, how that was computed, and how far it can be trusted."""
     several = f"the target poses {record['num_problems']} problems, numbered from 0: one for each row of its arguments"
     which = f" ({several})" if record["num_problems"] > 1 else ""
-    why = f": {record['grade_reason']}" if record["grade_reason"] else ""
+    why = f": {in_words(record['grade_reason'])}" if record["uncertified"] else ""
     return f"{record['label']}{which}    {_evidence(record)}, by {record['method']}, {record['grade']}{why}"
 
 
@@ -194,7 +202,8 @@ def short_title(record: Record) -> str:
 
 def _evidence(record: Record) -> str:
     evidence, error = number(record["log_evidence"]), uncertainty(record, "log_evidence")
-    return f"log p(x) = {evidence:.6f} ± {short(error, 1) if error else '0'} nats"
+    doubt = DOUBT if record["uncertified"] else ""
+    return f"log p(x) = {evidence:.6f}{doubt} ± {short(error, 1) if error else '0'} nats"
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ppl_vi.report.columns import Footnotes, Record, bound, uncertainty
+from ppl_vi.report.columns import Footnotes, Record, bound, doubted, uncertainty
+from ppl_vi.report.failures import in_words
 from ppl_vi.report.numbers import MISSING, number, short, three_digits
 from ppl_vi.report.plots import DARK, DPI, LIGHT, plain
 
@@ -84,7 +85,7 @@ def _guides_by_table(guides: Sequence[str], cells: dict[tuple[str, str], str], r
 def _name(record: Record, notes: Footnotes) -> str:
     name = record["model"] + GRADES.get(record["grade"], "")
     reason = record["grade_reason"]
-    return name + (notes.mark(f"{record['model']}: {reason}") if reason else "")
+    return name + (notes.mark(f"{record['model']}: {in_words(reason)} ({reason})") if reason else "")
 
 
 def cell(record: Record, notes: Footnotes) -> str:
@@ -94,6 +95,7 @@ def cell(record: Record, notes: Footnotes) -> str:
     values = [three_digits(record[name], uncertainty(record, name)) for name in ("reverse_kl", *GAPS)]
     if record["family_gap_is_upper_bound"]:
         values[1:] = [bound(values[1], "≤"), bound(values[2], "≥")]
+    values = [doubted(value) for value in values] if record["uncertified"] else values
     return f"{values[0]} = {values[1]} + {values[2]}"
 
 

@@ -27,6 +27,7 @@ UPPER_BOUND = (
     "≤, ≥: the family has many optima, so its best member is the best of several local searches; its gap is at most "
     "this, what the optimiser left at least that."
 )
+UNCERTIFIED = "?: rests on the uncertified truth, so do not rely on it. What failed: {}."
 
 
 def sort_key(record: Record) -> tuple[int, float, str]:
@@ -55,10 +56,13 @@ def _problem(rows: list[Record], width: int, layout: Layout) -> Group:
     guides = [GUIDE.cell(row, notes) for row in rows]
     columns = layout.columns()
     cells = [[column.cell(row, notes) for row in rows] for column in columns]
-    parts: list[RenderableType] = [Text(layout.title(rows[0]), style="bold"), Text("")]
+    parts: list[RenderableType] = [Text(layout.title(rows[0]), style="bold")]
+    parts += [*(Text(f"Remark: {remark}", style="yellow") for remark in rows[0]["remarks"]), Text("")]
     for chosen in packed(guides, columns, cells, width):
         parts.append(Padding(_table(guides, [(columns[i], cells[i]) for i in chosen]), (0, 0, 1, 0)))
     texts = [(f"{i + 1} ".translate(SUPERSCRIPTS), text) for i, text in enumerate(notes.texts)]
+    if rows[0]["uncertified"]:
+        texts.append(("", UNCERTIFIED.format(rows[0]["grade_reason"] or "a check failed")))
     if any(row["family_gap_is_upper_bound"] for row in rows):
         texts.append(("", UPPER_BOUND))
     if rows[0]["assumptions"]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ppl_vi.numerics.newton import eigen
 from ppl_vi.svi.gradients import MeanGradients
 
 # The Hessian takes 2 D gradients and has D^2 numbers. Fits of more parameters than this have a preconditioner of 1, and
@@ -168,9 +169,7 @@ def _lengths(curvature: Tensor, slope: Tensor, widest: Tensor, flat: Tensor) -> 
 def _axes(hessian: Tensor, units: Tensor) -> Tensor:
     """The principal axes of a Hessian `(..., D, D)` in the units `(..., D)`, of length 1 in these, as columns."""
     scaled = units[..., :, None] * hessian * units[..., None, :]
-    finite = scaled.isfinite().all(-1).all(-1)[..., None, None]
-    eye = torch.eye(scaled.shape[-1], dtype=scaled.dtype, device=scaled.device)
-    return units[..., :, None] * torch.linalg.eigh(torch.where(finite, scaled, eye)).eigenvectors
+    return units[..., :, None] * eigen(scaled)[1]
 
 
 def _within(bound: Tensor, axes: Tensor) -> Tensor:

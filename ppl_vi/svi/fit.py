@@ -35,8 +35,13 @@ from ppl_vi.svi.running import RunningFit
 from ppl_vi.svi.setup import TOLERANCE, Strategy, UnsuitableModelError, auto_particles, group_size
 from ppl_vi.svi.start import centre_parameters, start_guide, start_parameters
 from ppl_vi.svi.support import SupportMismatchError, mismatch
+from ppl_vi.target.arguments import BoundModel
 from ppl_vi.target.isolation import one_at_a_time
 from ppl_vi.target.target import Target
+from ppl_vi.target.witness import refuse_changed, witness
+
+BATCH_NORM = "Batch norm got a batched tensor"  # in the error of `vmap` for a batch normalisation in training mode
+NO_CONTINUOUS_LATENT = "all latents are discrete and are summed out, so that there is nothing to fit a guide to"
 
 
 class UnsuitableObjectiveError(ValueError):
@@ -103,17 +108,20 @@ def fit(
 
     Raises:
         UnsuitableModelError: "compiled" or "batched" was asked for, and the model or guide can't be run for many draws
-            at once; or the model's density is random.
+            at once; or the model's density is random, or it has no continuous latent.
         SupportMismatchError: the guide puts mass where the posterior has none.
         UnsuitableObjectiveError: the objective can't be used with this guide.
         LearningError: the model's own parameters could not be learned.
         NoModeError: a Laplace approximation was asked for, and a fit did not end at a mode.
-        ValueError: an argument is out of range, or there is too little memory for a single replica.
+        ValueError: an argument is out of range, there is too little memory for a single replica, or the model has
+            become another function during the fit.
     """
     began = time.perf_counter()
     strategy = Strategy(find_objective(objective), num_steps, num_particles, lr, seed, tolerance)
     max_bytes = bytes_of(max_memory)
     _validate(strategy, engine, num_replicas)
+    if isinstance(target.model, BoundModel) and not target.dim:
+        raise UnsuitableModelError(f"{target.name}: {NO_CONTINUOUS_LATENT}")
     name, family = (family, find_family(family)) if isinstance(family, str) else (name_of(family), family)
     told = following(progress, name.rpartition(":")[2])
     with told, allowing(max_bytes), _known_errors_explained(target.name):
@@ -122,6 +130,7 @@ def fit(
             family = family_of(target, family)
         with stage("choosing starts"):
             guide = start_guide(family, target, num_replicas, seed)
+            _ = witness(target)
             support_mismatch = mismatch(target, guide)
             if support_mismatch and not allow_support_mismatch:
                 raise SupportMismatchError(support_mismatch)
@@ -134,6 +143,7 @@ def fit(
             centre = centre_parameters(family, target, guide, program.layout, seed)
             running = fit_program(program, strategy, initial, centre, engine)
         scored, parameters = finish(program, running.theta)
+        refuse_changed(target)
     return _result(running, name, family, scored, parameters, support_mismatch or "", time.perf_counter() - began)
 
 
@@ -148,11 +158,17 @@ def _known_errors_explained(name: str) -> Iterator[None]:
                 f"{name}: the model or guide indexes by a mask of drawn values, which can't be done for many "
                 "draws at once: choose by torch.where"
             ) from error
+        if BATCH_NORM in str(error):
+            raise UnsuitableModelError(
+                f"{name}: a batch normalisation is in training mode, in which each draw would change its running "
+                "means: call net.eval() beforehand"
+            ) from error
         if not draws_outside_sites(error):
             raise
         raise UnsuitableModelError(
-            f"{name}: the model draws random numbers that are neither latent nor a plate's subsample, so that "
-            "its density is random"
+            f"{name}: the model or guide draws random numbers that are neither latent nor a plate's subsample, so that "
+            "its density is random: a network with dropout wants net.eval(), and one that is made in each run is made "
+            "once, outside"
         ) from error
 
 

@@ -26,6 +26,7 @@ from torch.func import functional_call, jacrev, vmap
 from ppl_vi.compiler.many_points import AtPoints
 from ppl_vi.numerics.vmapping import loop_over
 from ppl_vi.svi.randomness import Draw, Recorder, Replay, UnsupportedRandomnessError, seeded
+from ppl_vi.target.factorising import Factorising
 from ppl_vi.target.isolation import runs_isolated, whole_plates
 from ppl_vi.target.sites import Latents, off_edge
 from ppl_vi.target.target import Target
@@ -217,7 +218,7 @@ class Program:
         """Finds the noise that is drawn, and gives the guide's trace, with all of its plates' data."""
         row = self.target.row(0)
         try:
-            with Recorder() as recorder:
+            with Recorder() as recorder, Factorising():
                 trace = poutine.trace(guide).get_trace(*row)
                 self._num_guide_draws = len(recorder.draws)
                 model = poutine.trace(poutine.replay(self.model, trace=trace)).get_trace(*row)
@@ -298,9 +299,10 @@ class Program:
         """One run of the model on the guide's draw, with its log densities."""
 
         def run(_: nn.Module) -> Trace:
-            trace = poutine.trace(poutine.replay(self.model, trace=guide_trace)).get_trace(*row)
-            trace.compute_log_prob()
-            return trace
+            with Factorising() as factorising:
+                trace = poutine.trace(poutine.replay(self.model, trace=guide_trace)).get_trace(*row)
+                trace.compute_log_prob()
+            return factorising.marked(trace)
 
         own = noise[self._num_guide_draws :] if self.replayable else ()
         with Replay(own) if own else nullcontext():

@@ -14,6 +14,7 @@ from ppl_vi.numerics.vmapping import vmap_or_loop
 from ppl_vi.runtime.memory import at_once
 from ppl_vi.target.arguments import BoundModel, tensors_of
 from ppl_vi.target.decoder import Decoded
+from ppl_vi.target.factorising import Factorising
 from ppl_vi.target.sites import Latents, latents_of, numbers_of
 from ppl_vi.target.target import Target
 
@@ -105,7 +106,7 @@ def prior_draws(target: Target, problem: int, num: int = NUM_PRIOR_DRAWS, seed: 
     N is `num`, less the draws that are not finite in unconstrained space: those lie on an edge of their support.
     """
     row, drawn = target.row(problem), []
-    with target.isolated(seed), torch.no_grad():
+    with target.isolated(seed), torch.no_grad(), Factorising():
         for _ in range(num):
             with poutine.block():
                 trace = poutine.trace(target.model).get_trace(*row)

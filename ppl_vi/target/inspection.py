@@ -11,15 +11,17 @@ from typing import Any
 
 import pyro.poutine as poutine
 import torch
-from pyro.distributions import ImproperUniform
 from pyro.distributions.transforms import biject_to
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ppl_vi.target.enumeration import UnsuitableSiteError, masks_of
+from ppl_vi.target.arguments import BoundModel
+from ppl_vi.target.enumeration import FACTOR_NAME, UnsuitableSiteError, masks_of
+from ppl_vi.target.factorising import Factorising
 from ppl_vi.target.isolation import isolated
+from ppl_vi.target.mistakes import MistakeError, innermost, is_improper, refuse_changing
 from ppl_vi.target.supports import LatentSite, MovingSupport, ends, same_support
 
 Row = tuple[Any, ...]
@@ -66,10 +68,10 @@ def run_model(model: Callable[..., Any], row: Row, dtype: torch.dtype, name: str
     Raises:
         ValueError: the model raised an error; the message says at which site.
     """
-    with isolated(dtype, seed=seed), model_errors_explained(name, dtype):
+    with isolated(dtype, seed=seed), model_errors_explained(name, dtype), Factorising() as factorising:
         trace = poutine.trace(model).get_trace(*row)
         trace.compute_log_prob()
-    return trace
+    return factorising.marked(trace)
 
 
 @contextmanager
@@ -78,11 +80,16 @@ def model_errors_explained(name: str, dtype: torch.dtype) -> Iterator[None]:
     with SiteReached() as reached:
         try:
             yield
-        except UnsuitableSiteError as error:
+        except SystemExit as error:
+            where = f"at or after site '{reached.site}'" if reached.site else "before its first sample site"
+            raise ValueError(
+                f"{name}: the model leaves Python by SystemExit({error.code}) {where}: let it return, or raise an error"
+            ) from error
+        except (UnsuitableSiteError, MistakeError) as error:
             said = str(error).splitlines()[0]  # Pyro adds a table
             raise ValueError(f"{name}: {said}") from error
         except Exception as error:  # a user's model may raise anything
-            if _is_improper(reached.fn):
+            if is_improper(reached.fn):
                 raise ValueError(IMPROPER_PRIOR.format(name=name, site=reached.site)) from error
             raise ValueError(f"{name}: {raised_by('the model', error, reached.site, dtype)}") from error
 
@@ -102,7 +109,8 @@ def raised_by(function: str, error: Exception, site: str, dtype: torch.dtype) ->
     where = f"at or after site '{site}'" if site else "before its first sample site"
     hint = ""
     if any(words in said for words in ("same dtype", "expected scalar type", "Float did not match Double")):
-        hint = f"; the data come as {dtype}: make the model's own tensors with torch.tensor(..., dtype=x.dtype)"
+        own = f"make {function}'s own tensors with torch.tensor(..., dtype=x.dtype), its networks by net.double()"
+        hint = f"; the data come as {dtype}: {own}, without .float() on what they are given"
     elif "Multiple sample sites" in said:
         hint = ": give each site and plate a name of its own"
     elif any(words in said for words in ("must match", "Shape mismatch", "inconsistent tensor size")):
@@ -114,6 +122,8 @@ def latent_sites(
     model: Callable[..., Any], first: Row, last: Row, dtype: torch.dtype, name: str
 ) -> tuple[LatentSite, ...]:
     """The latent sites of a model, found by running it on two rows of data and with several seeds.
+
+    There are none where all latents were discrete and have been summed out.
 
     Args:
         model: a Pyro model.
@@ -127,6 +137,9 @@ def latent_sites(
             on drawn values; or it raises an error.
     """
     traces = [run_model(model, last if seed else first, dtype, name, seed=seed) for seed in SEEDS]
+    if not isinstance(model, BoundModel):  # which was tried before it was prepared
+        with model_errors_explained(name, dtype):
+            refuse_changing(model, traces[0], first, dtype)
     one, *others = ({n: node for n, node in trace.nodes.items() if _is_site(node)} for trace in traces)
     for other in others:
         if list(one) != list(other):
@@ -150,20 +163,9 @@ def latent_sites(
             moves = not same_support(node["fn"].support, other[site]["fn"].support)
             support = MovingSupport(node["fn"].support) if moves else node["fn"].support
             sites.append(LatentSite(site, support, node["value"].shape))
-    if not sites:
+    if not sites and FACTOR_NAME not in one:
         raise ValueError(f"{name}: the model has no latent sample site: there is nothing to infer")
     return tuple(sites)
-
-
-def _innermost(fn: Any) -> Any:
-    """The distribution inside of those that reshape, mask or transform it."""
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return fn
-
-
-def _is_improper(fn: Any) -> bool:
-    return isinstance(_innermost(fn), ImproperUniform)
 
 
 def _is_masked(node: Any) -> bool:
@@ -242,7 +244,7 @@ def _refuse_latent(node: Any, other: Any, name: str, one_problem: bool) -> None:
             "data that are there, too, without a density: leave out what is missing by poutine.mask, or draw it at a "
             "site of its own"
         )
-    if _is_improper(node["fn"]) or _is_masked(node):
+    if is_improper(node["fn"]) or _is_masked(node):
         raise ValueError(IMPROPER_PRIOR.format(name=name, site=site))
     _refuse_without_a_map(node, name)
     if node["value"].shape != other["value"].shape:
@@ -263,12 +265,12 @@ def _refuse_dtype(node: Any, name: str, dtype: torch.dtype) -> None:
     if found != dtype:
         raise ValueError(
             f"{name}: site '{node['name']}' draws numbers of {found}, the target computes with {dtype}: make the "
-            f"tensors of its {type(_innermost(node['fn'])).__name__} with dtype={dtype}, or the target by Target.of"
+            f"tensors of its {type(innermost(node['fn'])).__name__} with dtype={dtype}, or the target by Target.of"
         )
 
 
 def _refuse_without_a_map(node: Any, name: str) -> None:
-    kind, site = type(_innermost(node["fn"])).__name__, node["name"]
+    kind, site = type(innermost(node["fn"])).__name__, node["name"]
     if kind in ANGLE_DISTRIBUTIONS:
         raise ValueError(
             f"{name}: site '{site}' is an angle: a {kind} repeats itself along the line, so that there is no posterior "

@@ -15,6 +15,7 @@ from torch.func import grad_and_value, vmap
 from ppl_vi.compiler.kernel import Kernel
 from ppl_vi.compiler.many_points import AtPoints
 from ppl_vi.numerics.vmapping import decides_by_value
+from ppl_vi.target.factorising import Factorising
 from ppl_vi.target.inspection import SiteReached
 from ppl_vi.target.isolation import isolated
 from ppl_vi.target.target import Target
@@ -110,7 +111,7 @@ class Density:
 
         def culprit(u: Tensor) -> str:
             latents = {name: value[0] for name, value in target.constrain(u[None])[0].items()}
-            with target.isolated(seed=0):
+            with target.isolated(seed=0), Factorising():
                 trace = poutine.trace(poutine.condition(target.model, data=latents)).get_trace(*row)
                 trace.compute_log_prob()
             sites = (
@@ -151,7 +152,7 @@ def _where(target: Target) -> str:
 
     def of_one(u: Tensor) -> None:
         latents, _ = target.constrain(u)
-        with poutine.block(), reached:
+        with poutine.block(), reached, Factorising():
             trace = poutine.trace(poutine.condition(target.model, data=latents)).get_trace(*target.row(0))
         for reached.site, node in trace.nodes.items():
             if node["type"] == "sample":

@@ -17,6 +17,8 @@ from ppl_vi.target.enumeration import summed_out
 from ppl_vi.target.inplace import InPlaceModel, writes_in_place
 from ppl_vi.target.inspection import SEEDS, model_errors_explained, refuse_learned_supports, run_model
 from ppl_vi.target.isolation import isolated
+from ppl_vi.target.missing import filled_model
+from ppl_vi.target.mistakes import possible_mistakes, refuse_changing
 from ppl_vi.target.precision import ConvertedModel, DtypeConversion
 from ppl_vi.target.statements import StatedFunction, first_run
 from ppl_vi.target.truncation import truncated_model
@@ -32,14 +34,27 @@ def prepared_model(model: Callable[..., Any], given: tuple[Any, ...], name: str,
         dtype: of the target.
 
     Raises:
-        ValueError: the model raises, or has a discrete latent that can't be summed out.
+        ValueError: the model raises, is another function at each call, or has a discrete latent that can't be summed
+            out.
     """
     with DtypeConversion(dtype) as conversion:
         trace = run_model(model, given, dtype, name)
-    model = ConvertedModel(model, dtype) if conversion.changed else model
+        with model_errors_explained(name, dtype):
+            refuse_changing(model, trace, given, dtype)
+    model = filled_model(ConvertedModel(model, dtype) if conversion.changed else model, trace)
     with isolated(dtype, seed=0):
         model = truncated_model(model, trace, run_model(model, given, dtype, name, seed=SEEDS[1]))
         return BoundModel(summed_out(model, trace, given, name), given)
+
+
+def remarks_on(model: Callable[..., Any], given: tuple[Any, ...], name: str, dtype: torch.dtype) -> tuple[str, ...]:
+    """What may be a mistake in a model, see `possible_mistakes`; the arguments are those of `prepared_model`.
+
+    Raises:
+        ValueError: it is a mistake for sure.
+    """
+    with model_errors_explained(name, dtype):
+        return possible_mistakes(model, given, dtype)
 
 
 def stated_function(

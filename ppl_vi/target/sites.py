@@ -56,7 +56,7 @@ def unconstrain(sites: Sequence[LatentSite], latents: Latents) -> Tensor:
     for site in sites:
         u = biject_to(site.support).inv(latents[site.name])
         flat.append(u.reshape((*u.shape[: u.dim() - len(site.unconstrained_shape)], -1)))
-    return torch.cat(flat, -1)
+    return torch.cat(flat, -1) if flat else torch.empty(0)
 
 
 def inside(sites: Sequence[LatentSite], latents: Latents) -> Tensor:

@@ -25,6 +25,8 @@ from torch.distributions import constraints
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
+from ppl_vi.target.factorising import Factorising
+
 # The function that torch passes to `__torch_function__` where `tensor.requires_grad` is read.
 REQUIRES_GRAD = torch.Tensor.requires_grad.__get__  # type: ignore[attr-defined]
 
@@ -130,7 +132,7 @@ def first_run(
     """
     own = {id(parameter) for parameter in function.parameters()} if isinstance(function, nn.Module) else set()
     stating = FirstStatements(dtype, own)
-    with pyro.get_param_store().scope(), networks_prepared(function, dtype), stating, stating.replaced:
+    with pyro.get_param_store().scope(), networks_prepared(function, dtype), stating, stating.replaced, Factorising():
         return poutine.trace(function).get_trace(*row), stating
 
 

@@ -18,11 +18,12 @@ from ppl_vi.numerics.vmapping import vmap_or_loop
 from ppl_vi.target.arguments import BoundModel, converted_arguments, private_copy, tensors_of, to_device
 from ppl_vi.target.conditional import Conditional
 from ppl_vi.target.decoder import Decoded
+from ppl_vi.target.factorising import Factorising, factorising_trace
 from ppl_vi.target.inspection import LargestTensor, latent_sites
 from ppl_vi.target.isolation import isolated, one_at_a_time, runs_isolated, whole_plates
 from ppl_vi.target.learned import Learnable, Learned
 from ppl_vi.target.precision import ConvertedModel
-from ppl_vi.target.preparation import prepared_model, stated_function, vectorised_model
+from ppl_vi.target.preparation import prepared_model, remarks_on, stated_function, vectorised_model
 from ppl_vi.target.sites import Constrained, Latents, constrain, inside, point_by_point, unconstrain
 from ppl_vi.target.start import feasible_points
 from ppl_vi.target.supports import LatentSite, MovingSupport
@@ -53,6 +54,7 @@ class Target:
         dtype: the dtype of every computation with this target.
         decoded: the decoder of a model that decodes a standard normal latent, as a VAE does; None for other models.
         conditional: how all other latents are drawn exactly given a few of them; None where this is not known.
+        remarks: what may be a mistake in the model, found by `Target.of`, in a line each; tables show them.
     """
 
     model: Callable[..., Any]
@@ -62,6 +64,7 @@ class Target:
     dtype: torch.dtype = torch.float64
     decoded: Decoded | None = None
     conditional: Conditional | None = None
+    remarks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         rows = {len(arg) if arg.dim() else 0 for arg in self.args}
@@ -84,12 +87,13 @@ class Target:
         dtype: torch.dtype = torch.float64,
         decoded: Decoded | None = None,
         conditional: Conditional | None = None,
+        remarks: tuple[str, ...] = (),
     ) -> Target:
         """Many problems, one for each row of `args`, exactly as the constructor makes them.
 
         Where all the data belong to one problem, use `Target.of`.
         """
-        return cls(model, args, closed_form, name, dtype, decoded, conditional)
+        return cls(model, args, closed_form, name, dtype, decoded, conditional, remarks)
 
     @staticmethod
     @one_at_a_time()
@@ -131,11 +135,11 @@ class Target:
         device = next((tensor.device for tensor in tensors_of(given)), torch.device("cpu"))
         with whole_plates():
             stated = stated_function(model, given, name, dtype)
-            bound = prepared_model(model if stated is None else stated.frozen(), given, name, dtype)
-            target = Target(bound, (torch.zeros(1, dtype=dtype, device=device),), name=name, dtype=dtype)
+            bound = prepared_model(frozen := stated.frozen() if stated else model, given, name, dtype)
+            row = (torch.zeros(1, dtype=dtype, device=device),)
+            target = Target(bound, row, name=name, dtype=dtype, remarks=remarks_on(frozen, given, name, dtype))
             _ = target.latents  # looking for the sites raises here what is wrong with the model
-            error = target.many_at_once()
-            vectorised = vectorised_model(bound, error, name)
+            vectorised = vectorised_model(bound, error := target.many_at_once(), name)
             target = target if vectorised is bound else replace(target, model=vectorised)
             if stated is None:
                 return target
@@ -158,7 +162,7 @@ class Target:
         """The error with which `vmap` refuses to compute the log density at many points, or None where it does not."""
         try:
             with self.isolated(seed=0):
-                vmap(lambda u: self.log_density_of_row(u, *self.row(0)))(self._unconstrained_run())
+                vmap(lambda u: self.log_density_of_row(u, *self.row(0)))(self.drawn_point()[None])
         except RuntimeError as error:
             return error
         return None
@@ -203,8 +207,7 @@ class Target:
     def to(self, device: torch.device | str) -> Target:
         """The same target with its data moved to `device`."""
         model = self.model
-        if isinstance(model, BoundModel):
-            model = replace(model, given=to_device(model.given, device))
+        model = replace(model, given=to_device(model.given, device)) if isinstance(model, BoundModel) else model
         return replace(self, model=model, args=tuple(arg.to(device) for arg in self.args))
 
     def rows(self, index: Tensor) -> Target:
@@ -244,7 +247,7 @@ class Target:
         computed for each value of that latent.
         """
         with self.isolated(seed=0), torch.no_grad(), LargestTensor() as largest:
-            self.log_density_of_row(self._unconstrained_run()[0], *self.row(0))
+            self.log_density_of_row(self.drawn_point(), *self.row(0))
         return largest.size
 
     @cached_property
@@ -297,11 +300,10 @@ class Target:
     def log_joint_of_row(self, latents: Latents, *row: Tensor) -> Tensor:
         """log p(x, z) of one problem at one point, nats: a pure function of tensors, for `torch.func`.
 
-        Plates that take a subsample of their data take all of it here.
+        Plates that take a subsample of their data take all of it here. Where a matrix can't be factorised, it is -inf.
         """
         with poutine.block(), whole_plates():
-            trace = poutine.trace(poutine.condition(self.model, data=latents)).get_trace(*row)
-            return trace.log_prob_sum()
+            return factorising_trace(poutine.condition(self.model, data=latents), row).log_prob_sum()
 
     @runs_isolated
     def log_density_of_row(self, unconstrained: Tensor, *row: Tensor) -> Tensor:
@@ -347,14 +349,13 @@ class Target:
     @cached_property
     def _feasible(self) -> Tensor:
         """Points `(B, D)` where the log density is finite, see `feasible_points`."""
-        return feasible_points(self._unconstrained_run, self.log_density_of_row, self.args, self.name)
+        return feasible_points(lambda: self.drawn_point()[None], self.log_density_of_row, self.args, self.name)
 
-    def _unconstrained_run(self) -> Tensor:
-        """The latents of one run of the model on the first problem, `(1, D)`."""
-        with whole_plates():
-            trace = poutine.trace(self.model).get_trace(*self.row(0))
-        values = {site.name: trace.nodes[site.name]["value"].detach()[None] for site in self.latents}
-        return self.unconstrain(values).to(self.dtype)
+    def drawn_point(self) -> Tensor:
+        """The latents of one run of the model on the first problem, in unconstrained space, `(D,)`."""
+        with whole_plates(), Factorising():
+            nodes = poutine.trace(self.model).get_trace(*self.row(0)).nodes
+        return self.unconstrain({site.name: nodes[site.name]["value"].detach() for site in self.latents}).to(self.dtype)
 
 
 def _problems(target: Target) -> str:

@@ -1,4 +1,4 @@
-"""Functions of torch's for which `torch.func.vmap` has no rule, made of others for which it has.
+"""Functions of torch's and Pyro's for which `torch.func.vmap` has no rule, made of others for which it has.
 
 Without a rule, `vmap` runs a function, or its derivative, in a loop over the points, which is slow. The functions here
 give the same values and derivatives of any order, at all points together. `cumprod` is the one that matters most: every
@@ -6,7 +6,8 @@ Cholesky factor of correlations and every stick-breaking map takes it.
 
 Where all points share a matrix, the rules for its products with vectors, and for solving with it, copy it for each
 point. The functions by which torch's multivariate normal distributions take these products do without: a triangular
-matrix that all points share is inverted once.
+matrix that all points share is inverted once. The density of `Kumaraswamy` is here, too, whose formula in torch rounds
+to 0.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from pyro.distributions import hmm
+from pyro.ops import special
 from torch import Tensor
-from torch.distributions import lowrank_multivariate_normal, multivariate_normal
+from torch.distributions import Kumaraswamy, lowrank_multivariate_normal, multivariate_normal
 
 LOG_SQRT_2PI = math.log(2 * math.pi) / 2
 TORCH_FUNCTIONS = SimpleNamespace(
@@ -96,6 +99,43 @@ def _is_mapped(x: Tensor) -> bool:
     return is_batched and torch._C._functorch.maybe_get_level(x) == torch._C._functorch.maybe_current_level()
 
 
+class _SafeLog(torch.autograd.Function):
+    """Pyro's logarithm, as its `DiscreteHMM` takes it, whose derivative at 0 is finite: 1 / max(x, smallest number)."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.log()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return upstream / x.clamp(min=torch.finfo(x.dtype).tiny)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int], x: Tensor) -> tuple[Tensor, int]:
+        return _SafeLog.apply(x), in_dims[0]
+
+
+def kumaraswamy_log_prob(self: Any, value: Tensor) -> Tensor:
+    """log(a b) + (a - 1) log x + (b - 1) log(1 - x^a): torch's goes by 1 - x^a and is -inf or nan near 0 and at 1."""
+    a, b = self.concentration1, self.concentration0
+    return (a * b).log() + torch.xlogy(a - 1, value) + torch.special.xlog1py(b - 1, -(value**a))
+
+
+def log_matmul_exp(x: Tensor, y: Tensor) -> Tensor:
+    """log(exp(x) exp(y)), as Pyro's hidden Markov models take it, but without writing in place."""
+    least = torch.finfo(x.dtype).min
+    x_shift = x.detach().amax(-1, keepdim=True).clamp(min=least)
+    y_shift = y.detach().amax(-2, keepdim=True).clamp(min=least)
+    total = torch.matmul((x - x_shift).exp(), (y - y_shift).exp())
+    some = total > 0  # where no path leads, the logarithm is -inf, and its slope 0
+    return torch.where(some, torch.where(some, total, 1.0).log(), -torch.inf) + x_shift + y_shift
+
+
 # By name, the classes and modules that have the function, and what takes its place.
 REPLACEMENTS: dict[str, tuple[tuple[Any, ...], Callable[..., Any]]] = {
     "cumprod": ((torch, Tensor), cumprod),
@@ -124,6 +164,10 @@ PLACES = [
     (owner, name, _for_floating_point(function, getattr(TORCH_FUNCTIONS, name)))
     for name, (owners, function) in REPLACEMENTS.items()
     for owner in owners
+] + [
+    (special, "_SafeLog", _SafeLog),
+    (Kumaraswamy, "log_prob", kumaraswamy_log_prob),
+    (hmm, "_logmatmulexp", log_matmul_exp),
 ]
 
 

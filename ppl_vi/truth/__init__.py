@@ -18,9 +18,11 @@ from ppl_vi.runtime.stages import Callback, stage
 from ppl_vi.target.isolation import one_at_a_time
 from ppl_vi.target.statements import parameters_of
 from ppl_vi.target.target import Target
+from ppl_vi.target.witness import refuse_changed, witness
 from ppl_vi.truth.chains.reference import reference_truth
 from ppl_vi.truth.decoder.annealing import AnnealedBound, Annealing, Sandwich, annealed_bound, annealed_sandwich
 from ppl_vi.truth.decoder.evidence import CELL_RULES, decoded_truth
+from ppl_vi.truth.discrete import discrete_truth
 from ppl_vi.truth.quadrature.adaptive import MAX_LATENT_NUMBERS, black_box_truth
 from ppl_vi.truth.quadrature.conditional import has_few_outer_numbers, partial_truth
 from ppl_vi.truth.quadrature.cross_checks import RULES_TOLERANCE
@@ -40,6 +42,7 @@ GRADIENT_BYTES_PER_NUMBER = 200
 def ground_truth(target: Target, *, seed: int = 0, progress: Callback | bool = False) -> Truth:
     """The posterior of every problem of a target, by the most exact method that can compute it.
 
+    - A target whose latents are all discrete: `discrete_truth`, their sum.
     - A target with a decoder and up to three latent numbers: `decoded_truth`, a tree of cells.
     - One unconstrained latent number: `quadrature_truth`. A closed form certifies it. Without one, `black_box_truth`
       checks it for up to two problems, and replaces it where it fails.
@@ -59,8 +62,8 @@ def ground_truth(target: Target, *, seed: int = 0, progress: Callback | bool = F
     Raises:
         MemoryBoundError: the gradient at a single point takes more memory than may be taken.
         UncertifiedTruthError: the target's closed form contradicts quadrature.
-        ValueError: no method can compute the target's posterior, or the model's own parameters are not learned yet; the
-            message says which.
+        ValueError: no method can compute the target's posterior, the model's own parameters are not learned yet, or the
+            model has become another function meanwhile; the message says which.
     """
     if target.learnable is not None:
         names = ", ".join(f"'{name}'" for name in parameters_of(target.learnable.parameters))
@@ -73,18 +76,22 @@ def ground_truth(target: Target, *, seed: int = 0, progress: Callback | bool = F
         f"a gradient of the log joint of '{target.name}' at one point",
         "allow more memory, or give less data",
     )
+    _ = witness(target)
     with following(progress, "truth"):
         truth = _by_the_most_exact_method(target, seed)
+    refuse_changed(target)
     if target.learned is None:
         return truth
     return replace(truth, assumptions=(*truth.assumptions, target.learned.summary))
 
 
 def _by_the_most_exact_method(target: Target, seed: int) -> Truth:
+    if not target.dim:
+        return discrete_truth(target)
     if target.decoded is not None and target.dim in CELL_RULES:
         with stage("tree of cells"):
             return decoded_truth(target)
-    if target.dim == 1:
+    if target.dim == 1 and target.latents[0].shape.numel() == 1:
         return _of_one_number(target, seed)
     if target.dim <= MAX_LATENT_NUMBERS:
         return black_box_truth(target, seed=seed)

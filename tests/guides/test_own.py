@@ -13,10 +13,11 @@ import torch
 from pyro.infer.autoguide import AutoDelta, AutoNormal
 from torch import Tensor
 
-from ppl_vi import Target
+from ppl_vi import Target, fit
 from ppl_vi.guides import RefusedFamilyError
 from ppl_vi.guides.gamma import gamma
 from ppl_vi.guides.own import OwnGuide, family_of
+from ppl_vi.svi.setup import UnsuitableModelError
 from ppl_vi.svi.start import build_guide
 
 
@@ -48,7 +49,7 @@ def fails_in_a_plate(y: Tensor) -> None:
         raise LookupError("no row")
 
 
-def fails_at_once(y: Tensor) -> None:
+def fails_at_once(given: Tensor) -> None:
     raise LookupError("no row")
 
 
@@ -162,3 +163,47 @@ def test_what_is_no_guide_at_all_is_refused() -> None:
         family_of(TARGET, 0.5)
     with pytest.raises(RefusedFamilyError, match=r"^AutoDelta: a point mass has no density"):
         family_of(TARGET, AutoDelta)
+
+
+def test_a_function_with_the_models_parameter_names_is_a_guide_whose_error_is_its_own() -> None:
+    """The network is of single precision, and is called before the first site."""
+    network = torch.nn.Linear(1, 1)
+
+    def guide(y: Tensor) -> None:
+        mean = network(y.reshape(-1, 1)).mean()
+        pyro.sample("z", dist.Normal(mean, 1.0))
+
+    def model(y: Tensor) -> None:
+        pyro.sample("y", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=y)
+
+    target = Target.of(model, (torch.tensor(0.4, dtype=torch.float64),))
+    family = family_of(target, guide)
+    assert isinstance(family, OwnGuide)
+    with pytest.raises(ValueError, match=r"the guide '.*' raised RuntimeError.*networks by net.double\(\)"):
+        build_guide(family, target)
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (torch.nn.BatchNorm1d(1), "a batch normalisation is in training mode.*net.eval"),
+        (torch.nn.Dropout(0.5), "the model or guide draws random numbers.*net.eval"),
+    ],
+)
+def test_a_network_in_training_mode_is_refused_with_the_mend(layer: torch.nn.Module, message: str) -> None:
+    network = torch.nn.Sequential(torch.nn.Linear(1, 1), layer)
+
+    def guide(y: Tensor) -> None:
+        pyro.module("network", network)
+        with pyro.plate("rows", len(y)):
+            pyro.sample("z", dist.Normal(network(y.reshape(-1, 1)).squeeze(-1), 0.5))
+
+    def model(y: Tensor) -> None:
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 0.5), obs=y)
+
+    target = Target.of(model, (torch.tensor([0.9, -0.3, 1.1], dtype=torch.float64),))
+    with pytest.raises(UnsuitableModelError, match=message):
+        fit(target, family_of(target, guide), num_steps=20, num_particles=4)
+    network.eval()
+    assert fit(target, family_of(target, guide), num_steps=20, num_particles=4).status[0, 0] != "diverged"

@@ -8,7 +8,7 @@ from ppl_vi.report import matrix
 def record(model, guide, divergence, family, optimization, *, upper=False, error=0.0, **other):
     scores = {"reverse_kl": divergence, "family_gap": family, "optimization_gap": optimization}
     errors = {f"{name}_error": error for name in scores}
-    about = {"status": "converged", "grade": "checked", "grade_reason": "", "reason": ""}
+    about = {"status": "converged", "grade": "checked", "grade_reason": "", "uncertified": [], "reason": ""}
     return {"model": model, "guide": guide, **about, **scores, **errors, "family_gap_is_upper_bound": upper, **other}
 
 

@@ -1,10 +1,12 @@
 """The tables: order, widths, marks and footnotes."""
 
 import math
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import pytest
+import torch
 from rich.cells import cell_len
 from rich.console import Console
 from scipy import special
@@ -14,14 +16,17 @@ from ppl_vi.comparison.comparison import Comparison, FitSettings
 from ppl_vi.comparison.run import compare_each
 from ppl_vi.metrics import METRICS
 from ppl_vi.report import columns, table
+from ppl_vi.report.failures import in_words
 from ppl_vi.report.numbers import short, three_digits
-from ppl_vi.truth import ground_truth
+from ppl_vi.truth import black_box_truth, ground_truth
+from ppl_vi.truth.chains.criteria import chain_criteria
 
 
 def record(guide: str, reverse_kl: Any, **more: Any) -> dict[str, Any]:
     """A record with the given values and nothing else measured."""
     named = {"label": "x = 1.5", "x": 1.5, "model": "toy", "problem": 0, "num_problems": 1}
     graded = {"method": "quadrature", "grade": "certified", "grade_reason": "", "assumptions": []}
+    graded |= {"uncertified": [], "remarks": []}
     blank = {"guide": guide, "status": "converged", "log_evidence": -1.3689, "log_evidence_error": 4e-15}
     other = {"statuses": {}, "replicas": [], "reasons": {}, "support_mismatch": None, "reason": ""}
     return {
@@ -138,3 +143,37 @@ def test_a_comparison_without_labels_numbers_its_problems() -> None:
         (line,) = [line for line in text.splitlines() if line.startswith(title)]
         assert f"log p(x) = {exact:.6f}" in line
         assert found.label(problem) == f"exponential_normal, problem {problem}"
+
+
+def uncertified(reason: str, **more: Any) -> dict[str, Any]:
+    resting = ["log_evidence", *(name for name, metric in METRICS.items() if metric.needs_truth)]
+    return record("a", 0.25, grade="uncertified", grade_reason=reason, uncertified=resting, label="toy", **more)
+
+
+def test_every_number_that_rests_on_an_uncertified_truth_is_marked() -> None:
+    """The ELBO, k-hat and the effective sample size are of the guide alone."""
+    reason = "chains stay in separate modes; split R-hat is 3.2 and must be at most 1.01"
+    row = uncertified(reason, elbo=-2.5, family_gap=0.125, optimization_gap=0.0625, sd_ratio=0.75, khat=0.3, ess=812.0)
+    text = table.as_text([row], width=300)
+    title, *below = text.splitlines()
+    assert title.endswith("uncertified: several modes: the chains disagree")
+    assert "log p(x) = -1.368900? ±" in title
+    for number in ("0.250?", "0.125?", "0.0625?", "0.750?"):
+        assert number in text
+    for number in ("-2.500", "0.30", "812"):
+        assert number in text
+        assert f"{number}?" not in text
+    assert f"What failed: {reason}." in " ".join(below)
+    assert "?" not in table.as_text([record("a", 0.25, elbo=-2.5, family_gap=0.125)], width=300)
+
+
+def test_each_check_of_a_truth_has_words() -> None:
+    """The names of the checks are those of real truths, so that a new one can't be without words."""
+    numbers = torch.randn(50, 4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    chains = chain_criteria(numbers, numbers[..., 0], 0)
+    failing = [replace(one, value=-math.inf if one.at_least else math.inf).failure for one in chains]
+    toy = ground_truth(exponential_normal.target([1.5]))
+    two = black_box_truth(exponential_normal.target([1.5]))
+    known = [one.failure for one in (*two.checks, *(check for check in toy.checks if "tree" in check.name))]
+    for reason in (*failing, *known):
+        assert in_words(reason) != reason, reason

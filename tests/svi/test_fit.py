@@ -224,7 +224,7 @@ def test_a_model_whose_density_is_random_is_refused_by_name() -> None:
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
         pyro.sample("x", dist.Normal(z + torch.randn(()), 1.0), obs=x)
 
-    with pytest.raises(TypeError, match=r"^dropped: the model draws random numbers that are neither latent nor"):
+    with pytest.raises(ValueError, match=r"^dropped: the model draws random numbers that belong to no sample site"):
         fit(Target(dropped, (torch.tensor([1.5]),), name="dropped"), "AutoNormal", **SMALL)
 
 

@@ -15,7 +15,8 @@ from scipy import special, stats
 from torch import Tensor
 from torch.func import grad, vmap
 
-from ppl_vi import Target, fit, ground_truth
+from ppl_vi import Target, compare, fit, ground_truth
+from ppl_vi.svi.setup import UnsuitableModelError
 from ppl_vi.target.enumeration import einsum
 from ppl_vi.target.isolation import isolated
 
@@ -275,3 +276,27 @@ def test_a_step_that_is_masked_with_all_that_depends_on_it_changes_nothing(by: s
     whole, alone = Target.of(padded, (np.append(Y[:3], [7.0, 8.0]), 3)), Target.of(padded, (Y[:3], 3))
     latents = points(alone)
     torch.testing.assert_close(whole.log_joint(latents), alone.log_joint(latents), rtol=1e-13, atol=0)
+
+
+def all_discrete(x):
+    """A cause of three values and an effect of two."""
+    cause = pyro.sample("cause", dist.Categorical(torch.tensor([0.2, 0.3, 0.5])))
+    effect = pyro.sample("effect", dist.Bernoulli(torch.tensor([0.1, 0.5, 0.9])[cause]))
+    pyro.sample("x", dist.Normal(cause + 2 * effect, 1.5), obs=x)
+
+
+def test_a_model_of_discrete_latents_alone_is_summed_and_no_guide_is_fitted():
+    x = 1.3
+    shares = [0.2, 0.3, 0.5], [0.1, 0.5, 0.9]
+    total = sum(
+        prior * (p if effect else 1 - p) * stats.norm.pdf(x, cause + 2 * effect, 1.5)
+        for cause, (prior, p) in enumerate(zip(*shares, strict=True))
+        for effect in (0, 1)
+    )
+    found = compare(all_discrete, ["AutoNormal"], (torch.tensor(x, dtype=torch.float64),))
+    (record,) = found.records()
+    assert record["log_evidence"] == pytest.approx(math.log(total), abs=1e-13)
+    assert (record["grade"], record["status"]) == ("checked", "skipped")
+    assert "nothing to fit a guide to" in str(found)
+    with pytest.raises(UnsuitableModelError, match="nothing to fit a guide to"):
+        fit(found.target, "AutoNormal")

@@ -261,6 +261,7 @@ def test_the_leak_that_is_kept_out_exists() -> None:
 # Who may enter the gate itself; all others run a model or guide by methods of `Target`, `Program` and `Density`.
 ENTRANCES = {
     "ppl_vi/target/inspection.py": "runs a model before there is a target of it",
+    "ppl_vi/target/mistakes.py": "runs a model before there is a target of it",
     "ppl_vi/target/preparation.py": "changes a model before there is a target of it",
     "ppl_vi/target/log_density.py": "a density may be of another function than a target's model",
     "ppl_vi/target/target.py": "runs models",

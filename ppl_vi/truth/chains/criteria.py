@@ -22,6 +22,9 @@ MIN_E_FMI = 0.2  # below it chains move through the energies too slowly to reach
 MAX_STANDARD_ERRORS = 4.0  # between two estimates of log p(x): once in 16,000 runs by chance alone
 MAX_LOG_EVIDENCE_ERROR = 0.05  # nats: joint standard error of both estimates, so that their agreement says something
 MAX_PARETO_K_HAT = 0.7  # above it the importance weights have too heavy a tail for a reliable standard error
+# Chains that stay in separate modes: the standard deviation of their means is more than APART of that within a chain,
+# and the means of the two halves of a chain differ by less than HALVES_AGREE of it, unlike those of slow chains.
+APART, HALVES_AGREE = 0.5, 0.25
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,31 @@ def autocorrelation(values: Tensor, lag: int) -> Tensor:
     return (away[lag:] * away[:-lag]).mean((0, 1)) / away.square().mean((0, 1))
 
 
+def stay_apart(numbers: Tensor) -> bool:
+    """Whether chains stay in separate modes: each has settled, in another place than others.
+
+    Along some number the means of the chains are spread by much more than those of the two halves of each chain differ.
+
+    Args:
+        numbers: as `chain_criteria` takes them.
+    """
+    half = len(numbers) // 2
+    first, second = numbers[:half].mean(0), numbers[half : 2 * half].mean(0)  # (C, K)
+    within = numbers.var(0).mean(0)
+    between = ((first + second) / 2).var(0) / within
+    drift = ((first - second) / 2).square().mean(0) / within
+    return bool(((between > APART**2) & (drift < (HALVES_AGREE**2) * between)).any())
+
+
+def energy_information(energy: np.ndarray) -> float:
+    """E-FMI: the mean square of the changes of a chain's energies `(T,)` relative to their variance; 0 where constant.
+
+    Source: Betancourt (2016), equation 2.
+    """
+    variance = energy.var(ddof=1)
+    return float(np.square(np.diff(energy)).mean() / variance) if variance > 0 else 0.0
+
+
 def chain_criteria(numbers: Tensor, energy: Tensor, num_diverged: int) -> tuple[Criterion, ...]:
     """The criteria for the chains themselves, each with the worst figure over all numbers and chains.
 
@@ -76,7 +104,7 @@ def chain_criteria(numbers: Tensor, energy: Tensor, num_diverged: int) -> tuple[
     r_hat = max(float(array_stats.rhat(one)) for one in chains)
     bulk = min(float(array_stats.ess(one, method="bulk")) for one in chains)
     tail = min(float(array_stats.ess(one, method="tail", prob=(0.05, 0.95))) for one in chains)
-    e_fmi = float(np.asarray(array_stats.bfmi(energy.T.cpu().numpy())).min())
+    e_fmi = min(map(energy_information, energy.T.cpu().double().numpy()))
     correlation = float(autocorrelation(numbers, 1).abs().max())
     return (
         Criterion("split R-hat", r_hat, MAX_R_HAT),

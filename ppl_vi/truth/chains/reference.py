@@ -41,11 +41,12 @@ from ppl_vi.truth.chains.criteria import (
     Criterion,
     autocorrelation,
     chain_criteria,
+    stay_apart,
 )
 from ppl_vi.truth.chains.leapfrog import ChainState
 from ppl_vi.truth.chains.reparametrisation import Reparametrisation
 from ppl_vi.truth.chains.sampler import HMC, adapt_step_size, adapt_step_sizes, chains_at
-from ppl_vi.truth.chains.starts import dispersed
+from ppl_vi.truth.chains.starts import dispersed, started_anew
 from ppl_vi.truth.importance.draws import ImportanceDraws, importance_draws
 from ppl_vi.truth.importance.witness import NUM_WITNESSES
 from ppl_vi.truth.result import Check, Points, Truth, worst_checks
@@ -53,6 +54,7 @@ from ppl_vi.truth.result import Check, Points, Truth, worst_checks
 # The warm-up.
 NUM_FIRST_WINDOWS = 2  # lengths of a window before the first inverse mass matrix: more of them start it farther in
 FIRST_STEP_SIZE = 0.1  # of the leapfrog steps, before the first transition
+LEAST_STEP_SIZE = 1e-300  # counts as a step size that has fallen to 0, as of chains that can't move
 FIRST_MAX_LEAPFROG = 10  # leapfrog steps of a trajectory at most, before the first inverse mass matrix is known
 WINDOW_MAX_STEP_SIZE = 0.3  # with which a window may start, because its inverse mass matrix is a new one
 
@@ -73,6 +75,7 @@ GIVEN_UP = (
     "given up after a pilot run: by its correlations, independent draws would be about {:.3g} transitions apart, and "
     f"above {MAX_PILOT_THINNING} a full run is not tried"
 )
+SEPARATE_MODES = "chains stay in separate modes"
 CHAINS, INDEPENDENT = "reference draws", "importance sampling"  # how the draws of a problem were taken
 ALL_MODES_FOUND = "the chains have visited every separate mode of the posterior, which no check here can prove"
 NO_MASS_MISSED = (
@@ -244,7 +247,7 @@ def sampled_reference(
     with stage("log p(x) by bridge sampling"):
         by_bridge, by_importance, k_hat = _evidence(draws, settings.num_proposed, seed)
     joint_error = math.hypot(by_bridge.std_error, by_importance.std_error)
-    away = abs(by_bridge.value - by_importance.value) / joint_error
+    away = abs(by_bridge.value - by_importance.value) / joint_error if joint_error else math.inf
     criteria = (
         *chain_criteria(draws.numbers, draws.energy, draws.num_diverged),
         Criterion("difference of bridge and importance sampling (in standard errors)", away, MAX_STANDARD_ERRORS),
@@ -252,7 +255,9 @@ def sampled_reference(
         Criterion("Pareto k-hat of the importance weights", k_hat, MAX_PARETO_K_HAT),
     )
     checks = tuple(criterion.check for criterion in criteria)
-    reason = "; ".join(filter(None, [draws.given_up, *(criterion.failure for criterion in criteria)]))
+    failures = [draws.given_up, *(criterion.failure for criterion in criteria)]
+    apart = SEPARATE_MODES if any(failures) and stay_apart(draws.numbers) else ""
+    reason = "; ".join(filter(None, [apart, *failures]))
     v = draws.v.transpose(0, 1).flatten(0, 1)
     log_weight = torch.full(v.shape[:1], -math.log(len(v)), dtype=v.dtype)
     return SavedReference(CHAINS, v, log_weight, by_bridge.value, by_bridge.std_error, checks, reason)
@@ -334,7 +339,8 @@ def _warmed_up_in_windows(
     state = chains_at(coordinates.density, start)
     states, hmc = adapt_step_sizes(coordinates.density, state, hmc, NUM_FIRST_WINDOWS * num, target, generator, running)
     for _ in range(settings.num_windows):
-        seen = states[-num // 2 :]
+        place = started_anew(states[-1].value, start.shape[1], generator)
+        seen = [ChainState(one.u[place], one.value[place], one.slope[place]) for one in states[-num // 2 :]]
         u, slope = torch.cat([state.u for state in seen]), torch.cat([state.slope for state in seen])
         refitted = coordinates.fitted(u, slope)
         moved = refitted.from_unconstrained(coordinates.to_unconstrained(u))
@@ -354,7 +360,7 @@ def _piloted(sampler: _Sampler, num: int, generator: torch.Generator) -> _Pilot:
         sampler = replace(sampler, hmc=replace(sampler.hmc, trajectory_length=length))
         sampler, draws = _run("pilot run", sampler, num, 1, generator)
         thinning = _thinning(torch.cat([draws.v, draws.v.square(), draws.numbers[..., -1:]], -1))
-        mean_num_leapfrog = length / 2 / float(sampler.hmc.step_size)
+        mean_num_leapfrog = length / 2 / max(float(sampler.hmc.step_size), LEAST_STEP_SIZE)
         pilots.append(_Pilot(sampler, draws, thinning, thinning * (OVERHEAD_IN_LEAPFROG_STEPS + mean_num_leapfrog)))
     best = min(pilots, key=lambda pilot: pilot.cost)
     chosen = replace(best.sampler, state=sampler.state)

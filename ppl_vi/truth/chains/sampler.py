@@ -103,7 +103,8 @@ class HMC:
         like, num_chains = state.u, len(state.u)
         share = float(torch.rand((), generator=generator, dtype=like.dtype))
         time = share * self.trajectory_length
-        num_steps = max(1, math.ceil(min(self.max_leapfrog, time / float(self.step_size.median()))))
+        least = time / self.max_leapfrog  # a step size below it, or of 0, makes as many steps as this
+        num_steps = max(1, math.ceil(time / max(float(self.step_size.median()), least))) if time else 1
         momentum = torch.randn(like.shape, generator=generator, dtype=like.dtype)
         jitter, uniform = torch.rand((2, num_chains), generator=generator, dtype=like.dtype)
         step_size = self.step_size * (0.9 + 0.2 * jitter[:, None])

@@ -1,4 +1,9 @@
-"""Where chains start: points that are spread more widely than the posterior."""
+"""Where chains start: points that are spread more widely than the posterior.
+
+A draw of a vague prior may have a log density of -1e68. A chain never comes back from there, since its steps have to be
+as small as the slope is steep. Such starts are left out where there are better ones, and chains that have stayed in
+such a place while others came away are started anew where others are.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +13,16 @@ from torch import Tensor
 from ppl_vi.truth.chains.reparametrisation import Reparametrisation
 
 START_HALF_WIDTH = 2.0  # half of the chains start uniformly within this of 0 in unconstrained space, as in Stan
+# A point is hopeless if its log density lies so many nats below the best one's: HOPELESS, and for each coordinate
+# HOPELESS_PER_COORDINATE more. Mass there would need a volume e^20 times as large along each coordinate.
+HOPELESS, HOPELESS_PER_COORDINATE = 100.0, 20.0
 MAX_TRIALS_PER_START = 20  # so many of these are tried for each chain, for the density may be 0 at many of them
 
 
 def dispersed(coordinates: Reparametrisation, prior: Tensor, num: int, generator: torch.Generator) -> Tensor:
     """Starts `(C, D)`: half of them draws of the prior, half uniform within 2 of 0, where Stan starts.
+
+    Those that are hopeless beside the best one come last, so that they are taken only where there are too few others.
 
     Args:
         coordinates: of the chains.
@@ -28,7 +38,9 @@ def dispersed(coordinates: Reparametrisation, prior: Tensor, num: int, generator
     uniform = START_HALF_WIDTH * (2 * torch.rand(num_trials, density.dim, generator=generator, dtype=prior.dtype) - 1)
     start = prior[density(prior).isfinite()][: num // 2]
     for some in uniform.split(num):
-        if len(start) < num:
+        lost = hopeless(density(start), density.dim).sort(stable=True)
+        start = start[lost.indices]
+        if len(start) < num or bool(lost.values[:num].any()):
             start = torch.cat([start, some[density(some).isfinite()]])
     if len(start) < num:
         raise ValueError(
@@ -36,3 +48,24 @@ def dispersed(coordinates: Reparametrisation, prior: Tensor, num: int, generator
             "chains need one each: check the model's densities near 0 in unconstrained space"
         )
     return start[:num]
+
+
+def hopeless(value: Tensor, dim: int) -> Tensor:
+    """Which of some points have a log density `(S,)` so far below the best one's that no mass can be there, `(S,)`."""
+    best = value[value.isfinite()].max() if bool(value.isfinite().any()) else value.new_zeros(())
+    return ~(value >= best - HOPELESS - HOPELESS_PER_COORDINATE * dim)
+
+
+def started_anew(value: Tensor, dim: int, generator: torch.Generator) -> Tensor:
+    """For each chain the number of the chain whose place it takes, `(C,)`: its own, but where it is hopeless another's.
+
+    Args:
+        value: the log density where each chain is, `(C,)`.
+        dim: how many coordinates chains have.
+        generator: of the choice among the chains that are not hopeless.
+    """
+    lost, place = hopeless(value, dim), torch.arange(len(value))
+    good = place[~lost]
+    if not len(good):
+        return place
+    return torch.where(lost, good[torch.randint(len(good), (len(value),), generator=generator)], place)

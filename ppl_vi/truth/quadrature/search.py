@@ -17,7 +17,7 @@ from scipy.stats import qmc
 from torch import Tensor
 
 from ppl_vi.numerics.mixtures import LOG_2PI
-from ppl_vi.numerics.newton import minimize, minimize_by
+from ppl_vi.numerics.newton import eigen, minimize, minimize_by
 from ppl_vi.target.log_density import Density
 from ppl_vi.truth.importance.proposal import Derivatives
 from ppl_vi.truth.quadrature.standardized import vanished
@@ -225,7 +225,7 @@ def _factors(hessian: Tensor, width: Tensor) -> Tensor:
     """Factors L with L L' the inverse of each Hessian `(M, D, D)` of the negative log density, `(M, D, D)`."""
     known = hessian.isfinite().all(-1).all(-1)
     unknown = torch.diag((width / UNKNOWN_MODE_DIVISOR).square().reciprocal())
-    curvature, axes = torch.linalg.eigh(torch.where(known[:, None, None], hessian, unknown))
+    curvature, axes = eigen(torch.where(known[:, None, None], hessian, unknown))
     floor = float(width.max()) ** -2
     return axes * torch.where(curvature > floor, curvature, floor).rsqrt()[:, None]
 

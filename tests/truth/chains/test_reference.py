@@ -18,9 +18,10 @@ from ppl_vi.target.target import Target
 from ppl_vi.truth import ground_truth, reference_truth
 from ppl_vi.truth.chains import cache, reference
 from ppl_vi.truth.chains.bridge import bridge
-from ppl_vi.truth.chains.criteria import Criterion, autocorrelation
+from ppl_vi.truth.chains.criteria import Criterion, autocorrelation, energy_information
 from ppl_vi.truth.chains.reference import ChainSettings
 from ppl_vi.truth.chains.sampler import HMC, chains_at
+from ppl_vi.truth.chains.starts import hopeless, started_anew
 
 REAL = torch.float64
 
@@ -166,6 +167,57 @@ def test_separate_modes_are_refused():
     assert truth.grade == "uncertified"
     assert "given up after a pilot" in truth.reasons[0]
     assert "R-hat" in truth.reasons[0]
+    assert truth.reasons[0].startswith("chains stay in separate modes")
+
+
+VAGUE = torch.tensor([0.8, 1.9, 2.7, 4.4, 4.9, 6.2], dtype=REAL)
+
+
+def vague_line():
+    """A line whose priors are so wide that their draws have log densities down to -1e80."""
+    x = torch.arange(6.0, dtype=REAL)
+    a = pyro.sample("a", dist.Normal(0.0, 100.0))
+    b = pyro.sample("b", dist.Normal(0.0, 100.0))
+    log_sd = pyro.sample("log_sd", dist.Normal(0.0, 30.0))
+    pyro.sample("beside", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", 6):
+        pyro.sample("y", dist.Normal(a + b * x, log_sd.exp()), obs=VAGUE)
+
+
+@pytest.mark.slow
+def test_chains_that_start_at_hopeless_draws_of_a_vague_prior_are_started_anew():
+    """Given the noise's scale the data are normal, so that log p(x) is an integral over one number."""
+    drawn = reference_truth(Target.of(vague_line), independent=False)
+    assert drawn.grade == "checked", drawn.reasons
+    design = np.stack([np.ones(6), np.arange(6.0)], 1)
+    axis = np.linspace(
+        -4.0, 12.0, 1601
+    )  # of log_sd: the residuals are about e^-1, and beyond 12 lies e^-30 of the mass
+    values = []
+    for u in axis:
+        covariance = 1e4 * design @ design.T + math.exp(2 * u) * np.eye(6)
+        square = VAGUE.numpy() @ np.linalg.solve(covariance, VAGUE.numpy())
+        log_det = np.linalg.slogdet(covariance)[1]
+        values.append(stats.norm.logpdf(u, 0, 30.0) - (square + log_det + 6 * math.log(2 * math.pi)) / 2)
+    exact = np.logaddexp.reduce(values) + math.log(axis[1] - axis[0])
+    assert abs(float(drawn.log_evidence[0]) - exact) < 4 * float(drawn.log_evidence_std_error[0])
+
+
+def test_hopeless_starts_are_left_out_where_there_are_better_ones():
+    generator = torch.Generator().manual_seed(1)
+    value = torch.tensor([-3.0, -4e68, -20.0, math.nan, -130.0, -math.inf], dtype=REAL)
+    assert hopeless(value, 1).tolist() == [False, True, False, True, True, True]
+    assert hopeless(value, 2).tolist() == [False, True, False, True, False, True]
+    place = started_anew(value, 1, generator).tolist()
+    assert (place[0], place[2]) == (0, 2)
+    assert set(place) == {0, 2}
+
+
+def test_the_energy_information_of_a_chain_that_stays_is_0():
+    """Of independent energies E-FMI is 2: the variance of a difference of two is twice that of one."""
+    energy = np.random.default_rng(0).normal(size=200_000)
+    assert energy_information(energy) == pytest.approx(2.0, rel=0.02)
+    assert energy_information(np.ones(10)) == 0.0
 
 
 # ---- the cache
