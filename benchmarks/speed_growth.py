@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.speed_case import Case
+from benchmarks.speed_case import WHOLE_STEPS, Case
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,8 +52,8 @@ AXES: dict[str, Axis] = {
         (1, 3, 10, 30, 100, 300, 1000), (1, 10, 100),
     ),
     "data": Axis(
-        "logistic regression, AutoNormal, 100 fits", "data points", Case("logistic_regression", "AutoNormal", "", 100),
-        "size", (10, 100, 1000, 10_000), (10, 100, 1000),
+        "logistic regression, AutoNormal, one fit", "rows of data", Case("logistic_regression", "AutoNormal", "", 1),
+        "size", (10, 100, 1000, 10_000, 100_000, 1_000_000), (10, 1000, 100_000),
     ),
 }  # fmt: skip
 
@@ -80,8 +80,9 @@ def figure(records: Sequence[Record], titles: dict[str, str]) -> Figure:
 
     from ppl_vi.report.plots import DPI, plain
 
-    made = Figure(figsize=(11, 9.5), dpi=DPI, layout="constrained")
-    for axes, (name, axis) in zip(made.subplots(2, 2).ravel(), AXES.items(), strict=True):
+    made = Figure(figsize=(10, 8.2), dpi=DPI, layout="constrained")
+    grid = made.subplots(2, 2)
+    for axes, (name, axis) in zip(grid.ravel(), AXES.items(), strict=True):
         for number, (engine, title) in enumerate(titles.items()):
             points = sorted(
                 (record[axis.field], record["us_per_step"])
@@ -90,15 +91,24 @@ def figure(records: Sequence[Record], titles: dict[str, str]) -> Figure:
             )
             if points:
                 values, times = zip(*points, strict=True)
-                label = f"{title}: slope {slope(values, times):.2f}" if len(values) > 1 else title
-                axes.plot(values, times, color=f"C{number}", marker="o", markersize=3, linewidth=1.2, label=label)
+                style = "--" if engine in WHOLE_STEPS else "-"
+                axes.plot(
+                    values, times, style, color=f"C{number}", marker="o", markersize=3, linewidth=1.4, label=title
+                )
+                if len(values) > 1:
+                    axes.annotate(f" {slope(values, times):.2f}", (values[-1], times[-1]), fontsize=8, va="center")
         axes.set_xscale("log")
         axes.set_yscale("log")
+        axes.margins(x=0.1)
         axes.set_title(axis.title, fontsize=10)
-        axes.set_xlabel(axis.label)
-        axes.set_ylabel("µs a step")
-        if axes.lines:
-            axes.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
+        axes.set_xlabel(axis.label, fontsize=9)
         plain(axes, label_size=8)
-    made.suptitle(f"What a step costs; slopes through the last {NUM_FITTED} points", fontsize=12)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("µs a step of all fits", fontsize=9)
+    lines = {line.get_label(): line for axes in grid.ravel() for line in axes.lines}
+    if lines:
+        made.legend(
+            lines.values(), lines.keys(), loc="outside lower center", ncols=len(lines), frameon=False, fontsize=9
+        )
+    made.suptitle(f"What a step costs; the numbers are slopes through the last {NUM_FITTED} points", fontsize=11)
     return made

@@ -1,6 +1,6 @@
 """What the programs that measure whole verbs share: a process of its own for each measurement, clocks, cells.
 
-Each process has one thread on one core, and folders of its own for compiled code and kept truths.
+Each process has one thread on one core, and a folder of its own for what ppl_vi keeps: compiled code and truths.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from benchmarks import speed
 from benchmarks.speed_process import INDUCTOR_CACHE, THREAD_VARIABLES
 from benchmarks.speed_split import processor_seconds
 from benchmarks.vae_speed import one_core
@@ -60,7 +61,6 @@ def _environment(folder: Path) -> Iterator[None]:
     changed = {
         "XDG_CACHE_HOME": str(folder),
         INDUCTOR_CACHE: str(folder / "inductor"),
-        "PYTENSOR_FLAGS": f"base_compiledir={folder / 'pytensor'}",
     } | dict.fromkeys(THREAD_VARIABLES, "1")
     before = {name: os.environ.get(name) for name in changed}
     os.environ.update(changed)
@@ -92,27 +92,6 @@ def rounds(runs: dict[str, Callable[[], Any]], most: int, seconds: float) -> dic
             found[name].append(timed(run)[0])
         spent += sum(times[-1] for times in found.values())
     return found
-
-
-def environment() -> Record:
-    """Where it is measured: processor, its vector registers, threads, load of the machine, versions."""
-    from benchmarks import speed
-    from ppl_vi.runtime.provenance import versions
-
-    return {
-        "cpu": speed._cpu(),
-        "vector_bits": vector_bits(),
-        "threads": 1,
-        "load": os.getloadavg()[0],
-        "versions": versions("jax", "numpyro", "pymc"),
-    }
-
-
-def vector_bits() -> int | None:
-    """Bits of the processor's vector registers, as Linux on x86 tells; None elsewhere."""
-    file = Path("/proc/cpuinfo")
-    flags = set(file.read_text().split()) if file.exists() else set()
-    return next((bits for name, bits in (("avx512f", 512), ("avx2", 256), ("sse2", 128)) if name in flags), None)
 
 
 def seconds_cell(value: float | None) -> str:
@@ -153,6 +132,5 @@ def show(title: str, headings: Sequence[str], rows: Rows) -> None:
 
 def followed(cases: Sequence[Any], measure: Callable[[Any], Record]) -> Iterator[Record]:
     """The records of cases, with a bar."""
-    about = environment()
     for case in cli.followed(cases, len(cases), "measured"):
-        yield measure(case) | about
+        yield measure(case) | speed.environment(speed._core())
