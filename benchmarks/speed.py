@@ -260,8 +260,10 @@ def _growth(arguments: argparse.Namespace) -> int:
 
     effort = {key: (QUICK if arguments.quick else FULL)[key] for key in ("blocks", "block_seconds")}
     axes, chosen = zip(*growth_cases(engines, arguments.dtype, arguments.quick, effort), strict=True)
-    records = [record | {"axis": axis} for axis, record in zip(axes, measured(chosen), strict=True)]
-    cli.write_records(records, arguments)
+    records = []
+    for axis, record in zip(axes, measured(chosen), strict=True):
+        records.append(record | {"axis": axis})
+        cli.write_records(records, arguments)
     cli.show_records(records, arguments, show)
 
     def draw() -> None:

@@ -162,7 +162,7 @@ def fit_rows(records: Sequence[Record]) -> list[list[str]]:
 
 def _fit_cells(record: Record) -> list[str]:
     if "missing" in record:
-        return [record["missing"], *[MISSING] * 7]
+        return [record["missing"], *[MISSING] * (len(HEADINGS) - 4)]
     ours, kept, theirs = record["ours"], record.get("kept", {}), record.get("numpyro")
     first = [seconds_cell(ours["first"]), seconds_cell(kept.get("first"))]
     peers = [spread_cell(record[peer].get("later", ())) if peer in record else MISSING for peer in PEERS]
@@ -191,7 +191,7 @@ def _default_row(record: Record) -> list[str]:
     title, rows, _ = _case(record)
     start = [title, rows, f"{record['replicas']:,}"]
     if "missing" in record:
-        return [*start, record["missing"], *[MISSING] * 8]
+        return [*start, record["missing"], *[MISSING] * (len(DEFAULT_HEADINGS) - 4)]
     ours = record["ours"]
     taken = [f"{ours['num_steps']:,}", f"{ours['num_converged']:,} of {record['replicas']:,}"]
     times = [seconds_cell(ours["first"]), spread_cell(ours["later"])]

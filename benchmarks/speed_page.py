@@ -15,6 +15,7 @@ import json
 import shutil
 import statistics
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from ppl_vi.runtime.files import write_text
 
 OUT = Path("results/speed_page")
 DOCS = Path("docs")
-PAGE = "speed.md"
+PAGE, PAGE_WIDTH = "speed.md", 120
 STEP_ENGINES = ("pyro", "batched", "compiled", "numpyro", "floor")
 STEP_HEADINGS = (
     "problem, guide", "fits at once", "Pyro's `SVI`", "batched", "compiled", "of the blocks", "NumPyro",
@@ -90,12 +91,13 @@ def _step_row(problem: str, guide: str, replicas: int, group: dict[str, Record])
 
 
 def about(records: Sequence[Record]) -> str:
-    """Where and when records were measured, as a sentence."""
-    first, loads = records[0], [record["load"] for record in records]
-    bits = f"{first['vector_bits']}-bit vector registers" if first["vector_bits"] else "vector registers"
+    """Where records were measured, as sentences."""
+    first, loads = records[0], [record["load"] for record in records if "load" in record]
+    bits = f" with {first['vector_bits']}-bit vector registers" if first.get("vector_bits") else ""
+    busy = f" At the median {statistics.median(loads):.1f} processes wanted one of its cores." if loads else ""
     versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items() if name != "ppl_vi")
-    busy = f"{statistics.median(loads):.1f} processes wanted a core of the machine at the median"
-    return f"Measured with one thread on one core of {first['cpu']} with {bits}; {busy}. {versions}.\n"
+    text = f"Measured with one thread on one core of {first['cpu']}{bits}.{busy} Versions: {versions}."
+    return textwrap.fill(text, PAGE_WIDTH) + "\n"
 
 
 PARTS = {
