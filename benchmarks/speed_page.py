@@ -30,6 +30,7 @@ from ppl_vi.runtime.files import write_text
 OUT = Path("results/speed_page")
 DOCS = Path("docs")
 PAGE, PAGE_WIDTH = "speed.md", 120
+EMPTY = "The run was broken off before these were measured.\n"
 STEP_ENGINES = ("pyro", "batched", "compiled", "numpyro", "floor")
 STEP_HEADINGS = (
     "problem, guide", "fits at once", "Pyro's `SVI`", "batched", "compiled", "of the blocks", "NumPyro",
@@ -60,7 +61,7 @@ def _named(tables: Sequence[tuple[str, str, Sequence[str], Callable[[Sequence[Re
     """Tables by name, as the programs of whole verbs have them."""
 
     def maker(headings: Sequence[str], cells: Callable[[Sequence[Record]], Any]) -> Callable[[Sequence[Record]], str]:
-        return lambda records: markdown(headings, cells(records))
+        return lambda records: markdown(headings, cells(records)) if cells(records) else EMPTY
 
     return {name: maker(headings, cells) for name, _, headings, cells in tables}
 
