@@ -14,6 +14,7 @@ replica is within 1e-3 nats of the best member of its family.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.speed_case import ENTRY, ONE_BY_ONE, Case, Timing
+from benchmarks.speed_case import ENTRY, ONE_BY_ONE, WHOLE_STEPS, Case, Timing
 from benchmarks.speed_process import in_own_process
 from ppl_vi import cli
 
@@ -44,6 +45,7 @@ TITLES = {
     "pyro_jit": "Pyro, JitTrace_ELBO",
     "batched": "ppl_vi, batched",
     "compiled": "ppl_vi, compiled",
+    "fit": "ppl_vi, whole fit",
     "numpyro": "NumPyro",
     "pymc": "PyMC, ADVI",
     "floor": "C++ by hand",
@@ -53,7 +55,8 @@ HEADINGS = (
     "µs\na step", "of the\nblocks", "ns a fit\nand step", "NumPyro's\n/ this", "compile\n[s]", "to 1e-3\nnats [s]",
 )  # fmt: skip
 NOT_INSTALLED = "not installed"
-GROWTH_ENGINES = ("pyro", "batched", "compiled", "numpyro", "floor")
+GROWTH_ENGINES = ("batched", "compiled", "fit", "numpyro", "floor")
+STEP_ENGINES = tuple(name for name in ENTRY if name not in WHOLE_STEPS)
 ONE_FIT = frozenset({"pymc"})  # measured with one replica alone
 
 Record = dict[str, Any]
@@ -66,7 +69,7 @@ def cases(arguments: argparse.Namespace) -> list[Case]:
         UsageError: no such problem or engine, or too few blocks.
     """
     problems = _among("problem", arguments.problems or MEASURED_PROBLEMS, MEASURED_PROBLEMS)
-    engines = _among("engine", arguments.engines or tuple(ENTRY), tuple(ENTRY))
+    engines = _among("engine", arguments.engines or STEP_ENGINES, STEP_ENGINES)
     from benchmarks.speed_problems import PROBLEMS
 
     effort = QUICK if arguments.quick else FULL
@@ -124,10 +127,17 @@ def record_of(case: Case, timing: Timing, environment: Record) -> Record:
 
 
 def environment(core: int | None) -> Record:
-    """Where it was measured."""
+    """Where it was measured; `load` is how many processes wanted a core during the last minute."""
     from ppl_vi.runtime.provenance import versions
 
-    return {"threads": 1, "core": core, "cpu": _cpu(), "versions": versions("jax", "numpyro", "pymc")}
+    return {
+        "threads": 1,
+        "core": core,
+        "cpu": _cpu(),
+        "vector_bits": _vector_bits(),
+        "load": round(os.getloadavg()[0], 1),
+        "versions": versions("jax", "numpyro", "pymc"),
+    }
 
 
 def _cpu() -> str:
@@ -136,17 +146,21 @@ def _cpu() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
+def _vector_bits() -> int | None:
+    """Bits of the processor's vector registers, as Linux on x86 tells; None elsewhere."""
+    file = Path("/proc/cpuinfo")
+    flags = set(file.read_text().split()) if file.exists() else set()
+    return next((bits for name, bits in (("avx512f", 512), ("avx2", 256), ("sse2", 128)) if name in flags), None)
+
+
 def _core() -> int | None:
     """The core that all measurements are pinned to, where the system can: the last."""
-    import os
-
     return max(os.sched_getaffinity(0)) if sys.platform == "linux" else None
 
 
 def measured(chosen: Sequence[Case]) -> Iterator[Record]:
     """The records, one after another; an engine that runs fits one by one is measured once, for all their numbers."""
     core = _core()
-    about = environment(core)
     singles: dict[Case, Timing] = {}
     for case in cli.followed(chosen, len(chosen), "measured"):
         single = replace(case, replicas=1, accuracy=0.0)
@@ -158,7 +172,7 @@ def measured(chosen: Sequence[Case]) -> Iterator[Record]:
         elif case.accuracy:
             why = f"{case.replicas} fits one by one were not run"
             timing = replace(timing, seconds_to_accuracy=None, steps_to_accuracy=None, no_accuracy=why)
-        yield record_of(case, timing, about)
+        yield record_of(case, timing, environment(core))
 
 
 def show(records: Sequence[Record], console: Console) -> None:
@@ -245,8 +259,10 @@ def _growth(arguments: argparse.Namespace) -> int:
 
     effort = {key: (QUICK if arguments.quick else FULL)[key] for key in ("blocks", "block_seconds")}
     axes, chosen = zip(*growth_cases(engines, arguments.dtype, arguments.quick, effort), strict=True)
-    records = [record | {"axis": axis} for axis, record in zip(axes, measured(chosen), strict=True)]
-    cli.write_records(records, arguments)
+    records = []
+    for axis, record in zip(axes, measured(chosen), strict=True):
+        records.append(record | {"axis": axis})
+        cli.write_records(records, arguments)
     cli.show_records(records, arguments, show)
 
     def draw() -> None:
@@ -262,7 +278,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--replicas", nargs="+", type=cli.whole(1), metavar="N", help="fits at once (1, 1000, 10000; 100000)"
     )
-    found.add_argument("--engines", nargs="+", metavar="NAME", help=f"{', '.join(ENTRY)} (all)")
+    found.add_argument(
+        "--engines", nargs="+", metavar="NAME", help=f"{', '.join(ENTRY)}; fit with --growth alone (all)"
+    )
     found.add_argument("--num-particles", type=cli.whole(1), default=1, metavar="N", help="draws a step (1)")
     found.add_argument("--dtype", choices=DTYPES, default="float32", help="of all sides (float32)")
     found.add_argument("--no-accuracy", action="store_true", help="leave out the time to accuracy")

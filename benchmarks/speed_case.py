@@ -23,12 +23,15 @@ ENTRY = {
     "pyro_jit": "benchmarks.speed_engines:pyro_jit_loop",
     "batched": "benchmarks.speed_engines:batched_loop",
     "compiled": "benchmarks.speed_engines:compiled_loop",
+    "fit": "benchmarks.speed_engines:whole_fits",
     "numpyro": "benchmarks.speed_peers:numpyro_loop",
     "pymc": "benchmarks.speed_peers:pymc_loop",
     "floor": "benchmarks.speed_floor:floor_loop",
 }
 # The engines that run one fit after another, so that one fit is measured and its time multiplied.
 ONE_BY_ONE = frozenset({"pyro", "pyro_jit", "pymc"})
+# The steps of an engine that makes whole fits; for others, steps are taken two by two.
+WHOLE_STEPS = {"fit": 1000}
 
 
 class MissingError(Exception):
@@ -71,7 +74,7 @@ class Loop(Protocol):
     """An engine that is ready to take the steps of one case; making it includes tracing and compiling."""
 
     def advance(self, num_steps: int) -> None:
-        """Takes an even number of steps, and returns when they have been computed."""
+        """Takes steps, a multiple of `fewest_steps`, and returns when they have been computed."""
 
     def parameters(self) -> dict[str, Tensor]:
         """The guide's parameters now, `(R, *shape)`.
@@ -121,22 +124,28 @@ def engine(name: str) -> Engine:
     return found
 
 
-def timed_blocks(loop: Loop, blocks: int, block_seconds: float) -> tuple[int, list[float]]:
+def fewest_steps(case: Case) -> int:
+    """How many steps an engine takes at once at least."""
+    return WHOLE_STEPS.get(case.engine, 2)
+
+
+def timed_blocks(loop: Loop, blocks: int, block_seconds: float, fewest: int = 2) -> tuple[int, list[float]]:
     """Times blocks of steps.
 
     Args:
         loop: what takes the steps.
         blocks: how many blocks are timed; fewer where steps are slow, see `MAX_SECONDS_OF_SLOW_BLOCKS`.
         block_seconds: about how long a block takes.
+        fewest: how many steps it takes at once at least; blocks have multiples of it.
 
     Returns:
         The number of steps a block, and the seconds that a step took in each block.
     """
-    num_steps = 2
+    num_steps = fewest
     while (taken := seconds(loop, num_steps)) < block_seconds / 8:
         num_steps *= 2
     blocks = max(min(blocks, 3), min(blocks, int(MAX_SECONDS_OF_SLOW_BLOCKS / taken)))
-    num_steps = max(2, 2 * round(num_steps * block_seconds / taken / 2))
+    num_steps = fewest * max(1, round(num_steps * block_seconds / taken / fewest))
     return num_steps, [seconds(loop, num_steps) / num_steps for _ in range(blocks)]
 
 

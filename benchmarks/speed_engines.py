@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,14 @@ from torch import Tensor
 from torch.distributions import transform_to
 from torch.func import jacrev, vmap
 
-from benchmarks.speed_case import Case, MissingError
+from benchmarks.speed_case import WHOLE_STEPS, Case, MissingError
 from benchmarks.speed_problems import FORMS, PROBLEMS, START_SCALE, rates
 from ppl_vi.svi.engines.adam import BETA1, BETA2, EPS, step_schedule
 from ppl_vi.svi.engines.choice import choose
 from ppl_vi.svi.engines.memory import ChunkedEngine
 from ppl_vi.svi.engines.portion import Portion
 from ppl_vi.svi.engines.step import State
+from ppl_vi.svi.fit import fit
 from ppl_vi.svi.objectives import trace_elbo
 from ppl_vi.svi.program import Program
 from ppl_vi.svi.randomness import pseudo_random
@@ -141,6 +143,30 @@ def batched_loop(case: Case) -> ReplicaLoop:
 def compiled_loop(case: Case) -> ReplicaLoop:
     """`engine="compiled"`, as it is compiled for a run of very many steps."""
     return ReplicaLoop(case, "compiled")
+
+
+class WholeFits:
+    """Whole fits by the compiled engine: starts, preconditioners, steps and convergence checks."""
+
+    def __init__(self, case: Case) -> None:
+        target, num_steps = target_of(case), WHOLE_STEPS["fit"]
+        numbers: dict[str, Any] = {"num_particles": case.num_particles, "num_replicas": case.replicas}
+        family = PROBLEMS[case.problem].guides[case.guide]
+        self._fit = partial(fit, target, family, engine="compiled", seed=0, num_steps=num_steps, **numbers)
+
+    def advance(self, num_steps: int) -> None:
+        """As in `Loop`: one fit after another, each of the steps that it may take at most."""
+        for _ in range(num_steps // WHOLE_STEPS["fit"]):
+            self._fit()
+
+    def parameters(self) -> dict[str, Tensor]:
+        """As in `Loop`."""
+        raise MissingError("a whole fit ends when it has converged, or after its steps")
+
+
+def whole_fits(case: Case) -> WholeFits:
+    """`ppl_vi.fit`, whole."""
+    return WholeFits(case)
 
 
 def _affine(program: Program, theta: Tensor) -> dict[str, Tensor]:

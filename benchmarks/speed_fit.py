@@ -1,12 +1,16 @@
-"""What a user waits for: a whole `fit` on data of real size, beside NumPyro's whole run of as many steps.
+"""What a user waits for: a whole `fit`, beside whole runs of NumPyro and PyMC with as many steps and draws.
 
-    python -m benchmarks.speed_fit [--quick] [--rounds N]
+    python -m benchmarks.speed_fit [--quick] [--rounds N] [--models NAME ...]
 
-Ours is `ppl_vi.fit` with its default settings but for steps, draws and replicas: its start, its preconditioners, its
-steps and its convergence checks. NumPyro's is `SVI.init` and a jitted `fori_loop` of `SVI.update`, which checks
-nothing. Both compute in double precision on one core. Each case runs in a process of its own: a first run of each side,
-tracing and compiling included, in seconds by the clock, then rounds in which the sides take turns, in seconds of
-processor time. NumPyro is the extra `peers`; without it, its columns say so.
+Ours is `ppl_vi.fit`: its start, its preconditioners, its steps and its convergence checks. NumPyro is timed on two
+paths, neither of which checks anything: `SVI.init` and a `fori_loop` of `SVI.update`, mapped over the fits and jitted
+as a whole, the fastest that can be had; and, for one fit, `SVI.run` as a user calls it, without its progress bar, which
+compiles anew at every call. PyMC's is `pm.fit` by ADVI, for one fit, which compiles at every call, too.
+
+All compute in double precision with AutoNormal on one core and one thread. Each case has processes of its own: a first
+run of each side with nothing compiled before, then rounds in which the sides take turns. All times are seconds of
+processor time, the C++ compiler's included. A last table has our fits at their default settings, alone. A library that
+is not installed has columns that say so.
 """
 
 from __future__ import annotations
@@ -14,192 +18,234 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from benchmarks.vae_speed import installed, one_core
+from benchmarks.speed_fit_cases import FULL, QUICK, Case
+from benchmarks.speed_models import MODELS, target_of
+from benchmarks.speed_split import Split
+from benchmarks.speed_whole import (
+    MISSING,
+    Record,
+    followed,
+    fresh_folder,
+    in_own_process,
+    markdown,
+    rounds,
+    seconds_cell,
+    show,
+    spread_cell,
+    timed,
+)
 from ppl_vi import cli
 from ppl_vi.runtime.outputs import write_output_text
 
 OUT = Path("results/speed_fit")
-NUM_GROUPS = 20  # of the hierarchy
-HEADINGS = (
-    "model, AutoNormal", "rows", "fits x draws x steps", "first fit, s", "NumPyro's", "a fit, s", "NumPyro's", "ratio",
-)  # fmt: skip
+ROUND_SECONDS = 10.0  # no round begins once so many seconds are spent; the first always does
+RUN_ROUNDS = 2  # runs of `SVI.run` and `pm.fit` after the first; they compile each time, so they vary little
+# Fits with kept code, `SVI.run` and `pm.fit` are measured on one fit of so many rows: they show what it costs to begin.
+MIN_PEER_ROWS, MAX_PEER_ROWS = 50, 500
+FIT_PARTS = ("ready", "steps", "checks", "rest")
+NOT_INSTALLED = "not installed"
 
 
-@dataclass(frozen=True)
-class Case:
-    """One row of the table.
-
-    Attributes:
-        model: "poisson" or "hierarchy".
-        rows: of the data.
-        replicas: fits of the same problem.
-        particles: draws in each step.
-        steps: SVI steps.
-    """
-
-    model: str
-    rows: int
-    replicas: int
-    particles: int
-    steps: int
+# ---- the measurement
 
 
-CASES = (
-    Case("poisson", 200, 1, 16, 500),
-    Case("poisson", 2_000, 1, 16, 500),
-    Case("poisson", 20_000, 1, 16, 500),
-    Case("poisson", 200, 100, 1, 500),
-    Case("hierarchy", 160, 1, 1, 1000),
-    Case("hierarchy", 160, 100, 1, 1000),
-)
-TITLES = {"poisson": "Poisson regression, 5 coefficients", "hierarchy": f"normal hierarchy, {NUM_GROUPS} groups"}
-
-
-def data_of(case: Case) -> tuple[Any, ...]:
-    """The data of a case: the same for both sides, as NumPy arrays."""
-    import numpy as np
-
-    generator = np.random.default_rng(0)
-    if case.model == "poisson":
-        features = 0.3 * generator.standard_normal((case.rows, 5))
-        return features, generator.poisson(np.exp(0.3 * features.sum(1))).astype(float)
-    group = np.arange(case.rows) % NUM_GROUPS
-    return generator.standard_normal(NUM_GROUPS)[group] + generator.standard_normal(case.rows), group
-
-
-def our_run(case: Case) -> Callable[[], Any]:
-    """A whole fit of ours."""
-    import pyro
-    import pyro.distributions as dist
-    import torch
+def our_run(case: Case) -> Callable[..., Any]:
+    """A whole fit of ours; by the compiled engine where the number of steps is given, else by what `fit` chooses."""
     from pyro.infer.autoguide import AutoNormal
 
     import ppl_vi
 
-    def poisson(features: Any, counts: Any) -> None:
-        weights = pyro.sample("weights", dist.Normal(torch.zeros(5), 1.0).to_event(1))
-        with pyro.plate("rows", len(counts)):
-            pyro.sample("counts", dist.Poisson((features @ weights).exp()), obs=counts)
-
-    def hierarchy(y: Any, group: Any) -> None:
-        mean, scale = pyro.sample("mean", dist.Normal(0.0, 5.0)), pyro.sample("scale", dist.HalfCauchy(5.0))
-        with pyro.plate("groups", NUM_GROUPS):
-            effect = pyro.sample("effect", dist.Normal(mean, scale))
-        with pyro.plate("rows", len(y)):
-            pyro.sample("y", dist.Normal(effect[group], 1.0), obs=y)
-
-    model = {"poisson": poisson, "hierarchy": hierarchy}[case.model]
-    target = ppl_vi.Target.of(model, tuple(torch.from_numpy(part) for part in data_of(case)))
-    settings = {"num_replicas": case.replicas, "num_particles": case.particles, "num_steps": case.steps}
-    return partial(ppl_vi.fit, target, AutoNormal, engine="compiled", seed=0, **settings)  # type: ignore[arg-type]
+    settings: dict[str, Any] = {"num_replicas": case.replicas, "seed": 0}
+    if case.particles != "auto":
+        settings |= {"num_particles": case.particles, "num_steps": case.steps, "engine": "compiled"}
+    return partial(ppl_vi.fit, target_of(case.model, case.rows), AutoNormal, **settings)
 
 
-def numpyro_run(case: Case) -> Callable[[], Any]:
-    """A whole run of NumPyro's, compiled at its first call."""
-    import jax
-    import numpyro
-    import numpyro.distributions as dist
-    from numpyro.infer import SVI, Trace_ELBO
-    from numpyro.infer.autoguide import AutoNormal
-
-    jax.config.update("jax_enable_x64", True)
-
-    def poisson(features: Any, counts: Any) -> None:
-        weights = numpyro.sample("weights", dist.Normal(jax.numpy.zeros(5), 1.0).to_event(1))
-        with numpyro.plate("rows", len(counts)):
-            numpyro.sample("counts", dist.Poisson(jax.numpy.exp(features @ weights)), obs=counts)
-
-    def hierarchy(y: Any, group: Any) -> None:
-        mean, scale = numpyro.sample("mean", dist.Normal(0.0, 5.0)), numpyro.sample("scale", dist.HalfCauchy(5.0))
-        with numpyro.plate("groups", NUM_GROUPS):
-            effect = numpyro.sample("effect", dist.Normal(mean, scale))
-        with numpyro.plate("rows", len(y)):
-            numpyro.sample("y", dist.Normal(effect[group], 1.0), obs=y)
-
-    model, data = {"poisson": poisson, "hierarchy": hierarchy}[case.model], data_of(case)
-    svi = SVI(model, AutoNormal(model), numpyro.optim.Adam(0.05), Trace_ELBO(num_particles=case.particles))
-
-    def one(key: Any) -> Any:
-        state = svi.init(key, *data)
-        return jax.lax.fori_loop(0, case.steps, lambda _, now: svi.update(now, *data)[0], state).optim_state
-
-    run = jax.jit(jax.vmap(one))
-    keys = jax.random.split(jax.random.PRNGKey(0), case.replicas)
-    return lambda: jax.block_until_ready(run(keys))
+def first_of_ours(case: Case, run: Callable[..., Any]) -> Record:
+    """The first fit of a process, and what its time was spent on."""
+    split = Split()
+    fitted: list[Any] = []
+    seconds, clock = timed(lambda: fitted.append(run(progress=split)))
+    return {
+        "first": seconds,
+        "first_clock": clock,
+        "first_split": split.seconds(),
+        "engine": fitted[0].engine,
+        "num_steps": int(statistics.median(fitted[0].num_steps.ravel().tolist())),
+        "num_converged": int((fitted[0].status == "converged").sum()),
+    }
 
 
-def seconds(run: Callable[[], Any], clock: Callable[[], float]) -> float:
-    """How long a run takes by a clock."""
-    began = clock()
-    run()
-    return clock() - began
+def measure(case: Case, num_rounds: int) -> Record:
+    """Our fits and, where the case has a like there, NumPyro's compiled loop, in this process."""
+    ours = our_run(case)
+    runs: dict[str, Callable[[], Any]] = {"ours": ours}
+    found: dict[str, Record] = {"ours": first_of_ours(case, ours)}
+    if case.particles != "auto" and installed("jax", "numpyro"):
+        from benchmarks.speed_peer_models import numpyro_loop
+
+        runs["numpyro"] = numpyro_loop(case.model, case.rows, case.replicas, case.particles, case.steps)
+        seconds, clock = timed(runs["numpyro"])
+        found["numpyro"] = {"first": seconds, "first_clock": clock}
+    for side, times in rounds(runs, num_rounds, ROUND_SECONDS).items():
+        found[side]["later"] = times
+    split = Split()
+    ours(progress=split)
+    found["ours"]["later_split"] = split.seconds()
+    return found
 
 
-def measure(case: Case, num_rounds: int) -> dict[str, Any]:
-    """One case, in this process."""
-    sides = {"ours": our_run} | ({"numpyro": numpyro_run} if installed("numpyro") else {})
-    runs = {side: make(case) for side, make in sides.items()}
-    first = {side: seconds(run, time.perf_counter) for side, run in runs.items()}
-    rounds = [{side: seconds(run, time.process_time) for side, run in runs.items()} for _ in range(num_rounds)]
-    warm = {side: [one[side] for one in rounds] for side in sides}
-    return asdict(case) | {"first_seconds": first, "seconds": warm, "threads": 1}
+def measure_kept(case: Case) -> Record:
+    """Our first fit in a process that finds its code compiled."""
+    return first_of_ours(case, our_run(case))
 
 
-def in_own_process(case: Case, num_rounds: int) -> dict[str, Any]:
-    """The same in a new process on one core, which compiles as if it were the first; kept code is kept from before."""
-    import multiprocessing
+def measure_peer(case: Case, peer: str) -> Record:
+    """Runs of NumPyro's `SVI.run` or PyMC's `pm.fit` in this process."""
+    from benchmarks import speed_peer_models
 
-    with one_core(), multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(measure, (case, num_rounds))
+    assert case.particles != "auto"
+    make = {"numpyro_run": speed_peer_models.numpyro_run, "pymc": speed_peer_models.pymc_run}[peer]
+    run = make(case.model, case.rows, case.particles, case.steps)
+    first, clock = timed(run)
+    return {"first": first, "first_clock": clock, "later": [timed(run)[0] for _ in range(RUN_ROUNDS)]}
 
 
-def row(record: dict[str, Any]) -> list[str]:
-    """The cells of a row."""
-    sizes = f"{record['replicas']} x {record['particles']} x {record['steps']}"
-    cells = [TITLES[record["model"]], f"{record['rows']:,}", sizes]
-    ours, theirs = record["seconds"]["ours"], record["seconds"].get("numpyro")
-    first = record["first_seconds"]
+PEERS = {"numpyro_run": ("jax", "numpyro"), "pymc": ("pymc",)}
+
+
+def record_of(case: Case, num_rounds: int) -> Record:
+    """One case, in processes of its own."""
+    with fresh_folder() as folder:
+        found = in_own_process(folder, measure, case, num_rounds)
+        if case.particles == "auto" or "missing" in found:
+            return asdict(case) | found
+        if case.replicas == 1 and MIN_PEER_ROWS <= case.rows <= MAX_PEER_ROWS:
+            found["kept"] = in_own_process(folder, measure_kept, case)
+            for peer in [name for name, needed in PEERS.items() if installed(*needed)]:
+                found[peer] = in_own_process(folder, measure_peer, case, peer)
+    return asdict(case) | found
+
+
+def installed(*packages: str) -> bool:
+    """Whether all packages can be imported."""
+    return all(find_spec(package) is not None for package in packages)
+
+
+# ---- the tables
+
+HEADINGS = (
+    "model, AutoNormal", "rows", "fits x draws x steps", "first fit, s", "code kept", "NumPyro's loop",
+    "a later fit, s", "NumPyro's loop, compiled", "ours / NumPyro's", "NumPyro's `SVI.run`", "PyMC's `pm.fit`",
+)  # fmt: skip
+SPLIT_HEADINGS = (
+    "model, AutoNormal", "rows", "fits x draws x steps", "first: ready", "steps", "checks", "rest", "later: ready",
+    "steps", "checks", "rest", "NumPyro's loop",
+)  # fmt: skip
+DEFAULT_HEADINGS = (
+    "model, AutoNormal, default settings", "rows", "fits", "engine", "steps", "converged", "first fit, s",
+    "a later fit, s", "ready", "steps", "checks", "rest",
+)  # fmt: skip
+
+
+def fit_rows(records: Sequence[Record]) -> list[list[str]]:
+    """The cells of whole fits beside the other libraries'."""
+    return [[*_case(record), *_fit_cells(record)] for record in records if record["particles"] != "auto"]
+
+
+def _fit_cells(record: Record) -> list[str]:
+    if "missing" in record:
+        return [record["missing"], *[MISSING] * (len(HEADINGS) - 4)]
+    ours, kept, theirs = record["ours"], record.get("kept", {}), record.get("numpyro")
+    first = [seconds_cell(ours["first"]), seconds_cell(kept.get("first"))]
+    peers = [spread_cell(record[peer].get("later", ())) if peer in record else MISSING for peer in PEERS]
     if theirs is None:
-        return [*cells, f"{first['ours']:.2g}", "not installed", f"{statistics.median(ours):.3g}", "not installed", "–"]
-    ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
-    warm = [f"{statistics.median(times):.3g}" for times in (ours, theirs)]
-    return [*cells, f"{first['ours']:.2g}", f"{first['numpyro']:.2g}", *warm, f"{ratio:.2g}"]
+        return [*first, NOT_INSTALLED, spread_cell(ours["later"]), NOT_INSTALLED, MISSING, *peers]
+    ratio = statistics.median(a / b for a, b in zip(ours["later"], theirs["later"], strict=True))
+    warm = [spread_cell(side["later"]) for side in (ours, theirs)]
+    return [*first, seconds_cell(theirs["first"]), *warm, f"{ratio:.2g}", *peers]
+
+
+def split_rows(records: Sequence[Record]) -> list[list[str]]:
+    """The cells that say what our fits spend their time on."""
+    return [
+        [*_case(record), *_parts(record, "first_split"), *_parts(record, "later_split"), _loop(record)]
+        for record in records
+        if record["particles"] != "auto" and "missing" not in record
+    ]
+
+
+def default_rows(records: Sequence[Record]) -> list[list[str]]:
+    """The cells of our fits at their default settings."""
+    return [_default_row(record) for record in records if record["particles"] == "auto"]
+
+
+def _default_row(record: Record) -> list[str]:
+    title, rows, _ = _case(record)
+    start = [title, rows, f"{record['replicas']:,}"]
+    if "missing" in record:
+        return [*start, record["missing"], *[MISSING] * (len(DEFAULT_HEADINGS) - 4)]
+    ours = record["ours"]
+    taken = [f"{ours['num_steps']:,}", f"{ours['num_converged']:,} of {record['replicas']:,}"]
+    times = [seconds_cell(ours["first"]), spread_cell(ours["later"])]
+    return [*start, ours["engine"], *taken, *times, *_parts(record, "later_split")]
+
+
+def _case(record: Record) -> list[str]:
+    sizes = f"{record['replicas']:,} x {record['particles']} x {record['steps']}"
+    return [MODELS[record["model"]].title, f"{record['rows']:,}", sizes]
+
+
+def _parts(record: Record, which: str) -> list[str]:
+    return [f"{record['ours'][which][part]:.2g}" for part in FIT_PARTS]
+
+
+def _loop(record: Record) -> str:
+    return seconds_cell(statistics.median(record["numpyro"]["later"])) if "numpyro" in record else NOT_INSTALLED
+
+
+TABLES = (
+    ("fits", "Whole fits, seconds of processor time", HEADINGS, fit_rows),
+    ("split", "What they are spent on, seconds of processor time", SPLIT_HEADINGS, split_rows),
+    ("defaults", "Whole fits at default settings, seconds of processor time", DEFAULT_HEADINGS, default_rows),
+)
+
+# ---- the program
 
 
 def program(arguments: argparse.Namespace) -> int:
     """Measures, shows, writes."""
-    from rich import box
-    from rich.table import Table
+    from ppl_vi.report import files
 
-    from ppl_vi.report import files, table
-    from ppl_vi.runtime.provenance import versions
-
+    models = arguments.models or list(MODELS)
+    for name in models:
+        if name not in MODELS:
+            raise cli.UsageError(f"unknown model '{name}'; there are {', '.join(MODELS)}")
     cli.writable_folder("--out", arguments.out)
-    shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for place, heading in enumerate(HEADINGS):
-        shown.add_column(heading, justify="right" if place else "left")
+    cases = [case for case in (QUICK if arguments.quick else FULL) if case.model in models]
     records = []
-    for case in CASES[:1] if arguments.quick else CASES:
-        record = in_own_process(case, arguments.rounds)
-        records.append(record | {"versions": versions("jax", "numpyro")})
-        shown.add_row(*row(record))
-    table.terminal().print(shown)
-    write_output_text(arguments.out / "records.json", files.to_json(records))
+    for record in followed(cases, partial(record_of, num_rounds=arguments.rounds)):
+        records.append(record)
+        write_output_text(arguments.out / "records.json", files.to_json(records))
+    for name, title, headings, cells in TABLES:
+        show(title, headings, cells(records))
+        write_output_text(arguments.out / f"{name}.md", markdown(headings, cells(records)))
     return 0
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     found = cli.Parser(prog="speed_fit", description=(__doc__ or "").splitlines()[0])
-    found.add_argument("--quick", action="store_true", help="the first case alone")
-    found.add_argument("--rounds", type=cli.whole(1), default=5, metavar="N", help="runs of each side (5)")
+    found.add_argument("--models", nargs="+", metavar="NAME", help=f"{', '.join(MODELS)} (all)")
+    found.add_argument("--quick", action="store_true", help="three cases")
+    found.add_argument("--rounds", type=cli.whole(1), default=5, metavar="N", help="later runs of each side (5)")
     cli.add_out(found, OUT)
     return found
 

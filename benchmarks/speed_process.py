@@ -17,7 +17,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.speed_case import ONE_BY_ONE, Case, Engine, MissingError, Timing, engine, timed_blocks
+from benchmarks.speed_case import ONE_BY_ONE, Case, Engine, MissingError, Timing, engine, fewest_steps, timed_blocks
 
 MAIN = "import sys; from benchmarks.speed_process import main; sys.exit(main(sys.argv[1:]))"
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,9 +38,9 @@ def measure(case: Case) -> Timing:
         try:
             began = time.perf_counter()
             loop = make(run)
-            loop.advance(2)
+            loop.advance(fewest_steps(case))
             compiled = time.perf_counter() - began
-            steps, times = timed_blocks(loop, case.blocks, case.block_seconds)
+            steps, times = timed_blocks(loop, case.blocks, case.block_seconds, fewest_steps(case))
         except MissingError as error:
             return Timing(missing=str(error))
         timing = Timing(compiled, tuple(times), steps, run.replicas)

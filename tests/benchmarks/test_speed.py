@@ -217,6 +217,18 @@ def test_the_way_to_the_accuracy_ends_there_or_says_how_far_it_got() -> None:
 # ---- the measurement
 
 
+@pytest.mark.usefixtures("alone")
+def test_whole_fits_are_made_of_the_steps_that_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    monkeypatch.setattr("benchmarks.speed_engines.fit", lambda *_, **settings: made.append(settings))
+    timing = measure(replace(TOY, engine="fit", num_particles=2))
+    assert timing.steps_per_block % 1000 == 0
+    assert len(made) > TOY.blocks
+    assert {(one["num_steps"], one["num_replicas"], one["num_particles"]) for one in made} == {(1000, 3, 2)}
+    monkeypatch.undo()
+    loop_of(replace(TOY, engine="fit", replicas=1)).advance(1000)  # a real one
+
+
 def test_a_measurement_in_a_process_of_its_own() -> None:
     timing = in_own_process(TOY, None)
     assert timing.missing == ""
@@ -312,6 +324,10 @@ def test_growth_draws_a_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert (tmp_path / "growth.png").stat().st_size > 10_000
     axes = {record["axis"] for record in strict((tmp_path / "records.json").read_text())}
     assert axes == set(speed_growth.AXES)
+
+
+def test_labels_that_would_overlap_are_moved_apart() -> None:
+    assert speed_growth._apart([0.0, 0.1, 2.0, 2.4], 0.5) == [0.0, 0.5, 2.0, 2.5]
 
 
 def test_the_slope_is_that_of_the_largest_points() -> None:
