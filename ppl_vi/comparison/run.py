@@ -56,6 +56,7 @@ def compare_each(
         if guide not in comparison.families:
             refusal(guide)
     done: dict[str, Entry] = {}
+    _ = comparison.truth.modes  # computed here once, they are sent to every process with the comparison
     if with_curves:
         _ = comparison.z  # computed here once, it is sent to every process with the comparison
     processes = min(num_workers, len(guides))
@@ -150,6 +151,7 @@ def _scored(comparison: Comparison, guide: str, with_curves: bool) -> Entry:
         lr=settings.lr,
         seed=settings.seed,
         allow_support_mismatch=True,
+        modes=comparison.truth.modes,
     )
     no_density = fitted.program.unsupported_density()
     if no_density:

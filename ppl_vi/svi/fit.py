@@ -39,6 +39,7 @@ from ppl_vi.target.arguments import BoundModel
 from ppl_vi.target.isolation import one_at_a_time
 from ppl_vi.target.target import Target
 from ppl_vi.target.witness import refuse_changed, witness
+from ppl_vi.truth.modes import Modes
 
 BATCH_NORM = "Batch norm got a batched tensor"  # in the error of `vmap` for a batch normalisation in training mode
 NO_CONTINUOUS_LATENT = "all latents are discrete and are summed out, so that there is nothing to fit a guide to"
@@ -63,6 +64,7 @@ def fit(
     seed: int = 0,
     max_memory: float | str | None = None,
     allow_support_mismatch: bool = False,
+    modes: tuple[Modes, ...] = (),
     progress: Callback | bool = False,
 ) -> Fit:
     """Fits a guide family to every problem of a target by SVI.
@@ -71,8 +73,8 @@ def fit(
     curvature where the round starts (`ppl_vi.svi.rounds`). Within a round the step size falls to a fiftieth, and the
     last half of the iterates is averaged. From the second round on, every fit is then checked for what it could still
     gain nearby (`ppl_vi.svi.stopping`). A fit has converged when that is at most `tolerance`, or before the last round
-    at most a quarter of it. Replicas start around the target's mode, spread out by its curvature in unconstrained
-    space, and have noise of their own.
+    at most a quarter of it. Replicas start around the target's mode, or around all of those that are given, spread out
+    by the curvature there in unconstrained space, and have noise of their own.
 
     Where the model has parameters of its own, stated by `pyro.param` or `pyro.module`, they are learned first, together
     with the guide's, by maximising the ELBO (`ppl_vi.svi.learning`). They are then frozen, and the guide is fitted to
@@ -103,6 +105,9 @@ def fit(
             free memory. A batch that needs more is computed in chunks of replicas, to the same numbers but for
             rounding. What the fit keeps, above all its history, comes on top.
         allow_support_mismatch: fit a guide although it puts mass where the posterior has none.
+        modes: where replicas start, for each problem, as `Truth.modes` has them: more than half of the replicas start
+            around modes in proportion to their mass, the others around the modes that are left. () is the one mode that
+            the target itself finds.
         progress: True shows how far the fit has come, on standard error or in a notebook; a function is called with
             each `ppl_vi.Stage`, and what it raises ends the fit and is raised from here.
 
@@ -117,6 +122,7 @@ def fit(
             become another function during the fit.
     """
     began = time.perf_counter()
+    _check_modes(modes, target)
     strategy = Strategy(find_objective(objective), num_steps, num_particles, lr, seed, tolerance)
     max_bytes = bytes_of(max_memory)
     _validate(strategy, engine, num_replicas)
@@ -129,7 +135,7 @@ def fit(
             target = learned_target(target, family, name.rpartition(":")[2], strategy, num_replicas, engine)
             family = family_of(target, family)
         with stage("choosing starts"):
-            guide = start_guide(family, target, num_replicas, seed)
+            guide = start_guide(family, target, num_replicas, seed, modes)
             _ = witness(target)
             support_mismatch = mismatch(target, guide)
             if support_mismatch and not allow_support_mismatch:
@@ -139,8 +145,8 @@ def fit(
             unsuitable = strategy.objective.unsuitable(program)
             if unsuitable:
                 raise UnsuitableObjectiveError(f"{strategy.objective.name}: {unsuitable}")
-            initial = start_parameters(family, target, guide, program.layout, num_replicas, seed)
-            centre = centre_parameters(family, target, guide, program.layout, seed)
+            initial = start_parameters(family, target, guide, program.layout, num_replicas, seed, modes)
+            centre = centre_parameters(family, target, guide, program.layout, seed, modes)
             running = fit_program(program, strategy, initial, centre, engine)
         scored, parameters = finish(program, running.theta)
         refuse_changed(target)
@@ -230,6 +236,19 @@ def _validate(strategy: Strategy, engine: str, num_replicas: int) -> None:
             f"lr must be at most {MAX_LR:g}, a step of so many widths of the curvature, got {strategy.lr:g}"
         )
     check_objective(strategy.objective, engine, strategy.num_particles)
+
+
+def _check_modes(modes: tuple[Modes, ...], target: Target) -> None:
+    """Refuses modes of another target.
+
+    Raises:
+        ValueError: there are modes of another number of problems, or in another number of dimensions.
+    """
+    if modes and [one.peak.shape[1] for one in modes] != [target.dim] * target.num_problems:
+        raise ValueError(
+            f"modes must be those of a truth of the target, for each of its {target.num_problems} problems in "
+            f"{target.dim} dimensions; got {len(modes)} in {modes[0].peak.shape[1]}"
+        )
 
 
 def check_objective(objective: Objective, engine: str, num_particles: int | Literal["auto"]) -> None:

@@ -1,7 +1,6 @@
-"""Guides at their initial values, which are taken from the target's mode and curvature in unconstrained space.
+"""Guides at their initial values, which are taken from the posterior's modes and curvature in unconstrained space.
 
-Replicas start around the mode, spread out by one standard deviation of the posterior, so that those of one problem show
-whether the fit depends on the start.
+`ppl_vi.svi.start_points` says where each replica starts.
 """
 
 from __future__ import annotations
@@ -38,32 +37,16 @@ from torch.distributions import constraints, transform_to
 from ppl_vi.guides import Family
 from ppl_vi.guides.own import BoundGuide, as_module, name_of
 from ppl_vi.svi.program import Layout, flat_parameters
+from ppl_vi.svi.start_points import Centres, centres, start_points
 from ppl_vi.target.isolation import whole_plates
 from ppl_vi.target.sites import split
 from ppl_vi.target.target import Target
+from ppl_vi.truth.modes import Modes
 
 # Pyro's Gaussian guides that keep one scale for each latent number in the vector `guide.scale`, and those that keep the
 # scales of each site in `guide.scales`.
 SCALE_VECTOR = (AutoDiagonalNormal, AutoMultivariateNormal, AutoLowRankMultivariateNormal)
 SCALE_BY_SITE = (AutoNormal, AutoStructured, AutoGaussian, AutoNormalMessenger, AutoHierarchicalNormalMessenger)
-# The standard deviation of the replicas' initial locations around the mode, in standard deviations of the posterior.
-LOC_SPREAD = 1.0
-# The initial scales are about this share of the posterior's: a wide guide reaches into the tails of the posterior,
-# where gradients are large and noisy.
-SCALE_SHARE = 0.5
-# The standard deviation of the logarithm of the replicas' initial scales.
-LOG_SCALE_SPREAD = 0.3
-
-
-def start_points(target: Target, num_replicas: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Initial locations and scales of all replicas in unconstrained space, each `(B, R, D)`."""
-    start = target.start
-    generator = torch.Generator(device=target.device).manual_seed(seed)
-    shape = (target.num_problems, num_replicas, target.dim)
-    noise = torch.randn((2, *shape), dtype=target.dtype, device=target.device, generator=generator)
-    loc = start.loc[:, None] + LOC_SPREAD * start.scale[:, None] * noise[0]
-    scale = SCALE_SHARE * start.scale[:, None] * torch.exp(LOG_SCALE_SPREAD * noise[1])
-    return loc, scale
 
 
 def _first_run(guide: nn.Module, target: Target, row: tuple[Tensor, ...]) -> None:
@@ -219,14 +202,23 @@ def structure_seed(seed: int) -> int:
     return seed * 1_000_003
 
 
-def start_guide(family: Family, target: Target, num_replicas: int, seed: int) -> nn.Module:
+def start_guide(
+    family: Family, target: Target, num_replicas: int, seed: int, modes: tuple[Modes, ...] = ()
+) -> nn.Module:
     """The guide of the first problem's first replica at its initial values; see `start_parameters`."""
-    loc, scale = start_points(target, num_replicas, seed)
-    return build_guide(family, target, 0, loc[0, 0], scale[0, 0], structure_seed(seed), target.start.cholesky[0])
+    loc, scale = start_points(target, num_replicas, seed, modes)
+    factor = centres(target, num_replicas, modes).factor
+    return build_guide(family, target, 0, loc[0, 0], scale[0, 0], structure_seed(seed), factor[0, 0])
 
 
 def start_parameters(
-    family: Family, target: Target, guide: nn.Module, layout: Layout, num_replicas: int, seed: int
+    family: Family,
+    target: Target,
+    guide: nn.Module,
+    layout: Layout,
+    num_replicas: int,
+    seed: int,
+    modes: tuple[Modes, ...] = (),
 ) -> Tensor:
     """The initial parameters of all problems and replicas, `(B, R, D)`.
 
@@ -237,33 +229,67 @@ def start_parameters(
         family, target: of which guide, and for what.
         guide: as `start_guide` gives it.
         layout: of its parameters.
-        num_replicas, seed: as of `start_guide`.
+        num_replicas, seed, modes: as of `start_guide`.
     """
-    loc, scale = start_points(target, num_replicas, seed)
-    first, factor = structure_seed(seed), target.start.cholesky
-    values = _parameters_at(guide, target, loc, scale, factor)
+    loc, scale = start_points(target, num_replicas, seed, modes)
+    factor = centres(target, num_replicas, modes).factor
+    return _flat_at(family, target, guide, layout, Centres(loc, scale, factor), structure_seed(seed), guide)
+
+
+def centre_parameters(
+    family: Family, target: Target, guide: nn.Module, layout: Layout, seed: int, modes: tuple[Modes, ...] = ()
+) -> Tensor:
+    """The parameters of a guide at each problem's mode, the heaviest of several, `(B, 1, D)`.
+
+    The arguments are those of `start_parameters`.
+    """
+    at = centres(target, 1, modes)
+    values = _parameters_at(guide, target, *at)
     if values is not None:
         return layout.flatten(values)
-    rows = [
-        [
-            build_guide(family, target, b, loc[b, r], scale[b, r], first + b * num_replicas + r, factor[b])
-            if (b, r) != (0, 0)
-            else guide  # which is there already
-            for r in range(num_replicas)
-        ]
-        for b in range(target.num_problems)
+    guides = [
+        build_guide(family, target, problem, at.loc[problem, 0], at.scale[problem, 0], seed, at.factor[problem, 0])
+        for problem in range(target.num_problems)
     ]
-    return torch.stack([torch.stack([flat_parameters(layout, one) for one in row]) for row in rows])
+    return torch.stack([flat_parameters(layout, one) for one in guides])[:, None]
 
 
-def centre_parameters(family: Family, target: Target, guide: nn.Module, layout: Layout, seed: int) -> Tensor:
-    """The parameters of a guide at each problem's mode, `(B, 1, D)`; the arguments are those of `start_parameters`."""
-    start = target.start
-    values = _parameters_at(guide, target, start.loc[:, None], start.scale[:, None], start.cholesky)
+def placed_parameters(
+    family: Family, target: Target, guide: nn.Module, layout: Layout, at: Centres, seed: int
+) -> Tensor:
+    """The parameters of members of a family that lie at given places, as far as the family can be placed, `(B, R, D)`.
+
+    Args:
+        family, target, guide, layout: as of `start_parameters`.
+        at: the places.
+        seed: of the fit: members have the structure that its guides have.
+    """
+    return _flat_at(family, target, guide, layout, at, structure_seed(seed))
+
+
+def _flat_at(
+    family: Family,
+    target: Target,
+    guide: nn.Module,
+    layout: Layout,
+    at: Centres,
+    seed: int,
+    first: nn.Module | None = None,
+) -> Tensor:
+    """The flat parameters of guides at given places, `(B, R, D)`; `first` is the very first, where it is there."""
+    values = _parameters_at(guide, target, *at)
     if values is not None:
         return layout.flatten(values)
-    guides = [build_guide(family, target, problem, seed=seed) for problem in range(target.num_problems)]
-    return torch.stack([flat_parameters(layout, one) for one in guides])[:, None]
+    num_problems, num_replicas, _ = at.loc.shape
+    rows = []
+    for b in range(num_problems):
+        for r in range(num_replicas):
+            built = first if first is not None and (b, r) == (0, 0) else None
+            built = built or build_guide(
+                family, target, b, at.loc[b, r], at.scale[b, r], seed + b * num_replicas + r, at.factor[b, r]
+            )
+            rows.append(flat_parameters(layout, built))
+    return torch.stack(rows).unflatten(0, (num_problems, num_replicas))
 
 
 def _parameters_at(
@@ -277,7 +303,7 @@ def _parameters_at(
         guide: one of these guides.
         target: that it is for.
         loc, scale: of each, `(B, R, D)`.
-        factor: the Cholesky factor of the covariance of each problem's guides of full covariance, `(B, D, D)`.
+        factor: the Cholesky factor of the covariance of each of the guides of full covariance, `(B, R, D, D)`.
 
     Returns:
         Tensors `(B, R, *shape)`; None where the family is none whose parameters are known.
@@ -293,8 +319,8 @@ def _parameters_at(
         ratios = transform_to(own.scale_tril_constraint).inv(factor / diagonal[..., None])
         return {
             "loc": loc,
-            "scale_unconstrained": free(diagonal)[:, None].expand_as(loc),
-            "scale_tril_unconstrained": ratios[:, None].expand(*loc.shape, -1),
+            "scale_unconstrained": free(diagonal),
+            "scale_tril_unconstrained": ratios,
         }
     if kind is not AutoNormal:
         return None

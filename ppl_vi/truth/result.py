@@ -15,6 +15,7 @@ from torch import Tensor
 from ppl_vi.target.evaluation import log_joint
 from ppl_vi.target.sites import Latents
 from ppl_vi.target.target import Target
+from ppl_vi.truth.modes import Modes, modes_of
 
 Grade = Literal["certified", "checked", "uncertified"]
 
@@ -186,6 +187,14 @@ class Truth:
         () where there are none, as for a target with a decoder.
         """
         return self.make_points() if self.make_points is not None else ()
+
+    @cached_property
+    def modes(self) -> tuple[Modes, ...]:
+        """The modes of each problem's posterior, with the mass and the moments around each; () without points."""
+        if not self.points:
+            return ()
+        best = self.points[0]
+        return tuple(modes_of(self.target, b, best.u[b], best.log_weight[b]) for b in range(len(self.log_evidence)))
 
     def expectation(self, function: Callable[[Latents], Tensor]) -> Expectation:
         """E[f(z) | x] of every problem.
