@@ -1,9 +1,15 @@
-"""The two causes of a reverse KL: the family's best member is not the posterior, and the fit is not the best member.
+"""The causes of a reverse KL: the family's best member is not the posterior, and the fit is not the best member.
 
-    KL(fitted q || p)  =  family gap, KL(best member || p)  +  optimization gap, the rest        (nats, each >= 0)
+    KL(fitted q || p)  =  family gap         KL(best member || p)
+                       +  start gap          KL(best optimum near the fit || p), less the family gap
+                       +  optimization gap   the rest, what the optimiser left
+
+in nats. The first two are at least 0, and so is the third where SVI maximises the ELBO. Another start would do away with
+the start gap, and more steps with the optimization gap. Where SVI maximises another objective, `objective_gap.py` takes
+the part that is due to the objective's own optimum out of the third.
 
 How the best member is found depends on the number of latents: `exact/best_member.py` for one, `sampled/best_member.py`
-for several.
+for several. Searches start from the fits and from the posterior itself, see `search_starts.py`.
 """
 
 from __future__ import annotations
@@ -14,6 +20,16 @@ import numpy as np
 from torch import Tensor
 
 from ppl_vi.metrics.estimate import Estimate
+
+# Why a family gap is an upper bound.
+MANY_OPTIMA = "an upper bound: the best of several local searches"
+DIFFERENT_OPTIMA = "an upper bound: the best of several optima in which searches ended"
+NOT_ARRIVED = "an upper bound: the search for the best member has not arrived at an optimum"
+# Why the start gap is not told from the optimization gap.
+MANY_LOCAL_OPTIMA = (
+    "the family has many local optima, of which the one near each fit is not searched for: the optimization gap holds "
+    "the start gap as well"
+)
 
 
 @dataclass(frozen=True)
@@ -28,19 +44,65 @@ class BestMember:
             local.
         converged: whether Newton's method converged, `(B,)`: from the start that led to the best member, or from
             another start to a divergence that is as low up to `SAME_OPTIMUM` (`exact/best_member.py`).
+        bounds: for each problem why its family gap is an upper bound, or "", `(B,)`.
+        nearby: the reverse KL of the best optimum near each replica, nats, `(B, R)`; None where it is not searched for.
+        arrived: whether the search for that optimum arrived, `(B, R)`; None likewise.
     """
 
     theta: Tensor
     divergence: Estimate
     upper_bound: bool
     converged: np.ndarray
+    bounds: tuple[str, ...] = ()
+    nearby: Estimate | None = None
+    arrived: np.ndarray | None = None
+
+    def leaves_at_least(self, problem: int) -> bool:
+        """Whether an optimization gap of a problem is only a lower bound: a search may have stopped on its way."""
+        if self.arrived is None or self.bounds[problem] == NOT_ARRIVED:
+            return bool(self.bounds[problem])
+        return not bool(self.arrived[problem].all())
+
+
+def bounds_of(upper_bound: bool | None, different: np.ndarray, converged: np.ndarray) -> tuple[str, ...]:
+    """For each problem why its family gap is an upper bound, or "".
+
+    Args:
+        upper_bound: whether the family is known to have many local optima; False where a caller vouches that the best
+            member is found, and None where nothing is known.
+        different: whether searches ended in different optima, `(B,)`.
+        converged: whether the best of them arrived, `(B,)`.
+    """
+    if upper_bound is not None:
+        return (MANY_OPTIMA if upper_bound else "",) * len(converged)
+    return tuple(
+        NOT_ARRIVED if not arrived else DIFFERENT_OPTIMA if several else ""
+        for several, arrived in zip(different, converged, strict=True)
+    )
+
+
+def start_gap(best: BestMember) -> Estimate:
+    """The reverse KL of the best optimum near each replica, minus that of the family's best member, nats, `(B, R)`.
+
+    It is nan where the optima near the replicas are not searched for.
+    """
+    if best.nearby is None:
+        unknown = np.full_like(best.divergence.value, np.nan)
+        return Estimate(unknown, unknown, unknown, "nats", MANY_LOCAL_OPTIMA)
+    value = best.nearby.value - best.divergence.value
+    error = np.where(value == 0, 0.0, best.nearby.error + best.divergence.error)
+    return Estimate(value, np.zeros_like(value), error, "nats")
 
 
 def optimization_gap(fitted: Estimate, best: BestMember) -> Estimate:
-    """The reverse KL of the fit minus that of the family's best member, nats, `(B, R)`: what the optimiser left."""
+    """The reverse KL of the fit minus that of the best optimum near it, nats, `(B, R)`: what the optimiser left.
+
+    Where that optimum is not searched for, the family's best member takes its place.
+    """
+    nearby = best.nearby or best.divergence
     with np.errstate(invalid="ignore"):
-        value = fitted.value - best.divergence.value
-    return Estimate(value, np.zeros_like(value), fitted.error + best.divergence.error, "nats")
+        value = fitted.value - nearby.value
+    return Estimate(value, np.zeros_like(value), fitted.error + nearby.error, "nats")
 
 
 def never(num_problems: int, reason: str) -> Estimate:

@@ -66,8 +66,9 @@ def score(
         fit: the fits.
         truth: the truth of the same target.
         num_draws: how many draws of each guide the Monte Carlo figures are computed from.
-        upper_bound: whether the family has many local optima, so that its family gap is only an upper bound; None
-            leaves it to `many_optima`.
+        upper_bound: whether the family has many local optima, so that its family gap is only an upper bound; False
+            vouches that it is none. None leaves it to `many_optima` and to the searches, which may end in different
+            optima or not arrive.
         progress: as `ppl_vi.fit` takes it.
 
     Raises:
@@ -76,7 +77,9 @@ def score(
     if truth.target is not fit.target:
         raise ValueError("the fit and the truth must be of the same target")
     with following(progress, fit.family_name.rpartition(":")[2]):
-        scores, best, marginals = _against_truth(fit, truth, many_optima(fit) if upper_bound is None else upper_bound)
+        scores, best, marginals = _against_truth(
+            fit, truth, upper_bound if upper_bound is not None else many_optima(fit) or None
+        )
         scores = {name: estimate.without_swamped() for name, estimate in scores.items()}
         with stage("importance sampling"):
             weights = importance.weights(fit, num_draws, fit.seed + 1)
@@ -92,7 +95,7 @@ def many_optima(fit: Fit) -> bool:
 
 
 def _against_truth(
-    fit: Fit, truth: Truth, upper_bound: bool
+    fit: Fit, truth: Truth, upper_bound: bool | None
 ) -> tuple[dict[str, Estimate], BestMember | None, Marginals | None]:
     """The scores, the family's best member, and the scores of each number where there are several."""
     if truth.line is None:

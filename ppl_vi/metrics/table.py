@@ -93,6 +93,7 @@ METRICS: dict[str, Metric] = {
     "leaked_mass": Metric(moments.leaked_mass, sampled.leaked_mass, heading=("leaked", "mass"), needs_truth=False),
     "chi_square": Metric(divergence.chi_square),
     "family_gap": Metric(exact.family_gap, sampled.family_gap, heading=("family", "gap")),
+    "start_gap": Metric(exact.start_gap, sampled.start_gap, heading=("start", "gap"), per_replica=True),
     "optimization_gap": Metric(
         exact.optimization_gap, sampled.optimization_gap, heading=("optimiz.", "gap"), per_replica=True
     ),

@@ -237,7 +237,7 @@ def metric_column(name: str) -> Column:
 BY_OBSERVATION = Layout(
     short_title,
     (
-        STATUS, "elbo", "reverse_kl", SPREAD, "family_gap", "optimization_gap", "forward_kl", "total_variation",
+        STATUS, "elbo", "reverse_kl", SPREAD, "family_gap", "start_gap", "optimization_gap", "forward_kl", "total_variation",
         "wasserstein", "mean_error", "sd_ratio", "coverage_90", "leaked_mass", "khat", "ess", "importance_log_evidence",
     ),
 )  # fmt: skip
@@ -245,7 +245,7 @@ BY_OBSERVATION = Layout(
 BY_MODEL = Layout(
     title,
     (
-        STATUS, "elbo", "reverse_kl", SPREAD, "family_gap", "optimization_gap", "forward_kl", "mean_error", "sd_ratio",
+        STATUS, "elbo", "reverse_kl", SPREAD, "family_gap", "start_gap", "optimization_gap", "forward_kl", "mean_error", "sd_ratio",
         "relative_covariance_error", "wasserstein", "coverage_90", "leaked_mass", KHATS, "ess", "iwae_bound",
         "importance_log_evidence",
     ),

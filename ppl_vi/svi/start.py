@@ -47,6 +47,8 @@ from ppl_vi.truth.modes import Modes
 # scales of each site in `guide.scales`.
 SCALE_VECTOR = (AutoDiagonalNormal, AutoMultivariateNormal, AutoLowRankMultivariateNormal)
 SCALE_BY_SITE = (AutoNormal, AutoStructured, AutoGaussian, AutoNormalMessenger, AutoHierarchicalNormalMessenger)
+# Guides whose parameters are plain functions of where they are.
+PLACED = (AutoLaplaceApproximation, AutoDiagonalNormal, AutoMultivariateNormal, AutoNormal)
 
 
 def _first_run(guide: nn.Module, target: Target, row: tuple[Tensor, ...]) -> None:
@@ -94,7 +96,7 @@ def build_guide(
     loc = target.start.loc[problem] if loc is None else loc
     factor = target.start.cholesky[problem] if scale is None else factor
     scale = target.start.scale[problem] if scale is None else scale
-    names = set(inspect.signature(family.__init__ if inspect.isclass(family) else family).parameters)
+    names = _arguments(family)
     given: dict[str, Any] = {}
     if "init_loc_fn" in names:
         given["init_loc_fn"] = _located(target, loc)
@@ -125,6 +127,11 @@ def build_guide(
         elif isinstance(own, SCALE_VECTOR + SCALE_BY_SITE):
             _widen(own, target, scale, factor)
     return guide
+
+
+def _arguments(family: Family) -> set[str]:
+    """The names of the arguments that a family takes."""
+    return set(inspect.signature(family.__init__ if inspect.isclass(family) else family).parameters)
 
 
 def _located(target: Target, loc: Tensor) -> Callable[..., Any]:
@@ -254,6 +261,13 @@ def centre_parameters(
     return torch.stack([flat_parameters(layout, one) for one in guides])[:, None]
 
 
+def is_placeable(family: Family, guide: nn.Module) -> bool:
+    """Whether members of a family, one of which is this guide, can be placed where they are wanted."""
+    own = guide.guide if isinstance(guide, BoundGuide) else guide
+    known = type(own) in PLACED or isinstance(own, AutoNormalizingFlow)
+    return known or "init_loc_fn" in _arguments(family)
+
+
 def placed_parameters(
     family: Family, target: Target, guide: nn.Module, layout: Layout, at: Centres, seed: int
 ) -> Tensor:
@@ -322,7 +336,7 @@ def _parameters_at(
             "scale_unconstrained": free(diagonal),
             "scale_tril_unconstrained": ratios,
         }
-    if kind is not AutoNormal:
+    if kind is not AutoNormal:  # which is the last of PLACED
         return None
     locs = {f"locs.{name}_unconstrained": part for name, part in split(target.latents, loc).items()}
     scales = {f"scales.{name}_unconstrained": part for name, part in split(target.latents, free(scale)).items()}

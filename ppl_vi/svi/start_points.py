@@ -80,9 +80,7 @@ def conditional_scale(factor: Tensor) -> Tensor:
     return torch.diagonal(torch.cholesky_inverse(factor), dim1=-2, dim2=-1).rsqrt()
 
 
-def start_points(
-    target: Target, num_replicas: int, seed: int, modes: tuple[Modes, ...] = ()
-) -> tuple[Tensor, Tensor]:
+def start_points(target: Target, num_replicas: int, seed: int, modes: tuple[Modes, ...] = ()) -> tuple[Tensor, Tensor]:
     """Initial locations and scales of all replicas in unconstrained space, each `(B, R, D)`."""
     around = centres(target, num_replicas, modes)
     generator = torch.Generator(device=target.device).manual_seed(seed)

@@ -117,7 +117,12 @@ def _of_one_number(target: Target, seed: int) -> Truth:
     if not agree or searched.grade == "uncertified":
         return searched
     check = Check("tanh-sinh against the tree of bricks, nats", float(away.max()), RULES_TOLERANCE)
-    return replace(truth, checks=(*truth.checks, *searched.checks, check), assumptions=searched.assumptions, make_points=lambda: searched.points)
+    return replace(
+        truth,
+        checks=(*truth.checks, *searched.checks, check),
+        assumptions=searched.assumptions,
+        make_points=lambda: searched.points,
+    )
 
 
 __all__ = [

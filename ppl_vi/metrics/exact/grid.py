@@ -347,7 +347,8 @@ class QuadratureGrid:
         if piece.kind != "inside":
             return np.broadcast_to(OUTSIDE_EDGES, (self.num_pairs, len(OUTSIDE_EDGES)))
         centers, widths = self._centers_and_widths
-        spreading = [geometric_edges(*one, self._ends) for one in zip(centers, widths, strict=True)]
+        at_modes = [tuple(np.repeat(part, self.shape[1]) for part in one) for one in mode_centres(self.truth)[1:]]
+        spreading = [geometric_edges(*one, self._ends) for one in [*zip(centers, widths, strict=True), *at_modes]]
         quantiles = np.clip(self._quantiles, *self._ends)
         return np.sort(np.concatenate([*spreading, quantiles], 1), 1)
 
@@ -359,8 +360,8 @@ class QuadratureGrid:
     @cached_property
     def _centers_and_widths(self) -> tuple[np.ndarray, np.ndarray]:
         """Where the posterior, and the guide, lie in unconstrained space, and how wide they are, `(2, F)` each."""
-        laplace, quantiles = self.truth.target.laplace, self._quantiles
-        mode, width = (np.repeat(part[:, 0].cpu().numpy(), self.shape[1]) for part in (laplace.loc, laplace.scale))
+        quantiles = self._quantiles
+        mode, width = (np.repeat(part, self.shape[1]) for part in mode_centres(self.truth)[0])
         lower, median, upper = (quantiles[:, place * (NUM_QUANTILES - 1) // 4] for place in (1, 2, 3))
         spread = (upper - lower) / INTERQUARTILE_RANGE
         return np.stack([mode, median]), np.stack([width, np.where(spread > 0, spread, width)])
@@ -467,6 +468,21 @@ def _limits(target: Target) -> tuple[float, float]:
     found = ends(target.latents[0].support)
     real = found is not None and all(bool(end.isinf().all()) for end in found)
     return (-MAX_REAL, MAX_REAL) if real else U_LIMITS
+
+
+def mode_centres(truth: Truth) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Where each problem's posterior has modes in unconstrained space, and how wide they are, `(B,)` each.
+
+    The first is the mode that the target itself finds. The others are those of the truth; a problem of fewer repeats
+    one.
+    """
+    laplace = truth.target.laplace
+    found = [(laplace.loc[:, 0].cpu().numpy(), laplace.scale[:, 0].cpu().numpy())]
+    num = max((len(modes) for modes in truth.modes), default=1)
+    for k in range(num if num > 1 else 0):
+        at = [(modes.peak[k % len(modes), 0], modes.factor[k % len(modes), 0, 0]) for modes in truth.modes]
+        found.append((np.array([float(peak) for peak, _ in at]), np.array([float(width) for _, width in at])))
+    return found
 
 
 def far_ends(target: Target, center: np.ndarray, width: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ from ppl_vi.metrics.exact import divergence
 from ppl_vi.metrics.exact.best_member import best_member
 from ppl_vi.metrics.exact.grid import QuadratureGrid
 from ppl_vi.metrics.family_gap import BestMember
+from ppl_vi.metrics.search_starts import search_starts
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,10 +25,11 @@ class FitOnGrid(QuadratureGrid):
     """The replicas of a fit over the posterior, and the family's best member.
 
     Attributes:
-        upper_bound: whether the family has many local optima, so that its family gap is only an upper bound.
+        upper_bound: whether the family has many local optima, so that its family gap is only an upper bound; None where
+            the searches tell.
     """
 
-    upper_bound: bool = False
+    upper_bound: bool | None = None
 
     @cached_property
     def reverse_kl(self) -> Estimate:
@@ -39,7 +41,8 @@ class FitOnGrid(QuadratureGrid):
         """The family's best member; None where every member leaks mass, so that none is better than another."""
         if self.fit.support_mismatch:
             return None
-        return best_member(self.fit, self.truth, self.reverse_kl, self.upper_bound)
+        starts = search_starts(self.fit, self.truth)
+        return best_member(self.fit, self.truth, self.reverse_kl, self.upper_bound, starts)
 
 
 def elbo_gap(grid: QuadratureGrid) -> Estimate:
@@ -62,6 +65,11 @@ def family_gap(fitted: FitOnGrid) -> Estimate:
     return fitted.best.divergence
 
 
+def start_gap(fitted: FitOnGrid) -> Estimate | None:
+    """How far the best optimum near each replica lies above the best member, nats; None where every member leaks."""
+    return None if fitted.best is None else gap.start_gap(fitted.best)
+
+
 def optimization_gap(fitted: FitOnGrid) -> Estimate | None:
-    """How far each replica's reverse KL lies above that of the best member, nats; None where every member leaks."""
+    """How far each replica lies above the best optimum near it, in reverse KL, nats; None where every member leaks."""
     return None if fitted.best is None else gap.optimization_gap(fitted.reverse_kl, fitted.best)

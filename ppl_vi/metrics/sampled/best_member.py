@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,10 +28,11 @@ from ppl_vi.runtime.stages import Running, stage
 from ppl_vi.svi.program import Program
 from ppl_vi.svi.result import Fit
 
-# Searches start from at most this many replicas of each problem, those of highest ELBO. A replica is left out if minus
-# the ELBO only falls along the straight path from it to an optimum already found. More starts may find a better
-# optimum, and each costs another search.
+# Where a family has many local optima by its nature, searches start from at most this many replicas of each problem,
+# those of highest ELBO. More starts may find a better optimum, and each costs another search.
 NUM_STARTS = 3
+# Two searches have found different optima where these are farther apart than this, in nats. What L-BFGS leaves is less.
+OTHER_OPTIMUM = 1e-4
 # Nodes of the rules on which a search runs: of the first one, of that from which curvatures are taken, and how many
 # times as many as the first the last ones have where their moments are matched. More nodes bring the optimum nearer to
 # the best member, at a cost in proportion; a curvature only preconditions a search, and takes one gradient for each
@@ -79,48 +81,121 @@ class Projection:
         converged: whether both searches converged, `(B,)`.
         shortfall: how far the ELBO of an optimum on one rule is expected to lie below that of the family's best member,
             `(B,)`, nats.
+        different: whether searches ended in different optima, `(B,)`.
+        others: the optima in which they ended beside the lowest, `(B, M, D)`; a problem of fewer repeats its lowest.
+        arrived: whether the searches for the others arrived, `(B, M)`.
+        of_replica: which of the others is the optimum near each replica, `(B, R)`; -1 where it is the lowest. None
+            where this was not asked for.
     """
 
     theta: Tensor
     converged: np.ndarray
     shortfall: np.ndarray
+    different: np.ndarray
+    others: Tensor
+    arrived: np.ndarray
+    of_replica: np.ndarray | None
 
 
-def reverse_kl_projection(fit: Fit, elbo: np.ndarray, log_evidence: np.ndarray, seed: int) -> Projection:
-    """Maximises each problem's ELBO over the family, starting from the replicas of highest ELBO.
+def reverse_kl_projection(
+    fit: Fit,
+    elbo: np.ndarray,
+    log_evidence: np.ndarray,
+    seed: int,
+    *,
+    starts: Tensor | None = None,
+    local: bool = False,
+) -> Projection:
+    """Maximises each problem's ELBO over the family, starting from replicas and from other members.
+
+    A start is left out if minus the ELBO only falls along the straight path from it to an optimum already found.
 
     Args:
-        fit: gives the family and the starts.
+        fit: gives the family and the replicas.
         elbo: of each replica, `(B, R)`, nats.
         log_evidence: log p(x), `(B,)`, nats: a search turns back where the ELBO on a rule lies far above it.
         seed: of the rules' scrambled points.
+        starts: other members from which searches start, `(B, K, D)`.
+        local: whether searches start from every replica, to find the optimum near each; else from the best ones.
     """
+    starts = fit.theta[:, :0] if starts is None else starts
     with stage("best member", "gradient") as running:
-        return _projection(fit, elbo, log_evidence, _search_levels(fit.program, seed), running)
+        return _projection(fit, elbo, log_evidence, starts, local, _search_levels(fit.program, seed), running)
 
 
 def _projection(
-    fit: Fit, elbo: np.ndarray, log_evidence: np.ndarray, levels: list[SearchRules], running: Running
+    fit: Fit,
+    elbo: np.ndarray,
+    log_evidence: np.ndarray,
+    others: Tensor,
+    local: bool,
+    levels: list[SearchRules],
+    running: Running,
 ) -> Projection:
     """The projection by searches on the rules of these levels."""
     negative_elbo = NegativeElbo(fit.program, levels[-1].first)
-    order = np.argsort(-np.where(np.isfinite(elbo), elbo, -np.inf), 1, kind="stable")[:, :NUM_STARTS]
-    theta, converged, shortfall = [], [], []
-    for problem, replicas in enumerate(order):
+    order = np.argsort(-np.where(np.isfinite(elbo), elbo, -np.inf), 1, kind="stable")
+    found = []
+    for problem, replicas in enumerate(order if local else order[:, :NUM_STARTS]):
         least = -float(log_evidence[problem]) - MAX_ELBO_EXCESS
-        starts = [fit.theta[problem, int(replica)].detach().double().numpy() for replica in replicas]
+        begin = [*fit.theta[problem, torch.from_numpy(replicas.copy())], *others[problem]]
+        starts = [one.detach().cpu().double().numpy() for one in begin]
+        previous: list[np.ndarray] = []
         for rules in levels:
             objectives = _objectives(negative_elbo, rules, fit.target.row(problem), least, fit.theta, running)
-            optima = _optima(objectives, _lowest_optimum(objectives, starts))
+            ends = _ends(objectives, [*previous, *starts])
+            optima = _optima(objectives, ends.lowest)
             short, gain = _shortfall(objectives, *optima), max(optimum.gain for optimum in optima)
             if 0 <= short + gain <= SMALL_SHORTFALL:
                 break
-            starts = [optima[0].x, *starts]
-        points = [torch.from_numpy(optimum.x) for optimum in optima]
+            previous = [optima[0].x]
+        of_replica = np.full(elbo.shape[1], -1)
+        of_replica[replicas] = np.array(ends.of_start[len(ends.of_start) - len(starts) :][: len(replicas)]) - 1
+        found.append(Found(optima, short, gain, ends, of_replica))
+    return _joined(found, fit.theta, local)
+
+
+class Found(NamedTuple):
+    """What the searches for one problem found: the optima on two rules, what these lack, and where all ended."""
+
+    optima: tuple[Optimum, Optimum]
+    shortfall: float
+    gain: float
+    ends: Ends
+    of_replica: np.ndarray
+
+
+def _joined(found: list[Found], like: Tensor, local: bool) -> Projection:
+    """The projection of all problems; `like` has the parameters' dtype and device."""
+    most = max(len(one.ends.optima) for one in found) - 1
+    theta, others, arrived = [], [], np.ones((len(found), most), bool)
+    for b, one in enumerate(found):
+        points = [torch.from_numpy(optimum.x) for optimum in one.optima]
         theta.append(torch.stack([*points, (points[0] + points[1]) / 2]))
-        converged.append(all(optimum.gain <= GAIN_TOLERANCE for optimum in optima))
-        shortfall.append(short + (gain if converged[-1] else 0.0))
-    return Projection(torch.stack(theta).to(fit.theta), np.array(converged), np.array(shortfall))
+        rest = [torch.from_numpy(end.x) for end in one.ends.optima[1:]]
+        arrived[b, : len(rest)] = [end.gain <= GAIN_TOLERANCE for end in one.ends.optima[1:]]
+        others.append(torch.stack([*rest, *[points[0]] * (most - len(rest) + 1)])[:most])
+    converged = np.array([all(optimum.gain <= GAIN_TOLERANCE for optimum in one.optima) for one in found])
+    gain = np.array([one.gain for one in found])
+    return Projection(
+        torch.stack(theta).to(like),
+        converged,
+        np.array([one.shortfall for one in found]) + np.where(converged, gain, 0.0),
+        np.array([any(end.gain <= GAIN_TOLERANCE for end in one.ends.optima[1:]) for one in found]),
+        torch.stack(others).to(like),
+        arrived,
+        np.stack([one.of_replica for one in found]) if local else None,
+    )
+
+
+def descended(fit: Fit, problem: int, start: Tensor) -> Tensor:
+    """The member at which a search for one problem ends that begins at `start` `(D,)`, on one rule of few nodes."""
+    rules = _search_levels(fit.program, fit.seed + 20)[0]
+    with stage("best member", "gradient") as running:
+        negative_elbo = NegativeElbo(fit.program, rules.first)
+        objectives = _objectives(negative_elbo, rules, fit.target.row(problem), -np.inf, fit.theta, running)
+        found = _minimized(objectives.first, objectives.curvature, start.detach().cpu().double().numpy())
+    return torch.from_numpy(found.x).to(start)
 
 
 @dataclass(frozen=True)
@@ -206,14 +281,47 @@ class Optimum:
     gain: float
 
 
-def _lowest_optimum(objectives: Objectives, starts: list[np.ndarray]) -> Optimum:
-    """The lowest optimum on the first rule, of searches from all starts that may lead to another one."""
-    lowest = _minimized(objectives.first, objectives.curvature, starts[0])
-    for start in starts[1:]:
-        if not leads_down(objectives.first, start, lowest):
-            other = _minimized(objectives.first, objectives.curvature, start)
-            lowest = other if other.value < lowest.value else lowest
-    return lowest
+@dataclass(frozen=True)
+class Ends:
+    """Where searches from several starts ended on one rule.
+
+    Attributes:
+        optima: the different optima, the lowest first.
+        of_start: to which of them each start leads.
+    """
+
+    optima: list[Optimum]
+    of_start: list[int]
+
+    @property
+    def lowest(self) -> Optimum:
+        """The lowest optimum."""
+        return self.optima[0]
+
+
+def _ends(objectives: Objectives, starts: list[np.ndarray]) -> Ends:
+    """The optima on the first rule, of searches from all starts that may lead to another one; the lowest start first.
+
+    A start leads to the optimum to which the straight path from it never climbs, the lowest of these. Ends that have
+    not arrived, and lie above an optimum, are optima of their own only where nothing better is near.
+    """
+    heights = [objectives.first(start)[0] for start in starts]
+    optima: list[Optimum] = []
+    of_start = [0] * len(starts)
+    for i in np.argsort(heights, kind="stable"):
+        by_height = sorted(range(len(optima)), key=lambda k: optima[k].value)
+        near = next((k for k in by_height if leads_down(objectives.first, starts[i], optima[k])), None)
+        if near is None:
+            end = _minimized(objectives.first, objectives.curvature, starts[i])
+            near = next((k for k in by_height if abs(end.value - optima[k].value) <= OTHER_OPTIMUM), None)
+            if near is None:
+                near = len(optima)
+                optima.append(end)
+            elif end.value < optima[near].value:
+                optima[near] = end
+        of_start[i] = near
+    order = sorted(range(len(optima)), key=lambda k: optima[k].value)
+    return Ends([optima[k] for k in order], [order.index(k) for k in of_start])
 
 
 def _optima(objectives: Objectives, start: Optimum) -> tuple[Optimum, Optimum]:

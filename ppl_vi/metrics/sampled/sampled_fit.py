@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ppl_vi.metrics.estimate import ROUNDING, Estimate
-from ppl_vi.metrics.family_gap import BestMember
+from ppl_vi.metrics.family_gap import BestMember, bounds_of
 from ppl_vi.metrics.sampled.best_member import Projection, reverse_kl_projection
 from ppl_vi.metrics.sampled.elbo_on_nodes import no_gradient
 from ppl_vi.metrics.sampled.marginals import Marginals, marginals
@@ -23,6 +23,7 @@ from ppl_vi.metrics.sampled.noise_rules import (
     scored_nodes,
     sobol_rules,
 )
+from ppl_vi.metrics.search_starts import search_starts
 from ppl_vi.runtime.stages import stage
 from ppl_vi.svi.result import Fit
 from ppl_vi.truth import Truth
@@ -84,12 +85,13 @@ class SampledFit:
     Attributes:
         fit: the fits.
         truth: of the same target.
-        upper_bound: whether the family has many local optima, so that its family gap is only an upper bound.
+        upper_bound: whether the family has many local optima, so that its family gap is only an upper bound; None where
+            the searches tell.
     """
 
     fit: Fit
     truth: Truth
-    upper_bound: bool = False
+    upper_bound: bool | None = None
 
     @cached_property
     def no_search(self) -> str:
@@ -104,14 +106,17 @@ class SampledFit:
         with stage("ELBO of each replica"):
             rules = noise_rules(self.fit.program.latent_draws, NUM_ORDER_NODES, self.fit.seed + 10, num_rules=1)
             elbo = elbo_by_rule(scored_nodes(self.fit, self.fit.theta, rules)).mean(-1).cpu().numpy()
-        return reverse_kl_projection(self.fit, elbo, self.truth.log_evidence, self.fit.seed + 20)
+        starts = search_starts(self.fit, self.truth)
+        return reverse_kl_projection(
+            self.fit, elbo, self.truth.log_evidence, self.fit.seed + 20, starts=starts, local=not self.upper_bound
+        )
 
     @cached_property
     def theta(self) -> Tensor:
-        """The members: `R` replicas and, after them, any candidates for the best member, `(B, M, D)`."""
+        """The members: `R` replicas and, after them, any candidates for the best member and other optima, `(B, M, D)`."""
         if self.projection is None:
             return self.fit.theta
-        return torch.cat([self.fit.theta, self.projection.theta], 1)
+        return torch.cat([self.fit.theta, self.projection.theta, self.projection.others], 1)
 
     @cached_property
     def nodes(self) -> ScoredNodes:
@@ -164,9 +169,39 @@ class SampledFit:
             return None
         difference = mean_over_rules(self.log_evidence - self.best_seen.elbo_by_rule, "nats")
         divergence = with_evidence_errors(self.truth, difference)
-        reason = "an upper bound: the best of several local searches" if self.upper_bound else ""
+        found = self.projection
+        bounds = bounds_of(self.upper_bound, found.different, found.converged)
+        reason = next(filter(None, bounds), "")
         divergence = replace(divergence, error=divergence.error + self.best_seen.shortfall, reason=reason)
-        return BestMember(self.best_seen.theta, divergence, self.upper_bound, self.projection.converged)
+        return BestMember(
+            self.best_seen.theta, divergence, bool(self.upper_bound), found.converged, bounds, arrived=self._arrived
+        )
+
+    @property
+    def _arrived(self) -> np.ndarray | None:
+        """Whether the search for the best optimum near each replica arrived, `(B, R)`; None where there was none."""
+        found = self.projection
+        if found is None or found.of_replica is None:
+            return None
+        padded = np.concatenate([found.arrived, np.ones((len(found.arrived), 1), bool)], 1)  # -1 is the lowest of all
+        return np.take_along_axis(padded, found.of_replica % padded.shape[1], 1)
+
+    @cached_property
+    def nearby_by_rule(self) -> Tensor | None:
+        """The ELBO of the best optimum near each replica by each rule, `(B, R, S)`; None where it is not searched for.
+
+        It is the replica's own where that is higher.
+        """
+        if self.best_seen is None or self.projection is None or self.projection.of_replica is None:
+            return None
+        replicas, of_replica = self.replicas(self.elbo_by_rule), torch.from_numpy(self.projection.of_replica)
+        best, num = self.best_seen.elbo_by_rule.expand_as(replicas), replicas.shape[1]
+        first = num + self.projection.theta.shape[1]
+        places = (first + of_replica.clamp(min=0)).to(replicas.device)[..., None].clamp(max=self.theta.shape[1] - 1)
+        own = torch.take_along_dim(self.elbo_by_rule, places, 1)
+        own = torch.where((replicas.mean(-1) > own.mean(-1))[..., None], replicas, own)
+        is_best = (of_replica < 0).to(replicas.device)[..., None] | (own.mean(-1) >= best.mean(-1))[..., None]
+        return torch.where(is_best, best, own)
 
     @cached_property
     def marginal_nodes(self) -> GuideNodes:

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from ppl_vi.metrics.estimate import LEAK, ROUNDING, Estimate
-from ppl_vi.metrics.family_gap import never
+from ppl_vi.metrics.family_gap import MANY_LOCAL_OPTIMA, never
 from ppl_vi.metrics.sampled import joint_scores
 from ppl_vi.metrics.sampled.sampled_fit import SampledFit, mean_over_rules, with_evidence_errors
 
@@ -77,14 +77,27 @@ def family_gap(sampled: SampledFit) -> Estimate:
     return Estimate(unknown, unknown, unknown, "nats", sampled.no_search)
 
 
-def optimization_gap(sampled: SampledFit) -> Estimate | None:
-    """How far each replica's ELBO lies below that of the family's best member, nats.
+def start_gap(sampled: SampledFit) -> Estimate | None:
+    """How far the ELBO of the best optimum near each replica lies below that of the family's best member, nats."""
+    if sampled.best_seen is None:
+        return None
+    if sampled.nearby_by_rule is None:
+        unknown = np.full((len(sampled.truth.log_evidence), 1), np.nan)
+        return Estimate(unknown, unknown, unknown, "nats", MANY_LOCAL_OPTIMA)
+    gap = mean_over_rules(sampled.best_seen.elbo_by_rule - sampled.nearby_by_rule, "nats")
+    return replace(gap, error=gap.error + np.where(gap.value == 0, 0.0, sampled.best_seen.shortfall))
 
-    The standard error is that of the difference itself, which is smaller than those of the two ELBOs.
+
+def optimization_gap(sampled: SampledFit) -> Estimate | None:
+    """How far each replica's ELBO lies below that of the best optimum near it, nats.
+
+    Where that optimum is not searched for, the family's best member takes its place. The standard error is that of the
+    difference itself, which is smaller than those of the two ELBOs.
     """
     if sampled.best_seen is None:
         return None
-    gap = mean_over_rules(sampled.best_seen.elbo_by_rule - sampled.replicas(sampled.elbo_by_rule), "nats")
+    nearby = sampled.best_seen.elbo_by_rule if sampled.nearby_by_rule is None else sampled.nearby_by_rule
+    gap = mean_over_rules(nearby - sampled.replicas(sampled.elbo_by_rule), "nats")
     return replace(gap, error=gap.error + sampled.best_seen.shortfall)
 
 
