@@ -81,13 +81,13 @@ def bounds_of(upper_bound: bool | None, different: np.ndarray, converged: np.nda
     )
 
 
-def start_gap(best: BestMember) -> Estimate:
+def start_gap(fitted: Estimate, best: BestMember) -> Estimate:
     """The reverse KL of the best optimum near each replica, minus that of the family's best member, nats, `(B, R)`.
 
     It is nan where the optima near the replicas are not searched for.
     """
     if best.nearby is None:
-        unknown = np.full_like(best.divergence.value, np.nan)
+        unknown = np.full_like(fitted.value, np.nan)
         return Estimate(unknown, unknown, unknown, "nats", MANY_LOCAL_OPTIMA)
     value = best.nearby.value - best.divergence.value
     error = np.where(value == 0, 0.0, best.nearby.error + best.divergence.error)

@@ -331,11 +331,8 @@ def _parameters_at(
     if kind is AutoMultivariateNormal:
         diagonal = torch.diagonal(factor, dim1=-2, dim2=-1)
         ratios = transform_to(own.scale_tril_constraint).inv(factor / diagonal[..., None])
-        return {
-            "loc": loc,
-            "scale_unconstrained": free(diagonal),
-            "scale_tril_unconstrained": ratios,
-        }
+        name = "loc" if "loc" in dict(own.named_parameters()) else "loc_unconstrained"  # as `finished` calls it
+        return {name: loc, "scale_unconstrained": free(diagonal), "scale_tril_unconstrained": ratios}
     if kind is not AutoNormal:  # which is the last of PLACED
         return None
     locs = {f"locs.{name}_unconstrained": part for name, part in split(target.latents, loc).items()}

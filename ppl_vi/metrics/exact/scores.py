@@ -67,7 +67,7 @@ def family_gap(fitted: FitOnGrid) -> Estimate:
 
 def start_gap(fitted: FitOnGrid) -> Estimate | None:
     """How far the best optimum near each replica lies above the best member, nats; None where every member leaks."""
-    return None if fitted.best is None else gap.start_gap(fitted.best)
+    return None if fitted.best is None else gap.start_gap(fitted.reverse_kl, fitted.best)
 
 
 def optimization_gap(fitted: FitOnGrid) -> Estimate | None:

@@ -82,7 +82,7 @@ def start_gap(sampled: SampledFit) -> Estimate | None:
     if sampled.best_seen is None:
         return None
     if sampled.nearby_by_rule is None:
-        unknown = np.full((len(sampled.truth.log_evidence), 1), np.nan)
+        unknown = np.full(sampled.fit.theta.shape[:2], np.nan)
         return Estimate(unknown, unknown, unknown, "nats", MANY_LOCAL_OPTIMA)
     gap = mean_over_rules(sampled.best_seen.elbo_by_rule - sampled.nearby_by_rule, "nats")
     return replace(gap, error=gap.error + np.where(gap.value == 0, 0.0, sampled.best_seen.shortfall))
