@@ -14,7 +14,7 @@ for several. Searches start from the fits and from the posterior itself, see `se
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
@@ -94,12 +94,33 @@ def start_gap(fitted: Estimate, best: BestMember) -> Estimate:
     return Estimate(value, np.zeros_like(value), error, "nats")
 
 
-def optimization_gap(fitted: Estimate, best: BestMember) -> Estimate:
+def objective_gap(optimum: Estimate, best: BestMember) -> Estimate:
+    """The reverse KL of the objective's own optimum near each replica, minus that of the ELBO's, nats, `(B, R)`."""
+    nearby = best.nearby or best.divergence
+    value = optimum.value - nearby.value
+    return Estimate(value, np.zeros_like(value), optimum.error + nearby.error, "nats", optimum.reason)
+
+
+def optimization_gap(fitted: Estimate, best: BestMember, optimum: Estimate | None = None) -> Estimate:
     """The reverse KL of the fit minus that of the best optimum near it, nats, `(B, R)`: what the optimiser left.
 
-    Where that optimum is not searched for, the family's best member takes its place.
+    Where that optimum is not searched for, the family's best member takes its place. Where SVI maximises another
+    objective than the ELBO, and its optimum is known, that is the one that counts.
+
+    Args:
+        fitted: the reverse KL of the replicas, `(B, R)`.
+        best: the best member, and the optima near the replicas.
+        optimum: the reverse KL of the objective's own optimum near each replica, nan where it is not known, `(B, R)`;
+            None where that is the ELBO's.
     """
     nearby = best.nearby or best.divergence
+    if optimum is not None:
+        known = np.isfinite(optimum.value)
+        nearby = replace(
+            nearby,
+            value=np.where(known, optimum.value, nearby.value),
+            error=np.where(known, optimum.error, nearby.error),
+        )
     with np.errstate(invalid="ignore"):
         value = fitted.value - nearby.value
     return Estimate(value, np.zeros_like(value), fitted.error + nearby.error, "nats")

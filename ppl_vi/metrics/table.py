@@ -97,6 +97,9 @@ METRICS: dict[str, Metric] = {
     "optimization_gap": Metric(
         exact.optimization_gap, sampled.optimization_gap, heading=("optimiz.", "gap"), per_replica=True
     ),
+    "objective_gap": Metric(
+        exact.objective_gap, sampled.objective_gap, heading=("objective", "gap"), per_replica=True
+    ),
     "surrogate_elbo": Metric(exact.surrogate_elbo, sampled.surrogate_elbo, needs_truth=False),
     "khat": Metric(on_draws=lambda draws: importance.khat(draws.weights), heading=("", "k-hat"), needs_truth=False),
     "ess": Metric(

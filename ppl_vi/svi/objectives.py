@@ -28,6 +28,7 @@ class Objective:
         particle: gives one draw's contribution.
         reduce: turns particles `(P,)` into the surrogate loss and the bound, two scalars in nats.
         additive: whether the bound is a mean over particles, so that any number of them estimates the same bound.
+        has_value: whether the loss is minus a function of the parameters, on given noise, that the objective maximises.
         unsuitable: says why the objective can't be used with a program, or gives None where it can.
     """
 
@@ -35,6 +36,7 @@ class Objective:
     particle: ParticleOf
     reduce: Callable[[Particle], tuple[Tensor, Tensor]]
     additive: bool = True
+    has_value: bool = True
     unsuitable: Callable[[Program], str | None] = lambda program: None
 
 
@@ -110,6 +112,7 @@ tail_adaptive = Objective(
     Program.sample_path_derivative,
     _tail_adaptive,
     additive=False,
+    has_value=False,
     unsuitable=lambda program: _nothing_random(program) or _no_density(program),
 )
 trace_mean_field_elbo = Objective(

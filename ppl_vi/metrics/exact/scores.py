@@ -6,7 +6,7 @@ fit.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -17,6 +17,7 @@ from ppl_vi.metrics.exact import divergence
 from ppl_vi.metrics.exact.best_member import best_member
 from ppl_vi.metrics.exact.grid import QuadratureGrid
 from ppl_vi.metrics.family_gap import BestMember
+from ppl_vi.metrics.objective_gap import maximises_elbo, objective_optima
 from ppl_vi.metrics.search_starts import search_starts
 
 
@@ -43,6 +44,29 @@ class FitOnGrid(QuadratureGrid):
             return None
         starts = search_starts(self.fit, self.truth)
         return best_member(self.fit, self.truth, self.reverse_kl, self.upper_bound, starts)
+
+    @cached_property
+    def at_objective(self) -> Estimate | None:
+        """The reverse KL of the objective's own optimum near each replica, `(B, R)`; None where SVI maximises the ELBO.
+
+        It is nan where that optimum can't be found.
+        """
+        if maximises_elbo(self.fit):
+            return None
+        found, unknown = objective_optima(self.fit), np.full(self.shape, np.nan)
+        if found.reason:
+            return Estimate(unknown, unknown, unknown, "nats", found.reason)
+        all_of_them = divergence.reverse_kl(replace(self, theta=found.theta.flatten(1, 2)))
+        shape = (*self.shape, -1)
+        return _of_middle(
+            replace(all_of_them, value=all_of_them.value.reshape(shape), error=all_of_them.error.reshape(shape))
+        )
+
+
+def _of_middle(found: Estimate) -> Estimate:
+    """The divergence of the middle of two optima; how far theirs are from it is added to its error."""
+    value, spread = found.value[..., 0], np.abs(found.value[..., 1:] - found.value[..., :1]).max(-1)
+    return Estimate(value, np.zeros_like(value), found.error[..., 0] + spread, "nats")
 
 
 def elbo_gap(grid: QuadratureGrid) -> Estimate:
@@ -72,4 +96,11 @@ def start_gap(fitted: FitOnGrid) -> Estimate | None:
 
 def optimization_gap(fitted: FitOnGrid) -> Estimate | None:
     """How far each replica lies above the best optimum near it, in reverse KL, nats; None where every member leaks."""
-    return None if fitted.best is None else gap.optimization_gap(fitted.reverse_kl, fitted.best)
+    return None if fitted.best is None else gap.optimization_gap(fitted.reverse_kl, fitted.best, fitted.at_objective)
+
+
+def objective_gap(fitted: FitOnGrid) -> Estimate | None:
+    """How far the objective's own optimum lies above the ELBO's, nats; None where SVI maximises the ELBO."""
+    if fitted.best is None or fitted.at_objective is None:
+        return None
+    return gap.objective_gap(fitted.at_objective, fitted.best)

@@ -23,6 +23,7 @@ from ppl_vi.metrics.sampled.noise_rules import (
     scored_nodes,
     sobol_rules,
 )
+from ppl_vi.metrics.objective_gap import ObjectiveOptima, maximises_elbo, objective_optima
 from ppl_vi.metrics.search_starts import search_starts
 from ppl_vi.runtime.stages import stage
 from ppl_vi.svi.result import Fit
@@ -76,6 +77,20 @@ class BestSeen(NamedTuple):
     shortfall: np.ndarray
 
 
+class AtObjective(NamedTuple):
+    """The objective's own optimum near each replica.
+
+    Attributes:
+        elbo_by_rule: the ELBO there by each rule, `(B, R, S)`, nats; nan where the optimum can't be found.
+        error: how far the optima on two sets of noise are from it, `(B, R)`, nats.
+        reason: why it can't be found, or "".
+    """
+
+    elbo_by_rule: Tensor
+    error: np.ndarray
+    reason: str
+
+
 @dataclass(frozen=True, eq=False)
 class SampledFit:
     """A fit with any number of latents beside the truth: what each sampled score is a function of.
@@ -112,11 +127,34 @@ class SampledFit:
         )
 
     @cached_property
+    def objective_optima(self) -> ObjectiveOptima | None:
+        """The objective's own optima; None where SVI maximises the ELBO, or where no best member is searched for."""
+        return None if self.no_search or maximises_elbo(self.fit) else objective_optima(self.fit)
+
+    @cached_property
     def theta(self) -> Tensor:
-        """The members: `R` replicas and, after them, any candidates for the best member and other optima, `(B, M, D)`."""
+        """The members: `R` replicas, then candidates for the best member and other optima, `(B, M, D)`.
+
+        The last are the objective's own optima, `3 R` of them, where there are any.
+        """
         if self.projection is None:
             return self.fit.theta
-        return torch.cat([self.fit.theta, self.projection.theta, self.projection.others], 1)
+        optima = self.objective_optima
+        own = self.fit.theta[:, :0] if optima is None else optima.theta.flatten(1, 2)
+        return torch.cat([self.fit.theta, self.projection.theta, self.projection.others, own], 1)
+
+    @cached_property
+    def at_objective(self) -> AtObjective | None:
+        """The objective's own optimum near each replica; None where SVI maximises the ELBO."""
+        optima, (batch, num) = self.objective_optima, self.fit.theta.shape[:2]
+        if optima is None:
+            return None
+        if optima.reason:
+            unknown = torch.full((batch, num, self.elbo_by_rule.shape[-1]), torch.nan).to(self.elbo_by_rule)
+            return AtObjective(unknown, np.full((batch, num), np.nan), optima.reason)
+        of_all = self.elbo_by_rule[:, -3 * num :].unflatten(1, (num, 3))
+        mean = of_all.mean(-1).cpu().numpy()
+        return AtObjective(of_all[:, :, 0], np.abs(mean[..., 1:] - mean[..., :1]).max(-1), "")
 
     @cached_property
     def nodes(self) -> ScoredNodes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from ppl_vi.metrics.estimate import LEAK, ROUNDING, Estimate
 from ppl_vi.metrics.family_gap import MANY_LOCAL_OPTIMA, never
@@ -96,9 +97,31 @@ def optimization_gap(sampled: SampledFit) -> Estimate | None:
     """
     if sampled.best_seen is None:
         return None
-    nearby = sampled.best_seen.elbo_by_rule if sampled.nearby_by_rule is None else sampled.nearby_by_rule
-    gap = mean_over_rules(nearby - sampled.replicas(sampled.elbo_by_rule), "nats")
-    return replace(gap, error=gap.error + sampled.best_seen.shortfall)
+    by_rule, error = _elbo_near(sampled), sampled.best_seen.shortfall
+    at = sampled.at_objective
+    if at is not None:
+        known = np.isfinite(at.error)
+        by_rule = torch.where(torch.from_numpy(known).to(by_rule.device)[..., None], at.elbo_by_rule, by_rule)
+        error = np.where(known, at.error, error)
+    gap = mean_over_rules(by_rule - sampled.replicas(sampled.elbo_by_rule), "nats")
+    return replace(gap, error=gap.error + error)
+
+
+def objective_gap(sampled: SampledFit) -> Estimate | None:
+    """How far the ELBO at the objective's own optimum lies below its best nearby; None where SVI maximises the ELBO."""
+    if sampled.best_seen is None or sampled.at_objective is None:
+        return None
+    gap = mean_over_rules(_elbo_near(sampled) - sampled.at_objective.elbo_by_rule, "nats")
+    error = np.where(np.isnan(gap.value), np.nan, sampled.at_objective.error + sampled.best_seen.shortfall)
+    return replace(gap, error=gap.error + error, reason=sampled.at_objective.reason)
+
+
+def _elbo_near(sampled: SampledFit) -> torch.Tensor:
+    """The ELBO of the best optimum near each replica by each rule, or of the best member where none is searched for."""
+    assert sampled.best_seen is not None
+    replicas = sampled.replicas(sampled.elbo_by_rule)
+    best = sampled.best_seen.elbo_by_rule.expand_as(replicas)
+    return best if sampled.nearby_by_rule is None else sampled.nearby_by_rule
 
 
 def mean_error(sampled: SampledFit) -> Estimate | None:

@@ -1,0 +1,119 @@
+"""The objective gap: what it costs in reverse KL that SVI maximised another objective than the ELBO.
+
+An importance-weighted or Renyi bound has its optimum elsewhere in the family, and a fit that has arrived there is still
+away from the ELBO's. The objective gap is the reverse KL of the objective's own optimum near the fit, minus that of the
+ELBO's. The optimization gap is then measured from the objective's optimum. It may be negative, as a fit that falls short
+of that optimum may be nearer to the posterior.
+
+The optimum is found by L-BFGS on fixed noise, on two independent sets, and lies in the middle of these two optima. How
+much their divergences differ from that of the middle is the stated error.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy import optimize
+from torch import Tensor
+from torch.func import grad_and_value
+
+from ppl_vi.runtime.stages import stage
+from ppl_vi.svi.objectives import OBJECTIVES, Objective, find_objective, surrogate_loss
+from ppl_vi.svi.randomness import pseudo_random, quasi_random
+from ppl_vi.svi.result import Fit
+from ppl_vi.svi.setup import auto_particles, group_size
+
+# Draws of each set of noise: so many, or fewer where the model's largest temporary at all of them would have more than
+# MAX_NUMBERS numbers, but MIN_GROUPS groups of the draws that the objective takes together.
+NUM_DRAWS, MAX_NUMBERS, MIN_GROUPS = 2**14, 2**23, 16
+# Groups of draws with no more numbers than this are spread evenly, by Sobol points; others are independent.
+MAX_EVEN_NUMBERS = 64
+# L-BFGS ends with the first step that gains less than this, relative to max(|bound|, 1), or after so many iterations.
+VALUE_TOLERANCE, MAX_ITERATIONS = 1e-10, 200
+REJECTED_VALUE = 1e100  # given to the line search where the bound is not finite, so that it turns back
+NO_OPTIMUM = "the objective is no function of the parameters whose optimum could be found"
+UNKNOWN = "the objective is none of those that are known by name"
+
+
+class ObjectiveOptima(NamedTuple):
+    """The objective's own optimum near each replica.
+
+    Attributes:
+        theta: the middle of the optima on two sets of noise, and these two, `(B, R, 3, D)`.
+        reason: why there are none; "" where there are.
+    """
+
+    theta: Tensor
+    reason: str = ""
+
+
+def maximises_elbo(fit: Fit) -> bool:
+    """Whether the objective by which fits were made has the optimum of the ELBO."""
+    objective = _objective(fit)
+    return objective is not None and objective.additive
+
+
+def _objective(fit: Fit) -> Objective | None:
+    """The objective of a fit by its name; None where it is a caller's own."""
+    known = fit.objective.partition(":")[0] in OBJECTIVES
+    return find_objective(fit.objective) if known else None
+
+
+def objective_optima(fit: Fit) -> ObjectiveOptima:
+    """The optima of a fit's objective near its replicas, on fixed noise."""
+    objective, nothing = _objective(fit), fit.theta[:, :, None][:, :, :0]
+    if objective is None:
+        return ObjectiveOptima(nothing, UNKNOWN)
+    if not objective.has_value or any(draw.kind == "seed" for draw in fit.program.draws):
+        return ObjectiveOptima(nothing, NO_OPTIMUM)
+    noises = [_noise(fit, objective, seed) for seed in (fit.seed + 70, fit.seed + 71)]
+    rows = []
+    with stage("the objective's own optimum"), fit.program.isolated():
+        for problem in range(fit.target.num_problems):
+            for start in fit.theta[problem]:
+                one = _optimum(fit, objective, problem, start, noises[0])
+                two = _optimum(fit, objective, problem, one, noises[1])
+                rows.append(torch.stack([(one + two) / 2, one, two]))
+    return ObjectiveOptima(torch.stack(rows).unflatten(0, fit.theta.shape[:2]).to(fit.theta))
+
+
+def _noise(fit: Fit, objective: Objective, seed: int) -> list[tuple[Tensor, ...]]:
+    """Noise in parts, of which each gives the bound of as many draws as the objective takes together, or many such."""
+    draws, together = fit.program.draws, group_size(objective)
+    if together == 1:  # the objective takes all draws of a step together
+        given = auto_particles(objective, fit.engine) if fit.num_particles == "auto" else fit.num_particles
+        num = max(MIN_GROUPS, min(NUM_DRAWS, MAX_NUMBERS // fit.target.width) // given)
+        return [_independent(fit, given, seed * NUM_DRAWS + part) for part in range(num)]
+    num = max(MIN_GROUPS, min(NUM_DRAWS, MAX_NUMBERS // fit.target.width) // together)
+    if together * sum(draw.shape.numel() for draw in draws) > MAX_EVEN_NUMBERS:
+        return [_independent(fit, num * together, seed)]
+    parts = quasi_random([*draws] * together, num, 1, seed)
+    each = [torch.stack([part[0] for part in parts[j :: len(draws)]], 1).flatten(0, 1) for j in range(len(draws))]
+    return [tuple(part.to(fit.theta.device) for part in each)]
+
+
+def _independent(fit: Fit, num: int, seed: int) -> tuple[Tensor, ...]:
+    """Independent noise of so many draws."""
+    return pseudo_random(fit.program.draws, (num,), torch.Generator(device=fit.theta.device).manual_seed(seed))
+
+
+def _optimum(fit: Fit, objective: Objective, problem: int, start: Tensor, noise: list[tuple[Tensor, ...]]) -> Tensor:
+    """Where the mean of the loss over the parts of the noise is lowest near `start` `(D,)`; nan where it isn't finite."""
+    row = fit.target.row(problem)
+    slopes = grad_and_value(lambda theta, part: surrogate_loss(fit.program, objective, theta, row, part)[0])
+
+    def mean_loss(x: np.ndarray) -> tuple[float, np.ndarray]:
+        found = [slopes(torch.from_numpy(x).to(start), part) for part in noise]
+        value = float(torch.stack([value for _, value in found]).mean())
+        gradient = torch.stack([gradient for gradient, _ in found]).mean(0).cpu().double().numpy()
+        finite = np.isfinite(value) and bool(np.isfinite(gradient).all())
+        return (value, gradient) if finite else (REJECTED_VALUE, np.zeros_like(x))
+
+    begin = start.detach().cpu().double().numpy()
+    if not np.isfinite(begin).all():
+        return torch.full_like(start, torch.nan)
+    options = {"maxiter": MAX_ITERATIONS, "ftol": VALUE_TOLERANCE, "gtol": 1e-8}
+    found = optimize.minimize(mean_loss, begin, jac=True, method="L-BFGS-B", options=options)
+    return torch.from_numpy(found.x).to(start) if found.fun < REJECTED_VALUE else torch.full_like(start, torch.nan)
