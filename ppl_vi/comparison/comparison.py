@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -127,6 +127,14 @@ class Curves:
     reverse_kl: np.ndarray
 
 
+class Signature(NamedTuple):
+    """What tells a family from others: the names and shapes of its parameters, and its log density for some of them."""
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    density: np.ndarray
+
+
 @dataclass(frozen=True, eq=False)
 class Entry:
     """One family of a comparison.
@@ -137,9 +145,11 @@ class Entry:
         curves: for the figures; None where the family was skipped or failed, or where no curves were asked for.
         card: the scored fits; None where there are none, and where another process did the work, because guides can't
             be sent from one process to another.
+        signature: of the family; None where the family was skipped or failed.
     """
 
     guide: str
     records: tuple[dict[str, Any], ...]
     curves: Curves | None = None
     card: Scorecard | None = None
+    signature: Signature | None = None

@@ -16,6 +16,7 @@ import torch
 from ppl_vi.comparison.comparison import Comparison, Entry, FitSettings, SomeComparison
 from ppl_vi.comparison.curves import curves_of
 from ppl_vi.comparison.records import blank_record, record
+from ppl_vi.comparison.same_family import signature_of, with_shared_members
 from ppl_vi.guides import Family, RefusedFamilyError, find_family
 from ppl_vi.guides.own import family_of
 from ppl_vi.metrics.scorecard import score
@@ -68,7 +69,7 @@ def compare_each(
         for entry in shared(work, guides, processes, killed):
             done[entry.guide] = entry
             running.at(len(done))
-            yield replace(comparison, entries=tuple(done[guide] for guide in guides if guide in done))
+            yield replace(comparison, entries=with_shared_members([done[guide] for guide in guides if guide in done]))
 
 
 def compare_one(comparison: Comparison, guide: str, with_curves: bool = False, max_bytes: float | None = None) -> Entry:
@@ -158,11 +159,12 @@ def _scored(comparison: Comparison, guide: str, with_curves: bool) -> Entry:
         return _without_scores(comparison, guide, "skipped", no_density)
     card = score(fitted, comparison.truth, num_draws=settings.num_draws)
     records = tuple(record(comparison, guide, card, b) for b in range(comparison.target.num_problems))
+    signature = signature_of(fitted)
     if not with_curves:
-        return Entry(guide, records, card=card)
+        return Entry(guide, records, card=card, signature=signature)
     with stage("curves for the figures"):
         curves = curves_of(card, comparison)
-    return Entry(guide, records, curves, card)
+    return Entry(guide, records, curves, card, signature)
 
 
 def learned_by_first(target: Target, families: Mapping[str, Any], settings: FitSettings) -> Target:

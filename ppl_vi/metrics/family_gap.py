@@ -4,9 +4,9 @@
                        +  start gap          KL(best optimum near the fit || p), less the family gap
                        +  optimization gap   the rest, what the optimiser left
 
-in nats. The first two are at least 0, and so is the third where SVI maximises the ELBO. Another start would do away with
-the start gap, and more steps with the optimization gap. Where SVI maximises another objective, `objective_gap.py` takes
-the part that is due to the objective's own optimum out of the third.
+in nats. The first two are at least 0, and so is the third where SVI maximises the ELBO. Another start would do away
+with the start gap, and more steps with the optimization gap. Where SVI maximises another objective, the part that is
+due to the objective's own optimum is taken out of the third, see `objective_gap.py`.
 
 How the best member is found depends on the number of latents: `exact/best_member.py` for one, `sampled/best_member.py`
 for several. Searches start from the fits and from the posterior itself, see `search_starts.py`.

@@ -2,8 +2,8 @@
 
 An importance-weighted or Renyi bound has its optimum elsewhere in the family, and a fit that has arrived there is still
 away from the ELBO's. The objective gap is the reverse KL of the objective's own optimum near the fit, minus that of the
-ELBO's. The optimization gap is then measured from the objective's optimum. It may be negative, as a fit that falls short
-of that optimum may be nearer to the posterior.
+ELBO's. The optimization gap is then measured from the objective's optimum. It may be negative, as a fit that falls
+short of that optimum may be nearer to the posterior.
 
 The optimum is found by L-BFGS on fixed noise, on two independent sets, and lies in the middle of these two optima. How
 much their divergences differ from that of the middle is the stated error.
@@ -100,7 +100,7 @@ def _independent(fit: Fit, num: int, seed: int) -> tuple[Tensor, ...]:
 
 
 def _optimum(fit: Fit, objective: Objective, problem: int, start: Tensor, noise: list[tuple[Tensor, ...]]) -> Tensor:
-    """Where the mean of the loss over the parts of the noise is lowest near `start` `(D,)`; nan where it isn't finite."""
+    """Where the mean of the loss over the parts of the noise is lowest near `start`, `(D,)`; nan where it has no value."""
     row = fit.target.row(problem)
     slopes = grad_and_value(lambda theta, part: surrogate_loss(fit.program, objective, theta, row, part)[0])
 

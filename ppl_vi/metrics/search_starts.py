@@ -40,10 +40,10 @@ def search_starts(fit: Fit, truth: Truth) -> Tensor:
         return _usable(fit, theta.to(fit.theta))
     if fit.program.one_by_one or fit.program.unsupported_density():
         return fit.theta[:, :0]
-    theta = [
+    rows = [
         torch.stack([_likeliest(fit, b, at.loc[b, k], at.factor[b, k]) for k in range(num)]) for b in range(len(places))
     ]
-    return _usable(fit, torch.stack(theta).to(fit.theta))
+    return _usable(fit, torch.stack(rows).to(fit.theta))
 
 
 def _places(modes: Modes) -> Centres:

@@ -7,7 +7,7 @@ the columns, and say how the table of a problem is titled.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,11 +41,13 @@ class Column:
         heading: the two lines of its heading.
         cell: gives the text for a record, and may add footnotes.
         left: whether the texts are aligned to the left.
+        is_needed: whether the column says anything about these records; a table leaves it out otherwise.
     """
 
     heading: tuple[str, ...]
     cell: Callable[[Record, Footnotes], str]
     left: bool = False
+    is_needed: Callable[[Sequence[Record]], bool] = lambda records: True
 
 
 def spread(record: Record, name: str) -> float:
@@ -146,14 +148,51 @@ def _importance(record: Record) -> str:
     return shown if math.isnan(error) else f"{shown} ± {short(error, 2)}"
 
 
-def _three_digits(name: str, sign: str = "") -> Callable[[Record], str]:
-    """Three significant digits; with a `sign` where the family gap is an upper bound."""
+def _three_digits(name: str) -> Callable[[Record], str]:
+    """Three significant digits."""
+    return lambda record: three_digits(record[name], uncertainty(record, name))
 
-    def text(record: Record) -> str:
-        shown = three_digits(record[name], uncertainty(record, name))
-        return bound(shown, sign) if sign and record["family_gap_is_upper_bound"] else shown
 
-    return text
+def family_gap(record: Record) -> str:
+    """The family gap, with `≤` where it is an upper bound."""
+    shown = three_digits(record["family_gap"], uncertainty(record, "family_gap"))
+    return bound(shown, "≤") if record["family_gap_is_upper_bound"] else shown
+
+
+def leaves_at_least(record: Record) -> bool:
+    """Whether the optimization gap is a lower bound; earlier records say so of the family gap alone."""
+    return bool(record.get("optimization_gap_is_lower_bound", record["family_gap_is_upper_bound"]))
+
+
+def optimization_gap(record: Record) -> str:
+    """The optimization gap, with `≥` where it is a lower bound."""
+    shown = three_digits(record["optimization_gap"], uncertainty(record, "optimization_gap"))
+    return bound(shown, "≥") if leaves_at_least(record) else shown
+
+
+def start_gaps(record: Record) -> list[float]:
+    """The start gap of each replica, as far as it is known."""
+    values = [number(replica.get("start_gap")) for replica in record["replicas"]]
+    return [value for value in values if math.isfinite(value)]
+
+
+def has_start_gap(records: Sequence[Record]) -> bool:
+    """Whether another start would do for any replica of these records."""
+    return any(max(start_gaps(record), default=0.0) > 0 for record in records)
+
+
+def has_objective_gap(records: Sequence[Record]) -> bool:
+    """Whether the records are of an objective whose optimum is not the ELBO's."""
+    return any(record.get("objective_gap") is not None or "objective_gap" in record["reasons"] for record in records)
+
+
+def _start_gap(record: Record) -> str:
+    """The median and the largest start gap over replicas."""
+    middle, largest = record["start_gap"], max(start_gaps(record), default=math.nan)
+    if middle is None or math.isnan(largest):
+        return MISSING
+    noise = uncertainty(record, "start_gap")
+    return f"{three_digits(middle, noise)}, {three_digits(largest, noise)}"
 
 
 def _nats(name: str) -> Callable[[Record], str]:
@@ -173,8 +212,8 @@ def _decimals(name: str, decimals: int, factor: int = 1, unit: str = "") -> Call
 # How the cells of a metric are written, where it is not by three significant digits.
 CELLS: dict[str, Callable[[Record], str]] = {
     "elbo": _nats("elbo"),
-    "family_gap": _three_digits("family_gap", "≤"),
-    "optimization_gap": _three_digits("optimization_gap", "≥"),
+    "family_gap": family_gap,
+    "optimization_gap": optimization_gap,
     "coverage_90": _decimals("coverage_90", 1, factor=100, unit="%"),
     "khat": _decimals("khat", 2),
     "ess": _decimals("ess", 0),
@@ -187,17 +226,32 @@ SPREAD = Column(("max-min over", "replicas"), _with_reason("reverse_kl", _spread
 KHATS = Column(("k-hat of 1,000", "and all draws"), _with_reason("khat", _khats))
 
 
+START = Column(("start gap:", "median, max"), _with_reason("start_gap", _start_gap), is_needed=has_start_gap)
+OBJECTIVE = Column(
+    METRICS["objective_gap"].heading,
+    _with_reason("objective_gap", _three_digits("objective_gap")),
+    is_needed=has_objective_gap,
+)
+
+
 def title(record: Record) -> str:
     """The model or problem, its log evidence with its error, how that was computed, and how far it can be trusted."""
     several = f"the target poses {record['num_problems']} problems, numbered from 0: one for each row of its arguments"
     which = f" ({several})" if record["num_problems"] > 1 else ""
     why = f": {in_words(record['grade_reason'])}" if record["uncertified"] else ""
-    return f"{record['label']}{which}    {_evidence(record)}, by {record['method']}, {record['grade']}{why}"
+    how = f"by {record['method']}, {record['grade']}{why}"
+    return f"{record['label']}{which}    {_evidence(record)}, {how}{_objective(record)}"
 
 
 def short_title(record: Record) -> str:
     """The observation and its log evidence with its error."""
-    return f"{record['label']}    {_evidence(record)}"
+    return f"{record['label']}    {_evidence(record)}{_objective(record)}"
+
+
+def _objective(record: Record) -> str:
+    """What SVI maximised, where that is not the ELBO by its plain estimator."""
+    name = record.get("objective") or "trace_elbo"
+    return "" if name == "trace_elbo" else f"; SVI maximises {name}"
 
 
 def _evidence(record: Record) -> str:
@@ -224,7 +278,7 @@ class Layout:
 
     def all_shown(self) -> tuple[Column | str, ...]:
         """`shown`, and the names of the metrics that have a heading and no place in any layout."""
-        placed = {*BY_OBSERVATION.shown, *BY_MODEL.shown}
+        placed = {*BY_OBSERVATION.shown, *BY_MODEL.shown, "start_gap", "objective_gap"}
         return (*self.shown, *(name for name, metric in METRICS.items() if metric.heading and name not in placed))
 
 
@@ -237,7 +291,7 @@ def metric_column(name: str) -> Column:
 BY_OBSERVATION = Layout(
     short_title,
     (
-        STATUS, "elbo", "reverse_kl", SPREAD, "family_gap", "start_gap", "optimization_gap", "forward_kl", "total_variation",
+        STATUS, "elbo", "reverse_kl", SPREAD, "family_gap", START, "optimization_gap", OBJECTIVE, "forward_kl", "total_variation",
         "wasserstein", "mean_error", "sd_ratio", "coverage_90", "leaked_mass", "khat", "ess", "importance_log_evidence",
     ),
 )  # fmt: skip
@@ -245,7 +299,7 @@ BY_OBSERVATION = Layout(
 BY_MODEL = Layout(
     title,
     (
-        STATUS, "elbo", "reverse_kl", SPREAD, "family_gap", "start_gap", "optimization_gap", "forward_kl", "mean_error", "sd_ratio",
+        STATUS, "elbo", "reverse_kl", SPREAD, "family_gap", START, "optimization_gap", OBJECTIVE, "forward_kl", "mean_error", "sd_ratio",
         "relative_covariance_error", "wasserstein", "coverage_90", "leaked_mass", KHATS, "ess", "iwae_bound",
         "importance_log_evidence",
     ),

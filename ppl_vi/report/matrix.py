@@ -17,7 +17,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ppl_vi.report.columns import Footnotes, Record, bound, doubted, uncertainty
+from ppl_vi.report.columns import (
+    Footnotes,
+    Record,
+    bound,
+    doubted,
+    family_gap,
+    optimization_gap,
+    uncertainty,
+)
 from ppl_vi.report.failures import in_words
 from ppl_vi.report.numbers import MISSING, number, short, three_digits
 from ppl_vi.report.plots import DARK, DPI, LIGHT, plain
@@ -89,17 +97,23 @@ def _name(record: Record, notes: Footnotes) -> str:
 
 
 def cell(record: Record, notes: Footnotes) -> str:
-    """`KL = family + optimization`, or why there is none."""
+    """`KL = family + optimization`, or why there is none.
+
+    Where there is a start gap or an objective gap, `family + start (start) + optimization + objective (objective)`.
+    """
     if record["reverse_kl"] is None:
         return record["status"] + notes.mark(f"{record['model']}, {record['guide']}: {record['reason']}")
-    values = [three_digits(record[name], uncertainty(record, name)) for name in ("reverse_kl", *GAPS)]
-    if record["family_gap_is_upper_bound"]:
-        values[1:] = [bound(values[1], "≤"), bound(values[2], "≥")]
+    whole = three_digits(record["reverse_kl"], uncertainty(record, "reverse_kl"))
+    values = [whole, family_gap(record), optimization_gap(record)]
     values = [doubted(value) for value in values] if record["uncertified"] else values
-    return f"{values[0]} = {values[1]} + {values[2]}"
+    start, objective = (_part(record, name) for name in ("start", "objective"))
+    return f"{values[0]} = {values[1]}{start} + {values[2]}{objective}"
 
 
-GAPS = ("family_gap", "optimization_gap")
+def _part(record: Record, name: str) -> str:
+    """A gap that few records have, with its name; "" where it is none."""
+    value = record.get(f"{name}_gap")
+    return f" + {three_digits(value, uncertainty(record, f'{name}_gap'))} ({name})" if value else ""
 
 
 def heat_map(records: Sequence[Record]) -> Figure:

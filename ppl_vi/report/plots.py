@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ppl_vi.comparison.comparison import Comparison, Entry
+from ppl_vi.report.columns import has_objective_gap, has_start_gap, leaves_at_least
 from ppl_vi.report.numbers import nats, number, three_digits
 from ppl_vi.report.table import sort_key
 from ppl_vi.truth import Truth
@@ -128,18 +129,27 @@ def elbos_by_step(comparison: Comparison, problem: int) -> Figure:
     return _multiples(entries, panel, scales, heading, ("SVI steps", "ELBO [nats]"), problem)
 
 
+# The panels of `gaps`: the title, the gap, its colour, the sign of a bound, and for which records it is drawn.
+GAP_PANELS = (
+    ("family gap: the family can't do better", "family_gap", BLUE, "≤", lambda records: True),
+    ("start gap: another start would do", "start_gap", VERMILION, "", has_start_gap),
+    ("optimization gap: the optimiser fell short", "optimization_gap", ORANGE, "≥", lambda records: True),
+    ("objective gap: another objective would do", "objective_gap", GREY, "", has_objective_gap),
+)
+
+
 def gaps(comparison: Comparison, problem: int) -> Figure:
-    """Reverse KL split into family gap and optimization gap, on logarithmic axes side by side."""
+    """Reverse KL split into its causes, on logarithmic axes side by side; a cause that no record has is left out."""
     entries = _sorted(comparison, problem, lambda entry: entry.records[problem]["reverse_kl"] is not None)
     records = [entry.records[problem] for entry in entries]
-    figure = Figure(figsize=(10.5, 1.5 + 0.27 * max(len(records), 4)), dpi=DPI, layout="constrained")
-    panels = (
-        ("family gap: the family can't do better", "family_gap", BLUE, "≤"),
-        ("optimization gap: the optimiser fell short", "optimization_gap", ORANGE, "≥"),
-    )
+    panels = [(text, name, color, sign) for text, name, color, sign, is_needed in GAP_PANELS if is_needed(records)]
+    size = (5.25 * len(panels), 1.5 + 0.27 * max(len(records), 4))
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
     shown = [_drawn_at(record[name]) for record in records for _, name, _, _ in panels]
     high = max([value for value in shown if math.isfinite(value)], default=1.0)
-    for axes, (text, name, color, sign) in zip(np.atleast_1d(figure.subplots(1, 2, sharey=True)), panels, strict=True):
+    for axes, (text, name, color, sign) in zip(
+        np.atleast_1d(figure.subplots(1, len(panels), sharey=True)), panels, strict=True
+    ):
         _bars(axes, records, name, color, sign, high)
         axes.set_title(text, fontsize=10)
         axes.set_xlabel("nats")
@@ -153,7 +163,7 @@ def _bars(axes: Axes, records: Sequence[dict[str, Any]], name: str, color: str, 
     for row, record in enumerate(records):
         value = number(record[name])
         label = three_digits(record[name], record.get(f"{name}_error"))
-        if record["family_gap_is_upper_bound"]:
+        if sign and (leaves_at_least(record) if sign == "≥" else record["family_gap_is_upper_bound"]):
             label = sign + label
         if math.isinf(value):
             axes.barh(row, 2 * high - edge, left=edge, color="white", edgecolor=color, hatch="////", height=0.7)

@@ -17,15 +17,46 @@ from rich.table import Table
 from rich.text import Text
 
 from ppl_vi.comparison.comparison import Comparison
-from ppl_vi.report.columns import BY_MODEL, BY_OBSERVATION, GUIDE, SUPERSCRIPTS, Column, Footnotes, Layout, Record
+from ppl_vi.report.columns import (
+    BY_MODEL,
+    BY_OBSERVATION,
+    GUIDE,
+    SUPERSCRIPTS,
+    Column,
+    Footnotes,
+    Layout,
+    Record,
+    has_objective_gap,
+    has_start_gap,
+    leaves_at_least,
+)
 from ppl_vi.report.numbers import number
 
 WIDTH = 120  # characters, of tables that are not printed to a terminal
 COLUMN_GAP = 2  # characters between columns
 STYLES = {"diverged": "red", "failed": "red", "not converged": "yellow", "skipped": "dim"}
-UPPER_BOUND = (
-    "≤, ≥: the family has many optima, so its best member is the best of several local searches; its gap is at most "
-    "this, what the optimiser left at least that."
+# What stands below a table, and of which records.
+REMARKS: tuple[tuple[str, Callable[[Sequence[Record]], bool]], ...] = (
+    (
+        "≤: searches for the family's best member ended in different optima or had not arrived at one, so that a better "
+        "member may exist: its gap is at most this.",
+        lambda rows: any(row["family_gap_is_upper_bound"] for row in rows),
+    ),
+    (
+        "≥: the optimum near the fit was not searched for, or that search had not arrived: the optimiser left at least "
+        "this.",
+        lambda rows: any(leaves_at_least(row) for row in rows),
+    ),
+    (
+        "start gap: by how much the best optimum near the fit is worse than the family's best member, the median and "
+        "the largest of all replicas: another start would help, more steps would not.",
+        has_start_gap,
+    ),
+    (
+        "objective gap: by how much the optimum of what SVI maximises is worse in reverse KL than that of the ELBO: "
+        "another objective would help, more steps would not.",
+        has_objective_gap,
+    ),
 )
 UNCERTIFIED = "?: rests on the uncertified truth, so do not rely on it. What failed: {}."
 
@@ -54,7 +85,7 @@ def tables(records: Sequence[Record], width: int, layout: Layout = BY_MODEL) -> 
 def _problem(rows: list[Record], width: int, layout: Layout) -> Group:
     notes = Footnotes()
     guides = [GUIDE.cell(row, notes) for row in rows]
-    columns = layout.columns()
+    columns = [column for column in layout.columns() if column.is_needed(rows)]
     cells = [[column.cell(row, notes) for row in rows] for column in columns]
     parts: list[RenderableType] = [Text(layout.title(rows[0]), style="bold")]
     parts += [*(Text(f"Remark: {remark}", style="yellow") for remark in rows[0]["remarks"]), Text("")]
@@ -63,8 +94,7 @@ def _problem(rows: list[Record], width: int, layout: Layout) -> Group:
     texts = [(f"{i + 1} ".translate(SUPERSCRIPTS), text) for i, text in enumerate(notes.texts)]
     if rows[0]["uncertified"]:
         texts.append(("", UNCERTIFIED.format(rows[0]["grade_reason"] or "a check failed")))
-    if any(row["family_gap_is_upper_bound"] for row in rows):
-        texts.append(("", UPPER_BOUND))
+    texts += [("", text) for text, applies in REMARKS if applies(rows)]
     if rows[0]["assumptions"]:
         texts.append(("", f"The truth assumes: {'; '.join(rows[0]['assumptions'])}."))
     parts.extend(Text(mark + text) for mark, text in texts)

@@ -75,7 +75,7 @@ def best_member(
             False vouches that it is none, and None lets the searches tell.
         starts: further members from which searches start, `(B, K, D)`.
     """
-    batch, replicas = fitted.value.shape
+    replicas = fitted.value.shape[1]
     finite = np.where(np.isfinite(fitted.value), fitted.value, np.inf)
     nearest = np.argsort(finite, 1)[:, : min(NUM_STARTS, replicas)].copy()
     begin = torch.take_along_dim(fit.theta, torch.from_numpy(nearest).to(fit.theta.device)[..., None], 1)

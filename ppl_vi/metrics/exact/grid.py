@@ -347,8 +347,10 @@ class QuadratureGrid:
         if piece.kind != "inside":
             return np.broadcast_to(OUTSIDE_EDGES, (self.num_pairs, len(OUTSIDE_EDGES)))
         centers, widths = self._centers_and_widths
-        at_modes = [tuple(np.repeat(part, self.shape[1]) for part in one) for one in mode_centres(self.truth)[1:]]
-        spreading = [geometric_edges(*one, self._ends) for one in [*zip(centers, widths, strict=True), *at_modes]]
+        places = [*zip(centers, widths, strict=True)]
+        for mode, width in mode_centres(self.truth)[1:]:
+            places.append((np.repeat(mode, self.shape[1]), np.repeat(width, self.shape[1])))
+        spreading = [geometric_edges(center, width, self._ends) for center, width in places]
         quantiles = np.clip(self._quantiles, *self._ends)
         return np.sort(np.concatenate([*spreading, quantiles], 1), 1)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ppl_vi.metrics.estimate import ROUNDING, Estimate
 from ppl_vi.metrics.family_gap import BestMember, bounds_of
+from ppl_vi.metrics.objective_gap import ObjectiveOptima, maximises_elbo, objective_optima
 from ppl_vi.metrics.sampled.best_member import Projection, reverse_kl_projection
 from ppl_vi.metrics.sampled.elbo_on_nodes import no_gradient
 from ppl_vi.metrics.sampled.marginals import Marginals, marginals
@@ -23,7 +24,6 @@ from ppl_vi.metrics.sampled.noise_rules import (
     scored_nodes,
     sobol_rules,
 )
-from ppl_vi.metrics.objective_gap import ObjectiveOptima, maximises_elbo, objective_optima
 from ppl_vi.metrics.search_starts import search_starts
 from ppl_vi.runtime.stages import stage
 from ppl_vi.svi.result import Fit
