@@ -98,7 +98,7 @@ def objective_gap(optimum: Estimate, best: BestMember) -> Estimate:
     """The reverse KL of the objective's own optimum near each replica, minus that of the ELBO's, nats, `(B, R)`."""
     nearby = best.nearby or best.divergence
     value = optimum.value - nearby.value
-    return Estimate(value, np.zeros_like(value), optimum.error + nearby.error, "nats", optimum.reason)
+    return Estimate(value, optimum.std_error, optimum.error + nearby.error, "nats", optimum.reason)
 
 
 def optimization_gap(fitted: Estimate, best: BestMember, optimum: Estimate | None = None) -> Estimate:
@@ -116,14 +116,14 @@ def optimization_gap(fitted: Estimate, best: BestMember, optimum: Estimate | Non
     nearby = best.nearby or best.divergence
     if optimum is not None:
         known = np.isfinite(optimum.value)
-        nearby = replace(
-            nearby,
-            value=np.where(known, optimum.value, nearby.value),
-            error=np.where(known, optimum.error, nearby.error),
-        )
+        parts = {
+            name: np.where(known, getattr(optimum, name), getattr(nearby, name))
+            for name in ("value", "error", "std_error")
+        }
+        nearby = replace(nearby, **parts)
     with np.errstate(invalid="ignore"):
         value = fitted.value - nearby.value
-    return Estimate(value, np.zeros_like(value), fitted.error + nearby.error, "nats")
+    return Estimate(value, np.zeros_like(value) + nearby.std_error, fitted.error + nearby.error, "nats")
 
 
 def never(num_problems: int, reason: str) -> Estimate:

@@ -6,7 +6,8 @@ ELBO's. The optimization gap is then measured from the objective's optimum. It m
 short of that optimum may be nearer to the posterior.
 
 The optimum is found by L-BFGS on fixed noise, on two independent sets, and lies in the middle of these two optima. How
-much their divergences differ from that of the middle is the stated error.
+much their divergences differ from that of the middle is the stated standard error. It is 0 but for rounding where the
+draws that the objective takes together are so few numbers that a lattice spans them.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from scipy import optimize
 from torch import Tensor
 from torch.func import grad_and_value
 
+from ppl_vi.metrics.sampled.noise_rules import MAX_LATTICE_DIM, noise_rules
 from ppl_vi.runtime.stages import stage
 from ppl_vi.svi.objectives import OBJECTIVES, Objective, find_objective, surrogate_loss
-from ppl_vi.svi.randomness import pseudo_random, quasi_random
+from ppl_vi.svi.randomness import pseudo_random
 from ppl_vi.svi.result import Fit
 from ppl_vi.svi.setup import auto_particles, group_size
 
@@ -68,52 +70,63 @@ def objective_optima(fit: Fit) -> ObjectiveOptima:
         return ObjectiveOptima(nothing, UNKNOWN)
     if not objective.has_value or any(draw.kind == "seed" for draw in fit.program.draws):
         return ObjectiveOptima(nothing, NO_OPTIMUM)
-    noises = [_noise(fit, objective, seed) for seed in (fit.seed + 70, fit.seed + 71)]
+    groups = [_groups(fit, objective, seed) for seed in (fit.seed + 70, fit.seed + 71)]
     rows = []
     with stage("the objective's own optimum"), fit.program.isolated():
         for problem in range(fit.target.num_problems):
             for start in fit.theta[problem]:
-                one = _optimum(fit, objective, problem, start, noises[0])
-                two = _optimum(fit, objective, problem, one, noises[1])
+                one = _optimum(fit, objective, problem, start, groups[0])
+                two = _optimum(fit, objective, problem, one, groups[1])
                 rows.append(torch.stack([(one + two) / 2, one, two]))
     return ObjectiveOptima(torch.stack(rows).unflatten(0, fit.theta.shape[:2]).to(fit.theta))
 
 
-def _noise(fit: Fit, objective: Objective, seed: int) -> list[tuple[Tensor, ...]]:
-    """Noise in parts, of which each gives the bound of as many draws as the objective takes together, or many such."""
+class Groups(NamedTuple):
+    """Noise for `G` groups of the draws that an objective takes together, and the weight of each.
+
+    Attributes:
+        noise: of each draw `(G, K, *shape)`.
+        weight: `(G,)`, summing to 1.
+    """
+
+    noise: tuple[Tensor, ...]
+    weight: Tensor
+
+
+def _groups(fit: Fit, objective: Objective, seed: int) -> Groups:
+    """Groups of noise: a lattice over few normal numbers, even points of some dozens, else independent ones."""
     draws, together = fit.program.draws, group_size(objective)
     if together == 1:  # the objective takes all draws of a step together
-        given = auto_particles(objective, fit.engine) if fit.num_particles == "auto" else fit.num_particles
-        num = max(MIN_GROUPS, min(NUM_DRAWS, MAX_NUMBERS // fit.target.width) // given)
-        return [_independent(fit, given, seed * NUM_DRAWS + part) for part in range(num)]
+        together = auto_particles(objective, fit.engine) if fit.num_particles == "auto" else fit.num_particles
     num = max(MIN_GROUPS, min(NUM_DRAWS, MAX_NUMBERS // fit.target.width) // together)
-    if together * sum(draw.shape.numel() for draw in draws) > MAX_EVEN_NUMBERS:
-        return [_independent(fit, num * together, seed)]
-    parts = quasi_random([*draws] * together, num, 1, seed)
-    each = [torch.stack([part[0] for part in parts[j :: len(draws)]], 1).flatten(0, 1) for j in range(len(draws))]
-    return [tuple(part.to(fit.theta.device) for part in each)]
+    numbers = together * sum(draw.shape.numel() for draw in draws)
+    if numbers > MAX_EVEN_NUMBERS:
+        generator = torch.Generator(device=fit.theta.device).manual_seed(seed)
+        noise = pseudo_random(draws, (num, together), generator)
+        return Groups(noise, torch.full((num,), 1.0 / num).to(fit.theta))
+    rule = noise_rules(draws * together, num if numbers > MAX_LATTICE_DIM else NUM_DRAWS, seed, num_rules=1)
+    parts = [part[0].to(fit.theta.device) for part in rule.noise]
+    each = tuple(torch.stack(parts[j :: len(draws)], 1) for j in range(len(draws)))
+    return Groups(each, rule.weight[0].to(fit.theta))
 
 
-def _independent(fit: Fit, num: int, seed: int) -> tuple[Tensor, ...]:
-    """Independent noise of so many draws."""
-    return pseudo_random(fit.program.draws, (num,), torch.Generator(device=fit.theta.device).manual_seed(seed))
+def _optimum(fit: Fit, objective: Objective, problem: int, start: Tensor, groups: Groups) -> Tensor:
+    """Where the mean loss over groups of noise is lowest near `start`, `(D,)`; nan where it has no value."""
+    row, program = fit.target.row(problem), fit.program
 
+    def mean_loss(theta: Tensor) -> Tensor:
+        each = program.over(lambda noise: surrogate_loss(program, objective, theta, row, noise)[0])(groups.noise)
+        return (each * groups.weight).sum()
 
-def _optimum(fit: Fit, objective: Objective, problem: int, start: Tensor, noise: list[tuple[Tensor, ...]]) -> Tensor:
-    """Where the mean of the loss over the parts of the noise is lowest near `start`, `(D,)`; nan where it has no value."""
-    row = fit.target.row(problem)
-    slopes = grad_and_value(lambda theta, part: surrogate_loss(fit.program, objective, theta, row, part)[0])
-
-    def mean_loss(x: np.ndarray) -> tuple[float, np.ndarray]:
-        found = [slopes(torch.from_numpy(x).to(start), part) for part in noise]
-        value = float(torch.stack([value for _, value in found]).mean())
-        gradient = torch.stack([gradient for gradient, _ in found]).mean(0).cpu().double().numpy()
-        finite = np.isfinite(value) and bool(np.isfinite(gradient).all())
-        return (value, gradient) if finite else (REJECTED_VALUE, np.zeros_like(x))
+    def loss(x: np.ndarray) -> tuple[float, np.ndarray]:
+        gradient, value = grad_and_value(mean_loss)(torch.from_numpy(x).to(start))
+        if not (bool(value.isfinite()) and bool(gradient.isfinite().all())):
+            return REJECTED_VALUE, np.zeros_like(x)
+        return float(value), gradient.cpu().double().numpy()
 
     begin = start.detach().cpu().double().numpy()
     if not np.isfinite(begin).all():
         return torch.full_like(start, torch.nan)
     options = {"maxiter": MAX_ITERATIONS, "ftol": VALUE_TOLERANCE, "gtol": 1e-8}
-    found = optimize.minimize(mean_loss, begin, jac=True, method="L-BFGS-B", options=options)
+    found = optimize.minimize(loss, begin, jac=True, method="L-BFGS-B", options=options)
     return torch.from_numpy(found.x).to(start) if found.fun < REJECTED_VALUE else torch.full_like(start, torch.nan)

@@ -80,7 +80,6 @@ def score(
         scores, best, marginals = _against_truth(
             fit, truth, upper_bound if upper_bound is not None else many_optima(fit) or None
         )
-        scores = {name: estimate.without_swamped() for name, estimate in scores.items()}
         with stage("importance sampling"):
             weights = importance.weights(fit, num_draws, fit.seed + 1)
             scores |= table.on_draws(table.WeightedDraws(weights, _known_chi_square(scores)))

@@ -21,8 +21,8 @@ from ppl_vi.truth.modes import Modes
 
 # The most modes of a posterior from which searches start, the heaviest ones: each costs two searches.
 MAX_MODES = 8
-# A fit by maximum likelihood takes this many normal points with the moments of the posterior, in pairs of opposites, and
-# at most so many iterations. It is only a start, so that few will do.
+# A fit by maximum likelihood takes this many normal points with the moments of the posterior, in pairs of opposites,
+# and at most so many iterations. It is only a start, so that few will do.
 NUM_POINTS, MAX_ITERATIONS = 64, 100
 # The value that the line search is given where the likelihood is not finite, so that it turns back.
 REJECTED_VALUE = 1e100

@@ -138,5 +138,6 @@ def on_draws(draws: WeightedDraws) -> dict[str, Estimate]:
 
 
 def _computed(functions: dict[str, Callable[[T], Estimate | None] | None], prepared: T) -> dict[str, Estimate]:
+    """The scores that apply; a value that is lost in its numerical error is nan, with the reason."""
     found = {name: function(prepared) for name, function in functions.items() if function}
-    return {name: estimate for name, estimate in found.items() if estimate is not None}
+    return {name: estimate.without_swamped() for name, estimate in found.items() if estimate is not None}

@@ -291,16 +291,17 @@ def metric_column(name: str) -> Column:
 BY_OBSERVATION = Layout(
     short_title,
     (
-        STATUS, "elbo", "reverse_kl", SPREAD, "family_gap", START, "optimization_gap", OBJECTIVE, "forward_kl", "total_variation",
-        "wasserstein", "mean_error", "sd_ratio", "coverage_90", "leaked_mass", "khat", "ess", "importance_log_evidence",
+        STATUS, "elbo", "reverse_kl", SPREAD, "family_gap", START, "optimization_gap", OBJECTIVE, "forward_kl",
+        "total_variation", "wasserstein", "mean_error", "sd_ratio", "coverage_90", "leaked_mass", "khat", "ess",
+        "importance_log_evidence",
     ),
 )  # fmt: skip
 # Any model. Where it has several latent numbers, the marginal scores are those of the worst number.
 BY_MODEL = Layout(
     title,
     (
-        STATUS, "elbo", "reverse_kl", SPREAD, "family_gap", START, "optimization_gap", OBJECTIVE, "forward_kl", "mean_error", "sd_ratio",
-        "relative_covariance_error", "wasserstein", "coverage_90", "leaked_mass", KHATS, "ess", "iwae_bound",
-        "importance_log_evidence",
+        STATUS, "elbo", "reverse_kl", SPREAD, "family_gap", START, "optimization_gap", OBJECTIVE, "forward_kl",
+        "mean_error", "sd_ratio", "relative_covariance_error", "wasserstein", "coverage_90", "leaked_mass", KHATS,
+        "ess", "iwae_bound", "importance_log_evidence",
     ),
 )  # fmt: skip

@@ -38,8 +38,8 @@ STYLES = {"diverged": "red", "failed": "red", "not converged": "yellow", "skippe
 # What stands below a table, and of which records.
 REMARKS: tuple[tuple[str, Callable[[Sequence[Record]], bool]], ...] = (
     (
-        "≤: searches for the family's best member ended in different optima or had not arrived at one, so that a better "
-        "member may exist: its gap is at most this.",
+        "≤: searches for the family's best member ended in different optima or had not arrived at one, so that a "
+        "better member may exist: the family gap is at most this.",
         lambda rows: any(row["family_gap_is_upper_bound"] for row in rows),
     ),
     (

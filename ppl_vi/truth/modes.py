@@ -24,8 +24,8 @@ from ppl_vi.target.target import Target
 MAX_ASCENTS = 16
 # With more coordinates than this second derivatives cost too much, and the posterior counts as one part.
 MAX_DIM = 40
-# In up to this many dimensions an ascent begins at each point that is higher than its nearest ones, NUM_NEIGHBOURS times
-# the number of dimensions. In more dimensions neighbours say little, and points that lie far from each other are taken.
+# In up to this many dimensions an ascent begins at each point that is higher than its nearest ones, NUM_NEIGHBOURS
+# times the number of dimensions. In more dimensions neighbours say little, and points far from each other are taken.
 MAX_NEIGHBOUR_DIM, NUM_NEIGHBOURS = 3, 3
 # Of more points than this, those that are looked at are drawn by their weights.
 MAX_POINTS = 2**13

@@ -30,7 +30,7 @@ NUM_POLISHED = 3
 
 @dataclass(frozen=True)
 class Mixture:
-    """A likelihood that is a mixture of Gaussians in the latents: shares `(K,)`, means `(K, D)`, factors `(K, D, D)`."""
+    """A likelihood that is a mixture of Gaussians: shares `(K,)`, means `(K, D)` and factors `(K, D, D)`."""
 
     share: Tensor
     loc: Tensor

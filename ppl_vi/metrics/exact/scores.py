@@ -64,9 +64,9 @@ class FitOnGrid(QuadratureGrid):
 
 
 def _of_middle(found: Estimate) -> Estimate:
-    """The divergence of the middle of two optima; how far theirs are from it is added to its error."""
+    """The divergence of the middle of two optima; how far theirs are from it is its standard error."""
     value, spread = found.value[..., 0], np.abs(found.value[..., 1:] - found.value[..., :1]).max(-1)
-    return Estimate(value, np.zeros_like(value), found.error[..., 0] + spread, "nats")
+    return Estimate(value, spread, found.error[..., 0], "nats")
 
 
 def elbo_gap(grid: QuadratureGrid) -> Estimate:

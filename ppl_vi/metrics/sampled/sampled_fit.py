@@ -82,12 +82,12 @@ class AtObjective(NamedTuple):
 
     Attributes:
         elbo_by_rule: the ELBO there by each rule, `(B, R, S)`, nats; nan where the optimum can't be found.
-        error: how far the optima on two sets of noise are from it, `(B, R)`, nats.
+        std_error: how far the optima on two sets of noise are from it, `(B, R)`, nats.
         reason: why it can't be found, or "".
     """
 
     elbo_by_rule: Tensor
-    error: np.ndarray
+    std_error: np.ndarray
     reason: str
 
 

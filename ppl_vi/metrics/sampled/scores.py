@@ -100,11 +100,12 @@ def optimization_gap(sampled: SampledFit) -> Estimate | None:
     by_rule, error = _elbo_near(sampled), sampled.best_seen.shortfall
     at = sampled.at_objective
     if at is not None:
-        known = np.isfinite(at.error)
+        known = np.isfinite(at.std_error)
         by_rule = torch.where(torch.from_numpy(known).to(by_rule.device)[..., None], at.elbo_by_rule, by_rule)
-        error = np.where(known, at.error, error)
+        error = np.where(known, 0.0, error)
     gap = mean_over_rules(by_rule - sampled.replicas(sampled.elbo_by_rule), "nats")
-    return replace(gap, error=gap.error + error)
+    spread = 0.0 if at is None else np.where(known, at.std_error, 0.0)
+    return replace(gap, std_error=np.hypot(gap.std_error, spread), error=gap.error + error)
 
 
 def objective_gap(sampled: SampledFit) -> Estimate | None:
@@ -112,8 +113,9 @@ def objective_gap(sampled: SampledFit) -> Estimate | None:
     if sampled.best_seen is None or sampled.at_objective is None:
         return None
     gap = mean_over_rules(_elbo_near(sampled) - sampled.at_objective.elbo_by_rule, "nats")
-    error = np.where(np.isnan(gap.value), np.nan, sampled.at_objective.error + sampled.best_seen.shortfall)
-    return replace(gap, error=gap.error + error, reason=sampled.at_objective.reason)
+    at, shortfall = sampled.at_objective, sampled.best_seen.shortfall
+    error, std_error = gap.error + shortfall, np.hypot(gap.std_error, at.std_error)
+    return replace(gap, std_error=std_error, error=error, reason=at.reason)
 
 
 def _elbo_near(sampled: SampledFit) -> torch.Tensor:
