@@ -16,6 +16,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from ppl_vi.numerics.newton import minimize
+from ppl_vi.numerics.vmapping import vmap_or_loop
 from ppl_vi.target.evaluation import log_joint
 from ppl_vi.target.target import Target
 
@@ -81,9 +82,19 @@ def modes_of(target: Target, problem: int, u: Tensor, log_weight: Tensor, seed: 
     start = _Peaks(target.start.loc[problem][None], target.start.cholesky[problem][None], u.new_zeros(1))
     if target.dim > MAX_DIM:
         return _with_moments(start, *points)
-    begin = torch.cat([_beginnings(target, problem, points, seed), start.u])
-    found = _ascended(target, problem, begin)
+    begin = _beginnings(target, problem, points, seed)
+    if target.dim == 1 and _is_beside(begin, start.u, points[0]):  # without an ascent: there may be many problems
+        return _with_moments(start, *points)
+    found = _ascended(target, problem, torch.cat([begin, start.u]))
     return _with_moments(found if len(found.u) > 1 else start, *points)
+
+
+def _is_beside(begin: Tensor, start: Tensor, u: Tensor) -> bool:
+    """Whether there is one highest point `(1, 1)` alone, and `start` lies between the points `(S, 1)` next to it."""
+    if len(begin) != 1:
+        return False
+    below, above = u[u < begin], u[u > begin]
+    return bool((below < start).all() and (above > start).all())
 
 
 class _Peaks(NamedTuple):
@@ -116,24 +127,45 @@ def _beginnings(target: Target, problem: int, points: tuple[Tensor, Tensor], see
     latents, log_slope = target.constrain(u[None])
     value = (log_joint(target, latents, index) + log_slope)[0]
     value = torch.where(value.isfinite(), value, -torch.inf)
+    if target.dim == 1:
+        order = u[:, 0].argsort()
+        along = torch.nn.functional.pad(value[order], (1, 1), value=-torch.inf)
+        is_peak = (along[1:-1] > along[:-2]) & (along[1:-1] >= along[2:])
+        return _high_and_apart(u[order[is_peak]], value[order[is_peak]])
     scaled = (u / (u.amax(0) - u.amin(0)).clamp(min=torch.finfo(u.dtype).tiny)).cpu().numpy()
     _, near = cKDTree(scaled).query(scaled, k=min(len(u), 1 + NUM_NEIGHBOURS * target.dim))
     neighbours = value[torch.from_numpy(np.reshape(near, (len(u), -1))[:, 1:]).to(u.device)]
     is_peak = value.isfinite() & (value[:, None] >= neighbours).all(1)
-    value = torch.where(is_peak, value, -torch.inf)
-    return u[value.topk(min(MAX_ASCENTS, int(is_peak.sum()))).indices]
+    return _high_and_apart(u[is_peak], value[is_peak])
+
+
+def _high_and_apart(u: Tensor, value: Tensor) -> Tensor:
+    """At most `MAX_ASCENTS` of points `(S, D)`: the highest, and others that lie far from these and each other."""
+    if len(u) <= MAX_ASCENTS:
+        return u
+    order = value.argsort(descending=True)
+    return u[order][_apart(u[order], MAX_ASCENTS // 2, MAX_ASCENTS)]
+
+
+def _apart(u: Tensor, num_first: int, num: int) -> Tensor:
+    """The numbers of `num` points among `(S, D)`, the first ones and then those farthest from all chosen before.
+
+    Distances are in standard deviations of the points.
+    """
+    scaled = u / u.std(0).clamp(min=torch.finfo(u.dtype).tiny)
+    away = torch.cdist(scaled, scaled[:num_first]).amin(1)
+    chosen = list(range(num_first))
+    while len(chosen) < num:
+        chosen.append(int(away.argmax()))
+        away = torch.minimum(away, torch.cdist(scaled, scaled[chosen[-1:]])[:, 0])
+    return torch.tensor(chosen, device=u.device)
 
 
 def _dispersed(u: Tensor, log_weight: Tensor, seed: int) -> Tensor:
     """Points drawn by their weights that lie far from each other, in standard deviations; the first is any of them."""
     generator = torch.Generator(device=u.device).manual_seed(seed)
     some = u[torch.multinomial(log_weight.exp(), NUM_CANDIDATES, True, generator=generator)]
-    scaled = some / some.std(0).clamp(min=torch.finfo(u.dtype).tiny)
-    chosen, away = [0], (scaled - scaled[0]).square().sum(1)
-    while len(chosen) < NUM_DISPERSED:
-        chosen.append(int(away.argmax()))
-        away = torch.minimum(away, (scaled - scaled[chosen[-1]]).square().sum(1))
-    return some[chosen]
+    return some[_apart(some, 1, NUM_DISPERSED)]
 
 
 def _ascended(target: Target, problem: int, begin: Tensor) -> _Peaks:
@@ -145,10 +177,13 @@ def _ascended(target: Target, problem: int, begin: Tensor) -> _Peaks:
 
     chunk = max(1, MAX_NUMBERS // target.width)
     with target.isolated(seed=0):
+        begin = begin[vmap_or_loop(energy)(begin).isfinite()]
         found = minimize(energy, begin, tolerance=MODE_TOLERANCE, max_steps=MAX_STEPS, chunk_size=chunk)
-    factor, failed = torch.linalg.cholesky_ex(torch.linalg.pinv(found.hessian, hermitian=True))
-    curved = torch.linalg.eigvalsh(found.hessian)[:, 0] > 0
-    is_mode = found.converged & curved & (failed == 0) & factor.isfinite().all(-1).all(-1)
+    known = found.hessian.isfinite().all(-1).all(-1)
+    hessian = torch.where(known[:, None, None], found.hessian, torch.eye(target.dim).to(begin))
+    factor, failed = torch.linalg.cholesky_ex(torch.linalg.pinv(hessian, hermitian=True))
+    curved = torch.linalg.eigvalsh(hessian)[:, 0] > 0
+    is_mode = found.converged & known & curved & (failed == 0) & factor.isfinite().all(-1).all(-1)
     kept: list[int] = []
     for i in found.value.argsort().tolist():
         if not bool(is_mode[i]):

@@ -123,7 +123,7 @@ def best_by_brute_force(mixture: Mixture, diagonal: bool, seed: int) -> float:
     start = torch.randn(NUM_STARTS, 2 * dim + below, generator=generator, dtype=torch.float64)
     start[:, :dim] *= 4
     start[:, dim : 2 * dim] = 0.7 * start[:, dim : 2 * dim] - 0.3
-    nodes, weight = hermite(48 if dim == 1 else 14, dim)
+    nodes, weight = hermite(160 if dim == 1 else 14, dim)
     theta = start.clone().requires_grad_()
     adam = torch.optim.Adam([theta], lr=0.1)
     schedule = torch.optim.lr_scheduler.ExponentialLR(adam, 0.985)

@@ -229,7 +229,7 @@ UNITS = {
 }  # fmt: skip
 # The surrogate ELBO exists only for guides that leak mass, which none here does: test_divergence.py. The gaps need the
 # family's best member: test_best_member.py.
-ELSEWHERE = {"surrogate_elbo", "family_gap", "start_gap", "optimization_gap"}
+ELSEWHERE = {"surrogate_elbo", "family_gap", "start_gap", "optimization_gap", "objective_gap"}
 ON_GRID = {name: metric.on_grid for name, metric in METRICS.items() if metric.on_grid and name not in ELSEWHERE}
 
 
