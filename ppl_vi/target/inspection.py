@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pyro.distributions as dist
 import pyro.poutine as poutine
 import torch
 from pyro.distributions.transforms import biject_to
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
+from torch.distributions import constraints
 from torch.overrides import TorchFunctionMode
 
 from ppl_vi.target.arguments import BoundModel
@@ -217,14 +219,22 @@ def _refuse_nan(node: Any, name: str) -> None:
 
 
 def _refuse_outside(node: Any, other: Any, name: str) -> None:
-    """Refuses data outside of their support, where most of Pyro's densities are finite while validation is off."""
+    """Refuses data outside of their support, where most of Pyro's densities are finite while validation is off.
+
+    Shares between 0 and 1 are let through for a Bernoulli that does not validate, as VAEs take grey pixels.
+    """
     try:
         support, again = node["fn"].support, other["fn"].support
     except NotImplementedError:
         return
     if not same_support(support, again):
         return
-    inside = support.check(node["value"])
+    value, fn = node["value"], node["fn"]
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    if isinstance(fn, dist.Bernoulli) and vars(fn).get("_validate_args") is False:
+        support = constraints.unit_interval
+    inside = support.check(value)
     if not bool(torch.as_tensor(inside).all()):
         raise ValueError(
             f"{name}: site '{node['name']}': data outside of the support {support} of its {type(node['fn']).__name__}"

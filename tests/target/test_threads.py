@@ -190,10 +190,10 @@ def test_a_model_that_ends_the_program_at_any_call_is_an_error(last: int) -> Non
 def test_ctrl_c_keeps_the_guides_that_are_finished(monkeypatch: pytest.MonkeyPatch) -> None:
     compare_one = run.compare_one
 
-    def pressed(comparison: Any, guide: str, with_curves: bool = False) -> Any:
+    def pressed(comparison: Any, guide: str, **settings: Any) -> Any:
         if guide == "second":
             raise KeyboardInterrupt
-        return compare_one(comparison, guide, with_curves)
+        return compare_one(comparison, guide, **settings)
 
     monkeypatch.setattr(run, "compare_one", pressed)
     before = settings()

@@ -48,7 +48,10 @@ def by_quadrature(
     grid = quadrature.grids[1]
     missing = np.abs(grid.integral(grid.q) - 1) + (0.0 if only_guide else np.abs(grid.integral(grid.p) - 1))
     size = np.where(np.isfinite(fine), np.maximum(np.abs(fine), scale), 0.0)
-    error = np.abs(error) + (missing + ROUNDING) * size
+    # log p at each node is log p(x, z) - log p(x), both rounded as numbers of the size of log p(x). A small divergence
+    # changes by about its square root times as much: its integrand is quadratic in the densities' difference.
+    rounding = ROUNDING * np.abs(quadrature.truth.log_evidence).repeat(quadrature.shape[1])
+    error = np.abs(error) + (missing + ROUNDING) * size + rounding * np.sqrt(np.minimum(size, 1.0))
     value, error = fine.reshape(quadrature.shape), error.reshape(quadrature.shape)
     infinite = reason if bool(np.isinf(value).any()) else ""
     return Estimate(value, np.zeros(quadrature.shape), error, unit, infinite)
