@@ -21,6 +21,7 @@ from pathlib import Path
 
 from benchmarks.faults_code import planted_caches, planted_families
 from benchmarks.faults_files import damaged_checkpoints, damaged_draws, damaged_fits, forged_fits
+from benchmarks.faults_processes import interrupts_in_python, killed_workers, signals_at_random_moments
 from benchmarks.faults_shell import bad_numbers, odd_outputs
 from benchmarks.faults_trials import Trials
 from ppl_vi import cli
@@ -44,6 +45,17 @@ class FaultClass:
     num: int = 0
 
 
+def each(trials_of: Callable[[int, int, Path], Iterator[str]], well: str) -> Callable[[Trials], None]:
+    """A class whose trials say what went wrong, or "" where they ended `well`."""
+
+    def run(trials: Trials) -> None:
+        for fault in trials_of(trials.num, trials.seed, trials.folder):
+            trials.tell("faults" if fault else well, fault)
+
+    return run
+
+
+KEPT = "ended with every reported row kept, the right exit code and no process left"
 CLASSES: dict[str, FaultClass] = {
     "damaged_fits": FaultClass("saved fits: cut, flipped, overwritten, swapped, repeated", damaged_fits, 1500),
     "forged_fits": FaultClass("saved fits: other headers, shapes and dtypes, bombs, with a digest", forged_fits, 400),
@@ -53,6 +65,17 @@ CLASSES: dict[str, FaultClass] = {
     "planted_caches": FaultClass("compiled code in caches that others own or may write", planted_caches),
     "odd_outputs": FaultClass("outputs: devices, pipes, links, full disks, impossible names", odd_outputs),
     "bad_numbers": FaultClass("arguments that are no good, answered before torch is imported", bad_numbers),
+    "signals": FaultClass(
+        "Ctrl-C, SIGTERM, SIGHUP and kill -9 at random moments", each(signals_at_random_moments, KEPT), 100
+    ),
+    "killed_workers": FaultClass(
+        "a worker process killed at a random moment", each(killed_workers, "fitted again, no row lost"), 20
+    ),
+    "interrupts_in_python": FaultClass(
+        "Ctrl-C at random moments in `ppl_vi.compare`",
+        each(interrupts_in_python, "finished rows handed over, settings put back"),
+        20,
+    ),
 }
 
 

@@ -1,14 +1,11 @@
 """Trials of faults that come from outside: signals, killed processes, threads, and models that end the program.
 
-    python -m benchmarks.faults_processes [--num N] [--seed N] [CLASS ...]
-
 Each class of trial is a function of the number of trials, a seed and a folder to work in. It yields one line for each
-trial: "" where all is well, else what went wrong. The program prints them, and ends with 1 if there are any.
+trial: "" where all is well, else what went wrong. `benchmarks.faults` runs them.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
@@ -17,7 +14,6 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -303,37 +299,3 @@ def interrupts_in_python(num: int, seed: int, folder: Path) -> Iterator[str]:
             yield "" if good else f"code {ended.code}: {told[:200]} {ended.err[-300:]}"
         finally:
             run.end()
-
-
-CLASSES: dict[str, Callable[[int, int, Path], Iterator[str]]] = {
-    "signals": signals_at_random_moments,
-    "killed workers": killed_workers,
-    "interrupts in Python": interrupts_in_python,
-}
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the trials; returns 1 if anything went wrong, else 0."""
-    parser = argparse.ArgumentParser(prog="faults_processes", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("classes", nargs="*", metavar="CLASS", help=", ".join(CLASSES))
-    parser.add_argument("--num", type=int, default=20, metavar="N", help="trials of each class (20)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the moments (0)")
-    arguments = parser.parse_args(argv)
-    faults = 0
-    for name in arguments.classes or CLASSES:
-        with tempfile.TemporaryDirectory() as folder:
-            found = list(_told(name, CLASSES[name](arguments.num, arguments.seed, Path(folder))))
-        bad = [one for one in found if one]
-        faults += len(bad)
-        print(f"{name}: {len(found)} trials, {len(bad)} faults", flush=True)
-    return min(faults, 1)
-
-
-def _told(name: str, trials: Iterator[str]) -> Iterator[str]:
-    for number, fault in enumerate(trials):
-        print(f"{name}, trial {number}: {fault or 'well'}", flush=True)
-        yield fault
-
-
-if __name__ == "__main__":
-    sys.exit(main())
