@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from ppl_vi.svi.curvature import (
 from ppl_vi.svi.engines.batched import BatchedEngine
 from ppl_vi.svi.engines.blocks import BlockEngine
 from ppl_vi.svi.engines.choice import choose
-from ppl_vi.svi.engines.compiled import KernelEngine
+from ppl_vi.svi.engines.compiled import PLAIN_GUIDES, KernelEngine
 from ppl_vi.svi.engines.memory import ChunkedEngine, Footprint, footprint
 from ppl_vi.svi.engines.portion import Portion, power_of_2
 from ppl_vi.svi.engines.probe import step_gradients
@@ -31,6 +32,7 @@ from ppl_vi.svi.gradients import NUM_SCRAMBLES, GradientSource, MeanGradients
 from ppl_vi.svi.objectives import Objective
 from ppl_vi.svi.program import Program
 from ppl_vi.svi.randomness import UnsupportedRandomnessError, pseudo_random, shifted_nets
+from ppl_vi.target.target import Target
 
 # The shares of the steps' work that the gradients of all checks, and all Hessians, may take. A larger share tells of
 # more fits whether they have converged, or makes better preconditioners, and makes all fits slower.
@@ -80,6 +82,10 @@ class Strategy:
     lr: float
     seed: int
     tolerance: float = TOLERANCE
+
+
+# What `find_how_draws_are_run` has found to run for several draws at once: guides of each target.
+_run_together: WeakKeyDictionary[Target, set[Any]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -274,10 +280,19 @@ def _possible_engine(engine: str, program: Program, strategy: Strategy) -> tuple
 
 
 def find_how_draws_are_run(program: Program, strategy: Strategy) -> None:
-    """Runs model and guide for two draws at once; if that can't be done, the program takes them one by one from now."""
+    """Runs model and guide for two draws at once; if that can't be done, the program takes them one by one from now.
+
+    Pyro's own guides without settings are tried once for each target and objective.
+    """
+    known = _run_together.setdefault(program.target, set())
+    key = (type(program.guide), program.layout, strategy.objective, program.model is program.target.model)
+    if key in known:
+        return
     while True:
         try:
             _try_draws(program, strategy)
+            if type(program.guide) in PLAIN_GUIDES and not program.one_by_one:
+                known.add(key)
             return
         except (RuntimeError, UnsupportedRandomnessError) as error:
             by_seeds = isinstance(error, UnsupportedRandomnessError)
