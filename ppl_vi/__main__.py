@@ -119,7 +119,8 @@ def _begun(arguments: argparse.Namespace) -> tuple[ModelComparison, list[str], i
         return begun(target, guides, (), settings), guides, processes
     except Exception as error:  # a model may raise anything
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        raise cli.UsageError(f"{arguments.model}: {kind}{error}") from error
+        name = arguments.model.rpartition(":")[2]  # with which most of these errors begin
+        raise cli.UsageError(f"{arguments.model}: {kind}{str(error).removeprefix(f'{name}: ')}") from error
 
 
 def write_figures(comparison: ModelComparison, arguments: argparse.Namespace) -> None:
