@@ -18,6 +18,7 @@ PART_OF = {
     "fitting": "steps",
     "checking convergence": "checks",
     "best member": "best member",
+    "the objective's own optimum": "best member",
     "ELBO of each replica": "scores",
     "scoring": "scores",
     "importance sampling": "scores",
