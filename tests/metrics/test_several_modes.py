@@ -253,14 +253,14 @@ def test_an_objective_without_a_value_says_that_its_optimum_is_not_known():
 # ---- random posteriors
 
 
-@pytest.mark.parametrize("seed", [4, 10, 7])
+@pytest.mark.parametrize("seed", [4, 10, 7, 46])  # chi-square exceeds the floating-point numbers for 46
 def test_family_gaps_of_random_posteriors(seed):
     assert_right(seed)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(NUM_POSTERIORS))
-def test_family_gaps_of_all_random_posteriors(seed):
+@pytest.mark.parametrize("seed", range(0, NUM_POSTERIORS, 9))  # the program in `random_posteriors.py` takes all
+def test_family_gaps_of_more_random_posteriors(seed):
     assert_right(seed)
 
 

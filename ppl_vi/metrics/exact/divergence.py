@@ -136,10 +136,13 @@ def chi_square(quadrature: QuadratureGrid) -> Estimate:
         log_q = np.where(np.isfinite(grid.log_q), grid.log_q, 0.0)
         with np.errstate(over="ignore"):
             ratio = np.exp(np.where(np.isneginf(grid.log_p), -np.inf, 2 * grid.log_p - log_q))
-        excess = np.where(diverges[:, None, None], 0.0, ratio - 2 * grid.p + grid.q)
+        counts = ~diverges[:, None, None] & (grid.weight > 0)
+        excess = np.where(counts, ratio - 2 * grid.p + grid.q, 0.0)
         return np.where(diverges, np.inf, grid.integral(excess))
 
-    reason = SMALLER if smaller.any() else "the tails of p^2 / q are not integrable"
+    reason = "p^2 / q exceeds the largest floating-point number"
+    if diverges.any():
+        reason = SMALLER if smaller.any() else "the tails of p^2 / q are not integrable"
     found = by_quadrature(quadrature, finite, "1", reason=reason)
     return replace(found, error=found.error + np.where(diverges, 0.0, beyond).reshape(quadrature.shape))
 
