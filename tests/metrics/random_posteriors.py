@@ -133,7 +133,7 @@ def best_by_brute_force(mixture: Mixture, diagonal: bool, seed: int) -> float:
         adam.step()
         schedule.step()
     fine = trapezoid(1201 if dim == 1 else 121, dim)
-    # The few nodes of the descent are exploited where a component is narrow, so the fine lattice puts the ends in order.
+    # The few nodes of the descent are exploited where a component is narrow: the fine lattice puts the ends in order.
     value = torch.cat([divergence(mixture, few, *fine) for few in theta.detach().split(20)])
     return min(_polished(mixture, theta.detach()[k], fine) for k in value.topk(NUM_POLISHED, largest=False).indices)
 
