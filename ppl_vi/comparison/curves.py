@@ -16,6 +16,7 @@ from ppl_vi.comparison.records import middle_replica
 from ppl_vi.metrics.exact.divergence import reverse_kl_of_many
 from ppl_vi.metrics.exact.grid import quadrature_grid
 from ppl_vi.metrics.sampled.noise_rules import guide_nodes, noise_rules, scored_nodes, sobol_rules
+from ppl_vi.metrics.sampled.sampled_fit import WIDE
 from ppl_vi.metrics.sampled.weighted_samples import guide_samples, pooled
 from ppl_vi.metrics.scorecard import Scorecard
 
@@ -23,6 +24,8 @@ NUM_FOLLOWED = 3  # replicas whose reverse KL is followed: the best, the middle 
 # The noise on which an ELBO is taken at every recorded step, with several latent numbers: nodes of a rule, and rules.
 # It is less than the scores take (2^11 to 2^14 nodes), because there are many steps and a figure shows few digits.
 NUM_TRAJECTORY_NODES, NUM_TRAJECTORY_RULES = 1024, 2
+# The nodes where each takes more numbers than WIDE, as on much data: the curves of 100,000 rows would take 40 s else.
+WIDE_TRAJECTORY_NODES = 128
 NUM_DENSITY_NODES = 2**13  # nodes of each rule over which a guide's density is counted in bins
 
 
@@ -69,7 +72,8 @@ def _reverse_kl_by_step(card: Scorecard) -> np.ndarray:
     members = theta.flatten(1, 2)
     if card.truth.line is not None:
         return reverse_kl_of_many(quadrature_grid(fitted, card.truth, members)).reshape(theta.shape[:3])
-    rules = noise_rules(fitted.program.latent_draws, NUM_TRAJECTORY_NODES, fitted.seed + 60, NUM_TRAJECTORY_RULES)
+    num = NUM_TRAJECTORY_NODES if fitted.target.width <= WIDE else WIDE_TRAJECTORY_NODES
+    rules = noise_rules(fitted.program.latent_draws, num, fitted.seed + 60, NUM_TRAJECTORY_RULES)
     nodes = scored_nodes(fitted, members, rules)
     elbo = nodes.rules.mean(nodes.log_weight).mean(-1).cpu().numpy()
     return (card.truth.log_evidence[:, None] - elbo).reshape(theta.shape[:3])
