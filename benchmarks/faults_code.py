@@ -91,13 +91,13 @@ def planted_caches(trials: Trials) -> None:
     """Libraries and kept Python code with the right digests, in caches to which others have come in every way."""
     from ppl_vi.compiler import toolchain
     from ppl_vi.compiler.inductor import CACHE_VARIABLE
-    from ppl_vi.compiler.inductor_cache import environment
+    from ppl_vi.runtime.environment import environment
 
     is_root = hasattr(os, "geteuid") and os.geteuid() == 0
     for number, way in enumerate((*WAYS, *(WAYS_OF_ROOT if is_root else ()))):
         for plant in (_library, _python):
             cache = trials.folder / f"{way.__name__}_{plant.__name__}"
-            with environment(CACHE_VARIABLE, str(cache)):
+            with environment({CACHE_VARIABLE: str(cache)}):
                 try:
                     is_run = plant(number, way)
                 except toolchain.NoCompilerError:

@@ -161,7 +161,7 @@ def damaged_draws(trials: Trials) -> None:
     import torch
 
     from models.exponential_normal import target as toy
-    from ppl_vi.compiler.inductor_cache import environment
+    from ppl_vi.runtime.environment import environment
     from ppl_vi.target.log_density import Density
     from ppl_vi.truth.chains import cache
 
@@ -177,7 +177,7 @@ def damaged_draws(trials: Trials) -> None:
     def found() -> cache.SavedReference:
         return cache.cached_reference(target, density, 0, {}, compute)
 
-    with environment("XDG_CACHE_HOME", str(trials.folder)):
+    with environment({"XDG_CACHE_HOME": str(trials.folder)}):
         found()
         (path,) = cache.folder().iterdir()
         content, draw = path.read_bytes(), random.Random(trials.seed)

@@ -23,16 +23,13 @@ from benchmarks.speed_split import PARTS, OverTimeError, Split
 from benchmarks.speed_whole import (
     MISSING,
     Record,
-    followed,
     fresh_folder,
     in_own_process,
-    markdown,
+    measured,
     seconds_cell,
-    show,
     spread_cell,
 )
 from ppl_vi import cli
-from ppl_vi.runtime.files import write_text
 
 OUT = Path("results/speed_compare")
 MAX_SECONDS = 300.0  # of processor time that a comparison may take; with --long it has LONG_SECONDS
@@ -132,23 +129,8 @@ TABLES = (("compare", "Whole comparisons of two guides, seconds of processor tim
 
 def program(arguments: argparse.Namespace) -> int:
     """Measures, shows, writes."""
-    from ppl_vi.report import files
-
-    models = arguments.models or list(MODELS)
-    for name in models:
-        if name not in MODELS:
-            raise cli.UsageError(f"unknown model '{name}'; there are {', '.join(MODELS)}")
-    cli.writable_folder("--out", arguments.out)
-    chosen = QUICK if arguments.quick else (*CASES, *(LONG if arguments.long else ()))
-    records = []
-    cases = [case for case in chosen if case.model in models]
-    for record in followed(cases, partial(record_of, num_rounds=arguments.rounds)):
-        records.append(record)
-        write_text(arguments.out / "records.json", files.to_json(records))
-    for name, title, headings, cells in TABLES:
-        show(title, headings, cells(records))
-        write_text(arguments.out / f"{name}.md", markdown(headings, cells(records)))
-    return 0
+    cases = QUICK if arguments.quick else (*CASES, *(LONG if arguments.long else ()))
+    return measured(arguments, cases, partial(record_of, num_rounds=arguments.rounds), TABLES)
 
 
 def parser() -> argparse.ArgumentParser:

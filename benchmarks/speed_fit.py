@@ -31,18 +31,15 @@ from benchmarks.speed_split import Split
 from benchmarks.speed_whole import (
     MISSING,
     Record,
-    followed,
     fresh_folder,
     in_own_process,
-    markdown,
+    measured,
     rounds,
     seconds_cell,
-    show,
     spread_cell,
     timed,
 )
 from ppl_vi import cli
-from ppl_vi.runtime.outputs import write_output_text
 
 OUT = Path("results/speed_fit")
 ROUND_SECONDS = 10.0  # no round begins once so many seconds are spent; the first always does
@@ -222,22 +219,8 @@ TABLES = (
 
 def program(arguments: argparse.Namespace) -> int:
     """Measures, shows, writes."""
-    from ppl_vi.report import files
-
-    models = arguments.models or list(MODELS)
-    for name in models:
-        if name not in MODELS:
-            raise cli.UsageError(f"unknown model '{name}'; there are {', '.join(MODELS)}")
-    cli.writable_folder("--out", arguments.out)
-    cases = [case for case in (QUICK if arguments.quick else FULL) if case.model in models]
-    records = []
-    for record in followed(cases, partial(record_of, num_rounds=arguments.rounds)):
-        records.append(record)
-        write_output_text(arguments.out / "records.json", files.to_json(records))
-    for name, title, headings, cells in TABLES:
-        show(title, headings, cells(records))
-        write_output_text(arguments.out / f"{name}.md", markdown(headings, cells(records)))
-    return 0
+    cases = QUICK if arguments.quick else FULL
+    return measured(arguments, cases, partial(record_of, num_rounds=arguments.rounds), TABLES)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -5,10 +5,10 @@ Each process has one thread on one core, and a folder of its own for what ppl_vi
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import multiprocessing
-import os
 import statistics
 import tempfile
 import time
@@ -18,10 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import speed
+from benchmarks.speed_models import MODELS
 from benchmarks.speed_process import INDUCTOR_CACHE, THREAD_VARIABLES
 from benchmarks.speed_split import processor_seconds
 from benchmarks.vae_speed import one_core
 from ppl_vi import cli
+from ppl_vi.runtime.environment import environment
+from ppl_vi.runtime.outputs import write_output_text
 
 Record = dict[str, Any]
 Rows = Sequence[Sequence[str]]
@@ -36,7 +39,7 @@ def in_own_process(folder: Path, measure: Callable[..., Record], *arguments: Any
         measure: a function at the top of a module.
         arguments: what it is given.
     """
-    with _environment(folder), one_core(), multiprocessing.get_context("spawn").Pool(1) as pool:
+    with environment(_own_folder(folder)), one_core(), multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_reported, (measure, *arguments))
 
 
@@ -56,22 +59,10 @@ def fresh_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-@contextmanager
-def _environment(folder: Path) -> Iterator[None]:
-    changed = {
-        "XDG_CACHE_HOME": str(folder),
-        INDUCTOR_CACHE: str(folder / "inductor"),
-    } | dict.fromkeys(THREAD_VARIABLES, "1")
-    before = {name: os.environ.get(name) for name in changed}
-    os.environ.update(changed)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+def _own_folder(folder: Path) -> dict[str, str]:
+    """The variables by which a process keeps its files in this folder, and computes on one thread."""
+    caches = {"XDG_CACHE_HOME": str(folder), INDUCTOR_CACHE: str(folder / "inductor")}
+    return caches | dict.fromkeys(THREAD_VARIABLES, "1")
 
 
 def timed(run: Callable[[], Any]) -> tuple[float, float]:
@@ -134,3 +125,37 @@ def followed(cases: Sequence[Any], measure: Callable[[Any], Record]) -> Iterator
     """The records of cases, with a bar."""
     for case in cli.followed(cases, len(cases), "measured"):
         yield measure(case) | speed.environment(speed._core())
+
+
+def measured(
+    arguments: argparse.Namespace,
+    cases: Sequence[Any],
+    measure: Callable[[Any], Record],
+    tables: Sequence[tuple[str, str, Sequence[str], Callable[[list[Record]], Rows]]],
+) -> int:
+    """Measures the cases of the models that are asked for, shows and writes records and tables; the exit code.
+
+    Args:
+        arguments: the options `models` and `out`.
+        cases: each has a `model`.
+        measure: the record of a case.
+        tables: the file, the title, the headings and the cells of each table.
+
+    Raises:
+        UsageError: no such model.
+    """
+    from ppl_vi.report import files
+
+    models = arguments.models or list(MODELS)
+    for name in models:
+        if name not in MODELS:
+            raise cli.UsageError(f"unknown model '{name}'; there are {', '.join(MODELS)}")
+    cli.writable_folder("--out", arguments.out)
+    records: list[Record] = []
+    for record in followed([case for case in cases if case.model in models], measure):
+        records.append(record)
+        write_output_text(arguments.out / "records.json", files.to_json(records))
+    for name, title, headings, cells in tables:
+        show(title, headings, cells(records))
+        write_output_text(arguments.out / f"{name}.md", markdown(headings, cells(records)))
+    return 0

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ppl_vi import cli
+from ppl_vi.runtime.environment import environment
 from ppl_vi.runtime.outputs import write_output_text
 
 if TYPE_CHECKING:
@@ -142,25 +143,18 @@ def one_core() -> Iterator[None]:
     import torch
 
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
-    changed = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    before = {name: os.environ.get(name) for name in changed}
     cores = os.sched_getaffinity(0) if sys.platform == "linux" else set()
     num_threads = torch.get_num_threads()
-    os.environ.update(changed)
     try:
         torch.set_num_threads(1)
         if sys.platform == "linux":
             os.sched_setaffinity(0, {max(cores)})
-        yield
+        with environment({"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}):
+            yield
     finally:
         torch.set_num_threads(num_threads)
         if sys.platform == "linux":
             os.sched_setaffinity(0, cores)
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def measure(step: Step) -> float:

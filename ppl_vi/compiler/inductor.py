@@ -28,6 +28,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from ppl_vi.compiler import inductor_cache
 from ppl_vi.runtime.caches import is_usable
+from ppl_vi.runtime.environment import environment
 
 TRIED_VERSIONS = ("2.13",)  # the versions of torch with which the tests of the compiled engine were seen to pass
 KEPT, TORCHS = "kept", "torch"  # the folders in the cache for what `inductor_cache` keeps, and for inductor's own files
@@ -133,7 +134,7 @@ def with_constants_as_inputs(module: GraphModule) -> tuple[GraphModule, list[Ten
 
 def _compiled(module: GraphModule, example: Sequence[Tensor], folder: Path, kept: Path, key: str) -> inductor_cache.Run:
     """Compiles in a folder, and keeps what later processes can run without inductor in another."""
-    with inductor_cache.environment(CACHE_VARIABLE, str(folder)), _quiet():
+    with environment({CACHE_VARIABLE: str(folder)}), _quiet():
         from torch._guards import TracingContext, tracing
         from torch._inductor import codecache, config, cpu_vec_isa
         from torch._inductor.codegen import common

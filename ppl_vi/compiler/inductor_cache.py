@@ -16,8 +16,7 @@ import platform
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import cache
 from hashlib import sha256
 from importlib.machinery import ExtensionFileLoader
@@ -29,6 +28,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from ppl_vi.runtime.environment import environment
 from ppl_vi.runtime.files import is_own, make_private
 
 CODE_FILE, DIGESTS_FILE = "code.py", "digests.json"  # the files of an entry, beside its libraries
@@ -93,20 +93,6 @@ def _executed(entry: Path) -> Run:
     return namespace["call"]
 
 
-@contextmanager
-def environment(name: str, value: str) -> Iterator[None]:
-    """Sets a variable of the environment while the context is open."""
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
-
-
 class _Libraries:
     """Takes the place of inductor's `async_compile`: gives the kernels of an entry's libraries, in the code's order."""
 
@@ -120,7 +106,7 @@ class _Libraries:
         spec = importlib.util.spec_from_file_location("kernel", path, loader=loader)
         assert spec is not None
         guards: Any = torch._C._dynamo.guards
-        with environment(ADDRESS_VARIABLE, str(guards._torchinductor_pyobject_tensor_data_ptr)):
+        with environment({ADDRESS_VARIABLE: str(guards._torchinductor_pyobject_tensor_data_ptr)}):
             module = importlib.util.module_from_spec(spec)
         loader.exec_module(module)
         return module.kernel

@@ -23,7 +23,7 @@ import cloudpickle
 
 from ppl_vi.runtime import stages
 from ppl_vi.runtime.stages import Stage
-from ppl_vi.runtime.workers import START_METHOD, Worker, WorkerGoneError, interrupts_held, one_thread, worker_for
+from ppl_vi.runtime.workers import START_METHOD, Worker, WorkerGoneError, interrupts_held, one_thread_each, worker_for
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -47,7 +47,7 @@ def wake(num_workers: int, *modules: str) -> None:
         return
     from multiprocessing import forkserver
 
-    with one_thread(), interrupts_held():
+    with one_thread_each(), interrupts_held():
         multiprocessing.get_context(START_METHOD).set_forkserver_preload([*modules, *PRELOADED_MODULES])
         forkserver.ensure_running()
 

@@ -10,7 +10,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
@@ -20,6 +20,7 @@ from typing import Any
 import cloudpickle
 
 from ppl_vi.runtime import stages
+from ppl_vi.runtime.environment import environment
 from ppl_vi.runtime.stages import Stage
 
 # On other systems than Linux, processes in which certain libraries are loaded must not be forked.
@@ -151,7 +152,7 @@ def _started(place: Place) -> Worker:
 def _new(place: Place) -> Worker:
     context: Any = multiprocessing.get_context(START_METHOD)
     ours, theirs = context.Pipe()
-    with one_thread(), interrupts_held():
+    with one_thread_each(), interrupts_held():
         process = context.Process(target=_serve, args=(theirs, *place))
         process.start()
     theirs.close()
@@ -228,19 +229,9 @@ def _failed(error: Exception) -> bytes:
     return cloudpickle.dumps(Done(error=error))
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Processes started meanwhile compute on one thread each."""
-    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+def one_thread_each() -> AbstractContextManager[None]:
+    """A context in which processes that are started compute on one thread each."""
+    return environment(dict.fromkeys(THREAD_VARIABLES, "1"))
 
 
 @contextmanager

@@ -33,25 +33,27 @@ def _evaluator(program: Program, what: str, function: Callable[..., tuple[Tensor
     return program.evaluators[key]
 
 
-def drawn(program: Program, theta: Tensor, problem: Tensor, noise: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-    """The latents' own numbers `(N, S, K)`, see `numbers_of`, and log q `(N, S)` of what members draw, nats.
+def drawn(program: Program, theta: Tensor, noise: tuple[Tensor, ...], num_draws: int) -> tuple[Tensor, Tensor]:
+    """The latents' own numbers `(B, R, S, K)`, see `numbers_of`, and log q `(B, R, S)` of what members draw, nats.
 
     Args:
         program: of the members.
-        theta: `(N, D)`.
-        problem: which problem each member belongs to, `(N,)`.
-        noise: of each draw of the latents `(N, S, *shape)`; a guide that draws nothing has one tensor `(N, S)`.
+        theta: of `R` members for each problem, `(B, R, D)`.
+        noise: of each draw of the latents `(B, R, S, *shape)`.
+        num_draws: `S`, also for a guide that draws nothing, whose draws are all the same.
     """
-    num = len(program.latent_draws)
+    num, shape = len(program.latent_draws), theta.shape[:2]
 
     def of_one(*given: Tensor) -> tuple[Tensor, Tensor]:
         point, member, row = given[:num], given[max(1, num)], given[max(1, num) + 1 :]
         values, log_guide = program.drawn(member, row, point)
         return numbers_of(program.target.latents, values), log_guide
 
-    rows = [arg[problem] for arg in program.target.args]
+    points = [part.flatten(0, 1) for part in noise] or [theta.new_zeros((shape.numel(), num_draws))]
+    rows = [arg.repeat_interleave(shape[1], 0) for arg in program.target.args]
     with torch.no_grad():
-        z, log_guide = _evaluator(program, "drawn", of_one)(noise, (theta, *rows))
+        found = _evaluator(program, "drawn", of_one)(points, (theta.flatten(0, 1), *rows))
+    z, log_guide = (part.unflatten(0, shape) for part in found)
     return z, log_guide
 
 

@@ -149,11 +149,8 @@ class Fit:
 
     def _drawn(self, theta: Tensor, noise: tuple[Tensor, ...], num: int) -> tuple[Latents, Tensor]:
         """What members `theta` `(B, R, D)` draw from noise `(B, R, num, *shape)`, and log q `(B, R, num)`, nats."""
-        shape = theta.shape[:2]
-        problem = torch.arange(shape[0], device=theta.device).repeat_interleave(shape[1])
-        parts = noise or (theta.new_zeros((*shape, num)),)  # a guide that draws nothing
-        z, log_q = members.drawn(self.program, theta.flatten(0, 1), problem, tuple(p.flatten(0, 1) for p in parts))
-        return latents_of(self.target.latents, z.unflatten(0, shape)), log_q.unflatten(0, shape)
+        z, log_q = members.drawn(self.program, theta, noise, num)
+        return latents_of(self.target.latents, z), log_q
 
     def quantiles(self, probabilities: Sequence[float], *, num_points: int = 2**14, seed: int = 0) -> Latents:
         """Quantiles of each latent number's marginal under the fitted guides: `(B, R, Q, *site.shape)` for each site.

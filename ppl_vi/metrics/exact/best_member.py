@@ -268,16 +268,18 @@ class Panels:
 
     def divergence(self, theta: Tensor, z: Tensor, slope: Tensor, p: Tensor, weight: Tensor, *row: Tensor) -> Tensor:
         """The divergence of one member `(D,)` from one problem's posterior, nats."""
-        site = self.truth.target.latents[0].name
-        log_q = vmap(lambda point: self.fit.program.log_guide(theta, row, {site: point}))(z) + slope
+        log_q = self._log_q(theta, z, slope, row)
         q = (log_q + weight).exp()
         return (q * (log_q - p) - q).sum() + 1.0
 
     def mass(self, theta: Tensor, z: Tensor, slope: Tensor, p: Tensor, weight: Tensor, *row: Tensor) -> Tensor:
         """The mass of one member `(D,)` on the panels: about 1 where they resolve it."""
+        return (self._log_q(theta, z, slope, row) + weight).exp().sum()
+
+    def _log_q(self, theta: Tensor, z: Tensor, slope: Tensor, row: tuple[Tensor, ...]) -> Tensor:
+        """The log density of one member `(D,)` in u at the nodes, `(P,)`."""
         site = self.truth.target.latents[0].name
-        log_q = vmap(lambda point: self.fit.program.log_guide(theta, row, {site: point}))(z) + slope
-        return (log_q + weight).exp().sum()
+        return vmap(lambda point: self.fit.program.log_guide(theta, row, {site: point}))(z) + slope
 
     def args(self, num: int) -> tuple[Tensor, ...]:
         """What `divergence` takes beside the parameters, of each problem `num` times, `(B num, ...)`."""
@@ -318,10 +320,12 @@ def _newton_searches(panels: Panels, starts: Tensor, max_steps: int) -> Searches
     batch, num, dim = starts.shape
     if num == 0:
         return Searches(starts, *(np.zeros((batch, 0), dtype) for dtype in (bool, float, float)))
-    begin = starts.clone()
-    for b, r in np.argwhere(~panels.resolves(starts)):
-        begin[b, r] = descended(panels.fit, int(b), starts[b, r])
-    usable = panels.resolves(begin) & np.isfinite(panels.values(begin))
+    begin, resolved = starts.clone(), panels.resolves(starts)
+    if not resolved.all():
+        for b, r in np.argwhere(~resolved):
+            begin[b, r] = descended(panels.fit, int(b), starts[b, r])
+        resolved = panels.resolves(begin)
+    usable = resolved & np.isfinite(panels.values(begin))
     converged, gain, value = np.zeros((batch, num), bool), np.zeros((batch, num)), np.full((batch, num), np.inf)
     if usable.any():
         at = torch.from_numpy(usable.ravel())

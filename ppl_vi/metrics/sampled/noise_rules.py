@@ -156,9 +156,7 @@ def guide_nodes(fit: Fit, theta: Tensor, rule: NoiseRules) -> GuideNodes:
 
 def _drawn(fit: Fit, theta: Tensor, rule: NoiseRules) -> tuple[Tensor, Tensor]:
     """The latents' numbers `(B, R, S, P, K)` and log q `(B, R, S, P)` at each node of the rules."""
-    (batch, replicas), shape = theta.shape[:2], rule.weight.shape
-    problem = torch.arange(batch, device=theta.device).repeat_interleave(replicas)
-    parts = rule.noise or (rule.weight.to(theta),)  # a guide that draws nothing is at one point at all nodes
-    noise = tuple(part.flatten(0, 1).expand(len(problem), shape.numel(), *part.shape[2:]) for part in parts)
-    z, log_guide = members.drawn(fit.program, theta.flatten(0, 1), problem, noise)
-    return z.reshape(batch, replicas, *shape, -1), log_guide.reshape(batch, replicas, *shape)
+    shape = rule.weight.shape
+    noise = tuple(part.flatten(0, 1).expand(*theta.shape[:2], shape.numel(), *part.shape[2:]) for part in rule.noise)
+    z, log_guide = members.drawn(fit.program, theta, noise, shape.numel())
+    return z.unflatten(2, shape), log_guide.unflatten(2, shape)
