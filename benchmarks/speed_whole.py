@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+
 from benchmarks import speed
 from benchmarks.speed_models import MODELS
 from benchmarks.speed_process import INDUCTOR_CACHE, THREAD_VARIABLES
@@ -60,8 +62,15 @@ def fresh_folder() -> Iterator[Path]:
 
 
 def _own_folder(folder: Path) -> dict[str, str]:
-    """The variables by which a process keeps its files in this folder, and computes on one thread."""
-    caches = {"XDG_CACHE_HOME": str(folder), INDUCTOR_CACHE: str(folder / "inductor")}
+    """The variables by which a process keeps its files in this folder, and computes on one thread.
+
+    Matplotlib's list of the fonts, which it makes once on each machine, stays where it is.
+    """
+    caches = {
+        "XDG_CACHE_HOME": str(folder),
+        INDUCTOR_CACHE: str(folder / "inductor"),
+        "MPLCONFIGDIR": matplotlib.get_cachedir(),
+    }
     return caches | dict.fromkeys(THREAD_VARIABLES, "1")
 
 

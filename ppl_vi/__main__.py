@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from ppl_vi import cli
+from ppl_vi.runtime import garbage
 from ppl_vi.runtime.display import following
 from ppl_vi.runtime.processes import travels
 from ppl_vi.runtime.stages import stage
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 OUT = Path("results")
 GUIDES = ("AutoNormal", "AutoMultivariateNormal")
+WORKERS_MODULES = ("ppl_vi.model_comparison",)  # what the processes that share the guides import
 NUM_REPLICAS = 4
 
 
@@ -95,7 +97,13 @@ def _compare(arguments: argparse.Namespace) -> int:
         comparison, guides, processes = _begun(arguments)
     processes = processes if travels(comparison) else 1
     code, done = cli.run_comparison(
-        comparison, guides, processes, arguments, lambda done: write_figures(done, arguments), progress=True
+        comparison,
+        guides,
+        processes,
+        arguments,
+        lambda done: write_figures(done, arguments),
+        "ppl_vi.report.model_plots",
+        progress=True,
     )
     if (
         done.target.dim
@@ -109,10 +117,11 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 def _begun(arguments: argparse.Namespace) -> tuple[ModelComparison, list[str], int]:
     """The comparison with its truth, the guides that are asked for, and the number of processes that share them."""
-    with signals.starting(), stage("loading Pyro and the model"):
+    with signals.starting(), garbage.imports_kept(), stage("loading Pyro and the model"):
+        cli.woken(arguments, GUIDES, WORKERS_MODULES)
         model = imported("model", arguments.model)
         given = imported("--args", arguments.args) if arguments.args else ()
-        guides, settings, processes = cli.prepared(arguments, GUIDES, ("ppl_vi.model_comparison",))
+        guides, settings, processes = cli.prepared(arguments, GUIDES, WORKERS_MODULES)
         from ppl_vi.model_comparison import begun, target_of
     try:
         target = target_of(model, given if isinstance(given, tuple) else (given,)).to(arguments.device)

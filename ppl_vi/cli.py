@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ppl_vi.runtime import names, signals
+from ppl_vi.runtime import garbage, names, signals
 from ppl_vi.runtime.display import following
 from ppl_vi.runtime.files import is_replaced
 from ppl_vi.runtime.memory import MemoryBoundError, bounded, num_sharing, parsed
@@ -225,6 +225,7 @@ def run(
     It is 2 for a usage error, 3 where a truth is uncertified, 130 after Ctrl-C, 143 after SIGTERM and 129 after SIGHUP.
     """
     arguments = parser.parse_args(argv)
+    garbage.all_kept_at_exit()
     with signals.handled(parser.prog):
         try:
             with signals.working(), noting_failures() as failed:
@@ -420,6 +421,18 @@ def _check_guide(name: str) -> None:
         raise ValueError(f"guide '{name}' can't be imported: No module named '{package}'")
 
 
+def woken(arguments: argparse.Namespace, default: Sequence[str] | None, modules: Sequence[str]) -> None:
+    """Starts the processes that will share the families, as far as is known before anything is imported.
+
+    They import the modules beside this process. Where `--max-memory` bounds what all may hold, `prepared` starts them
+    once it is known how many there may be.
+    """
+    asked = arguments.guides or default
+    several = asked is None or len(asked) > 1 or "all" in asked
+    if several and arguments.max_memory is None:
+        wake(num_workers(2, arguments.device), *modules)
+
+
 def prepared(
     arguments: argparse.Namespace, default: Sequence[str] | None, modules: Sequence[str]
 ) -> tuple[list[str], FitSettings, int]:
@@ -467,8 +480,10 @@ def compare_command(
         list_guides(Console())
         return 0
     modules = ("ppl_vi.comparison.comparison", "ppl_vi.report.plots")
-    with signals.starting():
-        guides, settings, processes = prepared(arguments, quick_guides if arguments.quick else None, modules)
+    default = quick_guides if arguments.quick else None
+    with signals.starting(), garbage.imports_kept():
+        woken(arguments, default, modules)
+        guides, settings, processes = prepared(arguments, default, modules)
         from ppl_vi.comparison.comparison import Comparison
         from ppl_vi.truth import UncertifiedTruthError, ground_truth
 
@@ -482,7 +497,13 @@ def compare_command(
     except ValueError as error:  # data where the model has no density
         raise UsageError(str(error)) from error
     code, _ = run_comparison(
-        comparison, guides, processes, arguments, lambda done: write_figures(done, arguments, more_figures), progress
+        comparison,
+        guides,
+        processes,
+        arguments,
+        lambda done: write_figures(done, arguments, more_figures),
+        "ppl_vi.report.plots",
+        progress,
     )
     return code
 
@@ -498,11 +519,19 @@ def run_comparison(
     processes: int,
     arguments: argparse.Namespace,
     draw: Callable[[SomeComparison], None],
+    figures: str,
     progress: bool,
 ) -> tuple[int, SomeComparison]:
     """Compares the guides, writes after each, shows the tables and draws; the exit code and what is finished.
 
-    With `progress` it shows how far it has come.
+    Args:
+        comparison: has the truth.
+        guides: the guides.
+        processes: how many share the guides.
+        arguments: the options of `add_comparison_options`.
+        draw: draws the figures.
+        figures: the module that draws them, which takes a while to import.
+        progress: whether to show how far it has come.
     """
     from ppl_vi.comparison.run import compare_each
 
@@ -514,6 +543,8 @@ def run_comparison(
                     comparison, guides, num_workers=processes, with_curves=with_curves
                 ):
                     write_comparison(comparison, arguments)
+                    if with_curves:
+                        importlib.import_module(figures)  # while other processes are at work
         except KeyboardInterrupt:
             done = len(comparison.entries)
             if done:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import multiprocessing
 import os
 import signal
@@ -182,6 +183,7 @@ def _serve(pipe: Connection, folder: str, path: Sequence[str]) -> None:
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
     threading.Thread(target=_die_with_master, daemon=True).start()
+    gc.freeze()  # what the server has imported stays, and stays shared with it
     os.chdir(folder)
     sys.path[:] = path
     while True:
