@@ -15,9 +15,9 @@ from torch import Tensor
 from ppl_vi.numerics.newton import eigen
 from ppl_vi.svi.gradients import MeanGradients
 
-# The Hessian takes 2 D gradients and has D^2 numbers. Fits of more parameters than this have a preconditioner of 1, and
-# their checks find no bound, so that they take all steps and never count as converged.
-MAX_CHECKED_PARAMETERS = 200
+# The Hessian takes 2 D gradients and has D^2 numbers. Fits of more parameters than this have a preconditioner of 1,
+# take all steps, and are checked by products with the Hessian after the last (`ppl_vi.svi.solves`).
+MAX_HESSIAN_PARAMETERS = 200
 # Sobol points for a preconditioner, of which only the rough size matters: along axes, and along the parameters alone.
 AXES_POINTS, UNITS_POINTS = 128, 16
 # The step of the differences that give the Hessian where a fit begins, relative to a parameter's size where that is
@@ -111,7 +111,7 @@ def curvature_preconditioner(
         seed: of the noise.
         by_axes: whether steps go along the principal axes. Along each parameter otherwise.
     """
-    if estimator.program.layout.size > MAX_CHECKED_PARAMETERS:
+    if estimator.program.layout.size > MAX_HESSIAN_PARAMETERS:
         ones = torch.ones_like(theta)
         return Preconditioner(ones, ones)
     noise = estimator.noise(num_points, seed)

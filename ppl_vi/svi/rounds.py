@@ -17,7 +17,7 @@ from torch import Tensor
 from ppl_vi.runtime.stages import Running, stage
 from ppl_vi.svi.curvature import (
     DIFFERENCE,
-    MAX_CHECKED_PARAMETERS,
+    MAX_HESSIAN_PARAMETERS,
     MAX_HESSIANS,
     Curvature,
     nearby,
@@ -42,6 +42,7 @@ from ppl_vi.svi.setup import (
     first_preconditioner,
     prepare,
 )
+from ppl_vi.svi.solves import most_gain, num_gradients
 from ppl_vi.svi.stopping import CHECK_ERROR_RATE, GainBounds, gain_bounds
 
 # The length of the first round, as a share of all steps.
@@ -273,7 +274,7 @@ def _curvature(fit: RunningFit, theta: Tensor, number: int, most: int) -> Curvat
         None where there are too many parameters.
     """
     setup, replicas = fit.setup, fit.running_replicas
-    if setup.program.layout.size > MAX_CHECKED_PARAMETERS or not len(replicas):
+    if setup.program.layout.size > MAX_HESSIAN_PARAMETERS or not len(replicas):
         return None
     units, running = fit.preconditioner.units, theta[:, replicas]
     affordable = setup.affordable_hessian_points(fit.num_particles)
@@ -356,10 +357,10 @@ def _gain(
     Only where others are left is the curvature found on more points; it is given back. A check that would cost more
     than its share of the steps takes fewer points, or is left out.
     """
-    found, is_open = np.full(theta.shape[:2], np.inf), fit.is_running
     fit.is_checked = False
     if curvature is None:
-        return found, None
+        return _gain_of_many(fit, theta, number), None
+    found, is_open = np.full(theta.shape[:2], np.inf), fit.is_running
     each = fit.setup.affordable_hessian_points(fit.num_particles) // curvature.hessians.shape[1]
     if each < MIN_STOPPING_POINTS:  # no check could stop a fit
         return found, curvature
@@ -387,6 +388,30 @@ def _gain(
         found[:, at] = np.where(is_open[:, at] & ~(is_rough & (most <= fit.gain_limit)), most, found[:, at])
         is_open[:, at] &= least <= fit.gain_limit
     return found, curvature
+
+
+def _gain_of_many(fit: RunningFit, theta: Tensor, number: int) -> np.ndarray:
+    """The same for fits of so many parameters that there is no Hessian: after the last round alone.
+
+    Before it the noise of so many parameters would mostly hide whether a fit may stop.
+    """
+    found, setup = np.full(theta.shape[:2], np.inf), fit.setup
+    look, replicas = _looks(fit, number)[-1], fit.running_replicas
+    budget = max(FREE_WORK, CHECK_SHARE * fit.step_work)
+
+    def cost(points: int) -> float:
+        each = num_gradients(points, min(MAX_HESSIAN_POINTS, points))
+        return setup.work(each * len(replicas) * setup.program.target.num_problems)
+
+    points = look.num_points
+    while points >= MIN_STOPPING_POINTS and cost(points) > budget:
+        points //= 2
+    if not fit.is_last or not len(replicas) or points < MIN_STOPPING_POINTS or setup.program.one_by_one:
+        return found
+    fit.check_work, fit.is_checked = fit.check_work + cost(points), True
+    at = (points, min(MAX_HESSIAN_POINTS, points), look.seed, look.error_rate)
+    found[:, replicas.numpy()] = most_gain(setup.estimator, theta[:, replicas], *at).cpu().numpy()
+    return found
 
 
 def _bounds(fit: RunningFit, theta: Tensor, replicas: Tensor, curvature: Curvature, look: Look) -> GainBounds:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vi.svi.curvature import MAX_CHECKED_PARAMETERS, Preconditioner
+from ppl_vi.svi.curvature import Preconditioner
 from ppl_vi.svi.diagnosis import culprit
 from ppl_vi.svi.setup import Setup
 from ppl_vi.svi.status import Status
@@ -134,11 +134,9 @@ class RunningFit:
 
     @property
     def _why_unbounded(self) -> str:
-        if self.setup.program.layout.size > MAX_CHECKED_PARAMETERS:
-            return f"not checked: more than {MAX_CHECKED_PARAMETERS} parameters"
         if not self.is_checked:
             return "not checked: that would cost more than its share of the steps; more particles or steps pay for it"
-        return "no bound on what is to gain"
+        return "no bound on what is to gain: the loss is not curved upwards, or too unevenly"
 
     def stop_converged(self, gain: np.ndarray) -> None:
         """Stops the fits that have converged, by the most that each could still gain nearby, nats, `(B, R)`."""

@@ -14,7 +14,7 @@ from ppl_vi.guides.own import has_network
 from ppl_vi.numerics.vmapping import decides_by_value
 from ppl_vi.svi.curvature import (
     AXES_POINTS,
-    MAX_CHECKED_PARAMETERS,
+    MAX_HESSIAN_PARAMETERS,
     UNITS_POINTS,
     Preconditioner,
     curvature_preconditioner,
@@ -236,7 +236,7 @@ def _particles(program: Program, strategy: Strategy, engine: str) -> tuple[int, 
         and strategy.objective.additive
         and engine != "pyro"
         and not program.one_by_one
-        and program.layout.size <= MAX_CHECKED_PARAMETERS
+        and program.layout.size <= MAX_HESSIAN_PARAMETERS
         and not has_network(program.guide)
     )
     return (FIRST_PARTICLES, True) if is_adaptive else (auto_particles(strategy.objective, engine), False)
