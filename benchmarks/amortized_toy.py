@@ -201,7 +201,7 @@ def figure(records: Sequence[dict[str, Any]]) -> Figure:
     """Family gap and amortization gap over x, one panel a guide."""
     from matplotlib.figure import Figure
 
-    from ppl_vi.report.plots import BLUE, DPI, ORANGE, plain
+    from ppl_vi.report.style import BLUE, DPI, ORANGE, plain
 
     guides = list(dict.fromkeys(record["guide"] for record in records if record["reason"] is None))
     across = min(len(guides), MAX_PANELS_ACROSS)

@@ -130,7 +130,7 @@ def figure(spreads: Sequence[Spread]) -> Figure:
     import numpy as np
     from matplotlib.figure import Figure
 
-    from ppl_vi.report.plots import BLUE, DPI, ORANGE, plain
+    from ppl_vi.report.style import BLUE, DPI, ORANGE, plain
 
     drawn = Figure(figsize=(9.5, 6.0), dpi=DPI, layout="constrained")
     for axes, spread in zip(drawn.subplots(2, 2).flat, spreads, strict=True):

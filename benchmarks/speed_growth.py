@@ -81,7 +81,7 @@ def figure(records: Sequence[Record], titles: dict[str, str]) -> Figure:
     """A panel for each axis, a line for each engine; whole verbs are dashed, in the colour of their steps."""
     from matplotlib.figure import Figure
 
-    from ppl_vi.report.plots import DPI
+    from ppl_vi.report.style import DPI
 
     made = Figure(figsize=(10, 8.2), dpi=DPI, layout="constrained")
     grid = made.subplots(2, 2)
@@ -98,7 +98,7 @@ def figure(records: Sequence[Record], titles: dict[str, str]) -> Figure:
 
 
 def _panel(axes: Axes, axis: Axis, records: Sequence[Record], titles: dict[str, str]) -> None:
-    from ppl_vi.report.plots import plain
+    from ppl_vi.report.style import plain
 
     axes.set(xscale="log", yscale="log")
     axes.margins(x=0.1)

@@ -21,7 +21,7 @@ from torch import Tensor
 from ppl_vi.guides.amortized import Head
 from ppl_vi.metrics.decoder.gaps import AmortizedScorecard
 from ppl_vi.report.numbers import three_digits
-from ppl_vi.report.plots import BLUE, DARK, DPI, GREY, ORANGE, VERMILION, plain
+from ppl_vi.report.style import BLUE, DARK, DPI, GREY, ORANGE, VERMILION, plain
 from ppl_vi.svi.minibatch import Trained
 from ppl_vi.target.target import Target
 

@@ -28,7 +28,7 @@ from ppl_vi.report.columns import (
 )
 from ppl_vi.report.failures import in_words
 from ppl_vi.report.numbers import MISSING, number, short, three_digits
-from ppl_vi.report.plots import DARK, DPI, LIGHT, plain
+from ppl_vi.report.style import DARK, DPI, LIGHT, plain
 
 COLOR_RANGE = (1e-4, 10.0)  # nats; a smaller or larger reverse KL has the colour of the end
 # On cells that are darker than this share of the colour scale the text is white.

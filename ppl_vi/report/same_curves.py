@@ -1,0 +1,76 @@
+"""Guides whose curves are the same to the eye, which figures draw once with all their names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from ppl_vi.comparison.comparison import Entry
+from ppl_vi.report.numbers import three_digits
+
+# Curves are the same if they are nowhere farther apart than this share of the panel's height, about a line's width.
+SAME = 0.01
+TITLE_LENGTH = 40  # characters of a panel's title on a line
+NOTE = "Guides whose curves differ by less than the width of a line are drawn once."
+
+T = TypeVar("T")
+
+
+def grouped(items: Sequence[T], same: Callable[[T, T], bool]) -> list[list[T]]:
+    """Items in order, each with all later ones that are the same as it; the first of a group stands for it."""
+    groups: list[list[T]] = []
+    for item in items:
+        for group in groups:
+            if same(group[0], item):
+                group.append(item)
+                break
+        else:
+            groups.append([item])
+    return groups
+
+
+def near(one: np.ndarray, other: np.ndarray, height: float) -> bool:
+    """Whether two curves on the same points are the same in a panel of this height; nan is the same as nan."""
+    if one.shape != other.shape:
+        return False
+    with np.errstate(invalid="ignore"):
+        apart = np.where((one == other) | (np.isnan(one) & np.isnan(other)), 0.0, np.abs(one - other))
+    return bool(np.all(apart <= SAME * height))
+
+
+def divergence_of(group: Sequence[Entry], problem: int) -> str:
+    """The reverse KL of the guides of a group, as one number or from the smallest to the largest."""
+    records = [entry.records[problem] for entry in group]
+    texts = list(dict.fromkeys(three_digits(record["reverse_kl"], record["reverse_kl_error"]) for record in records))
+    return texts[0] if len(texts) == 1 else f"{texts[0]} to {texts[-1]}"
+
+
+def titled(group: Sequence[Entry], number: int) -> tuple[str, str]:
+    """The names of a group as a panel's title, and a note that gives them all where the title has no room, or "".
+
+    Args:
+        group: the guides.
+        number: of the note.
+    """
+    names = [entry.guide for entry in group]
+    lines: list[str] = []
+    for name in names:
+        if lines and len(lines[-1]) + len(name) + 2 <= TITLE_LENGTH:
+            lines[-1] += f", {name}"
+        else:
+            lines.append(name)
+    if len(lines) <= 2:
+        return ",\n".join(lines), ""
+    mark = f"({number})"
+    return f"{names[0]}\nand {len(names) - 1} more {mark}", f"{mark} {', '.join(names)}"
+
+
+def not_drawn(entries: Sequence[Entry], problem: int) -> list[str]:
+    """A note on the guides that have no curve, with the reasons; [] where all have one."""
+    reasons = []
+    for entry in entries:
+        record = entry.records[problem]
+        reasons.append(f"{entry.guide} ({record['status']}: {record['reason']})".replace(": )", ")"))
+    return [f"Without a curve: {'; '.join(reasons)}."] if reasons else []
