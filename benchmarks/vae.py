@@ -130,6 +130,7 @@ def _checked(arguments: argparse.Namespace) -> list[str]:
     """
     guides = cli.guides_among(arguments.guides, AMORTIZED)
     check_data(arguments.data)
+    arguments.whose = f"vae on {arguments.data}, {arguments.likelihood}, latents: {arguments.latent_dim}"
     cli.check_outputs(arguments)
     cli.check_device(arguments.device)
     return guides

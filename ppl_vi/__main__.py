@@ -51,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("model", metavar="MODULE:MODEL", nargs="?", help="a Pyro model, or a Target made of one")
     compare.add_argument("--args", metavar="MODULE:DATA", help="its positional arguments: one value, or a tuple")
     cli.add_comparison_options(compare, OUT, GUIDES, GUIDES, cli.FULL | {"num_replicas": NUM_REPLICAS})
+    compare.set_defaults(unlisted_is_own=False)  # what lies in the default folder may be of any model
     return found
 
 
@@ -85,6 +86,7 @@ def program(arguments: argparse.Namespace) -> int:
     folder = str(Path.cwd())
     sys.path.insert(0, folder)
     try:
+        arguments.whose = arguments.model + (f" with {arguments.args}" if arguments.args else "")
         cli.check_comparison(arguments)
         return _compare(arguments)
     finally:
@@ -135,7 +137,7 @@ def _begun(arguments: argparse.Namespace) -> tuple[ModelComparison, list[str], i
 def write_figures(comparison: ModelComparison, arguments: argparse.Namespace) -> None:
     """Writes all figures as PNG."""
     for name, figure in comparison.plot().items():
-        cli.write_figure(arguments.out / f"{name}.png", figure)
+        cli.write_figure(arguments.out / f"{figure.get_label() or name}.png", figure)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -31,6 +31,7 @@ from ppl_vi.report.columns import (
     leaves_at_least,
 )
 from ppl_vi.report.numbers import number
+from ppl_vi.report.plain_tables import for_encoding
 
 WIDTH = 120  # characters, of tables that are not printed to a terminal
 COLUMN_GAP = 2  # characters between columns
@@ -138,7 +139,7 @@ def _style(text: str) -> str:
 def terminal(stderr: bool = False) -> Console:
     """The console that tables are printed to: as wide as the terminal, or `WIDTH` where there is none."""
     console = Console(stderr=stderr)
-    return console if console.is_terminal else Console(stderr=stderr, width=WIDTH)
+    return for_encoding(console if console.is_terminal else Console(stderr=stderr, width=WIDTH))
 
 
 def show(records: Sequence[Record], console: Console, layout: Layout = BY_MODEL) -> None:
