@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -31,7 +32,7 @@ class ModelComparison(Comparison):
     """
 
     def __str__(self) -> str:
-        return table.as_text(self.records(), width=table.terminal().width)
+        return table.as_text(self.records(), width=table.terminal().width, stream=sys.stdout)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self.target.name}: {', '.join(entry.guide for entry in self.entries)}>"

@@ -1,8 +1,8 @@
 """The figure of the gaps: each guide's reverse KL as one bar on a linear axis, made of its parts.
 
-A bar shows the replica of median reverse KL, whose parts add up to its reverse KL; the numbers stand beside it. What is
-smaller than `NEGLIGIBLE` nats lies within a grey strip. No guide is left out: one that has no reverse KL has a row with
-the reason.
+A bar shows the replica of median reverse KL, whose parts add up to its reverse KL; the numbers stand beside it. Of an
+even number of replicas it is the mean of the two in the middle. What is smaller than `NEGLIGIBLE` nats lies within a
+grey strip. No guide is left out: one that has no reverse KL has a row with the reason.
 """
 
 from __future__ import annotations
@@ -68,13 +68,13 @@ class Bar:
 
 
 def bar_of(record: Record) -> Bar:
-    """The row of a record of a comparison: the replica of median reverse KL."""
+    """The row of a record of a comparison: the replica of median reverse KL, or the mean of the two in the middle."""
     if record["reverse_kl"] is None:
         return Bar(record["guide"], math.nan, reason=f"{record['status']}: {record['reason']}".removesuffix(": "))
     replicas = sorted(record["replicas"], key=lambda replica: _last_if_nan(number(replica["reverse_kl"])))
-    middle = replicas[(len(replicas) - 1) // 2] if replicas else record
-    values = {part: number(middle.get(f"{part}_gap", record.get(f"{part}_gap"))) for part in MEANINGS}
-    total = number(middle["reverse_kl"])
+    middle = replicas[(len(replicas) - 1) // 2 : len(replicas) // 2 + 1] or [record]
+    values = {part: _mean(middle, f"{part}_gap", record) for part in MEANINGS}
+    total = _mean(middle, "reverse_kl", record)
     known = {part: value for part, value in values.items() if math.isfinite(value)} if math.isfinite(total) else {}
     rest = total - sum(known.values())
     if math.isfinite(rest) and abs(rest) > 1e-9 * max(abs(total), 1.0):
@@ -88,6 +88,11 @@ def bar_of(record: Record) -> Bar:
     ends = (min(each), max(each)) if len(each) > 1 else (math.nan, math.nan)
     reason = "mass where the posterior has none" if record["support_mismatch"] and math.isinf(total) else ""
     return Bar(record["guide"], total, known, texts, tuple(part for part in signs if part in known), ends, reason)
+
+
+def _mean(replicas: Sequence[Record], name: str, record: Record) -> float:
+    """The mean of a figure over replicas; what is not listed for each of them is the record's."""
+    return sum(number(replica.get(name, record.get(name))) for replica in replicas) / len(replicas)
 
 
 def _last_if_nan(value: float) -> tuple[bool, float]:

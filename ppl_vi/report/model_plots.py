@@ -51,7 +51,7 @@ def marginals(comparison: Comparison, problem: int) -> Figure:
 
     groups = grouped(drawn, lambda one, other: near(curves(one), curves(other), 1.0))
     labels = [_label(group, problem) for group in groups]
-    keys = [Patch(color=LIGHT), *(Line2D([], [], linewidth=1.5, **line_style(i)) for i in range(len(groups)))]
+    keys = [Patch(color=LIGHT), *(Line2D([], [], **line_style(i)) for i in range(len(groups)))]
     columns = 2 if len(groups) > 1 else 1
     notes = [
         *([NOTE] if any(len(group) > 1 for group in groups) else []),
@@ -137,7 +137,7 @@ def _marginal(
     for i, group in enumerate(groups):
         assert group[0].curves is not None
         density = group[0].curves.density[problem].reshape(-1, len(z))[k]
-        axes.plot(z, density, linewidth=1.3, **line_style(i))
+        axes.plot(z, density, **line_style(i))
         here = float(np.trapezoid(density, z))
         if not here > MIN_MASS_SHOWN:
             outside.append(f"{_short(group[0].guide)}: {100 * here:.2g}%")

@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from rich.box import Box
 from rich.console import Console, ConsoleRenderable, Group, RenderHook
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from ppl_vi.runtime.plain_text import ascii_form, form_for
+
+# The lines of `rich.box.SIMPLE_HEAD`, which all tables here have, in ASCII.
+HEAD = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 
 
 class InAscii(RenderHook):
@@ -21,9 +25,9 @@ class InAscii(RenderHook):
         return [in_ascii(one) for one in renderables]
 
 
-def for_encoding(console: Console) -> Console:
-    """The same console, which prints tables in ASCII if its file can't take more."""
-    if form_for(console.file) is ascii_form:
+def for_encoding(console: Console, stream: Any = None) -> Console:
+    """The same console, which prints tables in ASCII if its file, or the stream that they go to, can't take more."""
+    if form_for(stream or console.file) is ascii_form:
         console.push_render_hook(InAscii())
     return console
 
@@ -41,6 +45,7 @@ def in_ascii(thing: Any) -> Any:
             sides = (thing.top, thing.right, thing.bottom, thing.left)
             return Padding(in_ascii(thing.renderable), sides, style=thing.style, expand=thing.expand)
         case Table():
+            thing.box = HEAD
             thing.columns = [
                 replace(column, header=in_ascii(column.header), _cells=list(map(in_ascii, column._cells)))
                 for column in thing.columns

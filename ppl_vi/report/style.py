@@ -33,6 +33,7 @@ PART_COLORS = {
 # Lines of several guides in one panel: seven colours, then the same dashed, then dotted.
 LINE_COLORS = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION, DARK)
 LINE_STYLES = ("-", "--", ":")
+MIN_LINE = 1.0  # points
 # The ten digits. Source: Petroff (2021), Accessible color sequences for data visualization.
 DIGIT_COLORS = (
     "#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd",
@@ -54,8 +55,12 @@ def plain(axes: Axes, *, label_size: float | None = None) -> None:
 
 
 def line_style(number: int) -> dict[str, Any]:
-    """The colour and the dashes of the line with this number, from 0; after 21 of them they begin anew."""
+    """The look of the line with this number, from 0; after 21 of them colours and dashes begin anew.
+
+    Each line is thinner than the one before, so that a line which lies under another one is seen.
+    """
     return {
+        "linewidth": max(MIN_LINE, 2.6 - 0.4 * number),
         "color": LINE_COLORS[number % len(LINE_COLORS)],
         "linestyle": LINE_STYLES[number // len(LINE_COLORS) % len(LINE_STYLES)],
     }

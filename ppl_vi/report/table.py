@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import TextIO
 
 from rich import box
 from rich.cells import cell_len
@@ -149,10 +150,14 @@ def show(records: Sequence[Record], console: Console, layout: Layout = BY_MODEL)
 
 
 def as_text(
-    records: Sequence[Record], show: Callable[[Sequence[Record], Console], None] = show, width: int = WIDTH
+    records: Sequence[Record],
+    show: Callable[[Sequence[Record], Console], None] = show,
+    width: int = WIDTH,
+    stream: TextIO | None = None,
 ) -> str:
-    """The tables that `show` prints, without colour, for a file."""
+    """The tables that `show` prints, without colour, for a file; with a stream in signs that it can take."""
     with io.StringIO() as sink:
-        show(records, Console(file=sink, width=width, force_terminal=False, no_color=True))
+        console = Console(file=sink, width=width, force_terminal=False, no_color=True)
+        show(records, for_encoding(console, stream or sink))
         lines = sink.getvalue().splitlines()
     return "\n".join(line.rstrip() for line in lines) + "\n"

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from ppl_vi.report.gap_bars import MIN_AXIS, NEGLIGIBLE, Bar, axis_end, bar_of, figure_of
@@ -44,6 +45,14 @@ def test_bars_add_up_to_the_reverse_kl_on_a_linear_axis(gaps):
     assert lengths["optimization"] == pytest.approx(gaps["optimization"] + 0.1875, rel=1e-12)
     assert figure.axes[0].get_xscale() == "linear"
     assert figure.axes[0].get_xlim()[0] == 0
+
+
+def test_of_an_even_number_of_replicas_the_bar_is_the_median_and_adds_up():
+    record = made_record("one", GAPS, replicas=(0.75, 0.0, 0.25, 0.1875))
+    bar = bar_of(record)
+    assert bar.total == pytest.approx(np.median([replica["reverse_kl"] for replica in record["replicas"]]), rel=1e-12)
+    assert bar.parts["optimization"] == pytest.approx(0.05 + (0.1875 + 0.25) / 2, rel=1e-12)
+    assert sum(bar.parts.values()) == pytest.approx(bar.total, rel=1e-12)
 
 
 def test_parts_stand_end_to_end_and_a_negative_one_goes_back():

@@ -1,6 +1,6 @@
 """Colours that colour-blind readers can tell apart, by a simulation of their sight."""
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -61,5 +61,10 @@ def test_the_simulation_finds_a_palette_that_is_not_safe():
 
 
 def test_21_lines_look_different():
-    looks = [tuple(style.line_style(i).values()) for i in range(21)]
-    assert len(set(looks)) == 21
+    looks = [style.line_style(i) for i in range(21)]
+    assert len({(look["color"], look["linestyle"]) for look in looks}) == 21
+
+
+def test_a_line_under_another_one_is_seen():
+    widths = [style.line_style(i)["linewidth"] for i in range(5)]
+    assert all(before - after >= 0.3 for before, after in pairwise(widths))

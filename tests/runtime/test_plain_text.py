@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.toy_posterior import main
 from ppl_vi.report import matrix
-from ppl_vi.report.table import terminal
+from ppl_vi.report.table import as_text, terminal
 from ppl_vi.runtime.plain_text import FORMS, SUPERSCRIPTS, ascii_form, encodable_output
 from tests.report.test_matrix import RECORDS
 
@@ -71,7 +71,15 @@ def test_columns_stay_even_in_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
     out = stream("ascii")
     monkeypatch.setattr(sys, "stdout", out)
     matrix.show(RECORDS, terminal())
-    rows = [line for line in written(out).splitlines() if "|" in line]
-    assert len(rows) == 3
+    head, rule, *rows = [line.rstrip() for line in written(out).splitlines()][:4]
     assert any("<=1e-6" in row for row in rows)
-    assert len({tuple(i for i, c in enumerate(row) if c == "|") for row in rows}) == 1
+    assert set(rule) == {"-"}
+    assert {len(line) for line in (head, *rows)} == {len(rule)}  # the last column ends with the line
+
+
+def test_a_printed_result_goes_to_an_ascii_terminal() -> None:
+    shown = as_text(RECORDS, matrix.show, stream=stream("ascii"))
+    assert "<=1e-6" in shown
+    assert shown.isascii()
+    assert "≤1e-6" in as_text(RECORDS, matrix.show, stream=stream("utf-8"))
+    assert "≤1e-6" in as_text(RECORDS, matrix.show)
