@@ -55,7 +55,8 @@ def program(arguments: argparse.Namespace) -> int:
         list_guides()
         return 0
     guides = _checked(arguments)
-    images, train_x, test_x = load_data(arguments)
+    with cli.loading():
+        images, train_x, test_x = load_data(arguments)
     from ppl_vi.runtime.processes import wake
 
     try:

@@ -528,7 +528,7 @@ def compare_command(
         return 0
     modules = ("ppl_vi.comparison.comparison", "ppl_vi.report.plots")
     default = quick_guides if arguments.quick else None
-    with signals.starting(), garbage.imports_kept():
+    with loading(), signals.starting(), garbage.imports_kept():
         woken(arguments, default, modules)
         guides, settings, processes = prepared(arguments, default, modules)
         from ppl_vi.comparison.comparison import Comparison
@@ -553,6 +553,13 @@ def compare_command(
         progress,
     )
     return code
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Says in a terminal, before the first import that takes seconds, that the program has begun."""
+    with following(on_terminal()), stage("loading Pyro and the model"):
+        yield
 
 
 def on_terminal() -> bool:
