@@ -198,7 +198,7 @@ def _show(records: Sequence[dict[str, Any]], console: Console) -> None:
 
 def figure(records: Sequence[dict[str, Any]]) -> Figure:
     """Family gap and amortization gap over x, on top of each other; a panel for each guide."""
-    from ppl_vi.report.numbers import short
+    from ppl_vi.report.numbers import short, three_digits
     from ppl_vi.report.style import PART_COLORS, Grid, legend, legend_height, page, plain
 
     guides = list(dict.fromkeys(record["guide"] for record in records if record["reason"] is None))
@@ -213,8 +213,9 @@ def figure(records: Sequence[dict[str, Any]]) -> Figure:
         x, family, amortization = ([record[name] for record in rows] for name in ("x", "family_gap", "amortization"))
         colors = [PART_COLORS["family"], PART_COLORS["amortization"]]
         areas = axes.stackplot(x, family, amortization, colors=colors, linewidth=0)
-        most = f"at most {short(max(family), 2)} + {short(max(amortization), 2)} nats"
-        axes.set_title(f"{guide}\n{most}", fontsize=9, parse_math=False)
+        worst = max(rows, key=lambda record: record["family_gap"])
+        most = f"at most {three_digits(worst['family_gap'], worst['family_gap_error'])} + {short(max(amortization), 2)}"
+        axes.set_title(f"{guide}\n{most} nats", fontsize=9, parse_math=False)
         axes.margins(x=0)
         plain(axes, label_size=8)
     if guides:

@@ -14,6 +14,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from matplotlib.figure import Figure
 from pyro.contrib.easyguide import EasyGuide
 from pyro.distributions.transforms import affine_coupling, iterated, planar, spline_autoregressive
 from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal, AutoNormalizingFlow, AutoStructured
@@ -325,6 +326,13 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     yield tmp_path
     sys.modules.pop("seen_by_nobody", None)
+
+
+def test_the_file_of_a_figure_has_the_name_that_the_figure_gives_it(tmp_path):
+    figures = {"gaps": Figure(), "marginals": Figure()}
+    figures["marginals"].set_label("marginals_40_of_100")
+    command.write_figures(SimpleNamespace(plot=lambda: figures), SimpleNamespace(out=tmp_path))
+    assert {path.name for path in tmp_path.iterdir()} == {"gaps.png", "marginals_40_of_100.png"}
 
 
 @pytest.mark.slow
