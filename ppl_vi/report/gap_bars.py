@@ -70,7 +70,8 @@ class Bar:
 def bar_of(record: Record) -> Bar:
     """The row of a record of a comparison: the replica of median reverse KL, or the mean of the two in the middle."""
     if record["reverse_kl"] is None:
-        return Bar(record["guide"], math.nan, reason=f"{record['status']}: {record['reason']}".removesuffix(": "))
+        why = str(record["reason"]).removeprefix(f"{record['guide']}: ")
+        return Bar(record["guide"], math.nan, reason=f"{record['status']}: {why}".removesuffix(": "))
     replicas = sorted(record["replicas"], key=lambda replica: _last_if_nan(number(replica["reverse_kl"])))
     middle = replicas[(len(replicas) - 1) // 2 : len(replicas) // 2 + 1] or [record]
     values = {part: _mean(middle, f"{part}_gap", record) for part in MEANINGS}

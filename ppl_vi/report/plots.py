@@ -27,9 +27,9 @@ PANELS = Grid(columns=4, panel=(2.7, 1.4), between=(0.25, 0.6), left=0.75, below
 MIN_DRAWN = 1e-9
 # How far below log p(x), in nats, the panels of ELBOs reach at least; a smaller span would show only noise.
 MIN_ELBO_SPAN = 1.0
-# If the ELBO of the median guide ends farther below log p(x) than that, the panels reach this many times as far as it
-# does.
-ELBO_ROOM = 1.25
+# Else they reach this many times as far as the lowest guide, of those that end at most so many times as far below
+# log p(x) as the median guide: one that is much worse would press the others against log p(x).
+ELBO_ROOM, ELBO_CUT = 1.25, 4.0
 # Density panels end at this many times the posterior's peak, so that a far narrower guide does not flatten the rest.
 DENSITY_ROOM = 1.8
 
@@ -97,7 +97,9 @@ def elbos_by_step(comparison: Comparison, problem: int) -> Figure:
     evidence = float(comparison.truth.log_evidence[problem])
     ends = {guide: float(np.median(kl[:, -1])) for guide, (_, kl) in ways.items()}
     finite = sorted(filter(math.isfinite, ends.values()))
-    span = max(MIN_ELBO_SPAN, ELBO_ROOM * finite[(len(finite) - 1) // 2]) if finite else MIN_ELBO_SPAN
+    middle = finite[(len(finite) - 1) // 2] if finite else 0.0
+    lowest = max((end for end in finite if end <= ELBO_CUT * middle), default=0.0)
+    span = max(MIN_ELBO_SPAN, ELBO_ROOM * lowest)
 
     def drawn(entry: Entry) -> np.ndarray:
         kl = ways[entry.guide][1]
@@ -221,7 +223,7 @@ def _way(axes: Axes, steps: np.ndarray, values: np.ndarray, floor: float = -np.i
     elif np.isfinite(values).all():
         axes.axhspan(values.min(), values.max(), color=BLUE, alpha=0.25, linewidth=0)
         axes.axhline(float(np.median(values)), color=BLUE, linewidth=1.5, linestyle=":")
-        _say(axes, "dotted: as it is, without SVI steps", 0.3)
+        _say(axes, "dotted: without SVI steps", 0.3)
     else:
         _say(
             axes, "infinite: it has mass where\nthe posterior has none" if np.isinf(values).any() else "not known", 0.3
@@ -234,11 +236,14 @@ def _say(axes: Axes, text: str, height: float) -> None:
 
 
 def _same_steps(made: Page, ways: Ways) -> None:
-    """Gives all panels the axis of those that have steps."""
+    """Gives all panels, which share their axes, the axis of those that have steps."""
     steps = np.concatenate([steps for steps, _ in ways.values()]) if ways else np.empty(0)
-    low, high = (steps.min(), steps.max()) if len(steps) else (1.0, 10.0)
-    for axes in made.panels[:1]:  # the panels share their axes
+    low, high = (float(steps.min()), float(steps.max())) if len(steps) else (1.0, 10.0)
+    ticks = [10.0**power for power in range(10) if low / 1.2 < 10.0**power < 1.2 * high]
+    ticks += [high] if not ticks or high > 2 * ticks[-1] else []
+    for axes in made.panels[:1]:
         axes.set_xlim(low / 1.3, high * 1.3)
+        axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
 
 
 def _multiples(

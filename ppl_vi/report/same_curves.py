@@ -72,5 +72,6 @@ def not_drawn(entries: Sequence[Entry], problem: int) -> list[str]:
     reasons = []
     for entry in entries:
         record = entry.records[problem]
-        reasons.append(f"{entry.guide} ({record['status']}: {record['reason']})".replace(": )", ")"))
+        why = str(record["reason"]).removeprefix(f"{entry.guide}: ")
+        reasons.append(f"{entry.guide} ({record['status']}: {why})".replace(": )", ")"))
     return [f"Without a curve: {'; '.join(reasons)}."] if reasons else []
