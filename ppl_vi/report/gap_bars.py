@@ -42,6 +42,8 @@ ROW, BARS, NUMBER_WIDTH, CHARACTER_WIDTH = 0.27, 4.2, 0.88, 0.068
 BAR_HEIGHT = 0.7 * ROW
 NAME_LENGTH, REASON_LENGTH = 34, 64  # characters of a guide's name on a line, and of a reason
 BOUND_HATCH = "////"
+# No plain grey, from which colour-blind readers can't tell the green of the start gap.
+UNKNOWN_LOOK: dict[str, Any] = {"facecolor": "white", "edgecolor": GREY, "hatch": "....", "linewidth": 0.8}
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ def _keys(bars: Sequence[Bar], parts: Sequence[str]) -> list[Patch]:
     """What the colours mean."""
     keys = [Patch(color=PART_COLORS[part], label=MEANINGS[part]) for part in parts]
     if any(UNKNOWN in bar.parts for bar in bars):
-        keys.append(Patch(color=GREY, label="not split into its parts"))
+        keys.append(Patch(**UNKNOWN_LOOK, label="not split into its parts"))
     if any(bar.bounds for bar in bars):
         keys.append(Patch(facecolor=GREY, edgecolor="white", hatch=BOUND_HATCH, label="hatched: only a bound is known"))
     return keys
@@ -191,7 +193,9 @@ def _segment(axes: Axes, part: str, place: tuple[float, float], row: float, is_b
     color = PART_COLORS.get(part, GREY)
     start, value = place
     look: dict[str, Any] = {"facecolor": color}
-    if value < 0:
+    if part == UNKNOWN:
+        look = UNKNOWN_LOOK
+    elif value < 0:
         look = {"facecolor": "none", "edgecolor": color, "linewidth": 1.2}
     elif is_bound:
         look |= {"hatch": BOUND_HATCH, "edgecolor": "white", "linewidth": 0.0}

@@ -30,8 +30,9 @@ PART_COLORS = {
     "amortization": PURPLE,
     "objective": VERMILION,
 }
-# Lines of several guides in one panel: seven colours, then the same dashed, then dotted.
-LINE_COLORS = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION, DARK)
+# Lines of several guides in one panel: seven colours, first those that colour-blind readers tell apart best, then
+# the same dashed, then dotted.
+LINE_COLORS = (BLUE, ORANGE, DARK, SKY, VERMILION, GREEN, PURPLE)
 LINE_STYLES = ("-", "--", ":")
 MIN_LINE = 1.0  # points
 # The ten digits. Source: Petroff (2021), Accessible color sequences for data visualization.

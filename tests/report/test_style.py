@@ -44,6 +44,10 @@ def test_colors_are_told_apart(colors, sight):
     assert nearest(colors, SIGHT[sight]) > LEAST
 
 
+def test_the_first_lines_are_the_farthest_apart():
+    assert min(nearest(style.LINE_COLORS[:4], sight) for sight in SIGHT.values()) > 1.5 * LEAST
+
+
 def test_the_simulation_finds_a_palette_that_is_not_safe():
     tab10 = (
         "#1f77b4",
