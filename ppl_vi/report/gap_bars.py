@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from ppl_vi.report.columns import Record, bound, leaves_at_least, uncertainty
+from ppl_vi.report.columns import Record, bound, doubted, leaves_at_least, uncertainty
 from ppl_vi.report.numbers import MISSING, number, three_digits
 from ppl_vi.report.style import DARK, GREY, LIGHT, NOTE_SIZE, PART_COLORS, Grid, legend, legend_height, page, plain
 
@@ -87,6 +87,9 @@ def bar_of(record: Record) -> Bar:
     texts = {part: three_digits(values[part], uncertainty(record, f"{part}_gap")) for part in MEANINGS}
     texts = {part: bound(text, signs[part]) if part in signs else text for part, text in texts.items()}
     texts["reverse KL"] = three_digits(total, uncertainty(record, "reverse_kl"))
+    for part in texts:
+        if ("reverse_kl" if part == "reverse KL" else f"{part}_gap") in record["uncertified"]:
+            texts[part] = doubted(texts[part])
     each = [value for value in (number(replica["reverse_kl"]) for replica in replicas) if not math.isnan(value)]
     ends = (min(each), max(each)) if len(each) > 1 else (math.nan, math.nan)
     reason = "mass where the posterior has none" if record["support_mismatch"] and math.isinf(total) else ""

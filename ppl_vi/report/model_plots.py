@@ -16,8 +16,8 @@ from matplotlib.ticker import MaxNLocator
 from ppl_vi.comparison.comparison import Comparison, Entry
 from ppl_vi.metrics.sampled.weighted_samples import number_names
 from ppl_vi.report.plots import DENSITY_ROOM, divergences_by_step, elbos_by_step, gaps
-from ppl_vi.report.same_curves import NOTE, divergence_of, grouped, near, not_drawn
-from ppl_vi.report.style import LIGHT, NOTE_SIZE, Grid, legend, legend_height, line_style, page, plain
+from ppl_vi.report.same_curves import NOTE, divergence_of, doubts, grouped, near, not_drawn
+from ppl_vi.report.style import LIGHT, NOTE_SIZE, Grid, legend, legend_height, line_style, page, plain, shortened
 from ppl_vi.report.table import sort_key
 
 # A guide of whose mass a panel shows less than this share is named in the panel, with the share.
@@ -54,6 +54,7 @@ def marginals(comparison: Comparison, problem: int) -> Figure:
     keys = [Patch(color=LIGHT), *(Line2D([], [], **line_style(i)) for i in range(len(groups)))]
     columns = 2 if len(groups) > 1 else 1
     notes = [
+        *doubts(entries, problem),
         *([NOTE] if any(len(group) > 1 for group in groups) else []),
         *_numbers_left_out(names, shown, varying, bool(posterior.size)),
         *not_drawn([entry for entry in entries if entry.curves is None], problem),
@@ -64,16 +65,10 @@ def marginals(comparison: Comparison, problem: int) -> Figure:
     made = page(len(shown), _grid(len(shown)), heading, notes, names=("", "density"), above=above)
     for axes, k, top in zip(made.panels, shown, tops, strict=True):
         _marginal(axes, groups, problem, z[k], posterior[k], k, top)
-        axes.set_title(_short(names[k]), fontsize=NOTE_SIZE, y=1.0, parse_math=False)
+        axes.set_title(shortened(names[k], NAME_LENGTH), fontsize=NOTE_SIZE, y=1.0, parse_math=False)
     legend(made.figure, keys, all_labels, made.top, columns)
     made.figure.set_label("marginals" if len(shown) == len(names) else f"marginals_{len(shown)}_of_{len(names)}")
     return made.figure
-
-
-def _short(name: str) -> str:
-    """A name that fits above a panel: without its middle where it is long."""
-    half = NAME_LENGTH // 2 - 1
-    return name if len(name) <= NAME_LENGTH else f"{name[:half]}...{name[-half:]}"
 
 
 def _grid(num_panels: int) -> Grid:
@@ -140,7 +135,7 @@ def _marginal(
         axes.plot(z, density, **line_style(i))
         here = float(np.trapezoid(density, z))
         if not here > MIN_MASS_SHOWN:
-            outside.append(f"{_short(group[0].guide)}: {100 * here:.2g}%")
+            outside.append(f"{shortened(group[0].guide, NAME_LENGTH)}: {100 * here:.2g}%")
     if outside:
         text = "mass within this panel\n" + "\n".join(outside)
         box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1}

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from ppl_vi.comparison.comparison import Comparison, Entry
 from ppl_vi.report.gap_bars import bar_of, figure_of
 from ppl_vi.report.numbers import nats, number, three_digits
-from ppl_vi.report.same_curves import NOTE, divergence_of, grouped, near, not_drawn, titled
+from ppl_vi.report.same_curves import NOTE, divergence_of, doubts, grouped, near, not_drawn, titled
 from ppl_vi.report.style import BLUE, DPI, GREY, LIGHT, NOTE_SIZE, ORANGE, VERMILION, Grid, Page, page, plain
 from ppl_vi.report.table import sort_key
 from ppl_vi.truth import Truth
@@ -129,7 +129,7 @@ def gaps(comparison: Comparison, problem: int) -> Figure:
     """Reverse KL split into its causes, as stacked bars; every guide has a row."""
     records = sorted((entry.records[problem] for entry in comparison.entries), key=sort_key)
     heading = f"{comparison.label(problem)}: how far each guide is from the posterior, and why"
-    return figure_of([bar_of(record) for record in records], heading)
+    return figure_of([bar_of(record) for record in records], heading, doubts(comparison.entries, problem))
 
 
 def posterior_over_x(x: np.ndarray, truth: Truth, marked: Sequence[float]) -> Figure:
@@ -182,10 +182,11 @@ def trajectory(entry: Entry, problem: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _with_curves(comparison: Comparison, problem: int) -> tuple[list[Entry], list[str]]:
-    """The guides that have curves, the nearest first, and a note on the others."""
+    """The guides that have curves, the nearest first, and notes on the others and on the truth."""
     entries = sorted(comparison.entries, key=lambda entry: sort_key(entry.records[problem]))
     without = [entry for entry in entries if entry.curves is None]
-    return [entry for entry in entries if entry.curves is not None], not_drawn(without, problem)
+    notes = doubts(entries, problem) + not_drawn(without, problem)
+    return [entry for entry in entries if entry.curves is not None], notes
 
 
 def _leaks(entry: Entry) -> bool:

@@ -8,7 +8,9 @@ from typing import TypeVar
 import numpy as np
 
 from ppl_vi.comparison.comparison import Entry
+from ppl_vi.report.failures import in_words
 from ppl_vi.report.numbers import three_digits
+from ppl_vi.report.style import shortened
 
 # Curves are the same if they are nowhere farther apart than this share of the panel's height, about a line's width.
 SAME = 0.01
@@ -61,10 +63,18 @@ def titled(group: Sequence[Entry], number: int) -> tuple[str, str]:
             lines[-1] += f", {name}"
         else:
             lines.append(name)
-    if len(lines) <= 2:
+    if len(lines) <= 2 and max(map(len, lines)) <= TITLE_LENGTH:
         return ",\n".join(lines), ""
-    mark = f"({number})"
-    return f"{names[0]}\nand {len(names) - 1} more {mark}", f"{mark} {', '.join(names)}"
+    mark, first = f"({number})", shortened(names[0], TITLE_LENGTH - 5)
+    title = f"{first}\nand {len(names) - 1} more {mark}" if len(names) > 1 else f"{first} {mark}"
+    return title, f"{mark} {', '.join(names)}"
+
+
+def doubts(entries: Sequence[Entry], problem: int) -> list[str]:
+    """A note that the figure rests on an uncertified truth, and what failed; [] where it is trusted."""
+    failed = [entry.records[problem] for entry in entries if entry.records[problem].get("uncertified")]
+    why = in_words(failed[0]["grade_reason"]) if failed else ""
+    return [f"The truth is uncertified, so do not rely on this: {why}."] if failed else []
 
 
 def not_drawn(entries: Sequence[Entry], problem: int) -> list[str]:

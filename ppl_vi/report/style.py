@@ -73,6 +73,12 @@ def wrapped(text: str, inches: float, size: float) -> list[str]:
     return textwrap.wrap(text, wide, break_on_hyphens=False) or [""]
 
 
+def shortened(name: str, length: int) -> str:
+    """A name of at most so many characters: without its middle where it is longer."""
+    half = (length - 3) // 2
+    return name if len(name) <= length else f"{name[:half]}...{name[-half:]}"
+
+
 def height_of(num_lines: int, size: float) -> float:
     """The height of lines of text in inches, at a font size in points."""
     return num_lines * LINE_HEIGHT * size / POINTS_PER_INCH

@@ -127,3 +127,22 @@ def test_one_replica_has_no_range_and_one_step_is_seen():
     assert figure.axes[0].lines[0].get_marker() == "o"
     assert "replicas" not in words(figure)
     assert "range (band) of replicas" in words(plots.divergences_by_step(comparison(guides(1, 1)), 0))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_an_uncertified_truth_is_told_in_every_figure(name):
+    doubtful = {"uncertified": ["reverse_kl", "family_gap"], "grade_reason": "split R-hat 1.2, at most 1.01 is allowed"}
+    made = comparison([entry(made_record("one", SMALL) | doubtful, points(1))])
+    said = words(EVERY[name](made, 0))
+    assert "uncertified, so do not rely on this: the chains disagree" in said
+    assert name != "gaps" or ("0.300?" in said and "0.200?" in said and "0.100?" not in said)
+    assert "uncertified" not in words(EVERY[name](comparison(guides(1, 1)), 0))
+
+
+def test_a_long_name_is_whole_in_a_note_below():
+    name = "my_package.guides.with.a.path:and_a_name_that_has_no_end"
+    figure = plots.densities(comparison([entry(made_record(name, SMALL), points(1))]), 0)
+    first = figure.axes[0].get_title().split("\n")[0]
+    assert first.endswith("(1)")
+    assert len(first) <= 40
+    assert f"(1) {name}" in words(figure)
