@@ -248,8 +248,12 @@ def _run(
     with signals.handled(parser.prog):
         try:
             with noting_failures() as failed, result_folder.collecting():
-                with signals.working():
-                    code = program(arguments)
+                try:
+                    with signals.working():
+                        code = program(arguments)
+                except UsageError:  # as where no guide could be compared, which is known at the end
+                    tell_results()
+                    raise
                 if sys.stdout is not None:
                     sys.stdout.flush()
                 if code < SIGNALLED:

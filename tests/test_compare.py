@@ -432,7 +432,9 @@ def test_what_a_callback_raises_is_no_failure_of_a_guide():
 def test_what_can_t_be_done_is_one_line_and_exit_code_2(arguments, message, folder, refused, capsys):
     if message is None:  # the table comes first, then the line
         assert command.main(["compare", *arguments, "--no-plots"]) == 2
-        assert "no guide could be compared: seen_by_nobody:wrong: ValueError" in capsys.readouterr().err
+        *_, told, error = capsys.readouterr().err.splitlines()
+        assert told == "written to results: records.json, records.csv, table.txt"
+        assert "no guide could be compared: seen_by_nobody:wrong: ValueError" in error
         return
     assert message in refused(command.main, ["compare", *arguments])
 
