@@ -196,7 +196,7 @@ def _family(comparison: Comparison, guide: str) -> Family | str:
     if isinstance(meant, str) and ":" not in meant:
         find_family(meant)  # refuses an unknown name with the reason
         return meant
-    return family_of(comparison.target, meant)
+    return family_of(comparison.target, meant, as_it_is=comparison.settings.num_steps == 0)
 
 
 @contextmanager

@@ -1,0 +1,214 @@
+"""The family of an autoguide that is given as an object: its class with its settings, and the values that it has.
+
+The members of the family are copies of the object that are set up anew for the target's model, as Pyro sets up an
+autoguide in its first call, so that what they keep of the model (supports, plates, shapes) is the target's, in its
+dtype. What the object has of its own stays, such as the order of the latents in a flow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import pyro.poutine as poutine
+import torch
+from pyro.infer.autoguide import AutoGuide, AutoMessenger
+from pyro.infer.autoguide.initialization import InitMessenger
+from pyro.poutine.block_messenger import BlockMessenger
+from pyro.poutine.messenger import Messenger, unwrap
+from torch import Tensor, nn
+from torch.distributions import biject_to, transform_to
+
+from ppl_vi.guides.given import UNCONSTRAINED, GivenGuide, autoguides_of, check_shape, private_copy_of, store_names
+from ppl_vi.target.arguments import BoundModel, private_copy
+from ppl_vi.target.inspection import raised_by
+from ppl_vi.target.isolation import whole_plates
+from ppl_vi.target.precision import DtypeConversion
+from ppl_vi.target.target import Target
+
+# Points of unconstrained space, for each number, at which two supports are compared by the maps to them.
+COMPARED_POINTS = (-1.3, 0.2, 0.9)
+# Where Pyro's messenger guides keep the parameters that they make when they first meet a site.
+MADE_AT_SITES = ("locs", "scales", "weights")
+
+
+@dataclass(frozen=True, eq=False)
+class OwnAutoguide:
+    """The family of an autoguide that a user has given as an object.
+
+    Attributes:
+        given: the autoguide, as it was given.
+        target: the target whose model its members are for.
+        template: a copy that has been set up for this target once, without its model.
+        values: the parameters that it was given with, unconstrained, in the target's dtype.
+    """
+
+    given: GivenGuide
+    target: Target
+    template: nn.Module
+    values: dict[str, Tensor]
+
+    @property
+    def name(self) -> str:
+        """The autoguide's name."""
+        return self.given.name
+
+    @staticmethod
+    def of(target: Target, given: GivenGuide) -> OwnAutoguide:
+        """The family of a given autoguide for a target.
+
+        Raises:
+            ValueError: the autoguide was made for another model or other data, or its file has not all of its values.
+        """
+        _check_sites(target, given)
+        guide = _seated(given.guide, given.models, target.model)
+        with target.isolated(seed=0), whole_plates(), torch.no_grad():
+            poutine.trace(guide).get_trace(*target.row(0))
+        guide = guide.to(target.device, target.dtype)
+        _put(given, guide)
+        values = {name: value.detach().clone() for name, value in guide.named_parameters()}
+        return OwnAutoguide(given, target, private_copy_of(guide), values)
+
+    def __call__(self, model: Any, init_loc_fn: Callable[..., Any] | None = None) -> nn.Module:
+        """A member for a model, whose first call sets it up where `init_loc_fn` says."""
+        return _seated(self.template, self.given.models, model, init_loc_fn)
+
+    @torch.no_grad()
+    def put_values(self, guide: nn.Module) -> None:
+        """Gives a member that has been set up the values of the user's guide."""
+        for name, parameter in guide.named_parameters():
+            parameter.copy_(self.values[name])
+
+
+def _seated(
+    guide: nn.Module, models: dict[str, Any], model: Any, init_loc_fn: Callable[..., Any] | None = None
+) -> nn.Module:
+    """A copy of an autoguide that is for another model; the parts of a list see what they saw of theirs."""
+    copied = private_copy_of(guide)
+    for path, part in autoguides_of(copied):
+        part._model = (_wrapped_alike(models[path], model, init_loc_fn),)
+        if "_original_model" in vars(part):
+            part._original_model = (model,)
+        if isinstance(part, AutoMessenger) and init_loc_fn is not None:
+            part.init_loc_fn = init_loc_fn
+            for name in MADE_AT_SITES:
+                part._modules.pop(name, None)
+    return copied
+
+
+def _wrapped_alike(given: Any, model: Any, init_loc_fn: Callable[..., Any] | None) -> Any:
+    """A model under the handlers by which an autoguide initialises sites and hides some."""
+    inner = getattr(given, "func", None)
+    if not (isinstance(inner, partial) and len(inner.args) == 2 and isinstance(inner.args[0], Messenger)):
+        return model
+    handler, below = inner.args
+    wrapped = _wrapped_alike(below, model, init_loc_fn)
+    if isinstance(handler, InitMessenger):
+        return (handler if init_loc_fn is None else InitMessenger(init_loc_fn))(wrapped)
+    return handler(wrapped) if isinstance(handler, BlockMessenger) else wrapped
+
+
+# ---- whether a guide was made for this model
+
+
+def _check_sites(target: Target, given: GivenGuide) -> None:
+    """Refuses an autoguide that was set up for other latents, or that would be.
+
+    Raises:
+        ValueError: it was made for another model.
+    """
+    sites = given.sites if given.is_set_up else dict.fromkeys(_latents_of_own_model(target, given))
+    if not sites:
+        return
+    here = {site.name: site for site in target.latents}
+    if set(sites) != set(here):
+        raise ValueError(
+            f"the guide '{given.name}' was made for another model, of the latents {', '.join(sorted(sites))}; those of "
+            f"'{target.name}' are {', '.join(sorted(here))}"
+        )
+    for name, support in sites.items():
+        if support is not None and name not in target.moving and not _is_same(support, here[name], target.dtype):
+            raise ValueError(
+                f"the guide '{given.name}' was made for another model: its site '{name}' has the support {support}, "
+                f"that of '{target.name}' has {here[name].support}"
+            )
+
+
+def _is_same(support: Any, site: Any, dtype: torch.dtype) -> bool:
+    """Whether a support is mapped from unconstrained space as that of a site."""
+    try:
+        for value in COMPARED_POINTS:
+            point = torch.full(site.unconstrained_shape, value, dtype=dtype)
+            one, other = biject_to(support)(point), biject_to(site.support)(point)
+            if one.shape != other.shape or not torch.allclose(one.to(dtype), other.to(dtype), rtol=1e-5, atol=1e-6):
+                return False
+    except (NotImplementedError, RuntimeError, ValueError):
+        return False
+    return True
+
+
+def _latents_of_own_model(target: Target, given: GivenGuide) -> list[str]:
+    """The latents of the model that an autoguide was made for which has never been called.
+
+    Raises:
+        ValueError: that model can't be run with the target's arguments.
+    """
+    bound = target.model
+    if not isinstance(bound, BoundModel):
+        return []
+    own = private_copy(unwrap(given.models[""]), target.dtype)
+    with target.isolated(seed=0), DtypeConversion(target.dtype), torch.no_grad():
+        try:
+            trace = poutine.trace(own).get_trace(*bound.given)
+        except Exception as error:  # a user's model may raise anything
+            raise ValueError(
+                f"the guide '{given.name}' was made for another model than '{target.name}': "
+                f"{raised_by('that model', error, '', target.dtype)}"
+            ) from error
+    names = [name for name, node in trace.nodes.items() if node["type"] == "sample"]
+    missing = {site.name for site in target.latents} - set(names)
+    return sorted(names) if missing else []
+
+
+# ---- values
+
+
+@torch.no_grad()
+def _put(given: GivenGuide, guide: nn.Module) -> None:
+    """Puts the values of the user's autoguide into a copy that was set up for a target, in place.
+
+    A guide that has none yet keeps its initial ones, unless it is to be measured as it is and the parameter store has
+    them.
+
+    Raises:
+        ValueError: the guide was made for another model or other data, or its file lacks a parameter.
+    """
+    values = given.values | _unfrozen(guide, given.values)
+    if given.is_fitted and not given.is_set_up:
+        names = store_names(guide)
+        values |= {path: given.stored[n].unconstrained for path, n in names.items() if n in given.stored}
+    for name, parameter in guide.named_parameters():
+        if name in values:
+            check_shape(given.name, name, values[name], parameter)
+            parameter.copy_(values[name])
+        elif given.is_set_up or given.file:
+            has = ", ".join(values or given.stored) or "none"
+            where = f"the file {given.file} has no parameter" if given.file else "was made for another model: it has no"
+            raise ValueError(f"the guide '{given.name}': {where} '{name}'; there are {has}")
+
+
+def _unfrozen(guide: Any, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The parameters of a normal whose location and covariance are plain tensors, as Pyro's Laplace approximation has.
+
+    Pyro's `scale_tril` is the Cholesky factor of a correlation there, while a guide's has ones on its diagonal: its
+    rows are rescaled.
+    """
+    if not {"loc", "scale", "scale_tril"} <= set(values) or not hasattr(guide, "scale_tril_constraint"):
+        return {}
+    loc, scale, factor = (values[name].double() for name in ("loc", "scale", "scale_tril"))
+    diagonal = torch.diagonal(factor)
+    free = transform_to(guide.scale_constraint).inv(scale * diagonal)
+    ratios = transform_to(guide.scale_tril_constraint).inv(factor / diagonal[:, None])
+    return {"loc": loc, f"scale{UNCONSTRAINED}": free, f"scale_tril{UNCONSTRAINED}": ratios}
