@@ -176,7 +176,7 @@ def learned_by_first(target: Target, families: Mapping[str, Any], settings: FitS
     guide, meant = next(iter(families.items()))
     return learned_target(
         target,
-        family_of(target, meant),
+        family_of(target, meant, as_it_is=settings.num_steps == 0),
         guide,
         Strategy(
             find_objective(settings.objective),

@@ -24,6 +24,7 @@ import pyro
 import torch
 from pyro.infer.autoguide import AutoGuide, AutoMessenger
 from pyro.nn.module import PyroModule
+from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import constraints
@@ -50,6 +51,7 @@ class GivenGuide:
         guide: a function, or a private copy of a module, without the models of autoguides.
         name: what messages and saved fits call it.
         is_fitted: whether it is measured as it is; else it is fitted from these values on.
+        needs_values: whether every parameter that it states must have a value already.
         stored: what Pyro's parameter store had, by the names of the statements.
         file: where the values come from, or None.
         models: the model of each autoguide in it, by the autoguide's path; "" is the guide itself.
@@ -61,6 +63,7 @@ class GivenGuide:
     guide: Any
     name: str
     is_fitted: bool
+    needs_values: bool
     stored: dict[str, Stored]
     file: Path | None = None
     models: dict[str, Any] = field(default_factory=dict)
@@ -110,11 +113,13 @@ def fitted(guide: Any, file: str | Path | None = None) -> GivenGuide:
         guide = find_family(name)
     if isinstance(guide, GivenGuide):
         name, guide = guide.name, guide.guide
-    return taken(guide, name, is_fitted=True, file=None if file is None else Path(file))
+    return taken(guide, name, is_fitted=True, needs_values=True, file=None if file is None else Path(file))
 
 
-def taken(guide: Any, name: str = "", *, is_fitted: bool = False, file: Path | None = None) -> GivenGuide:
-    """A guide as it is now; see `fitted` for the arguments and for what is raised."""
+def taken(
+    guide: Any, name: str = "", *, is_fitted: bool = False, needs_values: bool = False, file: Path | None = None
+) -> GivenGuide:
+    """A guide as it is now; see `GivenGuide` for the arguments, and `fitted` for what is raised."""
     if isinstance(guide, type):
         made = f"{guide.__name__}(model)" if issubclass(guide, nn.Module) else "a guide"
         raise TypeError(f"fitted takes a guide that has values, such as {made} after training, got the class itself")
@@ -128,11 +133,12 @@ def taken(guide: Any, name: str = "", *, is_fitted: bool = False, file: Path | N
     if not isinstance(guide, nn.Module):
         if from_file is not None and not stored:
             raise ValueError(f"{file} holds the state of a module, and the guide is a function")
-        return GivenGuide(guide, name or _name_of(guide), is_fitted, stored, file)
+        return GivenGuide(guide, name or _name_of(guide), is_fitted, needs_values, stored, file)
     given = GivenGuide(
         private_copy_of(guide),
         name or _name_of(type(guide)),
         is_fitted,
+        needs_values,
         stored | ({} if from_file else _local(guide)),
         file,
         {path: part._model[0] for path, part in autoguides_of(guide)},
@@ -193,6 +199,8 @@ def private_copy_of(guide: nn.Module) -> nn.Module:
     for part in copied.modules():
         if isinstance(part, AutoGuide):
             part.prototype_trace = None
+        if isinstance(part, AutoMessenger):
+            part.trace = Trace()  # which Pyro leaves out of copies, and misses in copies of these
         if isinstance(part, PyroModule):
             part._pyro_context.used = False  # it has run on its own, and may become a part of another module
             part._pyro_context.cache.clear()

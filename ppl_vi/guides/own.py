@@ -28,7 +28,7 @@ from ppl_vi.guides.own_autoguide import OwnAutoguide
 from ppl_vi.target.arguments import BoundModel, positional, private_copy
 from ppl_vi.target.inspection import SiteReached, raised_by
 from ppl_vi.target.precision import DtypeConversion
-from ppl_vi.target.statements import Stored, StatedFunction, first_run
+from ppl_vi.target.statements import StatedFunction, Stored, first_run
 from ppl_vi.target.target import Target
 
 # ---- what users give
@@ -103,7 +103,7 @@ def family_of(target: Target, given: Any, name: str = "", *, as_it_is: bool = Fa
     name = name or name_of(given)
     if not is_guide(target, given, name):
         return given
-    return OwnGuide(given, target, name, taken(given, name) if as_it_is else None)
+    return OwnGuide(given, target, name, taken(given, name, is_fitted=True) if as_it_is else None)
 
 
 def _family_of_given(target: Target, given: GivenGuide) -> Family:
@@ -111,7 +111,9 @@ def _family_of_given(target: Target, given: GivenGuide) -> Family:
     if isinstance(given.guide, AutoGuide | AutoMessenger):
         return OwnAutoguide.of(target, given)
     if not isinstance(given.guide, nn.Module) and not is_guide(target, given.guide, given.name):
-        raise ValueError(f"'{given.name}' is a family, which has no values to be measured as they are: leave out fitted()")
+        raise ValueError(
+            f"'{given.name}' is a family, which has no values to be measured as they are: leave out fitted()"
+        )
     return OwnGuide(given.guide, target, given.name, given)
 
 
@@ -291,7 +293,7 @@ class FunctionGuide(StatedFunction):
             trace.compute_log_prob()
         super().__init__(function, dtype, trace, stating)
         refuse_unregistered(trace, self._known, called)
-        if given is not None and given.is_fitted:
+        if given is not None and given.needs_values:
             _refuse_missing(given, [one for one in self.values if one not in {**stored, **self._leaves}])
 
 

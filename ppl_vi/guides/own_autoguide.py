@@ -8,13 +8,13 @@ dtype. What the object has of its own stays, such as the order of the latents in
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import pyro.poutine as poutine
 import torch
-from pyro.infer.autoguide import AutoGuide, AutoMessenger
+from pyro.infer.autoguide import AutoMessenger
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.poutine.block_messenger import BlockMessenger
 from pyro.poutine.messenger import Messenger, unwrap

@@ -20,15 +20,12 @@ from torch.distributions import constraints
 
 from ppl_vi.target.statements import Stored
 
-CONSTRAINTS = sorted(
-    {
-        kind
-        for module in (constraints, pyro_constraints)
-        for kind in vars(module).values()
-        if inspect.isclass(kind) and issubclass(kind, constraints.Constraint)
-    },
-    key=lambda kind: (kind.__module__, kind.__qualname__),
-)
+CONSTRAINTS: list[Any] = [
+    kind
+    for module in (constraints, pyro_constraints)
+    for kind in vars(module).values()
+    if inspect.isclass(kind) and issubclass(kind, constraints.Constraint)
+]
 MADE_BY = "pyro.get_param_store().save(file) or torch.save(guide.state_dict(), file)"
 
 
@@ -57,7 +54,9 @@ def parameters_in(file: Path) -> FileParameters:
     except OSError as error:
         raise ValueError(f"{file} can't be read: {error.strerror or error}") from error
     except Exception as error:  # what torch raises for a file that is no archive, is damaged, or names other code
-        raise ValueError(f"{file} holds no parameters, or also names code, which is not run: write it by {MADE_BY}") from error
+        raise ValueError(
+            f"{file} holds other things than parameters, which are not read: write it by {MADE_BY}"
+        ) from error
     found = _found(held)
     if found is None:
         raise ValueError(f"{file} holds no parameters: write it by {MADE_BY}")

@@ -95,9 +95,9 @@ def fit(
 
     A guide that is fitted already, as `ppl_vi.fitted(guide)` says, is taken as it is: no steps are taken, there is one
     replica, the histories are empty, and the status is "as_given". So it is with `num_steps=0`, where a family stays
-    where its replicas start. An autoguide that is given as an object, without `ppl_vi.fitted`, is fitted from the values
-    that it has: the first replica starts there, and the others where those of its class do. Other guides start in all
-    replicas at their own values.
+    where its replicas start. An autoguide that is given as an object, without `ppl_vi.fitted`, is fitted from the
+    values that it has: the first replica starts there, and the others where those of its class do. Other guides start
+    in all replicas at their own values.
 
     Where a plate subsamples its data, the steps of a target that `Target.of` made take all of its rows. Those of a
     target of many problems take a part, as the model says.
@@ -184,7 +184,7 @@ def _named(family: Family | GivenGuide | str, target: Target, num_steps: int) ->
     """The name of a family, and the family."""
     if isinstance(family, str):
         return family, find_family(family)
-    if isinstance(family, GivenGuide | nn.Module):
+    if num_steps == 0 or isinstance(family, GivenGuide | nn.Module):
         family = family_of(target, family, as_it_is=num_steps == 0)
     return name_of(family), family
 

@@ -111,7 +111,9 @@ def checked_arguments(args: Any, kwargs: Mapping[str, Any] | None) -> tuple[tupl
     if isinstance(args, Tensor | np.ndarray) or type(args).__module__.partition(".")[0] in ("pandas", "xarray"):
         args = (args,)
     if not isinstance(args, tuple):
-        meant = "kwargs=... takes arguments by name" if isinstance(args, dict) else "write args=(data,) for one argument"
+        meant = (
+            "kwargs=... takes arguments by name" if isinstance(args, dict) else "write args=(data,) for one argument"
+        )
         raise TypeError(f"args must be a tuple of the model's positional arguments, got {kind}; {meant}")
     if kwargs is not None and not (isinstance(kwargs, Mapping) and all(isinstance(name, str) for name in kwargs)):
         raise TypeError(f"kwargs must be a dict of the model's arguments by name, got {type(kwargs).__name__}")

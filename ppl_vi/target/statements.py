@@ -301,6 +301,11 @@ class StatedFunction(PyroModule):
         return bool(self._attributes)
 
     @property
+    def leaves(self) -> dict[str, Tensor]:
+        """Those parameters of networks that it states, by the names of the statements."""
+        return self._leaves
+
+    @property
     def has_network(self) -> bool:
         """Whether the function registers a network by `pyro.module`."""
         return any(isinstance(leaf, nn.Parameter) for leaf in self._leaves.values())

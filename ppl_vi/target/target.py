@@ -115,9 +115,6 @@ class Target:
     ) -> Target:
         """One problem of all the data: the model is called with `args` as they are, not with one row after another.
 
-        With 12 data points `Target.of(model, (data,))` poses one problem of 12 points, where
-        `Target.batch(model, (data,))` poses 12 problems of one point each.
-
         Discrete latents are summed out. Plates take all of their data, in guides and in the steps of SVI as well. What
         the model states by `pyro.param` or `pyro.module` is learned by `ppl_vi.fit`. The model keeps its arguments, so
         that it may branch on its data, index by them and take arguments that are no tensors; the target's own `args`
@@ -126,9 +123,9 @@ class Target:
 
         Args:
             model: a Pyro model.
-            args: its positional arguments, a tuple. A single tensor, array or table of pandas is the one argument.
-                Arrays become tensors, and floating-point ones get the target's dtype. Their numbers stay as they are:
-                `torch.tensor([0.1])`, in single precision, holds 0.100000001 and keeps it.
+            args: its positional arguments, a tuple, or one tensor, array or table. Arrays become tensors, and
+                floating-point ones get the target's dtype. Their numbers stay as they are: `torch.tensor([0.1])`, in
+                single precision, holds 0.100000001 and keeps it.
             kwargs: its keyword arguments, likewise. A guide that is a function or a module gets the same arguments.
             name: the name that tables show; by default that of the model's function or class.
             dtype: the dtype of every computation.
@@ -152,8 +149,7 @@ class Target:
             _ = target.latents  # looking for the sites raises here what is wrong with the model
             vectorised = vectorised_model(bound, error := target.many_at_once(), name)
             if keywords or vectorised is not bound:
-                vectorised = replace(vectorised, keywords=keywords)
-                target = replace(target, model=vectorised)
+                target = replace(target, model=(vectorised := replace(vectorised, keywords=keywords)))
             if stated is None:
                 return target
             learnable = vectorised_model(prepared_model(stated, given, name, dtype), error, name)
@@ -181,14 +177,10 @@ class Target:
         return None
 
     def bind(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A hand-written guide in the target's dtype, to be called with a `row`.
-
-        Where the model keeps its arguments, the guide gets these instead of the row.
-        """
+        """A hand-written guide in the target's dtype, called with a `row` and given what the model keeps."""
         if not isinstance(self.model, BoundModel):
             return ConvertedModel(function, self.dtype)
-        guide = ConvertedModel(positional(function, self.model.keywords), self.dtype)
-        return BoundModel(guide, self.model.given)
+        return BoundModel(ConvertedModel(positional(function, self.model.keywords), self.dtype), self.model.given)
 
     @property
     def data(self) -> tuple[Tensor, ...]:
