@@ -12,10 +12,11 @@ from torch import nn
 from ppl_vi.comparison.comparison import Comparison, Entry, FitSettings
 from ppl_vi.comparison.run import check_settings, compare_each, learned_by_first, one_thread
 from ppl_vi.guides import RefusedFamilyError, find_family
-from ppl_vi.guides.given import GivenGuide, taken
+from ppl_vi.guides.given import GivenGuide, fitted, taken
 from ppl_vi.report import table
 from ppl_vi.runtime.display import following
 from ppl_vi.runtime.memory import bounded, bytes_of
+from ppl_vi.runtime.names import guide_and_file
 from ppl_vi.runtime.stages import Callback
 from ppl_vi.svi.result import Fit
 from ppl_vi.target.isolation import one_at_a_time
@@ -214,8 +215,11 @@ def as_it_is_now(guide: Any, as_it_is: bool) -> Any:
     """
     with suppress(RefusedFamilyError):  # which its row will say
         if isinstance(guide, str):
-            find_family(guide)
-        elif isinstance(guide, nn.Module):
+            found = find_family(guide)
+            if guide_and_file(guide)[1]:
+                return fitted(guide)
+            return taken(found, guide, is_fitted=as_it_is) if isinstance(found, nn.Module) else guide
+        if isinstance(guide, nn.Module):
             return taken(guide, is_fitted=as_it_is)
     return guide
 

@@ -32,6 +32,7 @@ from torch.overrides import TorchFunctionMode
 
 from ppl_vi.guides import REFUSED, RefusedFamilyError, find_family
 from ppl_vi.guides.parameter_files import parameters_in
+from ppl_vi.runtime.names import guide_and_file
 from ppl_vi.target.statements import Stored
 
 UNCONSTRAINED = "_unconstrained"  # what Pyro appends to the name of a parameter with a constraint
@@ -75,19 +76,6 @@ class GivenGuide:
         return f"{'fitted' if self.is_fitted else 'given'} guide {self.name}"
 
 
-@dataclass(frozen=True)
-class NamedGuide:
-    """A fitted guide as it is named in a shell; it is imported by whoever measures it.
-
-    Attributes:
-        path: the guide, as `package.module:attribute`.
-        file: a file with its values, or None.
-    """
-
-    path: str
-    file: Path | None = None
-
-
 def fitted(guide: Any, file: str | Path | None = None) -> GivenGuide:
     """Marks a guide that is already fitted: `compare` and `fit` measure it as it is.
 
@@ -96,7 +84,7 @@ def fitted(guide: Any, file: str | Path | None = None) -> GivenGuide:
 
     Args:
         guide: an autoguide, a `PyroModule` or another module that is a guide, a function with its values in Pyro's
-            parameter store, or any of these as `"package.module:attribute"`.
+            parameter store, or any of these as `"package.module:attribute"`, which a file may follow after `=`.
         file: where the guide's values come from instead: a file that `pyro.get_param_store().save(file)` or
             `torch.save(guide.state_dict(), file)` has written. No code is run that it may hold.
 
@@ -107,10 +95,10 @@ def fitted(guide: Any, file: str | Path | None = None) -> GivenGuide:
     """
     name = ""
     if isinstance(guide, str):
-        name = guide
+        (name, after), guide = guide_and_file(guide), find_family(guide)
         if ":" not in name:
             raise TypeError(f"fitted: '{name}' names a family, which has no values; give a guide that has")
-        guide = find_family(name)
+        file = file or after or None
     if isinstance(guide, GivenGuide):
         name, guide = guide.name, guide.guide
     return taken(guide, name, is_fitted=True, needs_values=True, file=None if file is None else Path(file))

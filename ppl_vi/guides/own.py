@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ppl_vi.guides import REFUSED, Family, RefusedFamilyError, find_family
-from ppl_vi.guides.given import GivenGuide, NamedGuide, fitted, private_copy_of, taken
+from ppl_vi.guides.given import GivenGuide, fitted, private_copy_of, taken
 from ppl_vi.guides.own_autoguide import OwnAutoguide
+from ppl_vi.runtime.names import guide_and_file
 from ppl_vi.target.arguments import BoundModel, positional, private_copy
 from ppl_vi.target.inspection import SiteReached, raised_by
 from ppl_vi.target.precision import DtypeConversion
@@ -81,10 +82,10 @@ def family_of(target: Target, given: Any, name: str = "", *, as_it_is: bool = Fa
         TypeError: what was given can't be called.
     """
     if isinstance(given, str):
+        if guide_and_file(given)[1]:
+            return family_of(target, fitted(given))
         found = find_family(given)
         return family_of(target, found, given, as_it_is=as_it_is) if ":" in given else found
-    if isinstance(given, NamedGuide):
-        return family_of(target, fitted(given.path, given.file))
     if isinstance(given, OwnAutoguide):
         return OwnAutoguide.of(target, given.given)
     if isinstance(given, OwnGuide):

@@ -21,11 +21,10 @@ from ppl_vi.guides.own import family_of, is_fitted, name_of
 from ppl_vi.numerics.vmapping import draws_outside_sites, indexes_by_mask
 from ppl_vi.runtime.display import following
 from ppl_vi.runtime.memory import allowing, bytes_of
-from ppl_vi.runtime.names import MAX_LR
+from ppl_vi.runtime.names import MAX_LR, check_engine
 from ppl_vi.runtime.provenance import versions
 from ppl_vi.runtime.stages import Callback, stage
 from ppl_vi.svi.ended import EndedFit, as_given, ended_fit
-from ppl_vi.svi.engines.choice import ENGINES
 from ppl_vi.svi.engines.pyro import pyro_elbo
 from ppl_vi.svi.finishing import finish
 from ppl_vi.svi.learning import learned_target
@@ -256,8 +255,7 @@ def _result(
 
 
 def _validate(strategy: Strategy, engine: str, num_replicas: int) -> None:
-    if engine not in ENGINES:
-        raise ValueError(f"unknown engine '{engine}'; there are {', '.join(ENGINES)}")
+    check_engine(engine)
     if strategy.num_steps < 0:
         raise ValueError(f"num_steps must be at least 1, or 0 to measure guides as they are, got {strategy.num_steps}")
     for what, value in (
