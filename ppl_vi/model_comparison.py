@@ -211,7 +211,8 @@ def as_it_is_now(guide: Any, as_it_is: bool) -> Any:
         as_it_is: whether it is to be measured with the values that it has.
 
     Raises:
-        ValueError: it is the name of no guide.
+        TypeError: it is nothing that could be a guide.
+        ValueError: it is the name of no guide, or the file of its values can't be read.
     """
     with suppress(RefusedFamilyError):  # which its row will say
         if isinstance(guide, str):
@@ -221,6 +222,8 @@ def as_it_is_now(guide: Any, as_it_is: bool) -> Any:
             return taken(found, guide, is_fitted=as_it_is) if isinstance(found, nn.Module) else guide
         if isinstance(guide, nn.Module):
             return taken(guide, is_fitted=as_it_is)
+        if not callable(guide) and not isinstance(guide, GivenGuide):
+            raise TypeError(f"a guide must be a family, its name, a function or a module; got {guide!r:.40}")
     return guide
 
 

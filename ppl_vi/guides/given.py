@@ -17,13 +17,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyro
 import torch
 from pyro.infer.autoguide import AutoGuide, AutoMessenger
+from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.nn.module import PyroModule
+from pyro.poutine.block_messenger import BlockMessenger
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
@@ -42,6 +46,36 @@ REFUSED_AS_CLASSES = ("AutoNormalizingFlow", "AutoGuideList")
 LEFT_OUT = ("prototype_trace", "_model", "_original_model")
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class SeenModel:
+    """The model of an autoguide, as the autoguide sees it.
+
+    Attributes:
+        model: the user's model.
+        handlers: those by which the autoguide initialises sites and hides some, the inner ones first.
+    """
+
+    model: Any
+    handlers: tuple[Messenger, ...]
+
+    @staticmethod
+    def of(wrapped: Any) -> SeenModel:
+        """A model out of the handlers of Pyro's around it."""
+        inner = getattr(wrapped, "func", None)
+        if not (isinstance(inner, partial) and len(inner.args) == 2 and isinstance(inner.args[0], Messenger)):
+            return SeenModel(wrapped, ())
+        handler, below = inner.args[0], SeenModel.of(inner.args[1])
+        own = (handler,) if isinstance(handler, InitMessenger | BlockMessenger) else ()
+        return SeenModel(below.model, below.handlers + own)
+
+    def alike(self, model: Any, init_loc_fn: Any = None) -> Any:
+        """Another model under the same handlers, whose sites are initialised by `init_loc_fn` where that is given."""
+        for handler in self.handlers:
+            is_placed = isinstance(handler, InitMessenger) and init_loc_fn is not None
+            model = (InitMessenger(init_loc_fn) if is_placed else handler)(model)
+        return model
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +101,7 @@ class GivenGuide:
     needs_values: bool
     stored: dict[str, Stored]
     file: Path | None = None
-    models: dict[str, Any] = field(default_factory=dict)
+    models: dict[str, SeenModel] = field(default_factory=dict)
     is_set_up: bool = False
     sites: dict[str, Any] = field(default_factory=dict)
     values: dict[str, Tensor] = field(default_factory=dict)
@@ -129,7 +163,7 @@ def taken(
         needs_values,
         stored | ({} if from_file else _local(guide)),
         file,
-        {path: part._model[0] for path, part in autoguides_of(guide)},
+        {path: SeenModel.of(part._model[0]) for path, part in autoguides_of(guide)},
         _is_set_up(guide),
         _sites(guide),
     )
@@ -209,8 +243,11 @@ def _is_set_up(guide: Any) -> bool:
 def _sites(guide: nn.Module) -> dict[str, Any]:
     """The latent sites for which an autoguide was set up; those that it has forgotten, as some do, are left out."""
     trace = getattr(guide, "prototype_trace", None) if isinstance(guide, AutoGuide) else None
-    if trace is None:
-        return {}
+    return {} if trace is None else sites_of(trace)
+
+
+def sites_of(trace: Trace) -> dict[str, Any]:
+    """The latent sites of a trace of a model, and their supports."""
     nodes = {name: node for name, node in trace.nodes.items() if node.get("type") == "sample"}
     return {n: node["fn"].support for n, node in nodes.items() if not (node["is_observed"] or site_is_subsample(node))}
 

@@ -9,20 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import pyro.poutine as poutine
 import torch
 from pyro.infer.autoguide import AutoMessenger
-from pyro.infer.autoguide.initialization import InitMessenger
-from pyro.poutine.block_messenger import BlockMessenger
-from pyro.poutine.messenger import Messenger, unwrap
 from torch import Tensor, nn
 from torch.distributions import biject_to, transform_to
 
-from ppl_vi.guides.given import UNCONSTRAINED, GivenGuide, autoguides_of, check_shape, private_copy_of, store_names
-from ppl_vi.target.arguments import BoundModel, private_copy
+from ppl_vi.guides.given import (
+    UNCONSTRAINED,
+    GivenGuide,
+    SeenModel,
+    autoguides_of,
+    check_shape,
+    private_copy_of,
+    sites_of,
+    store_names,
+)
+from ppl_vi.target.arguments import BoundModel, positional, private_copy
 from ppl_vi.target.inspection import raised_by
 from ppl_vi.target.isolation import whole_plates
 from ppl_vi.target.precision import DtypeConversion
@@ -83,12 +88,12 @@ class OwnAutoguide:
 
 
 def _seated(
-    guide: nn.Module, models: dict[str, Any], model: Any, init_loc_fn: Callable[..., Any] | None = None
+    guide: nn.Module, models: dict[str, SeenModel], model: Any, init_loc_fn: Callable[..., Any] | None = None
 ) -> nn.Module:
     """A copy of an autoguide that is for another model; the parts of a list see what they saw of theirs."""
     copied = private_copy_of(guide)
     for path, part in autoguides_of(copied):
-        part._model = (_wrapped_alike(models[path], model, init_loc_fn),)
+        part._model = (models[path].alike(model, init_loc_fn),)
         if "_original_model" in vars(part):
             part._original_model = (model,)
         if isinstance(part, AutoMessenger) and init_loc_fn is not None:
@@ -96,18 +101,6 @@ def _seated(
             for name in MADE_AT_SITES:
                 part._modules.pop(name, None)
     return copied
-
-
-def _wrapped_alike(given: Any, model: Any, init_loc_fn: Callable[..., Any] | None) -> Any:
-    """A model under the handlers by which an autoguide initialises sites and hides some."""
-    inner = getattr(given, "func", None)
-    if not (isinstance(inner, partial) and len(inner.args) == 2 and isinstance(inner.args[0], Messenger)):
-        return model
-    handler, below = inner.args
-    wrapped = _wrapped_alike(below, model, init_loc_fn)
-    if isinstance(handler, InitMessenger):
-        return (handler if init_loc_fn is None else InitMessenger(init_loc_fn))(wrapped)
-    return handler(wrapped) if isinstance(handler, BlockMessenger) else wrapped
 
 
 # ---- whether a guide was made for this model
@@ -119,7 +112,7 @@ def _check_sites(target: Target, given: GivenGuide) -> None:
     Raises:
         ValueError: it was made for another model.
     """
-    sites = given.sites if given.is_set_up else dict.fromkeys(_latents_of_own_model(target, given))
+    sites = given.sites if given.is_set_up or given.file else _sites_of_own_model(target, given)
     if not sites:
         return
     here = {site.name: site for site in target.latents}
@@ -149,16 +142,18 @@ def _is_same(support: Any, site: Any, dtype: torch.dtype) -> bool:
     return True
 
 
-def _latents_of_own_model(target: Target, given: GivenGuide) -> list[str]:
-    """The latents of the model that an autoguide was made for which has never been called.
+def _sites_of_own_model(target: Target, given: GivenGuide) -> dict[str, Any]:
+    """The latent sites, with their supports, of the model that an autoguide was made for which has never been called.
+
+    Those that the target's model has not are left out where all of the target's are there: they may be summed out.
 
     Raises:
         ValueError: that model can't be run with the target's arguments.
     """
     bound = target.model
     if not isinstance(bound, BoundModel):
-        return []
-    own = private_copy(unwrap(given.models[""]), target.dtype)
+        return {}
+    own = positional(private_copy(given.models[""].model, target.dtype), bound.keywords)
     with target.isolated(seed=0), DtypeConversion(target.dtype), torch.no_grad():
         try:
             trace = poutine.trace(own).get_trace(*bound.given)
@@ -167,9 +162,9 @@ def _latents_of_own_model(target: Target, given: GivenGuide) -> list[str]:
                 f"the guide '{given.name}' was made for another model than '{target.name}': "
                 f"{raised_by('that model', error, '', target.dtype)}"
             ) from error
-    names = [name for name, node in trace.nodes.items() if node["type"] == "sample"]
-    missing = {site.name for site in target.latents} - set(names)
-    return sorted(names) if missing else []
+    sites = sites_of(trace)
+    here = {site.name for site in target.latents}
+    return {name: sites[name] for name in here} if here <= set(sites) else sites
 
 
 # ---- values

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from numbers import Integral, Real
 from typing import Any, Literal
 
 import numpy as np
@@ -146,7 +147,7 @@ def fit(
     _check_modes(modes, target)
     strategy = Strategy(find_objective(objective), num_steps, num_particles, lr, seed, tolerance)
     max_bytes = bytes_of(max_memory)
-    _validate(strategy, engine, num_replicas)
+    validate(strategy, engine, num_replicas)
     if isinstance(target.model, BoundModel) and not target.dim:
         raise UnsuitableModelError(f"{target.name}: {NO_CONTINUOUS_LATENT}")
     name, family = _named(family, target, num_steps)
@@ -254,17 +255,22 @@ def _result(
     )
 
 
-def _validate(strategy: Strategy, engine: str, num_replicas: int) -> None:
+def validate(strategy: Strategy, engine: str, num_replicas: int) -> None:
+    """Checks how fits are to be made, before anything is computed.
+
+    Raises:
+        TypeError: a number is none.
+        ValueError: a value is out of range, or the engine or the objective does not allow another.
+    """
     check_engine(engine)
-    if strategy.num_steps < 0:
-        raise ValueError(f"num_steps must be at least 1, or 0 to measure guides as they are, got {strategy.num_steps}")
-    for what, value in (
-        ("num_particles", 1 if strategy.num_particles == "auto" else strategy.num_particles),
-        ("num_replicas", num_replicas),
-    ):
-        if value < 1:
-            raise ValueError(f"{what} must be at least 1, got {value}")
+    particles = 1 if strategy.num_particles == "auto" else strategy.num_particles
+    check_count("num_steps", strategy.num_steps, least=0)
+    check_count("num_particles", particles, "a whole number or 'auto'")
+    check_count("num_replicas", num_replicas)
+    check_count("seed", strategy.seed, least=-(2**63))
     for what, number in (("lr", strategy.lr), ("tolerance", strategy.tolerance)):
+        if not isinstance(number, Real):
+            raise TypeError(f"{what} must be a number, got {number!r:.40}")
         if not number > 0 or number == float("inf"):
             raise ValueError(f"{what} must be positive and finite, got {number}")
     if strategy.lr > MAX_LR:
@@ -272,6 +278,19 @@ def _validate(strategy: Strategy, engine: str, num_replicas: int) -> None:
             f"lr must be at most {MAX_LR:g}, a step of so many widths of the curvature, got {strategy.lr:g}"
         )
     check_objective(strategy.objective, engine, strategy.num_particles)
+
+
+def check_count(what: str, value: Any, wanted: str = "a whole number", least: int = 1) -> None:
+    """Checks a whole number.
+
+    Raises:
+        TypeError: it is none.
+        ValueError: it is too small.
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise TypeError(f"{what} must be {wanted}, got {value!r:.40}")
+    if int(value) < least:
+        raise ValueError(f"{what} must be at least {least}, got {value}")
 
 
 def _check_modes(modes: tuple[Modes, ...], target: Target) -> None:

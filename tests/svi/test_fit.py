@@ -272,7 +272,7 @@ def test_an_unsuitable_objective_is_refused(family: str, objective: str, message
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_steps": 0}, "num_steps must be at least 1, got 0"),
+        ({"num_steps": -1}, "num_steps must be at least 0, got -1"),
         ({"num_particles": 0}, "num_particles must be at least 1, got 0"),
         ({"num_replicas": -1}, "num_replicas must be at least 1, got -1"),
         ({"lr": 0.0}, "lr must be positive and finite, got 0"),
