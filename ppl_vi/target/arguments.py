@@ -114,7 +114,7 @@ def checked_arguments(args: Any, kwargs: Mapping[str, Any] | None) -> tuple[tupl
         meant = (
             "kwargs=... takes arguments by name" if isinstance(args, dict) else "write args=(data,) for one argument"
         )
-        raise TypeError(f"args must be a tuple of the model's positional arguments, got {kind}; {meant}")
+        raise TypeError(f"args must be a tuple of the model's positional arguments, got {kind}: {meant}")
     if kwargs is not None and not (isinstance(kwargs, Mapping) and all(isinstance(name, str) for name in kwargs)):
         raise TypeError(f"kwargs must be a dict of the model's arguments by name, got {type(kwargs).__name__}")
     return args, dict(kwargs or {})
