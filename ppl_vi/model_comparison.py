@@ -19,6 +19,7 @@ from ppl_vi.runtime.memory import bounded, bytes_of
 from ppl_vi.runtime.names import guide_and_file
 from ppl_vi.runtime.stages import Callback
 from ppl_vi.svi.result import Fit
+from ppl_vi.svi.setup import TOLERANCE
 from ppl_vi.target.isolation import one_at_a_time
 from ppl_vi.target.posing import posed
 from ppl_vi.target.target import Target
@@ -110,6 +111,7 @@ def compare(
     num_particles: int | Literal["auto"] = "auto",
     num_draws: int = 10_000,
     lr: float = 0.2,
+    tolerance: float = TOLERANCE,
     objective: str = "trace_elbo",
     engine: str = "auto",
     max_memory: float | str | None = None,
@@ -138,6 +140,7 @@ def compare(
         num_particles: the number of draws of the guide in each step, or "auto"; see `ppl_vi.fit`.
         num_draws: the number of draws for importance sampling, k-hat and ESS.
         lr: the size of Adam's first step, as a multiple of the size that each parameter's own curvature gives.
+        tolerance: how much a converged fit may still gain nearby, nats.
         objective: what SVI maximises, by name: "trace_elbo", "score_function", "trace_mean_field_elbo", "stl",
             "tail_adaptive", "renyi:0.5" or "iwae:8".
         engine: "auto", "compiled", "batched" or "pyro"; see `ppl_vi.fit`.
@@ -159,7 +162,9 @@ def compare(
             were finished are in the exception's `comparison`.
     """
     max_bytes = bytes_of(max_memory)
-    settings = FitSettings(objective, engine, num_steps, num_particles, num_replicas, lr, seed, num_draws, max_bytes)
+    settings = FitSettings(
+        objective, engine, num_steps, num_particles, num_replicas, lr, seed, num_draws, max_bytes, tolerance
+    )
     with following(progress):
         found = begun(model, guides, args, settings, kwargs)
         try:

@@ -132,7 +132,10 @@ def test_the_program_alone_shows_examples_that_it_takes(capsys: pytest.CaptureFi
         (["of_a_shell:model", "--as-is"], "--as-is is about guides of your own: name one by --guides package.module"),
         (["of_a_shell:model", "--guides", "of_a_shell:guide=none.pt"], "there is no file 'none.pt' with its values"),
         ([*COMPARE[1:], "--guides", "of_a_shell:guide=of_a_shell.py"], "of_a_shell.py holds other things than param"),
-        ([*COMPARE[1:], "--guides", "of_a_shell:guide", "--as-is"], "no value of its parameter 'loc'"),
+        (
+            [*COMPARE[1:], "--guides", "of_a_shell:guide", "--as-is"],
+            "no value of its parameter 'scale'; it has Auto",
+        ),
         (["of_a_shell:model", "--num-steps", "-1"], "--num-steps: must be at least 0"),
     ],
 )
@@ -165,6 +168,7 @@ def never(y: torch.Tensor) -> None:
         (["AutoNormal"], {"num_replicas": 0}, ValueError, "num_replicas must be at least 1, got 0"),
         (["AutoNormal"], {"num_draws": True}, TypeError, "num_draws must be a whole number, got True"),
         (["AutoNormal"], {"lr": "fast"}, TypeError, "lr must be a number, got 'fast'"),
+        (["AutoNormal"], {"tolerance": 0.0}, ValueError, "tolerance must be positive and finite, got 0"),
         (["AutoNormal"], {"seed": 0.5}, TypeError, "seed must be a whole number, got 0.5"),
     ],
 )

@@ -140,6 +140,7 @@ def _strategy(settings: FitSettings) -> Strategy:
         num_particles=settings.num_particles,
         lr=settings.lr,
         seed=settings.seed,
+        tolerance=settings.tolerance,
     )
 
 
@@ -162,6 +163,7 @@ def _scored(comparison: Comparison, guide: str, with_curves: bool) -> Entry:
         num_particles=settings.num_particles,
         num_replicas=settings.num_replicas,
         lr=settings.lr,
+        tolerance=settings.tolerance,
         seed=settings.seed,
         allow_support_mismatch=True,
         modes=comparison.truth.modes,

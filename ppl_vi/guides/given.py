@@ -13,11 +13,12 @@ in the module.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ UNCONSTRAINED = "_unconstrained"  # what Pyro appends to the name of a parameter
 # Autoguides that are refused as classes, because a model alone does not say what they are; an object does.
 REFUSED_AS_CLASSES = ("AutoNormalizingFlow", "AutoGuideList")
 # What copies of autoguides are made without: their models, which may be large, and what they have traced.
+MAX_NAMES = 6  # of parameters that a message names
 LEFT_OUT = ("prototype_trace", "_model", "_original_model")
 
 _log = logging.getLogger(__name__)
@@ -283,7 +285,7 @@ def _values(given: GivenGuide, guide: nn.Module, state: dict[str, Tensor]) -> di
     if state:
         missing = sorted(set(own) - set(state))
         if missing:
-            raise ValueError(f"{given.file} has no '{missing[0]}', which the guide has; it has {', '.join(state)}")
+            raise ValueError(f"{given.file} has no '{missing[0]}', which the guide has; it has {in_short(state)}")
         return {name: value.clone() for name, value in state.items()}
     return own | (_from_store(given, guide, own) if given.is_fitted else {})
 
@@ -298,7 +300,7 @@ def _from_store(given: GivenGuide, guide: nn.Module, own: dict[str, Tensor]) -> 
     found = {path: given.stored[name].unconstrained for path, name in paths.items() if name in given.stored}
     if given.file is not None:
         if paths and not found:
-            raise ValueError(f"{given.file} has none of the guide's parameters; it has {', '.join(given.stored)}")
+            raise ValueError(f"{given.file} has none of the guide's parameters; it has {in_short(given.stored)}")
         return found
     if context is None or hasattr(context, "param_state"):  # its parameters are its own
         return {}
@@ -347,6 +349,12 @@ def _put_all(given: GivenGuide, values: dict[str, Tensor]) -> None:
     for name, one in given.guide.state_dict(keep_vars=True).items():
         check_shape(given.name, name, values[name], one)
         one.copy_(values[name])
+
+
+def in_short(names: Iterable[str]) -> str:
+    """Names for a message: the first of them, or "none"."""
+    first, more = list(islice(names := iter(names), MAX_NAMES)), sum(1 for _ in names)
+    return (", ".join(first) or "none") + (f" and {more} more" if more else "")
 
 
 def check_shape(guide: str, name: str, value: Tensor, expected: Tensor) -> None:

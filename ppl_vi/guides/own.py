@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ppl_vi.guides import REFUSED, Family, RefusedFamilyError, find_family
-from ppl_vi.guides.given import GivenGuide, fitted, private_copy_of, taken
+from ppl_vi.guides.given import GivenGuide, fitted, in_short, private_copy_of, taken
 from ppl_vi.guides.own_autoguide import OwnAutoguide
 from ppl_vi.runtime.names import guide_and_file
 from ppl_vi.target.arguments import BoundModel, positional, private_copy
@@ -320,10 +320,9 @@ def _refuse_missing(given: GivenGuide, names: list[str]) -> None:
     """
     if names:
         where = f"the file {given.file}" if given.file else "Pyro's parameter store"
-        has = ", ".join(given.stored) or "none"
         raise ValueError(
             f"the guide '{given.name}' is to be measured as it is, and {where} has no value of its parameter "
-            f"'{names[0]}'; it has {has}"
+            f"'{names[0]}'; it has {in_short(given.stored)}"
         )
 
 

@@ -23,6 +23,7 @@ from ppl_vi.guides.given import (
     SeenModel,
     autoguides_of,
     check_shape,
+    in_short,
     private_copy_of,
     sites_of,
     store_names,
@@ -189,7 +190,7 @@ def _put(given: GivenGuide, guide: nn.Module) -> None:
             check_shape(given.name, name, values[name], parameter)
             parameter.copy_(values[name])
         elif given.is_set_up or given.file:
-            has = ", ".join(values or given.stored) or "none"
+            has = in_short(values or given.stored)
             where = f"the file {given.file} has no parameter" if given.file else "was made for another model: it has no"
             raise ValueError(f"the guide '{given.name}': {where} '{name}'; there are {has}")
 
