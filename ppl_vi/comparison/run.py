@@ -23,10 +23,11 @@ from ppl_vi.metrics.scorecard import score
 from ppl_vi.runtime.memory import MemoryBoundError, bounded, share, shortage
 from ppl_vi.runtime.processes import shared
 from ppl_vi.runtime.stages import listening, stage
-from ppl_vi.svi.fit import NO_CONTINUOUS_LATENT, UnsuitableObjectiveError, check_count, fit, validate
+from ppl_vi.svi.fit import NO_CONTINUOUS_LATENT, UnsuitableObjectiveError, fit
 from ppl_vi.svi.learning import learned_target
 from ppl_vi.svi.objectives import find_objective
 from ppl_vi.svi.setup import Strategy
+from ppl_vi.svi.validation import check_count, validate
 from ppl_vi.target.target import Target
 
 

@@ -13,11 +13,8 @@ in the module.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from copy import deepcopy
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,17 +22,14 @@ from typing import Any
 import pyro
 import torch
 from pyro.infer.autoguide import AutoGuide, AutoMessenger
-from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.nn.module import PyroModule
-from pyro.poutine.block_messenger import BlockMessenger
-from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import constraints
-from torch.overrides import TorchFunctionMode
 
 from ppl_vi.guides import REFUSED, RefusedFamilyError, find_family
+from ppl_vi.guides.copies import SeenModel, autoguides_of, private_copy_of
 from ppl_vi.guides.parameter_files import parameters_in
 from ppl_vi.runtime.names import guide_and_file
 from ppl_vi.target.statements import Stored
@@ -43,41 +37,9 @@ from ppl_vi.target.statements import Stored
 UNCONSTRAINED = "_unconstrained"  # what Pyro appends to the name of a parameter with a constraint
 # Autoguides that are refused as classes, because a model alone does not say what they are; an object does.
 REFUSED_AS_CLASSES = ("AutoNormalizingFlow", "AutoGuideList")
-# What copies of autoguides are made without: their models, which may be large, and what they have traced.
 MAX_NAMES = 6  # of parameters that a message names
-LEFT_OUT = ("prototype_trace", "_model", "_original_model")
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False)
-class SeenModel:
-    """The model of an autoguide, as the autoguide sees it.
-
-    Attributes:
-        model: the user's model.
-        handlers: those by which the autoguide initialises sites and hides some, the inner ones first.
-    """
-
-    model: Any
-    handlers: tuple[Messenger, ...]
-
-    @staticmethod
-    def of(wrapped: Any) -> SeenModel:
-        """A model out of the handlers of Pyro's around it."""
-        inner = getattr(wrapped, "func", None)
-        if not (isinstance(inner, partial) and len(inner.args) == 2 and isinstance(inner.args[0], Messenger)):
-            return SeenModel(wrapped, ())
-        handler, below = inner.args[0], SeenModel.of(inner.args[1])
-        own = (handler,) if isinstance(handler, InitMessenger | BlockMessenger) else ()
-        return SeenModel(below.model, below.handlers + own)
-
-    def alike(self, model: Any, init_loc_fn: Any = None) -> Any:
-        """Another model under the same handlers, whose sites are initialised by `init_loc_fn` where that is given."""
-        for handler in self.handlers:
-            is_placed = isinstance(handler, InitMessenger) and init_loc_fn is not None
-            model = (InitMessenger(init_loc_fn) if is_placed else handler)(model)
-        return model
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,63 +136,6 @@ def taken(
         return replace(given, values=values)
     _put_all(given, values)
     return given
-
-
-# ---- copies
-
-
-class _Detaching(TorchFunctionMode):
-    """Copies tensors that were computed, such as a flow keeps, which `deepcopy` refuses: without their history."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func == Tensor.__deepcopy__ and not args[0].is_leaf:
-            copied = args[0].detach().clone()
-            args[1][id(args[0])] = copied
-            return copied
-        return func(*args, **(kwargs or {}))
-
-
-def autoguides_of(guide: nn.Module) -> Iterator[tuple[str, Any]]:
-    """The autoguides in a guide, itself included, with their paths."""
-    for path, part in guide.named_modules():
-        if isinstance(part, AutoGuide | AutoMessenger):
-            yield path, part
-
-
-@contextmanager
-def _kept(guide: nn.Module) -> Iterator[dict[int, Any]]:
-    """What `deepcopy` is to put into the copies of autoguides in place of their models and of what they have traced.
-
-    Pyro's autoguides drop their models when they are copied; the guide itself gets them back afterwards.
-    """
-    instead: dict[int, Any] = {}
-    before = []
-    for _, part in autoguides_of(guide):
-        own = vars(part)
-        instead |= {id(own[name]): () for name in LEFT_OUT if own.get(name) is not None}
-        before.append((own, {name: own[name] for name in ("_model", "master") if name in own}))
-    try:
-        yield instead
-    finally:
-        for own, values in before:
-            own.update(values)
-
-
-def private_copy_of(guide: nn.Module) -> nn.Module:
-    """A copy of a guide that shares nothing with it, and has neither the models nor the traces of autoguides."""
-    with _kept(guide) as instead, _Detaching(), torch.no_grad():
-        copied = deepcopy(guide, instead)
-    for part in copied.modules():
-        if isinstance(part, AutoGuide):
-            part.prototype_trace = None
-        if isinstance(part, AutoMessenger):
-            part.trace = Trace()  # which Pyro leaves out of copies, and misses in copies of these
-        if isinstance(part, PyroModule):
-            part._pyro_context.used = False  # it has run on its own, and may become a part of another module
-            part._pyro_context.cache.clear()
-            if not hasattr(part._pyro_context, "param_state"):  # where parameters were global when it was made
-                part._pyro_context.param_state = {"params": {}, "constraints": {}}
-    return copied
 
 
 # ---- what a guide was set up for, and its values

@@ -17,14 +17,12 @@ from pyro.infer.autoguide import AutoMessenger
 from torch import Tensor, nn
 from torch.distributions import biject_to, transform_to
 
+from ppl_vi.guides.copies import SeenModel, autoguides_of, private_copy_of
 from ppl_vi.guides.given import (
     UNCONSTRAINED,
     GivenGuide,
-    SeenModel,
-    autoguides_of,
     check_shape,
     in_short,
-    private_copy_of,
     sites_of,
     store_names,
 )
@@ -83,9 +81,10 @@ class OwnAutoguide:
 
     @torch.no_grad()
     def put_values(self, guide: nn.Module) -> None:
-        """Gives a member that has been set up the values of the user's guide."""
-        for name, parameter in guide.named_parameters():
-            parameter.copy_(self.values[name])
+        """Gives a member that has been set up the values of the user's guide; functions within it have theirs."""
+        parameters = dict(guide.named_parameters())
+        for name, value in self.values.items():
+            parameters[name].copy_(value)
 
 
 def _seated(

@@ -127,6 +127,18 @@ def by_list() -> Any:
     return trained(guide)
 
 
+def part(x: Tensor, y: Tensor) -> None:
+    scale = pyro.param("part_scale", torch.tensor(0.3), constraint=constraints.positive)
+    pyro.sample("b", dist.Normal(pyro.param("part_loc", torch.tensor(0.6)), scale))
+
+
+def by_list_with_function() -> Any:
+    guide = autoguide.AutoGuideList(line)
+    guide.append(autoguide.AutoNormal(poutine.block(line, expose=["a"])))
+    guide.append(part)
+    return trained(guide)
+
+
 def of_laplace() -> Any:
     return trained(autoguide.AutoLaplaceApproximation(line), 20).laplace_approximation(X, Y)
 
@@ -147,6 +159,12 @@ def of_list(guide: Any) -> tuple[Tensor, Tensor]:
     found = [part.quantiles([0.5, 0.8413447])[name].reshape(2) for part, name in zip(guide, "ab", strict=True)]
     loc, high = torch.stack(found, 1).double()
     return loc, torch.diag(high - loc)
+
+
+def of_list_with_function(guide: Any) -> tuple[Tensor, Tensor]:
+    loc, high = guide[0].quantiles([0.5, 0.8413447])["a"].reshape(2).double()
+    scale = [high - loc, pyro.param("part_scale").detach().double()]
+    return torch.stack([loc, pyro.param("part_loc").detach().double()]), torch.diag(torch.stack(scale))
 
 
 def of_module(guide: Any) -> tuple[Tensor, Tensor]:
@@ -174,6 +192,7 @@ GAUSSIAN: dict[str, tuple[Callable[[], Any], Callable[[Any], tuple[Tensor, Tenso
     "low rank": (lambda: trained(autoguide.AutoLowRankMultivariateNormal(line, rank=1)), of_multivariate),
     "laplace": (of_laplace, of_multivariate),
     "list": (by_list, of_list),
+    "list with a function": (by_list_with_function, of_list_with_function),
     "module": (lambda: trained(Module()), of_module),
     "easy": (lambda: trained(Easy(line)), of_easy),
     "function": (lambda: trained(function), of_function),
