@@ -212,7 +212,8 @@ def as_module(guide: Callable[..., Any], target: Target, row: tuple[Tensor, ...]
     name, given = name_of(family), family.given if isinstance(family, OwnGuide | OwnAutoguide) else None
     if isinstance(guide, AutoGuide):
         for _, part in autoguides_of(guide):
-            if isinstance(part, AutoCallable):  # a function of the user's, which states its parameters as it runs
+            # a function of the user's in a list of autoguides states its parameters as it runs
+            if isinstance(part, AutoCallable) and not isinstance(part._guide, nn.Module):
                 part._guide = FunctionGuide(target.bind(part._guide), row, target.dtype, name, given)
         return guide
     if not isinstance(guide, nn.Module):

@@ -7,13 +7,14 @@ dtype. What the object has of its own stays, such as the order of the latents in
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import pyro.poutine as poutine
 import torch
-from pyro.infer.autoguide import AutoMessenger
+from pyro.infer.autoguide import AutoCallable, AutoMessenger
 from torch import Tensor, nn
 from torch.distributions import biject_to, transform_to
 
@@ -68,7 +69,7 @@ class OwnAutoguide:
         """
         _check_sites(target, given)
         guide = _seated(given.guide, given.models, target.model)
-        with target.isolated(seed=0), whole_plates(), torch.no_grad():
+        with target.isolated(seed=0), whole_plates(), torch.no_grad(), _without_functions(guide):
             poutine.trace(guide).get_trace(*target.row(0))
         guide = guide.to(target.device, target.dtype)
         _put(given, guide)
@@ -85,6 +86,20 @@ class OwnAutoguide:
         parameters = dict(guide.named_parameters())
         for name, value in self.values.items():
             parameters[name].copy_(value)
+
+
+@contextmanager
+def _without_functions(guide: nn.Module) -> Iterator[None]:
+    """Leaves out, for this block, the user's functions within a list of autoguides: they need no setting up."""
+    functions = [(part, part._guide) for _, part in autoguides_of(guide) if isinstance(part, AutoCallable)]
+    functions = [(part, function) for part, function in functions if not isinstance(function, nn.Module)]
+    for part, _ in functions:
+        part._guide = lambda *_: None
+    try:
+        yield
+    finally:
+        for part, function in functions:
+            part._guide = function
 
 
 def _seated(

@@ -193,7 +193,7 @@ def test_a_fit_that_diverges_says_where_and_the_others_go_on() -> None:
 @pytest.mark.filterwarnings("ignore:Encountered NaN")  # Pyro's own, about what is tested here
 @pytest.mark.parametrize("engine", ["batched", "pyro"])
 def test_steps_far_too_long_diverge_with_the_site_and_the_value(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ppl_vi.svi.fit.MAX_LR", 1e6)
+    monkeypatch.setattr("ppl_vi.svi.validation.MAX_LR", 1e6)
     found = fit(TOY, "lognormal", engine=engine, lr=1e6, num_steps=8, num_particles=8, num_replicas=12)
     assert (found.status == "diverged").all()
     # whichever way the first step of 1e6 units went, exp(loc) overflows or exp(scale) does
