@@ -14,7 +14,7 @@ from typing import Any
 
 import pyro.poutine as poutine
 import torch
-from pyro.infer.autoguide import AutoCallable, AutoMessenger
+from pyro.infer.autoguide import AutoCallable, AutoDiagonalNormal, AutoMessenger, AutoMultivariateNormal, AutoNormal
 from torch import Tensor, nn
 from torch.distributions import biject_to, transform_to
 
@@ -35,6 +35,8 @@ from ppl_vi.target.target import Target
 
 # Points of unconstrained space, for each number, at which two supports are compared by the maps to them.
 COMPARED_POINTS = (-1.3, 0.2, 0.9)
+# Autoguides whose members are known by their class and their parameters; others have settings, as a flow its layers.
+KNOWN_BY_CLASS = (AutoNormal, AutoDiagonalNormal, AutoMultivariateNormal)
 # Where Pyro's messenger guides keep the parameters that they make when they first meet a site.
 MADE_AT_SITES = ("locs", "scales", "weights")
 
@@ -57,8 +59,10 @@ class OwnAutoguide:
 
     @property
     def name(self) -> str:
-        """The autoguide's name."""
-        return self.given.name
+        """The autoguide's name, from which saved fits make the family again where the class alone says what it is."""
+        kind = type(self.template)
+        is_class = self.given.name == f"{kind.__module__}:{kind.__qualname__}"
+        return f"{self.given.name} (an object)" if is_class and kind not in KNOWN_BY_CLASS else self.given.name
 
     @staticmethod
     def of(target: Target, given: GivenGuide) -> OwnAutoguide:
