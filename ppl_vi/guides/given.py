@@ -135,6 +135,8 @@ def taken(
     if isinstance(guide, AutoGuide | AutoMessenger):
         return replace(given, values=values)
     _put_all(given, values)
+    if is_fitted and not any(value.requires_grad for value in given.guide.parameters()):
+        given.guide.requires_grad_()  # a guide may be frozen once it is trained; its family is all values all the same
     return given
 
 

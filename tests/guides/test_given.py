@@ -396,6 +396,29 @@ def test_a_guide_that_was_never_called_has_the_values_that_the_store_has_under_i
     assert value(measured(fitted(autoguide.AutoNormal(line)), truth), "reverse_kl") == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["normal", "module"])
+def test_a_guide_that_was_frozen_is_a_member_of_its_family_all_the_same(kind: str, truth: Any) -> None:
+    make, closed_form = GAUSSIAN[kind]
+    guide = make().requires_grad_(False)
+    card = measured(fitted(guide), truth)
+    assert value(card, "reverse_kl") == pytest.approx(exact(*closed_form(guide)), rel=1e-5)
+    precision = posterior(2).precision_matrix
+    best = float((torch.diagonal(precision).log().sum() - torch.logdet(precision)) / 2)  # of all independent normals
+    assert value(card, "family_gap") == pytest.approx(best, abs=1e-6)
+    assert not any(one.requires_grad for one in guide.parameters())
+
+
+def test_a_guide_without_parameters_is_all_of_its_family(truth: Any) -> None:
+    def still(x: Tensor, y: Tensor) -> None:
+        pyro.sample("a", dist.Normal(0.2, 0.4))
+        pyro.sample("b", dist.Normal(0.7, 0.3))
+
+    card = measured(fitted(still), truth)
+    expected = exact(torch.tensor([0.2, 0.7]), torch.diag(torch.tensor([0.4, 0.3])))
+    assert value(card, "reverse_kl") == pytest.approx(expected, rel=1e-6)
+    assert value(card, "family_gap") == pytest.approx(expected, rel=1e-6)
+
+
 def test_parameters_that_are_local_to_a_module_are_taken_from_there(truth: Any) -> None:
     with pyro.settings.context(module_local_params=True):
         guide = trained(Module())
