@@ -80,7 +80,17 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Says what is wrong and exits with 2."""
-        self.exit(USAGE, f"{self.prog}: error: {' '.join(message.split())}\n")
+        _, _, unknown = message.partition("unrecognized arguments: ")
+        hint = names.meant(unknown.split()[0].partition("=")[0], self._options()) if unknown.startswith("--") else ""
+        self.exit(USAGE, f"{self.prog}: error: {' '.join(message.split())}{hint}\n")
+
+    def _options(self) -> list[str]:
+        """The options of this parser and of its commands."""
+        found = list(self._option_string_actions)
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                found += [name for parser in action.choices.values() for name in parser._option_string_actions]
+        return found
 
 
 def finite(text: str) -> float:

@@ -136,6 +136,10 @@ def test_the_program_alone_shows_examples_that_it_takes(capsys: pytest.CaptureFi
             [*COMPARE[1:], "--guides", "of_a_shell:guide", "--as-is"],
             "no value of its parameter 'scale'; it has Auto",
         ),
+        (
+            ["of_a_shell:model", "--gides", "AutoNormal"],
+            "arguments: --gides AutoNormal; did you mean --guides",
+        ),
         (["of_a_shell:model", "--num-steps", "-1"], "--num-steps: must be at least 0"),
     ],
 )

@@ -288,7 +288,7 @@ def own_elbo(guide: Any) -> tuple[float, float]:
     """The ELBO of a user's own guide, by Pyro, with its standard error."""
     torch.manual_seed(1)
     one = Trace_ELBO()
-    losses = torch.tensor([one.loss(line, guide, X, Y) for _ in range(600)], dtype=torch.float64)
+    losses = torch.tensor([one.loss(line, guide, X, Y) for _ in range(300)], dtype=torch.float64)
     return -float(losses.mean()), float(losses.std() / len(losses) ** 0.5)
 
 
