@@ -122,7 +122,7 @@ def test_a_family_that_fails_becomes_a_row_and_the_others_go_on(
         (["--x", "one"], "expected a number, got 'one'"),
         (["--guides", "lognorml"], "did you mean lognormal"),
         (["--guides", "no.such:thing"], "can't be imported"),
-        (["--num-steps", "0"], "--num-steps: must be at least 1"),
+        (["--num-steps", "-1"], "--num-steps: must be at least 0"),
         (["--num-replicas", "1.5"], "expected a whole number"),
         (["--lr", "-1e-3"], "--lr: must be above 0, got -1e-3"),
         (["--lr", "nan"], "--lr: must be finite"),
