@@ -50,6 +50,9 @@ def parser() -> argparse.ArgumentParser:
     compare = commands.add_parser("compare", help="guides on one model", description=found.description)
     compare.add_argument("model", metavar="MODULE:MODEL", nargs="?", help="a Pyro model, or a Target made of one")
     compare.add_argument("--args", metavar="MODULE:DATA", help="its positional arguments: one value, or a tuple")
+    compare.add_argument(
+        "--full", dest="full_table", action="store_true", help="print all columns, not six (table.txt has all)"
+    )
     cli.add_comparison_options(compare, OUT, GUIDES, GUIDES, cli.FULL | {"num_replicas": NUM_REPLICAS})
     return found
 

@@ -12,6 +12,7 @@ import torch
 from ppl_vi.comparison.axes import MARGIN, NUM_BINS, NUM_POINTS, PROBABILITIES, axes_of, binned, limits_of
 from ppl_vi.metrics.sampled.weighted_samples import NumberSample, posterior_of
 from ppl_vi.metrics.scorecard import Scorecard
+from ppl_vi.runtime.showing import short_repr
 from ppl_vi.target.target import Target
 from ppl_vi.truth import Truth
 
@@ -126,6 +127,8 @@ class Curves:
     steps: np.ndarray
     reverse_kl: np.ndarray
 
+    __repr__ = short_repr
+
 
 class Signature(NamedTuple):
     """What tells a family from others: the names and shapes of its parameters, and its log density for some of them."""
@@ -153,3 +156,5 @@ class Entry:
     curves: Curves | None = None
     card: Scorecard | None = None
     signature: Signature | None = None
+
+    __repr__ = short_repr
