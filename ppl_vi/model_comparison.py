@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ppl_vi.comparison import saving
 from ppl_vi.comparison.comparison import Comparison, Entry, FitSettings
 from ppl_vi.comparison.run import check_settings, compare_each, learned_by_first, one_thread
 from ppl_vi.report import table
@@ -119,10 +121,21 @@ class ModelComparison(Pickled, Comparison):
         """
         return frame_of(self.records(), by)
 
+    def save(self, folder: str | Path) -> None:
+        """Writes the comparison into a folder, for `ppl_vi.load`: truth, fits, scores and curves, as plain arrays.
+
+        A comparison that lies there already is replaced once all is written.
+
+        Raises:
+            OSError: it can't be written.
+        """
+        saving.save(self, Path(folder))
+
     def to_datatree(self, num_draws: int = 1000, seed: int = 0) -> DataTree:
         """The comparison for ArviZ: a child for each fitted guide, and one for the truth where it has points.
 
         Each child (`result.to_datatree()["mean field"]`) is what ArviZ expects of one model, see `Fit.to_datatree`.
+        A slash in a guide's label is an underscore in the name of its child.
 
         Args:
             num_draws: how many draws of each replica, and how many in each chain of the truth.
@@ -131,6 +144,37 @@ class ModelComparison(Pickled, Comparison):
         from ppl_vi.report import datatree
 
         return datatree.of_comparison(self, num_draws, seed)
+
+
+@one_at_a_time()
+def load(
+    folder: str | Path,
+    model: Callable[..., Any] | Target,
+    args: tuple[Any, ...] = (),
+    *,
+    guides: Mapping[str, Any] | Sequence[Any] = (),
+    import_guides: bool = False,
+) -> ModelComparison:
+    """Reads a comparison that `ModelComparison.save` has written.
+
+    No code is run that a file names, unless `import_guides` allows it: model and data are given, and so are guides of
+    your own. Everything else is as it was when it was saved.
+
+    Args:
+        folder: the folder.
+        model: the model that was compared on, or a target that was made of it.
+        args: the model's arguments, as `compare` takes them.
+        guides: guides of your own, by the labels that they had. ppl_vi's and Pyro's are known by name.
+        import_guides: whether guides that a file names as `package.module:attribute` may be imported and called. Allow
+            it only for files that you trust: importing a module runs it.
+
+    Raises:
+        FileNotFoundError: there is no comparison in the folder.
+        DamagedFileError: (a ValueError) a file is truncated, changed, or no part of this comparison.
+        ValueError: it is of another model, other data or another version, or a guide has to be given.
+    """
+    given = labelled(guides) if guides else {}
+    return saving.load(ModelComparison, Path(folder), target_of(model, args), given, import_guides)
 
 
 class ComparisonInterruptedError(KeyboardInterrupt):

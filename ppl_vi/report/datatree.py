@@ -22,7 +22,10 @@ def of_comparison(comparison: Comparison, num_draws: int, seed: int) -> DataTree
     """The fitted guides of a comparison, and its truth where the truth has points to draw from."""
     from xarray import DataTree  # importing it takes a second
 
-    children = {entry.guide: of_entry(entry, num_draws, seed) for entry in comparison.entries if entry.card is not None}
+    children: dict[str, DataTree] = {}
+    for entry in comparison.entries:
+        if entry.card is not None:  # a slash would be a group in a group
+            children[_free(entry.guide.replace("/", "_"), children)] = of_entry(entry, num_draws, seed)
     truth = comparison.truth
     if truth.points:
         # as many chains as replicas of a fit, so that ArviZ can draw them beside each other

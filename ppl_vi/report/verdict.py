@@ -37,6 +37,7 @@ INDEPENDENT = frozenset({"AutoNormal", "AutoDiagonalNormal"})  # guides by name 
 POSITIVE = (constraints.positive, constraints.nonnegative)
 # Guides of which a cause is told, and those that are named beside them.
 MOST_WITH_CAUSE, MOST_NAMED = 2, 3
+SAYS_CAUSE = ("another start", "more steps")  # mends that tell of the cause themselves
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,8 @@ def verdict_of(
     mend = mend_of(best, rest, any(row is best for row, _ in narrow), structure, independent)
     price = _price(best, rest)
     told = best["guide"] if len(nearest) == 1 and not price else ""
-    sentences = (_choice(best, nearest, len(rows)), price, _narrow(narrow, told), leaks, mend.text)
+    intervals = _narrow(narrow, told, best["guide"] if mend.kind in SAYS_CAUSE else "")
+    sentences = (_choice(best, nearest, len(rows)), price, intervals, leaks, mend.text)
     return Verdict(
         " ".join(filter(None, sentences)),
         best["guide"],
@@ -212,11 +214,14 @@ def _price(best: Record, rest: Sequence[Record]) -> str:
     )
 
 
-def _narrow(narrow: Sequence[tuple[Record, NarrowInterval]], told: str) -> str:
-    """Whose intervals are too narrow, for which latent, and why; `told` is the guide of the sentence before."""
+def _narrow(narrow: Sequence[tuple[Record, NarrowInterval]], told: str, explained: str) -> str:
+    """Whose intervals are too narrow, for which latent, and why.
+
+    The guide `told` is that of the sentence before, and that of `explained` has its cause told below.
+    """
     guides: dict[str, list[str]] = {}  # by what is said of them, which may be the same of several
     for row, found in narrow:
-        cause = cause_of(row)[1]
+        cause = "" if found.guide == explained else cause_of(row)[1]
         of = f" of {found.latent}" if found.latent else ""
         said = f"90% interval{of} covers {100 * found.coverage:.0f}%{cause and f': {cause}'}."
         guides.setdefault(said, []).append(found.guide)

@@ -288,7 +288,7 @@ class Fit(Pickled, Summarized):
         path = Path(path)
         header, arrays = saving.read(path)
         with saving.errors_naming(path):
-            target = _with_learned(target, header, arrays)
+            target = with_learned(target, header, arrays)
         if header["target"] != fingerprint(target):
             raise ValueError(f"{path} was fitted to another target or other data: {header['target']}")
         family = _loaded(path, target, header["family"], family, import_family)
@@ -323,7 +323,7 @@ class Fit(Pickled, Summarized):
         )
 
 
-def _with_learned(target: Target, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> Target:
+def with_learned(target: Target, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> Target:
     """A target with what a saved fit has learned of its model's own parameters; the same one where that is nothing.
 
     Raises:

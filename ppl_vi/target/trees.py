@@ -14,18 +14,17 @@ from ppl_vi.target.target import Target
 if TYPE_CHECKING:
     from xarray import DataTree
 
-TAKEN = ("chain", "draw")  # dimensions of every variable
+TAKEN = ("chain", "draw")  # dimensions that every variable has
 
 
 def dimensions_of(target: Target) -> tuple[dict[str, list[str]], dict[str, np.ndarray]]:
     """For each latent site the names of its dimensions, and the coordinates of the plates, 0 to their size.
 
-    A dimension that is a plate has the plate's name, or with `_` appended where a site has that name. Any other is
+    A dimension that is a plate has the plate's name, with `_` appended where that is `chain` or `draw`. Any other is
     called `site_dim_0` and so on, as ArviZ does.
     """
     with target.isolated(seed=0), whole_plates():
         nodes = poutine.trace(target.model).get_trace(*target.row(0)).nodes
-    names = {*TAKEN, *(site.name for site in target.latents)}
     dims: dict[str, list[str]] = {}
     coordinates: dict[str, np.ndarray] = {}
     for site in target.latents:
@@ -36,7 +35,7 @@ def dimensions_of(target: Target) -> tuple[dict[str, list[str]], dict[str, np.nd
             axis = None if frame.dim is None else num_batch + frame.dim
             if axis is None or not 0 <= axis < num_batch:
                 continue
-            name = f"{frame.name}_" if frame.name in names else frame.name
+            name = f"{frame.name}_" if frame.name in TAKEN else frame.name
             size = site.shape[axis]
             if len(coordinates.setdefault(name, np.arange(size))) == size:
                 own[axis] = name
