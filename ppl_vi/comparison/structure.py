@@ -118,7 +118,7 @@ def _non_centring(truth: Truth, problem: int, points: Tensor) -> tuple[NonCentri
             continue
         both = u.copy()
         both[:, own] = v[:, own]
-        log_scale = frames[site.name].conditional_sd.log().flatten(1).cpu().numpy()
+        log_scale = frames[site.name].conditional_sd.log().reshape(len(u), -1).cpu().numpy()
         nats = (before - _log_det(both)) / 2 - log_scale.sum(1).mean()
         if np.isfinite(nats):
             found.append(NonCentring(site.name, _scale_of(truth, u, log_scale.mean(1)), float(nats)))

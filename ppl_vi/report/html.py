@@ -49,7 +49,7 @@ def of_comparison(comparison: Comparison, verdict: str, layout: Layout | None = 
     layout, notes = layout or brief(layout_of(comparison)), Footnotes()
     columns = [GUIDE, *(column for column in layout.columns() if column.is_needed(rows))]
     cells = [[column.cell(row, notes) for column in columns] for row in rows]
-    parts = [paragraph(layout.title(rows[0]), bold=True)]
+    parts = [paragraph(layout.title(rows[0]).replace("    ", ": "), bold=True)]
     parts += [paragraph(f"Remark: {remark}") for remark in rows[0]["remarks"]]
     parts += [paragraph(verdict)] if verdict else []
     parts.append(table([column.heading for column in columns], cells, [column.left for column in columns]))

@@ -34,6 +34,7 @@ from ppl_vi.report.columns import (
 from ppl_vi.report.numbers import number
 
 WIDTH = 120  # characters, of tables that are not printed to a terminal
+NOTEBOOK_WIDTH = 100  # and of those that are printed in a notebook, which breaks lines of more
 COLUMN_GAP = 2  # characters between columns
 STYLES = {"diverged": "red", "failed": "red", "not converged": "yellow", "far from best": "yellow", "skipped": "dim"}
 COUNT = re.compile(r"\d+/\d+ ")  # of replicas, before a status
@@ -155,6 +156,8 @@ def terminal(stderr: bool = False) -> Console:
 
     In a notebook it writes text to the stream like any other, instead of a display of rich's own.
     """
+    if Console().is_jupyter:
+        return Console(stderr=stderr, width=NOTEBOOK_WIDTH, force_jupyter=False)
     console = Console(stderr=stderr, force_jupyter=False)
     return console if console.is_terminal else Console(stderr=stderr, width=WIDTH, force_jupyter=False)
 

@@ -22,6 +22,7 @@ from ppl_vi.report.failures import in_words
 from ppl_vi.report.numbers import number, short, three_digits
 from ppl_vi.report.standing import NEGLIGIBLE
 from ppl_vi.report.table import sort_key
+from ppl_vi.runtime.showing import paragraph
 
 # A 90% interval is too narrow if it covers less than this, by more than its error.
 TOO_NARROW = IDEAL_COVERAGE - 0.05
@@ -91,6 +92,9 @@ class Verdict:
 
     def __str__(self) -> str:
         return self.text
+
+    def _repr_html_(self) -> str:
+        return paragraph(self.text or f"No verdict: {self.reason}.")
 
 
 def verdict_of(

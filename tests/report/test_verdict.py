@@ -259,6 +259,20 @@ def test_what_a_non_centred_form_is_worth_by_hand() -> None:
     assert structure.num_modes == 1
 
 
+def test_a_linear_change_is_worth_nothing_to_a_normal_with_full_covariance() -> None:
+    """b ~ Normal(a, 2) has a non-centred form, b = a + 2 e, which is a linear map."""
+
+    def chain() -> None:
+        a = pyro.sample("a", dist.Normal(0.5, 1.0))
+        pyro.sample("b", dist.Normal(a, 2.0))
+
+    structure = structure_of(ppl_vi.ground_truth(ppl_vi.Target.of(chain)))
+    (found,) = structure.non_centring
+    assert (found.site, found.scale) == ("b", "")
+    assert found.nats == pytest.approx(0.0, abs=1e-9)
+    assert structure.correlation == pytest.approx(math.log(5 / 4) / 2, abs=0.05)  # of 2,000 points of a rule
+
+
 def test_what_correlations_are_worth_by_hand() -> None:
     target = correlated_gaussian.target()
     truth = ppl_vi.ground_truth(target)
