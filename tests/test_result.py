@@ -262,6 +262,25 @@ def test_a_comparison_of_functions_that_have_no_name_is_copied_and_pickled(resul
         assert repr(copied(part)) == repr(part)
 
 
+def test_what_is_pickled_in_several_parts_is_of_one_target_again(result):
+    """Also in another process, where the target has never been."""
+    parts = {"fit": result["AutoNormal"], "truth": result.truth, "target": result.target}
+    for back in (pickle.loads(pickle.dumps(parts)), copy.deepcopy(parts)):
+        assert back["fit"].target is back["truth"].target is back["target"]
+    text = pickle.dumps({name: pickle.dumps(part) for name, part in parts.items()}).hex()
+    script = f"""
+import pickle, sys
+sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
+parts = {{name: pickle.loads(part) for name, part in pickle.loads(bytes.fromhex(sys.stdin.read())).items()}}
+assert parts["fit"].target is parts["truth"].target is parts["target"]
+import ppl_vi
+print(float(ppl_vi.score(parts["fit"], parts["truth"], num_draws=600).scores["reverse_kl"].value[0, 0]))
+"""
+    done = subprocess.run([sys.executable, "-c", script], input=text, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) == result.entries[0].card.scores["reverse_kl"].value[0, 0]
+
+
 def test_a_saved_comparison_is_as_it_was(result, of_one_number, tmp_path):
     of_one_number.save(tmp_path / "one")
     same(of_one_number, ppl_vi.load(tmp_path / "one", conjugate, (Y,)))
