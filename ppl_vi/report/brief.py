@@ -19,9 +19,11 @@ from ppl_vi.report.columns import (
     doubted,
     leaves_at_least,
     metric_column,
+    status_note,
     uncertainty,
 )
 from ppl_vi.report.numbers import MISSING, number, short, three_digits
+from ppl_vi.report.standing import status_of
 
 IDEAL_COVERAGE = 0.9
 SMALLEST_SPLIT = 1e-3  # nats; the parts of a smaller reverse KL, which a fit's tolerance allows for, are not shown
@@ -86,7 +88,7 @@ def in_seconds(seconds: float) -> str:
 
 
 BRIEF = (
-    STATUS,
+    Column(STATUS.heading, lambda record, notes: status_of(record) + status_note(record, notes), left=True),
     "elbo",
     Column(("reverse KL", "= family + optimiz."), _reverse_kl),
     Column(("worst 90%", "interval"), _interval),

@@ -14,7 +14,7 @@ from typing import Any
 from ppl_vi.metrics.table import METRICS
 from ppl_vi.report.failures import in_words
 from ppl_vi.report.numbers import MISSING, nats, number, short, three_digits
-from ppl_vi.report.standing import others_of, status_of
+from ppl_vi.report.standing import others_of, word_of
 
 Record = dict[str, Any]
 DOUBT = "?"  # after a number that rests on an uncertified truth
@@ -107,14 +107,19 @@ def _guide(record: Record, notes: Footnotes) -> str:
     return record["guide"] + (notes.mark(f"{record['guide']}: {record['status']}, {remark}") if remark else "")
 
 
-def _status(record: Record, notes: Footnotes) -> str:
+def status_note(record: Record, notes: Footnotes) -> str:
+    """The mark of a footnote that says how the replicas ended that did not end like most; "" where all ended alike."""
     remark = others_of(record)
     first = next((r["stop_reason"] for r in record["replicas"] if r.get("status") == "diverged"), "")
     if first:
         num, total = record["statuses"].get("diverged", 0), len(record["replicas"])
         few = f"{record['guide']}: {num} of {total} replicas diverged"
         remark = f"{remark or few}, one {first}"
-    return status_of(record) + (notes.mark(remark) if remark else "")
+    return notes.mark(remark) if remark else ""
+
+
+def _status(record: Record, notes: Footnotes) -> str:
+    return word_of(record) + status_note(record, notes)
 
 
 def _spread(record: Record) -> str:

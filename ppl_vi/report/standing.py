@@ -16,8 +16,8 @@ Record = dict[str, Any]
 # Nats by which a fit may fall short of the best member of its family and still count as having arrived there. The check
 # of convergence takes 0.001, and 0.01 nats are a shift by 0.14 standard deviations in one direction.
 NEGLIGIBLE = 0.01
-CONVERGED, FAR = "converged", "far from best"
-ORDER = ("diverged", "not converged", FAR)  # of the words that are worse than others, the worst first
+CONVERGED, FAR, LEAKS = "converged", "far from best", "leaks mass"
+ORDER = ("diverged", LEAKS, "not converged", FAR)  # of the words that are worse than others, the worst first
 
 
 def shortfall(values: Record) -> float:
@@ -49,20 +49,23 @@ def standings(record: Record) -> Counter[str]:
     """How many of a row's replicas ended how."""
     errors = (number(record.get(f"{name}_error")) for name in ("start_gap", "optimization_gap"))
     error = sum(one for one in errors if math.isfinite(one))
-    return Counter(standing(replica, error) for replica in record["replicas"] if "status" in replica)
+    words = [standing(replica, error) for replica in record["replicas"] if "status" in replica]
+    leaks = bool(record["support_mismatch"])  # an infinite reverse KL is no success, whatever SVI converged to
+    return Counter(LEAKS if leaks and word in (CONVERGED, FAR) else word for word in words)
 
 
-def status_of(record: Record) -> str:
-    """The status as a table shows it: `4/4 converged`, `3/4 not converged`, or `skipped`.
-
-    It is how most replicas ended, the worse where two are equally many, and how many these are.
-    """
+def word_of(record: Record) -> str:
+    """How most replicas ended, in words, the worse where two are equally many: `converged`, or `skipped`."""
     counts = standings(record)
     if not counts:
         return in_words(record["status"])
-    total = counts.total()
-    word = max(counts, key=lambda one: (counts[one], len(ORDER) - ORDER.index(one) if one in ORDER else 0))
-    return word if total == 1 else f"{counts[word]}/{total} {word}"
+    return max(counts, key=lambda one: (counts[one], len(ORDER) - ORDER.index(one) if one in ORDER else 0))
+
+
+def status_of(record: Record) -> str:
+    """The same with how many replicas these are: `4/4 converged`, `3/4 not converged`, or `skipped`."""
+    counts, word = standings(record), word_of(record)
+    return f"{counts[word]}/{counts.total()} {word}" if counts.total() > 1 else word
 
 
 def others_of(record: Record) -> str:

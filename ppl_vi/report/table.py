@@ -36,7 +36,14 @@ from ppl_vi.report.numbers import number
 WIDTH = 120  # characters, of tables that are not printed to a terminal
 NOTEBOOK_WIDTH = 100  # and of those that are printed in a notebook, which breaks lines of more
 COLUMN_GAP = 2  # characters between columns
-STYLES = {"diverged": "red", "failed": "red", "not converged": "yellow", "far from best": "yellow", "skipped": "dim"}
+STYLES = {
+    "diverged": "red",
+    "failed": "red",
+    "not converged": "yellow",
+    "leaks mass": "red",
+    "far from best": "yellow",
+    "skipped": "dim",
+}
 COUNT = re.compile(r"\d+/\d+ ")  # of replicas, before a status
 # What stands below a table, and of which records.
 REMARKS: tuple[tuple[str, Callable[[Sequence[Record]], bool]], ...] = (

@@ -7,8 +7,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
-from uuid import uuid4
-from weakref import WeakValueDictionary
 
 import pyro.poutine as poutine
 import torch
@@ -17,6 +15,7 @@ from torch.func import vmap
 
 from ppl_vi.numerics.laplace import Laplace, centred_on_mass, laplace_approximation
 from ppl_vi.numerics.vmapping import vmap_or_loop
+from ppl_vi.runtime.pickling import PickledAsOne
 from ppl_vi.target.arguments import BoundModel, converted_arguments, private_copy, tensors_of, to_device
 from ppl_vi.target.conditional import Conditional
 from ppl_vi.target.decoder import Decoded
@@ -37,7 +36,7 @@ MANY_POINTS, MAX_POINT_NUMBERS = 64, 2**22
 
 
 @dataclass(frozen=True, eq=False)
-class Target:
+class Target(PickledAsOne):
     """A Pyro model with its data: `B` inference problems that share the model, one for each row of its arguments.
 
     The model is called with one row, that is with one entry along the leading axis of each argument. So
@@ -75,15 +74,6 @@ class Target:
             raise ValueError(f"args must be tensors that share a leading axis, {wanted}; got shapes {shapes}")
         cast = tuple(arg.to(self.dtype) if arg.is_floating_point() else arg for arg in self.args)
         object.__setattr__(self, "args", cast)
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        token = self.__dict__.setdefault("_token", uuid4().hex)
-        _with_tokens[token] = self
-        return _of_token, (token,), dict(self.__dict__)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        if not self.__dict__:  # else it is here already
-            self.__dict__.update(state)
 
     def __repr__(self) -> str:
         return f"Target {self.name!r}: {_problems(self)}"
@@ -367,19 +357,6 @@ class Target:
         with whole_plates(), Factorising():
             nodes = poutine.trace(self.model).get_trace(*self.row(0)).nodes
         return self.unconstrain({site.name: nodes[site.name]["value"].detach() for site in self.latents}).to(self.dtype)
-
-
-# Targets that were pickled or unpickled in this process, by a token that each keeps. What is pickled in several parts,
-# as a fit and its truth, is of one target again when it is read.
-_with_tokens: WeakValueDictionary[str, Target] = WeakValueDictionary()
-
-
-def _of_token(token: str) -> Target:
-    """The target of a token, or a blank one that is still to get its state."""
-    found = _with_tokens.get(token)
-    if found is None:
-        found = _with_tokens[token] = object.__new__(Target)
-    return found
 
 
 def _problems(target: Target) -> str:

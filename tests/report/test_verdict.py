@@ -306,4 +306,6 @@ def test_a_status_speaks_of_the_replicas_and_calls_no_bad_optimum_a_success() ->
     assert others_of(row("a", 0.1, replicas=replicas(good, good))) == ""
     lost = row("a", 0.1, replicas=replicas(bad, bad), start_gap_error=0.6)
     assert status_of(lost) == "2/2 converged"  # the gap is lost in its error
+    leaking = row("a", 0.1, replicas=replicas(good, unfinished, good), support_mismatch="site 'z': ...")
+    assert status_of(leaking) == "2/3 leaks mass"
     assert status_of(record("a", None, status="skipped")) == "skipped"
