@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ppl_vi.comparison.structure import Structure
+from ppl_vi.comparison.structure import NonCentring, Structure
 from ppl_vi.report.brief import reverse_kl_parts
 from ppl_vi.report.columns import Record, start_gaps, uncertainty
 from ppl_vi.report.numbers import number, three_digits
@@ -84,10 +84,16 @@ def mend_of(
     unfinished = _unfinished(best, rest)
     if unfinished.kind:
         return unfinished
-    if cause == "family":
-        return _for_family(best, nats, structure(), independent)
-    if cause == "optimization":
-        return _more_steps(best, nats)
+    more = _more_steps(best, nats) if cause == "optimization" else Mend()
+    if cause in ("family", "optimization") and number(best["family_gap"]) > NEGLIGIBLE:
+        found = structure()
+        sites = [one for one in found.non_centring if one.nats >= WORTH_NATS]
+        if sites:
+            return _non_centred(sites, more.text)
+        if cause == "family":
+            return _for_family(best, nats, found, independent)
+    if more.kind:
+        return more
     if cause == "objective":
         text = (
             f"Let SVI maximise the ELBO: the optimum of {best['objective']} is {three_digits(nats)} nats farther away."
@@ -126,19 +132,20 @@ def _unfinished(best: Record, rest: Sequence[Record]) -> Mend:
     return Mend("another fit", text, nats=won)
 
 
+def _non_centred(sites: Sequence[NonCentring], more: str) -> Mend:
+    """To write sites non-centred, and what else would help."""
+    first, names = sites[0], " and ".join(one.site for one in sites)
+    why = f" (its spread follows {first.scale})" if first.scale and len(sites) == 1 else ""
+    worth = " and ".join(three_digits(one.nats) for one in sites)
+    text = (
+        f"Write {names} non-centred{why}: the normal with the posterior's moments is then {worth} nats nearer in "
+        "forward KL, and log p(x) is the same."
+    )
+    return Mend("non-centred form", " ".join(filter(None, (text, more))), first.site, first.nats)
+
+
 def _for_family(best: Record, nats: float, structure: Structure, independent: Callable[[str], bool]) -> Mend:
     """What helps where the family can't do better."""
-    sites = [one for one in structure.non_centring if one.nats >= WORTH_NATS]
-    if sites:
-        first = sites[0]
-        names = " and ".join(one.site for one in sites)
-        why = f" (its spread follows {first.scale})" if first.scale and len(sites) == 1 else ""
-        text = (
-            f"Write {names} non-centred{why}: the normal with the posterior's moments is then "
-            f"{' and '.join(three_digits(one.nats) for one in sites)} nats nearer in forward KL, and log p(x) is the "
-            "same."
-        )
-        return Mend("non-centred form", text, first.site, first.nats)
     if structure.correlation >= WORTH_NATS and independent(best["guide"]):
         text = (
             "Take a guide with full covariance, such as AutoMultivariateNormal: the posterior's correlations are worth "

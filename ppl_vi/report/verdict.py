@@ -28,6 +28,8 @@ from ppl_vi.runtime.showing import paragraph
 TOO_NARROW = IDEAL_COVERAGE - 0.05
 # A reverse KL is known too badly to speak of if its error is more than NEGLIGIBLE and this share of it.
 LARGEST_ERROR_SHARE = 0.5
+# Two guides are equally near where their reverse KLs differ by no more than this share, and by no more than NEGLIGIBLE.
+SAME_SHARE = 0.02
 # Another guide is cheaper if it took less by this factor and by so many seconds: smaller differences are the machine's.
 CHEAPER_FACTOR, CHEAPER_SECONDS = 1.5, 0.2
 # Draws of a guide by which it is told whether its latent numbers are independent. Correlations of independent numbers
@@ -64,9 +66,9 @@ class Verdict:
 
     Attributes:
         text: the verdict; "" where the numbers carry none, for the `reason`.
-        best: the guide that is nearest to the posterior; of several that can't be told apart, the one that took least
+        best: the guide that is nearest to the posterior; of several that are equally near, the one that took least
             time. None where there is none.
-        tied: the other guides that can't be told apart from it.
+        tied: the other guides that are equally near.
         reverse_kl: its reverse KL, nats.
         reverse_kl_error: what that may be off by: its numerical error and two standard errors, nats.
         seconds: what its fit cost.
@@ -147,10 +149,14 @@ def verdict_of(
 
 
 def are_tied(one: Record, other: Record) -> bool:
-    """Whether two guides can't be told apart: by the errors of their reverse KLs, or by their replicas' spread."""
+    """Whether two guides are equally near: by their errors or their replicas' spread, or as the difference is nothing.
+
+    It is nothing where it is at most `NEGLIGIBLE` and `SAME_SHARE` of the reverse KL.
+    """
     a, b = number(one["reverse_kl"]), number(other["reverse_kl"])
     errors = [uncertainty(row, "reverse_kl") for row in (one, other)]
-    if abs(a - b) <= sum(error for error in errors if not math.isnan(error)):
+    noise = sum(error for error in errors if not math.isnan(error))
+    if abs(a - b) <= max(noise, min(NEGLIGIBLE, SAME_SHARE * min(a, b))):
         return True
     (low_a, high_a), (low_b, high_b) = _range(one), _range(other)
     return low_a <= b <= high_a and low_b <= a <= high_b
@@ -185,7 +191,7 @@ def _choice(best: Record, nearest: Sequence[Record], num_rows: int) -> str:
     """Which guide to take and what it costs."""
     if len(nearest) > 1:
         names = listed([best["guide"], *(row["guide"] for row in nearest if row is not best)], "or")
-        return f"Take {names}, which can't be told apart: {_distance(best)}{_after(best)} with {best['guide']}."
+        return f"Take {names}, which are equally near: {_distance(best)}{_after(best)} with {best['guide']}."
     if num_rows == 1:
         return f"{best['guide']} is {_distance(best)}{_after(best)}."
     return f"Take {best['guide']}: {_distance(best)}{_after(best)}."
@@ -210,7 +216,7 @@ def _price(best: Record, rest: Sequence[Record]) -> str:
     other = min(cheaper, key=lambda row: number(row["reverse_kl"]))
     won = number(other["reverse_kl"]) - number(best["reverse_kl"])
     if won <= NEGLIGIBLE:
-        return f"{other['guide']} is as near to {short(won, 1)} nats after {in_seconds(number(other['seconds']))}."
+        return f"{other['guide']} took {in_seconds(number(other['seconds']))} and is {short(won, 1)} nats farther."
     more = seconds - number(other["seconds"])
     return (
         f"That is {three_digits(won)} nats nearer than {other['guide']} for {in_seconds(more)} more, "
@@ -231,10 +237,10 @@ def _narrow(narrow: Sequence[tuple[Record, NarrowInterval]], told: str, explaine
         guides.setdefault(said, []).append(found.guide)
     sentences = []
     for said, names in list(guides.items())[:MOST_WITH_CAUSE]:
-        whose = "Its" if names == [told] else listed([f"{name}'s" for name in names])
+        whose = "Its" if names == [told] else f"{names[0]}'s" if len(names) == 1 else f"With {listed(names)} the"
         sentences.append(f"{whose} {said}")
     more = [name for names in list(guides.values())[MOST_WITH_CAUSE:] for name in names]
-    return " ".join([*sentences, *([f"Those of {listed(more)} are too narrow as well."] if more else [])])
+    return " ".join([*sentences, *([f"Too narrow as well: {listed(more)}."] if more else [])])
 
 
 def _leaks(rows: Sequence[Record], positive: Set[str]) -> str:
