@@ -219,7 +219,7 @@ def test_narrow_intervals_name_guide_latent_and_cause_and_long_lists_are_cut() -
         (row("flow", 0.5), Structure(correlation=0.3), "another family", "Only another family"),
         (row("a", 0.5), Structure((NonCentring("b", "s", 2.0),)), "non-centred form", "Write b non-centred"),
         (row("a", 0.5), Structure((NonCentring("b", "s", 0.05),)), "another family", "Only another family"),
-        (row("a", 0.2, optimization_gap=0.5), Structure((NonCentring("b", "", 2.0),)), "non-centred form", "More steps"),
+        (row("a", 0.2, optimization_gap=0.5), Structure((NonCentring("b", "", 2.0),)), "non-centred form", "More"),
         (row("a", 0.004), Structure(correlation=9.0), "nothing", "Nothing to mend."),
         (row("a", 0.004, marginals=marginals(z=0.5)), Structure(), "", ""),
     ],
