@@ -78,8 +78,13 @@ def _interval(record: Record, notes: Footnotes) -> str:
 
 
 def _time(record: Record, notes: Footnotes) -> str:
-    seconds = number(record["seconds"])
+    seconds = seconds_of(record)
     return MISSING if math.isnan(seconds) else in_seconds(seconds)
+
+
+def seconds_of(record: Record) -> float:
+    """What the fit took; nan where there was none, as of a guide that was fitted elsewhere and is measured as it is."""
+    return math.nan if record["status"] == "as_given" else number(record["seconds"])
 
 
 def in_seconds(seconds: float) -> str:

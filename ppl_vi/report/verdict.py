@@ -16,7 +16,7 @@ from torch.distributions import constraints
 from ppl_vi.comparison.comparison import Comparison, Entry
 from ppl_vi.comparison.structure import Structure, structure_of
 from ppl_vi.report.advice import cause_of, mend_of
-from ppl_vi.report.brief import IDEAL_COVERAGE, in_seconds, worst_interval
+from ppl_vi.report.brief import IDEAL_COVERAGE, in_seconds, seconds_of, worst_interval
 from ppl_vi.report.columns import Record, uncertainty
 from ppl_vi.report.failures import in_words
 from ppl_vi.report.numbers import number, short, three_digits
@@ -126,7 +126,7 @@ def verdict_of(
         known = f"the reverse KL of {measured[0]['guide']} is known to ± {short(error, 1)} nats only"
         return Verdict(leaks, reason=known)
     nearest = [row for row in measured if row is measured[0] or are_tied(measured[0], row)]
-    best = min(nearest, key=lambda row: number(row["seconds"])) if len(nearest) > 1 else measured[0]
+    best = min(nearest, key=_cost) if len(nearest) > 1 else measured[0]
     rest = [row for row in measured if not any(row is one for one in nearest)]
     narrow = [(row, found) for row in [*nearest, *rest] if (found := narrow_interval(row)) is not None]
     mend = mend_of(best, rest, any(row is best for row, _ in narrow), structure, independent)
@@ -140,7 +140,7 @@ def verdict_of(
         tuple(row["guide"] for row in nearest if row is not best),
         number(best["reverse_kl"]),
         uncertainty(best, "reverse_kl"),
-        None if best["seconds"] is None else number(best["seconds"]),
+        None if math.isnan(seconds_of(best)) else seconds_of(best),
         tuple(found for _, found in narrow),
         mend.kind,
         mend.site,
@@ -184,7 +184,12 @@ def _distance(row: Record) -> str:
 
 
 def _after(row: Record) -> str:
-    return "" if row["seconds"] is None else f" after {in_seconds(number(row['seconds']))}"
+    return "" if math.isnan(seconds_of(row)) else f" after {in_seconds(seconds_of(row))}"
+
+
+def _cost(row: Record) -> float:
+    """The seconds by which guides that are equally near are ordered: those without a time come last."""
+    return math.inf if math.isnan(seconds_of(row)) else seconds_of(row)
 
 
 def _choice(best: Record, nearest: Sequence[Record], num_rows: int) -> str:
@@ -205,19 +210,19 @@ def listed(names: Sequence[str], last: str = "and") -> str:
 
 def _price(best: Record, rest: Sequence[Record]) -> str:
     """What the best guide wins against the nearest of those that took less time."""
-    seconds = number(best["seconds"])
+    seconds = seconds_of(best)
     cheaper = [
         row
         for row in rest
-        if number(row["seconds"]) * CHEAPER_FACTOR <= seconds and seconds - number(row["seconds"]) >= CHEAPER_SECONDS
+        if seconds_of(row) * CHEAPER_FACTOR <= seconds and seconds - seconds_of(row) >= CHEAPER_SECONDS
     ]
     if not cheaper:
         return ""
     other = min(cheaper, key=lambda row: number(row["reverse_kl"]))
     won = number(other["reverse_kl"]) - number(best["reverse_kl"])
     if won <= NEGLIGIBLE:
-        return f"{other['guide']} took {in_seconds(number(other['seconds']))} and is {short(won, 1)} nats farther."
-    more = seconds - number(other["seconds"])
+        return f"{other['guide']} took {in_seconds(seconds_of(other))} and is {short(won, 1)} nats farther."
+    more = seconds - seconds_of(other)
     return (
         f"That is {three_digits(won)} nats nearer than {other['guide']} for {in_seconds(more)} more, "
         f"{short(won / more, 2)} nats a second."

@@ -187,6 +187,16 @@ def test_the_cost_is_told_against_the_nearest_of_those_that_took_less() -> None:
     assert " more, " not in str(verdict_of([row("best", 0.1, seconds=0.3), row("cheap", 0.5, seconds=0.2)]))
 
 
+def test_the_time_of_a_guide_that_was_fitted_elsewhere_is_not_known() -> None:
+    given = row("given", 0.5, status="as_given", seconds=0.01, num_steps=0)
+    given["replicas"] = [{"status": "as_given", "stop_reason": "", "reverse_kl": 0.5}]
+    assert " nearer than " not in str(verdict_of([row("best", 0.1, seconds=9.0), given]))
+    alone = verdict_of([given])
+    assert str(alone).startswith("given is 0.500 nats from the posterior. ")
+    assert alone.seconds is None
+    assert status_of(given) == "as given"
+
+
 def test_narrow_intervals_name_guide_latent_and_cause_and_long_lists_are_cut() -> None:
     rows = [
         row("steps", 0.01, optimization_gap=0.4, marginals=marginals(a=0.89, b=0.7)),
