@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ppl_vi._version import __version__
 
 if TYPE_CHECKING:
+    from ppl_vi.guides.given import fitted
     from ppl_vi.metrics import Estimate, Scorecard, score
     from ppl_vi.model_comparison import ComparisonInterruptedError, ModelComparison, compare, load
     from ppl_vi.runtime.archives import DamagedFileError
@@ -40,11 +41,13 @@ __all__ = [
     "__version__",
     "compare",
     "fit",
+    "fitted",
     "ground_truth",
     "load",
     "score",
 ]
 _HOMES = {
+    "guides.given": ("fitted",),
     "metrics": ("Estimate", "Scorecard", "score"),
     "model_comparison": ("ComparisonInterruptedError", "ModelComparison", "compare", "load"),
     "runtime.archives": ("DamagedFileError",),

@@ -48,7 +48,6 @@ if TYPE_CHECKING:
     from ppl_vi.comparison.comparison import Comparison, FitSettings
     from ppl_vi.target.target import Target
 
-ENGINES = ("auto", "compiled", "batched", "pyro")
 DEVICES = ("cpu", "cuda")
 CUDA_DRIVERS = ("/dev/nv*", "/dev/kfd", "/dev/dxg")  # one of these is there on Linux where torch can find a CUDA device
 FULL: dict[str, Any] = {"num_steps": 1000, "num_particles": "auto", "num_replicas": 16, "num_draws": 10_000}
@@ -81,7 +80,17 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Says what is wrong and exits with 2."""
-        self.exit(USAGE, f"{self.prog}: error: {' '.join(message.split())}\n")
+        _, _, unknown = message.partition("unrecognized arguments: ")
+        hint = names.meant(unknown.split()[0].partition("=")[0], self._options()) if unknown.startswith("--") else ""
+        self.exit(USAGE, f"{self.prog}: error: {' '.join(message.split())}{hint}\n")
+
+    def _options(self) -> list[str]:
+        """The options of this parser and of its commands."""
+        found = list(self._option_string_actions)
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                found += [name for parser in action.choices.values() for name in parser._option_string_actions]
+        return found
 
 
 def finite(text: str) -> float:
@@ -133,6 +142,15 @@ def whole(least: int) -> Callable[[str], int]:
     return parse
 
 
+def engine(text: str) -> str:
+    """The name of an engine."""
+    try:
+        names.check_engine(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
 def memory(text: str) -> float:
     """The bytes of an amount of memory, such as 500MB, 4GB or 4GiB."""
     try:
@@ -176,13 +194,14 @@ def add_comparison_options(
     parser.add_argument(
         "--objective", default="trace_elbo", metavar="NAME", help="trace_elbo, stl, renyi:0.5, iwae:8 …"
     )
-    count("num_steps", "SVI steps at most", whole(1))
+    count("num_steps", "SVI steps at most, or 0 for guides as they are", whole(0))
     count("num_particles", "draws a step, or auto: few at first, more where their noise is what is left", draws)
     count("num_replicas", "independent fits of each problem", whole(1))
     parser.add_argument("--lr", type=step_size, default=0.2, metavar="F", help="Adam's first step size (0.2)")
     parser.add_argument(
         "--engine",
-        choices=ENGINES,
+        type=engine,
+        metavar="NAME",
         default="auto",
         help="steps as machine code (compiled), operation by operation (batched), by Pyro's SVI, one fit at a time "
         "(pyro), or the fastest of these (auto)",
@@ -316,7 +335,7 @@ def settings_of(arguments: argparse.Namespace) -> FitSettings:
     from ppl_vi.comparison.run import check_settings
 
     counts = {
-        name: getattr(arguments, name, None) or value
+        name: value if getattr(arguments, name, None) is None else getattr(arguments, name)
         for name, value in (QUICK if arguments.quick else arguments.full).items()
     }
     settings = FitSettings(
@@ -409,7 +428,8 @@ def check_guides(given: Sequence[str] | None) -> None:
 
 
 def _check_guide(name: str) -> None:
-    """Checks a family's name, or that there is such a module as a name of one's own begins with."""
+    """Checks a family's name, or that there is such a module as a name of one's own begins with, and its file."""
+    name, file = names.guide_and_file(name)
     names.check_family(name)
     if ":" not in name:
         return
@@ -418,7 +438,11 @@ def _check_guide(name: str) -> None:
     if not package or not attribute:
         raise ValueError(f"guide '{name}': expected package.module:attribute")
     if package not in sys.modules and importlib.util.find_spec(package) is None:
-        raise ValueError(f"guide '{name}' can't be imported: No module named '{package}'")
+        meant = names.with_colon(name)
+        hint = f"; did you mean {meant}?" if meant else ""
+        raise ValueError(f"guide '{name}' can't be imported: No module named '{package}'{hint}")
+    if file and not Path(file).is_file():
+        raise ValueError(f"guide '{name}': there is no file '{file}' with its values")
 
 
 def woken(arguments: argparse.Namespace, default: Sequence[str] | None, modules: Sequence[str]) -> None:

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from torch import nn
+
 from ppl_vi.comparison import saving
 from ppl_vi.comparison.comparison import Comparison, Entry, FitSettings
 from ppl_vi.comparison.run import check_settings, compare_each, learned_by_first, one_thread
+from ppl_vi.guides import RefusedFamilyError, find_family
+from ppl_vi.guides.given import GivenGuide, fitted, taken
 from ppl_vi.report import table
 from ppl_vi.report.brief import brief
 from ppl_vi.report.frames import frame_of
 from ppl_vi.report.verdict import Verdict, verdict_on
 from ppl_vi.runtime.display import following
 from ppl_vi.runtime.memory import bounded, bytes_of
+from ppl_vi.runtime.names import guide_and_file
 from ppl_vi.runtime.pickling import Pickled
 from ppl_vi.runtime.stages import Callback
 from ppl_vi.svi.result import Fit
+from ppl_vi.svi.setup import TOLERANCE
 from ppl_vi.target.isolation import one_at_a_time
+from ppl_vi.target.posing import posed
 from ppl_vi.target.target import Target
 from ppl_vi.truth import ground_truth
 
@@ -150,8 +158,9 @@ class ModelComparison(Pickled, Comparison):
 def load(
     folder: str | Path,
     model: Callable[..., Any] | Target,
-    args: tuple[Any, ...] = (),
+    args: Any = (),
     *,
+    kwargs: Mapping[str, Any] | None = None,
     guides: Mapping[str, Any] | Sequence[Any] = (),
     import_guides: bool = False,
 ) -> ModelComparison:
@@ -163,7 +172,7 @@ def load(
     Args:
         folder: the folder.
         model: the model that was compared on, or a target that was made of it.
-        args: the model's arguments, as `compare` takes them.
+        args, kwargs: the model's arguments, as `compare` takes them.
         guides: guides of your own, by the labels that they had. ppl_vi's and Pyro's are known by name.
         import_guides: whether guides that a file names as `package.module:attribute` may be imported and called. Allow
             it only for files that you trust: importing a module runs it.
@@ -174,7 +183,7 @@ def load(
         ValueError: it is of another model, other data or another version, or a guide has to be given.
     """
     given = labelled(guides) if guides else {}
-    return saving.load(ModelComparison, Path(folder), target_of(model, args), given, import_guides)
+    return saving.load(ModelComparison, Path(folder), target_of(model, args, kwargs), given, import_guides)
 
 
 class ComparisonInterruptedError(KeyboardInterrupt):
@@ -194,14 +203,16 @@ class ComparisonInterruptedError(KeyboardInterrupt):
 def compare(
     model: Callable[..., Any] | Target,
     guides: Mapping[str, Any] | Sequence[Any],
-    args: tuple[Any, ...] = (),
+    args: Any = (),
     *,
+    kwargs: Mapping[str, Any] | None = None,
     seed: int = 0,
     num_replicas: int = 4,
     num_steps: int = 1000,
     num_particles: int | Literal["auto"] = "auto",
     num_draws: int = 10_000,
     lr: float = 0.2,
+    tolerance: float = TOLERANCE,
     objective: str = "trace_elbo",
     engine: str = "auto",
     max_memory: float | str | None = None,
@@ -218,14 +229,19 @@ def compare(
     Args:
         model: a Pyro model, or a target that was made of one.
         guides: the guides, in a dict by label or in a list: classes of Pyro's autoguides, functions of the model, names
-            (`"AutoNormal"`, `"package.module:attribute"`), or guides of your own as functions or modules.
-        args: the model's positional arguments.
+            (`"AutoNormal"`, `"package.module:attribute"`), or guides of your own as functions or modules. An autoguide
+            that is given as an object is fitted from the values that it has; what `ppl_vi.fitted` gives is measured as
+            it is.
+        args: the model's positional arguments, a tuple; a single tensor, array or table of pandas is the one argument.
+        kwargs: the model's keyword arguments, a dict.
         seed: the seed of initial values, noise and draws, and of the truth.
         num_replicas: the number of independent fits of each guide.
-        num_steps: the largest number of SVI steps.
+        num_steps: the largest number of SVI steps; 0 measures guides with the values that they have, a function with
+            those in Pyro's parameter store.
         num_particles: the number of draws of the guide in each step, or "auto"; see `ppl_vi.fit`.
         num_draws: the number of draws for importance sampling, k-hat and ESS.
         lr: the size of Adam's first step, as a multiple of the size that each parameter's own curvature gives.
+        tolerance: how much a converged fit may still gain nearby, nats.
         objective: what SVI maximises, by name: "trace_elbo", "score_function", "trace_mean_field_elbo", "stl",
             "tail_adaptive", "renyi:0.5" or "iwae:8".
         engine: "auto", "compiled", "batched" or "pyro"; see `ppl_vi.fit`.
@@ -237,18 +253,21 @@ def compare(
             each `ppl_vi.Stage`, and what it raises ends the work and is raised from here.
 
     Raises:
-        TypeError: the model is not callable, the args are no tuple, or the guides are no dict or list.
+        TypeError: the model is not callable, the args are no tuple, the kwargs no dict, or the guides no dict or list.
         MemoryBoundError: the process holds more than `max_memory` already, or the truth can't be computed within it.
-        ValueError: the model can't be used, the first guide can't learn its parameters, there are no guides, two guides
-            have one name, or the settings don't fit together; the message says which of these.
+        ValueError: the model can't be used, the first guide can't learn its parameters, there are no guides or one of
+            an unknown name, two guides have one name, or the settings don't fit together; the message says which of
+            these.
         UncertifiedTruthError: the truth can't be computed, so that there is nothing to measure against.
         ComparisonInterruptedError: Ctrl-C came, or a notebook's stop button, while guides were compared; those that
             were finished are in the exception's `comparison`.
     """
     max_bytes = bytes_of(max_memory)
-    settings = FitSettings(objective, engine, num_steps, num_particles, num_replicas, lr, seed, num_draws, max_bytes)
+    settings = FitSettings(
+        objective, engine, num_steps, num_particles, num_replicas, lr, seed, num_draws, max_bytes, tolerance
+    )
     with following(progress):
-        found = begun(model, guides, args, settings)
+        found = begun(model, guides, args, settings, kwargs)
         try:
             for step in compare_each(found, list(found.families), with_curves=True):
                 found = step
@@ -260,13 +279,14 @@ def compare(
 def begun(
     model: Callable[..., Any] | Target,
     guides: Mapping[str, Any] | Sequence[Any],
-    args: tuple[Any, ...],
+    args: Any,
     settings: FitSettings,
+    kwargs: Mapping[str, Any] | None = None,
 ) -> ModelComparison:
     """A comparison that has its truth and no entries yet; the arguments and errors are those of `compare`."""
-    named = labelled(guides)
+    named = {label: as_it_is_now(guide, settings.num_steps == 0) for label, guide in labelled(guides).items()}
     check_settings(settings)
-    target = target_of(model, args)
+    target = target_of(model, args, kwargs)
     with one_thread(), bounded(settings.max_memory):
         if target.learnable is not None:
             target = learned_by_first(target, named, settings)
@@ -274,22 +294,43 @@ def begun(
     return ModelComparison(target, truth, settings, labels=(), families=named)
 
 
-def target_of(model: Callable[..., Any] | Target, args: tuple[Any, ...]) -> Target:
+def target_of(model: Callable[..., Any] | Target, args: Any, kwargs: Mapping[str, Any] | None = None) -> Target:
     """The target of a model and its arguments; a target that is given is returned as it is.
 
     Raises:
-        ValueError: args were given beside a target, which has its own, or the target poses several problems.
+        ValueError: arguments were given beside a target, which has its own, or the target poses several problems.
     """
-    if not isinstance(model, Target):
-        return Target.of(model, args)
-    if args:
-        raise ValueError("args go with a model; a target has its own")
-    if model.num_problems != 1:
+    target = posed(model, args, kwargs)
+    if target.num_problems != 1:
         raise ValueError(
-            f"expected a target of one problem; '{model.name}' poses {model.num_problems}, one for each row of its "
+            f"expected a target of one problem; '{target.name}' poses {target.num_problems}, one for each row of its "
             "arguments: pose one problem of all the data by Target.of(model, args), or choose a row by Target.rows"
         )
-    return model
+    return target
+
+
+def as_it_is_now(guide: Any, as_it_is: bool) -> Any:
+    """A guide that has values, as a copy that nothing changes later; anything else as it is, if its name is known.
+
+    Args:
+        guide: what the user gave.
+        as_it_is: whether it is to be measured with the values that it has.
+
+    Raises:
+        TypeError: it is nothing that could be a guide.
+        ValueError: it is the name of no guide, or the file of its values can't be read.
+    """
+    with suppress(RefusedFamilyError):  # which its row will say
+        if isinstance(guide, str):
+            found = find_family(guide)
+            if guide_and_file(guide)[1]:
+                return fitted(guide)
+            return taken(found, guide, is_fitted=as_it_is) if isinstance(found, nn.Module) else guide
+        if isinstance(guide, nn.Module):
+            return taken(guide, is_fitted=as_it_is)
+        if not callable(guide) and not isinstance(guide, GivenGuide):
+            raise TypeError(f"a guide must be a family, its name, a function or a module; got {guide!r:.40}")
+    return guide
 
 
 def labelled(guides: Mapping[str, Any] | Sequence[Any]) -> dict[str, Any]:
@@ -302,7 +343,7 @@ def labelled(guides: Mapping[str, Any] | Sequence[Any]) -> dict[str, Any]:
     if isinstance(guides, Mapping):
         named = dict(guides)
     elif isinstance(guides, list | tuple):
-        names = [g if isinstance(g, str) else getattr(g, "__name__", type(g).__name__) for g in guides]
+        names = [_label(guide) for guide in guides]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f"two guides are called '{twice}': give them in a dict, each with a label of its own")
@@ -312,3 +353,10 @@ def labelled(guides: Mapping[str, Any] | Sequence[Any]) -> dict[str, Any]:
     if not named:
         raise ValueError("there must be at least one guide")
     return named
+
+
+def _label(guide: Any) -> str:
+    """What a guide without a label is called."""
+    if isinstance(guide, GivenGuide):
+        return guide.name.rpartition(":")[2]
+    return guide if isinstance(guide, str) else str(getattr(guide, "__name__", type(guide).__name__))

@@ -13,6 +13,7 @@ from ppl_vi.comparison.axes import MARGIN, NUM_BINS, NUM_POINTS, PROBABILITIES, 
 from ppl_vi.metrics.sampled.weighted_samples import NumberSample, posterior_of
 from ppl_vi.metrics.scorecard import Scorecard
 from ppl_vi.runtime.showing import short_repr
+from ppl_vi.svi.setup import TOLERANCE
 from ppl_vi.target.target import Target
 from ppl_vi.truth import Truth
 
@@ -34,6 +35,7 @@ class FitSettings:
     seed: int = 0
     num_draws: int = 10_000
     max_memory: float | None = None
+    tolerance: float = TOLERANCE
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ from ppl_vi.metrics.scorecard import Scorecard
 from ppl_vi.metrics.table import METRICS
 from ppl_vi.runtime.provenance import versions
 
-STATUSES = ("diverged", "not_converged", "converged")  # of one fit, the worst first
+STATUSES = ("diverged", "not_converged", "as_given", "converged")  # of one fit, the worst first
 
 
 def blank_record(comparison: Comparison, guide: str, problem: int) -> dict[str, Any]:

@@ -23,10 +23,11 @@ from ppl_vi.metrics.scorecard import score
 from ppl_vi.runtime.memory import MemoryBoundError, bounded, share, shortage
 from ppl_vi.runtime.processes import shared
 from ppl_vi.runtime.stages import listening, stage
-from ppl_vi.svi.fit import NO_CONTINUOUS_LATENT, UnsuitableObjectiveError, check_objective, fit
+from ppl_vi.svi.fit import NO_CONTINUOUS_LATENT, UnsuitableObjectiveError, fit
 from ppl_vi.svi.learning import learned_target
 from ppl_vi.svi.objectives import find_objective
 from ppl_vi.svi.setup import Strategy
+from ppl_vi.svi.validation import check_count, validate
 from ppl_vi.target.target import Target
 
 
@@ -123,12 +124,25 @@ def refusal(guide: str) -> str:
 
 
 def check_settings(settings: FitSettings) -> None:
-    """Refuses settings that don't fit together, before anything is computed.
+    """Refuses settings that are out of range or don't fit together, before anything is computed.
 
     Raises:
-        ValueError: the objective is unknown, or this engine or this number of particles does not allow it.
+        TypeError: a number is none.
+        ValueError: a value is out of range, the objective or the engine is unknown, or one does not allow another.
     """
-    check_objective(find_objective(settings.objective), settings.engine, settings.num_particles)
+    validate(_strategy(settings), settings.engine, settings.num_replicas)
+    check_count("num_draws", settings.num_draws)
+
+
+def _strategy(settings: FitSettings) -> Strategy:
+    return Strategy(
+        find_objective(settings.objective),
+        num_steps=settings.num_steps,
+        num_particles=settings.num_particles,
+        lr=settings.lr,
+        seed=settings.seed,
+        tolerance=settings.tolerance,
+    )
 
 
 def _without_scores(comparison: Comparison, guide: str, status: str, reason: str) -> Entry:
@@ -150,6 +164,7 @@ def _scored(comparison: Comparison, guide: str, with_curves: bool) -> Entry:
         num_particles=settings.num_particles,
         num_replicas=settings.num_replicas,
         lr=settings.lr,
+        tolerance=settings.tolerance,
         seed=settings.seed,
         allow_support_mismatch=True,
         modes=comparison.truth.modes,
@@ -176,15 +191,9 @@ def learned_by_first(target: Target, families: Mapping[str, Any], settings: FitS
     guide, meant = next(iter(families.items()))
     return learned_target(
         target,
-        family_of(target, meant),
+        family_of(target, meant, as_it_is=settings.num_steps == 0),
         guide,
-        Strategy(
-            find_objective(settings.objective),
-            num_steps=settings.num_steps,
-            num_particles=settings.num_particles,
-            lr=settings.lr,
-            seed=settings.seed,
-        ),
+        _strategy(settings),
         settings.num_replicas,
         settings.engine,
     )
@@ -196,7 +205,7 @@ def _family(comparison: Comparison, guide: str) -> Family | str:
     if isinstance(meant, str) and ":" not in meant:
         find_family(meant)  # refuses an unknown name with the reason
         return meant
-    return family_of(comparison.target, meant)
+    return family_of(comparison.target, meant, as_it_is=comparison.settings.num_steps == 0)
 
 
 @contextmanager

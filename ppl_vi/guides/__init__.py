@@ -24,7 +24,7 @@ from ppl_vi.guides.softplus_normal import softplus_normal
 from ppl_vi.guides.spline_flow import spline_flow
 from ppl_vi.guides.truncated_normal import truncated_normal
 from ppl_vi.guides.weibull import weibull
-from ppl_vi.runtime.names import check_family, unknown
+from ppl_vi.runtime.names import check_family, guide_and_file, meant, unknown
 
 Family = Callable[..., Any]
 
@@ -57,12 +57,13 @@ class RefusedFamilyError(ValueError):
 
 
 def find_family(name: str) -> Family:
-    """A family by name or by `package.module:attribute`.
+    """A family by name or by `package.module:attribute`, which a file of values may follow after `=`.
 
     Raises:
         RefusedFamilyError: an autoguide of Pyro's that can't be compared, with the reason.
         ValueError: no such name, with the nearest ones; or the attribute can't be imported or called.
     """
+    name, _ = guide_and_file(name)
     check_family(name)
     if name in REFUSED:
         raise RefusedFamilyError(f"{name}: {REFUSED[name]}")
@@ -71,10 +72,14 @@ def find_family(name: str) -> Family:
 
 def _import(path: str) -> Family:
     module_name, _, attribute = path.partition(":")
+    found: Any = None
     try:
         found = importlib.import_module(module_name)
         for part in attribute.split("."):
             found = getattr(found, part)
+    except AttributeError as error:
+        near = meant(attribute, vars(found) if found is not None else ())
+        raise ValueError(f"guide '{path}' can't be imported: {error}{near}") from error
     except Exception as error:  # whatever a module does when it is imported
         raise ValueError(f"guide '{path}' can't be imported: {error}") from error
     if not callable(found):

@@ -9,25 +9,26 @@ a row of the target and whose parameters are all that SVI learns. All wrappers o
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from copy import deepcopy
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from pyro.distributions import TransformModule
-from pyro.infer.autoguide import AutoGuide, AutoMessenger, AutoStructured
+from pyro.infer.autoguide import AutoCallable, AutoGuide, AutoMessenger, AutoStructured
 from pyro.nn.module import PyroModule
-from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ppl_vi.guides import REFUSED, Family, RefusedFamilyError, find_family
-from ppl_vi.target.arguments import BoundModel, private_copy
+from ppl_vi.guides.copies import autoguides_of, private_copy_of
+from ppl_vi.guides.function_guide import FunctionGuide
+from ppl_vi.guides.given import GivenGuide, fitted, taken
+from ppl_vi.guides.own_autoguide import OwnAutoguide
+from ppl_vi.runtime.names import guide_and_file
+from ppl_vi.target.arguments import BoundModel, positional, private_copy
 from ppl_vi.target.inspection import SiteReached, raised_by
 from ppl_vi.target.precision import DtypeConversion
-from ppl_vi.target.statements import StatedFunction, first_run
+from ppl_vi.target.statements import first_run
 from ppl_vi.target.target import Target
 
 # ---- what users give
@@ -35,39 +36,44 @@ from ppl_vi.target.target import Target
 
 @dataclass(frozen=True, eq=False)
 class OwnGuide:
-    """The family of a guide that was written as a function or a module.
+    """The family of a guide that was written as a function or a module: all values of its parameters.
 
     The family of a module returns a new copy at each call, so that no two fits share parameters.
 
     Attributes:
-        guide: the user's guide.
+        guide: the user's function, or a copy of the user's module.
         target: the target whose model the guide is for.
         name: the guide as `package.module:attribute`, or what stands for that where it has no such name.
+        given: the guide with the values that it was given with; None for a function that begins where it says itself.
     """
 
     guide: Callable[..., Any]
     target: Target
     name: str
+    given: GivenGuide | None = None
 
     def __call__(self, model: Any) -> Any:
         """The guide, whose sites are in the target's dtype and which is called with the target's arguments."""
         if isinstance(self.guide, nn.Module):
-            return ConvertedGuide(deepcopy(self.guide), self.target.dtype)
+            return ConvertedGuide(private_copy_of(self.guide), self.target.dtype)
         return self.target.bind(self.guide)
 
 
-def family_of(target: Target, given: Any, name: str = "") -> Family:
+def family_of(target: Target, given: Any, name: str = "", *, as_it_is: bool = False) -> Family:
     """The family that a user means by what they give as a guide.
 
     - A text is the name of a family, or `package.module:attribute` of what is treated as if it were given itself.
     - A class is a family.
-    - A module is a guide, of which every replica gets a copy.
+    - An autoguide is a member of the family of its class with its settings.
+    - Another module is a guide, of which every replica gets a copy.
     - Any other function is a guide or a family by the rule of `is_guide`.
 
     Args:
         target: the target whose model the guide is for.
         given: what the user gave. The family of a guide that was made for another target is made anew for this one.
         name: how the user named it.
+        as_it_is: whether a guide is to be measured with the values that it has, a function with those in Pyro's
+            parameter store.
 
     Raises:
         RefusedFamilyError: an autoguide of Pyro's that can't be compared, with the reason.
@@ -75,21 +81,46 @@ def family_of(target: Target, given: Any, name: str = "") -> Family:
         TypeError: what was given can't be called.
     """
     if isinstance(given, str):
+        if guide_and_file(given)[1]:
+            return family_of(target, fitted(given))
         found = find_family(given)
-        return family_of(target, found, given) if ":" in given else found
+        return family_of(target, found, given, as_it_is=as_it_is) if ":" in given else found
+    if isinstance(given, OwnAutoguide):
+        return OwnAutoguide.of(target, given.given)
     if isinstance(given, OwnGuide):
         return replace(given, target=target)
+    if isinstance(given, GivenGuide):
+        return _family_of_given(target, given)
     kind = getattr(given, "__name__", "")
     if getattr(given, "__module__", "").startswith("pyro.infer.autoguide") and kind in REFUSED:
         raise RefusedFamilyError(f"{kind}: {REFUSED[kind]}")
     if isinstance(given, nn.Module):
-        return OwnGuide(given, target, name or name_of(type(given)))
+        return _family_of_given(target, taken(given, name, is_fitted=as_it_is))
     if not callable(given):
         raise TypeError(f"a guide must be a family, its name, a function or a module; got {type(given).__name__}")
     if isinstance(given, type):
         return given
     name = name or name_of(given)
-    return OwnGuide(given, target, name) if is_guide(target, given, name) else given
+    if not is_guide(target, given, name):
+        return given
+    return OwnGuide(given, target, name, taken(given, name, is_fitted=True) if as_it_is else None)
+
+
+def _family_of_given(target: Target, given: GivenGuide) -> Family:
+    """The family of a guide that was given with its values; what is raised is as of `family_of`."""
+    if isinstance(given.guide, AutoGuide | AutoMessenger):
+        return OwnAutoguide.of(target, given)
+    if not isinstance(given.guide, nn.Module) and not is_guide(target, given.guide, given.name):
+        raise ValueError(
+            f"'{given.name}' is a family, which has no values to be measured as they are: leave out fitted()"
+        )
+    return OwnGuide(given.guide, target, given.name, given)
+
+
+def is_fitted(family: Any) -> bool:
+    """Whether a family is that of a guide which is to be measured as it is."""
+    given = family.given if isinstance(family, OwnGuide | OwnAutoguide) else None
+    return given is not None and given.is_fitted
 
 
 def is_guide(target: Target, function: Callable[..., Any], name: str) -> bool:
@@ -156,7 +187,7 @@ def _users_own(model: Any) -> Any:
 
 def name_of(family: Any) -> str:
     """A family as `package.module:attribute`, or its `repr` where it has no such name."""
-    if isinstance(family, OwnGuide):
+    if isinstance(family, OwnGuide | OwnAutoguide):
         return family.name
     module, name = getattr(family, "__module__", ""), getattr(family, "__qualname__", "")
     return f"{module}:{name}" if name else repr(family)
@@ -165,29 +196,34 @@ def name_of(family: Any) -> str:
 # ---- guides as modules
 
 
-def as_module(guide: Callable[..., Any], target: Target, row: tuple[Tensor, ...], name: str) -> nn.Module:
+def as_module(guide: Callable[..., Any], target: Target, row: tuple[Tensor, ...], family: Family) -> nn.Module:
     """What a family returned, as a module that is called with a row of the target; an autoguide stays as it is.
 
     Args:
         guide: what the family returned.
         target: the target whose model the guide is for.
         row: the arguments of one of the target's problems, with which the guide is run to find its parameters.
-        name: the family's name, for messages.
+        family: the family, for its name and for the values that a guide was given with.
 
     Raises:
         ValueError: the guide raised an error; the message names the guide and the site.
         RefusedFamilyError: the guide uses a network that it doesn't register.
     """
+    name, given = name_of(family), family.given if isinstance(family, OwnGuide | OwnAutoguide) else None
     if isinstance(guide, AutoGuide):
+        for _, part in autoguides_of(guide):
+            # a function of the user's in a list of autoguides states its parameters as it runs
+            if isinstance(part, AutoCallable) and not isinstance(part._guide, nn.Module):
+                part._guide = FunctionGuide(target.bind(part._guide), row, target.dtype, name, given)
         return guide
     if not isinstance(guide, nn.Module):
-        return FunctionGuide(target.bind(guide), row, target.dtype, name)
+        return FunctionGuide(target.bind(guide), row, target.dtype, name, given)
     module = private_copy(guide, target.dtype)
     if isinstance(target.model, BoundModel):
-        module = BoundGuide(module, target.model.given)
+        module = BoundGuide(positional(module, target.model.keywords), target.model.given)
     if any(isinstance(part, AutoMessenger) for part in module.modules()):
         return module  # such a guide makes its parameters in a run of its own, with all of the data
-    stated = FunctionGuide(module, row, target.dtype, name)
+    stated = FunctionGuide(module, row, target.dtype, name, given)
     return stated if stated.has_statements else module
 
 
@@ -222,89 +258,10 @@ class ConvertedGuide(PyroModule):
         self.held = guide
         self.dtype = dtype
 
-    def forward(self, *args: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the guide."""
         with DtypeConversion(self.dtype):
-            return self.held(*args)
-
-
-class FunctionGuide(StatedFunction):
-    """A guide as a module whose parameters are what the guide states by `pyro.param` and `pyro.module`.
-
-    Args:
-        function: the guide, a function or a module. A module's own parameters are no statements.
-        row: the arguments that the guide is called with.
-        dtype: the dtype of the parameters.
-        name: the guide's name, for messages.
-
-    Raises:
-        ValueError: the guide raised an error; the message names the guide and the site.
-        RefusedFamilyError: the guide uses a network that it doesn't register.
-    """
-
-    def __init__(self, function: Callable[..., Any], row: tuple[Tensor, ...], dtype: torch.dtype, name: str) -> None:
-        called: list[nn.Module] = []
-        hook = register_module_forward_pre_hook(lambda module, _: called.append(module))
-        with errors_naming(name, dtype), torch.enable_grad():
-            with hook:
-                trace, stating = first_run(function, row, dtype)
-            trace.compute_log_prob()
-        super().__init__(function, dtype, trace, stating)
-        refuse_unregistered(trace, self._known, called)
-
-
-@contextmanager
-def errors_naming(name: str, dtype: torch.dtype) -> Iterator[None]:
-    """Raises what a guide raises as a `ValueError` of one line that names the guide and the site it had reached."""
-    with SiteReached() as reached:
-        try:
-            yield
-        except Exception as error:  # a user's guide may raise anything
-            raise ValueError(raised_by(f"the guide '{name}'", error, reached.site, dtype)) from error
-
-
-def refuse_unregistered(trace: Trace, known: set[int], called: list[nn.Module]) -> None:
-    """Refuses a guide whose draws or densities depend on a parameter that no fit would learn.
-
-    Args:
-        trace: a run of the guide, with the log density of each site.
-        known: the `id` of each tensor that is a parameter of the fit, or stands for one.
-        called: the networks that the guide called in this run.
-
-    Raises:
-        RefusedFamilyError: there is such a parameter; the message says how to register it.
-    """
-    sites = [node for node in trace.nodes.values() if node["type"] == "sample"]
-    stray = next((leaf for leaf in _leaves_of(sites) if id(leaf) not in known), None)
-    if stray is None:
-        return
-    owner = next((module for module in called if any(stray is held for held in module.parameters())), None)
-    if owner is None:
-        raise RefusedFamilyError(
-            f"the guide uses a tensor of shape {tuple(stray.shape)} that requires a gradient but is no parameter of "
-            "the guide, so it would never be learned: state it by pyro.param(...), or .detach() it to keep it as it is"
-        )
-    name = next(name for name, held in owner.named_parameters() if stray is held)
-    raise RefusedFamilyError(
-        f"the guide calls a network, a {type(owner).__name__}, without registering it, so its '{name}' would never be "
-        "learned: write pyro.module('net', net) in the guide before net(...), or call net.requires_grad_(False) "
-        "beforehand to keep the network as it is"
-    )
-
-
-def _leaves_of(sites: list[Any]) -> Iterator[Tensor]:
-    """The tensors that require a gradient and from which the sites' values and log densities are computed."""
-    tensors = [tensor for node in sites for tensor in (node["value"], node["log_prob"]) if isinstance(tensor, Tensor)]
-    yield from (tensor for tensor in tensors if tensor.requires_grad and tensor.is_leaf)
-    waiting = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
-    seen = set(waiting)
-    while waiting:
-        step = waiting.pop()
-        if hasattr(step, "variable"):
-            yield step.variable
-        found = {before for before, _ in step.next_functions if before is not None} - seen
-        seen |= found
-        waiting.extend(found)
+            return self.held(*args, **kwargs)
 
 
 def has_network(guide: nn.Module) -> bool:

@@ -44,9 +44,7 @@ OBJECTIVES = (
     "trace_elbo", "score_function", "stl", "trace_mean_field_elbo", "tail_adaptive", "renyi", "iwae",
 )  # fmt: skip
 
-# The largest size of Adam's first step, in the units that each parameter's curvature gives. A good one is below 1; from
-# some hundreds on the first step leads where no density is finite, and all that follows is lost.
-MAX_LR = 100.0
+ENGINES = ("auto", "compiled", "batched", "pyro")
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf(inity)?|nan)", re.ASCII | re.IGNORECASE)
 WHOLE_NUMBER = re.compile(r"[+-]?\d{1,30}", re.ASCII)  # longer ones are beyond any count, and slow to read
@@ -80,8 +78,29 @@ def whole_number(text: str) -> int:
 
 def unknown(name: str, known: Iterable[str]) -> str:
     """The message that there is no guide of this name, with the known names nearest to it."""
+    return f"unknown guide '{name}'{meant(name, known)}"
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """What may follow the complaint that a name is unknown: the known names nearest to it; "" where none is near."""
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-    return f"unknown guide '{name}'" + (f"; did you mean {' or '.join(near)}?" if near else "")
+    return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def with_colon(name: str) -> str:
+    """A path such as `module.attribute` or `module.py:attribute` as it was meant, `module:attribute`; "" for others."""
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        module, _, attribute = name.rpartition(".")
+    module = module.removesuffix(".py").replace("/", ".")
+    meant = f"{module}:{attribute}"
+    return meant if all(map(str.isidentifier, f"{module}.{attribute}".split("."))) and meant != name else ""
+
+
+def guide_and_file(text: str) -> tuple[str, str]:
+    """A guide of one's own and, where `package.module:attribute=file` names one, the file of its values; else ""."""
+    path, _, file = text.partition("=") if ":" in text.partition("=")[0] else (text, "", "")
+    return path, file
 
 
 def check_family(name: str) -> None:
@@ -91,8 +110,19 @@ def check_family(name: str) -> None:
         ValueError: there is none, with the names nearest to it.
     """
     if ":" not in name and name not in FAMILIES and name not in REFUSED:
-        complaint = unknown(name, [*FAMILIES, *REFUSED])
+        path = with_colon(name) if "." in name else ""
+        complaint = f"unknown guide '{name}'; did you mean {path}?" if path else unknown(name, [*FAMILIES, *REFUSED])
         raise ValueError(f"{complaint} (--list-guides shows all; package.module:attribute names your own)")
+
+
+def check_engine(name: str) -> None:
+    """Checks that there is an engine of this name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in ENGINES:
+        raise ValueError(f"unknown engine '{name}'; there are {', '.join(ENGINES)}{meant(str(name), ENGINES)}")
 
 
 def objective_of(text: str) -> tuple[str, float | None]:
@@ -103,7 +133,8 @@ def objective_of(text: str) -> tuple[str, float | None]:
     """
     name, *arguments = text.split(":")
     if name not in OBJECTIVES:
-        raise ValueError(f"unknown objective '{text}'; there are {', '.join(OBJECTIVES)} (renyi:ALPHA, iwae:K)")
+        there = f"there are {', '.join(OBJECTIVES)} (renyi:ALPHA, iwae:K)"
+        raise ValueError(f"unknown objective '{text}'; {there}{meant(name, OBJECTIVES)}")
     if not arguments:
         return name, None
     if len(arguments) > 1 or name not in ("renyi", "iwae"):

@@ -7,42 +7,49 @@ takes the steps, and `ppl_vi.svi.finishing` says what the fit is scored by.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppl_vi.guides import Family, find_family
-from ppl_vi.guides.own import family_of, name_of
+from ppl_vi.guides.given import GivenGuide
+from ppl_vi.guides.own import family_of, is_fitted, name_of
 from ppl_vi.numerics.vmapping import draws_outside_sites, indexes_by_mask
 from ppl_vi.runtime.display import following
 from ppl_vi.runtime.memory import allowing, bytes_of
-from ppl_vi.runtime.names import MAX_LR
 from ppl_vi.runtime.provenance import versions
 from ppl_vi.runtime.stages import Callback, stage
-from ppl_vi.svi.engines.choice import ENGINES
-from ppl_vi.svi.engines.pyro import pyro_elbo
+from ppl_vi.svi.ended import EndedFit, as_given, ended_fit
 from ppl_vi.svi.finishing import finish
 from ppl_vi.svi.learning import learned_target
 from ppl_vi.svi.objectives import Objective, find_objective
 from ppl_vi.svi.program import Program
 from ppl_vi.svi.result import Fit
 from ppl_vi.svi.rounds import fit_program
-from ppl_vi.svi.running import RunningFit
-from ppl_vi.svi.setup import TOLERANCE, Strategy, UnsuitableModelError, auto_particles, group_size
+from ppl_vi.svi.setup import (
+    TOLERANCE,
+    Strategy,
+    UnsuitableModelError,
+    find_how_draws_are_run,
+)
 from ppl_vi.svi.start import centre_parameters, start_guide, start_parameters
 from ppl_vi.svi.support import SupportMismatchError, mismatch
+from ppl_vi.svi.validation import validate
 from ppl_vi.target.arguments import BoundModel
 from ppl_vi.target.isolation import one_at_a_time
+from ppl_vi.target.posing import posed
 from ppl_vi.target.target import Target
 from ppl_vi.target.witness import refuse_changed, witness
 from ppl_vi.truth.modes import Modes
 
 BATCH_NORM = "Batch norm got a batched tensor"  # in the error of `vmap` for a batch normalisation in training mode
 NO_CONTINUOUS_LATENT = "all latents are discrete and are summed out, so that there is nothing to fit a guide to"
+# By which a guide that takes no steps is measured.
+ELBO_STRATEGY = Strategy(find_objective("trace_elbo"), num_steps=0, num_particles=1, lr=1.0, seed=0)
 
 
 class UnsuitableObjectiveError(ValueError):
@@ -51,9 +58,11 @@ class UnsuitableObjectiveError(ValueError):
 
 @one_at_a_time()
 def fit(
-    target: Target,
-    family: Family | str,
+    target: Target | Callable[..., Any],
+    family: Family | GivenGuide | str,
+    args: Any = (),
     *,
+    kwargs: Mapping[str, Any] | None = None,
     objective: str | Objective = "trace_elbo",
     engine: str = "auto",
     num_steps: int = 1000,
@@ -80,18 +89,26 @@ def fit(
     with the guide's, by maximising the ELBO (`ppl_vi.svi.learning`). They are then frozen, and the guide is fitted to
     the frozen model, which is the target of the result: `ground_truth(fit(...).target)` is its truth.
 
+    A guide that is fitted already, as `ppl_vi.fitted(guide)` says, is taken as it is: no steps are taken, there is one
+    replica, the histories are empty, and the status is "as_given". So it is with `num_steps=0`, where a family stays
+    where its replicas start. An autoguide that is given as an object, without `ppl_vi.fitted`, is fitted from the
+    values that it has: the first replica starts there, and the others where those of its class do. Other guides start
+    in all replicas at their own values.
+
     Where a plate subsamples its data, the steps of a target that `Target.of` made take all of its rows. Those of a
     target of many problems take a part, as the model says.
 
     Args:
-        target: one problem or many.
-        family: a guide family (a function from a model to a guide), or its name.
+        target: one problem or many, or a Pyro model, which poses one problem with `args` and `kwargs`.
+        family: a guide family (a function from a model to a guide), or its name; or a guide that has values, as an
+            autoguide or a `PyroModule`, and anything that `ppl_vi.fitted` gives.
+        args, kwargs: the arguments of a model, as `Target.of` takes them.
         objective: what SVI maximises: the name of an objective, as `ppl_vi.svi.objectives.OBJECTIVES` lists them, or an
             `Objective`. "renyi:ALPHA" and "iwae:K" take a number.
         engine: "compiled" takes the steps of all fits as machine code, "batched" the same steps operation by operation,
             "pyro" takes them by Pyro's own `SVI`, one fit at a time, and "auto" takes the fastest that can be had (see
             `ppl_vi.svi.engines.choice.choose`).
-        num_steps: the most steps that are taken.
+        num_steps: the most steps that are taken; 0 measures guides as they are.
         num_particles: draws of the guide in each step. "auto" begins with 16 that are spread evenly, and takes more, up
             to 256, from the round on where their noise would keep fits from the tolerance; steps then also go along
             the principal axes of the curvature. It is 256 independent draws for objectives that depend on the number,
@@ -122,13 +139,15 @@ def fit(
             become another function during the fit.
     """
     began = time.perf_counter()
+    target = posed(target, args, kwargs)
     _check_modes(modes, target)
     strategy = Strategy(find_objective(objective), num_steps, num_particles, lr, seed, tolerance)
     max_bytes = bytes_of(max_memory)
-    _validate(strategy, engine, num_replicas)
+    validate(strategy, engine, num_replicas)
     if isinstance(target.model, BoundModel) and not target.dim:
         raise UnsuitableModelError(f"{target.name}: {NO_CONTINUOUS_LATENT}")
-    name, family = (family, find_family(family)) if isinstance(family, str) else (name_of(family), family)
+    name, family = _named(family, target, num_steps)
+    num_replicas = 1 if is_fitted(family) else num_replicas
     told = following(progress, name.rpartition(":")[2])
     with told, allowing(max_bytes), _known_errors_explained(target.name):
         if target.learnable is not None:
@@ -142,15 +161,28 @@ def fit(
                 raise SupportMismatchError(support_mismatch)
         with target.isolated(seed):
             program = Program(target, guide)
-            unsuitable = strategy.objective.unsuitable(program)
-            if unsuitable:
-                raise UnsuitableObjectiveError(f"{strategy.objective.name}: {unsuitable}")
             initial = start_parameters(family, target, guide, program.layout, num_replicas, seed, modes)
-            centre = centre_parameters(family, target, guide, program.layout, seed, modes)
-            running = fit_program(program, strategy, initial, centre, engine)
-        scored, parameters = finish(program, running.theta)
+            if num_steps == 0 or is_fitted(family):
+                find_how_draws_are_run(program, ELBO_STRATEGY)
+                ended = as_given(initial)
+            else:
+                unsuitable = strategy.objective.unsuitable(program)
+                if unsuitable:
+                    raise UnsuitableObjectiveError(f"{strategy.objective.name}: {unsuitable}")
+                centre = centre_parameters(family, target, guide, program.layout, seed, modes)
+                ended = ended_fit(fit_program(program, strategy, initial, centre, engine))
+        scored, parameters = finish(program, ended.theta)
         refuse_changed(target)
-    return _result(running, name, family, scored, parameters, support_mismatch or "", time.perf_counter() - began)
+    return _result(ended, strategy, name, family, (program, scored), parameters, support_mismatch or "", began)
+
+
+def _named(family: Family | GivenGuide | str, target: Target, num_steps: int) -> tuple[str, Family]:
+    """The name of a family, and the family."""
+    if isinstance(family, str):
+        return family, find_family(family)
+    if num_steps == 0 or isinstance(family, GivenGuide | nn.Module):
+        family = family_of(target, family, as_it_is=num_steps == 0)
+    return name_of(family), family
 
 
 @contextmanager
@@ -179,63 +211,44 @@ def _known_errors_explained(name: str) -> Iterator[None]:
 
 
 def _result(
-    running: RunningFit,
+    ended: EndedFit,
+    strategy: Strategy,
     family_name: str,
     family: Family,
-    scored: Program,
+    programs: tuple[Program, Program],
     parameters: dict[str, Tensor],
     support_mismatch: str,
-    seconds: float,
+    began: float,
 ) -> Fit:
-    setup, fitted = running.setup, running.setup.program
-    strategy, target = setup.strategy, fitted.target
+    fitted, scored = programs
     # where another guide is scored than was fitted, its parameters have taken no steps
-    has_trajectory = scored.layout == fitted.layout
+    has_trajectory = scored.layout == fitted.layout and len(ended.trajectory) > 0
+    dtype = fitted.target.dtype
     return Fit(
-        target=target,
+        target=fitted.target,
         family_name=family_name,
         family=family,
-        objective=strategy.objective.name,
-        engine=setup.engine_name,
-        engine_reason=setup.engine_reason,
+        objective=strategy.objective.name if ended.engine else ELBO_STRATEGY.objective.name,
+        engine=ended.engine,
+        engine_reason=ended.engine_reason,
         seed=strategy.seed,
-        seconds=seconds,
+        seconds=time.perf_counter() - began,
         num_particles=strategy.num_particles,
         lr=strategy.lr,
         parameters=parameters,
         scope=dict.fromkeys(parameters, "per_problem"),
-        initial=fitted.layout.unflatten(running.trajectory[0]) if has_trajectory else {},
-        steps=np.array(running.steps if has_trajectory else [], dtype=np.int64),
-        trajectory=torch.stack(running.trajectory) if has_trajectory else torch.empty(0, dtype=target.dtype),
-        elbo_history=np.stack(running.bounds),
-        status=running.status.astype(np.str_),
-        stop_reason=running.stop_reason.astype(np.str_),
-        num_steps=running.num_steps,
-        predicted_gain=running.gain,
+        initial=fitted.layout.unflatten(ended.trajectory[0]) if has_trajectory else {},
+        steps=np.array(ended.steps if has_trajectory else [], dtype=np.int64),
+        trajectory=ended.trajectory if has_trajectory else torch.empty(0, dtype=dtype),
+        elbo_history=ended.elbo_history,
+        status=ended.status.astype(np.str_),
+        stop_reason=ended.stop_reason.astype(np.str_),
+        num_steps=ended.num_steps,
+        predicted_gain=ended.predicted_gain,
         support_mismatch=support_mismatch,
         versions=versions(),
         program=scored,
     )
-
-
-def _validate(strategy: Strategy, engine: str, num_replicas: int) -> None:
-    if engine not in ENGINES:
-        raise ValueError(f"unknown engine '{engine}'; there are {', '.join(ENGINES)}")
-    for what, value in (
-        ("num_steps", strategy.num_steps),
-        ("num_particles", 1 if strategy.num_particles == "auto" else strategy.num_particles),
-        ("num_replicas", num_replicas),
-    ):
-        if value < 1:
-            raise ValueError(f"{what} must be at least 1, got {value}")
-    for what, number in (("lr", strategy.lr), ("tolerance", strategy.tolerance)):
-        if not number > 0 or number == float("inf"):
-            raise ValueError(f"{what} must be positive and finite, got {number}")
-    if strategy.lr > MAX_LR:
-        raise ValueError(
-            f"lr must be at most {MAX_LR:g}, a step of so many widths of the curvature, got {strategy.lr:g}"
-        )
-    check_objective(strategy.objective, engine, strategy.num_particles)
 
 
 def _check_modes(modes: tuple[Modes, ...], target: Target) -> None:
@@ -249,19 +262,3 @@ def _check_modes(modes: tuple[Modes, ...], target: Target) -> None:
             f"modes must be those of a truth of the target, for each of its {target.num_problems} problems in "
             f"{target.dim} dimensions; got {len(modes)} in {modes[0].peak.shape[1]}"
         )
-
-
-def check_objective(objective: Objective, engine: str, num_particles: int | Literal["auto"]) -> None:
-    """Checks whether an objective goes with an engine and a number of particles, before anything is computed.
-
-    Raises:
-        ValueError: it does not.
-    """
-    if num_particles == "auto":
-        num_particles = auto_particles(objective, engine)
-    if num_particles % group_size(objective):
-        raise ValueError(
-            f"num_particles must be a multiple of K = {group_size(objective)} for iwae, got {num_particles}"
-        )
-    if engine == "pyro":
-        pyro_elbo(objective, num_particles)

@@ -15,9 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ppl_vi.guides import Family, RefusedFamilyError
+from ppl_vi.guides.given import GivenGuide
+from ppl_vi.guides.own import is_fitted
+from ppl_vi.svi.ended import NO_STEPS
 from ppl_vi.svi.finishing import is_laplace
 from ppl_vi.svi.objectives import find_objective
 from ppl_vi.svi.program import Layout, Program, flat_parameters
@@ -68,6 +71,8 @@ def learned_target(
 ) -> Target:
     """The target whose model has the parameters that are learned together with a guide's, by maximising the ELBO.
 
+    A guide that is measured as it is learns nothing: the model then has the values that its parameters have already.
+
     Args:
         target: a target whose model has parameters to be learned.
         family: the guide's family.
@@ -78,10 +83,14 @@ def learned_target(
     Raises:
         RefusedFamilyError: the family has no ELBO, as a Laplace approximation has none.
         SupportMismatchError: the guide puts mass where the posterior has none, so that the ELBO is -inf.
-        LearningError: every replica diverged, or the guide and the model share a parameter.
+        LearningError: every replica diverged, the guide and the model share a parameter, or the guide is measured as it
+            is and there is no value of a parameter of the model.
     """
     assert target.learnable is not None
     parameters = target.learnable.parameters
+    if strategy.num_steps == 0 or is_fitted(family):
+        values = _values_as_they_are(parameters, getattr(family, "given", None), target)
+        return frozen_target(target, Learned(values, name, str(Status.AS_GIVEN), NO_STEPS))
     strategy = replace(strategy, objective=find_objective("trace_elbo"))
     guide = start_guide(family, target, num_replicas, strategy.seed)
     if is_laplace(guide):
@@ -105,6 +114,26 @@ def learned_target(
         values = program.call(running.theta[0, best], lambda _: parameters_of(parameters))
     status = str(running.status.astype(np.str_)[0, best])
     return frozen_target(target, Learned(values, name, status, str(running.stop_reason[0, best])))
+
+
+def _values_as_they_are(model: StatedFunction, given: GivenGuide | None, target: Target) -> dict[str, Tensor]:
+    """The parameters of a model as a guide's user has them: in Pyro's parameter store, or in the file in its place.
+
+    Raises:
+        LearningError: there is no value of a parameter.
+    """
+    values, stored = parameters_of(model), {} if given is None else given.stored
+    for name in model.values:
+        is_of_network = name in model.leaves and (given is None or given.file is None)
+        if name in stored and not is_of_network:
+            values[name] = stored[name].value(target.dtype).to(target.device)
+        elif given is not None and given.needs_values and not is_of_network:
+            where = f"the file {given.file}" if given.file else "Pyro's parameter store"
+            raise LearningError(
+                f"{target.name}: the guide '{given.name}' is to be measured as it is, and {where} has no value of the "
+                f"model's parameter '{name}'"
+            )
+    return values
 
 
 def _refuse_shared(guide: nn.Module, model: StatedFunction, name: str) -> None:

@@ -35,7 +35,8 @@ from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
 from ppl_vi.guides import Family
-from ppl_vi.guides.own import BoundGuide, as_module, name_of
+from ppl_vi.guides.own import BoundGuide, as_module
+from ppl_vi.guides.own_autoguide import OwnAutoguide
 from ppl_vi.svi.program import Layout, flat_parameters
 from ppl_vi.svi.start_points import Centres, centres, start_points
 from ppl_vi.target.isolation import whole_plates
@@ -118,7 +119,7 @@ def build_guide(
         if isinstance(guide, AutoGuide) and not isinstance(guide, AutoContinuous):
             _refuse_clash(guide, target)
         row = target.row(problem)
-        guide = as_module(guide, target, row, name_of(family))
+        guide = as_module(guide, target, row, family)
         _first_run(guide, target, row)
         guide = guide.to(target.device, target.dtype)
         own = guide.guide if isinstance(guide, BoundGuide) else guide
@@ -215,7 +216,10 @@ def start_guide(
     """The guide of the first problem's first replica at its initial values; see `start_parameters`."""
     loc, scale = start_points(target, num_replicas, seed, modes)
     factor = centres(target, num_replicas, modes).factor
-    return build_guide(family, target, 0, loc[0, 0], scale[0, 0], structure_seed(seed), factor[0, 0])
+    guide = build_guide(family, target, 0, loc[0, 0], scale[0, 0], structure_seed(seed), factor[0, 0])
+    if isinstance(family, OwnAutoguide):
+        family.put_values(guide.guide if isinstance(guide, BoundGuide) else guide)
+    return guide
 
 
 def start_parameters(
@@ -230,7 +234,8 @@ def start_parameters(
     """The initial parameters of all problems and replicas, `(B, R, D)`.
 
     Guides of full covariance begin with the inverse Hessian at the mode in all replicas: Pyro writes the covariance as
-    scales times a triangle of ratios, and scales of their own would undo the correlations.
+    scales times a triangle of ratios, and scales of their own would undo the correlations. Of an autoguide that a user
+    gave as an object, the first replica begins at the values that it has, and the others where those of its class do.
 
     Args:
         family, target: of which guide, and for what.
@@ -240,7 +245,10 @@ def start_parameters(
     """
     loc, scale = start_points(target, num_replicas, seed, modes)
     factor = centres(target, num_replicas, modes).factor
-    return _flat_at(family, target, guide, layout, Centres(loc, scale, factor), structure_seed(seed), guide)
+    theta = _flat_at(family, target, guide, layout, Centres(loc, scale, factor), structure_seed(seed), guide)
+    if isinstance(family, OwnAutoguide):
+        theta[:, 0] = flat_parameters(layout, guide)
+    return theta
 
 
 def centre_parameters(

@@ -6,7 +6,8 @@ A module that is a model or a guide is copied, so that the user's own is never c
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,7 @@ class BoundModel:
     Attributes:
         function: a Pyro model or guide.
         given: its positional arguments.
+        keywords: the names under which a user's function gets the last of them, see `positional`.
         learnable: where the model has parameters that are still to be learned, these.
         learned: where they have been learned and frozen, what was learned.
     """
@@ -55,9 +57,67 @@ class BoundModel:
     given: tuple[Any, ...]
     learnable: Learnable | None = None
     learned: Learned | None = None
+    keywords: tuple[str, ...] = ()
 
     def __call__(self, *_: Any, **__: Any) -> Any:
         return self.function(*self.given)
+
+
+@dataclass(frozen=True, eq=False)
+class Positional:
+    """A function of positional arguments alone, the last of which a user's function gets by name.
+
+    Attributes:
+        function: the user's.
+        keywords: the names of the last arguments.
+    """
+
+    function: Callable[..., Any]
+    keywords: tuple[str, ...]
+
+    def __call__(self, *args: Any) -> Any:
+        """Calls the user's function."""
+        first = len(args) - len(self.keywords)
+        return self.function(*args[:first], **dict(zip(self.keywords, args[first:], strict=True)))
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """The arguments by name, as far as the user's function names them."""
+        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        named = [one for one in inspect.signature(self.function).parameters.values() if one.kind in kinds]
+        names = [*(one.name for one in named if one.name not in self.keywords), *self.keywords]
+        return inspect.Signature([inspect.Parameter(name, kinds[1]) for name in names])
+
+
+def positional(function: Any, keywords: tuple[str, ...]) -> Any:
+    """A function, or a module that may be written to, which takes its keyword arguments as its last positional ones."""
+    if not keywords:
+        return function
+    if isinstance(function, nn.Module):
+        vars(function)["forward"] = Positional(function.forward, keywords)
+        return function
+    return Positional(function, keywords)
+
+
+def checked_arguments(args: Any, kwargs: Mapping[str, Any] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A model's positional and keyword arguments as users write them.
+
+    A tensor, an array or a table of pandas stands for the one positional argument.
+
+    Raises:
+        TypeError: they are none.
+    """
+    kind = type(args).__name__
+    if isinstance(args, Tensor | np.ndarray) or type(args).__module__.partition(".")[0] in ("pandas", "xarray"):
+        args = (args,)
+    if not isinstance(args, tuple):
+        meant = (
+            "kwargs=... takes arguments by name" if isinstance(args, dict) else "write args=(data,) for one argument"
+        )
+        raise TypeError(f"args must be a tuple of the model's positional arguments, got {kind}: {meant}")
+    if kwargs is not None and not (isinstance(kwargs, Mapping) and all(isinstance(name, str) for name in kwargs)):
+        raise TypeError(f"kwargs must be a dict of the model's arguments by name, got {type(kwargs).__name__}")
+    return args, dict(kwargs or {})
 
 
 def converted_arguments(value: Any, dtype: torch.dtype) -> Any:

@@ -27,4 +27,4 @@ def frozen_target(target: Target, learned: Learned) -> Target:
     model = target.learnable.parameters.frozen(learned.values)
     found = Target.of(model, target.model.given, name=target.name, dtype=target.dtype)
     assert isinstance(found.model, BoundModel)
-    return replace(found, model=replace(found.model, learned=learned))
+    return replace(found, model=replace(found.model, learned=learned, keywords=target.model.keywords))

@@ -21,7 +21,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ppl_vi.target.arguments import tensors_of
+from ppl_vi.target.arguments import Positional, tensors_of
 from ppl_vi.target.factorising import Factorising
 from ppl_vi.target.isolation import isolated
 
@@ -196,7 +196,8 @@ def _observes_nothing(sites: list[str], given: tuple[Any, ...]) -> str:
 
 def _labelled(model: Callable[..., Any], given: tuple[Any, ...]) -> list[tuple[str, Any]]:
     """The arguments with their names, or with their numbers where these are not known."""
-    while not inspect.isroutine(model) and hasattr(model, "function"):  # what prepares a model wraps it
+    # what prepares a model wraps it
+    while not (inspect.isroutine(model) or isinstance(model, Positional)) and hasattr(model, "function"):
         model = model.function
     try:
         bound = inspect.signature(model).bind(*given).arguments

@@ -8,10 +8,11 @@ to. `StatedFunction` makes a module of such a function, and `FrozenFunction` one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import pyro
@@ -21,7 +22,7 @@ from pyro.nn.module import PyroModule, PyroParam
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
-from torch.distributions import constraints
+from torch.distributions import constraints, transform_to
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
@@ -29,6 +30,8 @@ from ppl_vi.target.factorising import Factorising
 
 # The function that torch passes to `__torch_function__` where `tensor.requires_grad` is read.
 REQUIRES_GRAD = torch.Tensor.requires_grad.__get__  # type: ignore[attr-defined]
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class ReplacedParameters(TorchFunctionMode):
@@ -73,32 +76,57 @@ class ReplacedParameters(TorchFunctionMode):
         return type(value)(map(self._replaced, value)) if type(value) in (list, tuple) else value
 
 
+@dataclass(frozen=True)
+class Stored:
+    """A parameter as Pyro's parameter store holds it.
+
+    Attributes:
+        unconstrained: the value in unconstrained space.
+        constraint: of the parameter.
+    """
+
+    unconstrained: Tensor
+    constraint: constraints.Constraint
+
+    def value(self, dtype: torch.dtype) -> Tensor:
+        """The parameter itself, computed in a dtype."""
+        return transform_to(self.constraint)(_converted(self.unconstrained, dtype))
+
+
+def _converted(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
 class FirstStatements(Messenger):
     """Answers each statement of a first run with a copy of its initial value, so that no tensor of the user's is used.
 
     Args:
         dtype: the dtype of the copies.
         own: where the function is a module, the `id` of each of its own parameters, which are no statements.
+        stored: values that take the place of initial ones, by the names of the statements.
 
     Attributes:
         leaves: the stated parameters of networks, by the names of the statements.
         replaced: lets the networks compute with the copies; it must be active during the run.
     """
 
-    def __init__(self, dtype: torch.dtype, own: set[int]) -> None:
+    def __init__(self, dtype: torch.dtype, own: set[int], stored: Mapping[str, Stored]) -> None:
         super().__init__()
-        self.dtype, self.own = dtype, own
+        self.dtype, self.own, self.stored = dtype, own, stored
         self.leaves: dict[str, Tensor] = {}
         self.replaced = ReplacedParameters()
 
     def _pyro_param(self, msg: Any) -> None:
-        initial = stated_tensor(msg)
-        if initial is None or id(initial) in self.own or self.replaced.answer(initial, msg):
+        initial, stored = stated_tensor(msg), self.stored.get(msg["name"])
+        if initial is not None and (id(initial) in self.own or self.replaced.answer(initial, msg)):
             return
-        if is_held(initial):
+        if initial is not None and is_held(initial):
             self.leaves.setdefault(msg["name"], initial)
-        copied = initial.detach().clone()
-        msg["args"] = (msg["name"], copied.to(self.dtype) if copied.is_floating_point() else copied)
+        if stored is not None:
+            msg["args"] = (msg["name"], stored.value(self.dtype))
+            msg["kwargs"] = {"constraint": stored.constraint} | msg["kwargs"]
+        elif initial is not None:
+            msg["args"] = (msg["name"], _converted(initial.detach().clone(), self.dtype))
 
     def _pyro_post_param(self, msg: Any) -> None:
         leaf = self.leaves.get(msg["name"])
@@ -118,7 +146,10 @@ def is_held(tensor: Tensor) -> bool:
 
 
 def first_run(
-    function: Callable[..., Any], row: tuple[Tensor, ...], dtype: torch.dtype
+    function: Callable[..., Any],
+    row: tuple[Tensor, ...],
+    dtype: torch.dtype,
+    stored: Mapping[str, Stored] = NOTHING,
 ) -> tuple[Trace, FirstStatements]:
     """Runs a model or guide to find what it states and draws.
 
@@ -126,12 +157,13 @@ def first_run(
         function: the model or guide, a function or a module.
         row: the arguments that it is called with.
         dtype: the dtype of the parameters that it states.
+        stored: values that take the place of initial ones, by the names of the statements.
 
     Returns:
         The trace of the run and the handler that answered its statements.
     """
     own = {id(parameter) for parameter in function.parameters()} if isinstance(function, nn.Module) else set()
-    stating = FirstStatements(dtype, own)
+    stating = FirstStatements(dtype, own, stored)
     with pyro.get_param_store().scope(), networks_prepared(function, dtype), stating, stating.replaced, Factorising():
         return poutine.trace(function).get_trace(*row), stating
 
@@ -254,12 +286,24 @@ class StatedFunction(PyroModule):
                 event_dim = node["kwargs"].get("event_dim")
                 value = PyroParam(node["value"].detach().clone(), constraint, event_dim)
                 setattr(self, self._attributes[statement], value)
+                self._set_exactly(self._attributes[statement], constraint, stating.stored.get(statement))
         self._known = known
+
+    def _set_exactly(self, attribute: str, constraint: constraints.Constraint, stored: Stored | None) -> None:
+        """Sets a parameter to the very digits of a stored one, where both have the same constraint."""
+        if stored is not None and repr(stored.constraint) == repr(constraint):
+            with torch.no_grad():
+                self.get_parameter(f"{attribute}_unconstrained").copy_(stored.unconstrained)
 
     @property
     def has_statements(self) -> bool:
         """Whether the function stated a parameter that is not one of its own as a module."""
         return bool(self._attributes)
+
+    @property
+    def leaves(self) -> dict[str, Tensor]:
+        """Those parameters of networks that it states, by the names of the statements."""
+        return self._leaves
 
     @property
     def has_network(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,7 +16,15 @@ from torch.func import vmap
 from ppl_vi.numerics.laplace import Laplace, centred_on_mass, laplace_approximation
 from ppl_vi.numerics.vmapping import vmap_or_loop
 from ppl_vi.runtime.pickling import PickledAsOne
-from ppl_vi.target.arguments import BoundModel, converted_arguments, private_copy, tensors_of, to_device
+from ppl_vi.target.arguments import (
+    BoundModel,
+    checked_arguments,
+    converted_arguments,
+    positional,
+    private_copy,
+    tensors_of,
+    to_device,
+)
 from ppl_vi.target.conditional import Conditional
 from ppl_vi.target.decoder import Decoded
 from ppl_vi.target.factorising import Factorising, factorising_trace
@@ -100,15 +108,13 @@ class Target(PickledAsOne):
     @one_at_a_time()
     def of(
         model: Callable[..., Any],
-        args: tuple[Any, ...] = (),
+        args: Any = (),
         *,
+        kwargs: Mapping[str, Any] | None = None,
         name: str | None = None,
         dtype: torch.dtype = torch.float64,
     ) -> Target:
         """One problem of all the data: the model is called with `args` as they are, not with one row after another.
-
-        With 12 data points `Target.of(model, (data,))` poses one problem of 12 points, where
-        `Target.batch(model, (data,))` poses 12 problems of one point each.
 
         Discrete latents are summed out. Plates take all of their data, in guides and in the steps of SVI as well. What
         the model states by `pyro.param` or `pyro.module` is learned by `ppl_vi.fit`. The model keeps its arguments, so
@@ -118,21 +124,23 @@ class Target(PickledAsOne):
 
         Args:
             model: a Pyro model.
-            args: its positional arguments; arrays become tensors, and floating-point ones get the target's dtype. Their
-                numbers stay as they are: `torch.tensor([0.1])`, in single precision, holds 0.100000001 and keeps it.
+            args: its positional arguments, a tuple, or one tensor, array or table. Arrays become tensors, and
+                floating-point ones get the target's dtype. Their numbers stay as they are: `torch.tensor([0.1])`, in
+                single precision, holds 0.100000001 and keeps it.
+            kwargs: its keyword arguments, likewise. A guide that is a function or a module gets the same arguments.
             name: the name that tables show; by default that of the model's function or class.
             dtype: the dtype of every computation.
 
         Raises:
-            TypeError: the model can't be called, or args is no tuple.
+            TypeError: the model can't be called, args is no tuple, or kwargs is no dict.
             ValueError: the model can't be used, see `latents`.
         """
         if not callable(model):
             raise TypeError(f"model must be a Pyro model, something callable; got {type(model).__name__}")
-        if not isinstance(args, tuple):
-            raise TypeError(f"args must be a tuple of the model's positional arguments, got {type(args).__name__}")
-        name = name or str(getattr(model, "__name__", type(model).__name__))
-        model, given = private_copy(model, dtype), converted_arguments(args, dtype)
+        args, named = checked_arguments(args, kwargs)
+        name, keywords = name or str(getattr(model, "__name__", type(model).__name__)), tuple(named)
+        model = positional(private_copy(model, dtype), keywords)
+        given = converted_arguments((*args, *named.values()), dtype)
         device = next((tensor.device for tensor in tensors_of(given)), torch.device("cpu"))
         with whole_plates():
             stated = stated_function(model, given, name, dtype)
@@ -141,7 +149,8 @@ class Target(PickledAsOne):
             target = Target(bound, row, name=name, dtype=dtype, remarks=remarks_on(frozen, given, name, dtype))
             _ = target.latents  # looking for the sites raises here what is wrong with the model
             vectorised = vectorised_model(bound, error := target.many_at_once(), name)
-            target = target if vectorised is bound else replace(target, model=vectorised)
+            if keywords or vectorised is not bound:
+                target = replace(target, model=(vectorised := replace(vectorised, keywords=keywords)))
             if stated is None:
                 return target
             learnable = vectorised_model(prepared_model(stated, given, name, dtype), error, name)
@@ -169,12 +178,10 @@ class Target(PickledAsOne):
         return None
 
     def bind(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A hand-written guide in the target's dtype, to be called with a `row`.
-
-        Where the model keeps its arguments, the guide gets these instead of the row.
-        """
-        guide = ConvertedModel(function, self.dtype)
-        return BoundModel(guide, self.model.given) if isinstance(self.model, BoundModel) else guide
+        """A hand-written guide in the target's dtype, called with a `row` and given what the model keeps."""
+        if not isinstance(self.model, BoundModel):
+            return ConvertedModel(function, self.dtype)
+        return BoundModel(ConvertedModel(positional(function, self.model.keywords), self.dtype), self.model.given)
 
     @property
     def data(self) -> tuple[Tensor, ...]:

@@ -193,7 +193,7 @@ def test_a_fit_that_diverges_says_where_and_the_others_go_on() -> None:
 @pytest.mark.filterwarnings("ignore:Encountered NaN")  # Pyro's own, about what is tested here
 @pytest.mark.parametrize("engine", ["batched", "pyro"])
 def test_steps_far_too_long_diverge_with_the_site_and_the_value(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ppl_vi.svi.fit.MAX_LR", 1e6)
+    monkeypatch.setattr("ppl_vi.svi.validation.MAX_LR", 1e6)
     found = fit(TOY, "lognormal", engine=engine, lr=1e6, num_steps=8, num_particles=8, num_replicas=12)
     assert (found.status == "diverged").all()
     # whichever way the first step of 1e6 units went, exp(loc) overflows or exp(scale) does
@@ -272,7 +272,7 @@ def test_an_unsuitable_objective_is_refused(family: str, objective: str, message
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_steps": 0}, "num_steps must be at least 1, got 0"),
+        ({"num_steps": -1}, "num_steps must be at least 0, got -1"),
         ({"num_particles": 0}, "num_particles must be at least 1, got 0"),
         ({"num_replicas": -1}, "num_replicas must be at least 1, got -1"),
         ({"lr": 0.0}, "lr must be positive and finite, got 0"),

@@ -289,7 +289,7 @@ def test_data_that_no_prior_draw_allows_are_told() -> None:
     ("model", "args", "message"),
     [
         (3, (), "model must be a Pyro model, something callable; got int"),
-        (nothing, torch.zeros(3), "args must be a tuple of the model's positional arguments, got Tensor"),
+        (nothing, 3.0, "args must be a tuple of the model's positional arguments, got float"),
         (nothing, [1.0], "args must be a tuple of the model's positional arguments, got list"),
     ],
 )

@@ -15,7 +15,6 @@ from ppl_vi.svi.objectives import Objective
 from ppl_vi.svi.program import Program
 from ppl_vi.svi.randomness import pseudo_random
 
-ENGINES = ("auto", "compiled", "batched", "pyro")
 # The share of a batched step's time that compiling saves, as measured on small guides. It is a rough figure, which only
 # decides which engine is chosen.
 SAVED_SHARE = 0.85

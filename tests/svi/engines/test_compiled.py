@@ -245,7 +245,7 @@ def test_a_compiled_fit_is_the_batched_fit() -> None:
 
 
 def test_a_compiled_fit_that_diverges_says_where(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ppl_vi.svi.fit.MAX_LR", 1e6)
+    monkeypatch.setattr("ppl_vi.svi.validation.MAX_LR", 1e6)
     found = fit(toy([1.5]), "lognormal", engine="compiled", lr=1e6, num_steps=8, num_particles=8, num_replicas=2)
     assert found.engine == "compiled"
     assert (found.status == "diverged").all()
