@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from models.amortized_toy import AmortizedToy
 
 MAX_PANELS_ACROSS = 4
-MIN_DRAWN_GAP = 1e-6  # nats; the figure has a logarithmic axis, and draws smaller gaps as this
 OUT = Path("results/amortized_toy")
 GUIDES = ("truncated_normal", "lognormal", "gamma")
 RANGE = (-3.0, 6.0)
@@ -198,31 +197,30 @@ def _show(records: Sequence[dict[str, Any]], console: Console) -> None:
 
 
 def figure(records: Sequence[dict[str, Any]]) -> Figure:
-    """Family gap and amortization gap over x, one panel a guide."""
-    from matplotlib.figure import Figure
-
-    from ppl_vi.report.plots import BLUE, DPI, ORANGE, plain
+    """Family gap and amortization gap over x, on top of each other; a panel for each guide."""
+    from ppl_vi.report.numbers import short, three_digits
+    from ppl_vi.report.style import PART_COLORS, Grid, legend, legend_height, page, plain
 
     guides = list(dict.fromkeys(record["guide"] for record in records if record["reason"] is None))
-    across = min(len(guides), MAX_PANELS_ACROSS)
-    down = -(-len(guides) // across)
-    drawn = Figure(figsize=(max(4.0, 3.4 * across), 0.6 + 3.0 * down), dpi=DPI, layout="constrained")
-    panels = drawn.subplots(down, across, sharey=True, squeeze=False).flatten()
-    for axes in panels[len(guides) :]:
-        axes.set_axis_off()
-    for axes, guide in zip(panels, guides, strict=False):
+    labels = ["family gap: no member of the family is nearer", "amortization gap: one encoder for all x"]
+    heading = "How far the encoders' guides are from the posterior at each x, and why"
+    grid = Grid(MAX_PANELS_ACROSS, (2.9, 2.2), (0.25, 0.6), left=0.75, below=0.5)
+    refused = [f"{record['guide']}: {record['reason']}" for record in records if record["reason"] is not None]
+    above = legend_height(labels, 2)
+    made = page(len(guides), grid, heading, refused, names=("x", "gap [nats]"), above=above, share=True)
+    for axes, guide in zip(made.panels, guides, strict=True):
         rows = [record for record in records if record["guide"] == guide]
-        x = [record["x"] for record in rows]
-        for name, text, color in (("family_gap", "family", BLUE), ("amortization", "amortization", ORANGE)):
-            axes.plot(x, [max(record[name], MIN_DRAWN_GAP) for record in rows], color=color, label=text)
-        axes.set_yscale("log")
-        axes.set_title(guide, fontsize=10)
-        axes.set_xlabel("x")
-        plain(axes)
-    drawn.supylabel(f"gap [nats] (below {MIN_DRAWN_GAP:g}: drawn there)", fontsize=10)
-    drawn.axes[0].legend(frameon=False, fontsize=9)
-    drawn.suptitle("What the family can't do, and what one encoder for all x adds", fontsize=11)
-    return drawn
+        x, family, amortization = ([record[name] for record in rows] for name in ("x", "family_gap", "amortization"))
+        colors = [PART_COLORS["family"], PART_COLORS["amortization"]]
+        areas = axes.stackplot(x, family, amortization, colors=colors, linewidth=0)
+        worst = max(rows, key=lambda record: record["family_gap"])
+        most = f"at most {three_digits(worst['family_gap'], worst['family_gap_error'])} + {short(max(amortization), 2)}"
+        axes.set_title(f"{guide}\n{most} nats", fontsize=9, parse_math=False)
+        axes.margins(x=0)
+        plain(axes, label_size=8)
+    if guides:
+        legend(made.figure, areas, labels, made.top, 2)
+    return made.figure
 
 
 def main(argv: Sequence[str] | None = None) -> int:

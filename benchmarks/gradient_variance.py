@@ -130,7 +130,7 @@ def figure(spreads: Sequence[Spread]) -> Figure:
     import numpy as np
     from matplotlib.figure import Figure
 
-    from ppl_vi.report.plots import BLUE, DPI, ORANGE, plain
+    from ppl_vi.report.style import BLUE, DPI, ORANGE, plain
 
     drawn = Figure(figsize=(9.5, 6.0), dpi=DPI, layout="constrained")
     for axes, spread in zip(drawn.subplots(2, 2).flat, spreads, strict=True):
@@ -142,8 +142,9 @@ def figure(spreads: Sequence[Spread]) -> Figure:
         axes.set_title(text, fontsize=9)
         plain(axes)
         axes.set_yticks([])
-    drawn.axes[0].legend(frameon=False, fontsize=9)
-    drawn.supxlabel("one draw of the gradient", fontsize=10)
+        axes.set_ylabel("density of draws", fontsize=9)
+    drawn.legend(*drawn.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
+    drawn.supxlabel("one draw of the gradient, nats a unit of the parameter (1% of the draws lie beyond)", fontsize=10)
     return drawn
 
 

@@ -81,7 +81,7 @@ def figure(records: Sequence[Record], titles: dict[str, str]) -> Figure:
     """A panel for each axis, a line for each engine; whole verbs are dashed, in the colour of their steps."""
     from matplotlib.figure import Figure
 
-    from ppl_vi.report.plots import DPI
+    from ppl_vi.report.style import DPI
 
     made = Figure(figsize=(10, 8.2), dpi=DPI, layout="constrained")
     grid = made.subplots(2, 2)
@@ -98,7 +98,7 @@ def figure(records: Sequence[Record], titles: dict[str, str]) -> Figure:
 
 
 def _panel(axes: Axes, axis: Axis, records: Sequence[Record], titles: dict[str, str]) -> None:
-    from ppl_vi.report.plots import plain
+    from ppl_vi.report.style import LINE_COLORS, plain
 
     axes.set(xscale="log", yscale="log")
     axes.margins(x=0.1)
@@ -111,7 +111,7 @@ def _panel(axes: Axes, axis: Axis, records: Sequence[Record], titles: dict[str, 
         )
         if points:
             values, times = zip(*points, strict=True)
-            colour = f"C{list(titles).index(STEPS_OF.get(engine, engine))}"
+            colour = LINE_COLORS[list(titles).index(STEPS_OF.get(engine, engine)) % len(LINE_COLORS)]
             style = "--" if engine in STEPS_OF else "-"
             axes.plot(values, times, style, color=colour, marker="o", markersize=3, linewidth=1.4, label=title)
             if len(values) > 1:

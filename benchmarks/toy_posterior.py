@@ -27,7 +27,7 @@ OUT = Path("results/toy_posterior")
 X = (1.5, 0.0)
 QUICK_GUIDES = ("truncated_normal", "lognormal", "gamma", "AutoNormal", "normal", cli.POINT_MASS)
 AROUND = 5.0  # beyond the observations, in the figure over many x
-NUM_X = 24
+NUM_X = 121  # so that the figure's curves are smooth, and so is the corner where the posterior leaves 0
 
 
 def parser() -> argparse.ArgumentParser:

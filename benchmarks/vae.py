@@ -55,7 +55,8 @@ def program(arguments: argparse.Namespace) -> int:
         list_guides()
         return 0
     guides = _checked(arguments)
-    images, train_x, test_x = load_data(arguments)
+    with cli.loading():
+        images, train_x, test_x = load_data(arguments)
     from ppl_vi.runtime.processes import wake
 
     try:
@@ -130,6 +131,7 @@ def _checked(arguments: argparse.Namespace) -> list[str]:
     """
     guides = cli.guides_among(arguments.guides, AMORTIZED)
     check_data(arguments.data)
+    arguments.whose = f"vae on {arguments.data}, {arguments.likelihood}, latents: {arguments.latent_dim}"
     cli.check_outputs(arguments)
     cli.check_device(arguments.device)
     return guides
@@ -170,12 +172,13 @@ def _show(finished: Sequence[Scored], arguments: argparse.Namespace) -> None:
 
 def write_figures(portraits: list[Portrait], trained: dict[str, Trained], out: Path) -> None:
     """Writes the training curves and the figures of the guides whose gaps are certified."""
-    from ppl_vi.report import decoder_plots
+    from ppl_vi.report import decoder_gap_plots, decoder_plots
 
-    figures = {"training": decoder_plots.training_curves(trained)}
+    figures = {"training": decoder_gap_plots.training_curves(trained)}
     if portraits:
-        figures["gap_histograms"] = decoder_plots.gap_histograms(portraits)
-        figures["gap_against_evidence"] = decoder_plots.gap_against_evidence(portraits)
+        figures["gaps"] = decoder_gap_plots.bars(portraits)
+        figures["gap_histograms"] = decoder_gap_plots.gap_histograms(portraits)
+        figures["gap_against_evidence"] = decoder_gap_plots.gap_against_evidence(portraits)
     for portrait in portraits:
         if portrait.split != "test":
             continue

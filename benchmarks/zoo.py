@@ -93,12 +93,13 @@ def program(arguments: argparse.Namespace) -> int:
     """Measures the chosen models, prints the table and writes the files."""
     cli.check_outputs(arguments)
     cli.check_guides(arguments.guides)
-    from ppl_vi.comparison.comparison import FitSettings
-    from ppl_vi.report import matrix
-    from ppl_vi.runtime.memory import share
+    with cli.loading():
+        from ppl_vi.comparison.comparison import FitSettings
+        from ppl_vi.report import matrix
+        from ppl_vi.runtime.memory import share
 
+        guides = cli.chosen_guides(arguments.guides, QUICK_GUIDES if arguments.quick else GUIDES)
     models = list(dict.fromkeys(arguments.models or (QUICK_MODELS if arguments.quick else MODELS)))
-    guides = cli.chosen_guides(arguments.guides, QUICK_GUIDES if arguments.quick else GUIDES)
     counts: dict[str, Any] = cli.QUICK if arguments.quick else FULL
     workers = cli.num_workers_within(arguments.max_memory, cli.num_workers(len(models), "cpu"))
     settings = FitSettings(seed=arguments.seed, max_memory=share(arguments.max_memory, workers), **counts)

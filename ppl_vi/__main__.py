@@ -74,6 +74,7 @@ def parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("--as-is", action="store_true", help=AS_IS)
     cli.add_comparison_options(compare, OUT, GUIDES, GUIDES, cli.FULL | {"num_replicas": NUM_REPLICAS})
+    compare.set_defaults(unlisted_is_own=False)  # what lies in the default folder may be of any model
     return found
 
 
@@ -115,6 +116,7 @@ def program(arguments: argparse.Namespace) -> int:
     folder = str(Path.cwd())
     sys.path.insert(0, folder)
     try:
+        arguments.whose = arguments.model + (f" with {arguments.args}" if arguments.args else "")
         cli.check_comparison(arguments)
         if arguments.as_is and not any(":" in guide for guide in arguments.guides or ()):
             raise cli.UsageError("--as-is is about guides of your own: name one by --guides package.module:attribute")
@@ -180,7 +182,7 @@ def _arguments_of(model: Any, given: Any) -> tuple[tuple[Any, ...], dict[str, An
 def write_figures(comparison: ModelComparison, arguments: argparse.Namespace) -> None:
     """Writes all figures as PNG."""
     for name, figure in comparison.plot().items():
-        cli.write_figure(arguments.out / f"{name}.png", figure)
+        cli.write_figure(arguments.out / f"{figure.get_label() or name}.png", figure)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -24,21 +24,22 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ppl_vi.runtime import garbage, names, signals
+from ppl_vi.runtime import garbage, names, result_folder, signals
 from ppl_vi.runtime.display import following
-from ppl_vi.runtime.files import is_replaced
+from ppl_vi.runtime.files import is_replaced, write_bytes
 from ppl_vi.runtime.memory import MemoryBoundError, bounded, num_sharing, parsed
 from ppl_vi.runtime.outputs import (
     UNWRITTEN,
-    note_failure,
     noting_failures,
     one_line,
     reason_of,
+    tell_results,
     why_not_file,
     why_not_folder,
     write_output,
     write_output_text,
 )
+from ppl_vi.runtime.plain_text import encodable_output
 from ppl_vi.runtime.processes import num_cores, shared, wake
 from ppl_vi.runtime.stages import stage
 
@@ -62,6 +63,7 @@ SMOOTHING = 0.8
 # Exit codes: 2 by convention for wrong arguments, and 3 where a truth is uncertified, so that what rests on it must not
 # be relied on.
 USAGE, UNCERTIFIED = 2, 3
+SIGNALLED = 128  # exit codes from here on are those after a signal
 
 T = TypeVar("T")
 SomeComparison = TypeVar("SomeComparison", bound="Comparison")
@@ -233,7 +235,17 @@ def add_seed(parser: argparse.ArgumentParser) -> None:
 
 def add_out(parser: argparse.ArgumentParser, out: Path) -> None:
     """Adds `--out`."""
-    parser.add_argument("--out", type=folder, default=out, metavar="DIR", help=f"folder for what is written ({out})")
+    text = f"folder for what is written ({out})"
+    parser.add_argument("--out", type=folder, default=out, metavar="DIR", help=text, action=_Given)
+    parser.set_defaults(out_is_given=False, whose=parser.prog, unlisted_is_own=True)
+
+
+class _Given(argparse.Action):
+    """Stores an option's value, and under `..._is_given` that the user named it."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
+        setattr(namespace, self.dest, values)
+        setattr(namespace, f"{self.dest}_is_given", True)
 
 
 def run(
@@ -243,14 +255,28 @@ def run(
 
     It is 2 for a usage error, 3 where a truth is uncertified, 130 after Ctrl-C, 143 after SIGTERM and 129 after SIGHUP.
     """
-    arguments = parser.parse_args(argv)
+    with encodable_output():
+        return _run(program, parser, parser.parse_args(argv))
+
+
+def _run(
+    program: Callable[[argparse.Namespace], int], parser: argparse.ArgumentParser, arguments: argparse.Namespace
+) -> int:
+    """Runs a program with its arguments; the exit code."""
     garbage.all_kept_at_exit()
     with signals.handled(parser.prog):
         try:
-            with signals.working(), noting_failures() as failed:
-                code = program(arguments)
-            if sys.stdout is not None:
-                sys.stdout.flush()
+            with noting_failures() as failed, result_folder.collecting():
+                try:
+                    with signals.working():
+                        code = program(arguments)
+                except UsageError:  # as where no guide could be compared, which is known at the end
+                    tell_results()
+                    raise
+                if sys.stdout is not None:
+                    sys.stdout.flush()
+                if code < SIGNALLED:
+                    tell_results()
             return code or (UNWRITTEN if failed else 0)
         except (Exception, KeyboardInterrupt) as error:
             # a library may have made another error of a signal's exception
@@ -383,9 +409,13 @@ def writable_folder(option: str, folder: Path) -> None:
 def check_outputs(arguments: argparse.Namespace) -> None:
     """Refuses outputs that could not be written, before anything is computed.
 
+    Where the default folder holds another model's results, `arguments.out` becomes another folder, and one line says
+    so. `arguments.whose` is the model that the results are of.
+
     Raises:
-        UsageError: an output can't be written.
+        UsageError: an output can't be written, or would replace another model's results.
     """
+    _claim(arguments)
     writable_folder("--out", arguments.out)
     if arguments.json == "-" and sys.stdout is None:
         raise UsageError("--json: standard output is closed")
@@ -393,6 +423,27 @@ def check_outputs(arguments: argparse.Namespace) -> None:
         return
     if why := why_not_file(Path(arguments.json)) if arguments.json else "expected a file, got ''":
         raise UsageError(f"--json: {why}")
+
+
+def _claim(arguments: argparse.Namespace) -> None:
+    """Chooses the folder for the results.
+
+    Raises:
+        UsageError: the user named a folder that holds another model's results.
+    """
+    try:
+        arguments.out, said = result_folder.claimed(
+            arguments.out,
+            arguments.whose,
+            given=arguments.out_is_given,
+            unlisted_is_own=arguments.unlisted_is_own,
+        )
+    except result_folder.OtherResultsError as error:
+        raise UsageError(f"--out: {error}") from error
+    if said and sys.stderr is not None:
+        print(one_line(said), file=sys.stderr)
+    results = result_folder.current()
+    results.folder, results.whose = arguments.out, arguments.whose
 
 
 def check_comparison(arguments: argparse.Namespace) -> None:
@@ -505,7 +556,7 @@ def compare_command(
         return 0
     modules = ("ppl_vi.comparison.comparison", "ppl_vi.report.plots")
     default = quick_guides if arguments.quick else None
-    with signals.starting(), garbage.imports_kept():
+    with loading(), signals.starting(), garbage.imports_kept():
         woken(arguments, default, modules)
         guides, settings, processes = prepared(arguments, default, modules)
         from ppl_vi.comparison.comparison import Comparison
@@ -530,6 +581,13 @@ def compare_command(
         progress,
     )
     return code
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Says in a terminal, before the first import that takes seconds, that the program has begun."""
+    with following(on_terminal()), stage("loading Pyro and the model"):
+        yield
 
 
 def on_terminal() -> bool:
@@ -707,11 +765,11 @@ def write_figures(
         for name, draw in plots.FIGURES.items():
             jobs.append(partial(_named, f"{name}_x_{label:g}", draw, comparison, problem))
     processes = num_workers(len(comparison.entries), arguments.device)
-    for said, unwritten in shared(partial(_write, arguments.out), jobs, processes, _left_out):
+    for said, drawings in shared(_drawings, jobs, processes, _left_out):
         if said:
             print(said, file=sys.stderr)
-        for path, error in unwritten:
-            note_failure(path, error)
+        for name, content in drawings.items():
+            write_output(arguments.out / f"{name}.png", partial(write_bytes, content=content))
 
 
 def _named(
@@ -720,28 +778,20 @@ def _named(
     return {name: draw(comparison, problem)}
 
 
-def _left_out(_: Callable[[], dict[str, Figure]], how: str) -> tuple[str, list[tuple[Path, OSError]]]:
+def _left_out(_: Callable[[], dict[str, Figure]], how: str) -> tuple[str, dict[str, bytes]]:
     """What is said of figures whose process was killed."""
-    return f"a figure is left out: {how}", []
+    return f"a figure is left out: {how}", {}
 
 
-def _write(out: Path, draw: Callable[[], dict[str, Figure]]) -> tuple[str, list[tuple[Path, OSError]]]:
-    """Draws figures and writes them by name; why there are none, or "", and those that could not be written."""
+def _drawings(draw: Callable[[], dict[str, Figure]]) -> tuple[str, dict[str, bytes]]:
+    """Why there are no figures, or "", and PNG files by name, which the process that is told writes."""
     from ppl_vi.report import files
     from ppl_vi.truth import UncertifiedTruthError
 
     try:
-        figures = draw()
+        return "", {name: files.to_png(figure) for name, figure in draw().items()}
     except UncertifiedTruthError as error:
-        return f"a figure is left out: {error}", []
-    unwritten: list[tuple[Path, OSError]] = []
-    for name, figure in figures.items():
-        path = out / f"{name}.png"
-        try:
-            files.write_figure(path, figure)
-        except OSError as error:
-            unwritten.append((path, error))
-    return "", unwritten
+        return f"a figure is left out: {error}", {}
 
 
 def write_figure(path: Path, figure: Figure) -> None:

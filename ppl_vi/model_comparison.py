@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from torch import nn
 
@@ -50,7 +51,7 @@ class ModelComparison(Pickled, Comparison):
     """
 
     def __str__(self) -> str:
-        return self.table()
+        return self._text(stream=sys.stdout)
 
     def __repr__(self) -> str:
         names = [entry.guide for entry in self.entries]
@@ -69,9 +70,13 @@ class ModelComparison(Pickled, Comparison):
             full: whether the table has all columns, instead of six.
             width: in characters, that of the terminal by default, or 120. A wider table is cut into several.
         """
+        return self._text(full=full, width=width)
+
+    def _text(self, *, full: bool = False, width: int | None = None, stream: TextIO | None = None) -> str:
+        """The table, for a stream in signs that it can take."""
         layout = table.layout_of(self)
         show = partial(table.show, layout=layout if full else brief(layout), verdict=self.verdict().text)
-        return table.as_text(self.records(), show, width=width or table.terminal().width)
+        return table.as_text(self.records(), show, width=width or table.terminal().width, stream=stream)
 
     def verdict(self) -> Verdict:
         """Which guide to take and what it costs, whose intervals are too narrow, and what would mend it."""

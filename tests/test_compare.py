@@ -14,6 +14,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from matplotlib.figure import Figure
 from pyro.contrib.easyguide import EasyGuide
 from pyro.distributions.transforms import affine_coupling, iterated, planar, spline_autoregressive
 from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal, AutoNormalizingFlow, AutoStructured
@@ -219,10 +220,13 @@ def test_figures_show_marginals_gaps_and_the_way_there(result, tmp_path):
         figure.savefig(tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
     axes = figures["marginals"].axes
-    assert len(axes) == 2 * 6  # two numbers, six guides that were fitted
-    for panel in axes:
-        z, density = panel.lines[0].get_data()
-        assert np.trapezoid(density, z) == pytest.approx(1, abs=0.1)  # what lies beyond the ends is missing
+    assert [panel.get_title() for panel in axes if panel.axison] == ["a", "b"]
+    named = " ".join(text.get_text() for text in figures["marginals"].legends[0].get_texts())
+    assert all(entry.guide in named for entry in result.entries if entry.curves is not None)
+    for panel in axes[:2]:
+        for line in panel.lines:
+            z, density = line.get_data()
+            assert np.trapezoid(density, z) == pytest.approx(1, abs=0.1)  # what lies beyond the ends is missing
 
 
 @pytest.mark.slow
@@ -320,6 +324,13 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     yield tmp_path
     sys.modules.pop("seen_by_nobody", None)
+
+
+def test_the_file_of_a_figure_has_the_name_that_the_figure_gives_it(tmp_path):
+    figures = {"gaps": Figure(), "marginals": Figure()}
+    figures["marginals"].set_label("marginals_40_of_100")
+    command.write_figures(SimpleNamespace(plot=lambda: figures), SimpleNamespace(out=tmp_path))
+    assert {path.name for path in tmp_path.iterdir()} == {"gaps.png", "marginals_40_of_100.png"}
 
 
 @pytest.mark.slow
@@ -430,7 +441,9 @@ def test_what_a_callback_raises_is_no_failure_of_a_guide():
 def test_what_can_t_be_done_is_one_line_and_exit_code_2(arguments, message, folder, refused, capsys):
     if message is None:  # the table comes first, then the line
         assert command.main(["compare", *arguments, "--no-plots"]) == 2
-        assert "no guide could be compared: seen_by_nobody:wrong: ValueError" in capsys.readouterr().err
+        *_, told, error = capsys.readouterr().err.splitlines()
+        assert told == "written to results: records.json, records.csv, table.txt"
+        assert "no guide could be compared: seen_by_nobody:wrong: ValueError" in error
         return
     assert message in refused(command.main, ["compare", *arguments])
 

@@ -30,6 +30,7 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`((?:python -m |make |ppl-vi |pip install |scripts/)[^`]*)`")
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?")
+END = "-- the end of a block --"
 WITHOUT = "my_package"  # stands for what a reader has
 
 
@@ -100,11 +101,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 def ran(command: list[str], folder: Path) -> str:
-    """What a command prints; it must end well and say nothing on standard error but which stages it went through."""
+    """What a command prints; it must end well and say on standard error only its stages and what it has written."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    assert [line for line in done.stderr.splitlines() if not STAGE.fullmatch(line)] == []
+    told = [line for line in done.stderr.splitlines() if not line.startswith("written to ")]
+    assert [line for line in told if not STAGE.fullmatch(line)] == []
     return done.stdout
 
 
@@ -117,26 +119,44 @@ def saved(page: str, folder: Path) -> Path:
     return file
 
 
-def shown_output(page: str) -> str | None:
-    """What a page says its Python prints: the text block right after it."""
-    pairs = zip(blocks(page), blocks(page)[1:], strict=False)
-    return next((b.text for a, b in pairs if (a.language, b.language) == ("python", "text")), None)
+def shown_outputs(page: str) -> list[str | None]:
+    """What a page says each block of Python prints: the text block right after it, or None."""
+    pairs = zip(blocks(page), (*blocks(page)[1:], Block("", "")), strict=True)
+    return [b.text if b.language == "text" else None for a, b in pairs if a.language == "python"]
+
+
+def printed_by_blocks(page: str, folder: Path) -> list[str]:
+    """What each block of a page's Python prints, run in order in one program."""
+    file = saved(page, folder)
+    python = [block.text for block in blocks(page) if block.language == "python"]
+    file.write_text("".join(f"{text}\nprint({END!r})\n" for text in python), encoding="utf-8")
+    printed = ran([sys.executable, file.name], folder).split(f"{END}\n")
+    assert printed.pop() == ""
+    return printed
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", WITH_PYTHON)
 def test_python_runs_as_it_stands_and_prints_what_the_page_says(page: str, folder: Path) -> None:
-    printed = ran([sys.executable, saved(page, folder).name], folder)
-    assert printed
-    shown = shown_output(page)
-    assert page != "README.md" or shown
-    if shown is not None:
-        lines = printed.splitlines()
-        assert lines[0] == shown.splitlines()[0]
-        printed = "\n".join(lines[: len(shown.splitlines())])
-        assert NUMBER.sub("#", printed).split() == NUMBER.sub("#", shown).split()
-        # the last digits are the processor's: another order of summing ends SVI elsewhere by a little
-        assert numbers(printed) == pytest.approx(numbers(shown), rel=0.1, abs=0.02)
+    every, expected = printed_by_blocks(page, folder), shown_outputs(page)
+    assert any(every)
+    assert page not in ("README.md", "docs/tutorial.md") or any(expected)
+    for printed, shown in zip(every, expected, strict=True):
+        if shown is not None:
+            lines = printed.splitlines()
+            assert lines[0] == shown.splitlines()[0]
+            printed = "\n".join(lines[: len(shown.splitlines())])
+            assert NUMBER.sub("#", printed).split() == NUMBER.sub("#", shown).split()
+            # the last digits are the processor's: another order of summing ends SVI elsewhere by a little
+            assert numbers(printed) == pytest.approx(numbers(shown), rel=0.1, abs=0.02)
+
+
+def test_each_block_is_compared_with_the_text_below_it() -> None:
+    python = [block for block in blocks("docs/tutorial.md") if block.language == "python"]
+    shown = shown_outputs("docs/tutorial.md")
+    assert len(python) == len(shown) == 8
+    assert all(shown)
+    assert shown_outputs("docs/choosing-a-guide.md") == [None]
 
 
 def numbers(text: str) -> list[float]:
@@ -287,6 +307,21 @@ def test_every_page_and_figure_is_linked() -> None:
     }
     for path in (ROOT / "docs").rglob("*.*"):
         assert path in linked, f"no page links to {path.relative_to(ROOT)}"
+
+
+def figure_commands() -> dict[str, str]:
+    """The command that makes each figure in docs/, by the table in CONTRIBUTING.md."""
+    rows = re.findall(r"^\| (.*?) \| (.*?) \| .* \|$", text_of("CONTRIBUTING.md"), re.MULTILINE)
+    return {name: command for names, command in rows for name in re.findall(r"`(\w[\w.]*\.png)`", names)}
+
+
+@pytest.mark.usefixtures("parse_only")
+def test_every_figure_is_made_by_a_command() -> None:
+    made = figure_commands()
+    assert set(made) == {path.name for path in (ROOT / "docs").glob("*.png")}
+    for command in made.values():
+        for words in re.findall(r"`(.*)`", command):
+            check(words, "CONTRIBUTING.md")
 
 
 def test_readme_is_short() -> None:

@@ -1,19 +1,19 @@
-"""Figures of a VAE with an amortized guide: latent space, decoded images, gaps and training.
+"""Figures of a VAE with an amortized guide: latent space, decoded images, and posteriors of single data points.
 
 Each function makes a `Figure` of its own, without pyplot, so that no global state of matplotlib is touched.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.contour import QuadContourSet
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from scipy.special import ndtri
 from torch import Tensor
@@ -21,7 +21,14 @@ from torch import Tensor
 from ppl_vi.guides.amortized import Head
 from ppl_vi.metrics.decoder.gaps import AmortizedScorecard
 from ppl_vi.report.numbers import three_digits
-from ppl_vi.report.plots import BLUE, DARK, DPI, GREY, ORANGE, VERMILION, plain
+from ppl_vi.report.style import (
+    BLUE,
+    DIGIT_COLORS,
+    DPI,
+    NOTE_SIZE,
+    VERMILION,
+    plain,
+)
 from ppl_vi.svi.minibatch import Trained
 from ppl_vi.target.target import Target
 
@@ -29,12 +36,15 @@ NUM_TILES = 15  # images along each side of the manifold
 NUM_IMAGES = 10  # in each row of reconstructions, prior samples and traversals
 NUM_WORST = 6  # data points whose posterior is drawn
 NUM_SIDE = 161  # points along each side of a drawn posterior
-# Gaps in nats are drawn on logarithmic axes, on which 0 has no place: any smaller gap is drawn as this one.
-MIN_DRAWN_GAP = 1e-4
 ANGLES = np.linspace(0, 2 * np.pi, 100)  # of the points of an ellipse
 # Components of a mixture that are lighter than this, relative to the heaviest, may lie outside the frame.
 MIN_FRAMED_WEIGHT = 0.05
 RADII = (1.0, 2.0)  # of a Gaussian's ellipses, in standard deviations
+# The prior of every latent is Normal(0, 1), so that its standard deviation is the unit of the latents.
+LATENT_AXES = ("$z_1$ [prior sd]", "$z_2$ [prior sd]")
+SHAPES = "osDP^vX<>*"  # of points whose labels are too long to be drawn
+# The levels of a drawn posterior: its density divided by its largest value.
+LEVELS = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,23 +100,30 @@ class Portrait:
 
 
 def latent_space(portrait: Portrait) -> Figure:
-    """The encoder's means, coloured by label."""
+    """The encoder's means; each point is drawn as its label, in the label's colour."""
     figure = Figure(figsize=(6.5, 5.5), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     loc = portrait.loc
     if portrait.labels is None:
         axes.scatter(loc[:, 0], loc[:, 1], s=8, color=BLUE)
     else:
-        digits, labels = np.arange(10), np.unique(portrait.labels)
-        labels = digits if np.isin(labels, digits).all() else labels
-        cmap = colormaps["tab10" if len(labels) <= len(digits) else "turbo"].resampled(len(labels))
-        at = np.searchsorted(labels, portrait.labels)
-        colors = axes.scatter(loc[:, 0], loc[:, 1], s=10, c=at, cmap=cmap, vmin=-0.5, vmax=len(labels) - 0.5)
-        bar = figure.colorbar(colors, ax=axes, label="digit" if labels is digits else "label")
-        bar.set_ticks(range(len(labels)), labels=[str(label) for label in labels], fontsize=8)
+        labels = np.unique(portrait.labels)
+        names = [str(label) for label in labels]
+        for i, (label, name) in enumerate(zip(labels, names, strict=True)):
+            here = loc[portrait.labels == label]
+            color = DIGIT_COLORS[i % len(DIGIT_COLORS)]
+            axes.scatter(here[:, 0], here[:, 1], s=36, color=color, marker=_marker(name, i), linewidth=0, label=name)
+        what = "digit" if all(name.isdigit() and len(name) == 1 for name in names) else "label"
+        where: dict[str, Any] = {"loc": "outside right upper", "frameon": False, "fontsize": NOTE_SIZE}
+        figure.legend(title=what, ncols=1 + len(names) // 30, **where)
     axes.set_aspect("equal", "datalim")
-    _titled(axes, f"{portrait.guide}: the encoder's means, {portrait.split}", "$z_1$", "$z_2$")
+    titled(axes, f"{portrait.guide}: the encoder's means, {portrait.split}", *LATENT_AXES)
     return figure
+
+
+def _marker(name: str, number: int) -> str:
+    """A label as a marker if it is short, so that colour is not all that tells labels apart, or else a shape."""
+    return f"${name}$" if name.isalnum() and len(name) <= 2 else SHAPES[number % len(SHAPES)]
 
 
 def manifold(portrait: Portrait) -> Figure:
@@ -119,7 +136,10 @@ def manifold(portrait: Portrait) -> Figure:
     axes = figure.subplots()
     apart = np.pad(tiles, [(0, 0), (0, 0), (1, 0), (1, 0)])  # a line between the images
     _picture(axes, apart.transpose(0, 2, 1, 3).reshape(NUM_TILES * (portrait.shape[0] + 1), -1))
-    axes.set_title(f"{portrait.guide}: the decoder over the prior's quantiles", fontsize=11)
+    rest = ", the other latents 0" if portrait.target.dim > 2 else ""
+    axes.set_title(f"{portrait.guide}: the decoder over the prior's quantiles{rest}", fontsize=11)
+    axes.set_xlabel(f"$z_1$, from {at[0]:.2f} to {at[-1]:.2f} prior sd")
+    axes.set_ylabel(f"$z_2$, from {at[0]:.2f} to {at[-1]:.2f} prior sd")
     return figure
 
 
@@ -149,64 +169,35 @@ def reconstructions(portrait: Portrait) -> Figure:
     return figure
 
 
-def gap_histograms(portraits: list[Portrait]) -> Figure:
-    """How the two parts of the gap are spread over data points; a row for each guide and split."""
-    figure = Figure(figsize=(8.5, 0.6 + 1.5 * len(portraits)), dpi=DPI, layout="constrained")
-    grid = figure.subplots(len(portraits), 2, squeeze=False, sharex=True)
-    largest = max(float(np.max(_shown(p, "total"), initial=1.0)) for p in portraits)
-    bins = np.geomspace(MIN_DRAWN_GAP, 2 * largest, 45)
-    for line, portrait in zip(grid, portraits, strict=True):
-        parts = (("approximation", BLUE), ("amortization", ORANGE))
-        for axes, (name, color) in zip(line, parts, strict=True):
-            values = _shown(portrait, name)
-            axes.hist(np.maximum(values, MIN_DRAWN_GAP), bins, color=color)
-            axes.axvline(max(float(np.median(values)), MIN_DRAWN_GAP), color=DARK, linewidth=1)
-            axes.set_xscale("log")
-            axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-            text = f"{portrait.guide}, {portrait.split}: {name}, median {three_digits(np.median(values))} nats"
-            axes.set_title(text, fontsize=9)
-            plain(axes, label_size=8)
-    figure.supylabel("data points", fontsize=9)
-    for axes in grid[-1]:
-        axes.set_xlabel(f"nats a data point (below {MIN_DRAWN_GAP:g}: drawn there)", fontsize=9)
-    return figure
-
-
-def gap_against_evidence(portraits: list[Portrait]) -> Figure:
-    """The total gap of each data point against its log evidence; a panel for each guide and split."""
-    columns = min(2, len(portraits))
-    rows = math.ceil(len(portraits) / columns)
-    figure = Figure(figsize=(4.3 * columns, 3.1 * rows), dpi=DPI, layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-    for axes, portrait in zip(grid.flat, portraits, strict=False):
-        card = portrait.card
-        axes.scatter(
-            card.log_evidence[card.trusted], np.maximum(_shown(portrait, "total"), MIN_DRAWN_GAP), s=6, color=BLUE
-        )
-        axes.set_yscale("log")
-        _titled(axes, f"{portrait.guide}, {portrait.split}", "log p(x) [nats]", "log p(x) - ELBO [nats]")
-    for axes in grid.flat[len(portraits) :]:
-        axes.set_axis_off()
-    return figure
-
-
 def worst_points(portrait: Portrait) -> Figure:
     """The posteriors of the data points with the largest gaps, the encoder's guide and the family's best member."""
     total = np.where(portrait.card.trusted, portrait.card.total, -np.inf)
-    worst = np.argsort(-total)[:NUM_WORST]
-    figure = Figure(figsize=(10.5, 7.4), dpi=DPI, layout="constrained")
-    for axes, index in zip(figure.subplots(2, 3).flat, worst, strict=False):
-        _posterior(axes, portrait, int(index))
-    figure.suptitle(
-        f"{portrait.guide}, {portrait.split}: the largest gaps. Grey: the true posterior; "
-        "dashed orange: the encoder's q; blue: the family's best"
-        + ("; the paler, the lighter a component" if portrait.head.num_components > 1 else ""),
-        fontsize=10,
-    )
+    worst = np.argsort(-total)[: min(NUM_WORST, int(portrait.card.trusted.sum()))]
+    figure = Figure(figsize=(11.2, 7.9), dpi=DPI, layout="constrained")
+    panels = figure.subplots(2, 3).ravel()
+    levels = [_posterior(axes, portrait, int(index)) for axes, index in zip(panels, worst, strict=False)]
+    for axes in panels[len(worst) :]:
+        axes.set_axis_off()
+    for place, axes in enumerate(panels[: len(worst)]):
+        axes.set_xlabel(LATENT_AXES[0] if place + 3 >= len(worst) else "", fontsize=9)
+        axes.set_ylabel(LATENT_AXES[1] if place % 3 == 0 else "", fontsize=9)
+    if levels:
+        bar = figure.colorbar(levels[0], ax=panels.tolist(), shrink=0.6, pad=0.01, ticks=LEVELS)
+        bar.set_label("posterior density, as a share of its largest value", fontsize=9)
+        bar.ax.tick_params(labelsize=NOTE_SIZE)
+    paler = "; the paler, the lighter a component" if portrait.head.num_components > 1 else ""
+    radii = "1 sd" if portrait.head.num_components > 1 else "1 and 2 sd"
+    keys = [
+        Line2D([], [], color=VERMILION, linestyle="--", label=f"the encoder's guide ({radii}{paler})"),
+        Line2D([], [], color=BLUE, label=f"the family's best member ({radii}{paler})"),
+    ]
+    figure.legend(handles=keys, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    figure.suptitle(f"{portrait.guide}, {portrait.split}: the data points with the largest gaps, nats", fontsize=11)
     return figure
 
 
-def _posterior(axes: Axes, portrait: Portrait, index: int) -> None:
+def _posterior(axes: Axes, portrait: Portrait, index: int) -> QuadContourSet:
+    """Draws the posterior of a data point, with two guides and the image; gives the levels of its density."""
     encoder, best = (_gaussians(portrait.head, local[index]) for local in (portrait.local, portrait.best))
     corners = np.concatenate([curve for curve, weight in (*encoder, *best) if weight > MIN_FRAMED_WEIGHT])
     low, high = corners.min(0), corners.max(0)
@@ -216,7 +207,8 @@ def _posterior(axes: Axes, portrait: Portrait, index: int) -> None:
     rows = portrait.target.rows(torch.tensor([index]))
     point = {portrait.target.latents[0].name: torch.from_numpy(z.reshape(1, -1, 2))}
     log_density = rows.log_joint(point).cpu().numpy().reshape(NUM_SIDE, NUM_SIDE)
-    axes.contourf(*sides, np.exp(log_density - log_density.max()), levels=12, cmap="Greys")
+    density = np.exp(log_density - log_density.max())
+    levels = axes.contourf(*sides, density, levels=LEVELS, cmap="Greys", vmin=0.0, vmax=1.1)
     for curve, weight in encoder:
         axes.plot(*curve.T, color=VERMILION, linestyle="--", linewidth=1.2, alpha=weight)
     for curve, weight in best:
@@ -230,6 +222,7 @@ def _posterior(axes: Axes, portrait: Portrait, index: int) -> None:
     inset = axes.inset_axes((0.79, 0.77, 0.2, 0.22))
     _picture(inset, portrait.images[index])
     axes.tick_params(labelsize=8)
+    return levels
 
 
 def _gaussians(head: Head, local: Tensor) -> list[tuple[np.ndarray, float]]:
@@ -242,34 +235,13 @@ def _gaussians(head: Head, local: Tensor) -> list[tuple[np.ndarray, float]]:
     return [(loc + radius * circle @ tril.T, float(weight)) for loc, tril, weight in each for radius in radii]
 
 
-def training_curves(trained: dict[str, Trained]) -> Figure:
-    """ELBO a data point against epochs, on train and held-out data."""
-    figure = Figure(figsize=(6.5, 4.2), dpi=DPI, layout="constrained")
-    axes = figure.subplots()
-    for (name, run), color in zip(trained.items(), (BLUE, ORANGE, VERMILION, DARK, GREY), strict=False):
-        epochs = np.arange(1, len(run.train_elbo) + 1)
-        axes.plot(epochs, run.train_elbo, color=color, linewidth=1, linestyle=":", label=f"{name}, train")
-        axes.plot(epochs, run.held_out_elbo, color=color, linewidth=1.3, label=f"{name}, held out")
-        axes.axvline(run.best_epoch + 1, color=color, linewidth=0.7)
-    values = np.concatenate([run.held_out_elbo for run in trained.values()])
-    axes.set_ylim(np.quantile(values, 0.05) - 1, max(float(np.max(run.train_elbo)) for run in trained.values()) + 1)
-    axes.legend(frameon=False, fontsize=9)
-    _titled(axes, "training (vertical: the epoch kept)", "epoch", "ELBO a data point [nats]")
-    return figure
-
-
-def _shown(portrait: Portrait, name: str) -> np.ndarray:
-    values: np.ndarray = getattr(portrait.card, name)
-    return values[portrait.card.trusted]
-
-
 def _picture(axes: Axes, picture: np.ndarray) -> None:
     axes.imshow(picture, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
     axes.set_xticks([])
     axes.set_yticks([])
 
 
-def _titled(axes: Axes, title: str, x: str, y: str) -> None:
+def titled(axes: Axes, title: str, x: str, y: str) -> None:
     axes.set_title(title, fontsize=10)
     axes.set_xlabel(x)
     axes.set_ylabel(y)

@@ -38,6 +38,13 @@ def _cell(value: Any) -> Any:
     return json.dumps(value, allow_nan=False) if isinstance(value, dict | list) else value
 
 
+def to_png(figure: Figure) -> bytes:
+    """A figure as the content of a PNG file."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    return content.getvalue()
+
+
 def write_figure(path: Path, figure: Figure) -> None:
     """Writes a figure as PNG; a file of that name is replaced at once, and never by a part of the new one."""
     replace_file(path, lambda file: figure.savefig(file, format="png"))

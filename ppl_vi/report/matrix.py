@@ -28,11 +28,11 @@ from ppl_vi.report.columns import (
 )
 from ppl_vi.report.failures import in_words
 from ppl_vi.report.numbers import MISSING, number, short, three_digits
-from ppl_vi.report.plots import DARK, DPI, LIGHT, plain
+from ppl_vi.report.style import DARK, DPI, LIGHT
 
 COLOR_RANGE = (1e-4, 10.0)  # nats; a smaller or larger reverse KL has the colour of the end
 # On cells that are darker than this share of the colour scale the text is white.
-MIN_DARK = 0.55
+MIN_DARK = 0.62
 GRADES = {"certified": "", "checked": " ✓", "uncertified": " ?"}
 LEGEND = (
     "Each cell: reverse KL = family gap + optimization gap, nats, medians over replicas. The truth is in closed form "
@@ -122,7 +122,8 @@ def heat_map(records: Sequence[Record]) -> Figure:
     guides = list(dict.fromkeys(record["guide"] for record in records))
     at = {(record["model"], record["guide"]): record for record in records}
     values = np.array([[_color_value(at.get((model, guide))) for guide in guides] for model in models])
-    figure = Figure(figsize=(3.0 + 1.35 * len(guides), 1.7 + 0.42 * len(models)), dpi=DPI, layout="constrained")
+    size = max(6.5, 3.0 + 1.35 * len(guides)), max(3.0, 1.7 + 0.42 * len(models))
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
     axes = figure.subplots()
     norm = LogNorm(*COLOR_RANGE, clip=True)
     image = axes.imshow(np.ma.masked_invalid(values), cmap="YlOrRd", norm=norm, aspect="auto")
@@ -134,10 +135,13 @@ def heat_map(records: Sequence[Record]) -> Figure:
                       color="white" if dark else DARK)  # fmt: skip
     axes.set_xticks(range(len(guides)), guides, fontsize=8, rotation=20, ha="right")
     axes.set_yticks(range(len(models)), models, fontsize=8)
-    axes.tick_params(length=0)
-    plain(axes)
+    axes.set_xticks(np.arange(1, len(guides)) - 0.5, minor=True)
+    axes.set_yticks(np.arange(1, len(models)) - 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=1)
+    axes.tick_params(which="both", length=0)
+    axes.spines[:].set_visible(False)
     figure.colorbar(image, ax=axes, label="reverse KL [nats]", shrink=0.8, extend="both")
-    axes.set_title("Reverse KL to the posterior (below: the best its family can do), nats", fontsize=10)
+    axes.set_title("Reverse KL to the posterior, nats; below it: the best that its family can do", fontsize=10)
     return figure
 
 
@@ -150,7 +154,7 @@ def _text(record: Record | None) -> str:
     if record is None:
         return MISSING
     if record["reverse_kl"] is None:
-        return str(record["status"])
+        return f"{record['status']}\n(see table.txt)"
     fitted, best = (_two_digits(record, name) for name in ("reverse_kl", "family_gap"))
     return f"{fitted}\n{bound(best, '≤') if record['family_gap_is_upper_bound'] else best}"
 

@@ -3,70 +3,88 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from ppl_vi.comparison.comparison import Comparison, Entry
 from ppl_vi.metrics.sampled.weighted_samples import number_names
-from ppl_vi.report.numbers import three_digits
-from ppl_vi.report.plots import (
-    BLUE,
-    DENSITY_ROOM,
-    DPI,
-    LIGHT,
-    VERMILION,
-    divergences_by_step,
-    elbos_by_step,
-    gaps,
-    plain,
-)
+from ppl_vi.report.plots import DENSITY_ROOM, divergences_by_step, elbos_by_step, gaps
+from ppl_vi.report.same_curves import NOTE, divergence_of, doubts, grouped, near, not_drawn
+from ppl_vi.report.style import LIGHT, NOTE_SIZE, Grid, legend, legend_height, line_style, page, plain, shortened
 from ppl_vi.report.table import sort_key
 
-PANEL_SIZE = (2.3, 1.5)  # inches
-# A panel that shows less than this share of a guide's mass says how much of it is shown.
+# A guide of whose mass a panel shows less than this share is named in the panel, with the share.
 MIN_MASS_SHOWN = 0.5
-# The most latent numbers that are shown. Where there are more, those that some guide misses the farthest are shown. A
-# larger figure would be too wide for a page.
-MAX_NUMBERS = 12
+# The most latent numbers that are shown: what fits on a page. Where there are more, those that some guide misses the
+# farthest are shown, and the figure and the name of its file say how many there are.
+MAX_NUMBERS = 40
+NAME_LENGTH, LEGEND_LENGTH = 26, 56  # characters of a number's name, and of a legend's line
+LARGE, SMALL = (3.1, 2.2), (1.75, 1.15)  # inches, of a panel where there are few and where there are many
+MAX_LARGE = 6  # panels of the larger size
 
 
 def marginals(comparison: Comparison, problem: int) -> Figure:
-    """The posterior's marginals, grey, and the guides' (the replica of median reverse KL).
+    """The posterior's marginals, grey, and those of all guides (the replica of median reverse KL).
 
-    There is a row for each guide, and a column for each latent number.
+    There is a panel for each latent number. The figure's label is the name of its file: `marginals`, or
+    `marginals_40_of_1000` where not all numbers are shown.
     """
-    entries = sorted(
-        (entry for entry in comparison.entries if entry.curves is not None),
-        key=lambda entry: sort_key(entry.records[problem]),
-    )
+    entries = sorted(comparison.entries, key=lambda entry: sort_key(entry.records[problem]))
+    drawn = [entry for entry in entries if entry.curves is not None]
     names = number_names(comparison.target)
     z, posterior = comparison.z[problem].reshape(len(names), -1), comparison.posterior(problem)
-    shown = _shown(entries, problem, names, np.flatnonzero(np.ptp(z, 1) > 0)) if posterior.size else []
-    rows, columns = max(len(entries), 1), max(len(shown), 1)
-    figure = Figure(figsize=(1.2 + PANEL_SIZE[0] * columns, 0.9 + PANEL_SIZE[1] * rows), dpi=DPI, layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False, sharex="col", sharey="col")
-    for axes in grid.flat[: rows * columns if not shown or not entries else 0]:
-        axes.set_axis_off()
-    for i, entry in enumerate(entries):
-        for j, k in enumerate(shown):
-            _marginal(grid[i, j], entry, problem, z[k], posterior[k], k)
-            if i == 0:
-                grid[i, j].set_title(names[k], fontsize=9)
-        if shown:
-            record = entry.records[problem]
-            text = f"{entry.guide}\nKL {three_digits(record['reverse_kl'], record['reverse_kl_error'])}"
-            grid[i, 0].set_ylabel(text, fontsize=8)
-    figure.suptitle(
-        f"{comparison.target.name}: the posterior's marginals (grey) and the fitted guides, by reverse KL in nats",
-        fontsize=10 if columns > 2 else 8,
-    )
-    return figure
+    varying = np.flatnonzero(np.ptp(z, 1) > 0) if posterior.size else np.array([], int)
+    shown = _shown(drawn, problem, names, varying)
+    tops = np.array([_top(posterior[k]) for k in shown])
+
+    def curves(entry: Entry) -> np.ndarray:
+        assert entry.curves is not None
+        density = entry.curves.density[problem].reshape(len(names), -1)[shown]
+        return np.minimum(density / tops[:, None], 1.0)
+
+    groups = grouped(drawn, lambda one, other: near(curves(one), curves(other), 1.0))
+    labels = [_label(group, problem) for group in groups]
+    keys = [Patch(color=LIGHT), *(Line2D([], [], **line_style(i)) for i in range(len(groups)))]
+    columns = 2 if len(groups) > 1 else 1
+    notes = [
+        *doubts(entries, problem),
+        *([NOTE] if any(len(group) > 1 for group in groups) else []),
+        *_numbers_left_out(names, shown, varying, bool(posterior.size)),
+        *not_drawn([entry for entry in entries if entry.curves is None], problem),
+    ]
+    heading = f"{comparison.target.name}: the posterior's marginals and those of the fitted guides"
+    all_labels = ["posterior", *labels]
+    above = legend_height(all_labels, columns)
+    made = page(len(shown), _grid(len(shown)), heading, notes, names=("", "density"), above=above)
+    for axes, k, top in zip(made.panels, shown, tops, strict=True):
+        _marginal(axes, groups, problem, z[k], posterior[k], k, top)
+        axes.set_title(shortened(names[k], NAME_LENGTH), fontsize=NOTE_SIZE, y=1.0, parse_math=False)
+    legend(made.figure, keys, all_labels, made.top, columns)
+    made.figure.set_label("marginals" if len(shown) == len(names) else f"marginals_{len(shown)}_of_{len(names)}")
+    return made.figure
 
 
-def _shown(entries: list[Entry], problem: int, names: tuple[str, ...], varying: np.ndarray) -> list[int]:
+def _grid(num_panels: int) -> Grid:
+    few = num_panels <= MAX_LARGE
+    columns = (3 if num_panels != 4 else 2) if few else 5
+    return Grid(columns, LARGE if few else SMALL, (0.3, 0.45), left=0.45, below=0.3)
+
+
+def _label(group: Sequence[Entry], problem: int) -> str:
+    """The names of guides with the same curves and their reverse KL, in as many lines as they need."""
+    leaks = ", mass where the posterior has none" if group[0].records[problem]["support_mismatch"] else ""
+    text = f"{', '.join(entry.guide for entry in group)}: KL {divergence_of(group, problem)} nats{leaks}"
+    return "\n".join(textwrap.wrap(text, LEGEND_LENGTH, break_on_hyphens=False))
+
+
+def _shown(entries: Sequence[Entry], problem: int, names: tuple[str, ...], varying: np.ndarray) -> list[int]:
     """Which numbers to show: all that vary, or of too many those that some guide misses the farthest."""
     worst = dict.fromkeys(names, 0.0)
     for entry in entries:
@@ -76,21 +94,57 @@ def _shown(entries: list[Entry], problem: int, names: tuple[str, ...], varying: 
     return sorted(first[:MAX_NUMBERS])
 
 
-def _marginal(axes: Axes, entry: Entry, problem: int, z: np.ndarray, posterior: np.ndarray, k: int) -> None:
-    assert entry.curves is not None
-    density = entry.curves.density[problem].reshape(-1, len(z))
-    axes.fill_between(z, posterior, color=LIGHT, linewidth=0)
-    leaks = entry.records[problem]["support_mismatch"]
-    axes.plot(z, density[k], color=VERMILION if leaks else BLUE, linewidth=1.3)
-    axes.set_xlim(z[0], z[-1])
-    here = float(np.trapezoid(density[k], z))
-    if not here > MIN_MASS_SHOWN:
-        axes.text(
-            0.98, 0.9, f"{100 * here:.2g}% of it here", transform=axes.transAxes, ha="right", va="top", fontsize=7
+def _numbers_left_out(names: tuple[str, ...], shown: Sequence[int], varying: np.ndarray, has_points: bool) -> list[str]:
+    """Notes on the latent numbers that have no panel; [] where all have one."""
+    if not has_points:
+        return [f"No marginals: this truth has no points of its posterior ({len(names)} latent numbers)."]
+    notes = []
+    if len(shown) < len(varying):
+        notes.append(
+            f"{len(shown)} of {len(names)} latent numbers are shown: those that some guide misses the farthest, by W1. "
+            "The scores of all are in records.json, under marginals."
         )
-    top = float(posterior.max(initial=0.0))
-    axes.set_ylim(0, DENSITY_ROOM * top if top > 0 and math.isfinite(top) else 1.0)
+    fixed = [name for k, name in enumerate(names) if k not in set(varying.tolist())]
+    if fixed:
+        some = ", ".join(fixed[:MAX_NUMBERS]) + (" ..." if len(fixed) > MAX_NUMBERS else "")
+        notes.append(f"Without a panel, since the posterior has one value of them: {some} ({len(fixed)} in all).")
+    return notes
+
+
+def _top(posterior: np.ndarray) -> float:
+    """The height of a panel."""
+    top = DENSITY_ROOM * float(posterior.max(initial=0.0))
+    return top if top > 0 and math.isfinite(top) else 1.0
+
+
+def _marginal(
+    axes: Axes,
+    groups: Sequence[Sequence[Entry]],
+    problem: int,
+    z: np.ndarray,
+    posterior: np.ndarray,
+    k: int,
+    top: float,
+) -> None:
+    """One panel: the posterior's density of the number `k`, and the guides'."""
+    axes.fill_between(z, posterior, color=LIGHT, linewidth=0)
+    outside = []
+    for i, group in enumerate(groups):
+        assert group[0].curves is not None
+        density = group[0].curves.density[problem].reshape(-1, len(z))[k]
+        axes.plot(z, density, **line_style(i))
+        here = float(np.trapezoid(density, z))
+        if not here > MIN_MASS_SHOWN:
+            outside.append(f"{shortened(group[0].guide, NAME_LENGTH)}: {100 * here:.2g}%")
+    if outside:
+        text = "mass within this panel\n" + "\n".join(outside)
+        box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1}
+        axes.text(
+            0.98, 0.98, text, transform=axes.transAxes, ha="right", va="top", fontsize=6.5, parse_math=False, bbox=box
+        )
+    axes.set(xlim=(z[0], z[-1]), ylim=(0, top))
     axes.set_yticks([])
+    axes.xaxis.set_major_locator(MaxNLocator(4))
     plain(axes, label_size=7)
 
 

@@ -9,6 +9,7 @@ import io
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
+from typing import TextIO
 
 from rich import box
 from rich.cells import cell_len
@@ -32,6 +33,7 @@ from ppl_vi.report.columns import (
     leaves_at_least,
 )
 from ppl_vi.report.numbers import number
+from ppl_vi.report.plain_tables import for_encoding
 
 WIDTH = 120  # characters, of tables that are not printed to a terminal
 NOTEBOOK_WIDTH = 100  # and of those that are printed in a notebook, which breaks lines of more
@@ -164,9 +166,9 @@ def terminal(stderr: bool = False) -> Console:
     In a notebook it writes text to the stream like any other, instead of a display of rich's own.
     """
     if Console().is_jupyter:
-        return Console(stderr=stderr, width=NOTEBOOK_WIDTH, force_jupyter=False)
+        return for_encoding(Console(stderr=stderr, width=NOTEBOOK_WIDTH, force_jupyter=False))
     console = Console(stderr=stderr, force_jupyter=False)
-    return console if console.is_terminal else Console(stderr=stderr, width=WIDTH, force_jupyter=False)
+    return for_encoding(console if console.is_terminal else Console(stderr=stderr, width=WIDTH, force_jupyter=False))
 
 
 def show(records: Sequence[Record], console: Console, layout: Layout = BY_MODEL, verdict: str = "") -> None:
@@ -176,10 +178,14 @@ def show(records: Sequence[Record], console: Console, layout: Layout = BY_MODEL,
 
 
 def as_text(
-    records: Sequence[Record], show: Callable[[Sequence[Record], Console], None] = show, width: int = WIDTH
+    records: Sequence[Record],
+    show: Callable[[Sequence[Record], Console], None] = show,
+    width: int = WIDTH,
+    stream: TextIO | None = None,
 ) -> str:
-    """The tables that `show` prints, without colour, for a file."""
+    """The tables that `show` prints, without colour, for a file; with a stream in signs that it can take."""
     with io.StringIO() as sink:
-        show(records, Console(file=sink, width=width, force_terminal=False, force_jupyter=False, no_color=True))
+        console = Console(file=sink, width=width, force_terminal=False, force_jupyter=False, no_color=True)
+        show(records, for_encoding(console, stream or sink))
         lines = sink.getvalue().splitlines()
     return "\n".join(line.rstrip() for line in lines) + "\n"

@@ -67,6 +67,11 @@ def write_text(path: Path, text: str) -> None:
     replace_file(path, lambda file: file.write(text.encode()))
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes or replaces a file, all or nothing; see `replace_file`."""
+    replace_file(path, lambda file: file.write(content))
+
+
 def is_replaced(path: Path) -> bool:
     """Whether a path is a regular file, or none yet: what `replace_file` replaces, and what can be written repeatedly.
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
+from ppl_vi.runtime import result_folder
 from ppl_vi.runtime.files import is_replaced, write_text
 
 UNWRITTEN = 1  # the exit code of a program some of whose outputs could not be written
@@ -39,15 +40,29 @@ def write_output(path: Path, write: Callable[[Path], None]) -> None:
     Raises:
         OSError: it can't be written, and failures are not noted.
     """
+    results = result_folder.current()
+    try:
+        results.begin(path)
+    except OSError as error:  # the output itself may be written all the same
+        note_failure(path.with_name(result_folder.MANIFEST), error)
     try:
         write(path)
     except OSError as error:
+        results.lost(path)
         failed = _failed.get()
         if failed is None:
             raise
         note_failure(path, error)
     else:
+        results.done(path)
         (_failed.get() or {}).pop(path, None)
+
+
+def tell_results() -> None:
+    """Says on standard error what the run that is going on has written, and where."""
+    if sys.stderr is not None:
+        for line in result_folder.current().in_words():
+            print(one_line(line), file=sys.stderr)
 
 
 def note_failure(path: Path, error: OSError) -> None:

@@ -45,7 +45,7 @@ def test_the_program_fails_where_a_trial_does(
 ) -> None:
     monkeypatch.setitem(faults.CLASSES, "damaged_fits", faults.FaultClass("fits", lambda t: t.tell("lost", "a row")))
     assert faults.main(["--classes", "damaged_fits", "--out", str(tmp_path)]) == 1
-    assert capsys.readouterr().err == "fits: a row\n"
+    assert capsys.readouterr().err == f"fits: a row\nwritten to {tmp_path / 'table.md'}\n"
     assert "| fits | 1 | 1 lost | 1 |\n" in (tmp_path / "table.md").read_text()
 
 

@@ -14,6 +14,7 @@ from models.exponential_normal import target
 from ppl_vi import cli
 from ppl_vi.comparison.comparison import Comparison, FitSettings
 from ppl_vi.comparison.run import compare_each
+from ppl_vi.report.gap_bars import UNKNOWN, bar_of
 from ppl_vi.truth import ground_truth
 from tests.strict_json import strict
 
@@ -68,6 +69,19 @@ def test_tables_and_figures_are_written(out: Path) -> None:
     kinds = ("densities", "reverse_kl", "elbo", "gaps")
     assert {f"{kind}_x_{x}.png" for kind in kinds for x in ("1.5", "-2")} <= figures
     assert min(path.stat().st_size for path in out.glob("*.png")) > 10_000
+
+
+def test_bars_of_the_gaps_add_up_to_the_reverse_kl_of_the_table(out: Path) -> None:
+    for record in strict((out / "records.json").read_text()):
+        bar = bar_of(record)
+        assert bar.name == record["guide"]
+        if isinstance(record["reverse_kl"], float):
+            assert bar.total == pytest.approx(record["reverse_kl"], rel=1e-12)
+            assert sum(bar.parts.values()) == pytest.approx(bar.total, rel=1e-9)
+            assert UNKNOWN not in bar.parts
+        else:
+            assert not bar.parts
+            assert bar.reason
 
 
 def test_the_same_seed_gives_the_same_numbers_whoever_computes_them(out: Path) -> None:

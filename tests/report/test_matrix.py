@@ -33,5 +33,10 @@ def test_a_markdown_table_has_a_row_a_model_and_the_reasons_below():
 
 def test_the_heat_map_shows_two_digits_bounds_and_failures():
     axes = matrix.heat_map(RECORDS).axes[0]
-    assert [text.get_text() for text in axes.texts] == ["0.25\n0.12", "0.50\n≤1e-6", "483\n1.9", "failed"]
+    assert [text.get_text() for text in axes.texts] == [
+        "0.25\n0.12",
+        "0.50\n≤1e-6",
+        "483\n1.9",
+        "failed\n(see table.txt)",
+    ]
     assert math.isclose(float(axes.images[0].get_array()[1, 0]), 482.6)
