@@ -18,6 +18,7 @@ from rich.cells import cell_len
 
 import ppl_vi
 from ppl_vi.comparison import saving
+from ppl_vi.comparison.comparison import Comparison
 from ppl_vi.runtime.plain import plain, restored
 from ppl_vi.runtime.showing import shortened
 
@@ -94,6 +95,8 @@ def test_every_repr_is_short(result):
     assert repr(fit).startswith("<Fit of AutoNormal to line: 2 replicas, 2 ")
     assert repr(result.truth).startswith("<Truth of line: log p(x) -")
     assert repr(card).startswith("<Scorecard of AutoNormal on line: ELBO -")
+    plain_one = Comparison(result.target, result.truth, result.settings, (1.5,), result.entries, result.families)
+    assert len(repr(plain_one)) < 800
     many = ppl_vi.ModelComparison(result.target, result.truth, result.settings, (), result.entries * 5)
     assert repr(many).endswith("and 9 more>")
     assert shortened("a" * 90) == repr("a" * 59 + "…")

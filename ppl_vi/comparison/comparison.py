@@ -59,6 +59,8 @@ class Comparison:
     entries: tuple[Entry, ...] = ()
     families: dict[str, Any] = field(default_factory=dict)
 
+    __repr__ = short_repr
+
     def records(self) -> list[dict[str, Any]]:
         """One record for each problem and family, in plain JSON values; infinite ones are the strings "inf", "-inf"."""
         return [entry.records[b] for b in range(self.target.num_problems) for entry in self.entries]
