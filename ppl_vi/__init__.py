@@ -16,7 +16,7 @@ from ppl_vi._version import __version__
 if TYPE_CHECKING:
     from ppl_vi.guides.given import fitted
     from ppl_vi.metrics import Estimate, Scorecard, score
-    from ppl_vi.model_comparison import ComparisonInterruptedError, ModelComparison, compare
+    from ppl_vi.model_comparison import ComparisonInterruptedError, ModelComparison, compare, load
     from ppl_vi.runtime.archives import DamagedFileError
     from ppl_vi.runtime.stages import Stage
     from ppl_vi.svi.fit import UnsuitableObjectiveError, fit
@@ -43,12 +43,13 @@ __all__ = [
     "fit",
     "fitted",
     "ground_truth",
+    "load",
     "score",
 ]
 _HOMES = {
     "guides.given": ("fitted",),
     "metrics": ("Estimate", "Scorecard", "score"),
-    "model_comparison": ("ComparisonInterruptedError", "ModelComparison", "compare"),
+    "model_comparison": ("ComparisonInterruptedError", "ModelComparison", "compare", "load"),
     "runtime.archives": ("DamagedFileError",),
     "runtime.stages": ("Stage",),
     "svi.fit": ("UnsuitableObjectiveError", "fit"),

@@ -69,6 +69,9 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument(
         "--args", metavar="MODULE:DATA", help="its arguments: one value, a tuple, or a dict of them by name"
     )
+    compare.add_argument(
+        "--full", dest="full_table", action="store_true", help="print all columns, not six (table.txt has all)"
+    )
     compare.add_argument("--as-is", action="store_true", help=AS_IS)
     cli.add_comparison_options(compare, OUT, GUIDES, GUIDES, cli.FULL | {"num_replicas": NUM_REPLICAS})
     compare.set_defaults(unlisted_is_own=False)  # what lies in the default folder may be of any model

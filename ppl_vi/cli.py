@@ -738,12 +738,20 @@ def write_comparison(comparison: Comparison, arguments: argparse.Namespace) -> N
 
 
 def show_comparison(comparison: Comparison, arguments: argparse.Namespace) -> None:
-    """Writes `table.txt` and prints it."""
-    from ppl_vi.report import table
+    """Writes `table.txt`, which has all columns, and prints the table, for one problem with a verdict.
 
-    records, show = comparison.records(), partial(table.show, layout=table.layout_of(comparison))
-    write_output_text(arguments.out / "table.txt", table.as_text(records, show))
-    show_records(records, arguments, show)
+    That of problems which differ in one number has all columns, any other six unless `--full` is given.
+    """
+    from ppl_vi.report import table
+    from ppl_vi.report.brief import brief
+    from ppl_vi.report.verdict import verdict_on
+
+    records, layout = comparison.records(), table.layout_of(comparison)
+    verdict = verdict_on(comparison).text if comparison.target.num_problems == 1 and not comparison.labels else ""
+    full = partial(table.show, layout=layout, verdict=verdict)
+    write_output_text(arguments.out / "table.txt", table.as_text(records, full))
+    is_full = bool(comparison.labels) or arguments.full_table
+    show_records(records, arguments, full if is_full else partial(full, layout=brief(layout)))
 
 
 def write_figures(

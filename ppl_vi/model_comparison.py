@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from torch import nn
 
+from ppl_vi.comparison import saving
 from ppl_vi.comparison.comparison import Comparison, Entry, FitSettings
 from ppl_vi.comparison.run import check_settings, compare_each, learned_by_first, one_thread
 from ppl_vi.guides import RefusedFamilyError, find_family
 from ppl_vi.guides.given import GivenGuide, fitted, taken
 from ppl_vi.report import table
+from ppl_vi.report.brief import brief
+from ppl_vi.report.frames import frame_of
+from ppl_vi.report.verdict import Verdict, verdict_on
 from ppl_vi.runtime.display import following
 from ppl_vi.runtime.memory import bounded, bytes_of
 from ppl_vi.runtime.names import guide_and_file
+from ppl_vi.runtime.pickling import Pickled
 from ppl_vi.runtime.stages import Callback
 from ppl_vi.svi.result import Fit
 from ppl_vi.svi.setup import TOLERANCE
@@ -28,25 +35,68 @@ from ppl_vi.truth import ground_truth
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from pandas import DataFrame
     from xarray import DataTree
+
+MOST_SHOWN = 6  # guides that a comparison's `repr` names
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ModelComparison(Comparison):
+class ModelComparison(Pickled, Comparison):
     """The result of `compare`: several guides, fitted to one model and measured against its posterior.
 
-    `print` shows the table, `plot()` draws the figures, `records()` gives all numbers as dicts, `result["label"]` is
-    the fit of one guide, and `to_datatree()` is for ArviZ.
+    `print` shows the verdict and the table, and so does a notebook, with a figure. `table(full=True)` has all columns,
+    `verdict()` the verdict's fields, `result["label"]` the fit of one guide and `best` that of the nearest, `plot()`
+    the figures, `records()` and `to_dataframe()` all numbers; `to_datatree()` is for ArviZ, and `save` keeps it all.
     """
 
     def __str__(self) -> str:
-        return table.as_text(self.records(), width=table.terminal().width, stream=sys.stdout)
+        return self._text(stream=sys.stdout)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {self.target.name}: {', '.join(entry.guide for entry in self.entries)}>"
+        names = [entry.guide for entry in self.entries]
+        more = f" and {len(names) - MOST_SHOWN} more" if len(names) > MOST_SHOWN else ""
+        return f"<{type(self).__name__} of {self.target.name}: {', '.join(names[:MOST_SHOWN])}{more}>"
+
+    def _repr_html_(self) -> str:
+        from ppl_vi.report import html
+
+        return html.of_comparison(self, self.verdict().text)
+
+    def table(self, *, full: bool = False, width: int | None = None) -> str:
+        """The verdict and the table as text.
+
+        Args:
+            full: whether the table has all columns, instead of six.
+            width: in characters, that of the terminal by default, or 120. A wider table is cut into several.
+        """
+        return self._text(full=full, width=width)
+
+    def _text(self, *, full: bool = False, width: int | None = None, stream: TextIO | None = None) -> str:
+        """The table, for a stream in signs that it can take."""
+        layout = table.layout_of(self)
+        show = partial(table.show, layout=layout if full else brief(layout), verdict=self.verdict().text)
+        return table.as_text(self.records(), show, width=width or table.terminal().width, stream=stream)
+
+    def verdict(self) -> Verdict:
+        """Which guide to take and what it costs, whose intervals are too narrow, and what would mend it."""
+        return self._verdict
+
+    @cached_property
+    def _verdict(self) -> Verdict:
+        return verdict_on(self)
+
+    @property
+    def best(self) -> Fit | None:
+        """The fit of the guide that the verdict takes: the nearest to the posterior.
+
+        It is None where there is no such guide, as where the truth is uncertified.
+        """
+        guide = self.verdict().best
+        return None if guide is None else self[guide]
 
     def __getitem__(self, guide: str) -> Fit:
-        """The fit of one of the guides.
+        """The fit of one of the guides: `result["AutoNormal"].guide()`, `.draws()`, `.to_datatree()`.
 
         Raises:
             KeyError: there is no such guide, or it was skipped or failed; the message says why.
@@ -60,22 +110,45 @@ class ModelComparison(Comparison):
             raise KeyError(f"guide '{guide}' has no fit: {record['status']}, {record['reason']}")
         return card.fit
 
-    def plot(self) -> dict[str, Figure]:
-        """The figures by name: "marginals", "gaps", and, against SVI steps, "reverse_kl" and "elbo"."""
-        from ppl_vi.report import model_plots
+    def __iter__(self) -> Iterator[str]:
+        return (entry.guide for entry in self.entries)
 
-        return {name: draw(self, 0) for name, draw in model_plots.FIGURES.items()}
+    def plot(self) -> dict[str, Figure]:
+        """The figures by name: "marginals", "gaps", and, against SVI steps, "reverse_kl" and "elbo".
+
+        A notebook shows what is returned.
+        """
+        from ppl_vi.report import html, model_plots
+
+        return html.Figures({name: draw(self, 0) for name, draw in model_plots.FIGURES.items()})
+
+    def to_dataframe(self, by: Literal["guide", "latent"] = "guide") -> DataFrame:
+        """All numbers as a pandas `DataFrame`, the nearest guide first.
+
+        Args:
+            by: "guide" for a row a guide, with each metric and, as `metric_error`, what it may be off by; "latent" for
+                a row a guide and latent number, with the marginal scores.
+
+        Raises:
+            ValueError: `by` is something else.
+        """
+        return frame_of(self.records(), by)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the comparison into a folder, for `ppl_vi.load`: truth, fits, scores and curves, as plain arrays.
+
+        A comparison that lies there already is replaced once all is written.
+
+        Raises:
+            OSError: it can't be written.
+        """
+        saving.save(self, Path(folder))
 
     def to_datatree(self, num_draws: int = 1000, seed: int = 0) -> DataTree:
         """The comparison for ArviZ: a child for each fitted guide, and one for the truth where it has points.
 
-        Each child (`result.to_datatree()["mean field"]`) is what ArviZ expects of one model. It has the groups
-
-        - `posterior`: draws of the guide, one chain for each replica;
-        - `sample_stats`: `lp`, the log joint, and `log_q`, the log guide density, of each draw, nats;
-        - `loss_history`: the objective's estimate of minus the ELBO at every step, one chain for each replica, nats;
-
-        and attributes that say how it was fitted.
+        Each child (`result.to_datatree()["mean field"]`) is what ArviZ expects of one model, see `Fit.to_datatree`.
+        A slash in a guide's label is an underscore in the name of its child.
 
         Args:
             num_draws: how many draws of each replica, and how many in each chain of the truth.
@@ -84,6 +157,38 @@ class ModelComparison(Comparison):
         from ppl_vi.report import datatree
 
         return datatree.of_comparison(self, num_draws, seed)
+
+
+@one_at_a_time()
+def load(
+    folder: str | Path,
+    model: Callable[..., Any] | Target,
+    args: Any = (),
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    guides: Mapping[str, Any] | Sequence[Any] = (),
+    import_guides: bool = False,
+) -> ModelComparison:
+    """Reads a comparison that `ModelComparison.save` has written.
+
+    No code is run that a file names, unless `import_guides` allows it: model and data are given, and so are guides of
+    your own. Everything else is as it was when it was saved.
+
+    Args:
+        folder: the folder.
+        model: the model that was compared on, or a target that was made of it.
+        args, kwargs: the model's arguments, as `compare` takes them.
+        guides: guides of your own, by the labels that they had. ppl_vi's and Pyro's are known by name.
+        import_guides: whether guides that a file names as `package.module:attribute` may be imported and called. Allow
+            it only for files that you trust: importing a module runs it.
+
+    Raises:
+        FileNotFoundError: there is no comparison in the folder.
+        DamagedFileError: (a ValueError) a file is truncated, changed, or no part of this comparison.
+        ValueError: it is of another model, other data or another version, or a guide has to be given.
+    """
+    given = labelled(guides) if guides else {}
+    return saving.load(ModelComparison, Path(folder), target_of(model, args, kwargs), given, import_guides)
 
 
 class ComparisonInterruptedError(KeyboardInterrupt):

@@ -352,6 +352,17 @@ def test_the_shell_compares_what_lies_in_the_current_folder(folder, capsys):
     assert sys.path == path
 
 
+@pytest.mark.parametrize("full", [False, True])
+def test_the_shell_prints_the_verdict_and_six_columns_or_all_and_writes_all(full, folder, capsys):
+    arguments = ["compare", "seen_by_nobody:model", "--args", "seen_by_nobody:data", "--guides", "AutoNormal"]
+    assert command.main([*arguments, *TINY_OPTIONS, "--no-plots", *(["--full"] if full else [])]) == 0
+    shown, written = capsys.readouterr().out, Path("results/table.txt").read_text()
+    assert ("k-hat" in shown, "worst 90%" in shown) == (full, not full)
+    assert "k-hat" in written
+    for text in (shown, written):
+        assert " ".join(text.split()).partition("checked ")[2].startswith("AutoNormal is ")  # below the title
+
+
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_in_a_pipe_the_shell_says_each_stage_on_one_line_of_standard_error(num_workers, folder, capfd, monkeypatch):
     monkeypatch.setattr(cli, "MAX_WORKERS", num_workers)

@@ -19,6 +19,7 @@ import pytest
 
 from benchmarks import annealing, speed
 from ppl_vi.report import columns, decoder_table
+from ppl_vi.report.brief import brief
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")))
@@ -337,7 +338,7 @@ def test_lines_are_no_longer_than_those_of_code() -> None:
 
 def headings() -> set[str]:
     """Every heading and row label that tables print."""
-    shown = [*columns.BY_OBSERVATION.columns(), *columns.BY_MODEL.columns(), columns.GUIDE]
+    shown = [*columns.BY_OBSERVATION.columns(), *columns.BY_MODEL.columns(), *brief().columns(), columns.GUIDE]
     found = [" ".join(column.heading) for column in shown]
     found += [label for label, _ in (*decoder_table.ROWS, *decoder_table.BOUNDS)]
     found += [*decoder_table.HEADINGS, *annealing.HEADINGS, *speed.HEADINGS]

@@ -12,6 +12,7 @@ import torch
 from ppl_vi.comparison.axes import MARGIN, NUM_BINS, NUM_POINTS, PROBABILITIES, axes_of, binned, limits_of
 from ppl_vi.metrics.sampled.weighted_samples import NumberSample, posterior_of
 from ppl_vi.metrics.scorecard import Scorecard
+from ppl_vi.runtime.showing import short_repr
 from ppl_vi.svi.setup import TOLERANCE
 from ppl_vi.target.target import Target
 from ppl_vi.truth import Truth
@@ -57,6 +58,8 @@ class Comparison:
     labels: tuple[float, ...]
     entries: tuple[Entry, ...] = ()
     families: dict[str, Any] = field(default_factory=dict)
+
+    __repr__ = short_repr
 
     def records(self) -> list[dict[str, Any]]:
         """One record for each problem and family, in plain JSON values; infinite ones are the strings "inf", "-inf"."""
@@ -128,6 +131,8 @@ class Curves:
     steps: np.ndarray
     reverse_kl: np.ndarray
 
+    __repr__ = short_repr
+
 
 class Signature(NamedTuple):
     """What tells a family from others: the names and shapes of its parameters, and its log density for some of them."""
@@ -155,3 +160,5 @@ class Entry:
     curves: Curves | None = None
     card: Scorecard | None = None
     signature: Signature | None = None
+
+    __repr__ = short_repr

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ppl_vi.runtime.showing import short_repr
+
 # Reasons why a divergence is infinite.
 LEAK = "the guide puts mass where the posterior has none"
 SMALLER = "the guide has no mass where the posterior has some"
@@ -42,6 +44,8 @@ class Estimate:
     error: np.ndarray
     unit: str
     reason: str = ""
+
+    __repr__ = short_repr
 
     def without_swamped(self) -> Estimate:
         """The same estimate, with nan and the reason for each value that is swamped by its numerical error.

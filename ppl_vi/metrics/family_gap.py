@@ -20,6 +20,7 @@ import numpy as np
 from torch import Tensor
 
 from ppl_vi.metrics.estimate import Estimate
+from ppl_vi.runtime.showing import short_repr
 
 # Why a family gap is an upper bound.
 MANY_OPTIMA = "an upper bound: the best of several local searches"
@@ -56,6 +57,8 @@ class BestMember:
     bounds: tuple[str, ...] = ()
     nearby: Estimate | None = None
     arrived: np.ndarray | None = None
+
+    __repr__ = short_repr
 
     def leaves_at_least(self, problem: int) -> bool:
         """Whether an optimization gap of a problem is only a lower bound: a search may have stopped on its way."""

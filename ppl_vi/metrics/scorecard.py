@@ -7,6 +7,7 @@ their own numerical error.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,14 +22,27 @@ from ppl_vi.metrics.sampled import importance
 from ppl_vi.metrics.sampled.marginals import Marginals
 from ppl_vi.metrics.sampled.sampled_fit import SampledFit
 from ppl_vi.runtime.display import following
+from ppl_vi.runtime.pickling import Pickled
+from ppl_vi.runtime.showing import Summarized
 from ppl_vi.runtime.stages import Callback, stage
 from ppl_vi.svi.result import Fit
 from ppl_vi.target.isolation import one_at_a_time
 from ppl_vi.truth import Truth
 
+# The scores that a scorecard shows of itself, and what it calls them.
+SHOWN = {
+    "elbo": "ELBO",
+    "reverse_kl": "reverse KL",
+    "family_gap": "family gap",
+    "start_gap": "start gap",
+    "optimization_gap": "optimization gap",
+    "coverage_90": "90% interval covers",
+    "khat": "k-hat",
+}
 
-@dataclass(frozen=True, eq=False)
-class Scorecard:
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Scorecard(Pickled, Summarized):
     """Everything that was measured of one family's fits, for all `B` problems and `R` replicas.
 
     Attributes:
@@ -45,6 +59,19 @@ class Scorecard:
     scores: dict[str, Estimate]
     best: BestMember | None
     marginals: Marginals | None = None
+
+    def heading(self) -> str:
+        """Such as `Scorecard of AutoNormal on eight_schools`."""
+        return f"Scorecard of {self.fit.family_name.rpartition(':')[2]} on {self.fit.target.name}"
+
+    def summary(self) -> Mapping[str, str]:
+        """The reverse KL with its parts, and the worst coverage: medians over problems and replicas."""
+        shown = {SHOWN[name]: self.scores[name] for name in SHOWN if name in self.scores}
+        known = {name: each for name, each in shown.items() if not np.isnan(each.value).all()}
+        return {
+            name: f"{np.nanmedian(each.value):.3g} {each.unit if each.unit != '1' else ''}".strip()
+            for name, each in known.items()
+        } | ({} if self.truth.trusted.all() else {"": "the truth is uncertified"})
 
 
 @one_at_a_time()

@@ -14,6 +14,7 @@ from typing import Any
 from ppl_vi.metrics.table import METRICS
 from ppl_vi.report.failures import in_words
 from ppl_vi.report.numbers import MISSING, nats, number, short, three_digits
+from ppl_vi.report.standing import others_of, word_of
 
 Record = dict[str, Any]
 DOUBT = "?"  # after a number that rests on an uncertified truth
@@ -106,14 +107,19 @@ def _guide(record: Record, notes: Footnotes) -> str:
     return record["guide"] + (notes.mark(f"{record['guide']}: {record['status']}, {remark}") if remark else "")
 
 
+def status_note(record: Record, notes: Footnotes) -> str:
+    """The mark of a footnote that says how the replicas ended that did not end like most; "" where all ended alike."""
+    remark = others_of(record)
+    first = next((r["stop_reason"] for r in record["replicas"] if r.get("status") == "diverged"), "")
+    if first:
+        num, total = record["statuses"].get("diverged", 0), len(record["replicas"])
+        few = f"{record['guide']}: {num} of {total} replicas diverged"
+        remark = f"{remark or few}, one {first}"
+    return notes.mark(remark) if remark else ""
+
+
 def _status(record: Record, notes: Footnotes) -> str:
-    status = str(record["status"]).replace("_", " ")
-    diverged = record["statuses"].get("diverged", 0)
-    if not diverged:
-        return status
-    first = next(r["stop_reason"] for r in record["replicas"] if r["status"] == "diverged")
-    total = len(record["replicas"])
-    return status + notes.mark(f"{record['guide']}: {diverged} of {total} replicas diverged, one {first}")
+    return word_of(record) + status_note(record, notes)
 
 
 def _spread(record: Record) -> str:
@@ -267,17 +273,21 @@ class Layout:
     Attributes:
         title: gives the line above a problem's table.
         shown: the columns in order; a string is the name of a metric.
+        is_full: whether metrics with a heading that no layout places are columns as well.
     """
 
     title: Callable[[Record], str]
     shown: tuple[Column | str, ...]
+    is_full: bool = True
 
     def columns(self) -> tuple[Column, ...]:
         """All columns: those of the layout, then the metrics with a heading that no layout places."""
         return tuple(column if isinstance(column, Column) else metric_column(column) for column in self.all_shown())
 
     def all_shown(self) -> tuple[Column | str, ...]:
-        """`shown`, and the names of the metrics that have a heading and no place in any layout."""
+        """`shown`, and in a full layout the names of the metrics that have a heading and no place in any layout."""
+        if not self.is_full:
+            return self.shown
         placed = {*BY_OBSERVATION.shown, *BY_MODEL.shown, "start_gap", "objective_gap"}
         return (*self.shown, *(name for name, metric in METRICS.items() if metric.heading and name not in placed))
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import TextIO
 
@@ -35,8 +36,17 @@ from ppl_vi.report.numbers import number
 from ppl_vi.report.plain_tables import for_encoding
 
 WIDTH = 120  # characters, of tables that are not printed to a terminal
+NOTEBOOK_WIDTH = 100  # and of those that are printed in a notebook, which breaks lines of more
 COLUMN_GAP = 2  # characters between columns
-STYLES = {"diverged": "red", "failed": "red", "not converged": "yellow", "skipped": "dim"}
+STYLES = {
+    "diverged": "red",
+    "failed": "red",
+    "not converged": "yellow",
+    "leaks mass": "red",
+    "far from best": "yellow",
+    "skipped": "dim",
+}
+COUNT = re.compile(r"\d+/\d+ ")  # of replicas, before a status
 # What stands below a table, and of which records.
 REMARKS: tuple[tuple[str, Callable[[Sequence[Record]], bool]], ...] = (
     (
@@ -50,8 +60,8 @@ REMARKS: tuple[tuple[str, Callable[[Sequence[Record]], bool]], ...] = (
         lambda rows: any(leaves_at_least(row) for row in rows),
     ),
     (
-        "start gap: by how much the best optimum near the fit is worse than the family's best member, the median and "
-        "the largest of all replicas: another start would help, more steps would not.",
+        "start gap: by how much the best optimum near the fit is worse than the family's best member: another "
+        "start would help, more steps would not.",
         has_start_gap,
     ),
     (
@@ -75,32 +85,43 @@ def layout_of(comparison: Comparison) -> Layout:
     return BY_OBSERVATION if comparison.labels else BY_MODEL
 
 
-def tables(records: Sequence[Record], width: int, layout: Layout = BY_MODEL) -> Iterator[RenderableType]:
-    """The problems one after another, each in as many tables as `width` asks for, and its footnotes."""
+def tables(
+    records: Sequence[Record], width: int, layout: Layout = BY_MODEL, verdict: str = ""
+) -> Iterator[RenderableType]:
+    """The problems one after another, each in as many tables as `width` asks for, and its footnotes.
+
+    A verdict stands above the table.
+    """
     problems: dict[tuple[str, int], list[Record]] = {}
     for record in records:
         problems.setdefault((record["model"], record["problem"]), []).append(record)
     for rows in problems.values():
-        yield _problem(sorted(rows, key=sort_key), width, layout)
+        yield _problem(sorted(rows, key=sort_key), width, layout, verdict)
 
 
-def _problem(rows: list[Record], width: int, layout: Layout) -> Group:
+def _problem(rows: list[Record], width: int, layout: Layout, verdict: str) -> Group:
     notes = Footnotes()
     guides = [GUIDE.cell(row, notes) for row in rows]
     columns = [column for column in layout.columns() if column.is_needed(rows)]
     cells = [[column.cell(row, notes) for row in rows] for column in columns]
     parts: list[RenderableType] = [Text(layout.title(rows[0]), style="bold")]
-    parts += [*(Text(f"Remark: {remark}", style="yellow") for remark in rows[0]["remarks"]), Text("")]
+    parts += [Text(f"Remark: {remark}", style="yellow") for remark in rows[0]["remarks"]]
+    parts += [Text(""), Text(verdict), Text("")] if verdict else [Text("")]
     for chosen in packed(guides, columns, cells, width):
         parts.append(Padding(_table(guides, [(columns[i], cells[i]) for i in chosen]), (0, 0, 1, 0)))
-    texts = [(f"{i + 1} ".translate(SUPERSCRIPTS), text) for i, text in enumerate(notes.texts)]
-    if rows[0]["uncertified"]:
-        texts.append(("", UNCERTIFIED.format(rows[0]["grade_reason"] or "a check failed")))
-    texts += [("", text) for text, applies in REMARKS if applies(rows)]
-    if rows[0]["assumptions"]:
-        texts.append(("", f"The truth assumes: {'; '.join(rows[0]['assumptions'])}."))
-    parts.extend(Text(mark + text) for mark, text in texts)
+    parts.extend(Text(note) for note in notes_of(rows, notes))
     return Group(*parts, Text(""))
+
+
+def notes_of(rows: Sequence[Record], notes: Footnotes) -> list[str]:
+    """What stands below the table of a problem: its footnotes, remarks on marks, and what the truth assumes."""
+    texts = [f"{i + 1} ".translate(SUPERSCRIPTS) + text for i, text in enumerate(notes.texts)]
+    if rows[0]["uncertified"]:
+        texts.append(UNCERTIFIED.format(rows[0]["grade_reason"] or "a check failed"))
+    texts += [text for text, applies in REMARKS if applies(rows)]
+    if rows[0]["assumptions"]:
+        texts.append(f"The truth assumes: {'; '.join(rows[0]['assumptions'])}.")
+    return texts
 
 
 def packed(
@@ -126,26 +147,33 @@ def _width(column: Column, texts: Sequence[str]) -> int:
 def _table(guides: Sequence[str], columns: Sequence[tuple[Column, Sequence[str]]]) -> Table:
     padding = (0, COLUMN_GAP - 1, 0, 0)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=padding, pad_edge=False, header_style="")
+    headings = [column.heading for column in (GUIDE, *(column for column, _ in columns))]
+    first = 0 if any(heading[0] for heading in headings) else 1  # no line of headings is blank
     for column in (GUIDE, *(column for column, _ in columns)):
-        table.add_column("\n".join(column.heading), justify="left" if column.left else "right", no_wrap=True)
+        table.add_column("\n".join(column.heading[first:]), justify="left" if column.left else "right", no_wrap=True)
     for row in zip(guides, *(texts for _, texts in columns), strict=True):
         table.add_row(*(Text(text, style=_style(text)) for text in row))
     return table
 
 
 def _style(text: str) -> str:
-    return next((style for word, style in STYLES.items() if text.startswith(word)), "")
+    return next((style for word, style in STYLES.items() if COUNT.sub("", text, count=1).startswith(word)), "")
 
 
 def terminal(stderr: bool = False) -> Console:
-    """The console that tables are printed to: as wide as the terminal, or `WIDTH` where there is none."""
-    console = Console(stderr=stderr)
-    return for_encoding(console if console.is_terminal else Console(stderr=stderr, width=WIDTH))
+    """The console that tables are printed to: as wide as the terminal, or `WIDTH` where there is none.
+
+    In a notebook it writes text to the stream like any other, instead of a display of rich's own.
+    """
+    if Console().is_jupyter:
+        return for_encoding(Console(stderr=stderr, width=NOTEBOOK_WIDTH, force_jupyter=False))
+    console = Console(stderr=stderr, force_jupyter=False)
+    return for_encoding(console if console.is_terminal else Console(stderr=stderr, width=WIDTH, force_jupyter=False))
 
 
-def show(records: Sequence[Record], console: Console, layout: Layout = BY_MODEL) -> None:
+def show(records: Sequence[Record], console: Console, layout: Layout = BY_MODEL, verdict: str = "") -> None:
     """Prints the tables, as wide as the console."""
-    for table in tables(records, console.width, layout):
+    for table in tables(records, console.width, layout, verdict):
         console.print(table, highlight=False, markup=False, emoji=False)
 
 
@@ -157,7 +185,7 @@ def as_text(
 ) -> str:
     """The tables that `show` prints, without colour, for a file; with a stream in signs that it can take."""
     with io.StringIO() as sink:
-        console = Console(file=sink, width=width, force_terminal=False, no_color=True)
+        console = Console(file=sink, width=width, force_terminal=False, force_jupyter=False, no_color=True)
         show(records, for_encoding(console, stream or sink))
         lines = sink.getvalue().splitlines()
     return "\n".join(line.rstrip() for line in lines) + "\n"

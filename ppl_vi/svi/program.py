@@ -210,6 +210,10 @@ class Program:
             name: node["value"].shape for name, node in sites.items() if self._indirect and not is_delta(node["fn"])
         }
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled: everything but the evaluators, whose compiled code stays here and is found or made anew."""
+        return self.__dict__ | {"evaluators": {}}
+
     def isolated(self, seed: int | None = None) -> AbstractContextManager[None]:
         """The gate through which the guide and the target's model are run: the target's, see `Target.isolated`."""
         return self.target.isolated(seed)

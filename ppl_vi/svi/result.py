@@ -6,10 +6,11 @@ The file of a saved fit, and what is checked before it is believed, are in `savi
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -20,7 +21,9 @@ from ppl_vi.guides import FAMILIES, Family
 from ppl_vi.guides.autoguides import drawn_by_latents
 from ppl_vi.guides.own import family_of, name_of
 from ppl_vi.runtime.archives import check_array
-from ppl_vi.svi import members, saving
+from ppl_vi.runtime.pickling import Pickled
+from ppl_vi.runtime.showing import Summarized
+from ppl_vi.svi import members, saving, trees
 from ppl_vi.svi.finishing import finished
 from ppl_vi.svi.program import Program, load_parameters
 from ppl_vi.svi.randomness import UnsupportedRandomnessError, pseudo_random, quasi_random
@@ -33,6 +36,9 @@ from ppl_vi.target.sites import Latents, latents_of
 from ppl_vi.target.statements import parameters_of
 from ppl_vi.target.target import Target
 
+if TYPE_CHECKING:
+    from xarray import DataTree
+
 _GUIDE_NUMBERS = itertools.count()  # part of the names of guides that are given to users
 
 
@@ -43,8 +49,8 @@ def _rename(guide: nn.Module, name: str) -> None:
             module._pyro_name = f"{name}.{path}" if path else name
 
 
-@dataclass(frozen=True, eq=False)
-class Fit:
+@dataclass(frozen=True, eq=False, repr=False)
+class Fit(Pickled, Summarized):
     """Fits of one family by SVI: `B` problems, `R` independent replicas of each.
 
     Attributes:
@@ -99,6 +105,22 @@ class Fit:
     versions: dict[str, str]
     program: Program
 
+    def heading(self) -> str:
+        """Such as `Fit of AutoNormal to eight_schools`."""
+        return f"Fit of {self.family_name.rpartition(':')[2]} to {self.target.name}"
+
+    def summary(self) -> Mapping[str, str]:
+        """How the fits ended, and what they took."""
+        problems = f"{len(self.status)} problems, " if len(self.status) > 1 else ""
+        ends = Counter(str(status).replace("_", " ") for status in self.status.flat)
+        ended = ", ".join(f"{num} {status}" for status, num in ends.most_common())
+        return {
+            "": f"{problems}{self.num_replicas} replica{'s' if self.num_replicas > 1 else ''}, {ended}",
+            "steps": f"{int(self.num_steps.max(initial=0)):,}",
+            "time": f"{self.seconds:.2g} s",
+            "support": self.support_mismatch,
+        }
+
     @property
     def num_replicas(self) -> int:
         """The number of replicas of each problem, `R`."""
@@ -124,6 +146,28 @@ class Fit:
     def draw(self, num: int, seed: int) -> Latents:
         """Draws from every fitted guide: for each latent site `(B, R, num, *site.shape)`."""
         return self.draw_at(self.theta, num, seed)
+
+    def draws(self, num: int = 1000, *, problem: int = 0, replica: int = 0, seed: int = 0) -> Latents:
+        """Draws from one fitted guide, that of `guide(problem, replica)`: for each site `(num, *site.shape)`."""
+        return {name: value[problem, replica] for name, value in self.draw(num, seed).items()}
+
+    def to_datatree(self, num_draws: int = 1000, seed: int = 0, problem: int = 0) -> DataTree:
+        """The fitted guides of one problem for ArviZ, with the model's plates as dimensions.
+
+        It has the groups
+
+        - `posterior`: draws of the guide, one chain for each replica;
+        - `sample_stats`: `lp`, the log joint, and `log_q`, the log guide density, of each draw, nats;
+        - `loss_history`: the objective's estimate of minus the ELBO at every step, one chain for each replica, nats;
+
+        and attributes that say how it was fitted.
+
+        Args:
+            num_draws: how many draws of each replica.
+            seed: the seed of the draws.
+            problem: which of the target's problems.
+        """
+        return trees.tree_of(self, num_draws, seed, problem)
 
     def draw_at(self, theta: Tensor, num: int, seed: int) -> Latents:
         """Draws from members `theta` `(B, R, D)` of the family: for each latent site `(B, R, num, *site.shape)`."""
@@ -244,7 +288,7 @@ class Fit:
         path = Path(path)
         header, arrays = saving.read(path)
         with saving.errors_naming(path):
-            target = _with_learned(target, header, arrays)
+            target = with_learned(target, header, arrays)
         if header["target"] != fingerprint(target):
             raise ValueError(f"{path} was fitted to another target or other data: {header['target']}")
         family = _loaded(path, target, header["family"], family, import_family)
@@ -279,7 +323,7 @@ class Fit:
         )
 
 
-def _with_learned(target: Target, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> Target:
+def with_learned(target: Target, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> Target:
     """A target with what a saved fit has learned of its model's own parameters; the same one where that is nothing.
 
     Raises:

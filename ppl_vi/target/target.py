@@ -15,6 +15,7 @@ from torch.func import vmap
 
 from ppl_vi.numerics.laplace import Laplace, centred_on_mass, laplace_approximation
 from ppl_vi.numerics.vmapping import vmap_or_loop
+from ppl_vi.runtime.pickling import PickledAsOne
 from ppl_vi.target.arguments import (
     BoundModel,
     checked_arguments,
@@ -43,7 +44,7 @@ MANY_POINTS, MAX_POINT_NUMBERS = 64, 2**22
 
 
 @dataclass(frozen=True, eq=False)
-class Target:
+class Target(PickledAsOne):
     """A Pyro model with its data: `B` inference problems that share the model, one for each row of its arguments.
 
     The model is called with one row, that is with one entry along the leading axis of each argument. So

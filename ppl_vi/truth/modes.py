@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ppl_vi.numerics.newton import minimize
 from ppl_vi.numerics.vmapping import vmap_or_loop
+from ppl_vi.runtime.showing import short_repr
 from ppl_vi.target.evaluation import log_joint
 from ppl_vi.target.target import Target
 
@@ -61,6 +62,8 @@ class Modes:
     share: Tensor
     loc: Tensor
     spread: Tensor
+
+    __repr__ = short_repr
 
     def __len__(self) -> int:
         return len(self.peak)

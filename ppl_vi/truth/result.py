@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_vi.runtime.pickling import Pickled
+from ppl_vi.runtime.showing import Summarized, short_repr
 from ppl_vi.target.evaluation import log_joint
 from ppl_vi.target.sites import Latents
 from ppl_vi.target.target import Target
+from ppl_vi.target.trees import posterior_tree
 from ppl_vi.truth.modes import Modes, modes_of
+
+if TYPE_CHECKING:
+    from xarray import DataTree
 
 Grade = Literal["certified", "checked", "uncertified"]
 
@@ -83,6 +89,8 @@ class Points:
     group: Tensor
     kind: Literal["rule", "draws"]
 
+    __repr__ = short_repr
+
     def mean(self, values: Tensor) -> Tensor:
         """The weighted mean `(B, ...)` of values `(B, S, ...)`."""
         return weighted_mean(self.log_weight, values)
@@ -130,6 +138,8 @@ class Expectation:
     std_error: Tensor
     error: Tensor
 
+    __repr__ = short_repr
+
 
 class OneNumberPosterior(Protocol):
     """A posterior over one number."""
@@ -144,8 +154,8 @@ class OneNumberPosterior(Protocol):
         """Mean and standard deviation, `(B,)` each."""
 
 
-@dataclass(frozen=True, eq=False)
-class Truth:
+@dataclass(frozen=True, eq=False, repr=False)
+class Truth(Pickled, Summarized):
     """The posterior and log p(x) of each of a target's `B` problems.
 
     Attributes:
@@ -179,6 +189,67 @@ class Truth:
     def __post_init__(self) -> None:
         spread = np.broadcast_to(self.log_evidence_std_error, self.log_evidence.shape)
         object.__setattr__(self, "log_evidence_std_error", spread)
+
+    def heading(self) -> str:
+        """Such as `Truth of eight_schools`."""
+        return f"Truth of {self.target.name}"
+
+    def summary(self) -> Mapping[str, str]:
+        """log p(x) with its error, how it was computed, how far it can be trusted and under which assumptions."""
+        error = self.log_evidence_error + 2 * self.log_evidence_std_error
+        few = [f"{value:.6f} ± {e:.1g}" for value, e in zip(self.log_evidence[:3], error[:3], strict=True)]
+        many = f", ... of {len(self.log_evidence)} problems" if len(self.log_evidence) > 3 else ""
+        return {
+            "log p(x)": f"{', '.join(few)}{many} nats",
+            "by": self.method,
+            "": self.grade,
+            "because": next((reason for reason in self.reasons if reason), ""),
+        }
+
+    def to_datatree(self, num_draws: int = 1000, seed: int = 0, *, num_chains: int = 4, problem: int = 0) -> DataTree:
+        """Draws of one problem's posterior for ArviZ, with the model's plates as dimensions.
+
+        They are taken from `points` by their weights, with replacement: the chains are independent draws.
+
+        Args:
+            num_draws: how many draws of each chain.
+            seed: the seed of the draws.
+            num_chains: how many chains.
+            problem: which of the target's problems.
+
+        Raises:
+            ValueError: there are no points to draw from.
+        """
+        flat = self.draws(num_chains * num_draws, problem=problem, seed=seed)
+        tree = posterior_tree(
+            self.target, {name: value.unflatten(0, (num_chains, num_draws)) for name, value in flat.items()}
+        )
+        tree.attrs.update(self.attributes(problem))
+        return tree
+
+    def draws(self, num: int = 1000, *, problem: int = 0, seed: int = 0) -> Latents:
+        """Draws of one problem's posterior, from `points` by their weights: for each site `(num, *site.shape)`.
+
+        Raises:
+            ValueError: there are no points to draw from.
+        """
+        if not self.points:
+            raise ValueError(f"the truth of '{self.target.name}' by {self.method} has no points to draw from")
+        points = self.points[0]
+        weight = points.log_weight[problem].exp().cpu().numpy()
+        chosen = np.random.default_rng(seed).choice(len(weight), num, p=weight / weight.sum())
+        return self.target.constrain(points.u[problem][torch.from_numpy(chosen).to(points.u.device)])[0]
+
+    def attributes(self, problem: int = 0) -> dict[str, float | str]:
+        """log p(x) and how far it can be trusted, in values that files of ArviZ can hold."""
+        return {
+            "log_evidence": float(self.log_evidence[problem]),
+            "log_evidence_error": float(self.log_evidence_error[problem]),
+            "log_evidence_std_error": float(self.log_evidence_std_error[problem]),
+            "truth_method": self.method,
+            "truth_grade": self.grade,
+            "truth_assumptions": "; ".join(self.assumptions),
+        }
 
     @cached_property
     def points(self) -> tuple[Points, ...]:

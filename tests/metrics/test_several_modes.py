@@ -93,7 +93,7 @@ def test_replicas_start_around_all_modes_and_the_gap_splits_into_its_causes(resu
             assert replica["reverse_kl"] == pytest.approx(parts, abs=1e-9)
             assert 0 <= replica["optimization_gap"] < 0.01
         assert not row["optimization_gap_is_lower_bound"]
-    text = " ".join(str(result).split())
+    text = " ".join(result.table(full=True).split())
     assert "median, max" in text
     assert "another start would help, more steps would not" in text
     assert "start gap: another start would do" in [axes.get_title() for axes in result.plot()["gaps"].axes]
@@ -104,7 +104,7 @@ def test_a_posterior_of_one_mode_has_no_column_for_starts():
     (record,) = result.records()
     assert record["start_gap"] == 0
     assert not record["family_gap_is_upper_bound"]
-    assert "start" not in str(result).split("The truth assumes")[0]
+    assert "start" not in result.table(full=True).split("The truth assumes")[0]
 
 
 def toy_model():

@@ -14,8 +14,7 @@ from scipy.special import logsumexp
 from ppl_vi.metrics.estimate import Estimate
 from ppl_vi.numerics.weights import log_mean, log_mean_error, pareto_khat
 from ppl_vi.svi.result import Fit
-from ppl_vi.target import evaluation
-from ppl_vi.target.sites import Latents
+from ppl_vi.svi.trees import log_joint_inside
 
 # Draws for a second k-hat: k-hat depends on the number of draws, so that fits are compared at the same number.
 NUM_KHAT_DRAWS = 1000
@@ -49,18 +48,6 @@ def weights(fit: Fit, num_draws: int = 10_000, seed: int = 0) -> Weights:
     """
     latents, log_q = fit.draw_with_log_prob(num_draws, seed)
     return Weights(log_joint_inside(fit, latents) - log_q.cpu().numpy())
-
-
-def log_densities(fit: Fit, latents: Latents) -> tuple[np.ndarray, np.ndarray]:
-    """log p(x, z), -inf outside the model's support, and log q(z) at latents `(B, R, N, *site.shape)`, `(B, R, N)`."""
-    return log_joint_inside(fit, latents), fit.log_prob(latents).cpu().numpy()
-
-
-def log_joint_inside(fit: Fit, latents: Latents) -> np.ndarray:
-    """log p(x, z) at latents `(B, R, N, *site.shape)`, nats, `(B, R, N)`; -inf outside the model's support."""
-    flat = {name: value.flatten(1, 2) for name, value in latents.items()}
-    inside = fit.target.inside(latents).cpu().numpy()
-    return np.where(inside, evaluation.log_joint(fit.target, flat).cpu().numpy().reshape(inside.shape), -np.inf)
 
 
 def iwae_bound(w: Weights, num_particles: int) -> Estimate:

@@ -19,6 +19,7 @@ from ppl_vi.metrics.sampled.weighted_samples import (
     posterior_of,
     varying,
 )
+from ppl_vi.runtime.showing import short_repr
 from ppl_vi.truth import Truth
 
 # Probabilities at which quantiles are compared; the outermost two bound the central 90%, the next two the central 50%.
@@ -49,6 +50,8 @@ class Marginals:
 
     names: tuple[str, ...]
     scores: dict[str, tuple[Estimate, ...]]
+
+    __repr__ = short_repr
 
     def worst(self, name: str) -> Estimate:
         """A score of the number at which it is farthest from what a perfect guide has."""

@@ -113,7 +113,7 @@ class Reparametrisation:
             if any(not all(map(torch.equal, known[0], prior)) for prior in known):
                 site_terms[site.name] = GaussianSiteTerm.zero(known[0][0], min(num_scales, MAX_SCALES))
             else:
-                num_scales += _is_scale(site.support, shape)
+                num_scales += is_scale(site.support, shape)
         density = _density(target, problem, site_terms, unconstrained)
         return Reparametrisation(target, problem, site_terms, unconstrained, density)
 
@@ -128,6 +128,10 @@ class Reparametrisation:
     def from_unconstrained(self, v: Tensor) -> Tensor:
         """The inverse of `to_unconstrained`."""
         return _mapped(self.target, self.problem, self.site_terms, v, inverse=True)[0] if self.site_terms else v
+
+    def relative(self, v: Tensor) -> tuple[Tensor, dict[str, Frame]]:
+        """What `from_unconstrained` gives, and the frames at these points of the latents with relative coordinates."""
+        return _mapped(self.target, self.problem, self.site_terms, v, inverse=True)
 
     def fitted(self, u: Tensor, slope: Tensor) -> Reparametrisation:
         """The coordinates in which the gradient of the log density comes nearest to minus the point.
@@ -148,7 +152,7 @@ class Reparametrisation:
         return self.with_site_terms(site_terms)
 
 
-def _is_scale(support: Any, shape: torch.Size) -> bool:
+def is_scale(support: Any, shape: torch.Size) -> bool:
     """Whether a latent is one positive number, whose unconstrained coordinate is its logarithm."""
     return support in SCALE_SUPPORTS and shape.numel() == 1
 
@@ -238,7 +242,7 @@ class _CoordinateChange(Messenger):
             self.mapped[name], self.frames[name] = self._other(self.site_terms[name], given, *prior)
             self.log_jacobian = self.log_jacobian + self.frames[name].conditional_sd.log().sum()
         unconstrained = given if self.inverse else self.mapped[name]
-        if name not in self.site_terms and _is_scale(fn.support, given.shape):
+        if name not in self.site_terms and is_scale(fn.support, given.shape):
             self.log_scales.append(unconstrained.reshape(()))
         bijector = biject_to(fn.support)
         msg["value"], msg["is_observed"] = bijector(unconstrained), True
