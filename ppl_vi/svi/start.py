@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
 from ppl_vi.guides import Family
+from ppl_vi.guides.mean_field import Form, MeanField
 from ppl_vi.guides.own import BoundGuide, as_module
 from ppl_vi.guides.own_autoguide import OwnAutoguide
 from ppl_vi.svi.program import Layout, flat_parameters
@@ -341,8 +342,20 @@ def _parameters_at(
         ratios = transform_to(own.scale_tril_constraint).inv(factor / diagonal[..., None])
         name = "loc" if "loc" in dict(own.named_parameters()) else "loc_unconstrained"  # as `finished` calls it
         return {name: loc, "scale_unconstrained": free(diagonal), "scale_tril_unconstrained": ratios}
+    if kind is MeanField:
+        return _of_form(own._form, split(target.latents, loc), split(target.latents, scale))
     if kind is not AutoNormal:  # which is the last of PLACED
         return None
     locs = {f"locs.{name}_unconstrained": part for name, part in split(target.latents, loc).items()}
     scales = {f"scales.{name}_unconstrained": part for name, part in split(target.latents, free(scale)).items()}
     return locs | scales
+
+
+def _of_form(form: Form, locs: dict[str, Tensor], scales: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The unconstrained parameters by name of guides of a form, from the location and scale of each site."""
+    values = {}
+    for name, loc in locs.items():
+        for parameter, value in form.initial(loc, scales[name]).items():
+            free = transform_to(form.constraints[parameter]).inv(value)
+            values[f"{parameter}.{name}_unconstrained"] = free
+    return values

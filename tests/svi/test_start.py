@@ -20,7 +20,10 @@ from torch import Tensor
 from torch.func import vmap
 
 from models.eight_schools import target as eight_schools
+from models.exponential_normal import target as toy
 from ppl_vi import Target
+from ppl_vi.guides import FAMILIES
+from ppl_vi.guides.mean_field import Form
 from ppl_vi.svi.finishing import NoModeError
 from ppl_vi.svi.fit import fit
 from ppl_vi.svi.program import Program, flat_parameters
@@ -82,6 +85,20 @@ def test_parameters_of_all_replicas_are_those_of_guides_built_one_by_one(family:
     centre = flat_parameters(layout, build_guide(family, TARGET))
     found = centre_parameters(family, TARGET, guide, layout, seed=2)
     torch.testing.assert_close(found, centre[None, None], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if isinstance(family, Form)])
+def test_parameters_of_a_form_are_those_of_guides_built_one_by_one(name: str) -> None:
+    """For several problems and replicas; the guides' own constructors are the second route."""
+    target, family = toy([-1.0, 0.5, 40.0]), FAMILIES[name]
+    guide = start_guide(family, target, 2, seed=2)
+    layout = Program(target, guide).layout
+    loc, scale = start_points(target, 2, seed=2)
+    places = [(b, r) for b in range(3) for r in range(2)]
+    built = [build_guide(family, target, b, loc[b, r], scale[b, r]) for b, r in places]
+    expected = torch.stack([flat_parameters(layout, one) for one in built]).reshape(3, 2, -1)
+    found = start_parameters(family, target, guide, layout, 2, seed=2)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("family", SCALE_BY_SITE)
