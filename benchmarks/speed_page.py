@@ -3,7 +3,7 @@
     python -m benchmarks.speed_page [--quick] [--only PART ...] [--tables]
 
 The parts are: steps (`benchmarks.speed`), growth (the same with `--growth`), fits (`benchmarks.speed_fit`) and compare
-(`benchmarks.speed_compare`). In full it takes less than half an hour of an idle machine. The records go to
+(`benchmarks.speed_compare`). In full it takes about an hour. The records go to
 docs/results, and the tables into docs/speed.md, each between two comments that name it; `--tables` makes them anew from
 the records that are there. The sentences between the tables stay as they are: read them again.
 """
