@@ -410,7 +410,7 @@ def check_outputs(arguments: argparse.Namespace) -> None:
     """Refuses outputs that could not be written, before anything is computed.
 
     Where the default folder holds another model's results, `arguments.out` becomes another folder, and one line says
-    so. `arguments.whose` is the model that the results are of.
+    so once something is written. `arguments.whose` is the model that the results are of.
 
     Raises:
         UsageError: an output can't be written, or would replace another model's results.
@@ -440,10 +440,8 @@ def _claim(arguments: argparse.Namespace) -> None:
         )
     except result_folder.OtherResultsError as error:
         raise UsageError(f"--out: {error}") from error
-    if said and sys.stderr is not None:
-        print(one_line(said), file=sys.stderr)
     results = result_folder.current()
-    results.folder, results.whose = arguments.out, arguments.whose
+    results.folder, results.whose, results.why_here = arguments.out, arguments.whose, said
 
 
 def check_comparison(arguments: argparse.Namespace) -> None:

@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from ppl_vi.report.columns import Record, bound, doubted, leaves_at_least, uncertainty
+from ppl_vi.report.columns import Record, bound, doubted, leaves_at_least, start_gaps, uncertainty
 from ppl_vi.report.numbers import MISSING, number, three_digits
 from ppl_vi.report.style import DARK, GREY, LIGHT, NOTE_SIZE, PART_COLORS, Grid, legend, legend_height, page, plain
 
@@ -103,6 +103,16 @@ def _mean(replicas: Sequence[Record], name: str, record: Record) -> float:
 
 def _last_if_nan(value: float) -> tuple[bool, float]:
     return math.isnan(value), 0.0 if math.isnan(value) else value
+
+
+def worse_optima(record: Record) -> str:
+    """How many replicas of a guide ended in a worse optimum, where its bar, of a middle one, does not show it."""
+    gaps = start_gaps(record)
+    worse = [gap for gap in gaps if gap > NEGLIGIBLE]
+    if not worse or number(record.get("start_gap")) > NEGLIGIBLE:
+        return ""
+    many = f"{len(worse)} of {len(gaps)} replicas ended in a worse optimum"
+    return f"{record['guide']}: {many}, up to {three_digits(max(worse))} nats farther away: another start would do."
 
 
 def axis_end(bars: Sequence[Bar]) -> float:

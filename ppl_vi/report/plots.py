@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ppl_vi.comparison.comparison import Comparison, Entry
-from ppl_vi.report.gap_bars import bar_of, figure_of
+from ppl_vi.report.gap_bars import bar_of, figure_of, worse_optima
 from ppl_vi.report.numbers import nats, number, three_digits
 from ppl_vi.report.same_curves import NOTE, divergence_of, doubts, grouped, near, not_drawn, titled
 from ppl_vi.report.style import BLUE, DPI, GREY, LIGHT, NOTE_SIZE, ORANGE, VERMILION, Grid, Page, page, plain
@@ -129,7 +129,8 @@ def gaps(comparison: Comparison, problem: int) -> Figure:
     """Reverse KL split into its causes, as stacked bars; every guide has a row."""
     records = sorted((entry.records[problem] for entry in comparison.entries), key=sort_key)
     heading = f"{comparison.label(problem)}: how far each guide is from the posterior, and why"
-    return figure_of([bar_of(record) for record in records], heading, doubts(comparison.entries, problem))
+    notes = [*filter(None, map(worse_optima, records)), *doubts(comparison.entries, problem)]
+    return figure_of([bar_of(record) for record in records], heading, notes)
 
 
 def posterior_over_x(x: np.ndarray, truth: Truth, marked: Sequence[float]) -> Figure:

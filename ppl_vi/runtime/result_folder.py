@@ -36,6 +36,7 @@ class Results:
     Attributes:
         folder: where its results go; None where the program has no such folder.
         whose: the model that they are of.
+        why_here: a line that says why it is another folder than usual; "" where it is not.
         written: the names of the files in the folder that it has written, in order.
         elsewhere: files in other folders that it has written.
         removed: the names of an earlier run's files that it has removed.
@@ -43,6 +44,7 @@ class Results:
 
     folder: Path | None = None
     whose: str = ""
+    why_here: str = ""
     written: list[str] = field(default_factory=list)
     elsewhere: list[Path] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
@@ -72,7 +74,8 @@ class Results:
 
     def in_words(self) -> list[str]:
         """What was written and where, and what was removed, in lines."""
-        lines = [f"written to {self.folder}: {', '.join(self.written)}"] if self.written else []
+        lines = [self.why_here] if self.why_here and self.written else []
+        lines += [f"written to {self.folder}: {', '.join(self.written)}"] if self.written else []
         lines += [f"written to {path}" for path in self.elsewhere]
         gone = [name for name in self.removed if name not in self.written]
         if gone:
