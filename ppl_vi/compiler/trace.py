@@ -120,9 +120,6 @@ class Tracer(TorchDispatchMode):
         if decomposition is not None:
             with self:
                 return decomposition(*args, **kwargs)
-        if func is aten._new_zeros_with_same_feature_meta.default:  # forward derivatives make their zeros by it
-            batch = args[0].shape[: kwargs.get("self_num_batch_dims", 0)]
-            func, args, kwargs = aten.new_zeros.default, (args[1], [*batch, *args[1].shape]), {}
         if func is aten.lift_fresh.default:
             func = aten.lift_fresh_copy.default  # else a run that writes to the constant in place would spoil the next
         given = map_aggregate(args, self.node_of), map_aggregate(kwargs, self.node_of)
@@ -144,8 +141,7 @@ class Tracer(TorchDispatchMode):
             self.constant.add(node)
         elif is_in_place(node):
             memory = args[0].untyped_storage().data_ptr()  # views of the same memory are overwritten, too
-            with_memory = ((t, n) for t, n in self.nodes.items() if not t._is_zerotensor())
-            self.constant -= {n for t, n in with_memory if t.untyped_storage().data_ptr() == memory}
+            self.constant -= {n for t, n in self.nodes.items() if t.untyped_storage().data_ptr() == memory}
 
     def _without_known_masks(self, indices: Any) -> list[Any]:
         """The indices, each mask that depends on no input replaced by the places of its true elements."""
