@@ -29,13 +29,15 @@ FIRST_SPACING = {1: 0.5, 2: 0.6, 3: 0.7, 4: 0.9, 5: 0.9}
 SHRINKAGE, NUM_SPACINGS = 0.65, 5
 # The difference at which no finer lattice is tried, and the largest one at which the result is taken, nats.
 GOOD_DIFFERENCE, MAX_DIFFERENCE = 1e-9, 1e-6
+# A finer lattice that lowers the difference by less than this factor has met the noise of the density itself.
+MIN_GAIN = 3.0
 # Nodes whose mass lies this many nats below the heaviest one's have no neighbours, by the number of dimensions: what is
 # left out then is a share of the integral of 1e-10 in one dimension, and of 1e-8 in five.
 DEPTH = {1: 30.0, 2: 30.0, 3: 28.0, 4: 26.0, 5: 26.0}
 # The lattice that only tells where the mass is has wide spacing, and leaves out a share of about 1e-4.
 ROUGH_SPACING, ROUGH_DEPTH = 1.2, 14.0
 # Nodes of one lattice at most, and fewer where their temporaries have more numbers than MAX_NUMBERS.
-MAX_NODES, MAX_NUMBERS = 2**17, 2**31
+MAX_NODES, MAX_NUMBERS = 2**17, 2**27
 # Beyond it nodes are spaced exponentially, for densities with heavier tails than a normal one has.
 STRETCH = 4.0
 # A node's place along an axis takes BITS of a number, and begins in the middle of what they hold.
@@ -224,6 +226,11 @@ def rough_lattice(density: Density, u: Tensor, log_weight: Tensor, tops: Tensor)
     return second if isinstance(second, str) else (standardized, second)
 
 
+def _has_settled(before: LatticeIntegral, after: LatticeIntegral) -> bool:
+    """Whether the lattices differ by the density's own noise, which finer lattices do not lower."""
+    return before.difference <= MAX_DIFFERENCE and after.difference > before.difference / MIN_GAIN
+
+
 def lattice_integral(standardized: Standardized, rough: Lattice) -> LatticeIntegral | str:
     """The integral of a density, or why there is none, in words.
 
@@ -240,8 +247,8 @@ def lattice_integral(standardized: Standardized, rough: Lattice) -> LatticeInteg
         one, other = (spread(standardized, spacing, shift, DEPTH[dim]) for shift in (0.0, 0.5))
         if isinstance(one, str) or isinstance(other, str):
             break
-        best = LatticeIntegral((one, other))
-        if best.difference <= GOOD_DIFFERENCE:
+        before, best = best, LatticeIntegral((one, other))
+        if best.difference <= GOOD_DIFFERENCE or (before is not None and _has_settled(before, best)):
             break
     if best is not None and best.difference <= MAX_DIFFERENCE:
         return best

@@ -23,8 +23,8 @@ from ppl_vi.truth.nested.rejection import Rejection
 NUM_STARTS = 3
 # Points of which the temporaries hold about so many numbers are computed together.
 MAX_NUMBERS = 2**18
-# A rule is not refined where an integral at one outer point would take more numbers: it would take too long.
-MAX_RULE_NUMBERS = 2**19
+# A rule is not refined where an integral at one outer point would take more numbers: there is no machine code for it.
+MAX_RULE_NUMBERS = 10_000
 # At a larger error of the inner integrals, in nats, a finer rule is taken.
 GOOD_INNER_ERROR = 1e-7
 # Outer points whose modes are searched for together.
@@ -145,6 +145,8 @@ class _BlockDensity(Density):
         with self.isolated():
             at = places(self.blocks, u)
             slope, value = self.blocks.at_points("slope", u, at.mode, at.factor)
+        if not self.blocks.has_machine_code:
+            raise ValueError("there is no machine code for the gradient of the inner integrals")
         return value, slope
 
     def _without_outside(self, u: Tensor, value: Tensor) -> Tensor:
