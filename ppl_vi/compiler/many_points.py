@@ -116,6 +116,7 @@ class AtPoints:
             problem of as many points or fewer, with data of the same shapes. Where there are none the function itself
             runs at each call.
         compiles: whether machine code may be made at all.
+        is_search: whether so many calls follow that machine code pays for calls of few points, too.
         is_tried: whether a call was large enough for machine code, so that it was made or found impossible.
         kernel: the machine code, where it was made and gives the function's values.
     """
@@ -127,6 +128,7 @@ class AtPoints:
     gate: Gate = nullcontext
     sizes: tuple[int, ...] = ()
     compiles: bool = True
+    is_search: bool = False
     is_tried: bool = field(default=False, init=False)
     kernel: Kernel | None = field(default=None, init=False)
     _graphs: dict[int, Callable[..., Any]] = field(default_factory=dict, init=False)
@@ -147,7 +149,8 @@ class AtPoints:
         num_problems, num_points = points[0].shape[:2]
         if not num_problems * num_points:
             raise ValueError(f"expected at least one point, got {num_points} points of {num_problems} problems")
-        if self.compiles and num_points >= MIN_KERNEL_POINTS and pays(num_problems * num_points, self.width):
+        worth_it = self.is_search or pays(num_problems * num_points, self.width)
+        if self.compiles and num_points >= MIN_KERNEL_POINTS and worth_it:
             if not self.is_tried:
                 self.kernel = self._compiled([part[:1, :NUM_CHECKED] for part in points], [part[:1] for part in data])
                 self.is_tried = True

@@ -1,8 +1,9 @@
 """Truths: the exact posterior and log p(x), with a stated error and the checks that certify them.
 
 `ground_truth`, in this file, chooses the method and is what to read first. The methods are in the folders `quadrature`
-(up to three latent numbers), `importance` and `chains` (more latent numbers, by independent draws where these can be
-had, else by chains) and `decoder` (VAEs). For decoders with more than three latents, `annealed_bound` and
+(up to three latent numbers), `nested` (hierarchies, whose inner latents are integrated out), `importance` and `chains`
+(more latent numbers, by independent draws where these can be had, else by chains) and `decoder` (VAEs). For decoders
+with more than three latents, `annealed_bound` and
 `annealed_sandwich` bound log p(x). `result.py` has `Truth`.
 """
 
@@ -23,6 +24,7 @@ from ppl_vi.truth.chains.reference import reference_truth
 from ppl_vi.truth.decoder.annealing import AnnealedBound, Annealing, Sandwich, annealed_bound, annealed_sandwich
 from ppl_vi.truth.decoder.evidence import CELL_RULES, decoded_truth
 from ppl_vi.truth.discrete import discrete_truth
+from ppl_vi.truth.nested.truth import nested_truth
 from ppl_vi.truth.quadrature.adaptive import MAX_LATENT_NUMBERS, black_box_truth
 from ppl_vi.truth.quadrature.conditional import has_few_outer_numbers, partial_truth
 from ppl_vi.truth.quadrature.cross_checks import RULES_TOLERANCE
@@ -50,6 +52,8 @@ def ground_truth(target: Target, *, seed: int = 0, progress: Callback | bool = F
       checks it for up to two problems, and replaces it where it fails.
     - Two or three numbers: `black_box_truth`, a tree of bricks.
     - More numbers, with a conditional on up to three of them: `partial_truth`, quadrature over these.
+    - More numbers, most of which fall apart or are normal given a few outer ones, as in a hierarchy: `nested_truth`,
+      quadrature over the outer ones.
     - Any other: `reference_truth`, importance sampling if it meets its criteria, else draws of Hamiltonian Monte Carlo;
       both with a standard error.
 
@@ -99,7 +103,7 @@ def _by_the_most_exact_method(target: Target, seed: int) -> Truth:
         return black_box_truth(target, seed=seed)
     if has_few_outer_numbers(target):
         return partial_truth(target, seed=seed)
-    return reference_truth(target, seed=seed)
+    return nested_truth(target, seed=seed) or reference_truth(target, seed=seed)
 
 
 def _of_one_number(target: Target, seed: int) -> Truth:
@@ -151,6 +155,7 @@ __all__ = [
     "black_box_truth",
     "decoded_truth",
     "ground_truth",
+    "nested_truth",
     "partial_truth",
     "reference_truth",
 ]

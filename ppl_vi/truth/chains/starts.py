@@ -7,10 +7,12 @@ such a place while others came away are started anew where others are.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
-from ppl_vi.truth.chains.reparametrisation import Reparametrisation
+from ppl_vi.target.log_density import Density
 
 START_HALF_WIDTH = 2.0  # half of the chains start uniformly within this of 0 in unconstrained space, as in Stan
 # A point is hopeless if its log density lies so many nats below the best one's: HOPELESS, and for each coordinate
@@ -19,7 +21,24 @@ HOPELESS, HOPELESS_PER_COORDINATE = 100.0, 20.0
 MAX_TRIALS_PER_START = 20  # so many of these are tried for each chain, for the density may be 0 at many of them
 
 
-def dispersed(coordinates: Reparametrisation, prior: Tensor, num: int, generator: torch.Generator) -> Tensor:
+class Coordinates(Protocol):
+    """Coordinates in which chains move.
+
+    Attributes:
+        density: in these coordinates.
+    """
+
+    @property
+    def density(self) -> Density: ...
+
+    def to_unconstrained(self, u: Tensor) -> Tensor:
+        """Maps points `(S, D)` to the coordinates of `Target.constrain`, `(S, D)`."""
+
+    def from_unconstrained(self, v: Tensor) -> Tensor:
+        """The inverse of `to_unconstrained`."""
+
+
+def dispersed(coordinates: Coordinates, prior: Tensor, num: int, generator: torch.Generator) -> Tensor:
     """Starts `(C, D)`: half of them draws of the prior, half uniform within 2 of 0, where Stan starts.
 
     Those that are hopeless beside the best one come last, so that they are taken only where there are too few others.

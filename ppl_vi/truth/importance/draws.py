@@ -19,13 +19,13 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vi.numerics.mixtures import StudentMixture
 from ppl_vi.numerics.weights import EvidenceEstimate, importance_evidence, pareto_khat
 from ppl_vi.runtime.stages import stage
 from ppl_vi.target.log_density import Density
@@ -36,9 +36,8 @@ from ppl_vi.truth.chains.criteria import (
     MIN_EFFECTIVE_SAMPLE_SIZE,
     Criterion,
 )
-from ppl_vi.truth.chains.reparametrisation import Reparametrisation
-from ppl_vi.truth.chains.starts import dispersed
-from ppl_vi.truth.importance.proposal import FittedProposal, ProposalDraws, fitted_proposal, values_at
+from ppl_vi.truth.chains.starts import Coordinates, dispersed
+from ppl_vi.truth.importance.proposal import FittedProposal, Proposal, ProposalDraws, fitted_proposal, values_at
 from ppl_vi.truth.importance.weighted import effective_sizes
 from ppl_vi.truth.importance.witness import (
     NUM_WITNESSES,
@@ -68,6 +67,9 @@ MAX_WITNESS_R_HAT = 1.1
 # A number whose exponential is far above any limit, and does not overflow.
 MAX_EXPONENT = 100.0
 
+# From a density, starts of searches for modes `(N, D)` and a seed to a proposal, or why there is none.
+Propose = Callable[[Density, Tensor, int], FittedProposal | str]
+
 _log = logging.getLogger(__name__)
 
 
@@ -80,15 +82,19 @@ class ImportanceDraws:
         log_weight: logs of weights that sum to 1, `(S,)`.
         evidence: log p(x) and its standard error.
         criteria: all of them.
+        proposal: the density that they are draws of.
     """
 
     v: Tensor
     log_weight: Tensor
     evidence: EvidenceEstimate
     criteria: tuple[Criterion, ...]
+    proposal: Proposal
 
 
-def importance_draws(coordinates: Reparametrisation, prior: Tensor, num: int, seed: int) -> ImportanceDraws | None:
+def importance_draws(
+    coordinates: Coordinates, prior: Tensor, num: int, seed: int, propose: Propose | None = None
+) -> ImportanceDraws | None:
     """Independent weighted draws of one problem; None where there are none that meet the criteria.
 
     Args:
@@ -96,56 +102,60 @@ def importance_draws(coordinates: Reparametrisation, prior: Tensor, num: int, se
         prior: draws of the prior in unconstrained space, `(S, D)`.
         num: how many draws.
         seed: of everything random.
+        propose: makes the proposal; `fitted_proposal` if it is None.
     """
     with stage("importance sampling"):
-        found = _found(coordinates, prior, num, seed)
+        found = _found(coordinates, prior, num, seed, propose or fitted_proposal)
     if isinstance(found, ImportanceDraws):
         return found
     _log.info("'%s' gets no importance draws: %s", coordinates.density.name, found)
     return None
 
 
-def _found(coordinates: Reparametrisation, prior: Tensor, num: int, seed: int) -> ImportanceDraws | str:
+def _found(coordinates: Coordinates, prior: Tensor, num: int, seed: int, propose: Propose) -> ImportanceDraws | str:
     """The draws, or why there are none, in words. What costs little is found out first."""
     density = coordinates.density
     if density.dtype != torch.float64 or density.dim > MAX_DIM:
         return f"they need double precision and at most {MAX_DIM} coordinates"
     generator = torch.Generator().manual_seed(seed)
     start = dispersed(coordinates, prior, NUM_SEARCHES, generator)
-    fitted = fitted_proposal(density, start, seed)
+    fitted = propose(density, start, seed)
     if isinstance(fitted, str):
         return fitted
     chosen = torch.linspace(0, len(start) - 1, NUM_WITNESSES).long()
     fitted = replace(fitted, ends=fitted.ends[chosen])
     draws = ProposalDraws.of(fitted.proposal, density, num, generator)
     numbers = _numbers(coordinates, draws.u, draws.value)
-    criteria = (*_criteria_of_draws(draws, numbers), _criterion_of_rays(density, start[chosen], draws, fitted))
-    failure = _failures(criteria)
+    criteria = (*criteria_of_draws(draws, numbers), criterion_of_rays(density, start[chosen], draws, fitted))
+    failure = failures(criteria)
     if failure:
         return failure
-    witnesses = run_witnesses(density, fitted.ends, _covariance_factor(draws), generator)
+    witnesses = run_witnesses(density, fitted.ends, covariance_factor(draws), generator)
     criteria += _criteria_of_witnesses(coordinates, witnesses, draws, numbers, fitted)
     evidence = evidence_of(draws, fitted.proposal)
-    return _failures(criteria) or ImportanceDraws(numbers[:, :-1], draws.weight.log(), evidence, criteria)
+    return failures(criteria) or ImportanceDraws(
+        numbers[:, :-1], draws.weight.log(), evidence, criteria, fitted.proposal
+    )
 
 
-def _failures(criteria: tuple[Criterion, ...]) -> str:
+def failures(criteria: tuple[Criterion, ...]) -> str:
+    """The criteria that were missed, in words."""
     return "; ".join(filter(None, (criterion.failure for criterion in criteria)))
 
 
-def _numbers(coordinates: Reparametrisation, u: Tensor, value: Tensor) -> Tensor:
+def _numbers(coordinates: Coordinates, u: Tensor, value: Tensor) -> Tensor:
     """All that is checked: the points in the coordinates of `Target.constrain`, and the log density, `(..., D + 1)`."""
     v = coordinates.to_unconstrained(u.flatten(0, -2)).reshape(u.shape)
     return torch.cat([v, value[..., None]], -1)
 
 
-def _covariance_factor(draws: ProposalDraws) -> Tensor:
+def covariance_factor(draws: ProposalDraws) -> Tensor:
     """The Cholesky factor of the weighted covariance, `(D, D)`."""
     away = draws.u - draws.weight @ draws.u
     return torch.linalg.cholesky((draws.weight[:, None] * away).mT @ away)
 
 
-def evidence_of(draws: ProposalDraws, proposal: StudentMixture) -> EvidenceEstimate:
+def evidence_of(draws: ProposalDraws, proposal: Proposal) -> EvidenceEstimate:
     """log p(x) and its standard error, with the components of the proposal as control variates.
 
     For each component q_k, E_q[q_k / q - 1] = 0. So the weights are regressed on these ratios: the constant of the
@@ -164,7 +174,7 @@ def evidence_of(draws: ProposalDraws, proposal: StudentMixture) -> EvidenceEstim
     return EvidenceEstimate(shift + float(solution[0].log()), float(variance.sqrt() / solution[0]))
 
 
-def _criteria_of_draws(draws: ProposalDraws, numbers: Tensor) -> tuple[Criterion, ...]:
+def criteria_of_draws(draws: ProposalDraws, numbers: Tensor) -> tuple[Criterion, ...]:
     """The criteria for the importance draws alone."""
     present = draws.weight > 0
     bulk, tail = effective_sizes(numbers[present], draws.weight[present])
@@ -182,7 +192,7 @@ def _criteria_of_draws(draws: ProposalDraws, numbers: Tensor) -> tuple[Criterion
     )
 
 
-def _criterion_of_rays(density: Density, start: Tensor, draws: ProposalDraws, fitted: FittedProposal) -> Criterion:
+def criterion_of_rays(density: Density, start: Tensor, draws: ProposalDraws, fitted: FittedProposal) -> Criterion:
     """The largest weight on the rays from where the searches ended to their starts, in terms of that of the draws."""
     shares = 0.5 ** torch.arange(NUM_HALVINGS, dtype=start.dtype)
     u = (fitted.ends[:, None] + shares[:, None] * (start - fitted.ends)[:, None]).flatten(0, 1)
@@ -194,7 +204,7 @@ def _criterion_of_rays(density: Density, start: Tensor, draws: ProposalDraws, fi
 
 
 def _criteria_of_witnesses(
-    coordinates: Reparametrisation, witnesses: Witnesses, draws: ProposalDraws, numbers: Tensor, fitted: FittedProposal
+    coordinates: Coordinates, witnesses: Witnesses, draws: ProposalDraws, numbers: Tensor, fitted: FittedProposal
 ) -> tuple[Criterion, ...]:
     """What the short chains say of the importance draws."""
     from arviz_stats.base import array_stats  # importing it takes half a second, with xarray and pandas

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -62,6 +63,19 @@ MIN_FIT_SIZE_PER_COORDINATE = 10
 MAX_ROUNDS = 3
 
 
+class Proposal(Protocol):
+    """A density that draws are taken from."""
+
+    def draw(self, num: int, generator: torch.Generator) -> Tensor:
+        """Random points, `(num, D)`."""
+
+    def log_prob(self, u: Tensor) -> Tensor:
+        """The log density at points `(S, D)`, `(S,)`, nats."""
+
+    def component_log_prob(self, u: Tensor) -> Tensor:
+        """The log density of each of its components at points `(S, D)`, `(S, K)`, nats."""
+
+
 @dataclass(frozen=True, eq=False)
 class ProposalDraws:
     """Independent draws of a proposal.
@@ -77,7 +91,7 @@ class ProposalDraws:
     log_proposal: Tensor
 
     @staticmethod
-    def of(proposal: StudentMixture, density: Density, num: int, generator: torch.Generator) -> ProposalDraws:
+    def of(proposal: Proposal, density: Density, num: int, generator: torch.Generator) -> ProposalDraws:
         """So many draws of a proposal for a density."""
         u = proposal.draw(num, generator)
         return ProposalDraws(u, values_at(density, u), proposal.log_prob(u))
@@ -126,7 +140,7 @@ class FittedProposal:
         ends: where the searches for modes ended, `(N, D)`.
     """
 
-    proposal: StudentMixture
+    proposal: Proposal
     draws: ProposalDraws
     ends: Tensor
 
@@ -140,25 +154,37 @@ def fitted_proposal(density: Density, start: Tensor, seed: int) -> FittedProposa
         seed: of draws and fits.
     """
     generator = torch.Generator().manual_seed(seed)
-    derivatives = Derivatives(density, len(start))
-    if not bool(derivatives(start)[2].isfinite().all()):
-        return "the log density has no finite derivatives where searches for modes begin"
-    found = minimize_by(derivatives, start, tolerance=MODE_TOLERANCE, max_steps=MAX_NEWTON_STEPS)
-    modes = _mixture(found)
-    if modes is None:
-        return f"none of {len(start)} searches has found a mode"
+    found = at_modes(density, start)
+    if isinstance(found, str):
+        return found
+    modes, ends = found
     proposal = modes.defended(HEAVY_SHARE)
     for round_number in range(MAX_ROUNDS):
         num, last = NUM_FIT_DRAWS << round_number, round_number + 1 == MAX_ROUNDS
         draws = ProposalDraws.of(proposal, density, num, generator)
         worth = min(draws.effective_sizes()) / num
         if worth >= (MIN_EFFICIENCY if last else GOOD_EFFICIENCY):
-            return FittedProposal(proposal, draws, found.x)
+            return FittedProposal(proposal, draws, ends)
         if last or not draws.effective_size >= MIN_FIT_SIZE_PER_COORDINATE * density.dim:
             break
         chosen = torch.multinomial(draws.weight, num, replacement=True, generator=generator)
         proposal = fit_student_mixture(draws.u[chosen], math.inf, seed).defended(HEAVY_SHARE)
     return f"draws of the fitted proposal are worth {worth:.2g} of as many draws of the posterior"
+
+
+def at_modes(density: Density, start: Tensor) -> tuple[StudentMixture, Tensor] | str:
+    """Laplace's approximation at the modes that searches find, and where they ended, `(N, D)`; or why there is none.
+
+    Args:
+        density: the unnormalised log density.
+        start: where the searches begin, `(N, D)`; the density must be finite there.
+    """
+    derivatives = Derivatives(density, len(start))
+    if not bool(derivatives(start)[2].isfinite().all()):
+        return "the log density has no finite derivatives where searches for modes begin"
+    found = minimize_by(derivatives, start, tolerance=MODE_TOLERANCE, max_steps=MAX_NEWTON_STEPS)
+    modes = _mixture(found)
+    return f"none of {len(start)} searches has found a mode" if modes is None else (modes, found.x)
 
 
 def _mixture(found: Minimum) -> StudentMixture | None:
