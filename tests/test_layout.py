@@ -27,6 +27,7 @@ LAYERS = [
     {"report"},
     {"model_comparison"},
     {"cli"},
+    {"sweep"},
     {"__main__"},
     {"launch"},
 ]
