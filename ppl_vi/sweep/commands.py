@@ -166,6 +166,8 @@ def _swept(plan: Plan, file: Path, workers: int, retry: bool) -> int:
             with signals.working(), Store(file, score_columns()) as store, following(True):
                 work = Work.of(plan, store, retry)
                 missing = work.num_missing
+                if work.num_damaged:
+                    print(f"{file}: {work.num_damaged:,} damaged tasks are computed again", file=sys.stderr)
                 for outcome in run(work, workers):
                     done += outcome.task.num_fits
         except SourceChangedError as error:

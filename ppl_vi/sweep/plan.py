@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ppl_vi.comparison.comparison import FitSettings
@@ -55,7 +55,6 @@ class Plan:
     block: int
     engine: str
     num_draws: int
-    places: Callable[[Place], str] = field(default=str, repr=False)
 
     @property
     def num_fits(self) -> int:
@@ -97,19 +96,21 @@ def plan_of(entries: Mapping[str, Any], where: Callable[[Place], str] = str) -> 
     block = _one("block", values, wrong, lambda value: 0 if value == "auto" else whole(value, 1))
     guides = _labelled("guides", values["guides"], wrong, guide_of)
     excluded = _exclusions(values["exclude"], wrong)
-    if not wrong.lines:  # the models may take long to be imported
-        models = _labelled("models", values["models"], wrong, model_of)
-        settings = _settings(models, guides, axes, excluded, wrong)
-        plan = Plan(models, guides, settings, seeds, block or auto_block(seeds), engine, num_draws)
+    models = _labelled("models", values["models"], wrong, model_of)
+    settings = _settings(models, guides, axes, excluded, wrong)
+    plan = Plan(models, guides, settings, seeds, block or auto_block(seeds), str(engine), num_draws or 0)
+    if not wrong.lines:
         _check_together(plan, wrong)
-        if not wrong.lines:
-            return plan
-    raise PlanError(wrong.lines)
+    if wrong.lines:
+        raise PlanError(wrong.lines)
+    return plan
 
 
 def auto_block(seeds: Sequence[int]) -> int:
     """The largest number of seeds, at most `MAX_AUTO_BLOCK`, whose aligned blocks the seeds fill, else the last is."""
     held = set(seeds)
+    if not seeds:  # which is told elsewhere
+        return 1
     for size in range(min(len(seeds), MAX_AUTO_BLOCK), 1, -1):
         if all(set(range(seed - seed % size, seed - seed % size + size)) <= held for seed in seeds):
             return size

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ppl_vi.sweep.schema import TASK_COLUMNS
+from ppl_vi.sweep.schema import TASK_COLUMNS, TRUTH_COLUMNS
 from ppl_vi.sweep.store import Reader, Store, StoreError, check_file
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def table_of(file: str | Path, where: str = "", stale: bool = False) -> tuple[li
         try:
             rows = reader.query(f"SELECT * FROM results{chosen}")
         except StoreError as error:
-            raise StoreError(f"--where {where!r}: {error.__cause__}; columns are {', '.join(names)}") from error
+            raise StoreError(f"--where {where!r}: {error.__cause__}; --csv shows all columns") from error
     order = [names.index(name) for name in (*GROUP, "seed", "key")]
     return names, sorted(rows, key=lambda row: [(row[i] is not None, str(type(row[i])), row[i]) for i in order])
 
@@ -141,9 +141,8 @@ def _merged(store: Store, readers: Sequence[Reader]) -> dict[str, int]:
             number: store.source(kind, label, key, json.loads(details))
             for number, kind, label, key, details in reader.query("SELECT id, kind, label, key, details FROM sources")
         }
-        names = ("problem", "x", *_truth_columns(reader))
-        for model, *values in reader.query(f"SELECT model, {', '.join(names)} FROM truths"):
-            store.write_truth(sources[model], [dict(zip(names, values, strict=True))])
+        for model, *values in reader.query(f"SELECT {', '.join(TRUTH_COLUMNS)} FROM truths"):
+            store.write_truth(sources[model], [dict(zip(TRUTH_COLUMNS[1:], values, strict=True))])
         there = store.tasks()
         for number, *values in reader.query(f"SELECT id, {', '.join(TASK_COLUMNS)} FROM tasks ORDER BY id"):
             task = dict(zip(TASK_COLUMNS, values, strict=True))
@@ -158,11 +157,6 @@ def _merged(store: Store, readers: Sequence[Reader]) -> dict[str, int]:
                 task["seeds"] = json.dumps(sorted({seed for _, seed in together}))
                 store.write_task(task, store.score_columns, list(together.values()))
     return counts
-
-
-def _truth_columns(reader: Reader) -> list[str]:
-    found = [name for _, name, *_ in reader.query("PRAGMA table_info(truths)")]
-    return [name for name in found if name not in ("model", "problem", "x")]
 
 
 def progress_of(file: str | Path) -> tuple[int, int, float | None]:

@@ -142,6 +142,7 @@ class Work:
         sources: the plan's models, guides and versions in the file.
         stored: the tasks that are done.
         missing: the others.
+        num_damaged: how many tasks had rows in the file that were damaged, and are computed again.
     """
 
     plan: Plan
@@ -149,12 +150,13 @@ class Work:
     sources: Sources
     stored: tuple[Task, ...]
     missing: tuple[Task, ...]
+    num_damaged: int = 0
 
     @staticmethod
     def of(plan: Plan, store: Store, retry: bool = False) -> Work:
         """Looks up what is there. Rows that are damaged are removed, so that they are computed again."""
         versions = all_versions()
-        store.drop(store.damaged())
+        store.drop(damaged := store.damaged())
         there = store.tasks()
         tasks = tasks_of(plan, versions)
         stored = tuple(task for task in tasks if _is_done(task, there.get(task.key), retry))
@@ -166,7 +168,7 @@ class Work:
             store.source("versions", "versions", key_of(versions), versions),
         )
         store.note(planned=[task.key for task in tasks], num_planned=sum(task.num_fits for task in tasks))
-        return Work(plan, store, sources, stored, missing)
+        return Work(plan, store, sources, stored, missing, len(damaged))
 
     @property
     def num_missing(self) -> int:

@@ -15,6 +15,10 @@ TASK_COLUMNS = (
     "first_seed", "block", "seeds", "num_fits", "status", "reason", "engine_used", "engine_reason", "fit_seconds",
     "score_seconds", "finished", "notes", "digest",
 )  # fmt: skip
+TRUTH_COLUMNS = (
+    "model", "problem", "x", "log_evidence", "log_evidence_error", "log_evidence_std_error", "method", "grade",
+    "grade_reason", "truth_seconds",
+)  # fmt: skip
 FIT_COLUMNS = ("task", "problem", "seed", "status", "stop_reason", "steps")
 
 TABLES = """
@@ -23,7 +27,7 @@ CREATE TABLE IF NOT EXISTS sources (id INTEGER PRIMARY KEY, kind TEXT NOT NULL, 
     details TEXT, current INTEGER NOT NULL, UNIQUE (kind, label, key));
 CREATE TABLE IF NOT EXISTS truths (model INTEGER NOT NULL REFERENCES sources, problem INTEGER NOT NULL, x REAL,
     log_evidence REAL, log_evidence_error REAL, log_evidence_std_error REAL, method TEXT, grade TEXT, grade_reason TEXT,
-    truth_seconds REAL, PRIMARY KEY (model, problem));
+    truth_seconds REAL, digest TEXT NOT NULL, PRIMARY KEY (model, problem));
 CREATE TABLE IF NOT EXISTS tasks (id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE,
     model INTEGER NOT NULL REFERENCES sources, guide INTEGER NOT NULL REFERENCES sources,
     versions INTEGER NOT NULL REFERENCES sources, objective TEXT NOT NULL, engine TEXT NOT NULL, lr REAL NOT NULL,

@@ -130,10 +130,8 @@ def as_table(found: Sequence[dict[str, Any]]) -> str:
     """The summary as aligned text, with the reasons of what has no scores below it."""
     cells = [list(HEADINGS.values()), *([_cell(row[name]) for name in HEADINGS] for row in found)]
     text = _aligned(cells)
-    for row in found:
-        for reason in row["reasons"]:
-            text += f"{row['guide']} on {row['model']}: {reason}\n"
-    return text
+    reasons = [f"{row['guide']} on {row['model']}: {reason}\n" for row in found for reason in row["reasons"]]
+    return text + "".join(dict.fromkeys(reasons))
 
 
 def _aligned(cells: Sequence[Sequence[str]]) -> str:

@@ -20,7 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ppl_vi.sweep.schema import APPLICATION_ID, FIT_COLUMNS, TASK_COLUMNS, VERSION, create_statements, score_columns_of
+from ppl_vi.sweep.schema import (
+    APPLICATION_ID,
+    FIT_COLUMNS,
+    TASK_COLUMNS,
+    TRUTH_COLUMNS,
+    VERSION,
+    create_statements,
+    score_columns_of,
+)
 
 MAGIC = b"SQLite format 3\0"
 CHECKED_PAGES_BYTES = 100  # the header of an SQLite file
@@ -42,7 +50,7 @@ def explained(path: Path) -> Iterator[None]:
 def _explanation(error: sqlite3.Error) -> str:
     name = getattr(error, "sqlite_errorname", "") or ""
     if name.startswith("SQLITE_FULL") or "SQLITE_IOERR_WRITE" in name:
-        return f"can't be written, the disk is full ({error}); what was stored before is kept: make room and go on"
+        return f"can't be written, as where the disk is full ({error}); what was stored before is kept: make room"
     if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
         return f"is damaged or no file of results ({error}): move it away, or put back a copy from before"
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
@@ -139,8 +147,11 @@ class Reader:
 
     def damaged(self) -> list[int]:
         """The tasks whose rows are not those that were written."""
-        found = self.query("SELECT id, digest FROM tasks")
-        return [task for task, digest in found if digest_of(self.rows(task)) != digest]
+        names = ", ".join(TRUTH_COLUMNS[1:])
+        truths = self.query(f"SELECT model, digest, {names} FROM truths")
+        bad = {model for model, digest, *values in truths if digest_of([values]) != digest}
+        found = self.query("SELECT id, digest, model FROM tasks")
+        return [task for task, digest, model in found if model in bad or digest_of(self.rows(task)) != digest]
 
     def rows(self, task: int) -> list[tuple[Any, ...]]:
         """The rows of a task, as they were written, in the order of problems and seeds."""
@@ -246,10 +257,11 @@ class Store(Reader):
         """Stores the truth of each problem of a model."""
         with self.transaction() as connection:
             for row in rows:
-                names = ("model", *row)
-                marks = ", ".join("?" * len(names))
+                values = [row[name] for name in TRUTH_COLUMNS[1:]]
+                marks = ", ".join("?" * (len(values) + 2))
                 connection.execute(
-                    f"INSERT OR REPLACE INTO truths ({', '.join(names)}) VALUES ({marks})", (model, *row.values())
+                    f"INSERT OR REPLACE INTO truths ({', '.join(TRUTH_COLUMNS)}, digest) VALUES ({marks})",
+                    (model, *values, digest_of([values])),
                 )
 
     def write_task(self, task: dict[str, Any], columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> int:
