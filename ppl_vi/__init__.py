@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from ppl_vi.svi.fit import UnsuitableObjectiveError, fit
     from ppl_vi.svi.result import Fit
     from ppl_vi.svi.support import SupportMismatchError
-    from ppl_vi.sweep.results import load_results
-    from ppl_vi.sweep.running import sweep
+    from ppl_vi.sweeps.results import load_results
+    from ppl_vi.sweeps.running import sweep
     from ppl_vi.target.target import Target
     from ppl_vi.truth import Truth, UncertifiedTruthError, ground_truth
 
@@ -59,8 +59,8 @@ _HOMES = {
     "svi.fit": ("UnsuitableObjectiveError", "fit"),
     "svi.result": ("Fit",),
     "svi.support": ("SupportMismatchError",),
-    "sweep.results": ("load_results",),
-    "sweep.running": ("sweep",),
+    "sweeps.results": ("load_results",),
+    "sweeps.running": ("sweep",),
     "target.target": ("Target",),
     "truth": ("Truth", "UncertifiedTruthError", "ground_truth"),
 }

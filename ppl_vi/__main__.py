@@ -37,7 +37,7 @@ from ppl_vi.runtime import garbage, names
 from ppl_vi.runtime.display import following
 from ppl_vi.runtime.processes import travels
 from ppl_vi.runtime.stages import stage
-from ppl_vi.sweep import commands as sweep_commands
+from ppl_vi.sweeps import commands as sweep_commands
 
 if TYPE_CHECKING:
     from ppl_vi.model_comparison import ModelComparison

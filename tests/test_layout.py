@@ -27,7 +27,7 @@ LAYERS = [
     {"report"},
     {"model_comparison"},
     {"cli"},
-    {"sweep"},
+    {"sweeps"},
     {"__main__"},
     {"launch"},
 ]

@@ -13,7 +13,7 @@ import torch
 
 from ppl_vi.guides import RefusedFamilyError, find_family
 from ppl_vi.runtime.names import check_family
-from ppl_vi.sweep.keys import guide_key, model_key, source_digest
+from ppl_vi.sweeps.keys import guide_key, model_key, source_digest
 from ppl_vi.target.target import Target
 
 MODEL_ENTRIES = ("model", "target", "args", "name")

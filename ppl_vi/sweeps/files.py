@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ppl_vi.sweep.options import Place, PlanError
-from ppl_vi.sweep.plan import Plan, plan_of
+from ppl_vi.sweeps.options import Place, PlanError
+from ppl_vi.sweeps.plan import Plan, plan_of
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ppl_vi.sweep.schema import (
+from ppl_vi.sweeps.schema import (
     APPLICATION_ID,
     FIT_COLUMNS,
     TASK_COLUMNS,
@@ -80,6 +80,11 @@ def check_file(path: Path) -> bool:
     return True
 
 
+def _is_blank(connection: sqlite3.Connection) -> bool:
+    """Whether a database has no tables."""
+    return not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+
+
 def _check_kind(connection: sqlite3.Connection, path: Path) -> None:
     """Refuses a database of another program, of a newer version, or one that is damaged."""
     kind = connection.execute("PRAGMA application_id").fetchone()[0]
@@ -128,6 +133,8 @@ class Reader:
             uri = f"{self.path.resolve().as_uri()}?mode=ro"
             self.connection = sqlite3.connect(uri, uri=True, isolation_level=None)
             try:
+                if _is_blank(self.connection):  # a sweep was about to begin
+                    raise StoreError(f"there are no results in '{path}' yet")
                 _check_kind(self.connection, self.path)
                 self.score_columns = score_columns_of(self.connection)
             except BaseException:
@@ -190,7 +197,7 @@ class Store(Reader):
     def _prepare(self, exists: bool, score_columns: Sequence[str], max_pages: int | None) -> None:
         connection = self.connection
         try:
-            if exists and self.connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            if exists and not _is_blank(connection):
                 _check_kind(connection, self.path)
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
@@ -270,7 +277,7 @@ class Store(Reader):
         Args:
             task: its values by column, but for the digest.
             columns: of the scores in the rows; the others are those of `schema.FIT_COLUMNS`.
-            rows: see `ppl_vi.sweep.tasks.Outcome`.
+            rows: see `ppl_vi.sweeps.tasks.Outcome`.
         """
         rows = self.in_order(columns, rows)
         values = task | {"digest": digest_of(rows), "finished": task.get("finished") or time.time()}

@@ -21,8 +21,8 @@ from ppl_vi.metrics.scorecard import Scorecard
 from ppl_vi.metrics.table import METRICS
 from ppl_vi.runtime.memory import allowing
 from ppl_vi.svi.engines.choice import many_fits
-from ppl_vi.sweep.keys import REVISION, key_of, source_digest
-from ppl_vi.sweep.plan import Plan, Setting
+from ppl_vi.sweeps.keys import REVISION, key_of, source_digest
+from ppl_vi.sweeps.plan import Plan, Setting
 from ppl_vi.target.target import Target
 from ppl_vi.truth import Truth, ground_truth
 

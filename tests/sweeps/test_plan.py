@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from models.exponential_normal import target
-from ppl_vi.sweep.files import line_of, plan_from_file
-from ppl_vi.sweep.options import Place, PlanError
-from ppl_vi.sweep.plan import auto_block, plan_of
+from ppl_vi.sweeps.files import line_of, plan_from_file
+from ppl_vi.sweeps.options import Place, PlanError
+from ppl_vi.sweeps.plan import auto_block, plan_of
 
 TOY = {"toy": target([0.5, 1.5])}
 
@@ -120,12 +120,14 @@ def test_lines_of_a_file_are_told(tmp_path: Path) -> None:
     )
     with pytest.raises(PlanError) as found:
         plan_from_file(file)
-    places = {line.removeprefix(f"{file}:").partition(": ")[0] + " " + line.split(": ")[1] for line in found.value.lines}
+    places = {
+        line.removeprefix(f"{file}:").partition(": ")[0] + " " + line.split(": ")[1] for line in found.value.lines
+    }
     assert places >= {"8 seeds", "7 lr[1]", "5 guides[1]", "3 models[1]", "13 exclude[1]"}
 
 
 def test_the_line_of_an_item_is_that_after_the_items_before_it() -> None:
-    text = 'lr = [\n 0.2, 0.2,\n 0.2]\nother = 1\n'
+    text = "lr = [\n 0.2, 0.2,\n 0.2]\nother = 1\n"
     assert [line_of(text, Place("lr", i), [0.2, 0.2, 0.2]) for i in range(3)] == [2, 2, 3]
     assert line_of(text, Place("other")) == 4
     assert line_of(text, Place("missing")) == 1

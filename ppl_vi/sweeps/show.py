@@ -17,7 +17,7 @@ from typing import Any
 from ppl_vi import cli
 from ppl_vi.runtime.files import replace_file, write_text
 from ppl_vi.runtime.outputs import reason_of, why_not_file
-from ppl_vi.sweep.store import StoreError, is_written
+from ppl_vi.sweeps.store import StoreError, is_written
 
 WATCH_SECONDS = 1.0
 VERBS = ("merge", "diff")
@@ -62,7 +62,7 @@ def results_program(arguments: argparse.Namespace) -> int:
 
 
 def _show(file: Path, arguments: argparse.Namespace) -> int:
-    from ppl_vi.sweep import results
+    from ppl_vi.sweeps import results
 
     stale = 0 if arguments.stale else results.num_stale(file)
     if arguments.parquet:
@@ -91,7 +91,7 @@ def _check(out: Path) -> None:
 
 
 def _write_parquet(file: Path, arguments: argparse.Namespace) -> None:
-    from ppl_vi.sweep.results import load_results
+    from ppl_vi.sweeps.results import load_results
 
     if arguments.out is None:
         raise cli.UsageError("--parquet: expected -o FILE, since it is no text")
@@ -156,7 +156,7 @@ def clock(seconds: float) -> str:
 
 def _watch(file: Path) -> int:
     """Shows how far a sweep is, until it has ended or Ctrl-C."""
-    from ppl_vi.sweep.results import progress_of
+    from ppl_vi.sweeps.results import progress_of
 
     moves = sys.stdout.isatty()
     while True:
@@ -171,7 +171,7 @@ def _watch(file: Path) -> int:
 
 
 def _merge(files: Sequence[str], out: Path | None) -> int:
-    from ppl_vi.sweep.results import merge
+    from ppl_vi.sweeps.results import merge
 
     if len(files) < 2 or out is None:
         raise cli.UsageError("expected merge A B … -o C")
@@ -183,7 +183,7 @@ def _merge(files: Sequence[str], out: Path | None) -> int:
 
 
 def _diff(files: Sequence[str], arguments: argparse.Namespace) -> int:
-    from ppl_vi.sweep.differences import differences
+    from ppl_vi.sweeps.differences import differences
 
     if len(files) != 2:
         raise cli.UsageError("expected diff A B")

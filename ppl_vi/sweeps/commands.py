@@ -15,11 +15,11 @@ from ppl_vi.runtime.display import following
 from ppl_vi.runtime.outputs import one_line
 from ppl_vi.runtime.processes import num_cores, wake
 from ppl_vi.runtime.stages import stage
-from ppl_vi.sweep.show import add_results, clock
-from ppl_vi.sweep.store import Store, StoreError
+from ppl_vi.sweeps.show import add_results, clock
+from ppl_vi.sweeps.store import Store, StoreError
 
 if TYPE_CHECKING:
-    from ppl_vi.sweep.plan import Plan
+    from ppl_vi.sweeps.plan import Plan
 
 FILE = Path("sweep.db")
 AXES = ("objective", "lr", "num_steps", "num_particles", "seed")
@@ -82,7 +82,7 @@ def sweep_program(arguments: argparse.Namespace) -> int:
     try:
         with _store_errors():
             workers = arguments.workers or num_cores()
-            wake(1 if arguments.dry_run else workers, "ppl_vi.sweep.tasks")
+            wake(1 if arguments.dry_run else workers, "ppl_vi.sweeps.tasks")
             planned = _planned(arguments)
             if planned is None:
                 return cli.USAGE
@@ -104,9 +104,9 @@ def _store_errors() -> Iterator[None]:
 def _planned(arguments: argparse.Namespace) -> tuple[Plan, Path] | None:
     """The plan and the file of its results; None where it is wrong, of which every line is told."""
     with signals.starting(), following(True), stage("loading Pyro and the models"):
-        from ppl_vi.sweep.files import plan_from_file
-        from ppl_vi.sweep.options import PlanError
-        from ppl_vi.sweep.plan import plan_of
+        from ppl_vi.sweeps.files import plan_from_file
+        from ppl_vi.sweeps.options import PlanError
+        from ppl_vi.sweeps.plan import plan_of
 
         given = {
             name: value
@@ -135,10 +135,10 @@ def _option(place: Any) -> str:
 
 def _told(plan: Plan, file: Path, workers: int) -> int:
     """Prints how many fits are missing, and how long they will take."""
-    from ppl_vi.sweep.estimate import estimate
-    from ppl_vi.sweep.keys import all_versions
-    from ppl_vi.sweep.results import stored_seeds
-    from ppl_vi.sweep.tasks import tasks_of
+    from ppl_vi.sweeps.estimate import estimate
+    from ppl_vi.sweeps.keys import all_versions
+    from ppl_vi.sweeps.results import stored_seeds
+    from ppl_vi.sweeps.tasks import tasks_of
 
     stored = stored_seeds(file)
     tasks = tasks_of(plan, all_versions())
@@ -157,8 +157,8 @@ def _told(plan: Plan, file: Path, workers: int) -> int:
 
 
 def _swept(plan: Plan, file: Path, workers: int, retry: bool) -> int:
-    from ppl_vi.sweep.running import Work, run
-    from ppl_vi.sweep.tasks import SourceChangedError, score_columns
+    from ppl_vi.sweeps.running import Work, run
+    from ppl_vi.sweeps.tasks import SourceChangedError, score_columns
 
     done, missing = 0, 0
     with signals.saving(last=True):
@@ -184,7 +184,7 @@ def _swept(plan: Plan, file: Path, workers: int, retry: bool) -> int:
 
 
 def _show_totals(plan: Plan, file: Path, done: int) -> None:
-    from ppl_vi.sweep.results import num_stale, totals
+    from ppl_vi.sweeps.results import num_stale, totals
 
     statuses = ", ".join(f"{number:,} {status}" for status, number in totals(file).items())
     print(f"{plan.num_fits:,} fits are in {file}, {done:,} of them new; in the file: {statuses}")

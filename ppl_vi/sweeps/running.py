@@ -19,11 +19,11 @@ from ppl_vi.runtime import signals
 from ppl_vi.runtime.display import following
 from ppl_vi.runtime.processes import shared
 from ppl_vi.runtime.stages import Callback, stage
-from ppl_vi.sweep.files import plan_from_file
-from ppl_vi.sweep.keys import all_versions, key_of
-from ppl_vi.sweep.plan import Plan, plan_of
-from ppl_vi.sweep.store import Store, StoredTask
-from ppl_vi.sweep.tasks import (
+from ppl_vi.sweeps.files import plan_from_file
+from ppl_vi.sweeps.keys import all_versions, key_of
+from ppl_vi.sweeps.plan import Plan, plan_of
+from ppl_vi.sweeps.store import Store, StoredTask
+from ppl_vi.sweeps.tasks import (
     Job,
     Mapper,
     Outcome,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-MODEL = '''
+MODEL = """
 import pyro
 import pyro.distributions as dist
 import torch
@@ -34,7 +34,7 @@ def data_model(x):
 
 data = torch.tensor(1.5)
 target = ppl_vi.Target.batch(model, (torch.tensor([0.5, 1.5]),), name="toy")
-'''
+"""
 PLAN = """
 models = ["toy_model:target"]
 guides = ["lognormal", "exponential"]

@@ -15,8 +15,8 @@ from ppl_vi.comparison.comparison import FitSettings
 from ppl_vi.comparison.run import check_settings
 from ppl_vi.runtime.names import MAX_LR, objective_of
 from ppl_vi.svi.engines.choice import ENGINES
-from ppl_vi.sweep.models import Guide, Model, guide_of, model_of
-from ppl_vi.sweep.options import AXES, OPTIONS, Complaints, Place, PlanError, seeds_of, whole
+from ppl_vi.sweeps.models import Guide, Model, guide_of, model_of
+from ppl_vi.sweeps.options import AXES, OPTIONS, Complaints, Place, PlanError, seeds_of, whole
 
 # A task has at most so many seeds where the plan does not say how many. With more, a sweep takes less time, since the
 # fits of a task are computed together; with fewer, less is computed again after an interruption.
