@@ -45,7 +45,7 @@ def plan_from_file(path: Path, instead: Mapping[str, Any] | None = None) -> Plan
 
     def where(place: Place) -> str:
         if place.name in given:
-            return f"--{place.name.replace('_', '-')}"
+            return f"--{place}".replace("_", "-")
         return f"{path}:{line_of(text, place, entries.get(place.name))}: {place}"
 
     return PlanFile(plan_of(entries | given, where), None if file is None else path.parent / file)

@@ -1,5 +1,6 @@
 """Plans: what they compute, and that each wrong entry is told in a line with its place."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -149,3 +150,14 @@ def test_what_is_no_toml_is_one_line(tmp_path: Path, content: str) -> None:
 )  # fmt: skip
 def test_auto_block_is_the_largest_whose_blocks_the_seeds_fill(seeds: list[int], block: int) -> None:
     assert auto_block(list(seeds)) == block
+
+
+def test_the_plan_of_the_page_is_that_of_its_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "sweeps.md").read_text(encoding="utf-8")
+    blocks = dict(re.findall(r"^```(python|toml)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL))
+    (tmp_path / "exponential.py").write_text(blocks["python"])
+    (tmp_path / "plan.toml").write_text(blocks["toml"])
+    monkeypatch.syspath_prepend(tmp_path)
+    plan = plan_from_file(tmp_path / "plan.toml").plan
+    assert plan.num_fits == 2 * 2 * 2 * 4
+    assert {setting.num_steps for setting in plan.settings} == {200}
