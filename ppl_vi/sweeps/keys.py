@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import ppl_vi
 from ppl_vi.runtime.provenance import versions
 from ppl_vi.target.fingerprint import fingerprint
 from ppl_vi.target.target import Target
@@ -35,7 +34,7 @@ NUM_PROBED_PROBLEMS, NUM_PROBES = 4, 3
 WITHOUT_NUMBERS = ("report", "sweeps", "cli.py", "__main__.py", "launch.py", "model_comparison.py")
 PLAIN = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis))
 LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
-OWN_FOLDER = str(Path(ppl_vi.__file__).parent)
+OWN_FOLDER = str(Path(__file__).resolve().parents[1])
 
 
 def key_of(*parts: Any) -> str:
