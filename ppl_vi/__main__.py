@@ -106,11 +106,10 @@ def imported(what: str, path: str) -> Any:
 
 
 def program(arguments: argparse.Namespace) -> int:
-    """Compares the guides as asked."""
+    """Compares the guides as asked, or runs another command."""
     if arguments.command is None:
         parser().print_help()
         return 0
-    """Compares the guides as asked, or runs another command."""
     if arguments.command != "compare":
         return int(arguments.program(arguments))
     if arguments.list_guides:

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 from ppl_vi import cli
 from ppl_vi.runtime import signals
 from ppl_vi.runtime.display import following
+from ppl_vi.runtime.memory import num_sharing
 from ppl_vi.runtime.outputs import one_line
 from ppl_vi.runtime.processes import num_cores, wake
 from ppl_vi.runtime.stages import stage
+from ppl_vi.sweeps.checks import StoreError
 from ppl_vi.sweeps.show import add_results, clock
-from ppl_vi.sweeps.store import Store, StoreError
+from ppl_vi.sweeps.store import Store
 
 if TYPE_CHECKING:
     from ppl_vi.sweeps.plan import Plan
@@ -81,7 +83,7 @@ def sweep_program(arguments: argparse.Namespace) -> int:
     sys.path.insert(0, folder)
     try:
         with _store_errors():
-            workers = arguments.workers or num_cores()
+            workers = arguments.workers or num_sharing(None, num_cores())
             wake(1 if arguments.dry_run else workers, "ppl_vi.sweeps.tasks")
             planned = _planned(arguments)
             if planned is None:

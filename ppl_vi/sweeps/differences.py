@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from ppl_vi.sweeps.checks import StoreError
 from ppl_vi.sweeps.results import GROUP, table_of
-from ppl_vi.sweeps.store import StoreError
 
 # A difference counts where chance alone would give it with at most this probability in any of the combinations that are
 # compared (Holm 1979, A simple sequentially rejective multiple test procedure).

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import cloudpickle
 
+from ppl_vi.sweeps.checks import check_file
 from ppl_vi.sweeps.plan import Plan
-from ppl_vi.sweeps.store import Reader, check_file
+from ppl_vi.sweeps.store import Reader
 from ppl_vi.sweeps.tasks import Job, Task, TruthDone, TruthJob, compute_truth, run_task
 
 # A trial takes this share of the steps; its scores take as long as those of the whole.

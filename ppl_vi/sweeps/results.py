@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ppl_vi.sweeps.checks import StoreError, check_file
 from ppl_vi.sweeps.schema import TASK_COLUMNS, TRUTH_COLUMNS
-from ppl_vi.sweeps.store import Reader, Store, StoreError, check_file
+from ppl_vi.sweeps.store import Reader, Store
 
 if TYPE_CHECKING:
     from pandas import DataFrame

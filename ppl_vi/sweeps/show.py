@@ -17,7 +17,8 @@ from typing import Any
 from ppl_vi import cli
 from ppl_vi.runtime.files import replace_file, write_text
 from ppl_vi.runtime.outputs import reason_of, why_not_file
-from ppl_vi.sweeps.store import StoreError, is_written
+from ppl_vi.sweeps.checks import StoreError
+from ppl_vi.sweeps.store import is_written
 
 WATCH_SECONDS = 1.0
 VERBS = ("merge", "diff")

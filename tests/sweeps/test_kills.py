@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from ppl_vi.sweeps.checks import StoreError
 from ppl_vi.sweeps.results import load_results
-from ppl_vi.sweeps.store import StoreError
 from tests.sweeps.conftest import Run, command, environment
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")

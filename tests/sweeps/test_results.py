@@ -13,9 +13,10 @@ import pytest
 from scipy import stats
 
 from ppl_vi.__main__ import main
+from ppl_vi.sweeps.checks import StoreError
 from ppl_vi.sweeps.differences import differences
 from ppl_vi.sweeps.results import load_results, merge, summary
-from ppl_vi.sweeps.store import Store, StoreError
+from ppl_vi.sweeps.store import Store
 from tests.sweeps.conftest import Run
 from tests.sweeps.test_store import COLUMNS, TRUTH, rows, values
 

@@ -20,10 +20,11 @@ from ppl_vi import Target
 from ppl_vi.comparison.comparison import Comparison, FitSettings
 from ppl_vi.comparison.run import compare_one
 from ppl_vi.metrics.table import METRICS
+from ppl_vi.sweeps.checks import StoreError
 from ppl_vi.sweeps.plan import plan_of
 from ppl_vi.sweeps.results import load_results, progress_of
 from ppl_vi.sweeps.running import Work, run
-from ppl_vi.sweeps.store import Store, StoreError
+from ppl_vi.sweeps.store import Store
 from ppl_vi.sweeps.tasks import SourceChangedError, score_columns
 
 X = [0.5, 1.5]

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from ppl_vi.sweeps.checks import StoreError, digest_of
 from ppl_vi.sweeps.results import load_results, summary
-from ppl_vi.sweeps.store import Store, StoreError, digest_of, is_written
+from ppl_vi.sweeps.store import Store, is_written
 
 COLUMNS = ["elbo", "elbo_error", "elbo_std_error", "reverse_kl", "reverse_kl_error", "reverse_kl_std_error"]
 
