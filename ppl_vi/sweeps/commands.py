@@ -145,7 +145,7 @@ def _told(plan: Plan, file: Path, workers: int) -> int:
     stored = stored_seeds(file)
     tasks = tasks_of(plan, all_versions())
     missing = [task for task in tasks if not set(task.seeds) <= set(stored.get(task.key, ()))]
-    num_missing = sum(task.num_fits for task in missing)
+    num_missing = sum(task.num_problems * len(set(task.seeds) - set(stored.get(task.key, ()))) for task in missing)
     combinations = f"{len(plan.settings):,} combinations x {len(plan.seeds):,} seeds, {plan.block} a task"
     print(f"{plan.num_fits:,} fits in {len(tasks):,} tasks ({combinations})")
     print(f"{plan.num_fits - num_missing:,} fits are in {file}, {num_missing:,} are missing in {len(missing):,} tasks")

@@ -107,7 +107,12 @@ def plan_of(entries: Mapping[str, Any], where: Callable[[Place], str] = str) -> 
 
 
 def auto_block(seeds: Sequence[int]) -> int:
-    """The largest number of seeds, at most `MAX_AUTO_BLOCK`, whose aligned blocks the seeds fill, else the last is."""
+    """The size of blocks where none is named.
+
+    It is the largest, at most `MAX_AUTO_BLOCK`, whose aligned blocks the seeds fill. Where there is none but 1, it is
+    `MAX_AUTO_BLOCK` if more seeds than that follow one another without a gap, so that only the ends are computed beyond
+    what is asked for, and else 1.
+    """
     held = set(seeds)
     if not seeds:  # which is told elsewhere
         return 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from contextvars import Context
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,9 +17,9 @@ from typing import Any
 import cloudpickle
 
 from ppl_vi.runtime import signals
-from ppl_vi.runtime.display import following
+from ppl_vi.runtime.display import shown
 from ppl_vi.runtime.processes import shared
-from ppl_vi.runtime.stages import Callback, stage
+from ppl_vi.runtime.stages import Callback, listening, stage
 from ppl_vi.sweeps.files import plan_from_file
 from ppl_vi.sweeps.keys import all_versions, key_of
 from ppl_vi.sweeps.plan import Plan, plan_of
@@ -109,27 +110,26 @@ def sweep(
 
 
 def _rows(plan: Plan, file: Path, num_workers: int, retry: bool, progress: Callback | bool) -> Iterator[dict[str, Any]]:
-    with Store(file, score_columns()) as store:
+    display = shown() if progress is True else nullcontext(progress or None)
+    with Store(file, score_columns()) as store, display as callback:
         work = Work.of(plan, store, retry)
         for task in work.stored:
-            yield from rows_of(store, task)
+            yield from rows_of(work, task)
         running = run(work, num_workers)
         while True:
-            with following(progress):  # a generator must not hold this open while it yields
+            with listening(callback):  # a generator must not hold this open while it yields
                 outcome = next(running, None)
             if outcome is None:
                 return
-            yield from rows_of(store, outcome.task)
+            yield from rows_of(work, outcome.task)
 
 
-def rows_of(store: Store, task: Task) -> Iterator[dict[str, Any]]:
-    """The rows of a task that is stored, as far as its seeds are asked for."""
-    with_names = store.connection.execute("SELECT * FROM results WHERE key = ?", (task.key,))
-    names = [column[0] for column in with_names.description]
-    for row in with_names.fetchall():
-        found = dict(zip(names, row, strict=True))
-        if found["seed"] in task.seeds:
-            yield found
+def rows_of(work: Work, task: Task) -> Iterator[dict[str, Any]]:
+    """The rows of a task that is stored, as far as the plan has its seeds."""
+    selected = work.store.connection.execute("SELECT * FROM results WHERE key = ?", (task.key,))
+    names = [column[0] for column in selected.description]
+    seeds, at = set(work.plan.seeds), names.index("seed")
+    yield from (dict(zip(names, row, strict=True)) for row in selected.fetchall() if row[at] in seeds)
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,7 +161,7 @@ class Work:
         tasks = tasks_of(plan, versions)
         stored = tuple(task for task in tasks if _is_done(task, there.get(task.key), retry))
         keys = {task.key for task in stored}
-        missing = tuple(_with_stored_seeds(task, there.get(task.key)) for task in tasks if task.key not in keys)
+        missing = tuple(_with_stored_seeds(task, there.get(task.key), retry) for task in tasks if task.key not in keys)
         sources = Sources(
             {label: store.source("model", label, model.key) for label, model in plan.models.items()},
             {label: store.source("guide", label, guide.key) for label, guide in plan.guides.items()},
@@ -182,9 +182,13 @@ def _is_done(task: Task, stored: StoredTask | None, retry: bool) -> bool:
     return not (retry and stored.status in WITHOUT_SCORES)
 
 
-def _with_stored_seeds(task: Task, stored: StoredTask | None) -> Task:
+def _with_stored_seeds(task: Task, stored: StoredTask | None, retry: bool) -> Task:
     """The task with the seeds that are stored besides, since a task is stored as a whole."""
-    return task if stored is None else replace(task, seeds=tuple(sorted({*task.seeds, *stored.seeds})))
+    if stored is None:
+        return task
+    renewed = retry and stored.status in WITHOUT_SCORES
+    together = tuple(sorted({*task.seeds, *stored.seeds}))
+    return replace(task, seeds=together, num_stored=0 if renewed else len(stored.seeds))
 
 
 def run(work: Work, num_workers: int, mapper: Mapper = shared) -> Iterator[Outcome]:

@@ -45,9 +45,10 @@ class Task:
         key: tells it from any other; holds all that determines its numbers.
         setting: what is fitted, and how.
         settings: the same for the fit; its seed is the first of the block.
-        seeds: those of the block that are asked for, rising.
+        seeds: those of the block that are asked for, or stored already, rising.
         model_key, guide_key: parts of the key.
         num_problems: of the model.
+        num_stored: how many of the seeds are stored already.
     """
 
     key: str
@@ -57,11 +58,12 @@ class Task:
     model_key: str
     guide_key: str
     num_problems: int
+    num_stored: int = 0
 
     @property
     def num_fits(self) -> int:
-        """How many fits are asked for."""
-        return self.num_problems * len(self.seeds)
+        """How many fits are asked for, and not stored."""
+        return self.num_problems * (len(self.seeds) - self.num_stored)
 
 
 def tasks_of(plan: Plan, versions: dict[str, str]) -> list[Task]:

@@ -144,7 +144,9 @@ def test_more_seeds_leave_those_that_are_there_as_they_are(tmp_path: Path, undis
     few = numbers(swept(file, seed=[4, 1]))
     assert {key[2] for key in few} == {1, 4}
     assert few == {key: row for key, row in undisturbed[1].items() if key[2] in (1, 4)}
-    assert len(swept(file, seed=range(6))) >= 48
+    assert numbers(swept(file, seed=[5])) == {key: row for key, row in undisturbed[1].items() if key[2] == 5}
+    assert set(load_results(file)["seed"]) == {1, 4, 5}
+    assert len(swept(file, seed=range(6))) == 48
     assert numbers(load_results(file).astype(object).to_dict("records")).keys() == undisturbed[1].keys()
     assert numbers(swept(file, seed=range(6))) == undisturbed[1]
 
@@ -196,6 +198,16 @@ def test_a_fit_that_kills_its_process_is_recorded_and_the_others_go_on(
     again = swept(file, guides=["lognormal", Deadly()], lr=0.2, seed=range(3), retry=True)
     assert {row["status"] for row in again if row["guide"] == "deadly"} == {"failed"}
     assert len(load_results(file)) == 12
+
+
+def test_progress_is_told_in_fits(tmp_path: Path) -> None:
+    told: list[ppl_vi.Stage] = []
+    short = {"guides": ["exponential"], "lr": 0.2, "seed": range(6)}
+    rows = swept(tmp_path / "sweep.db", **short, progress=told.append)
+    found = [one for one in told if one.name == "sweep"]
+    assert (found[0].done, found[-1].done, found[-1].total, found[-1].unit) == (0, 12, 12, "fit")
+    assert {one.name for one in told} == {"truths", "sweep"}  # steps that are told are cut by the clock
+    assert len(rows) == 12
 
 
 def failing(model: Any) -> Any:
