@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ppl_vi import cli
-from ppl_vi.runtime import signals
+from ppl_vi.runtime import names, signals
 from ppl_vi.runtime.display import following
 from ppl_vi.runtime.memory import num_sharing
 from ppl_vi.runtime.outputs import one_line
@@ -45,7 +45,7 @@ def _add_sweep(commands: Any) -> None:
     parser.add_argument("--num-particles", nargs="+", type=cli.draws, metavar="N", help="draws a step, or auto (auto)")
     parser.add_argument("--seed", nargs="+", type=_seed, metavar="N", help="seeds, as numbers or as 0:100 (0:4)")
     parser.add_argument("--num-draws", type=cli.whole(2), metavar="N", help="draws for importance sampling (1000)")
-    parser.add_argument("--engine", choices=cli.ENGINES, help="what takes the steps (auto)")
+    parser.add_argument("--engine", choices=names.ENGINES, help="what takes the steps (auto)")
     parser.add_argument("--block", type=cli.whole(1), metavar="N", help="seeds that are fitted as one batch (up to 10)")
     parser.add_argument(
         "--exclude", nargs="+", type=_exclusion, metavar="NAME=VALUE,…", help="combinations that are left out"

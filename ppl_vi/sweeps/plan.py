@@ -13,8 +13,7 @@ from typing import Any
 
 from ppl_vi.comparison.comparison import FitSettings
 from ppl_vi.comparison.run import check_settings
-from ppl_vi.runtime.names import MAX_LR, objective_of
-from ppl_vi.svi.engines.choice import ENGINES
+from ppl_vi.runtime.names import ENGINES, MAX_LR, objective_of
 from ppl_vi.sweeps.models import Guide, Model, guide_of, model_of
 from ppl_vi.sweeps.options import AXES, OPTIONS, Complaints, Place, PlanError, seeds_of, whole
 
