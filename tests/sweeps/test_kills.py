@@ -173,10 +173,8 @@ def test_a_sweep_that_is_killed_ten_times_ends_with_the_same_rows(
     assert rows_of(folder / "plan.db") == undisturbed
 
 
-@pytest.mark.parametrize(
-    ("sent", "word"),
-    [(signal.SIGINT, "interrupted"), pytest.param(signal.SIGTERM, "ended by SIGTERM", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("sent", "word"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "ended by SIGTERM")])
 def test_a_signal_ends_a_sweep_with_one_line_and_nothing_lost(
     folder: Path, run: Run, start: Any, undisturbed: dict[Any, Any], sent: signal.Signals, word: str
 ) -> None:
@@ -213,6 +211,7 @@ def test_two_sweeps_on_one_file(folder: Path, run: Run, start: Any, undisturbed:
     assert rows_of(folder / "plan.db") == undisturbed
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_a_sweep_with_one_line(folder: Path, run: Run, undisturbed: dict[Any, Any]) -> None:
     def no_large_files() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))

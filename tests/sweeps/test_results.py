@@ -193,6 +193,7 @@ def test_the_command_line_from_plan_to_tables(swept: Path, run: Run) -> None:
     assert len(load_results(swept / "both.db")) == 24
 
 
+@pytest.mark.slow
 def test_the_same_by_options(folder: Path, run: Run) -> None:
     options = ["--guides", "lognormal", "exponential", "--lr", "0.2", "--num-steps", "40", "--engine", "batched",
                "--num-draws", "50", "--seed", "0:6", "--block", "3"]  # fmt: skip
