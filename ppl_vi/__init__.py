@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from ppl_vi.svi.fit import UnsuitableObjectiveError, fit
     from ppl_vi.svi.result import Fit
     from ppl_vi.svi.support import SupportMismatchError
+    from ppl_vi.sweeps.results import load_results
+    from ppl_vi.sweeps.running import sweep
     from ppl_vi.target.target import Target
     from ppl_vi.truth import Truth, UncertifiedTruthError, ground_truth
 
@@ -44,7 +46,9 @@ __all__ = [
     "fitted",
     "ground_truth",
     "load",
+    "load_results",
     "score",
+    "sweep",
 ]
 _HOMES = {
     "guides.given": ("fitted",),
@@ -55,6 +59,8 @@ _HOMES = {
     "svi.fit": ("UnsuitableObjectiveError", "fit"),
     "svi.result": ("Fit",),
     "svi.support": ("SupportMismatchError",),
+    "sweeps.results": ("load_results",),
+    "sweeps.running": ("sweep",),
     "target.target": ("Target",),
     "truth": ("Truth", "UncertifiedTruthError", "ground_truth"),
 }

@@ -37,6 +37,7 @@ from ppl_vi.runtime import garbage, names
 from ppl_vi.runtime.display import following
 from ppl_vi.runtime.processes import travels
 from ppl_vi.runtime.stages import stage
+from ppl_vi.sweeps import commands as sweep_commands
 
 if TYPE_CHECKING:
     from ppl_vi.model_comparison import ModelComparison
@@ -75,6 +76,7 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("--as-is", action="store_true", help=AS_IS)
     cli.add_comparison_options(compare, OUT, GUIDES, GUIDES, cli.FULL | {"num_replicas": NUM_REPLICAS})
     compare.set_defaults(unlisted_is_own=False)  # what lies in the default folder may be of any model
+    sweep_commands.add(commands)
     return found
 
 
@@ -104,10 +106,12 @@ def imported(what: str, path: str) -> Any:
 
 
 def program(arguments: argparse.Namespace) -> int:
-    """Compares the guides as asked."""
+    """Compares the guides as asked, or runs another command."""
     if arguments.command is None:
         parser().print_help()
         return 0
+    if arguments.command != "compare":
+        return int(arguments.program(arguments))
     if arguments.list_guides:
         cli.list_guides(Console())
         return 0

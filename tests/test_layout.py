@@ -27,6 +27,7 @@ LAYERS = [
     {"report"},
     {"model_comparison"},
     {"cli"},
+    {"sweeps"},
     {"__main__"},
     {"launch"},
 ]

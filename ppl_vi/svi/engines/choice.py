@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +26,21 @@ LOAD_SECONDS = 0.05
 # A fit of at most this many steps, with at most this many draws of the guide in all, takes less time than tracing the
 # step a second time, so it is not estimated what compiling would save.
 MAX_UNTRACED_STEPS, MAX_UNTRACED_DRAWS = 100, 10**6
+
+_many_fits: ContextVar[bool] = ContextVar("_many_fits", default=False)
+
+
+@contextmanager
+def many_fits() -> Iterator[None]:
+    """In this block "auto" chooses as if all machine code were in the cache, because many fits will use it.
+
+    The choice, and with it the last digits of a fit, then does not depend on what was compiled before.
+    """
+    token = _many_fits.set(True)
+    try:
+        yield
+    finally:
+        _many_fits.reset(token)
 
 
 @dataclass(frozen=True)
@@ -72,7 +90,7 @@ def choose(
         found = plan(program, objective, theta, noise, num_steps)
         saved, why = SAVED_SHARE * num_steps * found.batched_seconds, ""
         if name == "auto":
-            if saved <= (LOAD_SECONDS if found.is_cached else found.seconds):
+            if saved <= (LOAD_SECONDS if found.is_cached or _many_fits.get() else found.seconds):
                 takes = f"compiling would take about {found.seconds:.2g} s and save {saved:.1g} s"
                 why = f"compiled steps would save {saved:.1g} s" if found.is_cached else takes
                 return Chosen("batched", batched, why)

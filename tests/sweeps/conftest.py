@@ -1,0 +1,76 @@
+"""A model, a plan and the command line, as a user has them in a folder."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = """
+import pyro
+import pyro.distributions as dist
+import torch
+
+import ppl_vi
+
+SCALE = 1.0
+
+
+def noise():
+    return SCALE
+
+
+def model(x):
+    z = pyro.sample("z", dist.Exponential(1.0))
+    pyro.sample("x", dist.Normal(z, noise()), obs=x)
+
+
+def data_model(x):
+    model(x)
+
+
+data = torch.tensor(1.5)
+target = ppl_vi.Target.batch(model, (torch.tensor([0.5, 1.5]),), name="toy")
+"""
+PLAN = """
+models = ["toy_model:target"]
+guides = ["lognormal", "exponential"]
+lr = [0.05, 0.2]
+num_steps = 40
+engine = "batched"
+num_draws = 50
+seed = "0:6"
+block = 3
+"""
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with a model and a plan."""
+    (tmp_path / "toy_model.py").write_text(MODEL)
+    (tmp_path / "plan.toml").write_text(PLAN)
+    return tmp_path
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "ppl_vi", *arguments]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+@pytest.fixture
+def run(folder: Path) -> Run:
+    """Runs `ppl-vi` in the folder."""
+
+    def ran(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command(*arguments), cwd=folder, env=environment(), capture_output=True, text=True, timeout=300, **options
+        )
+
+    return ran

@@ -1,0 +1,228 @@
+"""Sweeps as processes: killed, interrupted, two on one file, and on a full disk, nothing is lost or counted twice."""
+
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ppl_vi.sweeps.checks import StoreError
+from ppl_vi.sweeps.results import load_results
+from tests.sweeps.conftest import Run, command, environment
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+
+
+def rows_of(file: Path) -> dict[tuple[Any, ...], tuple[Any, ...]]:
+    """What a file has now, without what it took: {} where there is no file yet."""
+    try:
+        frame = load_results(file)
+    except StoreError as error:
+        if "there are no results" not in str(error):
+            raise
+        return {}
+    assert not frame.duplicated(["key", "problem", "seed"]).any()
+    frame = frame.drop(columns=[name for name in frame if name.endswith("_seconds")])
+    return {
+        (row["key"], row["problem"], row["seed"]): tuple(map(repr, row.values())) for row in frame.to_dict("records")
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[Any, ...], tuple[Any, ...]]:
+    from tests.sweeps.conftest import MODEL, PLAN
+
+    folder = tmp_path_factory.mktemp("undisturbed")
+    (folder / "toy_model.py").write_text(MODEL)
+    (folder / "plan.toml").write_text(PLAN)
+    done = subprocess.run(
+        command("sweep", "plan.toml", "--workers", "1"), cwd=folder, env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    found = rows_of(folder / "plan.db")
+    assert len(found) == 2 * 2 * 2 * 6
+    return found
+
+
+@pytest.fixture
+def start(folder: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts `ppl-vi` in the folder, as the leader of a session of its own, which is ended with the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def run(*arguments: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            command(*arguments), cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True, start_new_session=True,
+        )  # fmt: skip
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes that a process has started, and those that these have."""
+    parents = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+        except (OSError, ValueError):
+            continue
+    found, layer = [], [pid]
+    while layer:
+        layer = [child for child, parent in parents.items() if parent in layer]
+        found += layer
+    return found
+
+
+def wait_for_tasks(file: Path, process: subprocess.Popen[str], num_fits: int) -> None:
+    """Waits until so many fits are stored, or the process has ended."""
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline and len(rows_of(file)) < num_fits:
+        time.sleep(0.02)
+
+
+def wait_for_end(pids: list[int]) -> None:
+    """Waits until all of some processes are gone: none of them outlives its master."""
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}/stat").exists() and not is_zombie(pid) for pid in pids):
+        assert time.monotonic() < deadline, "a process has outlived its master"
+        time.sleep(0.05)
+
+
+def is_zombie(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def is_part_of(found: dict[Any, Any], whole: dict[Any, Any]) -> bool:
+    return all(whole[key] == row for key, row in found.items())
+
+
+def kill_parent(process: subprocess.Popen[str], _: random.Random) -> None:
+    children = descendants(process.pid)
+    process.kill()
+    process.communicate()
+    wait_for_end(children)
+
+
+def kill_worker(process: subprocess.Popen[str], chance: random.Random) -> None:
+    """Kills one of the processes that the sweep has started, whichever it is; the sweep must go on to its end."""
+    children = descendants(process.pid)
+    if children and process.poll() is None:
+        with suppress(ProcessLookupError):
+            os.kill(chance.choice(children), signal.SIGKILL)
+    shown, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert "48 fits are in plan.db" in shown
+
+
+def trial(
+    folder: Path,
+    start: Callable[..., subprocess.Popen[str]],
+    whole: dict[Any, Any],
+    kill: Callable[[subprocess.Popen[str], random.Random], None],
+    seed: int,
+) -> None:
+    """Starts the sweep, kills something at a random moment, and looks at what is there."""
+    chance, file = random.Random(seed), folder / "plan.db"
+    before = rows_of(file)
+    process = start("sweep", "plan.toml", "--workers", "2")
+    wait_for_tasks(file, process, min(len(before) + chance.choice([0, 0, 6, 12, 18]), 48))
+    time.sleep(chance.uniform(0.0, 1.5))
+    reported = rows_of(file)
+    kill(process, chance)
+    after = rows_of(file)
+    assert before.keys() <= reported.keys() <= after.keys(), "a row that was there is lost"
+    assert is_part_of(after, whole)
+
+
+@pytest.mark.parametrize(("kill", "seed"), [(kill_parent, 1), (kill_worker, 3)])
+def test_a_sweep_that_is_killed_goes_on_to_the_same_rows(
+    folder: Path, run: Run, start: Any, undisturbed: dict[Any, Any], kill: Any, seed: int
+) -> None:
+    trial(folder, start, undisturbed, kill, seed)
+    done = run("sweep", "plan.toml", "--workers", "2")
+    assert done.returncode == 0, done.stderr
+    assert rows_of(folder / "plan.db") == undisturbed
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_killed_ten_times_ends_with_the_same_rows(
+    folder: Path, run: Run, start: Any, undisturbed: dict[Any, Any]
+) -> None:
+    chance = random.Random(7)
+    for number in range(10):
+        if len(rows_of(folder / "plan.db")) == 48:
+            (folder / "plan.db").unlink()  # it was done before it could be killed, so it begins anew
+        trial(folder, start, undisturbed, chance.choice([kill_parent, kill_parent, kill_worker]), 100 + number)
+    assert run("sweep", "plan.toml").returncode == 0
+    assert rows_of(folder / "plan.db") == undisturbed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sent", "word"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "ended by SIGTERM")])
+def test_a_signal_ends_a_sweep_with_one_line_and_nothing_lost(
+    folder: Path, run: Run, start: Any, undisturbed: dict[Any, Any], sent: signal.Signals, word: str
+) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell may have told to be ignored
+    process = start("sweep", "plan.toml", "--workers", "2")
+    signal.signal(signal.SIGINT, before)
+    wait_for_tasks(folder / "plan.db", process, 6)
+    process.send_signal(sent)
+    _, errors = process.communicate(timeout=60)
+    lines = [line for line in errors.splitlines() if "fits were finished" in line]
+    assert process.returncode == 128 + sent, errors
+    assert len(lines) == 1
+    assert lines[0].startswith(word)
+    assert "Traceback" not in errors
+    found = rows_of(folder / "plan.db")
+    assert int(lines[0].split(": ")[1].split()[0]) == len(found)
+    assert is_part_of(found, undisturbed)
+    assert run("sweep", "plan.toml", "--workers", "2").returncode == 0
+    assert rows_of(folder / "plan.db") == undisturbed
+
+
+def test_two_sweeps_on_one_file(folder: Path, run: Run, start: Any, undisturbed: dict[Any, Any]) -> None:
+    first = start("sweep", "plan.toml", "--workers", "1")
+    wait_for_tasks(folder / "plan.db", first, 6)
+    first.send_signal(signal.SIGSTOP)  # so that it can't be done before the second begins
+    second = run("sweep", "plan.toml", "--workers", "1")
+    watched = run("results", "plan.db")
+    first.send_signal(signal.SIGCONT)
+    assert (second.returncode, second.stdout) == (2, "")
+    assert second.stderr.splitlines()[-1].startswith("ppl-vi: error: 'plan.db' is being written by another sweep")
+    assert watched.returncode == 0
+    _, errors = first.communicate(timeout=120)
+    assert first.returncode == 0, errors
+    assert rows_of(folder / "plan.db") == undisturbed
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_a_sweep_with_one_line(folder: Path, run: Run, undisturbed: dict[Any, Any]) -> None:
+    def no_large_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+
+    done = run("sweep", "plan.toml", "--workers", "1", preexec_fn=no_large_files)
+    lines = done.stderr.splitlines()
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "make room" in lines[-1]
+    kept = rows_of(folder / "plan.db")
+    assert is_part_of(kept, undisturbed)
+    assert run("sweep", "plan.toml", "--workers", "1").returncode == 0
+    assert rows_of(folder / "plan.db") == undisturbed
+    assert kept
