@@ -114,7 +114,7 @@ def test_a_split_ends_work_that_takes_too_long() -> None:
 
 
 def test_every_stage_that_is_told_has_a_part() -> None:
-    """Those of the truth are known by their subject, and fits and comparisons have none of a sweep; the rest is listed."""
+    """Those of the truth are known by their subject, and only sweeps have those of sweeps; the rest must be listed."""
     files = [file for file in (ROOT / "ppl_vi").rglob("*.py") if not {"truth", "sweeps"} & set(file.parts)]
     calls = [node for file in files for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
     names = {
