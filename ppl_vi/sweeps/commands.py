@@ -22,6 +22,7 @@ from ppl_vi.sweeps.store import Store
 
 if TYPE_CHECKING:
     from ppl_vi.sweeps.plan import Plan
+    from ppl_vi.sweeps.running import Work
 
 FILE = Path("sweep.db")
 AXES = ("objective", "lr", "num_steps", "num_particles", "seed")
@@ -162,27 +163,31 @@ def _swept(plan: Plan, file: Path, workers: int, retry: bool) -> int:
     from ppl_vi.sweeps.running import Work, run
     from ppl_vi.sweeps.tasks import SourceChangedError, score_columns
 
-    done, missing = 0, 0
+    work: Work | None = None
     with signals.saving(last=True):
         try:
             with signals.working(), Store(file, score_columns()) as store, following(True):
                 work = Work.of(plan, store, retry)
-                missing = work.num_missing
                 if work.num_damaged:
                     print(f"{file}: {work.num_damaged:,} damaged tasks are computed again", file=sys.stderr)
-                for outcome in run(work, workers):
-                    done += outcome.task.num_fits
+                for _ in run(work, workers):
+                    pass
         except SourceChangedError as error:
             raise cli.UsageError(str(error)) from error
         except KeyboardInterrupt:
             print(
-                f"{signals.word()}: {done:,} of {missing:,} fits were finished; they are in {file}, and the same "
+                f"{signals.word()}: {_finished(work)} fits were finished; they are in {file}, and the same "
                 "command goes on from there",
                 file=sys.stderr,
             )
             return signals.exit_code()
-        _show_totals(plan, file, done)
+        _show_totals(plan, file, sum(work.finished))
         return 0
+
+
+def _finished(work: Work | None) -> str:
+    """How many fits are stored, and of how many."""
+    return f"{sum(work.finished):,} of {work.num_missing:,}" if work else "0"
 
 
 def _show_totals(plan: Plan, file: Path, done: int) -> None:

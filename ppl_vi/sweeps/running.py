@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from contextvars import Context
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +143,7 @@ class Work:
         stored: the tasks that are done.
         missing: the others.
         num_damaged: how many tasks had rows in the file that were damaged, and are computed again.
+        finished: the number of fits of each task that was stored since.
     """
 
     plan: Plan
@@ -151,6 +152,7 @@ class Work:
     stored: tuple[Task, ...]
     missing: tuple[Task, ...]
     num_damaged: int = 0
+    finished: list[int] = field(default_factory=list)
 
     @staticmethod
     def of(plan: Plan, store: Store, retry: bool = False) -> Work:
@@ -208,6 +210,7 @@ def run(work: Work, num_workers: int, mapper: Mapper = shared) -> Iterator[Outco
         for outcome in _unheard(mapper(run_task, jobs, processes, task_killed)):
             with signals.saving():
                 work.store.write_task(_task_row(outcome, work), score_columns(), outcome.rows)
+                work.finished.append(outcome.task.num_fits)
             running.advance(outcome.task.num_fits)
             yield outcome
 

@@ -36,7 +36,7 @@ def test_a_model_is_measured_by_its_certified_truth(tmp_path, capsys):
     assert record["family_gap"] == pytest.approx(0.0228514, abs=1e-6)
     assert "half_normal" in shown.err
     assert {file.name for file in tmp_path.iterdir()} == {
-        "records.json", "records.csv", "table.txt", "table.md", "heat_map.png",
+        "records.json", "records.csv", "table.txt", "table.md", "heat_map.png", "manifest.json",
     }  # fmt: skip
 
 
