@@ -23,7 +23,7 @@ from ppl_vi.guides import REFUSED, Family, RefusedFamilyError, find_family
 from ppl_vi.guides.copies import autoguides_of, private_copy_of
 from ppl_vi.guides.function_guide import FunctionGuide
 from ppl_vi.guides.given import GivenGuide, fitted, taken
-from ppl_vi.guides.own_autoguide import OwnAutoguide
+from ppl_vi.guides.own_autoguide import OwnAutoguide, refuse_modules_that_take_data
 from ppl_vi.runtime.names import guide_and_file
 from ppl_vi.target.arguments import BoundModel, positional, private_copy
 from ppl_vi.target.inspection import SiteReached, raised_by
@@ -211,6 +211,7 @@ def as_module(guide: Callable[..., Any], target: Target, row: tuple[Tensor, ...]
     """
     name, given = name_of(family), family.given if isinstance(family, OwnGuide | OwnAutoguide) else None
     if isinstance(guide, AutoGuide):
+        refuse_modules_that_take_data(guide, target, name)
         for _, part in autoguides_of(guide):
             # a function of the user's in a list of autoguides states its parameters as it runs
             if isinstance(part, AutoCallable) and not isinstance(part._guide, nn.Module):

@@ -7,6 +7,7 @@ dtype. What the object has of its own stays, such as the order of the latents in
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,10 +15,18 @@ from typing import Any
 
 import pyro.poutine as poutine
 import torch
-from pyro.infer.autoguide import AutoCallable, AutoDiagonalNormal, AutoMessenger, AutoMultivariateNormal, AutoNormal
+from pyro.infer.autoguide import (
+    AutoCallable,
+    AutoDiagonalNormal,
+    AutoGuide,
+    AutoMessenger,
+    AutoMultivariateNormal,
+    AutoNormal,
+)
 from torch import Tensor, nn
 from torch.distributions import biject_to, transform_to
 
+from ppl_vi.guides import RefusedFamilyError
 from ppl_vi.guides.copies import SeenModel, autoguides_of, private_copy_of
 from ppl_vi.guides.given import (
     UNCONSTRAINED,
@@ -72,6 +81,7 @@ class OwnAutoguide:
             ValueError: the autoguide was made for another model or other data, or its file has not all of its values.
         """
         _check_sites(target, given)
+        refuse_modules_that_take_data(given.guide, target, given.name)
         guide = _seated(given.guide, given.models, target.model)
         with target.isolated(seed=0), whole_plates(), torch.no_grad(), _without_functions(guide):
             poutine.trace(guide).get_trace(*target.row(0))
@@ -90,6 +100,27 @@ class OwnAutoguide:
         parameters = dict(guide.named_parameters())
         for name, value in self.values.items():
             parameters[name].copy_(value)
+
+
+def refuse_modules_that_take_data(guide: nn.Module, target: Target, name: str) -> None:
+    """Refuses a list of autoguides with a module that takes the model's arguments, which a list can't give it here.
+
+    Raises:
+        RefusedFamilyError: there is such a module, and the model has arguments.
+    """
+    if not isinstance(target.model, BoundModel) or not target.model.given:
+        return
+    named = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    for _, part in autoguides_of(guide):
+        module = part._guide if isinstance(part, AutoCallable) else None
+        if not isinstance(module, nn.Module) or isinstance(module, AutoGuide):
+            continue
+        takes = [one.name for one in inspect.signature(module.forward).parameters.values() if one.kind in named]
+        if takes:
+            raise RefusedFamilyError(
+                f"{name}: {type(module).__name__} in the AutoGuideList takes {', '.join(takes)}, and a module in a "
+                "list is not given the model's arguments here: append a function that calls it"
+            )
 
 
 @contextmanager

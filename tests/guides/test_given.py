@@ -543,3 +543,26 @@ def test_a_family_and_a_function_without_values_are_refused() -> None:
         fit(TARGET, fitted(function))
     result = ppl_vi.compare(line, {"point": autoguide.AutoDelta(line), "other": autoguide.AutoNormal(other)}, (X, Y))
     assert [record["status"] for record in result.records()] == ["skipped", "failed"]
+
+
+class Slope(PyroModule):
+    """A guide of one site whose location is computed from the data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = PyroParam(torch.tensor(0.3), constraint=constraints.positive)
+
+    def forward(self, x: Tensor, y: Tensor) -> None:
+        pyro.sample("b", dist.Normal((x * y).sum() / (x * x).sum(), self.scale))
+
+
+def test_a_module_in_a_list_that_takes_the_data_is_refused_with_what_to_write() -> None:
+    """It would be called with something else than the data."""
+    guide = autoguide.AutoGuideList(line)
+    guide.append(autoguide.AutoNormal(poutine.block(line, expose=["a"])))
+    guide.append(Slope())
+    result = ppl_vi.compare(line, {"mine": guide}, (X, Y), num_steps=50, num_replicas=1)
+    (record,) = result.records()
+    assert record["status"] == "skipped"
+    assert "Slope in the AutoGuideList takes x, y" in record["reason"]
+    assert "append a function that calls it" in record["reason"]
