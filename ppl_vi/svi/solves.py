@@ -70,24 +70,20 @@ def most_gain(
         error_rate: how often the bound may be wrong.
     """
     gradients = estimator.gradients(theta, estimator.noise(num_points, seed))
-    noise = _first_points(estimator.noise(num_hessian_points, seed + 1), num_hessian_points)
+    noise = estimator.halves(estimator.noise(num_hessian_points, seed + 1))
     units = _units(estimator, theta, seed + 2)
     along = gradients * units[:, :, None]
-    halves = torch.stack([part.mean(2) for part in along.chunk(2, 2)], 2)  # (B, R, 2, D)
+    parts = along.chunk(2, 2) if noise else (along, along)  # where nothing is random, the gradient has no error
     curvature = _product_in(units, estimator, theta, noise)
-    solved = solve(lambda vectors: curvature(vectors) + FLAT * vectors, halves)
-    first, second = (part @ x[..., None] for part, x in zip(along.chunk(2, 2), solved.x.flip(2).unbind(2), strict=True))
-    gain = (first.mean(2) + second.mean(2))[..., 0] / 4
-    variance = (first.var(2) / first.shape[2] + second.var(2) / second.shape[2])[..., 0] / 4
-    slack = float(student_t.ppf(1 - error_rate, NUM_SCRAMBLES - 2)) * variance.sqrt()
-    most = gain + slack + solved.left.mean(2) / 2 + FLAT / 2
+    right = torch.stack([part.mean(2) for part in parts], 2)  # (B, R, 2, D)
+    solved = solve(lambda vectors: curvature(vectors) + FLAT * vectors, right)
+    gains = [part @ x[..., None] for part, x in zip(parts, solved.x.flip(2).unbind(2), strict=True)]
+    most = sum(gain.mean(2)[..., 0] for gain in gains) / 4 + solved.left.mean(2) / 2 + FLAT / 2
+    if noise:
+        variance = sum(gain.var(2)[..., 0] / gain.shape[2] for gain in gains) / 4
+        most = most + float(student_t.ppf(1 - error_rate, NUM_SCRAMBLES - 2)) * variance**0.5
     usable = solved.is_solved.all(2) & along.isfinite().flatten(2).all(2)
     return torch.where(usable & most.isfinite(), most, torch.inf)
-
-
-def _first_points(noise: Noise, num: int) -> Noise:
-    """So many points of the first two scrambles together, or all where there are fewer."""
-    return tuple(n[:2, :, : max(1, num // 2)] for n in noise)
 
 
 def _units(estimator: MeanGradients, theta: Tensor, seed: int) -> Tensor:

@@ -98,6 +98,17 @@ def test_the_bound_is_seldom_below_the_gap() -> None:
     assert sorted(found)[8] < 2 * gap + 2e-3
 
 
+def test_a_guide_without_noise_is_checked_exactly() -> None:
+    """The loss of a Laplace approximation is minus the log density at its location: here it is quadratic."""
+    problem = Regression(210, num_rows=300)
+    fitted = ppl_vi.fit(Target.of(problem.model, ()), "laplace", num_steps=400, lr=0.05)
+    assert fitted.program.layout.size > MAX_HESSIAN_PARAMETERS
+    away = fitted.guide().get_posterior().mean.detach() - problem.mean  # type: ignore[operator]
+    gap = float(away @ problem.precision @ away) / 2
+    assert gap > 1e-6
+    assert float(fitted.predicted_gain[0, 0]) == pytest.approx(gap, rel=0.1, abs=1e-5)
+
+
 @pytest.mark.slow
 def test_a_guide_of_many_parameters_converges() -> None:
     """A direction of little curvature is found late by the iterations, and most is to gain along it."""
