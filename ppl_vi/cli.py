@@ -509,10 +509,10 @@ def woken(arguments: argparse.Namespace, default: Sequence[str] | None, modules:
 def prepared(
     arguments: argparse.Namespace, default: Sequence[str] | None, modules: Sequence[str]
 ) -> tuple[list[str], FitSettings, int]:
-    """Checks the options of `add_comparison_options`, and starts the processes that will share the families.
+    """What the options ask for, and the processes that will share the families, which it starts.
 
     Args:
-        arguments: the options.
+        arguments: the options of `add_comparison_options`, which have passed `check_comparison`.
         default: the families to compare where `--guides` names none; None for all.
         modules: what each process is to import while this one computes the truth.
 
@@ -522,7 +522,6 @@ def prepared(
     Raises:
         UsageError: an option asks for what can't be done.
     """
-    check_comparison(arguments)
     guides = chosen_guides(arguments.guides, default)
     settings = settings_of(arguments)
     processes = num_workers_within(settings.max_memory, num_workers(len(guides), arguments.device))
@@ -554,6 +553,7 @@ def compare_command(
         return 0
     modules = ("ppl_vi.comparison.comparison", "ppl_vi.report.plots")
     default = quick_guides if arguments.quick else None
+    check_comparison(arguments)
     with loading(), signals.starting(), garbage.imports_kept():
         woken(arguments, default, modules)
         guides, settings, processes = prepared(arguments, default, modules)

@@ -187,7 +187,7 @@ def _is_same(support: Any, site: Any, dtype: torch.dtype) -> bool:
             one, other = biject_to(support)(point), biject_to(site.support)(point)
             if one.shape != other.shape or not torch.allclose(one.to(dtype), other.to(dtype), rtol=1e-5, atol=1e-6):
                 return False
-    except (NotImplementedError, RuntimeError, ValueError):
+    except (NotImplementedError, RuntimeError, ValueError):  # one has no such map, or maps points of other shapes
         return False
     return True
 
