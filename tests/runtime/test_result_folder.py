@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.toy_posterior import main
+from benchmarks.toy_posterior import OUT, main
 from ppl_vi.runtime.outputs import noting_failures, tell_results, write_output_text
 from ppl_vi.runtime.result_folder import MANIFEST, OtherResultsError, claimed, collecting
 
@@ -117,3 +117,17 @@ def test_figures_of_an_earlier_set_of_guides_do_not_stay(
     assert "removed from" in capsys.readouterr().err
     assert "holds the results of m:model" in refused(main, ["--x", "0", *TINY, str(tmp_path)])
     assert (tmp_path / "records.json").read_bytes() == before
+
+
+def test_a_program_says_why_its_results_are_in_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    OUT.mkdir(parents=True)
+    (OUT / "records.json").write_text("[]")
+    (OUT / MANIFEST).write_text(json.dumps({"whose": "m:model", "files": ["records.json"]}))
+    assert main(["--x", "0", "--guides", "exponential", "--no-plots", *TINY[:-1]]) == 0
+    told = capsys.readouterr().err.splitlines()
+    assert f"'{OUT}' holds the results of m:model; those of toy_posterior go to '{OUT}_2'" in told
+    assert f"written to {OUT}_2: records.json, records.csv, table.txt" in told
+    assert names_in(OUT) == {"records.json", MANIFEST}
