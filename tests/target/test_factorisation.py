@@ -11,28 +11,9 @@ from torch.func import jacrev
 from ppl_vi.target.factorisation import factorisation
 from ppl_vi.target.target import Target
 from ppl_vi.target.terms import Terms
+from tests.hierarchies import COUNTS, REAL, SD, Y, centred, counts, non_centred
 
-REAL = torch.float64
-Y = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0], dtype=REAL)
-SD = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0], dtype=REAL)
-COUNTS = torch.tensor([3.0, 0.0, 7.0, 1.0, 12.0, 4.0], dtype=REAL)
 GROUP = torch.tensor([0, 0, 1, 2, 2, 2, 3, 4, 5, 5])
-
-
-def centred(y, sd):
-    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
-    tau = pyro.sample("tau", dist.HalfCauchy(5.0))
-    with pyro.plate("schools", len(y)):
-        theta = pyro.sample("theta", dist.Normal(mu, tau))
-        pyro.sample("y", dist.Normal(theta, sd), obs=y)
-
-
-def non_centred(y, sd):
-    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
-    tau = pyro.sample("tau", dist.HalfCauchy(5.0))
-    with pyro.plate("schools", len(y)):
-        z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.sample("y", dist.Normal(mu + tau * z, sd), obs=y)
 
 
 def as_one_vector(y, sd):
@@ -40,14 +21,6 @@ def as_one_vector(y, sd):
     tau = pyro.sample("tau", dist.HalfCauchy(5.0))
     theta = pyro.sample("theta", dist.Normal(mu, tau).expand([len(y)]).to_event(1))
     pyro.sample("y", dist.Normal(theta, sd).to_event(1), obs=y)
-
-
-def counts(y):
-    a = pyro.sample("a", dist.Normal(0.0, 2.0))
-    sigma = pyro.sample("sigma", dist.HalfNormal(1.0))
-    with pyro.plate("groups", len(y)):
-        e = pyro.sample("e", dist.Normal(0.0, sigma))
-        pyro.sample("y", dist.Poisson((a + e).exp()), obs=y)
 
 
 def counts_by_index(y, group):

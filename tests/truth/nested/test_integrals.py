@@ -17,17 +17,7 @@ from ppl_vi.truth.nested.lattice import Standardized, lattice_integral, rough_la
 from ppl_vi.truth.nested.marginal import inner_of
 from ppl_vi.truth.nested.rejection import Rejection
 from ppl_vi.truth.nested.slices import sliced_integral
-
-REAL = torch.float64
-COUNTS = torch.tensor([3.0, 0.0, 7.0, 1.0, 12.0, 4.0], dtype=REAL)
-
-
-def counts(y):
-    a = pyro.sample("a", dist.Normal(0.0, 2.0))
-    sigma = pyro.sample("sigma", dist.HalfNormal(1.0))
-    with pyro.plate("groups", len(y)):
-        e = pyro.sample("e", dist.Normal(0.0, sigma))
-        pyro.sample("y", dist.Poisson((a + e).exp()), obs=y)
+from tests.hierarchies import COUNTS, REAL, counts
 
 
 def heavy(y):

@@ -13,27 +13,7 @@ from ppl_vi.target.target import Target
 from ppl_vi.target.terms import Terms
 from ppl_vi.truth import ground_truth, nested_truth
 from ppl_vi.truth.nested import truth as nested
-
-REAL = torch.float64
-Y = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0], dtype=REAL)
-SD = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0], dtype=REAL)
-COUNTS = torch.tensor([3.0, 0.0, 7.0, 1.0, 12.0, 4.0], dtype=REAL)
-
-
-def centred(y, sd):
-    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
-    tau = pyro.sample("tau", dist.HalfCauchy(5.0))
-    with pyro.plate("schools", len(y)):
-        theta = pyro.sample("theta", dist.Normal(mu, tau))
-        pyro.sample("y", dist.Normal(theta, sd), obs=y)
-
-
-def non_centred(y, sd):
-    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
-    tau = pyro.sample("tau", dist.HalfCauchy(5.0))
-    with pyro.plate("schools", len(y)):
-        z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.sample("y", dist.Normal(mu + tau * z, sd), obs=y)
+from tests.hierarchies import COUNTS, REAL, SD, Y, centred, counts, non_centred
 
 
 def within_error(truth, expected, its_error=1e-9):
@@ -66,14 +46,6 @@ def test_eight_schools_need_no_conditional_however_they_are_written(model):
     neck = truth.expectation(lambda latents: (latents["tau"] < 0.1).double())
     below = integrate.quad(of_tau, -30, math.log(0.1), limit=500, epsabs=0, epsrel=1e-12)[0] / mass
     assert abs(float(neck.value) - below) < 5 * float(neck.std_error)
-
-
-def counts(y):
-    a = pyro.sample("a", dist.Normal(0.0, 2.0))
-    sigma = pyro.sample("sigma", dist.HalfNormal(1.0))
-    with pyro.plate("groups", len(y)):
-        e = pyro.sample("e", dist.Normal(0.0, sigma))
-        pyro.sample("y", dist.Poisson((a + e).exp()), obs=y)
 
 
 def nested_counts(y):
