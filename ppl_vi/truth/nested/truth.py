@@ -227,16 +227,16 @@ def _checked(outer: _Outer, drawn: Drawn, joint: Density) -> _Problem | str:
         checks.append(
             Check("share of draws above the bound of rejection sampling, or refused", exceeding, MAX_EXCEEDING)
         )
-    log_evidence, error, std_error = outer.log_evidence, outer.inner_error, outer.std_error
+    rounding = 16 * torch.finfo(joint.dtype).eps * (1 + abs(outer.log_evidence))
+    log_evidence, error, std_error = outer.log_evidence, outer.inner_error + rounding, outer.std_error
     lattice = outer.lattice
     if lattice is not None:
         off = abs(lattice.log_evidence - outer.log_evidence) / outer.std_error
         checks.append(Check("two lattices over the outer latents, nats", lattice.difference, MAX_INNER_ERROR))
         checks.append(Check("share of p(x) in the outermost nodes of the lattices", lattice.rim, MAX_RIM))
         checks.append(Check("lattices against importance sampling, standard errors off", off, MAX_STANDARD_ERRORS))
-        rounding = 16 * torch.finfo(joint.dtype).eps * (1 + abs(lattice.log_evidence))
         log_evidence, std_error = lattice.log_evidence, 0.0
-        error += lattice.difference + 10 * lattice.rim + rounding
+        error += lattice.difference + 10 * lattice.rim
     failure = next((check.failure for check in checks if not check.passed), "")
     if failure:
         return failure

@@ -20,7 +20,7 @@ def within_error(truth, expected, its_error=1e-9):
     """Whether log p(x) is what was expected, to the stated error, 1e-6 at most, and that of the other computation."""
     assert truth.grade == "checked"
     assert truth.method.startswith("nested quadrature (")
-    assert float(truth.log_evidence_error[0]) < 1e-6
+    assert 0 < float(truth.log_evidence_error[0]) < 1e-6
     assert float(truth.log_evidence_std_error[0]) == 0
     assert abs(float(truth.log_evidence[0]) - expected) < float(truth.log_evidence_error[0]) + its_error
 
