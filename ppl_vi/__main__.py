@@ -1,17 +1,4 @@
-"""Compares guides on your own Pyro model against its exact posterior.
-
-    ppl-vi compare my_package.my_model:model --args my_package.my_model:data --guides AutoNormal my_package.guides:mine
-
-Modules are found from the current folder. `--args` names one value, a tuple of the model's positional arguments, or a
-dict of its keyword arguments; a dict is one positional argument where the model has no arguments of the names of its
-keys. A guide is a family by name, or a family or guide of your own. A guide of your own that is fitted already is
-measured as it is with `--as-is`, or with a file of its values, as in `my_package.guides:mine=params.pt`. Tables go to
-standard output; tables, records and figures to the folder of `--out`. Standard error shows what is being done: on lines
-that move in a terminal, else one line for each stage.
-
-The exit code is 0, or 2 where the arguments or the model can't be used, 3 where the truth is uncertified, so that the
-numbers marked with `?` must not be relied on, and 130 after Ctrl-C.
-"""
+"""The command `ppl-vi`: its parser, and the start of the program."""
 
 from __future__ import annotations
 
@@ -21,172 +8,31 @@ if __name__ == "__main__":
     signals.take_over("ppl-vi")  # before the rest is imported, which takes a while
 
 import argparse
-import importlib
-import inspect
-import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from rich.console import Console
 
 from ppl_vi import cli
 from ppl_vi._version import __version__
-from ppl_vi.runtime import garbage, names
-from ppl_vi.runtime.display import following
-from ppl_vi.runtime.processes import travels
-from ppl_vi.runtime.stages import stage
+from ppl_vi.commands import compare
 from ppl_vi.sweeps import commands as sweep_commands
-
-if TYPE_CHECKING:
-    from ppl_vi.model_comparison import ModelComparison
-
-OUT = Path("results")
-GUIDES = ("AutoNormal", "AutoMultivariateNormal")
-WORKERS_MODULES = ("ppl_vi.model_comparison",)  # what the processes that share the guides import
-NUM_REPLICAS = 4
-EXAMPLES = """examples, for a file my_model.py in the current folder that has `model`, `data` and `guide`:
-  ppl-vi compare my_model:model --args my_model:data
-  ppl-vi compare my_model:model --args my_model:data --guides AutoNormal AutoStructured my_model:guide
-  ppl-vi compare my_model:model --args my_model:data --guides my_model:guide --as-is
-  ppl-vi compare my_model:model --args my_model:data --guides my_model:guide=params.pt
-  ppl-vi compare --list-guides"""
-AS_IS = "measure guides of your own, named MODULE:GUIDE, with the values that they have, without fitting them"
 
 
 def parser() -> argparse.ArgumentParser:
     """The parser of the command line."""
-    texts: dict[str, Any] = {
-        "description": (__doc__ or "").splitlines()[0],
-        "epilog": EXAMPLES,
-        "formatter_class": argparse.RawDescriptionHelpFormatter,
-    }
-    found = cli.Parser(prog="ppl-vi", **texts)
+    found = cli.Parser(prog="ppl-vi", **compare.TEXTS)
     found.add_argument("--version", action="version", version=f"ppl-vi {__version__}")
     commands = found.add_subparsers(dest="command", metavar="COMMAND")
-    compare = commands.add_parser("compare", help="guides on one model", **texts)
-    compare.add_argument("model", metavar="MODULE:MODEL", nargs="?", help="a Pyro model, or a Target made of one")
-    compare.add_argument(
-        "--args", metavar="MODULE:DATA", help="its arguments: one value, a tuple, or a dict of them by name"
-    )
-    compare.add_argument(
-        "--full", dest="full_table", action="store_true", help="print all columns, not six (table.txt has all)"
-    )
-    compare.add_argument("--as-is", action="store_true", help=AS_IS)
-    cli.add_comparison_options(compare, OUT, GUIDES, GUIDES, cli.FULL | {"num_replicas": NUM_REPLICAS})
-    compare.set_defaults(unlisted_is_own=False)  # what lies in the default folder may be of any model
+    compare.add(commands)
     sweep_commands.add(commands)
     return found
 
 
-def imported(what: str, path: str) -> Any:
-    """The object at `module:attribute`, in the folder in which the program was started, where its outputs go.
-
-    Raises:
-        UsageError: it can't be imported.
-    """
-    module, colon, attribute = path.partition(":")
-    if not (module and colon and attribute):
-        hint = f"; did you mean {names.with_colon(path)}?" if names.with_colon(path) else ""
-        raise cli.UsageError(f"{what}: expected package.module:attribute, got '{path}'{hint}")
-    folder, found = Path.cwd(), None
-    try:
-        found = importlib.import_module(module)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-    except (Exception, SystemExit) as error:  # a module may raise anything when it is imported
-        hint = names.meant(attribute, vars(found)) if isinstance(error, AttributeError) and found is not None else ""
-        if isinstance(error, ModuleNotFoundError) and names.with_colon(path):
-            hint = f"; did you mean {names.with_colon(path)}?"
-        raise cli.UsageError(f"{what}: '{path}' can't be imported: {type(error).__name__}: {error}{hint}") from error
-    finally:
-        os.chdir(folder)
-    return found
-
-
 def program(arguments: argparse.Namespace) -> int:
-    """Compares the guides as asked, or runs another command."""
+    """Runs the command that is asked for; the exit code."""
     if arguments.command is None:
         parser().print_help()
         return 0
-    if arguments.command != "compare":
-        return int(arguments.program(arguments))
-    if arguments.list_guides:
-        cli.list_guides(Console())
-        return 0
-    if arguments.model is None:
-        raise cli.UsageError("name the model as package.module:attribute")
-    folder = str(Path.cwd())
-    sys.path.insert(0, folder)
-    try:
-        arguments.whose = arguments.model + (f" with {arguments.args}" if arguments.args else "")
-        cli.check_comparison(arguments)
-        if arguments.as_is and not any(":" in guide for guide in arguments.guides or ()):
-            raise cli.UsageError("--as-is is about guides of your own: name one by --guides package.module:attribute")
-        return _compare(arguments)
-    finally:
-        if folder in sys.path:  # which a module may have changed
-            sys.path.remove(folder)
-
-
-def _compare(arguments: argparse.Namespace) -> int:
-    with following(True):
-        comparison, guides, processes = _begun(arguments)
-    processes = processes if travels(comparison) else 1
-    code, done = cli.run_comparison(
-        comparison,
-        guides,
-        processes,
-        arguments,
-        lambda done: write_figures(done, arguments),
-        "ppl_vi.report.model_plots",
-        progress=True,
-    )
-    if (
-        done.target.dim
-        and code in (0, cli.UNCERTIFIED)
-        and all(entry.records[0]["elbo"] is None for entry in done.entries)
-    ):
-        reasons = "; ".join(f"{entry.guide}: {entry.records[0]['reason']}" for entry in done.entries)
-        raise cli.UsageError(f"no guide could be compared: {reasons}")
-    return code
-
-
-def _begun(arguments: argparse.Namespace) -> tuple[ModelComparison, list[str], int]:
-    """The comparison with its truth, the guides that are asked for, and the number of processes that share them."""
-    with signals.starting(), garbage.imports_kept(), stage("loading Pyro and the model"):
-        cli.woken(arguments, GUIDES, WORKERS_MODULES)
-        model = imported("model", arguments.model)
-        args, kwargs = _arguments_of(model, imported("--args", arguments.args) if arguments.args else ())
-        guides, settings, processes = cli.prepared(arguments, GUIDES, WORKERS_MODULES)
-        from ppl_vi.guides.given import fitted
-        from ppl_vi.model_comparison import begun, target_of
-    try:
-        asked = {guide: fitted(guide) if arguments.as_is and ":" in guide else guide for guide in guides}
-        target = target_of(model, args, kwargs).to(arguments.device)
-        return begun(target, asked, (), settings), guides, processes
-    except Exception as error:  # a model may raise anything
-        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        name = arguments.model.rpartition(":")[2]  # with which most of these errors begin
-        raise cli.UsageError(f"{arguments.model}: {kind}{str(error).removeprefix(f'{name}: ')}") from error
-
-
-def _arguments_of(model: Any, given: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A model's positional and keyword arguments, as `--args` names them; a dict is what the model can take it for."""
-    if isinstance(given, dict) and given and all(isinstance(name, str) for name in given):
-        try:
-            inspect.signature(model).bind(**given)
-        except (TypeError, ValueError):
-            return (given,), {}
-        return (), given
-    return (given if isinstance(given, tuple) else (given,)), {}
-
-
-def write_figures(comparison: ModelComparison, arguments: argparse.Namespace) -> None:
-    """Writes all figures as PNG."""
-    for name, figure in comparison.plot().items():
-        cli.write_figure(arguments.out / f"{figure.get_label() or name}.png", figure)
+    return int(arguments.program(arguments))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -24,6 +24,7 @@ from scipy import special, stats
 import ppl_vi
 from ppl_vi import __main__ as command
 from ppl_vi import cli, ground_truth, model_comparison
+from ppl_vi.commands import compare as compare_command
 from ppl_vi.comparison.axes import PROBABILITIES, axes_of
 from ppl_vi.comparison.comparison import Curves, Entry
 from ppl_vi.model_comparison import labelled
@@ -329,7 +330,7 @@ def folder(tmp_path, monkeypatch):
 def test_the_file_of_a_figure_has_the_name_that_the_figure_gives_it(tmp_path):
     figures = {"gaps": Figure(), "marginals": Figure()}
     figures["marginals"].set_label("marginals_40_of_100")
-    command.write_figures(SimpleNamespace(plot=lambda: figures), SimpleNamespace(out=tmp_path))
+    compare_command.write_figures(SimpleNamespace(plot=lambda: figures), SimpleNamespace(out=tmp_path))
     assert {path.name for path in tmp_path.iterdir()} == {"gaps.png", "marginals_40_of_100.png"}
 
 
@@ -365,7 +366,7 @@ def test_the_shell_prints_the_verdict_and_six_columns_or_all_and_writes_all(full
 
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_in_a_pipe_the_shell_says_each_stage_on_one_line_of_standard_error(num_workers, folder, capfd, monkeypatch):
-    monkeypatch.setattr(cli, "MAX_WORKERS", num_workers)
+    monkeypatch.setattr(cli.workers, "MAX_WORKERS", num_workers)
     arguments = ["seen_by_nobody:model", "--args", "seen_by_nobody:data", "--guides", "AutoNormal", "lognormal"]
     assert command.main(["compare", *arguments, *TINY_OPTIONS, "--no-plots"]) == 0
     shown = capfd.readouterr()

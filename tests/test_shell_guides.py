@@ -47,7 +47,7 @@ FEW = ["--num-replicas", "1", "--num-steps", "16", "--no-plots", "--json", "-"]
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "of_a_shell.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("ppl_vi.cli.MAX_WORKERS", 1)
+    monkeypatch.setattr("ppl_vi.cli.workers.MAX_WORKERS", 1)
     with pyro.get_param_store().scope():
         yield tmp_path
     sys.modules.pop("of_a_shell", None)

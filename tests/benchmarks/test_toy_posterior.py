@@ -100,7 +100,7 @@ def test_a_family_that_fails_becomes_a_row_and_the_others_go_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "broken_family", sys.modules[__name__])
-    monkeypatch.setattr(cli, "MAX_WORKERS", 1)  # another process would not find the module
+    monkeypatch.setattr(cli.workers, "MAX_WORKERS", 1)  # another process would not find the module
     guides = ["--guides", "broken_family:broken", "half_normal"]
     arguments = ["--x", "0", *guides, *TINY, "--out", str(tmp_path), "--no-plots", "--json", "-"]
     assert toy_posterior.main(arguments) == 0

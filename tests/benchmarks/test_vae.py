@@ -124,7 +124,7 @@ def test_ctrl_c_while_figures_are_drawn_leaves_the_tables(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vae, "write_figures", press)
-    monkeypatch.setattr("ppl_vi.cli.num_cores", lambda: 1)
+    monkeypatch.setattr("ppl_vi.cli.workers.num_cores", lambda: 1)
     assert vae.main([*SMALL, "--guides", "diagonal", "--out", str(tmp_path)]) == 130
     assert "not all figures were drawn; the tables are in" in capsys.readouterr().err
     assert len(strict((tmp_path / "records.json").read_text())) == 2

@@ -20,7 +20,7 @@ needs_full = pytest.mark.skipif(not os.access("/dev/full", os.W_OK), reason="the
 
 @pytest.fixture(autouse=True)
 def _one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ppl_vi.cli.MAX_WORKERS", 1)
+    monkeypatch.setattr("ppl_vi.cli.workers.MAX_WORKERS", 1)
 
 
 @needs_full

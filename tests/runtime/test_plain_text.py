@@ -56,7 +56,7 @@ def test_a_program_prints_its_tables_to_an_ascii_terminal(tmp_path: Path, monkey
     out, errors = stream("ascii"), stream("ascii")
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", errors)
-    monkeypatch.setattr("ppl_vi.cli.MAX_WORKERS", 1)
+    monkeypatch.setattr("ppl_vi.cli.workers.MAX_WORKERS", 1)
     guides = ["--guides", "normal", "lognormal_mixture", "AutoDelta"]
     few = ["--num-steps", "20", "--num-particles", "8", "--num-replicas", "2", "--no-plots"]
     assert main(["--x", "1.5", *guides, *few, "--out", str(tmp_path)]) == 0

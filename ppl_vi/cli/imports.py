@@ -1,0 +1,36 @@
+"""Imports what the user names as `module:attribute`."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from pathlib import Path
+from typing import Any
+
+from ppl_vi.cli.parsing import UsageError
+from ppl_vi.runtime import names
+
+
+def imported(what: str, path: str) -> Any:
+    """The object at `module:attribute`, in the folder in which the program was started, where its outputs go.
+
+    Raises:
+        UsageError: it can't be imported.
+    """
+    module, colon, attribute = path.partition(":")
+    if not (module and colon and attribute):
+        hint = f"; did you mean {names.with_colon(path)}?" if names.with_colon(path) else ""
+        raise UsageError(f"{what}: expected package.module:attribute, got '{path}'{hint}")
+    folder, found = Path.cwd(), None
+    try:
+        found = importlib.import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except (Exception, SystemExit) as error:  # a module may raise anything when it is imported
+        hint = names.meant(attribute, vars(found)) if isinstance(error, AttributeError) and found is not None else ""
+        if isinstance(error, ModuleNotFoundError) and names.with_colon(path):
+            hint = f"; did you mean {names.with_colon(path)}?"
+        raise UsageError(f"{what}: '{path}' can't be imported: {type(error).__name__}: {error}{hint}") from error
+    finally:
+        os.chdir(folder)
+    return found

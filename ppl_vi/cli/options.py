@@ -1,0 +1,96 @@
+"""The options that several programs have."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ppl_vi.cli.parsing import draws, engine, folder, memory, step_size, whole
+
+DEVICES = ("cpu", "cuda")
+FULL: dict[str, Any] = {"num_steps": 1000, "num_particles": "auto", "num_replicas": 16, "num_draws": 10_000}
+QUICK: dict[str, Any] = {"num_steps": 300, "num_particles": "auto", "num_replicas": 4, "num_draws": 2000}
+
+
+def add_comparison_options(
+    parser: argparse.ArgumentParser,
+    out: Path,
+    quick_guides: Sequence[str],
+    guides: Sequence[str] = ("all",),
+    full: dict[str, Any] = FULL,
+) -> None:
+    """Adds the options of a program that compares guide families on one target.
+
+    Args:
+        parser: gets the options.
+        out: the default folder of `--out`.
+        quick_guides: the families that `--quick` compares.
+        guides: the families that are compared by default.
+        full: the default counts of steps, particles, replicas and draws, without `--quick`.
+    """
+    parser.set_defaults(full=full)
+
+    def count(name: str, text: str, kind: Callable[[str], Any]) -> None:
+        default = f"{full[name]}" if full[name] == QUICK[name] else f"{full[name]}, with --quick {QUICK[name]}"
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=f"{text} ({default})")
+
+    few = ", ".join(quick_guides)
+    parser.add_argument(
+        "--guides", nargs="+", metavar="NAME", help=f"families, or all ({', '.join(guides)}, with --quick {few})"
+    )
+    parser.add_argument("--list-guides", action="store_true", help="list the families and exit")
+    parser.add_argument(
+        "--objective", default="trace_elbo", metavar="NAME", help="trace_elbo, stl, renyi:0.5, iwae:8 …"
+    )
+    count("num_steps", "SVI steps at most, or 0 for guides as they are", whole(0))
+    count("num_particles", "draws a step, or auto: few at first, more where their noise is what is left", draws)
+    count("num_replicas", "independent fits of each problem", whole(1))
+    parser.add_argument("--lr", type=step_size, default=0.2, metavar="F", help="Adam's first step size (0.2)")
+    parser.add_argument(
+        "--engine",
+        type=engine,
+        metavar="NAME",
+        default="auto",
+        help="steps as machine code (compiled), operation by operation (batched), by Pyro's SVI, one fit at a time "
+        "(pyro), or the fastest of these (auto)",
+    )
+    add_memory(parser)
+    parser.add_argument("--device", choices=DEVICES, default="cpu", help="where to compute (cpu)")
+    add_run_options(parser, out, "few families, steps and replicas")
+
+
+def add_run_options(parser: argparse.ArgumentParser, out: Path, quick: str) -> None:
+    """Adds the options of every program that writes records and figures; `quick` says what `--quick` has less of."""
+    add_seed(parser)
+    parser.add_argument("--quick", action="store_true", help=f"a look in seconds: {quick}")
+    add_out(parser, out)
+    parser.add_argument("--json", metavar="FILE", help="the records here, too; - is standard output, and only them")
+    parser.add_argument("--no-plots", action="store_true", help="write no figures")
+
+
+def add_memory(parser: argparse.ArgumentParser) -> None:
+    """Adds `--max-memory`."""
+    text = "what all processes may hold together, such as 500MB, 4GB or 4GiB (half of what is free)"
+    parser.add_argument("--max-memory", type=memory, metavar="SIZE", help=text)
+
+
+def add_seed(parser: argparse.ArgumentParser) -> None:
+    """Adds `--seed`."""
+    parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="of initial values and noise (0)")
+
+
+def add_out(parser: argparse.ArgumentParser, out: Path) -> None:
+    """Adds `--out`."""
+    text = f"folder for what is written ({out})"
+    parser.add_argument("--out", type=folder, default=out, metavar="DIR", help=text, action=_Given)
+    parser.set_defaults(out_is_given=False, whose=parser.prog, unlisted_is_own=True)
+
+
+class _Given(argparse.Action):
+    """Stores an option's value, and under `..._is_given` that the user named it."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
+        setattr(namespace, self.dest, values)
+        setattr(namespace, f"{self.dest}_is_given", True)
