@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from ppl_vi import cli
 from ppl_vi._version import __version__
-from ppl_vi.commands import compare
+from ppl_vi.commands import check, compare
 from ppl_vi.sweeps import commands as sweep_commands
 
 
@@ -24,6 +24,7 @@ def parser() -> argparse.ArgumentParser:
     commands = found.add_subparsers(dest="command", metavar="COMMAND")
     compare.add(commands)
     sweep_commands.add(commands)
+    check.add(commands)
     return found
 
 

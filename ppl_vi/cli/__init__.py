@@ -9,17 +9,26 @@ can't be done is one line (`UsageError`). Torch and Pyro are imported only once 
 from __future__ import annotations
 
 from ppl_vi.cli.bars import followed, training_bar
-from ppl_vi.cli.checks import check_comparison, check_device, check_guides, check_outputs, writable_folder
-from ppl_vi.cli.codes import UNCERTIFIED, USAGE
+from ppl_vi.cli.checks import (
+    check_comparison,
+    check_device,
+    check_fitting,
+    check_guides,
+    check_outputs,
+    writable_file,
+    writable_folder,
+)
+from ppl_vi.cli.codes import FAILED, UNCERTIFIED, USAGE
 from ppl_vi.cli.comparing import compare_command, loading, run_comparison
 from ppl_vi.cli.figures import drawn, interrupted, write_figure
 from ppl_vi.cli.guides import POINT_MASS, chosen_guides, guides_among, list_guides, prepared, woken
-from ppl_vi.cli.imports import imported
+from ppl_vi.cli.imports import imported, modules_from_here
 from ppl_vi.cli.options import (
     DEVICES,
     FULL,
     QUICK,
     add_comparison_options,
+    add_fit_options,
     add_memory,
     add_out,
     add_run_options,
@@ -32,6 +41,7 @@ from ppl_vi.cli.workers import num_workers, num_workers_within
 
 __all__ = [
     "DEVICES",
+    "FAILED",
     "FULL",
     "POINT_MASS",
     "QUICK",
@@ -40,12 +50,14 @@ __all__ = [
     "Parser",
     "UsageError",
     "add_comparison_options",
+    "add_fit_options",
     "add_memory",
     "add_out",
     "add_run_options",
     "add_seed",
     "check_comparison",
     "check_device",
+    "check_fitting",
     "check_guides",
     "check_outputs",
     "chosen_guides",
@@ -59,6 +71,7 @@ __all__ = [
     "interrupted",
     "list_guides",
     "loading",
+    "modules_from_here",
     "num_workers",
     "num_workers_within",
     "positive",
@@ -70,6 +83,7 @@ __all__ = [
     "training_bar",
     "whole",
     "woken",
+    "writable_file",
     "writable_folder",
     "write_figure",
     "write_records",

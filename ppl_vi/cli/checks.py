@@ -43,6 +43,16 @@ def writable_folder(option: str, folder: Path) -> None:
         raise UsageError(f"{option}: {why}")
 
 
+def writable_file(option: str, path: str) -> None:
+    """Refuses a file that can't be written, as far as that can be told beforehand.
+
+    Raises:
+        UsageError: it can't be written.
+    """
+    if why := why_not_file(Path(path)) if path else "expected a file, got ''":
+        raise UsageError(f"{option}: {why}")
+
+
 def check_outputs(arguments: argparse.Namespace) -> None:
     """Refuses outputs that could not be written, before anything is computed.
 
@@ -58,8 +68,7 @@ def check_outputs(arguments: argparse.Namespace) -> None:
         raise UsageError("--json: standard output is closed")
     if arguments.json is None or arguments.json == "-":
         return
-    if why := why_not_file(Path(arguments.json)) if arguments.json else "expected a file, got ''":
-        raise UsageError(f"--json: {why}")
+    writable_file("--json", arguments.json)
 
 
 def _claim(arguments: argparse.Namespace) -> None:
@@ -87,6 +96,16 @@ def check_comparison(arguments: argparse.Namespace) -> None:
     Raises:
         UsageError: an option asks for what can't be done.
     """
+    check_fitting(arguments)
+    check_outputs(arguments)
+
+
+def check_fitting(arguments: argparse.Namespace) -> None:
+    """The same of the options of `add_fit_options` and `--guides`.
+
+    Raises:
+        UsageError: an option asks for what can't be done.
+    """
     check_guides(arguments.guides)
     try:
         _, number = names.objective_of(arguments.objective)
@@ -95,7 +114,6 @@ def check_comparison(arguments: argparse.Namespace) -> None:
     num = getattr(arguments, "num_particles", None)
     if arguments.objective.startswith("iwae:") and isinstance(num, int) and num % int(number or 1):
         raise UsageError(f"num_particles must be a multiple of K = {number} for iwae, got {num}")
-    check_outputs(arguments)
     check_device(arguments.device)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+FAILED = 1
 # Exit codes: 2 by convention for wrong arguments, and 3 where a truth is uncertified, so that what rests on it must not
 # be relied on.
 USAGE, UNCERTIFIED = 2, 3

@@ -4,11 +4,26 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ppl_vi.cli.parsing import UsageError
 from ppl_vi.runtime import names
+
+
+@contextmanager
+def modules_from_here() -> Iterator[None]:
+    """Finds modules in the current folder, too, while the context is open."""
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        if folder in sys.path:  # which a module may have changed
+            sys.path.remove(folder)
 
 
 def imported(what: str, path: str) -> Any:

@@ -30,23 +30,36 @@ def add_comparison_options(
         guides: the families that are compared by default.
         full: the default counts of steps, particles, replicas and draws, without `--quick`.
     """
-    parser.set_defaults(full=full)
-
-    def count(name: str, text: str, kind: Callable[[str], Any]) -> None:
-        default = f"{full[name]}" if full[name] == QUICK[name] else f"{full[name]}, with --quick {QUICK[name]}"
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=f"{text} ({default})")
-
     few = ", ".join(quick_guides)
     parser.add_argument(
         "--guides", nargs="+", metavar="NAME", help=f"families, or all ({', '.join(guides)}, with --quick {few})"
     )
     parser.add_argument("--list-guides", action="store_true", help="list the families and exit")
+    add_fit_options(parser, full, QUICK)
+    add_run_options(parser, out, "few families, steps and replicas")
+
+
+def add_fit_options(parser: argparse.ArgumentParser, full: dict[str, Any], quick: dict[str, Any]) -> None:
+    """Adds the options that say how guides are fitted.
+
+    Args:
+        parser: gets the options.
+        full: the default counts of steps, particles, replicas and draws.
+        quick: those with `--quick`, or the same where there is no such option.
+    """
+    parser.set_defaults(full=full)
+
+    def count(name: str, text: str, kind: Callable[[str], Any]) -> None:
+        default = f"{full[name]}" if full[name] == quick[name] else f"{full[name]}, with --quick {quick[name]}"
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=f"{text} ({default})")
+
     parser.add_argument(
         "--objective", default="trace_elbo", metavar="NAME", help="trace_elbo, stl, renyi:0.5, iwae:8 …"
     )
     count("num_steps", "SVI steps at most, or 0 for guides as they are", whole(0))
     count("num_particles", "draws a step, or auto: few at first, more where their noise is what is left", draws)
     count("num_replicas", "independent fits of each problem", whole(1))
+    count("num_draws", "draws of each fit for k-hat, ESS and importance sampling", whole(2))
     parser.add_argument("--lr", type=step_size, default=0.2, metavar="F", help="Adam's first step size (0.2)")
     parser.add_argument(
         "--engine",
@@ -58,7 +71,6 @@ def add_comparison_options(
     )
     add_memory(parser)
     parser.add_argument("--device", choices=DEVICES, default="cpu", help="where to compute (cpu)")
-    add_run_options(parser, out, "few families, steps and replicas")
 
 
 def add_run_options(parser: argparse.ArgumentParser, out: Path, quick: str) -> None:

@@ -37,7 +37,7 @@ class Parser(argparse.ArgumentParser):
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction):
                 found += [name for parser in action.choices.values() for name in parser._option_string_actions]
-        return found
+        return list(dict.fromkeys(found))
 
 
 def finite(text: str) -> float:

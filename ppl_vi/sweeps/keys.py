@@ -31,7 +31,16 @@ REVISION = 1
 # The log density is part of a model's digest for so many problems, at so many points each.
 NUM_PROBED_PROBLEMS, NUM_PROBES = 4, 3
 # Parts of this package on which no number depends.
-WITHOUT_NUMBERS = ("report", "sweeps", "cli", "commands", "__main__.py", "launch.py", "model_comparison.py")
+WITHOUT_NUMBERS = (
+    "report",
+    "sweeps",
+    "cli",
+    "commands",
+    "__main__.py",
+    "launch.py",
+    "model_comparison.py",
+    "testing.py",
+)
 PLAIN = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis))
 LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 OWN_FOLDER = str(Path(__file__).resolve().parents[1])
