@@ -13,18 +13,29 @@ from collections.abc import Sequence
 
 from ppl_vi import cli
 from ppl_vi._version import __version__
-from ppl_vi.commands import check, compare
+from ppl_vi.commands import check, compare, completion, listing
 from ppl_vi.sweeps import commands as sweep_commands
+
+TEXT = "The ruler for variational inference in Pyro: how far a guide is from the exact posterior, and why."
+EXAMPLES = """examples, for a file my_model.py in the current folder that has `model`, `data` and `guide`:
+  ppl-vi compare my_model:model --args my_model:data --guides AutoNormal my_model:guide
+  ppl-vi check my_model:model --args my_model:data --guides guide --max-reverse-kl 0.05
+  ppl-vi sweep my_model:model --args my_model:data --guides AutoNormal --lr 0.05 0.2 --seed 0:100
+  ppl-vi results sweep.db
+  ppl-vi list guides
+
+ppl-vi COMMAND --help shows the options of a command, with more examples."""
 
 
 def parser() -> argparse.ArgumentParser:
     """The parser of the command line."""
-    found = cli.Parser(prog="ppl-vi", **compare.TEXTS)
+    formatter = argparse.RawDescriptionHelpFormatter
+    found = cli.Parser(prog="ppl-vi", description=TEXT, epilog=EXAMPLES, formatter_class=formatter)
     found.add_argument("--version", action="version", version=f"ppl-vi {__version__}")
     commands = found.add_subparsers(dest="command", metavar="COMMAND")
-    compare.add(commands)
-    sweep_commands.add(commands)
-    check.add(commands)
+    for command in (compare, sweep_commands, check, listing):
+        command.add(commands)
+    completion.add(commands, found)
     return found
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from benchmarks import annealing, speed
 from ppl_vi.report import columns, decoder_table
@@ -25,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")))
 LINKING = [*PAGES, "CONTRIBUTING.md", "CHANGELOG.md"]
 LONGEST_README = 150  # lines
-LANGUAGES = {"python", "sh", "text", "toml"}
+LANGUAGES = {"python", "sh", "text", "toml", "yaml"}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`((?:python -m |make |ppl-vi |pip install |scripts/)[^`]*)`")
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
@@ -70,11 +71,29 @@ def lines_of(page: str) -> list[str]:
 
 
 def commands(page: str) -> list[str]:
-    """The command lines of a page's blocks, and those inside its sentences."""
-    return lines_of(page) + SPAN.findall(FENCE.sub("", text_of(page)))
+    """The command lines of a page's blocks, its settings of servers among them, and those inside its sentences."""
+    return lines_of(page) + served(page) + SPAN.findall(FENCE.sub("", text_of(page)))
 
 
-WITH_PYTHON = [page for page in PAGES if python_of(page)]
+def served(page: str) -> list[str]:
+    """What a page's settings let a server for continuous integration run."""
+    found: list[str] = []
+    waiting: list[Any] = [yaml.safe_load(block.text) for block in blocks(page) if block.language == "yaml"]
+    while waiting:
+        node = waiting.pop(0)
+        waiting += node.values() if isinstance(node, dict) else node if isinstance(node, list) else []
+        found += [node["run"]] if isinstance(node, dict) and "run" in node else []
+        found += node["script"] if isinstance(node, dict) and "script" in node else []
+    return found
+
+
+def files_of(page: str) -> dict[str, str]:
+    """The files that a page asks its reader to save."""
+    return {block.file: block.text for block in blocks(page) if block.file}
+
+
+PROJECTS = [page for page in PAGES if len(files_of(page)) > 1]  # pages whose reader makes several files
+WITH_PYTHON = [page for page in PAGES if python_of(page) and page not in PROJECTS]
 
 
 @functools.cache
@@ -189,8 +208,9 @@ def parse_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def check_program(module: str, arguments: list[str]) -> None:
     """Whether a program takes these arguments; `...` stands for any."""
-    with pytest.raises(ParsedError):
+    with pytest.raises((ParsedError, SystemExit)) as ended:
         importlib.import_module(module).main([word for word in arguments if word != "..."])
+    assert isinstance(ended.value, ParsedError) or not ended.value.code  # which --version ends with
 
 
 def check_make(words: list[str]) -> None:
@@ -213,7 +233,7 @@ def check_pip(words: list[str]) -> None:
         if i and words[i - 1] == "-c":
             assert (ROOT / word).is_file()
         elif word not in ("-c", "-e"):
-            extras = re.fullmatch(r"\.(?:\[(\w+)\])?", word)
+            extras = re.fullmatch(rf"(?:\.|ppl_vi @ git\+{project()['urls']['Source']})(?:\[(\w+)\])?", word)
             assert extras, f"not the checkout: {word}"
             assert extras.group(1) is None or extras.group(1) in project()["optional-dependencies"]
 
@@ -239,10 +259,12 @@ def check(command: str, page: str) -> None:
         case ["python", "-m", module, *arguments]:
             check_program(module, arguments)
         case ["python", file]:
-            assert file in {block.file for block in blocks(page)}
+            assert file in files_of(page)
         case ["ppl-vi", *arguments]:
             assert project()["scripts"]["ppl-vi"] == "ppl_vi.launch:main"
-            check_program("ppl_vi.__main__", arguments)
+            check_program("ppl_vi.__main__", arguments[: arguments.index(">")] if ">" in arguments else arguments)
+        case ["pytest", file]:
+            assert file in files_of(page)
         case [script, *_] if script.startswith("scripts/"):
             assert os.access(ROOT / script, os.X_OK)
         case _:
@@ -283,6 +305,31 @@ def test_commands_run(page: str, command: str, folder: Path) -> None:
     module = ["-m", "ppl_vi"] if program == "ppl-vi" else []
     assert ran([sys.executable, *module, *arguments], folder)
     assert "--list-guides" in arguments or list((folder / "results").rglob("*.png"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PROJECTS)
+def test_a_project_of_several_files_runs_and_prints_what_the_page_says(page: str, folder: Path) -> None:
+    for name, text in files_of(page).items():
+        (folder / name).write_text(text, encoding="utf-8")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    num_shown = 0
+    for block, after in zip(blocks(page), (*blocks(page)[1:], Block("", "")), strict=True):
+        for line in block.text.splitlines() if block.language == "sh" else ():
+            program, *arguments = shlex.split(line)
+            module = {"ppl-vi": "ppl_vi", "pytest": "pytest"}[program]
+            done = subprocess.run(
+                [sys.executable, "-m", module, *arguments], cwd=folder, env=environment, capture_output=True, text=True
+            )
+            shown = after.text if after.language == "text" else None
+            assert done.returncode == int(shown is not None and " failed" in shown), done.stdout + done.stderr
+            if shown is not None:
+                num_shown += 1
+                assert NUMBER.sub("#", done.stdout).split() == NUMBER.sub("#", shown).split()
+                assert numbers(done.stdout) == pytest.approx(numbers(shown), rel=0.02, abs=1e-3)
+    assert num_shown
+    if "yaml" in {block.language for block in blocks(page)}:
+        assert served(page)
 
 
 def anchors(page: Path) -> set[str]:

@@ -34,7 +34,7 @@ from ppl_vi.cli.options import (
     add_run_options,
     add_seed,
 )
-from ppl_vi.cli.parsing import Parser, UsageError, draws, finite, positive, step_size, whole
+from ppl_vi.cli.parsing import Parser, UsageError, add_command, all_parsers, draws, finite, positive, step_size, whole
 from ppl_vi.cli.records import show_records, write_records
 from ppl_vi.cli.running import run
 from ppl_vi.cli.workers import num_workers, num_workers_within
@@ -49,12 +49,14 @@ __all__ = [
     "USAGE",
     "Parser",
     "UsageError",
+    "add_command",
     "add_comparison_options",
     "add_fit_options",
     "add_memory",
     "add_out",
     "add_run_options",
     "add_seed",
+    "all_parsers",
     "check_comparison",
     "check_device",
     "check_fitting",

@@ -10,6 +10,8 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from ppl_vi.runtime import verbosity
+
 # The ELBO beside the training bar is an exponential average over epochs; this is the weight of the average so far. With
 # a larger one the figure lags behind, with a smaller one it jumps with the noise of each epoch.
 SMOOTHING = 0.8
@@ -22,7 +24,9 @@ def _bar(name: str, total: int) -> Iterator[Callable[..., None]]:
     console = Console(stderr=True)
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     named = (TextColumn(name), *columns) if name else columns
-    with Progress(*named, console=console, disable=not console.is_terminal, transient=True) as bar:
+    with Progress(
+        *named, console=console, disable=verbosity.is_quiet() or not console.is_terminal, transient=True
+    ) as bar:
         yield partial(bar.update, bar.add_task("", total=total))
 
 

@@ -17,7 +17,7 @@ from ppl_vi.cli.figures import drawn, interrupted, write_figures
 from ppl_vi.cli.guides import list_guides, prepared, woken
 from ppl_vi.cli.parsing import UsageError
 from ppl_vi.cli.records import show_comparison, write_comparison
-from ppl_vi.runtime import garbage, signals
+from ppl_vi.runtime import garbage, signals, verbosity
 from ppl_vi.runtime.display import following
 from ppl_vi.runtime.memory import MemoryBoundError, bounded
 from ppl_vi.runtime.stages import stage
@@ -91,8 +91,8 @@ def loading() -> Iterator[None]:
 
 
 def on_terminal() -> bool:
-    """Whether standard error is a terminal."""
-    return sys.stderr is not None and sys.stderr.isatty()
+    """Whether standard error is a terminal, or more is to be told than usual."""
+    return verbosity.is_verbose() or (sys.stderr is not None and sys.stderr.isatty())
 
 
 def run_comparison(

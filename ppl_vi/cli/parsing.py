@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from ppl_vi.cli.codes import USAGE
-from ppl_vi.runtime import names
+from ppl_vi.runtime import names, verbosity
 from ppl_vi.runtime.memory import parsed
 
 
@@ -24,6 +24,12 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._negative_number_matcher = re.compile(r"^-(\d|\.\d|inf|nan)")
+        level: dict[str, Any] = {"action": "store_const", "dest": "verbosity", "default": argparse.SUPPRESS}
+        told = self.add_mutually_exclusive_group()
+        told.add_argument(
+            "-q", "--quiet", const=verbosity.QUIET, help="tell results, warnings and errors only", **level
+        )
+        told.add_argument("-v", "--verbose", const=verbosity.VERBOSE, help="tell times and where errors are", **level)
 
     def error(self, message: str) -> NoReturn:
         """Says what is wrong and exits with 2."""
@@ -33,11 +39,35 @@ class Parser(argparse.ArgumentParser):
 
     def _options(self) -> list[str]:
         """The options of this parser and of its commands."""
-        found = list(self._option_string_actions)
-        for action in self._actions:
-            if isinstance(action, argparse._SubParsersAction):
-                found += [name for parser in action.choices.values() for name in parser._option_string_actions]
+        found = [name for parser in all_parsers(self) for name in parser._option_string_actions]
         return list(dict.fromkeys(found))
+
+
+def all_parsers(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
+    """A parser and those of its commands."""
+    found = [parser]
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            found += dict.fromkeys(action.choices.values())
+    return found
+
+
+def add_command(commands: Any, name: str, text: str, examples: str, details: str = "") -> argparse.ArgumentParser:
+    """Adds a command to those of a parser.
+
+    Args:
+        commands: what `add_subparsers` has given.
+        name: of the command.
+        text: what it is, in a line without a full stop.
+        examples: lines that show how it is called, below its help.
+        details: its description in whole sentences, where the line is not enough.
+    """
+    formatter = argparse.RawDescriptionHelpFormatter
+    description = details or f"{text[0].upper()}{text[1:]}."
+    found: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=description, epilog=examples, formatter_class=formatter
+    )
+    return found
 
 
 def finite(text: str) -> float:

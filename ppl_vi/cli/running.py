@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from ppl_vi.cli.codes import SIGNALLED, USAGE
 from ppl_vi.cli.parsing import UsageError
-from ppl_vi.runtime import garbage, result_folder, signals
+from ppl_vi.runtime import garbage, result_folder, signals, verbosity
 from ppl_vi.runtime.outputs import UNWRITTEN, noting_failures, one_line, reason_of, tell_results
 from ppl_vi.runtime.plain_text import encodable_output
 
@@ -23,7 +24,9 @@ def run(
     It is 2 for a usage error, 3 where a truth is uncertified, 130 after Ctrl-C, 143 after SIGTERM and 129 after SIGHUP.
     """
     with encodable_output():
-        return _run(program, parser, parser.parse_args(argv))
+        arguments = parser.parse_args(argv)
+        with verbosity.speaking(getattr(arguments, "verbosity", verbosity.NORMAL)):
+            return _run(program, parser, arguments)
 
 
 def _run(
@@ -56,6 +59,8 @@ def _run(
 def _told(program: str, error: Exception) -> int:
     """Tells the user of an error in one line, if it is one that the user can mend; the exit code."""
     if isinstance(error, UsageError):
+        if verbosity.is_verbose() and error.__cause__ is not None:
+            traceback.print_exception(error.__cause__)
         print(one_line(f"{program}: error: {error}"), file=sys.stderr)
         return USAGE
     if isinstance(error, BrokenPipeError):  # whoever read the output has seen enough

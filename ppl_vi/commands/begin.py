@@ -18,20 +18,22 @@ WORKERS_MODULES = ("ppl_vi.model_comparison",)  # what the processes that share 
 AS_IS = "measure guides of your own, named MODULE:GUIDE, with the values that they have, without fitting them"
 
 
-def add_model(parser: argparse.ArgumentParser, **optional: Any) -> None:
-    """Adds the model and its arguments to a parser; `optional` goes to the former."""
-    parser.add_argument("model", metavar="MODULE:MODEL", help="a Pyro model, or a Target made of one", **optional)
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Adds the model and its arguments to a parser."""
+    parser.add_argument("model", metavar="MODULE:MODEL", nargs="?", help="a Pyro model, or a Target made of one")
     parser.add_argument(
         "--args", metavar="MODULE:DATA", help="its arguments: one value, a tuple, or a dict of them by name"
     )
 
 
-def check_as_is(arguments: argparse.Namespace) -> None:
-    """Refuses `--as-is` where no guide is the user's own.
+def check_names(arguments: argparse.Namespace) -> None:
+    """Refuses a missing model, and `--as-is` where no guide is the user's own.
 
     Raises:
         UsageError: there is none.
     """
+    if arguments.model is None:
+        raise cli.UsageError("name the model as package.module:attribute")
     if arguments.as_is and not any(":" in guide for guide in arguments.guides or ()):
         raise cli.UsageError("--as-is is about guides of your own: name one by --guides package.module:attribute")
 

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ppl_vi import cli
 from ppl_vi.commands import begin
-from ppl_vi.runtime import names
+from ppl_vi.runtime import names, verbosity
 from ppl_vi.runtime.display import following
 from ppl_vi.runtime.limits import LIMITS, limits_of
 from ppl_vi.runtime.outputs import write_output_text
@@ -38,13 +38,7 @@ NUM_REPLICAS = 4
 
 def add(commands: Any) -> None:
     """Adds the command to those of a parser."""
-    parser = commands.add_parser(
-        "check",
-        help=TEXT,
-        description=DETAILS,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = cli.add_command(commands, "check", TEXT, EXAMPLES, DETAILS)
     begin.add_model(parser)
     parser.add_argument(
         "--guides", nargs="+", metavar="NAME", help=f"families, or names in the model's module ({', '.join(GUIDES)})"
@@ -64,10 +58,10 @@ def add(commands: Any) -> None:
 def check_program(arguments: argparse.Namespace) -> int:
     """Checks the guides, says which limits are not kept, and writes the JUnit file; the exit code."""
     limits = _limits(arguments)
-    module = arguments.model.partition(":")[0]
+    module = (arguments.model or "").partition(":")[0]
     arguments.guides = [names.in_module(guide, module) for guide in arguments.guides or GUIDES]
+    begin.check_names(arguments)
     with cli.modules_from_here():
-        begin.check_as_is(arguments)
         cli.check_fitting(arguments)
         if arguments.junit is not None:
             cli.writable_file("--junit", arguments.junit)
@@ -111,11 +105,12 @@ def _told(checks: Sequence[Check], arguments: argparse.Namespace) -> int:
     from ppl_vi.report.junit import to_junit
 
     console = Console(highlight=False)
-    for check in not_passed(checks):
-        console.print(Text(str(check), "red"), soft_wrap=True)
+    for check in checks if verbosity.is_verbose() else not_passed(checks):
+        console.print(Text(str(check), "" if check.outcome is Outcome.PASSED else "red"), soft_wrap=True)
     counts = [(sum(check.outcome is one for check in checks), one) for one in Outcome]
     told = ", ".join(f"{number} {outcome}" for number, outcome in counts if number)
-    console.print(Text(f"{arguments.model}: {told}", "bold"), soft_wrap=True)
+    if not verbosity.is_quiet():
+        console.print(Text(f"{arguments.model}: {told}", "bold"), soft_wrap=True)
     if arguments.junit is not None:
         write_output_text(Path(arguments.junit), to_junit(checks, arguments.model))
     if any(check.outcome is Outcome.UNCERTIFIED for check in checks):

@@ -38,17 +38,13 @@ EXAMPLES = """examples, for a file my_model.py in the current folder that has `m
   ppl-vi compare my_model:model --args my_model:data --guides my_model:guide --as-is
   ppl-vi compare my_model:model --args my_model:data --guides my_model:guide=params.pt
   ppl-vi compare --list-guides"""
-TEXTS: dict[str, Any] = {
-    "description": (__doc__ or "").splitlines()[0],
-    "epilog": EXAMPLES,
-    "formatter_class": argparse.RawDescriptionHelpFormatter,
-}
+TEXT = "guides on one model: how far each is from its exact posterior, and why"
 
 
 def add(commands: Any) -> None:
     """Adds the command to those of a parser."""
-    compare = commands.add_parser("compare", help="guides on one model", **TEXTS)
-    begin.add_model(compare, nargs="?")
+    compare = cli.add_command(commands, "compare", TEXT, EXAMPLES, (__doc__ or "").splitlines()[0])
+    begin.add_model(compare)
     compare.add_argument(
         "--full", dest="full_table", action="store_true", help="print all columns, not six (table.txt has all)"
     )
@@ -63,12 +59,10 @@ def compare_program(arguments: argparse.Namespace) -> int:
     if arguments.list_guides:
         cli.list_guides(Console())
         return 0
-    if arguments.model is None:
-        raise cli.UsageError("name the model as package.module:attribute")
+    begin.check_names(arguments)
     with cli.modules_from_here():
         arguments.whose = arguments.model + (f" with {arguments.args}" if arguments.args else "")
         cli.check_comparison(arguments)
-        begin.check_as_is(arguments)
         return _compare(arguments)
 
 

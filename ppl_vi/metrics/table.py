@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from typing import TypeVar
 
 import numpy as np
@@ -65,6 +66,21 @@ class Metric:
     needs_truth: bool = True
 
 
+def of_weights(function: Callable[[Weights], Estimate]) -> Callable[[WeightedDraws], Estimate]:
+    """A metric of the weights alone, which is described as the function is."""
+
+    @wraps(function)
+    def metric(draws: WeightedDraws) -> Estimate:
+        return function(draws.weights)
+
+    return metric
+
+
+@wraps(importance.importance_log_evidence)
+def importance_log_evidence(draws: WeightedDraws) -> Estimate:  # its standard error by the exact chi-square divergence
+    return importance.importance_log_evidence(draws.weights, draws.chi_square)
+
+
 def khat_of_few(draws: WeightedDraws) -> Estimate | None:
     """k-hat of the first 1,000 draws, since k-hat depends on their number; None where there are no more than these."""
     few, num = importance.NUM_KHAT_DRAWS, draws.weights.num_draws
@@ -101,18 +117,16 @@ METRICS: dict[str, Metric] = {
         exact.objective_gap, sampled.objective_gap, heading=("objective", "gap"), per_replica=True
     ),
     "surrogate_elbo": Metric(exact.surrogate_elbo, sampled.surrogate_elbo, needs_truth=False),
-    "khat": Metric(on_draws=lambda draws: importance.khat(draws.weights), heading=("", "k-hat"), needs_truth=False),
-    "ess": Metric(
-        on_draws=lambda draws: importance.effective_sample_size(draws.weights), heading=("", "ESS"), needs_truth=False
-    ),
-    "elbo_estimate": Metric(on_draws=lambda draws: importance.elbo_estimate(draws.weights), needs_truth=False),
+    "khat": Metric(on_draws=of_weights(importance.khat), heading=("", "k-hat"), needs_truth=False),
+    "ess": Metric(on_draws=of_weights(importance.effective_sample_size), heading=("", "ESS"), needs_truth=False),
+    "elbo_estimate": Metric(on_draws=of_weights(importance.elbo_estimate), needs_truth=False),
     "importance_log_evidence": Metric(
-        on_draws=lambda draws: importance.importance_log_evidence(draws.weights, draws.chi_square),
+        on_draws=importance_log_evidence,
         heading=("log p(x) by importance", "sampling ± std. error"),
         needs_truth=False,
     ),
     "importance_log_evidence_naive": Metric(
-        on_draws=lambda draws: importance.importance_log_evidence(draws.weights), needs_truth=False
+        on_draws=of_weights(importance.importance_log_evidence), needs_truth=False
     ),
     "relative_covariance_error": Metric(
         on_points=sampled.relative_covariance_error, heading=("covariance", "error")
@@ -120,6 +134,13 @@ METRICS: dict[str, Metric] = {
     "khat_1000": Metric(on_draws=khat_of_few, needs_truth=False),
     "iwae_bound": Metric(on_draws=iwae_bound, heading=("", "IWAE-64"), needs_truth=False),
 }  # fmt: skip
+
+
+def described(name: str) -> str:
+    """A metric in one line: the first of the docstring of one of its functions."""
+    metric = METRICS[name]
+    found = metric.on_grid or metric.on_points or metric.on_draws
+    return (found.__doc__ or "").strip().partition("\n")[0]
 
 
 def on_grid(grid: FitOnGrid) -> dict[str, Estimate]:

@@ -6,7 +6,7 @@ import io
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TextIO, cast
 
 from rich.console import Console
@@ -15,6 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from ppl_vi.runtime import verbosity
 from ppl_vi.runtime.stages import Callback, Stage, listening
 
 # Columns of the bar before each line; a longer one leaves less room for the line in a narrow terminal.
@@ -43,9 +44,13 @@ def following(progress: Callback | bool, subject: str = "") -> Iterator[None]:
 
 def shown() -> AbstractContextManager[Callback]:
     """Gives a callback that shows stages as well as the place allows it."""
+    if verbosity.is_quiet():
+        return nullcontext(lambda stage: None)
     if Console().is_jupyter:
         return _in_notebook()
     stream = cast(TextIO, _Unfailing(sys.stderr))
+    if verbosity.is_verbose():
+        return _with_ends(stream)
     moves = stream.isatty() and not Console(file=stream).is_dumb_terminal
     return _in_terminal(stream) if moves else _line_by_line(stream)
 
@@ -143,6 +148,24 @@ def _line_by_line(stream: TextIO) -> Iterator[Callback]:
             seen.add(stage.title)
             stream.write(f"{stage.title}\n")
             stream.flush()
+
+    yield update
+
+
+@contextmanager
+def _with_ends(stream: TextIO) -> Iterator[Callback]:
+    """A line when a stage begins, and one with its seconds when it is over."""
+    seen: set[tuple[str, str]] = set()
+
+    def update(stage: Stage) -> None:
+        key = stage.subject, stage.name
+        if stage.is_over:
+            seen.discard(key)
+            stream.write(f"{stage.title}: {stage.seconds:.2f} s\n")
+        elif key not in seen:
+            seen.add(key)
+            stream.write(f"{stage.title}\n")
+        stream.flush()
 
     yield update
 

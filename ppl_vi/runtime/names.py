@@ -40,9 +40,15 @@ FAMILIES = (
     "folded_normal", "lognormal_mixture", "spline_flow", "normal", "laplace", *ACCEPTED,
 )  # fmt: skip
 AMORTIZED = ("diagonal", "full", "mixture", "flow")
-OBJECTIVES = (
-    "trace_elbo", "score_function", "stl", "trace_mean_field_elbo", "tail_adaptive", "renyi", "iwae",
-)  # fmt: skip
+OBJECTIVES: dict[str, str] = {  # with what each is
+    "trace_elbo": "the ELBO, by the gradient along the reparameterized path",
+    "score_function": "the ELBO, by the score function, which needs no reparameterization",
+    "stl": "the ELBO, by the path derivative alone (sticking the landing)",
+    "trace_mean_field_elbo": "the ELBO with the KL of each latent from its prior in closed form",
+    "tail_adaptive": "a tail-adaptive f-divergence",
+    "renyi": "the Renyi bound of alpha, as renyi:0.5",
+    "iwae": "the importance-weighted bound of K draws, as iwae:8",
+}
 
 ENGINES = ("auto", "compiled", "batched", "pyro")
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
-from ppl_vi.runtime import result_folder
+from ppl_vi.runtime import result_folder, verbosity
 from ppl_vi.runtime.files import is_replaced, write_text
 
 UNWRITTEN = 1  # the exit code of a program some of whose outputs could not be written
@@ -59,8 +59,8 @@ def write_output(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def tell_results() -> None:
-    """Says on standard error what the run that is going on has written, and where."""
-    if sys.stderr is not None:
+    """Says on standard error what the run that is going on has written, and where, unless it is to be quiet."""
+    if sys.stderr is not None and not verbosity.is_quiet():
         for line in result_folder.current().in_words():
             print(one_line(line), file=sys.stderr)
 

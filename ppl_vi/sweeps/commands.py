@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from ppl_vi.sweeps.running import Work
 
 FILE = Path("sweep.db")
+EXAMPLES = """examples, for a file my_model.py in the current folder that has `model` and `data`:
+  ppl-vi sweep plan.toml
+  ppl-vi sweep my_model:model --args my_model:data --guides AutoNormal gamma --lr 0.05 0.2 --seed 0:100 --dry-run
+  ppl-vi sweep my_model:model --args my_model:data --guides AutoNormal gamma --lr 0.05 0.2 --seed 0:100"""
 AXES = ("objective", "lr", "num_steps", "num_particles", "seed")
 
 
@@ -36,7 +40,7 @@ def add(commands: Any) -> None:
 
 def _add_sweep(commands: Any) -> None:
     text = "many fits: models, guides, settings and seeds, in one file that survives whatever ends the program"
-    parser = commands.add_parser("sweep", help=text, description=text)
+    parser = cli.add_command(commands, "sweep", text, EXAMPLES)
     parser.add_argument("what", nargs="*", metavar="PLAN.toml | MODULE:MODEL", help="a plan, or models or targets")
     parser.add_argument("--args", metavar="MODULE:DATA", help="the model's positional arguments: one value, or a tuple")
     parser.add_argument("--guides", nargs="+", metavar="NAME", help="families, or guides as module:attribute")

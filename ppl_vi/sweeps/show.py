@@ -22,6 +22,12 @@ from ppl_vi.sweeps.store import is_written
 
 WATCH_SECONDS = 1.0
 VERBS = ("merge", "diff")
+EXAMPLES = """examples:
+  ppl-vi results sweep.db
+  ppl-vi results sweep.db --where "guide = 'gamma' and lr < 0.1" --csv -o gamma.csv
+  ppl-vi results sweep.db --watch
+  ppl-vi results merge a.db b.db -o all.db
+  ppl-vi results diff before.db after.db"""
 HEADINGS = {
     "model": "model", "guide": "guide", "objective": "objective", "lr": "lr", "num_steps": "steps",
     "num_particles": "draws", "fits": "fits", "reverse_kl": "reverse KL, median", "least": "least", "most": "most",
@@ -32,7 +38,7 @@ HEADINGS = {
 def add_results(commands: Any) -> None:
     """Adds the command `results`."""
     text = "what sweeps have found: FILE, merge A B -o C, or diff A B"
-    parser = commands.add_parser("results", help=text, description=text)
+    parser = cli.add_command(commands, "results", text, EXAMPLES)
     parser.add_argument("what", nargs="+", metavar="FILE", help="a file of results; merge or diff and files")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--csv", action="store_true", help="all rows as CSV")

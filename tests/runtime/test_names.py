@@ -18,7 +18,7 @@ from ppl_vi.svi.objectives import OBJECTIVES, find_objective
 def test_the_names_are_those_of_the_tables() -> None:
     assert tuple(guides.FAMILIES) == names.FAMILIES
     assert tuple(AMORTIZED) == names.AMORTIZED
-    assert tuple(OBJECTIVES) == names.OBJECTIVES
+    assert tuple(OBJECTIVES) == tuple(names.OBJECTIVES)
     assert tuple(ZOO) == MODELS
 
 
