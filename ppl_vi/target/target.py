@@ -315,7 +315,7 @@ class Target(PickledAsOne):
 
     @runs_isolated
     def log_density_of_row(self, unconstrained: Tensor, *row: Tensor) -> Tensor:
-        """log p(x, z(u)) + log |dz/du| of one problem at one unconstrained point `(D,)`."""
+        """log p(x, z(u)) + `log |dz/du|` of one problem at one unconstrained point `(D,)`."""
         latents, log_jacobian = self.constrain(unconstrained)
         return self.log_joint_of_row(latents, *row) + log_jacobian
 
