@@ -14,7 +14,7 @@ export PIP_BUILD_CONSTRAINT := constraints.txt
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help env toy vae zoo speed faults test lint types tests format clean
+.PHONY: help env toy vae zoo speed faults test lint types tests slow docs format clean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
@@ -52,12 +52,15 @@ tests: $(STAMP)  ## run the tests but the slow ones (PYTEST_ARGS="..." goes to p
 slow: $(STAMP)  ## run the slow tests alone
 	OMP_NUM_THREADS=1 $(RUN) pytest -n 2 -m slow --durations=15 $(PYTEST_ARGS)
 
+docs: $(STAMP)  ## build the documentation's site in docs/_build/html (ARGS="-D nb_execution_mode=off" runs no code)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python docs/site/build.py $(ARGS)
+
 format: $(STAMP)  ## put the code into the common format and mend what lint can
 	$(RUN) ruff check --fix .
 	$(RUN) ruff format .
 
 clean:  ## remove the environment, caches and built packages (results/ stays)
-	rm -rf $(VENV) dist build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) docs/_build dist build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Built anew whenever what it holds may have changed. The stamp goes first and comes last, so a half-built

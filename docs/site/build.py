@@ -37,7 +37,9 @@ TITLE = re.compile(r"\A# .*\n")
 
 def pages() -> dict[str, Path]:
     """Every page by its name on the site."""
-    return {OUTSIDE.get(path.name, path.name): path for path in [*(ROOT / name for name in OUTSIDE), *DOCS.glob("*.md")]}
+    return {
+        OUTSIDE.get(path.name, path.name): path for path in [*(ROOT / name for name in OUTSIDE), *DOCS.glob("*.md")]
+    }
 
 
 def relinked(text: str, page: Path, names: dict[Path, str]) -> str:
@@ -89,7 +91,8 @@ def gallery(staged: dict[str, str]) -> str:
                 f":::{{grid-item-card}} {heading}\n:link: {name.removesuffix('.md')}\n:link-type: doc\n\n"
                 f"```{{image}} {path}\n:alt: {words}\n```\n\n{words}\n:::\n"
             )
-    return f"# Gallery\n\nEach figure leads to the page that explains it.\n\n::::{{grid}} 1 1 2 2\n:gutter: 3\n\n{''.join(cards)}::::\n"
+    grid = f"::::{{grid}} 1 1 2 2\n:gutter: 3\n\n{''.join(cards)}::::\n"
+    return f"# Gallery\n\nEach figure leads to the page that explains it.\n\n{grid}"
 
 
 def stage() -> None:
@@ -114,7 +117,11 @@ def stage() -> None:
 def cache() -> Path:
     """Where outputs are kept for later builds: another folder for each state of the package, whose numbers they are."""
     digest = hashlib.sha256()
-    for path in [ROOT / "constraints.txt", *sorted((ROOT / "ppl_vi").rglob("*.py")), *sorted(ROOT.glob("ppl_vi/**/*.h"))]:
+    for path in [
+        ROOT / "constraints.txt",
+        *sorted((ROOT / "ppl_vi").rglob("*.py")),
+        *sorted(ROOT.glob("ppl_vi/**/*.h")),
+    ]:
         digest.update(path.read_bytes())
     return CACHE / digest.hexdigest()[:16]
 
@@ -126,7 +133,16 @@ def main(arguments: list[str]) -> int:
     for old in CACHE.glob("*") if CACHE.is_dir() else ():
         if old != kept:
             shutil.rmtree(old)
-    options = ["-b", "html", "-W", "--keep-going", "-d", str(BUILT / "doctrees"), "-D", f"nb_execution_cache_path={kept}"]
+    options = [
+        "-b",
+        "html",
+        "-W",
+        "--keep-going",
+        "-d",
+        str(BUILT / "doctrees"),
+        "-D",
+        f"nb_execution_cache_path={kept}",
+    ]
     code = sphinx([*options, *arguments, str(STAGED), str(BUILT / "html")])
     if code == 0:
         print(f"the site is in {(BUILT / 'html' / 'index.html').relative_to(ROOT)}")

@@ -36,18 +36,21 @@ autosummary_generate = True
 autosummary_ignore_module_all = False
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
-autodoc_preserve_defaults = True
 autodoc_default_options = {"members": True, "inherited-members": False}
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True
 python_maximum_signature_line_length = 88
 python_use_unqualified_type_names = True
 add_module_names = False
 
+templates_path = ["templates"]
 html_theme = "pydata_sphinx_theme"
 html_title = f"ppl_vi {version}"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_show_sourcelink = False
+html_context = {"default_mode": "auto"}
+html_sidebars = {page: [] for page in ("quickstart", "tutorial", "glossary", "gallery", "genindex", "search")}
 html_theme_options = {
     "github_url": "https://github.com/ppl-vi/ppl_vi",
     "logo": {"text": "ppl_vi"},

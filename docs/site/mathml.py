@@ -8,10 +8,19 @@ from typing import Any
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 
+# What docutils reads otherwise than TeX, and how it has to be written.
+SPELLED_OUT = (
+    (r"\\big([\[(])", r"\\bigl\1"),
+    (r"\\big([\])])", r"\\bigr\1"),
+    (r"\\([td]?frac)(\w)(\w)", r"\\\1{\2}{\3}"),
+    (r"\\(log|min) *(?=[a-zA-Z0-9\\])", r"\\\1\,"),
+)
+
 
 def _mathml(tex: str, as_block: bool) -> str:
-    """A formula; docutils knows the sizes of brackets by the names that say on which side they stand."""
-    tex = re.sub(r"\\big([\[(])", r"\\bigl\1", re.sub(r"\\big([\])])", r"\\bigr\1", tex))
+    """A formula as MathML."""
+    for pattern, replacement in SPELLED_OUT:
+        tex = re.sub(pattern, replacement, tex)
     return str(tex2mathml(tex, as_block=as_block))
 
 
