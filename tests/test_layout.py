@@ -273,7 +273,17 @@ def project_files() -> list[Path]:
         done = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode == 0:
             return [Path(name) for name in done.stdout.split("\0") if (ROOT / name).is_file()]
-    skipped = {".git", ".venv", "results", "__pycache__", ".hypothesis", ".mypy_cache", ".pytest_cache", ".ruff_cache"}
+    skipped = {
+        ".git",
+        ".venv",
+        "results",
+        "_build",
+        "__pycache__",
+        ".hypothesis",
+        ".mypy_cache",
+        ".pytest_cache",
+        ".ruff_cache",
+    }
     paths = [path.relative_to(ROOT) for path in ROOT.rglob("*") if path.is_file()]
     return [path for path in paths if not skipped.intersection(path.parts)]
 

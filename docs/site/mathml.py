@@ -30,7 +30,7 @@ def _inline(self: Any, node: nodes.math) -> None:
 
 
 def _block(self: Any, node: nodes.math_block) -> None:
-    self.body.append(f'<div class="formula">{_mathml(node.astext(), as_block=True)}</div>')
+    self.body.append(f'<div class="formula" tabindex="0">{_mathml(node.astext(), as_block=True)}</div>')
     raise nodes.SkipNode
 
 
