@@ -44,7 +44,7 @@ def test_the_page_has_every_command_and_exit_code_as_the_code_has_them() -> None
     rows = re.findall(r"^\| (\d+) \| (.*) \|$", text, re.MULTILINE)
     assert rows == [(str(code), meaning) for code, meaning in MEANINGS.items()]
     told = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
-    assert sorted(f"ppl-vi {one}" for one in told) == sorted(one.prog for one in COMMANDS)
+    assert {one.prog for one in COMMANDS} <= {f"ppl-vi {one}" for one in told}
 
 
 def test_every_signal_has_its_exit_code() -> None:

@@ -74,9 +74,16 @@ def test_the_gallery_has_every_figure_with_its_words_and_page(build: ModuleType)
     assert ":link: tutorial\n" in found
 
 
-def test_every_page_and_public_name_has_its_place(build: ModuleType) -> None:
-    listed = set(re.findall(r"^(?:\w+ <)?([\w-]+)>?$", "".join(path.read_text() for path in SITE.glob("*.md")), re.M))
-    assert {name.removesuffix(".md") for name in build.pages()} <= listed
+def test_a_page_that_no_list_names_stands_at_the_end_of_the_how_to(build: ModuleType) -> None:
+    lists = {path.name: path.read_text(encoding="utf-8") for path in SITE.glob("*.md")}
+    found = build.with_rest(lists["how-to.md"], "".join(lists.values()), [*build.pages(), "a-new-page.md"])
+    assert found.endswith("\na-new-page\n```\n")
+    for name in build.pages():
+        listed = build.LISTED.findall("".join({**lists, "how-to.md": found}.values()))
+        assert listed.count(name.removesuffix(".md")) == 1
+
+
+def test_every_public_name_has_its_place(build: ModuleType) -> None:
     public = re.findall(r"^   ([\w.]+)$", (SITE / "api.md").read_text(encoding="utf-8"), re.MULTILINE)
     names = {name for name in ppl_vi.__all__ if not name.startswith("_")}
     assert set(public) == names | {f"testing.{testing.assert_close_to_posterior.__name__}"}

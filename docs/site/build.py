@@ -11,6 +11,7 @@ import hashlib
 import re
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from sphinx.cmd.build import main as sphinx
@@ -32,6 +33,7 @@ kernelspec:
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```\n", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(!?\[[^\]]*\]\()([^)\s]+)(\))")
 FIGURE = re.compile(r"!\[([^\]]*)\]\(([^)\s]+\.png)\)")
+LISTED = re.compile(r"^(?:\w+ <)?([\w-]+)>?$", re.MULTILINE)
 TITLE = re.compile(r"\A# .*\n")
 
 
@@ -95,6 +97,19 @@ def gallery(staged: dict[str, str]) -> str:
     return f"# Gallery\n\nEach figure leads to the page that explains it.\n\n{grid}"
 
 
+def with_rest(text: str, others: str, names: Iterable[str]) -> str:
+    """A page's list of pages, at the end of which stand those that no list names.
+
+    Args:
+        text: the page, which ends with its list.
+        others: the texts of all pages with lists.
+        names: of all pages.
+    """
+    listed = set(LISTED.findall(others))
+    rest = "".join(f"{name}\n" for name in sorted(name.removesuffix(".md") for name in names) if name not in listed)
+    return f"{text.rstrip().removesuffix('```')}{rest}```\n"
+
+
 def stage() -> None:
     """Puts all pages and what they show into the folder that Sphinx reads."""
     shutil.rmtree(STAGED, ignore_errors=True)
@@ -109,6 +124,8 @@ def stage() -> None:
         text = relinked(path.read_text(encoding="utf-8"), path, names)
         text = TITLE.sub("# Quickstart\n", text) if name == "quickstart.md" else text
         staged[name] = executed(text) if name in EXECUTED else text
+    lists = {path.name: path.read_text(encoding="utf-8") for path in SITE.glob("*.md")}
+    staged["how-to.md"] = with_rest(lists["how-to.md"], "".join(lists.values()), found)
     staged["gallery.md"] = gallery(staged)
     for name, text in staged.items():
         (STAGED / name).write_text(text, encoding="utf-8")

@@ -84,13 +84,19 @@ def _read(text: str) -> Any:
 
 def sweep_program(arguments: argparse.Namespace) -> int:
     """Runs what is missing of a plan, or says how much that is; the exit code."""
-    with cli.modules_from_here(), _store_errors():
-        workers = arguments.workers or num_sharing(None, num_cores())
-        wake(1 if arguments.dry_run else workers, "ppl_vi.sweeps.tasks")
-        planned = _planned(arguments)
-        if planned is None:
-            return cli.USAGE
-        return _told(*planned, workers) if arguments.dry_run else _swept(*planned, workers, arguments.retry)
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
+    try:
+        with _store_errors():
+            workers = arguments.workers or num_sharing(None, num_cores())
+            wake(1 if arguments.dry_run else workers, "ppl_vi.sweeps.tasks")
+            planned = _planned(arguments)
+            if planned is None:
+                return cli.USAGE
+            return _told(*planned, workers) if arguments.dry_run else _swept(*planned, workers, arguments.retry)
+    finally:
+        if folder in sys.path:  # which a module may have changed
+            sys.path.remove(folder)
 
 
 @contextmanager
