@@ -51,6 +51,23 @@ def test_every_signal_has_its_exit_code() -> None:
     assert {SIGNALLED + one for one in signals.SIGNALS} == {code for code in MEANINGS if code > SIGNALLED}
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full disk to write to")
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["list", "objectives"], 1, "can't read or write: No space left on device"),
+        (["list", "guests"], 2, "invalid choice: 'guests'"),
+        (["check", "my_model:model"], 2, "name a limit at least"),
+    ],
+)
+def test_the_exit_code_is_what_the_page_says(arguments: list[str], code: int, said: str) -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "ppl_vi", *arguments]
+        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode in MEANINGS
+    assert (done.returncode, said in done.stderr) == (code, True)
+
+
 def listed(what: str, capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
     assert main(["list", what, "--json"]) == 0
     found: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
