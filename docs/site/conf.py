@@ -50,7 +50,9 @@ html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_show_sourcelink = False
 html_context = {"default_mode": "auto"}
-html_sidebars = {page: [] for page in ("quickstart", "tutorial", "glossary", "gallery", "genindex", "search")}
+html_sidebars: dict[str, list[str]] = {
+    page: [] for page in ("quickstart", "tutorial", "glossary", "gallery", "genindex", "search")
+}
 html_theme_options = {
     "github_url": "https://github.com/ppl-vi/ppl_vi",
     "logo": {"text": "ppl_vi"},
