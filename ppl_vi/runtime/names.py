@@ -110,9 +110,12 @@ def guide_and_file(text: str) -> tuple[str, str]:
 
 
 def in_module(guide: str, module: str) -> str:
-    """A guide as `module:attribute`, where it is given by its name in that module alone; families stay as they are."""
-    name, _ = guide_and_file(guide) if ":" in guide else (guide.partition("=")[0], "")
-    return guide if ":" in name or name in FAMILIES or name in REFUSED else f"{module}:{guide}"
+    """A guide as `module:attribute`, where it is given by its name in that module alone.
+
+    Families, and "all" of them, stay as they are.
+    """
+    name = guide.partition("=")[0]
+    return guide if ":" in name or name in (*FAMILIES, *REFUSED, "all") else f"{module}:{guide}"
 
 
 def check_family(name: str) -> None:

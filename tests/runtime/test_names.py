@@ -63,3 +63,19 @@ def test_a_bad_argument_is_refused_without_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (0, 4), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("mine", "package.module:mine"),
+        ("mine=folder:1/a.pt", "package.module:mine=folder:1/a.pt"),
+        ("Guides.mine", "package.module:Guides.mine"),
+        ("other:mine=a.pt", "other:mine=a.pt"),
+        ("AutoNormal", "AutoNormal"),
+        ("AutoDelta", "AutoDelta"),
+        ("all", "all"),
+    ],
+)
+def test_a_guide_is_looked_for_in_the_models_module_unless_it_is_a_family(given: str, meant: str) -> None:
+    assert names.in_module(given, "package.module") == meant
