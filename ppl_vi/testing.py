@@ -41,10 +41,10 @@ def assert_close_to_posterior(
 ) -> ModelComparison:
     """Asserts that a guide is as near to a model's posterior as the limits say.
 
-    The guide is fitted and measured as by `ppl_vi.compare`, and judged as by `ppl-vi check`. Figures are medians over
-    replicas. A value passes or fails beyond its own error alone: its numerical error and two standard errors. Within
-    it, or where the truth is uncertified, it is undecided, and that is no success. What `ppl_vi.fitted` gives is
-    measured as it is.
+    The guide is fitted and measured as by `ppl_vi.compare`, and judged as by `ppl-vi check`. Reverse KL, start gap and
+    optimization gap are those of the worst replica, other figures medians over replicas. A value passes or fails beyond
+    its own error alone: its numerical error and two standard errors. Within it, or where the truth is uncertified, it
+    is undecided, and that is no success. What `ppl_vi.fitted` gives is measured as it is.
 
     Args:
         model, args, kwargs: the model and its arguments, as `compare` takes them.

@@ -26,8 +26,9 @@ DETAILS = """Fits guides to a Pyro model and checks them against its exact poste
 
 A line for each limit that is not kept goes to standard output. The exit code is 0
 where all are kept, 1 where one is not, and 3 where the truth is uncertified, so that
-nothing that rests on it can be said. Figures are medians over replicas. A value within
-its own error of the limit is undecided, which counts as not kept."""
+nothing that rests on it can be said. Reverse KL, start gap and optimization gap are
+those of the worst replica, other figures medians over replicas. A value within its own
+error of the limit is undecided, which counts as not kept."""
 EXAMPLES = """examples, for a file my_model.py in the current folder that has `model`, `data` and `my_guide`:
   ppl-vi check my_model:model --args my_model:data --guides my_guide --max-reverse-kl 0.05 --min-coverage 0.85
   ppl-vi check my_model:model --args my_model:data --guides my_guide AutoNormal --max-family-gap 0.1 --junit check.xml

@@ -1,7 +1,8 @@
 """Whether what was measured of guides keeps within limits.
 
-`ppl-vi check` and `ppl_vi.testing` both judge by `judged`. Figures are medians over replicas, as in the tables. A value
-passes or fails only beyond its own error; within it, it is undecided, which is no success.
+`ppl-vi check` and `ppl_vi.testing` both judge by `judged`. A reverse KL and its gaps have to be small in each replica;
+other figures are medians over replicas, as in the tables. A value passes or fails only beyond its own error; within it,
+it is undecided, which is no success.
 """
 
 from __future__ import annotations
@@ -92,11 +93,11 @@ def _checks(record: Record, name: str, asked: float) -> list[Check]:
 def _judged(record: Record, part: Record, name: str, asked: float) -> tuple[Outcome, str]:
     """How a value stands to its limit, and what is to be said."""
     limit = LIMITS[name]
-    value, error = number(part.get(limit.metric)), uncertainty(part, limit.metric)
+    (value, where), error = _value(record, part, limit), uncertainty(part, limit.metric)
     wanted = f"{'at least' if limit.is_least else 'at most'} {str(asked).removesuffix('.0')}{limit.unit} was asked"
     if math.isnan(value):
         return _without(record, limit, wanted)
-    came = f"{limit.words} is {_shown(value, error, asked)}{limit.unit}, {wanted}"
+    came = f"{limit.words} is {_shown(value, error, asked)}{limit.unit}{where}, {wanted}"
     if limit.metric in record["uncertified"]:
         return Outcome.UNCERTIFIED, f"{came}: uncertified, since the truth is: {in_words(record['grade_reason'])}"
     outcome = _outcome(value, 0.0 if math.isnan(error) else error, asked, limit.is_least)
@@ -108,6 +109,14 @@ def _judged(record: Record, part: Record, name: str, asked: float) -> tuple[Outc
         return outcome, f"{came}: undecided, since the limit lies within the error"
     leaks = math.isinf(value) and record["support_mismatch"]
     return outcome, f"{came}: {leak_note(record).removeprefix(record['guide'] + ': ')}" if leaks else came
+
+
+def _value(record: Record, part: Record, limit: Limit) -> tuple[float, str]:
+    """The value that has to keep to a limit: that of the worst replica, where it is known of each, and the words so."""
+    each = [number(replica[limit.metric]) for replica in record["replicas"] if limit.metric in replica]
+    if len(each) < 2 or part is not record:
+        return number(part.get(limit.metric)), ""
+    return max(each, key=lambda value: (math.isnan(value), value)), f" in the worst of {len(each)} replicas"
 
 
 def _outcome(value: float, error: float, asked: float, is_least: bool) -> Outcome:

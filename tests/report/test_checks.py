@@ -87,11 +87,28 @@ def test_a_bound_decides_on_its_own_side_alone() -> None:
         assert ("bound is known" in found.text) == (outcome is UNDECIDED)
 
 
+def test_a_reverse_kl_and_its_gaps_are_those_of_the_worst_replica() -> None:
+    """Three replicas have a reverse KL of 0.75, 0.8 and 1.25; the median would keep within 1."""
+    three = made_record("mine", {"family": 0.25, "optimization": 0.5}, replicas=(0.0, 0.05, 0.5))
+    outcomes = {
+        (name, asked): one(judged([three], {name: asked})).outcome
+        for name, values in [("max_reverse_kl", (1.24, 1.26)), ("max_optimization_gap", (0.99, 1.01))]
+        for asked in values
+    }
+    assert list(outcomes.values()) == [FAILED, PASSED] * 2
+    text = "reverse KL is 1.25 ± 1e-12 nats in the worst of 3 replicas, at most 1 nats was asked"
+    assert one(judged([three], {"max_reverse_kl": 1.0})).text == text
+    lost = three | {"replicas": [*three["replicas"], {"reverse_kl": None}], "reasons": {"reverse_kl": "it diverged"}}
+    missing = one(judged([lost], {"max_reverse_kl": 100.0}))
+    assert (missing.outcome, "undecided, since it diverged" in missing.text) == (UNDECIDED, True)
+
+
 def test_an_infinite_divergence_fails_and_says_why() -> None:
     leak = infinite_record("normal") | {"leaked_mass": 0.16, "surrogate_elbo": -1.0, "log_evidence": -1.2}
     found = one(judged([leak | {"reverse_kl_error": "inf"}], {"max_reverse_kl": 100.0}))
     assert found.outcome is FAILED
-    assert "reverse KL is inf nats, at most 100 nats was asked: site 'z': wider (leaked mass 0.160)" in str(found)
+    asked = "normal: reverse KL is inf nats in the worst of 2 replicas, at most 100 nats was asked"
+    assert str(found).startswith(f"{asked}: site 'z': wider (leaked mass 0.160)")
 
 
 def test_a_guide_without_scores_fails_and_a_missing_score_is_undecided() -> None:
