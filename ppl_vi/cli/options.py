@@ -36,6 +36,8 @@ def add_comparison_options(
     )
     parser.add_argument("--list-guides", action="store_true", help="list the families and exit")
     add_fit_options(parser, full, QUICK)
+    add_memory(parser)
+    parser.add_argument("--device", choices=DEVICES, default="cpu", help="where to compute (cpu)")
     add_run_options(parser, out, "few families, steps and replicas")
 
 
@@ -69,8 +71,6 @@ def add_fit_options(parser: argparse.ArgumentParser, full: dict[str, Any], quick
         help="steps as machine code (compiled), operation by operation (batched), by Pyro's SVI, one fit at a time "
         "(pyro), or the fastest of these (auto)",
     )
-    add_memory(parser)
-    parser.add_argument("--device", choices=DEVICES, default="cpu", help="where to compute (cpu)")
 
 
 def add_run_options(parser: argparse.ArgumentParser, out: Path, quick: str) -> None:

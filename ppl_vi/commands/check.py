@@ -51,6 +51,8 @@ def add(commands: Any) -> None:
         limits.add_argument(f"--{name.replace('_', '-')}", type=cli.finite, metavar="F", help=text)
     full = cli.FULL | {"num_replicas": NUM_REPLICAS}
     cli.add_fit_options(parser, full, full)
+    cli.add_memory(parser)
+    parser.add_argument("--device", choices=cli.DEVICES, default="cpu", help="where to compute (cpu)")
     cli.add_seed(parser)
     parser.add_argument("--junit", metavar="FILE", help="the checks as JUnit XML")
     parser.set_defaults(program=check_program, quick=False)
