@@ -23,7 +23,7 @@ STAGED, CACHE = BUILT / "pages", BUILT / "executed"
 REPOSITORY = "https://github.com/ppl-vi/ppl_vi/blob/main"
 # Pages that lie outside of `docs/`, and what they are called on the site.
 OUTSIDE = {"README.md": "quickstart.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
-EXECUTED = ("quickstart.md", "tutorial.md")
+EXECUTED = ("quickstart.md", "tutorial.md", "from-your-svi-loop.md", "sweeps.md")
 HEADER = """---
 file_format: mystnb
 kernelspec:
