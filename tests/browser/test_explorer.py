@@ -124,12 +124,26 @@ def library_numbers(family: str, xs: list[float], members: list[list[float]]) ->
     sd = np.sqrt(grid.integral(grid.q * (grid.z - mean[:, None, None]) ** 2))
     named = {"elbo": elbo, "reverseKl": reverse_kl, "forwardKl": forward_kl}
     found = {name: metric(quadrature) for name, metric in named.items()}
-    return {
+    numbers = {
         "evidence": (truth.log_evidence, truth.log_evidence_error),
         "mean": (mean, 1e-9 * np.abs(mean)),
         "sd": (sd, 1e-7 * sd),
         **{name: (one.value[:, 0], one.error[:, 0]) for name, one in found.items()},
     }
+    return numbers | (in_closed_form(np.array(xs), *np.array(members).T) if family == "normal" else {})
+
+
+def in_closed_form(x: np.ndarray, loc: np.ndarray, scale: np.ndarray) -> dict[str, Any]:
+    """Moments and forward KL of a normal, because the library's grid does not reach far below 0.
+
+    With the posterior's moments about x - 1, E[(z - x + 1)^2] = 1 - (x - 1) h and E[z - x + 1] = h.
+    """
+    m = x - 1
+    hazard = np.exp(-m * m / 2 - special.log_ndtr(m)) / math.sqrt(2 * math.pi)
+    square = 1 - m * hazard + 2 * (m - loc) * hazard + (m - loc) ** 2
+    kl = np.log(scale) + square / (2 * scale**2) - (1 - m * hazard) / 2 - special.log_ndtr(m)
+    none = np.zeros_like(x)
+    return {"mean": (loc, none), "sd": (scale, none), "forwardKl": (kl, 1e-12 * kl)}
 
 
 @pytest.mark.parametrize("family", PARAMETERS)
@@ -140,10 +154,10 @@ def test_numbers_are_the_librarys_to_the_digits_shown(opened: Page, family: str)
     members = [values_of(family, one["places"][1:]) for one in shown]
     wrong, right = [], library_numbers(family, xs, members)
     for i, one in enumerate(shown):
-        assert [agrees(text, value, 1e-9) for text, value in zip(one["outputs"][1:], members[i], strict=True)]
+        assert all(agrees(text, value, 1e-9) for text, value in zip(one["outputs"][1:], members[i], strict=True))
         for name, (values, errors) in right.items():
             value, error = float(values[i]), float(errors[i])
-            # beyond 38 standard deviations the leak is 0 in double precision, and only the explorer sees it
+            # beyond 38 standard deviations the mass below 0 is 0 in double precision, and only the explorer sees it
             if family == "normal" and name in ("elbo", "reverseKl") and members[i][0] / members[i][1] > 38:
                 value = -math.inf if name == "elbo" else math.inf
             if not agrees(one[name], value, error + 1e-12 * abs(value)):
@@ -198,6 +212,21 @@ def test_the_optimum_is_the_librarys_best_member(opened: Page, family: str) -> N
         wanted = theta_of(family, [number(text) for text in one["outputs"][1:]])
         wanted[0], found[0] = (abs(wanted[0]), abs(found[0])) if family == "folded_normal" else (wanted[0], found[0])
         np.testing.assert_allclose(wanted, found, rtol=0, atol=0.03 if family == "folded_normal" else 0.006)
+
+
+def test_the_gaps_over_x_are_those_of_the_families(opened: Page) -> None:
+    """The description of the plot gives the gaps at x in numbers, the smallest first."""
+    titles = dict(
+        opened.locator("#explorer-family option").evaluate_all("all => all.map((one) => [one.value, one.text])")
+    )
+    gaps = {titles[name]: opened.evaluate(BEST_AND_READ, [name, [(0.7,)]])[0]["familyGap"] for name in PARAMETERS}
+    plot = opened.locator("[data-plot=gaps][aria-label*=softplus]")  # the last one to be computed
+    described = plot.get_attribute("aria-label") or ""
+    assert "At x = 3.0: truncated normal 0, folded normal " in described
+    for title, gap in gaps.items():
+        if title not in ("truncated normal", "normal"):
+            assert f", {title} {gap}," in described
+    assert plot.locator("path[stroke-width='2'], path[stroke-width='5']").count() == 7
 
 
 def test_special_functions(opened: Page) -> None:
@@ -291,11 +320,12 @@ def test_every_try_does_what_it_says(opened: Page) -> None:
         button.click()
         shown = opened.locator("[data-number=elbo], [data-number=reverseKl], [data-number=optimizationGap]")
         seen.append(shown.all_text_contents())
-    close, zero, narrow, optima, leak = seen
+    close, zero, narrow, lucky, optima, leak = seen
     assert number(close[1]) > 0.1
     assert zero[2] == "<1e-9"
     assert number(zero[1]) > 0.1
     assert number(narrow[1]) < number(opened_forward(opened, 2))
+    assert lucky[1] == "<1e-9"
     assert number(optima[2]) > 0.1
     assert leak == ["−∞", "∞", "–"]
 

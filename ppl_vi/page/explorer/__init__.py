@@ -8,14 +8,14 @@ from __future__ import annotations
 from importlib.resources import files
 
 # In this order: each uses what stands before it.
-SCRIPTS = ("numerics.js", "families.js", "toy.js", "plots.js", "landscape.js", "explorer.js")
+SCRIPTS = ("numerics.js", "families.js", "toy.js", "plots.js", "landscape.js", "gaps.js", "explorer.js")
 
 
 def explorer_section() -> str:
     """The explorer as one HTML element `<section class="explorer">`, its style and script included.
 
-    A page may hold it once. It takes the colours `--paper`, `--panel`, `--ink`, `--muted`, `--line` and `--accent`
-    from the page where it sets them, as hexadecimal numbers, and its theme from the system or from
+    A page may hold it once. It takes the colours `--paper`, `--raised`, `--ink`, `--soft`, `--rule` and `--link` from
+    the page where it sets them, as hexadecimal numbers, and its theme from the system or from
     `<html data-theme="dark">`.
     """
     script = "\n".join(_text(name) for name in SCRIPTS)

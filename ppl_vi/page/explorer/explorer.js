@@ -3,7 +3,6 @@
 const root = document.querySelector(".explorer");
 const part = (name) => root.querySelector(`[data-part="${name}"]`);
 const plot = (name) => root.querySelector(`[data-plot="${name}"]`);
-const X = { name: "Observation x", low: -4, high: 6, step: 0.05, start: 1.5, isLog: false };
 const CALM = matchMedia("(prefers-reduced-motion: reduce)");
 const GLIDE = 350; // milliseconds to the optimum
 const QUIET = 700; // milliseconds without a change before a screen reader is told the numbers
@@ -113,6 +112,7 @@ function draw() {
   barPlot(plot("bar"), now);
   landscapePlot(plot("landscape"), part("map"), now);
   boundPlot(plot("bound"), now);
+  gapsPlot(plot("gaps"), now);
   tell(now);
 }
 
@@ -168,11 +168,13 @@ function begin() {
   for (const button of root.querySelectorAll(".explorer-tries button")) {
     button.addEventListener("click", () => tryThis(button.dataset));
   }
-  dragged(plot("bound"), (a) => {
-    const step = scaled(34, sizeOf(plot("bound")).width - 8, BOUND.low, BOUND.high)(a);
-    state.x = roundedPlace(X, Math.min(X.high, Math.max(X.low, step)));
-    draw();
-  });
+  for (const [name, left] of [["bound", 34], ["gaps", 50]]) {
+    dragged(plot(name), (a) => {
+      const place = scaled(left, sizeOf(plot(name)).width - 8, X.low, X.high)(a);
+      state.x = roundedPlace(X, Math.min(X.high, Math.max(X.low, place)));
+      draw();
+    });
+  }
   dragged(plot("landscape"), (a, b) => {
     const { parameters, at } = FAMILIES[state.key], { width, height } = mapSize(plot("landscape"));
     if (!follow().best) return;
@@ -183,8 +185,10 @@ function begin() {
     draw();
   });
   root.querySelectorAll("svg[data-plot]").forEach(measure);
+  part("gaps-legend").innerHTML = gapsLegend();
   chooseFamily(state.key);
   paint();
+  setTimeout(() => computeGaps(draw), 100);
   const watch = new ResizeObserver((changed) => (changed.forEach((one) => measure(one.target)), draw()));
   root.querySelectorAll("svg[data-plot]").forEach((svg) => watch.observe(svg));
   for (const query of ["(prefers-color-scheme: dark)", "print"]) matchMedia(query).addEventListener("change", paint);

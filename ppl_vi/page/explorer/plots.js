@@ -110,7 +110,7 @@ function integrandPlot(svg, state, q, sx) {
   const line = points.filter(([z]) => z >= 0).map(([z, value]) => [sx(z), sy(Math.min(Math.max(value, 0), 2 * top))]);
   const parts = [`<path class="axis" d="M6 ${bottom}H${width - 6}M${sx(0)} ${bottom}V6"/>`,
     `<path class="gap" d="${pathOf(line)}L${sx(points[points.length - 1][0]).toFixed(1)} ${bottom}L${sx(0).toFixed(1)} ${bottom}Z"/>`,
-    label(width - 8, 16, `up to ${top}`, 'text-anchor="end"')];
+    label(width - 8, 16, `axis to ${top}`, 'text-anchor="end"')];
   if (state.member.logLeak !== undefined) {
     parts.push(`<rect class="leak" x="6" y="6" width="${(sx(0) - 6).toFixed(1)}" height="${bottom - 6}"/>`,
       label((6 + sx(0)) / 2, bottom / 2 + 10, "∞", 'text-anchor="middle" class="strong"'));
@@ -153,16 +153,15 @@ function barPlot(svg, state) {
     `${divergence(kl)} on top of it.`);
 }
 
-const BOUND = { low: -4, high: 6, bottom: -12, top: 0 }; // what the plot over x shows
-const boundScale = (svg) => scaled(BOUND.low, BOUND.high, 34, sizeOf(svg).width - 8);
+const BOUND = { bottom: -12, top: 0 }; // what the plot over x shows, in nats
 
 function boundPlot(svg, state) {
   const { width, height } = sizeOf(svg);
-  const sx = boundScale(svg), sy = scaled(BOUND.bottom, BOUND.top, height - 34, 6);
-  const xs = Array.from({ length: 101 }, (_, i) => BOUND.low + (BOUND.high - BOUND.low) * i / 100);
+  const sx = scaled(X.low, X.high, 34, width - 8), sy = scaled(BOUND.bottom, BOUND.top, height - 34, 6);
+  const xs = Array.from({ length: 101 }, (_, i) => X.low + (X.high - X.low) * i / 100);
   const curve = (f) => pathOf(xs.map((x) => [sx(x), sy(Math.max(f(x), BOUND.bottom - 30))]));
   const parts = [`<path class="axis" d="M34 6V${height - 34}H${width - 8}"/>`];
-  for (const { value, text } of ticks(BOUND.low, BOUND.high, 6)) parts.push(label(sx(value), height - 19, text, 'text-anchor="middle"'));
+  for (const { value, text } of ticks(X.low, X.high, 6)) parts.push(label(sx(value), height - 19, text, 'text-anchor="middle"'));
   for (const { value, text } of ticks(BOUND.bottom, BOUND.top, 4)) parts.push(label(30, sy(value) + 4, text, 'text-anchor="end"'));
   parts.push(label((34 + width) / 2, height - 4, "x", 'text-anchor="middle"'));
   const { evidence, elbo } = state.numbers, at = sx(state.x).toFixed(1);

@@ -27,6 +27,8 @@ function forwardKl(x, member) {
 
 const sdOf = ({ mean, square }) => Math.sqrt(square - mean * mean);
 
+const X = { name: "Observation x", low: -4, high: 6, step: 0.05, start: 1.5, isLog: false };
+
 // A parameter's place on its slider, and back.
 const placeOf = (parameter, value) => (parameter.isLog ? Math.log10(value) : value);
 const valueAt = (parameter, place) => (parameter.isLog ? 10 ** place : place);
