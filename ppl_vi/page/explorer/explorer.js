@@ -7,7 +7,7 @@ const CALM = matchMedia("(prefers-reduced-motion: reduce)");
 const GLIDE = 350; // milliseconds to the optimum
 const QUIET = 700; // milliseconds without a change before a screen reader is told the numbers
 
-const state = { x: X.start, key: "truncated_normal", values: {}, colors: [] };
+const state = { x: X.start, key: "lognormal", values: {}, colors: [] };
 for (const [key, family] of Object.entries(FAMILIES)) state.values[key] = family.parameters.map((one) => one.start);
 
 // A slider in its place. The exact value is kept in `state`; the slider shows the step that is nearest to it.

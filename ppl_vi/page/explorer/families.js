@@ -18,7 +18,7 @@ const FAMILIES = {
   lognormal: {
     title: "lognormal",
     summary: "log z is Normal(loc, scale): what Pyro's AutoNormal fits to a positive latent. Its density at 0 is 0.",
-    parameters: [loc(-4, 3, 0.5), positive("scale", 0.03, 3, 0.4)],
+    parameters: [loc(-4, 3, 0.3), positive("scale", 0.03, 3, 0.4)],
     at: ([m, s]) => ({
       logDensity: (z) => -0.5 * ((Math.log(z) - m) / s) ** 2 - Math.log(z * s) - LOG_2PI / 2,
       mean: Math.exp(m + s * s / 2),

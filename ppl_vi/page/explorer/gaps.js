@@ -4,6 +4,11 @@ const GAPS = { low: 1e-5, high: 10, spacing: 0.2 }; // what the plot shows, in n
 const LINES = ["#0072B2", "#E69F00", "#333333", "#56B4E9", "#D55E00", "#009E73", "#CC79A7"];
 const IN_GAPS = Object.keys(FAMILIES).filter((key) => !["truncated_normal", "normal"].includes(key));
 
+const gapColor = (key) => (LINES[IN_GAPS.indexOf(key)] === "#333333" ? "var(--x-ink)" : LINES[IN_GAPS.indexOf(key)]);
+
+// Left of x = 1 the best folded normal is the best half-normal, so its line is dashed.
+const gapLook = (key) => `stroke="${gapColor(key)}"${key === "folded_normal" ? ' stroke-dasharray="7 5"' : ""}`;
+
 // Computes one family at a time, while the visitor waits for nothing; calls `done` after each.
 function computeGaps(done) {
   const waiting = IN_GAPS.filter((key) => !FAMILIES[key].gaps);
@@ -17,10 +22,8 @@ function computeGaps(done) {
   setTimeout(() => computeGaps(done), 30);
 }
 
-const gapColor = (key) => (LINES[IN_GAPS.indexOf(key)] === "#333333" ? "var(--x-ink)" : LINES[IN_GAPS.indexOf(key)]);
-
 function gapsLegend() {
-  const sample = (key) => `<svg viewBox="0 0 26 12"><path d="M0 6H26" stroke-width="3" stroke="${gapColor(key)}"/></svg>`;
+  const sample = (key) => `<svg viewBox="0 0 26 12"><path d="M0 6H26" stroke-width="3" ${gapLook(key)}/></svg>`;
   return IN_GAPS.map((key) => `<span>${sample(key)}${FAMILIES[key].title}</span>`).join("");
 }
 
@@ -42,7 +45,7 @@ function gapsPlot(svg, { x, family }) {
   const last = (key) => (FAMILIES[key] === family ? 1 : 0); // the chosen family lies above the others
   for (const key of [...IN_GAPS].sort((a, b) => last(a) - last(b))) {
     const points = FAMILIES[key].gaps?.map(([at, gap]) => [sx(at), sy(gap)]);
-    if (points) parts.push(`<path fill="none" stroke="${gapColor(key)}" stroke-width="${last(key) ? 5 : 2}" d="${pathOf(points)}"/>`);
+    if (points) parts.push(`<path fill="none" ${gapLook(key)} stroke-width="${last(key) ? 5 : 2}" d="${pathOf(points)}"/>`);
   }
   parts.push("</g>");
   fill(svg, parts.join(""), describeGaps(x));

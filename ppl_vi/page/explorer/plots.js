@@ -68,8 +68,9 @@ function densityPlot(svg, strip, state) {
   const curve = (one, from) => drawnAt(from, high, member).map((z) => [z, Math.exp(one.logDensity(Math.max(z, from)))]);
   const p = curve(truth, 1e-9), q = curve(member, isPositive ? 1e-9 : low);
   const peak = Math.exp(truth.logDensity(Math.max(state.x - 1, 0)));
-  const guidePeak = Math.max(...q.map((one) => one[1]).filter(Number.isFinite));
-  const top = Math.min(Math.max(1.15 * peak, 1.08 * guidePeak), 3 * peak);
+  const best = state.best ? curve(state.family.at(state.best.values), 1e-9) : [];
+  const highest = Math.max(...[...q, ...best].map((one) => one[1]).filter(Number.isFinite));
+  const top = Math.min(Math.max(1.15 * peak, 1.08 * highest), 3 * peak);
   const sy = scaled(0, top, bottom, 8), drawn = (points) => points.map(([z, d]) => [sx(z), sy(Math.min(d, 2 * top))]);
   const zero = sx(0), area = (points) => `${pathOf(points)}L${points[points.length - 1][0].toFixed(1)} ${bottom}L${points[0][0].toFixed(1)} ${bottom}Z`;
   const [shapeP, shapeQ] = [drawn(p), drawn(q)];
@@ -80,9 +81,7 @@ function densityPlot(svg, strip, state) {
   parts.push(`<path class="area" d="${area(shapeP)}"/>`);
   if (!isPositive) parts.push(`<path class="leak" d="${area(shapeQ.filter(([a]) => a <= zero))}"/>`);
   parts.push(`<path class="p" d="M${zero} ${bottom}L${pathOf(shapeP).slice(1)}"/>`);
-  if (state.best) {
-    parts.push(`<path class="best" d="${pathOf(drawn(curve(state.family.at(state.best.values), 1e-9)))}"/>`);
-  }
+  if (state.best) parts.push(`<path class="best" d="${pathOf(drawn(best))}"/>`);
   parts.push(`<path class="q" d="${pathOf(shapeQ)}"/>`);
   if (state.x > low && state.x < high) {
     parts.push(`<path class="evidence" d="M${sx(state.x)} ${bottom - 5}V${bottom + 5}"/>`,
