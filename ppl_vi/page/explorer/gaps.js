@@ -35,17 +35,18 @@ function gapsPlot(svg, { x, family }) {
   const parts = [`<path class="axis" d="M${left} 8V${bottom}H${width - 8}"/>`];
   for (let power = -5; power <= 1; power++) {
     const at = sy(10 ** power).toFixed(1);
-    parts.push(`<path class="axis faint" d="M${left} ${at}H${width - 8}"/>`, label(left - 6, +at + 4, powerOfTen(power), 'text-anchor="end"'));
+    parts.push(`<path class="axis faint" d="M${left} ${at}H${width - 8}"/>`);
+    parts.push(label(left - 6, +at + 4, powerOfTen(power), END));
   }
-  for (const { value, text } of ticks(X.low, X.high, 10)) parts.push(label(sx(value), bottom + 16, text, 'text-anchor="middle"'));
-  parts.push(label((left + width) / 2, height - 4, "x", 'text-anchor="middle" class="strong"'));
-  parts.push(`<clipPath id="explorer-gaps-clip"><rect x="${left}" y="8" width="${width - left - 8}" height="${bottom - 8}"/></clipPath>`);
-  parts.push('<g clip-path="url(#explorer-gaps-clip)">');
+  for (const { value, text } of ticks(X.low, X.high, 10)) parts.push(label(sx(value), bottom + 16, text, MIDDLE));
+  parts.push(label((left + width) / 2, height - 4, "x", MIDDLE + STRONG));
+  parts.push(clip("explorer-gaps-clip", left, 8, width - 8, bottom));
   parts.push(`<path class="now" d="M${sx(x).toFixed(1)} 8V${bottom}"/>`);
   const last = (key) => (FAMILIES[key] === family ? 1 : 0); // the chosen family lies above the others
   for (const key of [...IN_GAPS].sort((a, b) => last(a) - last(b))) {
     const points = FAMILIES[key].gaps?.map(([at, gap]) => [sx(at), sy(gap)]);
-    if (points) parts.push(`<path fill="none" ${gapLook(key)} stroke-width="${last(key) ? 5 : 2}" d="${pathOf(points)}"/>`);
+    const width = last(key) ? 5 : 2;
+    if (points) parts.push(`<path fill="none" ${gapLook(key)} stroke-width="${width}" d="${pathOf(points)}"/>`);
   }
   parts.push("</g>");
   fill(svg, parts.join(""), describeGaps(x));

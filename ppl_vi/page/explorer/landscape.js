@@ -25,17 +25,18 @@ function landscapePlot(svg, canvas, state) {
   const places = values.map((value, i) => placeOf(family.parameters[i], value));
   const bests = best.values.map((value, i) => placeOf(family.parameters[i], value));
   const parts = [`<path class="axis" d="M${MAP.left} ${MAP.top}V${bottom}H${MAP.left + width}"/>`];
-  for (const { place, text } of parameterTicks(first)) parts.push(label(sa(place), bottom + 16, text, 'text-anchor="middle"'));
-  parts.push(label(MAP.left + width / 2, bottom + 33, first.name, 'text-anchor="middle" class="strong"'));
-  let height2 = sb;
+  for (const { place, text } of parameterTicks(first)) parts.push(label(sa(place), bottom + 16, text, MIDDLE));
+  parts.push(label(MAP.left + width / 2, bottom + 33, first.name, MIDDLE + STRONG));
+  let upwards = sb; // the scale of the vertical axis: of the second parameter, or of the ELBO
   if (second) {
     drawMap(canvas, svg, state);
-    for (const { place, text } of parameterTicks(second)) parts.push(label(MAP.left - 5, sb(place) + 4, text, 'text-anchor="end"'));
-    parts.push(`<text class="strong" transform="translate(11 ${MAP.top + height / 2}) rotate(-90)" text-anchor="middle">${second.name}</text>`);
+    for (const { place, text } of parameterTicks(second)) parts.push(label(MAP.left - 5, sb(place) + 4, text, END));
+    const turned = ` transform="translate(11 ${MAP.top + height / 2}) rotate(-90)"`;
+    parts.push(label(0, 0, second.name, MIDDLE + STRONG + turned));
   } else {
-    height2 = curvePlot(parts, svg, state, sa);
+    upwards = curvePlot(parts, svg, state, sa);
   }
-  const at = (mark, member) => [sa(mark[0]).toFixed(1), (second ? height2(mark[1]) : height2(elboOf(state.x, member))).toFixed(1)];
+  const at = (mark, member) => [sa(mark[0]), upwards(second ? mark[1] : elboOf(state.x, member))].map((a) => a.toFixed(1));
   const optima = [bests];
   if (family === FAMILIES.folded_normal) optima.push([-bests[0], bests[1]]);
   for (const one of optima) {
@@ -45,14 +46,15 @@ function landscapePlot(svg, canvas, state) {
   const [a, b] = at(places, state.member);
   parts.push(`<circle class="here" cx="${a}" cy="${b}" r="7"/>`);
   const named = (these) => family.parameters.map((one, i) => `${one.name} ${shown(one, these[i])}`).join(", ");
-  fill(svg, parts.join(""), `${second ? "KL(q || p) over" : "ELBO over"} ${family.parameters.map((one) => one.name).join(" and ")}. The ` +
-    `best member is at ${named(best.values)}, with KL ${divergence(best.kl)}. The guide is at ${named(values)}.`);
+  const axes = family.parameters.map((one) => one.name).join(" and ");
+  fill(svg, parts.join(""), `${second ? "KL(q || p)" : "ELBO"} over ${axes}. The best member is at ` +
+    `${named(best.values)}, with KL ${divergence(best.kl)}. The guide is at ${named(values)}.`);
 }
 
 function emptyPlot(svg) {
   const text = "KL(q ‖ p) is ∞ for every loc and scale: there is nothing to descend.";
   const [one, two] = text.split(": "), { width, height } = sizeOf(svg), a = width / 2, b = height / 2;
-  fill(svg, label(a, b - 8, one, 'text-anchor="middle"') + label(a, b + 12, two, 'text-anchor="middle"'), text);
+  fill(svg, label(a, b - 8, one, MIDDLE) + label(a, b + 12, two, MIDDLE), text);
 }
 
 // The ELBO over one parameter, under log p(x); returns the scale of the vertical axis.
@@ -60,9 +62,9 @@ function curvePlot(parts, svg, state, sa) {
   const { width, height } = mapSize(svg), { evidence } = state.numbers, { places, members } = tableOf(state.family);
   const low = evidence - Math.max(2, 3 * state.best.kl), sy0 = scaled(low, evidence, MAP.top + height, MAP.top + 14);
   const sy = (elbo) => Math.min(sy0(elbo), MAP.top + height + 4);
-  for (const { value, text } of ticks(low, evidence, 4)) parts.push(label(MAP.left - 5, sy(value) + 4, text, 'text-anchor="end"'));
+  for (const { value, text } of ticks(low, evidence, 4)) parts.push(label(MAP.left - 5, sy(value) + 4, text, END));
   parts.push(`<path class="evidence" d="M${MAP.left} ${sy(evidence)}h${width}"/>`);
-  parts.push(label(MAP.left + width - 4, sy(evidence) - 4, "log p(x)", 'class="strong" text-anchor="end"'));
+  parts.push(label(MAP.left + width - 4, sy(evidence) - 4, "log p(x)", END + STRONG));
   const points = places.map((place, i) => [sa(place[0]), elboOf(state.x, members[i])]).filter((one) => one[1] > low);
   if (points.length > 1) parts.push(`<path class="q" d="${pathOf(points.map(([a, elbo]) => [a, sy(elbo)]))}"/>`);
   return sy;
@@ -96,7 +98,7 @@ function drawMap(canvas, svg, { x, family, colors }) {
   canvas.dataset.drawn = wanted;
   if (canvas.width !== width || canvas.height !== height) {
     Object.assign(canvas, { width, height });
-    Object.assign(canvas.style, { left: `${MAP.left}px`, top: `${MAP.top}px`, width: `${width}px`, height: `${height}px` });
+    canvas.style.cssText = `left:${MAP.left}px;top:${MAP.top}px;width:${width}px;height:${height}px`;
   }
   const context = canvas.getContext("2d"), image = context.createImageData(width, height);
   const pixels = new Uint32Array(image.data.buffer);

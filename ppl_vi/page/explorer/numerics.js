@@ -93,11 +93,12 @@ function simplexSearch(f, start, steps) {
   const num = start.length;
   const made = (point) => ({ point, value: f(point) });
   const between = (a, b, share) => made(a.map((value, i) => value + share * (b[i] - value)));
-  const points = [start, ...steps.map((step, i) => start.map((value, j) => (i === j ? value + step : value)))].map(made);
+  const corners = steps.map((step, i) => start.map((value, j) => (i === j ? value + step : value)));
+  const points = [start, ...corners].map(made);
   for (let round = 0; round < 200; round++) {
     points.sort((a, b) => a.value - b.value);
     const [best, worst] = [points[0], points[num]];
-    if (worst.value - best.value <= 1e-16 * (1 + Math.abs(best.value))) break;
+    if (worst.value - best.value <= 1e-15 * (1 + Math.abs(best.value))) break; // all that rounding lets one see
     const centre = start.map((_, i) => points.slice(0, num).reduce((sum, one) => sum + one.point[i], 0) / num);
     const reflected = between(centre, worst.point, -1);
     let next = reflected;
@@ -105,7 +106,7 @@ function simplexSearch(f, start, steps) {
       const expanded = between(centre, worst.point, -2);
       if (expanded.value < reflected.value) next = expanded;
     } else if (!(reflected.value < points[num - 1].value) || num === 1) {
-      const nearer = reflected.value < worst.value ? between(centre, worst.point, -0.5) : between(centre, worst.point, 0.5);
+      const nearer = between(centre, worst.point, reflected.value < worst.value ? -0.5 : 0.5);
       next = nearer.value < Math.min(worst.value, reflected.value) ? nearer : null;
     }
     if (next) points[num] = next;

@@ -67,10 +67,17 @@ function bestOf(x, family) {
     if (elboOf(x, member) > elboOf(x, members[found])) found = i;
   });
   const end = minimize((at) => -elboOf(x, membersAt(family, at)), places[found], axes.map((axis) => axis[1] - axis[0]));
-  const values = end.map((place, i) => valueAt(family.parameters[i], place));
-  if (family === FAMILIES.folded_normal) values[0] = Math.abs(values[0]);
+  const values = unfolded(x, family, end.map((place, i) => valueAt(family.parameters[i], place)));
   const elbo = elboOf(x, family.at(values));
   return { values, elbo, kl: logEvidence(x) - elbo };
+}
+
+// A folded normal with loc >= 0; with loc = 0 and the same mean square where that is as good, because the ELBO is so flat
+// there that the search ends anywhere near.
+function unfolded(x, family, [m, s]) {
+  if (family !== FAMILIES.folded_normal) return s === undefined ? [m] : [m, s];
+  const half = [0, Math.hypot(m, s)];
+  return elboOf(x, family.at(half)) > elboOf(x, family.at([m, s])) - 1e-12 ? half : [Math.abs(m), s];
 }
 
 // All numbers that are shown of a member, in nats.
