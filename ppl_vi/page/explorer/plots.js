@@ -177,7 +177,7 @@ function boundPlot(svg, state) {
   parts.push(`<path class="between" d="M${at} ${sy(evidence)}V${sy(floor)}"/></g>`);
   parts.push(`<circle cx="${at}" cy="${sy(evidence)}" r="5" fill="var(--x-ink)"/>`);
   if (elbo > BOUND.bottom) parts.push(`<circle class="here" cx="${at}" cy="${sy(elbo)}" r="6"/>`);
-  parts.push(label(sx(4.2), sy(logEvidence(4.2)) - 12, "log p(x)", STRONG));
+  parts.push(label(width - 8, sy(logEvidence(4)) - 12, "log p(x)", END + STRONG));
   if (Number.isFinite(elbo)) {
     const low = sx(-2.3), near = Math.min(Math.max(elboOf(-2.3, state.member), BOUND.bottom + 0.5), -1);
     parts.push(label(low, Math.min(sy(near) + 22, height - 44), "ELBO of this q", STRONG));
