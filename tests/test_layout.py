@@ -25,6 +25,7 @@ LAYERS = [
     {"metrics"},
     {"comparison"},
     {"report"},
+    {"page"},
     {"model_comparison"},
     {"testing"},
     {"cli"},

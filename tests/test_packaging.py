@@ -66,6 +66,9 @@ def test_wheel_holds_the_package_alone(built: Path) -> None:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert {name.split("/")[0] for name in names} == {"ppl_vi"}
     assert source_files("ppl_vi") | {"ppl_vi/py.typed", "ppl_vi/compiler/vectors.h"} <= names
+    parts = [path for path in (ROOT / "ppl_vi/page").rglob("*") if path.suffix in (".html", ".css", ".js")]
+    assert {"explorer.html", "explorer.css", "explorer.js"} <= {path.name for path in parts}
+    assert {path.relative_to(ROOT).as_posix() for path in parts} <= names
 
 
 def test_wheel_has_the_command_and_no_models(built: Path, tmp_path: Path) -> None:
