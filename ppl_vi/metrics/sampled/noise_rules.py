@@ -15,7 +15,8 @@ All members of one call see the same noise, so that their differences are known 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import combinations_with_replacement
 
 import numpy as np
 import torch
@@ -40,6 +41,11 @@ MAX_LATTICE_DIM = 3
 # The latents of the nodes that are scored together have at most this many numbers, 32 MiB in double precision. More of
 # them would take more memory, not less time.
 MAX_NODE_NUMBERS = 2**22
+# Control variates are used where the other rules have at least this many nodes for each of them. With fewer, the noise
+# of their coefficients would make up for what they explain.
+NODES_PER_CONTROL = 8
+# The total degree of these polynomials in the noise, at most.
+MAX_CONTROL_DEGREE = 4
 # Bytes that are taken at once for each of these numbers, with the copies of them that are made on the way.
 BYTES_PER_NODE_NUMBER = 60
 
@@ -51,14 +57,16 @@ class NoiseRules:
     Attributes:
         noise: of each draw `(S, P, *shape)`.
         weight: `(S, P)`, summing to 1 over the nodes.
+        is_normal: whether each rule's nodes have the same weight, and the noise is standard normal.
     """
 
     noise: tuple[Tensor, ...]
     weight: Tensor
+    is_normal: bool = False
 
     def part(self, some: slice) -> NoiseRules:
         """Some of the nodes of each rule, whose weights then sum to less than 1."""
-        return NoiseRules(tuple(part[:, some] for part in self.noise), self.weight[:, some])
+        return replace(self, noise=tuple(part[:, some] for part in self.noise), weight=self.weight[:, some])
 
     def mean(self, values: Tensor) -> Tensor:
         """Expectations by each rule, values at the nodes `(..., S, P)` to `(..., S)`.
@@ -68,6 +76,55 @@ class NoiseRules:
         infinite = torch.isinf(values)
         sums = (torch.where(infinite, 0.0, values) * self.weight).sum(-1)
         return torch.where(infinite.any(-1), torch.where(infinite, values, 0.0).sum(-1), sums)
+
+    def smooth_mean(self, values: Tensor) -> Tensor:
+        """The same for values that are nearly polynomials in the noise, `(..., S)`, with a smaller error.
+
+        Products of Hermite polynomials of standard normal noise have the expectation 0, so they are control variates
+        (Owen 2013, Monte Carlo theory, methods and examples, section 8.9): the values are regressed on them, and the
+        error that a rule makes in what they explain is taken away. Each rule's coefficients come from the other rules,
+        so that its mean stays unbiased.
+        """
+        plain, controls = self.mean(values), self._controls()
+        if controls is None or not bool((usual := values.isfinite().all(-1).all(-1)).any()):
+            return plain
+        centre = torch.where(usual, values.mean((-2, -1)), 0.0)[..., None, None]
+        away = torch.where(usual[..., None, None], values - centre, 0.0)
+        products = controls.mT @ controls
+        explained = torch.einsum("spt,...sp->st...", controls, away).flatten(2)
+        slopes = torch.linalg.solve(products.sum(0) - products, explained.sum(0) - explained)
+        error = (controls.mean(1)[:, 1:, None] * slopes[:, 1:]).sum(1).mT.reshape(plain.shape)
+        return torch.where(usual[..., None], plain - error, plain)
+
+    def _controls(self) -> Tensor | None:
+        """1 and functions of the noise whose expectations are 0, `(S, P, T)`; None where there are too few nodes."""
+        num_rules, num_nodes = self.weight.shape
+        if not self.is_normal or num_rules == 1:
+            return None
+        x = torch.cat([part.reshape(num_rules, num_nodes, -1) for part in self.noise], -1).to(torch.float64)
+        most = min(num_nodes * (num_rules - 1) // NODES_PER_CONTROL, MAX_NODE_NUMBERS // (num_nodes * num_rules))
+        degrees = _largest_degrees(x.shape[-1], most)
+        if degrees is None:
+            return None
+        hermite = torch.stack([torch.ones_like(x), x, x.square() - 1, x**3 - 3 * x, x**4 - 6 * x.square() + 3], -1)
+        found = torch.ones((*x.shape[:2], len(degrees)), dtype=x.dtype)
+        for d in range(x.shape[-1]):
+            found *= hermite[:, :, d, degrees[:, d]]
+        return found
+
+
+def _largest_degrees(dim: int, most: int) -> Tensor | None:
+    """The degrees in each number of at most so many products of polynomials, `(T, dim)`, that of no factors first.
+
+    They are all products up to a total degree, or only single factors up to a degree of 2; None where these are too
+    many.
+    """
+    for degree in range(MAX_CONTROL_DEGREE, 1, -1):
+        if math.comb(dim + degree, degree) <= most:
+            chosen = [c for k in range(degree + 1) for c in combinations_with_replacement(range(dim), k)]
+            return torch.tensor([[factors.count(d) for d in range(dim)] for factors in chosen])
+    single = torch.eye(dim, dtype=torch.int64)
+    return torch.cat([single[:1] * 0, single, 2 * single]) if 1 + 2 * dim <= most else None
 
 
 def noise_rules(draws: tuple[Draw, ...], num_points: int, seed: int, num_rules: int = NUM_RULES) -> NoiseRules:
@@ -97,7 +154,8 @@ def noise_rules(draws: tuple[Draw, ...], num_points: int, seed: int, num_rules: 
 def sobol_rules(draws: tuple[Draw, ...], num_points: int, seed: int, num_rules: int = NUM_RULES) -> NoiseRules:
     """Scrambled Sobol points, all of one weight."""
     noise = quasi_random(draws, num_points, num_rules, seed)
-    return NoiseRules(noise, torch.full((num_rules, num_points), 1.0 / num_points, dtype=torch.float64))
+    weight = torch.full((num_rules, num_points), 1.0 / num_points, dtype=torch.float64)
+    return NoiseRules(noise, weight, all(draw.kind == "normal" for draw in draws))
 
 
 @dataclass(frozen=True)
