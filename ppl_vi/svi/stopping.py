@@ -57,7 +57,7 @@ def gain_bounds(
         error_rate: how often either bound may be wrong along an axis.
     """
     noise = estimator.noise(num_points, seed)
-    gradients = estimator.gradients(theta, noise) * units[:, :, None]
+    gradients = estimator.controlled_gradients(theta, noise) * units[:, :, None]
     hessian = hessian * units[..., None] * units[..., None, :]
     if not noise:  # nothing is random, so the gradient has no error
         gain = predicted_gain(gradients[:, :, 0], hessian, radius=1.0, unit=units)

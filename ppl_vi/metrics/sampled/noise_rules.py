@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from itertools import combinations_with_replacement
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ppl_vi.compiler.many_points import chunks
+from ppl_vi.numerics.control_variates import controlled_means, hermite_products
 from ppl_vi.numerics.mixtures import LOG_2PI
 from ppl_vi.runtime.memory import at_once
 from ppl_vi.svi import members
@@ -41,11 +41,6 @@ MAX_LATTICE_DIM = 3
 # The latents of the nodes that are scored together have at most this many numbers, 32 MiB in double precision. More of
 # them would take more memory, not less time.
 MAX_NODE_NUMBERS = 2**22
-# Control variates are used where the other rules have at least this many nodes for each of them. With fewer, the noise
-# of their coefficients would make up for what they explain.
-NODES_PER_CONTROL = 8
-# The total degree of these polynomials in the noise, at most.
-MAX_CONTROL_DEGREE = 4
 # Bytes that are taken at once for each of these numbers, with the copies of them that are made on the way.
 BYTES_PER_NODE_NUMBER = 60
 
@@ -78,53 +73,14 @@ class NoiseRules:
         return torch.where(infinite.any(-1), torch.where(infinite, values, 0.0).sum(-1), sums)
 
     def smooth_mean(self, values: Tensor) -> Tensor:
-        """The same for values that are nearly polynomials in the noise, `(..., S)`, with a smaller error.
-
-        Products of Hermite polynomials of standard normal noise have the expectation 0, so they are control variates
-        (Owen 2013, Monte Carlo theory, methods and examples, section 8.9): the values are regressed on them, and the
-        error that a rule makes in what they explain is taken away. Each rule's coefficients come from the other rules,
-        so that its mean stays unbiased.
-        """
-        plain, controls = self.mean(values), self._controls()
-        if controls is None or not bool((usual := values.isfinite().all(-1).all(-1)).any()):
-            return plain
-        centre = torch.where(usual, values.mean((-2, -1)), 0.0)[..., None, None]
-        away = torch.where(usual[..., None, None], values - centre, 0.0)
-        products = controls.mT @ controls
-        explained = torch.einsum("spt,...sp->st...", controls, away).flatten(2)
-        slopes = torch.linalg.solve(products.sum(0) - products, explained.sum(0) - explained)
-        error = (controls.mean(1)[:, 1:, None] * slopes[:, 1:]).sum(1).mT.reshape(plain.shape)
-        return torch.where(usual[..., None], plain - error, plain)
-
-    def _controls(self) -> Tensor | None:
-        """1 and functions of the noise whose expectations are 0, `(S, P, T)`; None where there are too few nodes."""
-        num_rules, num_nodes = self.weight.shape
-        if not self.is_normal or num_rules == 1:
-            return None
-        x = torch.cat([part.reshape(num_rules, num_nodes, -1) for part in self.noise], -1).to(torch.float64)
-        most = min(num_nodes * (num_rules - 1) // NODES_PER_CONTROL, MAX_NODE_NUMBERS // (num_nodes * num_rules))
-        degrees = _largest_degrees(x.shape[-1], most)
-        if degrees is None:
-            return None
-        hermite = torch.stack([torch.ones_like(x), x, x.square() - 1, x**3 - 3 * x, x**4 - 6 * x.square() + 3], -1)
-        found = torch.ones((*x.shape[:2], len(degrees)), dtype=x.dtype)
-        for d in range(x.shape[-1]):
-            found *= hermite[:, :, d, degrees[:, d]]
-        return found
-
-
-def _largest_degrees(dim: int, most: int) -> Tensor | None:
-    """The degrees in each number of at most so many products of polynomials, `(T, dim)`, that of no factors first.
-
-    They are all products up to a total degree, or only single factors up to a degree of 2; None where these are too
-    many.
-    """
-    for degree in range(MAX_CONTROL_DEGREE, 1, -1):
-        if math.comb(dim + degree, degree) <= most:
-            chosen = [c for k in range(degree + 1) for c in combinations_with_replacement(range(dim), k)]
-            return torch.tensor([[factors.count(d) for d in range(dim)] for factors in chosen])
-    single = torch.eye(dim, dtype=torch.int64)
-    return torch.cat([single[:1] * 0, single, 2 * single]) if 1 + 2 * dim <= most else None
+        """The same with a smaller error, for values that are nearly polynomials in normal noise, `(..., S)`."""
+        if not self.is_normal or len(self.weight) == 1:
+            return self.mean(values)
+        controls = hermite_products(torch.cat([part.reshape(*self.weight.shape, -1) for part in self.noise], -1))
+        if controls is None:
+            return self.mean(values)
+        usual = values.isfinite().all(-1).all(-1, keepdim=True)
+        return torch.where(usual, controlled_means(values, controls), self.mean(values))
 
 
 def noise_rules(draws: tuple[Draw, ...], num_points: int, seed: int, num_rules: int = NUM_RULES) -> NoiseRules:
