@@ -104,7 +104,8 @@ class Setup:
         one_step_engine: takes the same steps one at a time, when it has to be found out which of them went wrong.
         takes_fits_one_by_one: whether the engine's work is less when fits are left out.
         num_particles: the draws of a step, in the first round.
-        is_adaptive: whether later rounds may have more of them, and all steps go along the axes of the curvature.
+        in_blocks: whether steps take their draws in blocks; their noise is then that of shifted nets.
+        is_adaptive: whether later rounds may have more draws, and all steps go along the axes of the curvature.
         footprint: how much memory the checks may take.
         gradient_source: a faster way to the gradients of the checks, where there is one.
     """
@@ -118,6 +119,7 @@ class Setup:
     one_step_engine: Engine
     takes_fits_one_by_one: bool
     num_particles: int
+    in_blocks: bool
     is_adaptive: bool
     footprint: Footprint
     gradient_source: GradientSource | None
@@ -170,7 +172,7 @@ class Setup:
 
     def noise(self, prefix: tuple[int, ...], generator: torch.Generator) -> tuple[Tensor, ...]:
         """The noise of steps, for each draw `(*prefix, *shape)`, where `prefix` ends with the draws of a step."""
-        make = shifted_nets if self.takes_fits_one_by_one else pseudo_random
+        make = shifted_nets if self.in_blocks else pseudo_random
         return make(self.program.draws, prefix, generator)
 
 
@@ -196,7 +198,7 @@ def prepare(program: Program, strategy: Strategy, initial: Tensor, engine: str) 
     if engine == "pyro":
         pyro = PyroEngine(program, objective, num_particles)
         return Setup(
-            program, strategy, num_replicas, engine, reason, pyro, pyro, True, num_particles, False, memory, None
+            program, strategy, num_replicas, engine, reason, pyro, pyro, True, num_particles, False, False, memory, None
         )
     portion = Portion.of(program, num_problems, num_replicas, num_particles)
     size = memory.num_replicas(num_problems, portion.num_replicas, block)
@@ -221,6 +223,7 @@ def prepare(program: Program, strategy: Strategy, initial: Tensor, engine: str) 
         one_step_engine=engines[1],
         takes_fits_one_by_one=in_blocks,
         num_particles=num_particles,
+        in_blocks=in_blocks,
         is_adaptive=is_adaptive,
         footprint=memory,
         gradient_source=step_gradients(chosen.engine, size, block),

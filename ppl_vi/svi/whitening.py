@@ -1,8 +1,8 @@
 """The log density of a normal draw by the noise that it was made of.
 
-A draw z = mu + L e of a normal distribution has log q(z) = -e'e / 2 - log det L - D log(2 pi) / 2. By the distribution's
-own formula it is (z - mu)' (L L')^-1 (z - mu) instead: the same number and the same derivatives, but for a solution with
-L at every draw, and for what is rounded off where z is known to fewer digits than e.
+A draw z = mu + L e of a normal distribution has log q(z) = -e'e / 2 - log det L - D log(2 pi) / 2. By the
+distribution's own formula (z - mu)' (L L')^-1 (z - mu) stands in the place of e'e: the same number with the same
+derivatives, but for a solution with L at every draw, and for what is rounded off where z has fewer digits than e.
 """
 
 from __future__ import annotations
