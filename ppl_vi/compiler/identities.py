@@ -77,15 +77,15 @@ def _without_exponential_as_factor_and_divisor(node: Node) -> bool:
         return False
     for total, exponential in (node.args, node.args[::-1]):
         inner, after = _moved(total)
-        if _is(exponential, aten.exp.default) and _is(inner, aten.add.Tensor) and not inner.kwargs:
-            ratio, other = inner.args
-            divisor, before = _moved(ratio.args[1]) if _is(ratio, aten.div.Tensor) else (None, [])
-            like = _like(ratio), _like(inner), _like(node)
-            if divisor is exponential and like[0] == like[1] and _stay([*before, *after], exponential) and (
-                like[2] == _like(exponential)
-            ):  # fmt: skip
-                _distribute(node, exponential, ratio.args[0], other, after)
-                return True
+        if not (_is(exponential, aten.exp.default) and _is(inner, aten.add.Tensor)) or inner.kwargs:
+            continue
+        ratio, other = inner.args
+        divisor, before = _moved(ratio.args[1]) if _is(ratio, aten.div.Tensor) else (None, [])
+        if divisor is not exponential or not _stay([*before, *after], exponential):
+            continue
+        if _like(ratio) == _like(inner) and _like(node) == _like(exponential):
+            _distribute(node, exponential, ratio.args[0], other, after)  # type: ignore[arg-type]
+            return True
     return False
 
 
@@ -103,11 +103,11 @@ def _is(node: Any, target: Any) -> bool:
     return isinstance(node, Node) and node.target is target
 
 
-def _like(node: Node) -> tuple[torch.Size, torch.dtype]:
+def _like(node: Any) -> tuple[torch.Size, torch.dtype]:
     return node.meta["val"].shape, node.meta["val"].dtype
 
 
-def _stay(moves: list[Node], node: Node) -> bool:
+def _stay(moves: list[Node], node: Any) -> bool:
     """Whether, after all of some moves, every number of a node is where it was."""
     start = torch.empty(node.meta["val"].shape, device="meta")
     value = start

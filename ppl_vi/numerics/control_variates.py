@@ -70,7 +70,7 @@ def controlled_means(values: Tensor, controls: Tensor) -> Tensor:
     centre = torch.where(usual, plain.mean(-1), 0.0)[..., None, None]
     away = torch.where(usual[..., None, None], values - centre, 0.0).to(controls)
     products = controls.mT @ controls
-    explained = torch.einsum("spt,...sp->st...", controls, away).flatten(2)
+    explained = torch.einsum("spt,...sp->st...", controls, away).reshape(*products.shape[:2], -1)
     slopes = torch.linalg.solve(products.sum(0) - products, explained.sum(0) - explained)
     error = (controls.mean(1)[:, 1:, None] * slopes[:, 1:]).sum(1).mT.reshape(plain.shape)
     return torch.where(usual[..., None], plain - error.to(plain), plain)

@@ -59,6 +59,7 @@ class MeanGradients:
         source: a faster way to gradients, where there is one.
         max_particles: the most draws, of all points together, that gradients are otherwise computed for at once; None
             for any number.
+        is_controlled: whether `controlled_gradients` uses control variates.
     """
 
     program: Program
@@ -66,6 +67,7 @@ class MeanGradients:
     num_particles: int
     source: GradientSource | None = None
     max_particles: int | None = None
+    is_controlled: bool = False
 
     def noise(self, num_points: int, seed: int) -> Noise:
         """New noise for means, for each draw `(scrambles, groups, particles, *shape)`.
@@ -121,7 +123,9 @@ class MeanGradients:
 
     def controlled_gradients(self, theta: Tensor, noise: Noise) -> Tensor:
         """As `gradients`, with smaller errors where the gradient is nearly a polynomial in normal noise."""
-        if not noise or not self.objective.additive or any(draw.kind != "normal" for draw in self.program.draws):
+        if not (self.is_controlled and noise and self.objective.additive) or any(
+            draw.kind != "normal" for draw in self.program.draws
+        ):
             return self.gradients(theta, noise)
         scrambles, _, num = noise[0].shape[:3]
         block = math.gcd(num, CONTROL_BLOCK)

@@ -51,9 +51,6 @@ FIRST_ROUND_SHARE = 0.125
 # Rounds before a fit may stop: where the gradient's noise vanishes at the optimum, as with the objective "stl", one
 # round more gains many digits.
 MIN_ROUNDS = 2
-# With wider temporaries than this, as on many rows, a step takes so long that a fit may stop after its first round, and
-# that a step of Newton's method is tried before another round.
-MAX_NARROW_WIDTH = 10_000
 # Sobol points of each scramble in the first convergence check; every further check has twice as many as the one before.
 FIRST_CHECK_POINTS = 1024
 # A check on fewer points does not stop a fit, even if it is the last that its cost allows: its Hessian is too rough.
@@ -160,7 +157,7 @@ def _run_rounds(fit: RunningFit, running: Running) -> None:
             if number >= _min_rounds(fit) or fit.is_last:
                 gain, curvature = _gain(fit, theta, curvature, number)
                 fit.stop_converged(gain)
-            if curvature is not None and number >= _min_rounds(fit) and _is_wide(fit):
+            if curvature is not None and number >= _min_rounds(fit) and fit.setup.is_wide:
                 _finish_by_newton(fit, theta, curvature, number)
             if not fit.is_last and fit.is_running.any():
                 _prepare_round(fit, theta, curvature, length, generator)
@@ -168,11 +165,11 @@ def _run_rounds(fit: RunningFit, running: Running) -> None:
 
 
 def _is_wide(fit: RunningFit) -> bool:
-    return fit.setup.is_adaptive and fit.setup.program.target.width > MAX_NARROW_WIDTH
+    return fit.setup.is_wide
 
 
 def _min_rounds(fit: RunningFit) -> int:
-    return 1 if _is_wide(fit) else MIN_ROUNDS
+    return 1 if fit.setup.is_wide else MIN_ROUNDS
 
 
 # ---- the steps of a round
@@ -451,6 +448,8 @@ def _gain_of_many(fit: RunningFit, theta: Tensor, number: int) -> np.ndarray:
 
 def _bounds(fit: RunningFit, theta: Tensor, replicas: Tensor, curvature: Curvature, look: Look) -> GainBounds:
     """The bounds of `gain_bounds` for some replicas."""
-    units, hessian = fit.preconditioner.units[:, replicas], curvature.of_replicas(replicas).mean(2)
+    units, hessians = fit.preconditioner.units[:, replicas], curvature.of_replicas(replicas)
+    if not fit.setup.is_wide:  # there the noise of the gradient hides that of the Hessian
+        hessians = hessians.mean(2, keepdim=True)
     at = (look.num_points, look.seed, look.error_rate)
-    return gain_bounds(fit.setup.estimator, theta[:, replicas], units, hessian, *at)
+    return gain_bounds(fit.setup.estimator, theta[:, replicas], units, hessians, *at)

@@ -46,6 +46,9 @@ NUM_HESSIANS = 3
 MIN_HESSIAN_POINTS = 16
 # Sobol points a scramble in the quick checks before a full one, which decide only what is plain.
 QUICK_CHECK_POINTS = (32, 128)
+# With wider temporaries than this, as on many rows, steps take so long that a fit may stop after its first round. Its
+# checks then use control variates, and a step of Newton's method is tried before another round.
+MAX_NARROW_WIDTH = 10_000
 # The draws of a step where their number adapts to the noise: in the first round, and at most.
 FIRST_PARTICLES, MAX_PARTICLES = 16, 256
 # The draws of a step where their number adapts, as a rough average over the rounds: decides what is compiled.
@@ -160,6 +163,11 @@ class Setup:
         return self.program.target.num_problems * self.num_replicas
 
     @property
+    def is_wide(self) -> bool:
+        """Whether a step takes long, see `MAX_NARROW_WIDTH`."""
+        return self.is_adaptive and self.program.target.width > MAX_NARROW_WIDTH
+
+    @property
     def estimator(self) -> MeanGradients:
         """Gives the gradients and Hessians of the convergence checks."""
         return MeanGradients(
@@ -168,6 +176,7 @@ class Setup:
             self.num_particles,
             self.gradient_source,
             self.footprint.untraced_particles,
+            self.is_wide,
         )
 
     def noise(self, prefix: tuple[int, ...], generator: torch.Generator) -> tuple[Tensor, ...]:

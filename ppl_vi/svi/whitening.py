@@ -22,7 +22,7 @@ from ppl_vi.svi.randomness import Replay
 LOG_2PI = math.log(2 * math.pi)
 
 
-class Whitening(Messenger):  # type: ignore[misc]
+class Whitening(Messenger):
     """Notes the noise of each normal site that is drawn from given noise.
 
     Attributes:
@@ -32,7 +32,8 @@ class Whitening(Messenger):  # type: ignore[misc]
     def __init__(self, replay: Replay) -> None:
         super().__init__()
         self.noise: dict[str, Tensor] = {}
-        self._replay, self._begins = replay, {}
+        self._replay = replay
+        self._begins: dict[str, int] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
         self._begins[msg["name"]] = self._replay.position

@@ -77,9 +77,9 @@ class Exact:
             for seed, three in enumerate(points.split(3)):
                 of_three = preconditioner.expand(1, len(three), -1)
                 noise = estimator.halves(estimator.noise(num_points, 100 + seed))
-                hessian = estimator.hessians(three[None], noise, DIFFERENCE * of_three).mean(2)
+                hessians = estimator.hessians(three[None], noise, DIFFERENCE * of_three).mean(2, keepdim=True)
                 at = (num_points, 100 + seed, CHECK_ERROR_RATE)
-                bounds = gain_bounds(estimator, three[None], of_three, hessian, *at)
+                bounds = gain_bounds(estimator, three[None], of_three, hessians, *at)
                 found.append(bounds.most[0])
         return torch.cat(found)
 
@@ -96,7 +96,7 @@ def exact(name: str) -> Exact:
 
 
 @pytest.mark.parametrize("name", ["lognormal", "gamma"])
-@pytest.mark.parametrize("excess", [2e-3, 1e-2])
+@pytest.mark.parametrize("excess", [1e-3, 1e-2])
 def test_a_fit_that_is_short_is_not_taken_for_converged(name: str, excess: float) -> None:
     """The rule promises at most 1 false stop of 40 along an axis; here the excess is twice the tolerance or more."""
     points = exact(name).displaced(excess, NUM, seed=3)
