@@ -16,20 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.func import functionalize
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import GraphModule, Node
 from torch.fx.passes.dialect.common.cse_pass import CSEPass
 
 from ppl_vi.compiler.fold import SUMS, alike, fold
+from ppl_vi.compiler.identities import added, with_identities
 from ppl_vi.compiler.trace import is_in_place, trace
 
 aten = torch.ops.aten
 RESHAPES = (
     aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.unsqueeze.default, aten.squeeze.default,
     aten.squeeze.dim, aten.squeeze.dims,
-)  # fmt: skip
-# Operations that change places and shape alone, and keep every number.
-MOVES = (
-    *RESHAPES, aten.permute.default, aten.t.default, aten.transpose.int, aten.expand.default,
 )  # fmt: skip
 # The sign by which the number of a diagonal is multiplied: where the product is at least 0, the operation leaves a
 # matrix of one element as it is.
@@ -59,15 +56,21 @@ def simplify(module: GraphModule, example: tuple[Tensor, ...]) -> GraphModule:
         _inline_number(node)
         _as_one_view(node)
         _without_matrices_of_one(node)
-        _without_logarithm_of_exponential(node)
         same = _same_as(node) or _part_of_whole(node)
         if same is not None:
             node.replace_all_uses_with(same)
-    module.graph.eliminate_dead_code()
-    found = CSEPass()(module)
-    module = found.graph_module if found else module
+    module = _without_repetitions(module)
+    if any([with_identities(node) for node in list(module.graph.nodes)]):
+        module = _without_repetitions(module)
     module.recompile()
     return module
+
+
+def _without_repetitions(module: GraphModule) -> GraphModule:
+    """The same graph without operations that nothing uses, or that are done twice."""
+    module.graph.eliminate_dead_code()
+    found = CSEPass()(module)
+    return found.graph_module if found else module
 
 
 def _nan_for_failed_cholesky(node: Node) -> None:
@@ -82,19 +85,13 @@ def _nan_for_failed_cholesky(node: Node) -> None:
     for factor in [user for user in factorised.users if user.args[1] == 0]:
         users = list(factor.users)
         with graph.inserting_before(node):
-            failed = _added(graph, aten.gt.Scalar, info, 0)
+            failed = added(graph, aten.gt.Scalar, info, 0)
             for _ in range(2):
-                failed = _added(graph, aten.unsqueeze.default, failed, -1)
-            poisoned = _added(graph, aten.where.ScalarSelf, failed, math.nan, factor)
+                failed = added(graph, aten.unsqueeze.default, failed, -1)
+            poisoned = added(graph, aten.where.ScalarSelf, failed, math.nan, factor)
         for user in users:
             user.replace_input_with(factor, poisoned)
     graph.erase_node(node)
-
-
-def _added(graph: Graph, target: Any, *args: Any) -> Node:
-    node = graph.call_function(target, args)
-    node.meta["val"] = target(*(arg.meta["val"] if isinstance(arg, Node) else arg for arg in args))
-    return node
 
 
 def _inline_number(node: Node) -> None:
@@ -132,24 +129,6 @@ def _without_matrices_of_one(node: Node) -> None:
             node.target, node.args, node.kwargs = aten.div.Tensor, (node.args[1], node.args[0]), {}
     elif node.target in PRODUCTS and _shape(node.args[0])[-1:] == (1,):
         node.target = aten.mul.Tensor
-
-
-def _without_logarithm_of_exponential(node: Node) -> None:
-    """x log(exp y) becomes x y, as in a Poisson's density where the rate is an exponential."""
-    if node.target is not aten.xlogy.Tensor or not isinstance(node.args[1], Node):
-        return
-    moves: list[Any] = []
-    rate: Any = node.args[1]
-    while rate.target in MOVES:
-        moves.append(rate)
-        rate = rate.args[0]
-    if rate.target is not aten.exp.default or _dtype(rate) != _dtype(node):
-        return
-    exponent: Any = rate.args[0]
-    with node.graph.inserting_before(node):
-        for move in reversed(moves):
-            exponent = _added(node.graph, move.target, exponent, *move.args[1:])
-    node.target, node.args = aten.mul.Tensor, (node.args[0], exponent)
 
 
 def _shape(node: Any) -> tuple[int, ...]:

@@ -20,6 +20,8 @@ typedef int32_t Ints __attribute__((vector_size(LANES * sizeof(int32_t))));
 constexpr int DOUBLES = LANES < 8 ? LANES : 8;  // lanes of a vector of doubles: more do not fit in 64 bytes
 typedef double Doubles __attribute__((vector_size(DOUBLES * sizeof(double))));
 typedef int64_t Longs __attribute__((vector_size(DOUBLES * sizeof(int64_t))));
+typedef double Doubles8 __attribute__((vector_size(64)));
+typedef float Floats16 __attribute__((vector_size(64)));
 
 template <class V>
 struct Of;
@@ -28,15 +30,15 @@ struct Of<Floats> {
     using T = float;
     using I = int32_t;
     using M = Ints;
-    static constexpr int mantissa = 23, bias = 127, exp_terms = 7, log_terms = 5;
-    static constexpr float lowest = -104, highest = 89, magic = 12582912.0f, log2_high = 0.693359375f, log2_low = -2.12194440e-4f;
+    static constexpr int mantissa = 23, bias = 127;
+    static constexpr float lowest = -104, highest = 89, magic = 12582912.0f, log2_high = 0.693145751953125f, log2_low = 1.42860677e-6f;
 };
 template <>
 struct Of<Doubles> {
     using T = double;
     using I = int64_t;
     using M = Longs;
-    static constexpr int mantissa = 52, bias = 1023, exp_terms = 13, log_terms = 11;
+    static constexpr int mantissa = 52, bias = 1023;
     static constexpr double lowest = -746, highest = 710, magic = 6755399441055744.0, log2_high = 6.93147180369123816490e-01,
                             log2_low = 1.90821492927058770002e-10;
 };
@@ -82,6 +84,13 @@ inline W one_by_one(W x, Function function) {
     return x;
 }
 
+template <class W, class T, size_t num>
+inline W polynomial(const T (&coefficients)[num], W t) {
+    W sum = all<W>(coefficients[num - 1]);
+    for (size_t k = num - 1; k > 0; --k) sum = sum * t + coefficients[k - 1];
+    return sum;
+}
+
 template <class W>
 inline W choose(typename Of<W>::M condition, W one, W other) {
     return condition ? one : other;
@@ -99,11 +108,11 @@ inline W with_sign_of(W size, W sign) {
 }
 template <class W>
 inline W minimum(W x, W y) {  // as torch's: nan where x or y is nan
-    return (x != x) ? x : ((y != y) ? y : (x < y ? x : y));
+    return (x != x) ? x : (x < y ? x : y);
 }
 template <class W>
 inline W maximum(W x, W y) {
-    return (x != x) ? x : ((y != y) ? y : (x > y ? x : y));
+    return (x != x) ? x : (x > y ? x : y);
 }
 template <class W>
 inline W square_root(W x) {
@@ -122,54 +131,120 @@ inline W floor(W x) {
     return one_by_one(x, [](auto y) { return std::floor(y); });
 }
 
+// ---- parts of numbers: one instruction of AVX-512 each, where vectors are as wide as its registers
+
+#if defined(__AVX512F__) && defined(__has_builtin)
+#if __has_builtin(__builtin_ia32_scalefpd512_mask)
+#define HAS_WIDE_PARTS
+#endif
+#endif
+#ifdef HAS_WIDE_PARTS
+template <class W>
+constexpr bool is_wide = sizeof(W) == 64;
+constexpr int ROUNDING = 4, INTERVAL = 3 | 1 << 2;  // as the processor's flags say; the interval [0.75, 1.5), positive
+inline Doubles8 scale(Doubles8 x, Doubles8 n) { return __builtin_ia32_scalefpd512_mask(x, n, x, -1, ROUNDING); }
+inline Floats16 scale(Floats16 x, Floats16 n) { return __builtin_ia32_scalefps512_mask(x, n, x, -1, ROUNDING); }
+inline Doubles8 get_exponent(Doubles8 x) { return __builtin_ia32_getexppd512_mask(x, x, -1, ROUNDING); }
+inline Floats16 get_exponent(Floats16 x) { return __builtin_ia32_getexpps512_mask(x, x, -1, ROUNDING); }
+inline Doubles8 get_mantissa(Doubles8 x) { return __builtin_ia32_getmantpd512_mask(x, INTERVAL, x, -1, ROUNDING); }
+inline Floats16 get_mantissa(Floats16 x) { return __builtin_ia32_getmantps512_mask(x, INTERVAL, x, -1, ROUNDING); }
+inline Doubles8 rough_inverse(Doubles8 x) { return __builtin_ia32_rcp14pd512_mask(x, x, -1); }
+inline Floats16 rough_inverse(Floats16 x) { return __builtin_ia32_rcp14ps512_mask(x, x, -1); }
+#else
+template <class W>
+constexpr bool is_wide = false;
+#endif
+
+// x 2^n for whole n, which may be far out of range.
+template <class W>
+inline W times_power_of_2(W x, W n) {
+    using O = Of<W>;
+    if constexpr (is_wide<W>) {
+        return scale(x, n);
+    } else {  // as two factors, since a number 2^n may be out of range where the result is not
+        const auto whole = bits<typename O::M>(n + O::magic) - bits<typename O::I>(O::magic), half = whole >> 1;
+        return x * bits<W>((half + O::bias) << O::mantissa) * bits<W>((whole - half + O::bias) << O::mantissa);
+    }
+}
+
+// |x| = mantissa 2^exponent with 0.75 <= mantissa < 1.5. The exponent of 0 is -infinity, that of infinity is infinity.
+template <class W>
+struct Parts {
+    W mantissa, exponent;
+};
+template <class W>
+inline Parts<W> parts(W x) {
+    using O = Of<W>;
+    using T = typename O::T;
+    if constexpr (is_wide<W>) {
+        const W mantissa = get_mantissa(x), exponent = get_exponent(x);
+        return {mantissa, mantissa < 1 ? exponent + 1 : exponent};
+    } else {
+        constexpr auto three_quarters = sizeof(T) == 4 ? typename O::I(0x3f400000) : typename O::I(0x3fe8000000000000);
+        constexpr T smallest = std::numeric_limits<T>::min(), infinity = std::numeric_limits<T>::infinity();
+        const W size = absolute(x);
+        const auto tiny = size < smallest;
+        const W normal = tiny ? size * T(int64_t(1) << O::mantissa) * 2 : size;
+        const auto offset = bits<typename O::M>(normal) - three_quarters;
+        const W e = __builtin_convertvector(offset >> O::mantissa, W) - (tiny ? all<W>(O::mantissa + 1) : W{});
+        const W m = bits<W>((offset & ((typename O::I(1) << O::mantissa) - 1)) + three_quarters);
+        const auto usual = (size > 0) & (size < infinity);
+        return {usual ? m : all<W>(1), usual ? e : (size == 0 ? all<W>(-infinity) : size)};
+    }
+}
+
+// x / y for y that is neither tiny nor huge, up to some roundings: a division takes as long as twenty multiplications.
+template <class W>
+inline W moderate_quotient(W x, W y) {
+    if constexpr (is_wide<W>) {
+        W inverse = rough_inverse(y);
+        inverse = inverse * (2 - y * inverse);
+        if constexpr (sizeof(typename Of<W>::T) == 8) inverse = inverse * (2 - y * inverse);
+        const W found = x * inverse;
+        return found + inverse * (x - y * found);
+    } else {
+        return x / y;
+    }
+}
+
 // ---- exponentials and logarithms
 
-constexpr double INVERSE_FACTORIALS[] = {
-    1, 1, 1.0 / 2, 1.0 / 6, 1.0 / 24, 1.0 / 120, 1.0 / 720, 1.0 / 5040, 1.0 / 40320, 1.0 / 362880, 1.0 / 3628800,
-    1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800};
-
-// exp(x) = 2^n e^r with |r| <= log(2) / 2, and e^r by Taylor's series. 2^n is multiplied in as two factors, since a
-// number 2^n may be out of range where the result is not.
+// (e^r - 1 - r) / r^2 in r for |r| <= log(2) / 2, and log((1 + s) / (1 - s)) / s^3 - 2 / s^2 in s^2 for |s| <= 0.2:
+// polynomials through the functions' values at Chebyshev's points, as vectors.py says.
+//
+// exp(x) = 2^n e^r.
 template <class W>
 inline W exponential(W x) {
     using O = Of<W>;
     using T = typename O::T;
     W inside = x < O::lowest ? all<W>(O::lowest) : (x > O::highest ? all<W>(O::highest) : x);
-    const W shifted = inside * T(1.442695040888963407) + O::magic, n = shifted - O::magic;
+    const W n = (inside * T(1.442695040888963407) + O::magic) - O::magic;
     const W r = (inside - n * O::log2_high) - n * O::log2_low;
-    W p = all<W>(T(INVERSE_FACTORIALS[O::exp_terms]));
-    for (int k = O::exp_terms - 1; k >= 0; --k) p = p * r + T(INVERSE_FACTORIALS[k]);
-    const auto whole = bits<typename O::M>(shifted) - bits<typename O::I>(O::magic), half = whole >> 1;
-    return p * bits<W>((half + O::bias) << O::mantissa) * bits<W>((whole - half + O::bias) << O::mantissa);
+    return times_power_of_2(1 + (r + r * r * polynomial(Coefficients<T>::exponential, r)), n);
 }
 
-// log(x) = e log(2) + log(m) for x = 2^e m with sqrt(1/2) <= m < sqrt(2), and log(m) = 2 atanh((m - 1) / (m + 1)) by
-// the series of atanh.
+// log((1 + f) 2^e) for -0.25 <= f < 0.5: e log(2) + 2 atanh(s) with s = f / (2 + f).
+template <class W>
+inline W logarithm_of_parts(W f, W e) {
+    using O = Of<W>;
+    const W s = moderate_quotient(f, 2 + f), square = s * s;
+    const W rest = s * square * polynomial(Coefficients<typename O::T>::logarithm, square);
+    return e * O::log2_high + (2 * s + (rest + e * O::log2_low));
+}
 template <class W>
 inline W logarithm(W x) {
-    using O = Of<W>;
-    using T = typename O::T;
-    constexpr auto root_half = sizeof(T) == 4 ? typename O::I(0x3f3504f3) : typename O::I(0x3fe6a09e667f3bcd);
-    constexpr T smallest = std::numeric_limits<T>::min(), infinity = std::numeric_limits<T>::infinity();
-    const auto tiny = x < smallest;
-    const W normal = tiny ? x * T(int64_t(1) << O::mantissa) * 2 : x;
-    const auto offset = bits<typename O::M>(normal) - root_half;
-    const W e = __builtin_convertvector(offset >> O::mantissa, W) - (tiny ? all<W>(O::mantissa + 1) : W{});
-    const W m = bits<W>((offset & ((typename O::I(1) << O::mantissa) - 1)) + root_half);
-    const W s = (m - 1) / (m + 1), square = s * s;
-    W p = all<W>(T(2) / (2 * O::log_terms + 1));
-    for (int k = O::log_terms - 1; k > 0; --k) p = p * square + T(2) / (2 * k + 1);
-    W found = e * O::log2_high + (2 * s + (s * square * p + e * O::log2_low));
-    found = x == infinity ? x : found;
-    found = x == 0 ? all<W>(-infinity) : found;
-    return x >= 0 ? found : all<W>(std::numeric_limits<T>::quiet_NaN());
+    const Parts<W> of = parts(x);
+    return x >= 0 ? logarithm_of_parts(of.mantissa - 1, of.exponent) : all<W>(std::numeric_limits<typename Of<W>::T>::quiet_NaN());
 }
 
 template <class W>
-inline W log_of_1_plus(W x) {
-    const W u = 1 + x, found = logarithm(u);
-    const auto usual = (u > 0) & (u < std::numeric_limits<typename Of<W>::T>::infinity());
-    return usual ? found + (x - (u - 1)) / u : found;
+inline W log_of_1_plus(W x) {  // the rounding error of 1 + x is put back into the mantissa
+    constexpr auto infinity = std::numeric_limits<typename Of<W>::T>::infinity();
+    const W u = 1 + x, lost = x - (u - 1);
+    const Parts<W> of = parts(u);
+    const W put_back = (u > 0) & (u < infinity) ? times_power_of_2(lost, -of.exponent) : W{};
+    const W found = logarithm_of_parts((of.mantissa - 1) + put_back, of.exponent);
+    return u >= 0 ? found : all<W>(std::numeric_limits<typename Of<W>::T>::quiet_NaN());
 }
 template <class W>
 inline W exp_minus_1(W x) {  // by Kahan's formula, in which the errors of the exponential and of its logarithm cancel
@@ -207,13 +282,6 @@ inline W hypotenuse(W x, W y) {
 }
 
 // ---- the error function and its relatives
-
-template <class W, class T, size_t num>
-inline W polynomial(const T (&coefficients)[num], W t) {
-    W sum = all<W>(coefficients[num - 1]);
-    for (size_t k = num - 1; k > 0; --k) sum = sum * t + coefficients[k - 1];
-    return sum;
-}
 
 // exp(x^2) erfc(x) for x >= 0: 1 / (1 + 2 x) times a polynomial in (x - 3.75) / (x + 3.75) (Schonfelder 1978, Chebyshev
 // expansions for the error and related functions).
@@ -480,9 +548,11 @@ inline M first_lanes(int64_t num) {
     return found;
 }
 inline Real sum_of_lanes(V x) {
-    Real sum = 0;
-    for (int i = 0; i < LANES; ++i) sum += x[i];
-    return sum;
+    Real sums[LANES];
+    std::memcpy(sums, &x, sizeof x);
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; ++i) sums[i] += sums[i + half];
+    return sums[0];
 }
 inline Real largest_of_lanes(V x) {
     Real found = x[0];

@@ -1,17 +1,20 @@
 """The C++ on which every translated step stands: vectors of lanes, and arithmetic on them.
 
-The arithmetic is in `vectors.h`. Here are the number of lanes of a vector, and the coefficients of two polynomials that
-approximate the error function, which `vectors.h` takes as given. They are the truncated Chebyshev series of
+The arithmetic is in `vectors.h`. Here are the number of lanes of a vector, and the coefficients of four polynomials,
+which `vectors.h` takes as given. They are the truncated Chebyshev series of
 
     (1 + 2 x) exp(x^2) erfc(x), x >= 0, in t = (x - 3.75) / (x + 3.75)
     erf(x) / x, |x| <= 1, in w = 2 x^2 - 1
+    (exp(r) - 1 - r) / r^2, |r| <= log(2) / 2
+    (2 atanh(s) - 2 s) / s^3, |s| <= 0.2, in s^2
 
-as polynomials in t and w. The first is that of Schonfelder (1978), Chebyshev expansions for the error and related
-functions.
+as polynomials in t, w, r and s^2. The first is that of Schonfelder (1978), Chebyshev expansions for the error and
+related functions.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -28,8 +31,13 @@ MIN_LANES = 4  # no vector is shorter, also where fewer lanes are served
 # would cost time and change nothing.
 NUM_ERFCX_COEFFICIENTS = {torch.float32: 12, torch.float64: 23}
 NUM_ERF_COEFFICIENTS = {torch.float32: 7, torch.float64: 12}
+NUM_EXPONENTIAL_COEFFICIENTS = {torch.float32: 5, torch.float64: 10}
+NUM_LOGARITHM_COEFFICIENTS = {torch.float32: 3, torch.float64: 8}
+# Where e^r and log((1 + s) / (1 - s)) are needed: |r| is at most MAX_EXPONENT, s^2 at most MAX_SQUARE.
+MAX_EXPONENT, MAX_SQUARE = math.log(2) / 2, 0.2**2
 # The degree of the interpolation from which the Chebyshev series are taken: its own error is below double rounding.
 INTERPOLATION_DEGREE = 63
+NUM_SERIES = 25  # terms of series whose terms fall at least as fast as MAX_SQUARE^k
 C_TYPES = {torch.float32: "float", torch.float64: "double"}
 
 
@@ -45,11 +53,13 @@ def lanes_per_vector(num_lanes: int, dtype: torch.dtype, by_rows: bool = False) 
     return most if by_rows else min(most, max(MIN_LANES, 1 << (num_lanes - 1).bit_length()))
 
 
-def _polynomial(function: Callable[[np.ndarray], np.ndarray], num: int) -> str:
-    """The Chebyshev series of a function on [-1, 1], cut to `num` terms, as a polynomial with the constant first."""
-    interpolate: Any = np.polynomial.chebyshev.chebinterpolate
-    found = np.polynomial.chebyshev.cheb2poly(interpolate(function, INTERPOLATION_DEGREE)[:num])
-    return ", ".join(repr(float(c)) for c in found)
+def _polynomial(
+    function: Callable[[np.ndarray], np.ndarray], num: int, interval: tuple[float, float] = (-1.0, 1.0)
+) -> str:
+    """A function's Chebyshev series on an interval, cut to `num` terms, as a polynomial with the constant first."""
+    series: Any = np.polynomial.Chebyshev.interpolate(function, INTERPOLATION_DEGREE, domain=interval)
+    found = series.truncate(num).convert(kind=np.polynomial.Polynomial)
+    return "{" + ", ".join(repr(float(c)) for c in found.coef) + "}"
 
 
 def _scaled_erfcx(t: np.ndarray) -> np.ndarray:
@@ -64,16 +74,31 @@ def _erf_over_x(w: np.ndarray) -> np.ndarray:
     return scipy.special.erf(x) / x
 
 
+def _exponential_rest(r: np.ndarray) -> np.ndarray:
+    """(exp(r) - 1 - r) / r^2 for small r, by its series."""
+    return np.polynomial.polynomial.polyval(r, [1 / math.factorial(k + 2) for k in range(NUM_SERIES)])
+
+
+def _logarithm_rest(square: np.ndarray) -> np.ndarray:
+    """(2 atanh(s) - 2 s) / s^3 for small s^2, by its series."""
+    return np.polynomial.polynomial.polyval(square, [2 / (2 * k + 3) for k in range(NUM_SERIES)])
+
+
 @cache
 def polynomial_coefficients() -> str:
     """C++ that defines the polynomials' coefficients for each dtype."""
     lines = ["template <class T> struct Coefficients;"]
     for dtype, name in C_TYPES.items():
-        lines.append(
-            f"template <> struct Coefficients<{name}> {{\n"
-            f"static constexpr {name} erfcx[] = {{{_polynomial(_scaled_erfcx, NUM_ERFCX_COEFFICIENTS[dtype])}}},\n"
-            f"erf[] = {{{_polynomial(_erf_over_x, NUM_ERF_COEFFICIENTS[dtype])}}};\n}};"
-        )
+        texts = {
+            "erfcx": _polynomial(_scaled_erfcx, NUM_ERFCX_COEFFICIENTS[dtype]),
+            "erf": _polynomial(_erf_over_x, NUM_ERF_COEFFICIENTS[dtype]),
+            "exponential": _polynomial(
+                _exponential_rest, NUM_EXPONENTIAL_COEFFICIENTS[dtype], (-MAX_EXPONENT, MAX_EXPONENT)
+            ),
+            "logarithm": _polynomial(_logarithm_rest, NUM_LOGARITHM_COEFFICIENTS[dtype], (0.0, MAX_SQUARE)),
+        }
+        arrays = ",\n".join(f"{function}[] = {text}" for function, text in texts.items())
+        lines.append(f"template <> struct Coefficients<{name}> {{\nstatic constexpr {name} {arrays};\n}};")
     return "\n".join(lines)
 
 

@@ -113,7 +113,7 @@ def descent_step(gradient: Tensor, hessian: Tensor, radius: Tensor) -> Tensor:
     floor = 1e-14 * size.amax(-1, keepdim=True) + torch.finfo(hessian.dtype).tiny
     step = -(axes.mT @ gradient[..., None]).squeeze(-1) / torch.maximum(size, floor)
     length = torch.linalg.vector_norm(step, dim=-1, keepdim=True)
-    step = step * (radius[:, None] / length.clamp(min=torch.finfo(step.dtype).tiny)).clamp(max=1.0)
+    step = step * (radius[..., None] / length.clamp(min=torch.finfo(step.dtype).tiny)).clamp(max=1.0)
     return (axes @ step[..., None]).squeeze(-1)
 
 

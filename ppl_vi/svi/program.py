@@ -26,6 +26,7 @@ from torch.func import functional_call, jacrev, vmap
 from ppl_vi.compiler.many_points import AtPoints
 from ppl_vi.numerics.vmapping import loop_over
 from ppl_vi.svi.randomness import Draw, Recorder, Replay, UnsupportedRandomnessError, seeded
+from ppl_vi.svi.whitening import Whitening
 from ppl_vi.target.factorising import Factorising
 from ppl_vi.target.isolation import runs_isolated, whole_plates
 from ppl_vi.target.sites import Latents, off_edge
@@ -268,9 +269,11 @@ class Program:
     @runs_isolated
     def guide_trace(self, theta: Tensor, row: tuple[Tensor, ...], noise: tuple[Tensor, ...]) -> Trace:
         """One run of the guide on given noise, with its log densities; noise of the model is left over."""
-        replay = Replay(noise, anchor=(theta * 0).sum()) if self.replayable else seeded(noise)
-        with replay:
-            return self.call(theta, lambda guide: _scored(guide, row))
+        if not self.replayable:
+            with seeded(noise):
+                return self.call(theta, lambda guide: _scored(guide, row))
+        with Replay(noise, anchor=(theta * 0).sum()) as replay:
+            return self.call(theta, lambda guide: _scored(guide, row, replay))
 
     @runs_isolated
     def latents(self, theta: Tensor, row: tuple[Tensor, ...], noise: tuple[Tensor, ...]) -> Latents:
@@ -453,9 +456,15 @@ def _is_subsampled(node: Any) -> bool:
     return poutine.util.site_is_subsample(node) and node["fn"].subsample_size not in (None, node["fn"].size)
 
 
-def _scored(guide: Callable[..., Any], row: tuple[Tensor, ...]) -> Trace:
-    """A guide's trace with its log densities, computed at once: a flow's would read the parameters only later."""
-    trace = poutine.trace(guide).get_trace(*row)
+def _scored(guide: Callable[..., Any], row: tuple[Tensor, ...], replay: Replay | None = None) -> Trace:
+    """A guide's trace with its log densities, computed at once: a flow's would read the parameters only later.
+
+    Those of normal draws come from the noise that `replay` gives, where it does.
+    """
+    with Whitening(replay) if replay is not None else nullcontext() as whitening:
+        trace = poutine.trace(guide).get_trace(*row)
+    if whitening is not None:
+        whitening.score(trace)
     trace.compute_score_parts()
     return trace
 

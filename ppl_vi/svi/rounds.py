@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_vi.numerics.newton import descent_step
 from ppl_vi.runtime.stages import Running, stage
 from ppl_vi.svi.curvature import (
     DIFFERENCE,
@@ -153,12 +154,22 @@ def _run_rounds(fit: RunningFit, running: Running) -> None:
         number, length = number + 1, 2 * length
         with stage("checking convergence"):
             curvature = _curvature(fit, theta, number, fit.setup.preconditioner_points)
-            if number >= MIN_ROUNDS or fit.is_last:
+            if number >= _min_rounds(fit) or fit.is_last:
                 gain, curvature = _gain(fit, theta, curvature, number)
                 fit.stop_converged(gain)
+            if curvature is not None and number >= _min_rounds(fit) and fit.setup.is_wide:
+                _finish_by_newton(fit, theta, curvature, number)
             if not fit.is_last and fit.is_running.any():
                 _prepare_round(fit, theta, curvature, length, generator)
         running.at(fit.num_steps_taken)
+
+
+def _is_wide(fit: RunningFit) -> bool:
+    return fit.setup.is_wide
+
+
+def _min_rounds(fit: RunningFit) -> int:
+    return 1 if fit.setup.is_wide else MIN_ROUNDS
 
 
 # ---- the steps of a round
@@ -299,7 +310,7 @@ def _prepare_round(
         gradients = setup.estimator.gradients(running, noise).mean(2)
         found = preconditioner(running, curvature.of_replicas(replicas), gradients, setup.is_adaptive)
         fit.preconditioner = fit.preconditioner.with_replicas(replicas, found)
-    if isinstance(setup.engine, BlockEngine) and setup.program.draws:
+    if setup.is_adaptive and isinstance(setup.engine, BlockEngine) and setup.program.draws:
         limit = NOISE_SHARE * setup.strategy.tolerance * length * AVERAGED_SHARE
         while fit.num_particles < MAX_PARTICLES and _excess_of_noise(fit, setup.engine, theta, generator) > limit:
             fit.num_particles *= 2
@@ -375,8 +386,7 @@ def _gain(
         affordable = fit.setup.affordable_points(look.num_points, len(replicas), budget - fit.check_work)
         if not len(replicas) or affordable < min(look.num_points, MIN_STOPPING_POINTS):
             break
-        may_stop = look.num_points >= MIN_STOPPING_POINTS
-        if may_stop and curvature.num_points < power_of_2(min(MAX_HESSIAN_POINTS, each)):
+        if look is looks[-1] and curvature.num_points < power_of_2(min(MAX_HESSIAN_POINTS, each)):
             curvature = _curvature(fit, theta, number, MAX_HESSIAN_POINTS) or curvature
         look = replace(look, num_points=affordable)
         fit.check_work += fit.setup.check_work(look.num_points, len(replicas))
@@ -386,8 +396,30 @@ def _gain(
         at = replicas.numpy()
         is_rough = min(look.num_points, curvature.num_points) < MIN_STOPPING_POINTS
         found[:, at] = np.where(is_open[:, at] & ~(is_rough & (most <= fit.gain_limit)), most, found[:, at])
-        is_open[:, at] &= least <= fit.gain_limit
+        is_open[:, at] &= (least <= fit.gain_limit) & (is_rough | (most > fit.gain_limit))
     return found, curvature
+
+
+def _finish_by_newton(fit: RunningFit, theta: Tensor, curvature: Curvature, number: int) -> None:
+    """Moves fits that run by a step of Newton's method from `theta` `(B, R, D)`, where they have converged after it.
+
+    The gradient where they arrive is that of new noise. The others stay where they are, and take another round.
+    """
+    replicas, look = fit.running_replicas, _looks(fit, number)[-1]
+    look = replace(look, num_points=QUICK_CHECK_POINTS[-1], seed=look.seed + len(QUICK_CHECK_POINTS) + 1)
+    if not len(replicas) or min(look.num_points, curvature.num_points) < MIN_STOPPING_POINTS:
+        return
+    fit.check_work += 2 * fit.setup.check_work(look.num_points, len(replicas))
+    units, hessian = fit.preconditioner.units[:, replicas], curvature.of_replicas(replicas).mean(2)
+    noise = fit.setup.estimator.noise(look.num_points, look.seed)
+    gradient = fit.setup.estimator.controlled_gradients(theta[:, replicas], noise).mean(2) * units
+    hessian = hessian * units[..., None] * units[..., None, :]
+    step = descent_step(gradient, hessian, torch.ones_like(gradient[..., 0]))
+    moved = theta.index_copy(1, replicas, theta[:, replicas] + step * units)
+    most = _bounds(fit, moved, replicas, curvature, replace(look, seed=look.seed + 1)).most
+    gain = np.full(theta.shape[:2], np.inf)
+    gain[:, replicas.numpy()] = most.cpu().numpy()
+    fit.take(moved, gain)
 
 
 def _gain_of_many(fit: RunningFit, theta: Tensor, number: int) -> np.ndarray:
@@ -416,6 +448,8 @@ def _gain_of_many(fit: RunningFit, theta: Tensor, number: int) -> np.ndarray:
 
 def _bounds(fit: RunningFit, theta: Tensor, replicas: Tensor, curvature: Curvature, look: Look) -> GainBounds:
     """The bounds of `gain_bounds` for some replicas."""
-    units, hessian = fit.preconditioner.units[:, replicas], curvature.of_replicas(replicas).mean(2)
+    units, hessians = fit.preconditioner.units[:, replicas], curvature.of_replicas(replicas)
+    if not fit.setup.is_wide:  # there the noise of the gradient hides that of the Hessian
+        hessians = hessians.mean(2, keepdim=True)
     at = (look.num_points, look.seed, look.error_rate)
-    return gain_bounds(fit.setup.estimator, theta[:, replicas], units, hessian, *at)
+    return gain_bounds(fit.setup.estimator, theta[:, replicas], units, hessians, *at)

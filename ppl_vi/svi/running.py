@@ -132,6 +132,18 @@ class RunningFit:
         self.num_steps[self.is_running] = self.num_steps_taken
         self.note(self.theta)
 
+    def take(self, theta: Tensor, gain: np.ndarray) -> None:
+        """Moves the fits that run to `theta` `(B, R, D)`, and stops them, where no more is to gain than the limit.
+
+        Args:
+            theta: other parameters than those where the last round ended.
+            gain: the most that each fit could still gain near them, nats, `(B, R)`.
+        """
+        is_better = self.is_running & (gain <= self.gain_limit)
+        self.theta = torch.where(torch.as_tensor(is_better, device=theta.device)[..., None], theta, self.theta)
+        self.trajectory[-1] = self.theta
+        self.stop_converged(np.where(is_better, gain, self.gain))
+
     @property
     def _why_unbounded(self) -> str:
         if not self.is_checked:

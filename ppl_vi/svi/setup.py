@@ -46,6 +46,9 @@ NUM_HESSIANS = 3
 MIN_HESSIAN_POINTS = 16
 # Sobol points a scramble in the quick checks before a full one, which decide only what is plain.
 QUICK_CHECK_POINTS = (32, 128)
+# With wider temporaries than this, as on many rows, steps take so long that a fit may stop after its first round. Its
+# checks then use control variates, and a step of Newton's method is tried before another round.
+MAX_NARROW_WIDTH = 10_000
 # The draws of a step where their number adapts to the noise: in the first round, and at most.
 FIRST_PARTICLES, MAX_PARTICLES = 16, 256
 # The draws of a step where their number adapts, as a rough average over the rounds: decides what is compiled.
@@ -53,6 +56,8 @@ EXPECTED_PARTICLES = 64
 # Gradients are then taken on blocks of the first round's draws, or of fewer where these would make temporaries of more
 # numbers than this (8 MiB each in double precision) while the step is traced.
 MAX_BLOCK_NUMBERS = 2**20
+# Blocks and fits of at least so many together are what code is made for where there are as many: they fill a vector.
+FULL_LANES = 8
 # The draws of a step where their number can't adapt: for Pyro's own SVI, which takes them one by one, and for others,
 # such as those whose objective depends on the number.
 PYRO_PARTICLES, FIXED_PARTICLES = 64, 256
@@ -102,7 +107,8 @@ class Setup:
         one_step_engine: takes the same steps one at a time, when it has to be found out which of them went wrong.
         takes_fits_one_by_one: whether the engine's work is less when fits are left out.
         num_particles: the draws of a step, in the first round.
-        is_adaptive: whether later rounds may have more of them, and all steps go along the axes of the curvature.
+        in_blocks: whether steps take their draws in blocks; their noise is then that of shifted nets.
+        is_adaptive: whether later rounds may have more draws, and all steps go along the axes of the curvature.
         footprint: how much memory the checks may take.
         gradient_source: a faster way to the gradients of the checks, where there is one.
     """
@@ -116,6 +122,7 @@ class Setup:
     one_step_engine: Engine
     takes_fits_one_by_one: bool
     num_particles: int
+    in_blocks: bool
     is_adaptive: bool
     footprint: Footprint
     gradient_source: GradientSource | None
@@ -156,6 +163,11 @@ class Setup:
         return self.program.target.num_problems * self.num_replicas
 
     @property
+    def is_wide(self) -> bool:
+        """Whether a step takes long, see `MAX_NARROW_WIDTH`."""
+        return self.is_adaptive and self.program.target.width > MAX_NARROW_WIDTH
+
+    @property
     def estimator(self) -> MeanGradients:
         """Gives the gradients and Hessians of the convergence checks."""
         return MeanGradients(
@@ -164,11 +176,12 @@ class Setup:
             self.num_particles,
             self.gradient_source,
             self.footprint.untraced_particles,
+            self.is_wide,
         )
 
     def noise(self, prefix: tuple[int, ...], generator: torch.Generator) -> tuple[Tensor, ...]:
         """The noise of steps, for each draw `(*prefix, *shape)`, where `prefix` ends with the draws of a step."""
-        make = shifted_nets if self.is_adaptive else pseudo_random
+        make = shifted_nets if self.in_blocks else pseudo_random
         return make(self.program.draws, prefix, generator)
 
 
@@ -188,21 +201,23 @@ def prepare(program: Program, strategy: Strategy, initial: Tensor, engine: str) 
     engine, reason = _possible_engine(engine, program, strategy)
     num_problems, num_replicas, dim = initial.shape
     objective, (num_particles, is_adaptive) = strategy.objective, _particles(program, strategy, engine)
-    block = _block(program, num_particles) if is_adaptive else num_particles
+    in_blocks = _is_in_blocks(program, strategy, engine)
+    block = _block(program, min(num_particles, FIRST_PARTICLES)) if in_blocks else num_particles
     memory = footprint(program, objective, initial, block)
     if engine == "pyro":
         pyro = PyroEngine(program, objective, num_particles)
         return Setup(
-            program, strategy, num_replicas, engine, reason, pyro, pyro, True, num_particles, False, memory, None
+            program, strategy, num_replicas, engine, reason, pyro, pyro, True, num_particles, False, False, memory, None
         )
     portion = Portion.of(program, num_problems, num_replicas, num_particles)
     size = memory.num_replicas(num_problems, portion.num_replicas, block)
-    num_calls = strategy.num_steps * math.ceil(num_replicas / size)
-    num_calls *= EXPECTED_PARTICLES // block if is_adaptive else 1
-    few = initial[:, :size].contiguous()
-    chosen = choose(engine, program, objective, few, block, num_calls, one_step=is_adaptive)
+    num_lanes = min(size * (num_particles // block), max(size, FULL_LANES))
+    expected = EXPECTED_PARTICLES if is_adaptive else num_particles
+    num_calls = strategy.num_steps * math.ceil(num_replicas * (expected // block) / num_lanes)
+    few = initial[:, :size].repeat_interleave(math.ceil(num_lanes / size), 1)[:, :num_lanes].contiguous()
+    chosen = choose(engine, program, objective, few, block, num_calls, one_step=in_blocks)
     engines: list[Engine] = [ChunkedEngine(one, size) for one in (chosen.engine, BatchedEngine(program, objective))]
-    if is_adaptive:
+    if in_blocks:
         least = (getattr(chosen.engine, "min_replicas", 1), 1)
         any_number = isinstance(chosen.engine, KernelEngine)
         inner = [chosen.engine if any_number else engines[0], engines[1]]
@@ -215,11 +230,28 @@ def prepare(program: Program, strategy: Strategy, initial: Tensor, engine: str) 
         engine_reason=chosen.reason,
         engine=engines[0],
         one_step_engine=engines[1],
-        takes_fits_one_by_one=is_adaptive,
+        takes_fits_one_by_one=in_blocks,
         num_particles=num_particles,
+        in_blocks=in_blocks,
         is_adaptive=is_adaptive,
         footprint=memory,
         gradient_source=step_gradients(chosen.engine, size, block),
+    )
+
+
+def _is_in_blocks(program: Program, strategy: Strategy, engine: str) -> bool:
+    """Whether steps take their draws in blocks, which fill a processor's vectors however few fits there are.
+
+    They do not where that would take longer than all draws together, see `MAX_FIXED_WIDTH`, nor for a network, whose
+    parameters every block would have for itself.
+    """
+    return (
+        strategy.num_particles == "auto"
+        and (program.target.dim > 1 or program.target.width > MAX_FIXED_WIDTH)
+        and strategy.objective.additive
+        and engine != "pyro"
+        and not program.one_by_one
+        and not has_network(program.guide)
     )
 
 
@@ -227,18 +259,11 @@ def _particles(program: Program, strategy: Strategy, engine: str) -> tuple[int, 
     """The draws of a step in the first round, and whether their number adapts to the noise.
 
     It does not where the curvature is not known, or says little, as that of a network does: there steps along its axes
-    end farther from the optimum. Nor does it where that would take longer than all draws do, see `MAX_FIXED_WIDTH`.
+    end farther from the optimum.
     """
     if strategy.num_particles != "auto":
         return strategy.num_particles, False
-    is_adaptive = (
-        (program.target.dim > 1 or program.target.width > MAX_FIXED_WIDTH)
-        and strategy.objective.additive
-        and engine != "pyro"
-        and not program.one_by_one
-        and program.layout.size <= MAX_HESSIAN_PARAMETERS
-        and not has_network(program.guide)
-    )
+    is_adaptive = _is_in_blocks(program, strategy, engine) and program.layout.size <= MAX_HESSIAN_PARAMETERS
     return (FIRST_PARTICLES, True) if is_adaptive else (auto_particles(strategy.objective, engine), False)
 
 

@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.func import vmap
 from torch.fx import GraphModule, Node
 
+from ppl_vi.compiler.identities import MOVES
 from ppl_vi.compiler.many_points import chunks
-from ppl_vi.compiler.simplify import MOVES, trace_simplified
+from ppl_vi.compiler.simplify import trace_simplified
 from ppl_vi.target.target import Target
 
 aten = torch.ops.aten

@@ -104,3 +104,38 @@ def test_a_larger_triangle_and_one_off_the_diagonal_stay() -> None:
     for found, expected in zip(tidied(*given), function(*given), strict=True):
         assert torch.equal(found, expected)
     assert torch.equal(tidied(*given)[1], torch.zeros(1, 1, dtype=torch.float64))
+
+
+def test_an_exponential_that_is_factor_and_divisor_cancels() -> None:
+    """As in the derivative of a Poisson's density: also where the exponential is lost, the other part is left."""
+
+    def density(eta: Tensor, y: Tensor) -> Tensor:
+        rate = eta.exp().mT
+        return (torch.xlogy(y.mT, rate) - rate).sum()
+
+    def gradient(eta: Tensor, y: Tensor) -> Tensor:
+        return grad(density)(eta, y)
+
+    given = two_of(3, 4)
+    tidied = simplify(trace(gradient, given), given)
+    assert not any("div" in str(node.target) for node in tidied.graph.nodes)
+    eta, y = two_of(3, 4, seed=1)
+    torch.testing.assert_close(tidied(eta, y), y - eta.exp())
+    torch.testing.assert_close(tidied(eta - 800, y), y)  # y / exp(-800), times exp(-800), would be nan
+
+
+def test_labels_by_logits_take_one_exponential() -> None:
+    def density(logits: Tensor, label: Tensor) -> Tensor:
+        return torch.distributions.Bernoulli(logits=logits, validate_args=False).log_prob(label).sum()
+
+    def both(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        return vmap(density)(logits, label), vmap(grad(density))(logits, label)
+
+    logits = torch.tensor([[0.3, -2.0], [40.0, -50.0], [800.0, -800.0]], dtype=torch.float64)
+    label = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], dtype=torch.float64)
+    tidied = simplify(trace(both, (logits, label)), (logits, label))
+    assert sum("exp." in str(node.target) for node in tidied.graph.nodes) == 1
+    value, slope = tidied(logits, label)
+    signed = torch.where(label > 0, logits, -logits)
+    torch.testing.assert_close(value, torch.nn.functional.logsigmoid(signed).sum(1), rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(slope, label - torch.sigmoid(logits), rtol=1e-13, atol=1e-14)

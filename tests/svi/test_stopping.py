@@ -77,9 +77,9 @@ class Exact:
             for seed, three in enumerate(points.split(3)):
                 of_three = preconditioner.expand(1, len(three), -1)
                 noise = estimator.halves(estimator.noise(num_points, 100 + seed))
-                hessian = estimator.hessians(three[None], noise, DIFFERENCE * of_three).mean(2)
+                hessians = estimator.hessians(three[None], noise, DIFFERENCE * of_three).mean(2, keepdim=True)
                 at = (num_points, 100 + seed, CHECK_ERROR_RATE)
-                bounds = gain_bounds(estimator, three[None], of_three, hessian, *at)
+                bounds = gain_bounds(estimator, three[None], of_three, hessians, *at)
                 found.append(bounds.most[0])
         return torch.cat(found)
 

@@ -15,13 +15,14 @@ All members of one call see the same noise, so that their differences are known 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ppl_vi.compiler.many_points import chunks
+from ppl_vi.numerics.control_variates import controlled_means, hermite_products
 from ppl_vi.numerics.mixtures import LOG_2PI
 from ppl_vi.runtime.memory import at_once
 from ppl_vi.svi import members
@@ -51,14 +52,16 @@ class NoiseRules:
     Attributes:
         noise: of each draw `(S, P, *shape)`.
         weight: `(S, P)`, summing to 1 over the nodes.
+        is_normal: whether each rule's nodes have the same weight, and the noise is standard normal.
     """
 
     noise: tuple[Tensor, ...]
     weight: Tensor
+    is_normal: bool = False
 
     def part(self, some: slice) -> NoiseRules:
         """Some of the nodes of each rule, whose weights then sum to less than 1."""
-        return NoiseRules(tuple(part[:, some] for part in self.noise), self.weight[:, some])
+        return replace(self, noise=tuple(part[:, some] for part in self.noise), weight=self.weight[:, some])
 
     def mean(self, values: Tensor) -> Tensor:
         """Expectations by each rule, values at the nodes `(..., S, P)` to `(..., S)`.
@@ -68,6 +71,16 @@ class NoiseRules:
         infinite = torch.isinf(values)
         sums = (torch.where(infinite, 0.0, values) * self.weight).sum(-1)
         return torch.where(infinite.any(-1), torch.where(infinite, values, 0.0).sum(-1), sums)
+
+    def smooth_mean(self, values: Tensor) -> Tensor:
+        """The same with a smaller error, for values that are nearly polynomials in normal noise, `(..., S)`."""
+        if not self.is_normal or len(self.weight) == 1:
+            return self.mean(values)
+        controls = hermite_products(torch.cat([part.reshape(*self.weight.shape, -1) for part in self.noise], -1))
+        if controls is None:
+            return self.mean(values)
+        usual = values.isfinite().all(-1).all(-1, keepdim=True)
+        return torch.where(usual, controlled_means(values, controls), self.mean(values))
 
 
 def noise_rules(draws: tuple[Draw, ...], num_points: int, seed: int, num_rules: int = NUM_RULES) -> NoiseRules:
@@ -97,7 +110,8 @@ def noise_rules(draws: tuple[Draw, ...], num_points: int, seed: int, num_rules: 
 def sobol_rules(draws: tuple[Draw, ...], num_points: int, seed: int, num_rules: int = NUM_RULES) -> NoiseRules:
     """Scrambled Sobol points, all of one weight."""
     noise = quasi_random(draws, num_points, num_rules, seed)
-    return NoiseRules(noise, torch.full((num_rules, num_points), 1.0 / num_points, dtype=torch.float64))
+    weight = torch.full((num_rules, num_points), 1.0 / num_points, dtype=torch.float64)
+    return NoiseRules(noise, weight, all(draw.kind == "normal" for draw in draws))
 
 
 @dataclass(frozen=True)

@@ -33,10 +33,10 @@ from ppl_vi.truth import Truth
 # matter, or at most this share of log p(x)'s own standard error, which divergences have in any case.
 ELBO_TOLERANCE, EVIDENCE_ERROR_SHARE = 1e-4, 0.1
 # The first and the largest number of nodes of a rule; the number is quadrupled while the standard error is too large.
-MIN_RULE_NODES, MAX_RULE_NODES = 2**11, 2**14
+MIN_RULE_NODES, MAX_RULE_NODES = 2**9, 2**14
 # Where a node takes more numbers than WIDE, the first rules have as few nodes as WIDE_RULE_NODES: many nodes take
 # seconds there, and posteriors given much data, which are nearly normal, seldom need them.
-WIDE, WIDE_RULE_NODES = 10_000, 2**9
+WIDE, WIDE_RULE_NODES = 10_000, 2**7
 # Nodes of the rule by which replicas are put in order, the best of which are where searches for the best member start.
 NUM_ORDER_NODES = 2**9
 # Nodes of each rule by which marginal scores are computed.
@@ -264,4 +264,4 @@ class SampledFit:
 
 def elbo_by_rule(nodes: ScoredNodes) -> Tensor:
     """E_q[log p(x, z) - log q(z)] of each member by each rule, `(B, M, S)`, nats."""
-    return nodes.rules.mean(nodes.log_weight)
+    return nodes.rules.smooth_mean(nodes.log_weight)
