@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -37,10 +38,15 @@ class Parser(argparse.ArgumentParser):
         hint = names.meant(unknown.split()[0].partition("=")[0], self._options()) if unknown.startswith("--") else ""
         self.exit(USAGE, f"{self.prog}: error: {' '.join(message.split())}{hint}\n")
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's own; notes the arguments, so that a complaint is about the command that was given."""
+        self._given = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
     def _options(self) -> list[str]:
-        """The options of this parser and of its commands."""
-        found = [name for parser in all_parsers(self) for name in parser._option_string_actions]
-        return list(dict.fromkeys(found))
+        """The options of the command that was given, or of this parser."""
+        parsers = [parser for parser in all_parsers(self) if parser.prog.split()[-1] in self._given] or [self]
+        return list(dict.fromkeys(name for parser in parsers for name in parser._option_string_actions))
 
 
 def all_parsers(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
