@@ -50,9 +50,6 @@ class FunctionGuide(StatedFunction):
             trace.compute_log_prob()
         super().__init__(function, dtype, trace, stating)
         refuse_unregistered(trace, self._known, called)
-        if given is not None and given.is_fitted and not isinstance(function, nn.Module) and not self.values:
-            # such a guide is the one member of its family, which all values of this parameter stand for
-            self.unused = nn.Parameter(torch.zeros(1, dtype=dtype))
         if given is not None and given.needs_values:
             _refuse_missing(given, [one for one in self.values if one not in {**stored, **self._leaves}])
 

@@ -12,7 +12,8 @@ in the module.
 
 from __future__ import annotations
 
-import logging
+import sys
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -38,8 +39,6 @@ UNCONSTRAINED = "_unconstrained"  # what Pyro appends to the name of a parameter
 # Autoguides that are refused as classes, because a model alone does not say what they are; an object does.
 REFUSED_AS_CLASSES = ("AutoNormalizingFlow", "AutoGuideList")
 MAX_NAMES = 6  # of parameters that a message names
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,13 +214,22 @@ def _from_store(given: GivenGuide, guide: nn.Module, own: dict[str, Tensor]) -> 
         return found
     other = next((path for path, value in found.items() if path in own and not torch.equal(value, own[path])), None)
     if other is not None:
-        _log.warning(
-            "%s is measured with the values that it holds itself; Pyro's parameter store has another of the name "
-            "'%s', as after another guide was trained or a file was loaded",
-            given.name,
-            paths[other],
+        warnings.warn(
+            f"{type(guide).__name__} is measured with the values that it holds itself. Pyro's parameter store has "
+            f"others, as of '{paths[other]}': another guide of this class was trained, or the store was loaded from a "
+            "file after the guide had been called. To measure the store's values, give the file as well, as in "
+            "ppl_vi.fitted(guide, 'params.pt'); pyro.get_param_store().save('params.pt') writes one",
+            stacklevel=_users_level(),
         )
     return {}
+
+
+def _users_level() -> int:
+    """How many calls above `warnings.warn` the line of the user is that called this package."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("ppl_vi"):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def store_names(guide: nn.Module) -> dict[str, str]:

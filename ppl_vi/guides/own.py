@@ -15,21 +15,23 @@ from typing import Any
 
 import torch
 from pyro.distributions import TransformModule
-from pyro.infer.autoguide import AutoCallable, AutoGuide, AutoMessenger, AutoStructured
+from pyro.infer.autoguide import AutoGuide, AutoMessenger, AutoStructured
 from pyro.nn.module import PyroModule
 from torch import Tensor, nn
 
 from ppl_vi.guides import REFUSED, Family, RefusedFamilyError, find_family
-from ppl_vi.guides.copies import autoguides_of, private_copy_of
+from ppl_vi.guides.copies import private_copy_of
 from ppl_vi.guides.function_guide import FunctionGuide
 from ppl_vi.guides.given import GivenGuide, fitted, taken
-from ppl_vi.guides.own_autoguide import OwnAutoguide, refuse_modules_that_take_data
+from ppl_vi.guides.own_autoguide import OwnAutoguide, parts_by_hand
 from ppl_vi.runtime.names import guide_and_file
 from ppl_vi.target.arguments import BoundModel, positional, private_copy
 from ppl_vi.target.inspection import SiteReached, raised_by
 from ppl_vi.target.precision import DtypeConversion
 from ppl_vi.target.statements import first_run
 from ppl_vi.target.target import Target
+
+UNUSED = "unused"  # the parameter of a guide that has none of its own
 
 # ---- what users give
 
@@ -211,21 +213,45 @@ def as_module(guide: Callable[..., Any], target: Target, row: tuple[Tensor, ...]
     """
     name, given = name_of(family), family.given if isinstance(family, OwnGuide | OwnAutoguide) else None
     if isinstance(guide, AutoGuide):
-        refuse_modules_that_take_data(guide, target, name)
-        for _, part in autoguides_of(guide):
-            # a function of the user's in a list of autoguides states its parameters as it runs
-            if isinstance(part, AutoCallable) and not isinstance(part._guide, nn.Module):
-                part._guide = FunctionGuide(target.bind(part._guide), row, target.dtype, name, given)
+        for part in parts_by_hand(guide):
+            part._guide = _part(part._guide, target, row, name, given)
         return guide
     if not isinstance(guide, nn.Module):
-        return FunctionGuide(target.bind(guide), row, target.dtype, name, given)
+        return _with_a_parameter(FunctionGuide(target.bind(guide), row, target.dtype, name, given), target)
     module = private_copy(guide, target.dtype)
     if isinstance(target.model, BoundModel):
         module = BoundGuide(positional(module, target.model.keywords), target.model.given)
     if any(isinstance(part, AutoMessenger) for part in module.modules()):
         return module  # such a guide makes its parameters in a run of its own, with all of the data
     stated = FunctionGuide(module, row, target.dtype, name, given)
+    return stated if stated.has_statements else _with_a_parameter(module, target)
+
+
+def _part(
+    guide: Callable[..., Any], target: Target, row: tuple[Tensor, ...], name: str, given: GivenGuide | None
+) -> nn.Module:
+    """A user's function or module within a list of autoguides, which is called with the model's arguments as in Pyro.
+
+    The parameters of a module keep their names, by which a list that was given as an object has its values.
+    """
+    if not isinstance(guide, nn.Module):
+        return FunctionGuide(target.bind(guide), row, target.dtype, name, given)
+    module = private_copy(guide, target.dtype)
+    vars(module)["forward"] = target.bind(module.forward)
+    stated = FunctionGuide(module, row, target.dtype, name, given)
     return stated if stated.has_statements else module
+
+
+def _with_a_parameter(guide: nn.Module, target: Target) -> nn.Module:
+    """A guide, with a parameter that it doesn't use where it has none: it is the one member of its family."""
+    if not any(value.requires_grad for value in guide.parameters()):
+        guide.register_parameter(UNUSED, nn.Parameter(torch.zeros(1, dtype=target.dtype)))
+    return guide
+
+
+def has_nothing_to_fit(guide: nn.Module) -> bool:
+    """Whether a guide has no parameters, so that it is measured as it is."""
+    return [name for name, value in guide.named_parameters() if value.requires_grad] == [UNUSED]
 
 
 class BoundGuide(PyroModule):

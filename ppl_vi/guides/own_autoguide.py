@@ -7,7 +7,6 @@ dtype. What the object has of its own stays, such as the order of the latents in
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +25,6 @@ from pyro.infer.autoguide import (
 from torch import Tensor, nn
 from torch.distributions import biject_to, transform_to
 
-from ppl_vi.guides import RefusedFamilyError
 from ppl_vi.guides.copies import SeenModel, autoguides_of, private_copy_of
 from ppl_vi.guides.given import (
     UNCONSTRAINED,
@@ -81,9 +79,8 @@ class OwnAutoguide:
             ValueError: the autoguide was made for another model or other data, or its file has not all of its values.
         """
         _check_sites(target, given)
-        refuse_modules_that_take_data(given.guide, target, given.name)
         guide = _seated(given.guide, given.models, target.model)
-        with target.isolated(seed=0), whole_plates(), torch.no_grad(), _without_functions(guide):
+        with target.isolated(seed=0), whole_plates(), torch.no_grad(), _autoguides_alone(guide):
             poutine.trace(guide).get_trace(*target.row(0))
         guide = guide.to(target.device, target.dtype)
         _put(given, guide)
@@ -102,39 +99,30 @@ class OwnAutoguide:
             parameters[name].copy_(value)
 
 
-def refuse_modules_that_take_data(guide: nn.Module, target: Target, name: str) -> None:
-    """Refuses a list of autoguides with a module that takes the model's arguments, which a list can't give it here.
-
-    Raises:
-        RefusedFamilyError: there is such a module, and the model has arguments.
-    """
-    if not isinstance(target.model, BoundModel) or not target.model.given:
-        return
-    named = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    for _, part in autoguides_of(guide):
-        module = part._guide if isinstance(part, AutoCallable) else None
-        if not isinstance(module, nn.Module) or isinstance(module, AutoGuide):
-            continue
-        takes = [one.name for one in inspect.signature(module.forward).parameters.values() if one.kind in named]
-        if takes:
-            raise RefusedFamilyError(
-                f"{name}: {type(module).__name__} in the AutoGuideList takes {', '.join(takes)}, and a module in a "
-                "list is not given the model's arguments here: append a function that calls it"
-            )
+def parts_by_hand(guide: nn.Module) -> list[Any]:
+    """What holds the user's functions and modules within a list of autoguides."""
+    parts = [part for _, part in autoguides_of(guide) if isinstance(part, AutoCallable)]
+    return [part for part in parts if not isinstance(part._guide, AutoMessenger)]
 
 
 @contextmanager
-def _without_functions(guide: nn.Module) -> Iterator[None]:
-    """Leaves out, for this block, the user's functions within a list of autoguides: they need no setting up."""
-    functions = [(part, part._guide) for _, part in autoguides_of(guide) if isinstance(part, AutoCallable)]
-    functions = [(part, function) for part, function in functions if not isinstance(function, nn.Module)]
-    for part, _ in functions:
-        part._guide = lambda *_: None
+def _autoguides_alone(guide: nn.Module) -> Iterator[None]:
+    """Leaves out, for this block, the user's functions and modules within a list: they need no setting up."""
+    held = [(part, part._guide) for part in parts_by_hand(guide)]
+    for part, own in held:
+        part._guide = _Idle() if isinstance(own, nn.Module) else _Idle().forward
     try:
         yield
     finally:
-        for part, function in functions:
-            part._guide = function
+        for part, own in held:
+            part._guide = own
+
+
+class _Idle(nn.Module):
+    """Draws nothing."""
+
+    def forward(self, *_: Any) -> None:
+        """Does nothing."""
 
 
 def _seated(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ppl_vi.guides import Family, find_family
 from ppl_vi.guides.given import GivenGuide
-from ppl_vi.guides.own import family_of, is_fitted, name_of
+from ppl_vi.guides.own import family_of, has_nothing_to_fit, is_fitted, name_of
 from ppl_vi.numerics.vmapping import draws_outside_sites, indexes_by_mask
 from ppl_vi.runtime.display import following
 from ppl_vi.runtime.memory import allowing, bytes_of
@@ -147,7 +147,8 @@ def fit(
     if isinstance(target.model, BoundModel) and not target.dim:
         raise UnsuitableModelError(f"{target.name}: {NO_CONTINUOUS_LATENT}")
     name, family = _named(family, target, num_steps)
-    num_replicas = 1 if is_fitted(family) else num_replicas
+    stays = is_fitted(family)
+    num_replicas = 1 if stays else num_replicas
     told = following(progress, name.rpartition(":")[2])
     with told, allowing(max_bytes), _known_errors_explained(target.name):
         if target.learnable is not None:
@@ -159,10 +160,12 @@ def fit(
             support_mismatch = mismatch(target, guide)
             if support_mismatch and not allow_support_mismatch:
                 raise SupportMismatchError(support_mismatch)
+        if has_nothing_to_fit(guide):
+            stays, num_replicas = True, 1
         with target.isolated(seed):
             program = Program(target, guide)
             initial = start_parameters(family, target, guide, program.layout, num_replicas, seed, modes)
-            if num_steps == 0 or is_fitted(family):
+            if num_steps == 0 or stays:
                 find_how_draws_are_run(program, ELBO_STRATEGY)
                 ended = as_given(initial)
             else:
@@ -178,11 +181,8 @@ def fit(
 
 def _named(family: Family | GivenGuide | str, target: Target, num_steps: int) -> tuple[str, Family]:
     """The name of a family, and the family."""
-    if isinstance(family, str):
-        return family, find_family(family)
-    if num_steps == 0 or isinstance(family, GivenGuide | nn.Module):
-        family = family_of(target, family, as_it_is=num_steps == 0)
-    return name_of(family), family
+    found = family_of(target, family, as_it_is=num_steps == 0)
+    return family if isinstance(family, str) else name_of(found), found
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
-from torch.distributions import kl_divergence
+from torch.distributions import biject_to, kl_divergence
 from torch.func import functional_call, jacrev, vmap
 
 from ppl_vi.compiler.many_points import AtPoints
@@ -210,6 +210,11 @@ class Program:
         self._auxiliary = {
             name: node["value"].shape for name, node in sites.items() if self._indirect and not is_delta(node["fn"])
         }
+        # latents that the guide draws itself, as a function in a list of autoguides does, count by unconstrained values
+        self._drawn_directly = {
+            site.name: site for site in target.latents if site.name in self._auxiliary and site.name not in target.moving
+        }
+        self._auxiliary |= {name: site.unconstrained_shape for name, site in self._drawn_directly.items()}
 
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled: everything but the evaluators, whose compiled code stays here and is found or made anew."""
@@ -397,10 +402,11 @@ class Program:
         return trace
 
     def _split(self, auxiliary: Tensor) -> Latents:
-        """Auxiliary values `(..., n)` by the names of their sites."""
+        """Auxiliary values `(n,)` by the names of their sites."""
         sizes = [shape.numel() for shape in self._auxiliary.values()]
-        parts = auxiliary.split(sizes, -1)
-        return {name: part.reshape(self._auxiliary[name]) for name, part in zip(self._auxiliary, parts, strict=True)}
+        parts = zip(self._auxiliary.items(), auxiliary.split(sizes, -1), strict=True)
+        values = {name: part.reshape(shape) for (name, shape), part in parts}
+        return values | {name: biject_to(site.support)(values[name]) for name, site in self._drawn_directly.items()}
 
     @runs_isolated
     def unconstrained_of(self, theta: Tensor, row: tuple[Tensor, ...], auxiliary: Tensor) -> Tensor:

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import partial, wraps
@@ -28,6 +30,10 @@ from ppl_vi.target.vmap_rules import PLACES, known_to_vmap
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+# Pyro says so of the parameters of a network that registers itself, which are replaced by values of a fit here.
+NOT_REGISTERED = ("ignore", re.compile(".*was not registered in the param store"), UserWarning, None, 0)
 
 
 class ProgramExitError(Exception):
@@ -130,7 +136,7 @@ def isolated(dtype: torch.dtype = torch.float64, seed: int | None = None) -> Ite
 @contextmanager
 def _entered(dtype: torch.dtype, seed: int | None) -> Iterator[None]:
     """The gate as it is entered from outside, or from inside of one with another dtype."""
-    with callers_settings(), known_to_vmap():
+    with callers_settings(), known_to_vmap(), _without_noise():
         outer = _gate.dtype
         try:
             _gate.dtype = dtype
@@ -143,6 +149,18 @@ def _entered(dtype: torch.dtype, seed: int | None) -> Iterator[None]:
             yield
         finally:
             _gate.dtype = outer
+
+
+@contextmanager
+def _without_noise() -> Iterator[None]:
+    """Silences `NOT_REGISTERED`. The caller's filters stay, and `catch_warnings` would let every warning be repeated."""
+    filters: Any = warnings.filters
+    filters.insert(0, NOT_REGISTERED)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):
+            warnings.filters.remove(NOT_REGISTERED)  # type: ignore[attr-defined]
 
 
 def _compute_with(num_threads: int, gradients: bool) -> None:
