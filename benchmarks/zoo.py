@@ -3,7 +3,8 @@
     python -m benchmarks.zoo [--models NAME ...] [--guides NAME ...] [--quick]
 
 Every guide is fitted to every model of `models.ZOO` in several independent replicas, and measured against the truth.
-The table goes to standard output. The table (also in Markdown), records and a heat map are written to results/zoo/.
+The table goes to standard output, with a verdict on each model. Tables (one also in Markdown), records and a heat map
+are written to results/zoo/.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.text import Text
 
 from ppl_vi import cli
 from ppl_vi.runtime import signals
@@ -42,11 +46,12 @@ FULL = {"num_steps": 1000, "num_particles": "auto", "num_replicas": 4, "num_draw
 
 @dataclass(frozen=True)
 class Measured:
-    """The records of one model, or the reason why there are none."""
+    """The records of one model and the verdict on them, or the reason why there are none."""
 
     model: str
     records: tuple[dict[str, Any], ...]
     reason: str = ""
+    verdict: str = ""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -55,6 +60,7 @@ def parser() -> argparse.ArgumentParser:
     few = ", ".join(QUICK_MODELS)
     found.add_argument("--models", nargs="+", metavar="NAME", choices=MODELS, help=f"models (all, with --quick {few})")
     found.add_argument("--guides", nargs="+", metavar="NAME", help=f"families ({', '.join(GUIDES)})")
+    cli.add_full(found)
     cli.add_memory(found)
     cli.add_run_options(found, OUT, "few models, guides and steps")
     return found
@@ -73,7 +79,8 @@ def measure(guides: Sequence[str], settings: FitSettings, model: str) -> Measure
         return Measured(model, (), str(error))
     for step in compare_each(found, list(guides)):
         found = step
-    return Measured(model, tuple(record | {"model": model} for record in found.records()))
+    records = tuple(record | {"model": model, "label": model} for record in found.records())
+    return Measured(model, records, verdict=found.verdict().text)
 
 
 def measured(models: Sequence[str], work: Callable[[str], Measured], workers: int) -> Iterator[list[Measured]]:
@@ -125,15 +132,27 @@ def program(arguments: argparse.Namespace) -> int:
 
 
 def _show(found: Sequence[Measured], arguments: argparse.Namespace) -> None:
-    """Writes the tables and prints them."""
+    """Writes the tables and prints that of all models, with a verdict on each, or by `--full` all columns of each."""
     from ppl_vi.report import files, matrix, table
 
-    records = _records(found)
+    records, done = _records(found), [one for one in found if one.records]
+    full = partial(table.show, verdicts=[one.verdict for one in done])
+    both = partial(_show_both, verdicts={one.model: one.verdict for one in done})
     cli.write_records(records, arguments)
     write_output_text(arguments.out / "records.csv", files.to_csv(records))
-    write_output_text(arguments.out / "table.txt", table.as_text(records, matrix.show))
+    write_output_text(arguments.out / "table.txt", table.as_text(records, both) + "\n" + table.as_text(records, full))
     write_output_text(arguments.out / "table.md", matrix.as_markdown(records))
-    cli.show_records(records, arguments, matrix.show)
+    cli.show_records(records, arguments, full if arguments.full_table else both)
+
+
+def _show_both(records: Sequence[dict[str, Any]], console: Console, verdicts: dict[str, str]) -> None:
+    """Prints the table of all models, and below it the verdict on each."""
+    from ppl_vi.report import matrix
+
+    matrix.show(records, console)
+    for model, verdict in verdicts.items():
+        if verdict:
+            console.print(Text(f"\n{model}: {verdict}"), highlight=False)
 
 
 def _records(found: Sequence[Measured]) -> list[dict[str, Any]]:

@@ -75,8 +75,9 @@ class ModelComparison(Pickled, Comparison):
     def _text(self, *, full: bool = False, width: int | None = None, stream: TextIO | None = None) -> str:
         """The table, for a stream in signs that it can take."""
         layout = table.layout_of(self)
-        show = partial(table.show, layout=layout if full else brief(layout), verdict=self.verdict().text)
-        return table.as_text(self.records(), show, width=width or table.terminal().width, stream=stream)
+        show = partial(table.show, layout=layout if full else brief(layout), verdicts=[self.verdict().text])
+        text = table.as_text(self.records(), show, width=width or table.terminal().width, stream=stream)
+        return text.rstrip("\n")
 
     def verdict(self) -> Verdict:
         """Which guide to take and what it costs, whose intervals are too narrow, and what would mend it."""

@@ -35,6 +35,7 @@ def add_comparison_options(
         "--guides", nargs="+", metavar="NAME", help=f"families, or all ({', '.join(guides)}, with --quick {few})"
     )
     parser.add_argument("--list-guides", action="store_true", help="list the families and exit")
+    add_full(parser)
     add_fit_options(parser, full, QUICK)
     add_memory(parser)
     parser.add_argument("--device", choices=DEVICES, default="cpu", help="where to compute (cpu)")
@@ -80,6 +81,12 @@ def add_run_options(parser: argparse.ArgumentParser, out: Path, quick: str) -> N
     add_out(parser, out)
     parser.add_argument("--json", metavar="FILE", help="the records here, too; - is standard output, and only them")
     parser.add_argument("--no-plots", action="store_true", help="write no figures")
+
+
+def add_full(parser: argparse.ArgumentParser) -> None:
+    """Adds `--full`."""
+    text = "print all columns, not six (table.txt has all)"
+    parser.add_argument("--full", dest="full_table", action="store_true", help=text)
 
 
 def add_memory(parser: argparse.ArgumentParser) -> None:

@@ -59,17 +59,16 @@ def write_comparison(comparison: Comparison, arguments: argparse.Namespace) -> N
 
 
 def show_comparison(comparison: Comparison, arguments: argparse.Namespace) -> None:
-    """Writes `table.txt`, which has all columns, and prints the table, for one problem with a verdict.
+    """Writes `table.txt`, which has all columns, and prints the table of six, or all by `--full`.
 
-    That of problems which differ in one number has all columns, any other six unless `--full` is given.
+    The verdict on each problem stands above its table; of many problems of one model there are none.
     """
     from ppl_vi.report import table
     from ppl_vi.report.brief import brief
     from ppl_vi.report.verdict import verdict_on
 
-    records, layout = comparison.records(), table.layout_of(comparison)
-    verdict = verdict_on(comparison).text if comparison.target.num_problems == 1 and not comparison.labels else ""
-    full = partial(table.show, layout=layout, verdict=verdict)
+    records, layout, num = comparison.records(), table.layout_of(comparison), comparison.target.num_problems
+    verdicts = [verdict_on(comparison, b).text for b in range(num)] if num == 1 or comparison.labels else []
+    full = partial(table.show, layout=layout, verdicts=verdicts)
     write_output_text(arguments.out / "table.txt", table.as_text(records, full))
-    is_full = bool(comparison.labels) or arguments.full_table
-    show_records(records, arguments, full if is_full else partial(full, layout=brief(layout)))
+    show_records(records, arguments, full if arguments.full_table else partial(full, layout=brief(layout)))

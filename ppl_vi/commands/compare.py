@@ -45,9 +45,6 @@ def add(commands: Any) -> None:
     """Adds the command to those of a parser."""
     compare = cli.add_command(commands, "compare", TEXT, EXAMPLES, (__doc__ or "").splitlines()[0])
     begin.add_model(compare)
-    compare.add_argument(
-        "--full", dest="full_table", action="store_true", help="print all columns, not six (table.txt has all)"
-    )
     compare.add_argument("--as-is", action="store_true", help=begin.AS_IS)
     cli.add_comparison_options(compare, OUT, GUIDES, GUIDES, cli.FULL | {"num_replicas": NUM_REPLICAS})
     compare.set_defaults(unlisted_is_own=False)  # what lies in the default folder may be of any model

@@ -17,7 +17,6 @@ import torch
 from pyro.infer.autoguide import (
     AutoCallable,
     AutoDiagonalNormal,
-    AutoGuide,
     AutoMessenger,
     AutoMultivariateNormal,
     AutoNormal,

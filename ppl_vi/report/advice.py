@@ -10,7 +10,7 @@ from ppl_vi.comparison.structure import NonCentring, Structure
 from ppl_vi.report.brief import reverse_kl_parts
 from ppl_vi.report.columns import Record, start_gaps, uncertainty
 from ppl_vi.report.numbers import number, three_digits
-from ppl_vi.report.standing import NEGLIGIBLE
+from ppl_vi.report.standing import NEGLIGIBLE, word_of
 
 # A part of the reverse KL is its cause where it is at least this share of it.
 MAIN_SHARE = 0.5
@@ -22,7 +22,7 @@ HELPS = {
     "optimization": "more steps would do better",
     "objective": "another objective would do better",
 }
-AS_IT_IS = "a fit by SVI would do better"  # of a guide that was not fitted
+BY_SVI = "a fit by SVI would do better"  # of a guide that was not fitted, or sits at the mode
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,13 @@ def cause_of(row: Record) -> tuple[str, str, float]:
     name, value = max(parts, key=lambda part: part[1], default=("", math.nan))
     if not (total > NEGLIGIBLE and value >= MAIN_SHARE * total and value > _error(row, name)):
         return "", "", math.nan
-    helps = AS_IT_IS if name == "optimization" and not row["num_steps"] else HELPS[name]
+    helps = BY_SVI if name == "optimization" and not _seeks_the_elbo(row) else HELPS[name]
     return name, f"{helps} ({name} gap {three_digits(value)} of {three_digits(total)} nats)", value
+
+
+def _seeks_the_elbo(row: Record) -> bool:
+    """Whether more steps of the same kind can bring a guide nearer; those of a Laplace approximation seek the mode."""
+    return bool(row["num_steps"]) and not row.get("is_laplace")
 
 
 def _error(row: Record, name: str) -> float:
@@ -91,7 +96,7 @@ def mend_of(
         if sites:
             return _non_centred(sites, more.text)
         if cause == "family":
-            return _for_family(best, nats, found, independent)
+            return _for_family(best, rest, nats, found, independent)
     if more.kind:
         return more
     if cause == "objective":
@@ -100,7 +105,8 @@ def mend_of(
         )
         return Mend("another objective", text, nats=nats)
     if number(best["reverse_kl"]) <= NEGLIGIBLE and not is_narrow:
-        return Mend("nothing", "Nothing to mend.", nats=0.0)
+        whose = f" in {best['guide']}" if rest else ""
+        return Mend("nothing", f"Nothing to mend{whose}.", nats=0.0)
     return Mend()
 
 
@@ -124,10 +130,10 @@ def _unfinished(best: Record, rest: Sequence[Record]) -> Mend:
         return Mend()
     row = min(nearer, key=lambda one: number(one["family_gap"]))
     won, gap = total - number(row["family_gap"]), three_digits(row["family_gap"], uncertainty(row, "family_gap"))
-    how = "another start" if cause_of(row)[0] == "start" else "more steps"
+    how = "another start" if cause_of(row)[0] == "start" else "more steps" if _seeks_the_elbo(row) else "a fit by SVI"
     text = (
-        f"{row['guide']} could be nearer still: its fit is {three_digits(row['reverse_kl'])} nats away, the best "
-        f"member of its family {gap}. Give it {how}."
+        f"{row['guide']} could be nearer still: it is {three_digits(row['reverse_kl'])} nats away, the best member of "
+        f"its family {gap}. Give it {how}."
     )
     return Mend("another fit", text, nats=won)
 
@@ -138,27 +144,45 @@ def _non_centred(sites: Sequence[NonCentring], more: str) -> Mend:
     why = f" (its spread follows {first.scale})" if first.scale and len(sites) == 1 else ""
     worth = " and ".join(three_digits(one.nats) for one in sites)
     text = (
-        f"Write {names} non-centred{why}: the normal with the posterior's moments is then {worth} nats nearer in "
-        "forward KL, and log p(x) is the same."
+        f"Write {names} non-centred{why}, which leaves log p(x) as it is. The posterior's points say that this is "
+        f"worth {worth} nats: by so much the normal with their mean and covariance comes nearer, in forward KL. No fit "
+        "of it was made."
     )
     return Mend("non-centred form", " ".join(filter(None, (text, more))), first.site, first.nats)
 
 
-def _for_family(best: Record, nats: float, structure: Structure, independent: Callable[[str], bool]) -> Mend:
+def _for_family(
+    best: Record,
+    rest: Sequence[Record],
+    nats: float,
+    structure: Structure,
+    independent: Callable[[str], bool],
+) -> Mend:
     """What helps where the family can't do better."""
-    if structure.correlation >= WORTH_NATS and independent(best["guide"]):
+    is_tried = not all(independent(row["guide"]) for row in rest)
+    if structure.correlation >= WORTH_NATS and independent(best["guide"]) and not is_tried:
         text = (
-            "Take a guide with full covariance, such as AutoMultivariateNormal: the posterior's correlations are worth "
-            f"{three_digits(structure.correlation)} nats to a normal."
+            "Take a guide with full covariance, such as AutoMultivariateNormal. The posterior's points say that this "
+            f"is worth {three_digits(structure.correlation)} nats: by so much the normal with their covariance is "
+            "nearer than the one without correlations, in forward KL. No fit of it was made."
         )
         return Mend("full covariance", text, nats=structure.correlation)
     modes = f" The posterior has {structure.num_modes} modes." if structure.num_modes > 1 else ""
-    text = f"Only another family, or the model written in another way, would be nearer: by {three_digits(nats)} nats."
+    most = " at most" if best["family_gap_is_upper_bound"] else ""
+    only, first = "Only", ""
+    if word_of(best) == "not converged" and _seeks_the_elbo(best):
+        only, first = "Beyond that, only", "More steps may help: the fit has not converged. "
+    than = f" than {best['guide']}" if rest else ""
+    text = (
+        f"{first}{only} another family, or the model written in another way, would be nearer{than}: by "
+        f"{three_digits(nats)} nats{most}."
+    )
     return Mend("another family", text + modes, nats=nats)
 
 
 def _more_steps(best: Record, nats: float) -> Mend:
-    if not best["num_steps"]:
-        return Mend("more steps", f"A fit of {best['guide']} by SVI would win {three_digits(nats)} nats.", nats=nats)
+    if not _seeks_the_elbo(best):
+        whose = "the same family" if best.get("is_laplace") else best["guide"]
+        return Mend("more steps", f"A fit of {whose} by SVI would win {three_digits(nats)} nats.", nats=nats)
     text = f"More steps: after {best['num_steps']:,} of them the optimiser has left {three_digits(nats)} nats."
     return Mend("more steps", text, nats=nats)

@@ -7,9 +7,11 @@ columns are in the full layout, see `columns.py`.
 from __future__ import annotations
 
 import math
+from functools import partial
 
 from ppl_vi.report.columns import (
     BY_MODEL,
+    GUIDE,
     STATUS,
     Column,
     Footnotes,
@@ -19,11 +21,9 @@ from ppl_vi.report.columns import (
     doubted,
     leaves_at_least,
     metric_column,
-    status_note,
     uncertainty,
 )
 from ppl_vi.report.numbers import MISSING, number, short, three_digits
-from ppl_vi.report.standing import status_of
 
 IDEAL_COVERAGE = 0.9
 SMALLEST_SPLIT = 1e-3  # nats; the parts of a smaller reverse KL, which a fit's tolerance allows for, are not shown
@@ -50,12 +50,12 @@ def reverse_kl_parts(record: Record) -> list[tuple[str, str, float]]:
     return [(name, signs.get(name, ""), value) for name, value in needed]
 
 
-def _reverse_kl(record: Record, notes: Footnotes) -> str:
+def _reverse_kl(record: Record, notes: Footnotes, between: str) -> str:
     whole = metric_column("reverse_kl").cell(record, notes)
     parts = reverse_kl_parts(record)
     if not SMALLEST_SPLIT < number(record["reverse_kl"]) < math.inf or len(parts) < 2:
         return whole
-    return f"{whole} = {' + '.join(_part(record, *part) for part in parts)}"
+    return f"{whole}{between}= {' + '.join(_part(record, *part) for part in parts)}"
 
 
 def _part(record: Record, name: str, sign: str, value: float) -> str:
@@ -68,12 +68,11 @@ def _part(record: Record, name: str, sign: str, value: float) -> str:
     return shown if name in ("family", "optimization") else f"{shown} ({name})"
 
 
-def _interval(record: Record, notes: Footnotes) -> str:
+def _interval(record: Record, notes: Footnotes, between: str) -> str:
     name, covered, _ = worst_interval(record)
     if math.isnan(covered):
         return metric_column("coverage_90").cell(record, notes)
-    shown = f"{100 * covered:.1f}%"
-    shown = f"{shown}{name and f' {name}'}"
+    shown = f"{100 * covered:.1f}%{name and f'{between}{name}'}"
     return doubted(shown) if "coverage_90" in record["uncertified"] else shown
 
 
@@ -92,15 +91,46 @@ def in_seconds(seconds: float) -> str:
     return f"{short(seconds, 2) if seconds < 99.5 else f'{seconds:,.0f}'} s"
 
 
+# ---- the columns
+
+
+def _stacked(*columns: Column, heading: tuple[str, ...], left: bool = False) -> Column:
+    """One column whose cells have the texts of several, below each other; those on the left are indented."""
+    indent = "  " if left else ""
+
+    def cell(record: Record, notes: Footnotes) -> str:
+        return f"\n{indent}".join(column.cell(record, notes) for column in columns)
+
+    return Column(heading, cell, left)
+
+
+TIME = Column(("", "time"), _time)
 BRIEF = (
-    Column(STATUS.heading, lambda record, notes: status_of(record) + status_note(record, notes), left=True),
+    STATUS,
     "elbo",
-    Column(("reverse KL", "= family + optimiz."), _reverse_kl),
-    Column(("worst 90%", "interval"), _interval),
-    Column(("", "time"), _time),
+    Column(("reverse KL", "= family + optimiz."), partial(_reverse_kl, between=" ")),
+    Column(("worst 90%", "interval"), partial(_interval, between=" ")),
+    TIME,
+)
+# The same in two lines a guide.
+GUIDE_AND_STATUS = _stacked(GUIDE, STATUS, heading=("guide", "  status"), left=True)
+INTERVAL_IN_TWO = Column(("worst 90%", "interval"), partial(_interval, between="\n"))
+IN_TWO_LINES = (
+    "elbo",
+    Column(("reverse KL", "= family + optimiz."), partial(_reverse_kl, between="\n")),
+    INTERVAL_IN_TWO,
+    TIME,
+)
+NARROWEST = (
+    _stacked(metric_column("elbo"), TIME, heading=("ELBO", "time")),
+    Column(("reverse KL", "= family + opt."), partial(_reverse_kl, between="\n")),
+    INTERVAL_IN_TWO,
 )
 
 
 def brief(layout: Layout = BY_MODEL) -> Layout:
-    """The layout of the same problems with the six columns."""
-    return Layout(layout.title, BRIEF, is_full=False)
+    """The layout of the same problems with the six columns, where there is room for them in one line a guide."""
+    stacked = (
+        Layout(layout.title, columns, is_full=False, first=GUIDE_AND_STATUS) for columns in (IN_TWO_LINES, NARROWEST)
+    )
+    return Layout(layout.title, BRIEF, is_full=False, narrower=tuple(stacked))

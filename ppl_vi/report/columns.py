@@ -14,7 +14,7 @@ from typing import Any
 from ppl_vi.metrics.table import METRICS
 from ppl_vi.report.failures import in_words
 from ppl_vi.report.numbers import MISSING, nats, number, short, three_digits
-from ppl_vi.report.standing import others_of, word_of
+from ppl_vi.report.standing import others_of, status_of
 
 Record = dict[str, Any]
 DOUBT = "?"  # after a number that rests on an uncertified truth
@@ -118,8 +118,9 @@ def status_note(record: Record, notes: Footnotes) -> str:
     return notes.mark(remark) if remark else ""
 
 
-def _status(record: Record, notes: Footnotes) -> str:
-    return word_of(record) + status_note(record, notes)
+def status_cell(record: Record, notes: Footnotes) -> str:
+    """How the replicas ended, with a footnote where some ended otherwise."""
+    return status_of(record) + status_note(record, notes)
 
 
 def _spread(record: Record) -> str:
@@ -227,7 +228,7 @@ CELLS: dict[str, Callable[[Record], str]] = {
     "importance_log_evidence": _importance,
 }
 GUIDE = Column(("", "guide"), _guide, left=True)
-STATUS = Column(("", "status"), _status, left=True)
+STATUS = Column(("", "status"), status_cell, left=True)
 SPREAD = Column(("max-min over", "replicas"), _with_reason("reverse_kl", _spread))
 KHATS = Column(("k-hat of 1,000", "and all draws"), _with_reason("khat", _khats))
 
@@ -274,11 +275,16 @@ class Layout:
         title: gives the line above a problem's table.
         shown: the columns in order; a string is the name of a metric.
         is_full: whether metrics with a heading that no layout places are columns as well.
+        first: the column of the guides, which each of several tables begins with.
+        narrower: layouts that say the same in fewer characters, the widest first, for places where this one does not
+            fit.
     """
 
     title: Callable[[Record], str]
     shown: tuple[Column | str, ...]
     is_full: bool = True
+    first: Column = GUIDE
+    narrower: tuple[Layout, ...] = ()
 
     def columns(self) -> tuple[Column, ...]:
         """All columns: those of the layout, then the metrics with a heading that no layout places."""

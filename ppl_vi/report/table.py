@@ -9,7 +9,8 @@ import io
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import TextIO
+from itertools import zip_longest
+from typing import NamedTuple, TextIO
 
 from rich import box
 from rich.cells import cell_len
@@ -22,7 +23,6 @@ from ppl_vi.comparison.comparison import Comparison
 from ppl_vi.report.columns import (
     BY_MODEL,
     BY_OBSERVATION,
-    GUIDE,
     SUPERSCRIPTS,
     Column,
     Footnotes,
@@ -86,31 +86,50 @@ def layout_of(comparison: Comparison) -> Layout:
 
 
 def tables(
-    records: Sequence[Record], width: int, layout: Layout = BY_MODEL, verdict: str = ""
+    records: Sequence[Record], width: int, layout: Layout = BY_MODEL, verdicts: Sequence[str] = ()
 ) -> Iterator[RenderableType]:
     """The problems one after another, each in as many tables as `width` asks for, and its footnotes.
 
-    A verdict stands above the table.
+    The verdict on each problem, where there are verdicts, stands above its table.
     """
     problems: dict[tuple[str, int], list[Record]] = {}
     for record in records:
         problems.setdefault((record["model"], record["problem"]), []).append(record)
-    for rows in problems.values():
+    for rows, verdict in zip_longest(problems.values(), verdicts, fillvalue=""):
         yield _problem(sorted(rows, key=sort_key), width, layout, verdict)
 
 
 def _problem(rows: list[Record], width: int, layout: Layout, verdict: str) -> Group:
-    notes = Footnotes()
-    guides = [GUIDE.cell(row, notes) for row in rows]
-    columns = [column for column in layout.columns() if column.is_needed(rows)]
-    cells = [[column.cell(row, notes) for row in rows] for column in columns]
+    notes, filled = _fitting(rows, width, layout)
     parts: list[RenderableType] = [Text(layout.title(rows[0]), style="bold")]
     parts += [Text(f"Remark: {remark}", style="yellow") for remark in rows[0]["remarks"]]
     parts += [Text(""), Text(verdict), Text("")] if verdict else [Text("")]
-    for chosen in packed(guides, columns, cells, width):
-        parts.append(Padding(_table(guides, [(columns[i], cells[i]) for i in chosen]), (0, 0, 1, 0)))
+    parts.extend(Padding(_table([filled[0], *some]), (0, 0, 1, 0)) for some in packed(filled, width))
     parts.extend(Text(note) for note in notes_of(rows, notes))
     return Group(*parts, Text(""))
+
+
+class Filled(NamedTuple):
+    """A column and its texts, one for each row."""
+
+    column: Column
+    texts: list[str]
+
+    @property
+    def width(self) -> int:
+        """Its characters."""
+        return max(cell_len(line) for text in (*self.column.heading, *self.texts) for line in text.split("\n"))
+
+
+def _fitting(rows: Sequence[Record], width: int, layout: Layout) -> tuple[Footnotes, list[Filled]]:
+    """The columns, that of the guides first, of the widest layout that fits into one table, else of the narrowest."""
+    for one in (layout, *layout.narrower):
+        notes = Footnotes()
+        columns = [one.first, *(column for column in one.columns() if column.is_needed(rows))]
+        filled = [Filled(column, [column.cell(row, notes) for row in rows]) for column in columns]
+        if len(packed(filled, width)) == 1:
+            break
+    return notes, filled
 
 
 def notes_of(rows: Sequence[Record], notes: Footnotes) -> list[str]:
@@ -124,36 +143,33 @@ def notes_of(rows: Sequence[Record], notes: Footnotes) -> list[str]:
     return texts
 
 
-def packed(
-    guides: Sequence[str], columns: Sequence[Column], cells: Sequence[Sequence[str]], width: int
-) -> list[list[int]]:
-    """The numbers of the columns of each table, in order: as many a table as fit beside the guides."""
-    used = first = _width(GUIDE, guides)
-    groups: list[list[int]] = [[]]
-    for i, (column, texts) in enumerate(zip(columns, cells, strict=True)):
-        wide = COLUMN_GAP + _width(column, texts)
+def packed(filled: Sequence[Filled], width: int) -> list[list[Filled]]:
+    """The columns of each table, in order, without that of the guides: as many a table as fit beside the guides."""
+    used = first = filled[0].width
+    groups: list[list[Filled]] = [[]]
+    for one in filled[1:]:
+        wide = COLUMN_GAP + one.width
         if groups[-1] and used + wide > width:
             groups.append([])
             used = first
-        groups[-1].append(i)
+        groups[-1].append(one)
         used += wide
     return groups
 
 
-def _width(column: Column, texts: Sequence[str]) -> int:
-    return max(map(cell_len, (*column.heading, *texts)))
-
-
-def _table(guides: Sequence[str], columns: Sequence[tuple[Column, Sequence[str]]]) -> Table:
+def _table(filled: Sequence[Filled]) -> Table:
     padding = (0, COLUMN_GAP - 1, 0, 0)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=padding, pad_edge=False, header_style="")
-    headings = [column.heading for column in (GUIDE, *(column for column, _ in columns))]
-    first = 0 if any(heading[0] for heading in headings) else 1  # no line of headings is blank
-    for column in (GUIDE, *(column for column, _ in columns)):
+    first = 0 if any(column.heading[0] for column, _ in filled) else 1  # no line of headings is blank
+    for column, _ in filled:
         table.add_column("\n".join(column.heading[first:]), justify="left" if column.left else "right", no_wrap=True)
-    for row in zip(guides, *(texts for _, texts in columns), strict=True):
-        table.add_row(*(Text(text, style=_style(text)) for text in row))
+    for row in zip(*(texts for _, texts in filled), strict=True):
+        table.add_row(*map(_styled, row))
     return table
+
+
+def _styled(text: str) -> Text:
+    return Text("\n").join(Text(line, style=_style(line.lstrip())) for line in text.split("\n"))
 
 
 def _style(text: str) -> str:
@@ -171,9 +187,9 @@ def terminal(stderr: bool = False) -> Console:
     return for_encoding(console if console.is_terminal else Console(stderr=stderr, width=WIDTH, force_jupyter=False))
 
 
-def show(records: Sequence[Record], console: Console, layout: Layout = BY_MODEL, verdict: str = "") -> None:
+def show(records: Sequence[Record], console: Console, layout: Layout = BY_MODEL, verdicts: Sequence[str] = ()) -> None:
     """Prints the tables, as wide as the console."""
-    for table in tables(records, console.width, layout, verdict):
+    for table in tables(records, console.width, layout, verdicts):
         console.print(table, highlight=False, markup=False, emoji=False)
 
 

@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ppl_vi.guides import Family, find_family
+from ppl_vi.guides import Family
 from ppl_vi.guides.given import GivenGuide
 from ppl_vi.guides.own import family_of, has_nothing_to_fit, is_fitted, name_of
 from ppl_vi.numerics.vmapping import draws_outside_sites, indexes_by_mask

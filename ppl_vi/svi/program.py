@@ -212,7 +212,9 @@ class Program:
         }
         # latents that the guide draws itself, as a function in a list of autoguides does, count by unconstrained values
         self._drawn_directly = {
-            site.name: site for site in target.latents if site.name in self._auxiliary and site.name not in target.moving
+            site.name: site
+            for site in target.latents
+            if site.name in self._auxiliary and site.name not in target.moving
         }
         self._auxiliary |= {name: site.unconstrained_shape for name, site in self._drawn_directly.items()}
 

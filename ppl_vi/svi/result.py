@@ -127,6 +127,11 @@ class Fit(Pickled, Summarized):
         return self.status.shape[1]
 
     @property
+    def is_laplace(self) -> bool:
+        """Whether it is a Laplace approximation, a normal at a mode: the steps sought the mode, by other parameters."""
+        return not self.initial and bool((self.num_steps > 0).any())
+
+    @property
     def theta(self) -> Tensor:
         """All parameters of each fit as one vector, `(B, R, D)`."""
         return self.program.layout.flatten(self.parameters)

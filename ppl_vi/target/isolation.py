@@ -153,7 +153,7 @@ def _entered(dtype: torch.dtype, seed: int | None) -> Iterator[None]:
 
 @contextmanager
 def _without_noise() -> Iterator[None]:
-    """Silences `NOT_REGISTERED`. The caller's filters stay, and `catch_warnings` would let every warning be repeated."""
+    """Silences `NOT_REGISTERED`. The caller's filters stay; `catch_warnings` would let every warning be repeated."""
     filters: Any = warnings.filters
     filters.insert(0, NOT_REGISTERED)
     try:

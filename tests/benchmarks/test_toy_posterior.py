@@ -1,5 +1,7 @@
 """The toy benchmark from the command line, at tiny settings."""
 
+import contextlib
+import io
 import json
 import math
 import sys
@@ -37,7 +39,9 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a run writes."""
     folder = tmp_path_factory.mktemp("toy")
     guides = ["--guides", "half_normal", "normal", "AutoDelta", "lognormal"]
-    assert toy_posterior.main(["--x", "1.5", "-2", *guides, *TINY, "--out", str(folder)]) == 0
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert toy_posterior.main(["--x", "1.5", "-2", *guides, *TINY, "--out", str(folder)]) == 0
+    (folder / "printed").write_text(printed.getvalue())
     return folder
 
 
@@ -63,8 +67,19 @@ def test_records_have_all_keys_and_strict_values(out: Path) -> None:
             assert len(row["replicas"]) == 2
 
 
-def test_tables_and_figures_are_written(out: Path) -> None:
-    assert "With validation off" in (out / "table.txt").read_text()
+def test_a_verdict_stands_above_six_columns_for_each_observation_and_all_columns_are_in_the_file(out: Path) -> None:
+    printed, written = (out / "printed").read_text(), (out / "table.txt").read_text()
+    for text in (printed, written):
+        first, second = text.split("x = -2 ")
+        assert "Take half_normal: " in first
+        assert "Take lognormal: " in second or "Take half_normal: " in second
+        assert "With validation off" in text
+    assert "= family + optimiz." in printed
+    assert "W1" not in printed
+    assert "W1" in written
+
+
+def test_figures_are_written(out: Path) -> None:
     figures = {path.name for path in out.glob("*.png") if path.read_bytes().startswith(b"\x89PNG")}
     kinds = ("densities", "reverse_kl", "elbo", "gaps")
     assert {f"{kind}_x_{x}.png" for kind in kinds for x in ("1.5", "-2")} <= figures

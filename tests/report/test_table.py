@@ -16,6 +16,7 @@ from ppl_vi.comparison.comparison import Comparison, FitSettings
 from ppl_vi.comparison.run import compare_each
 from ppl_vi.metrics import METRICS
 from ppl_vi.report import columns, table
+from ppl_vi.report.brief import brief
 from ppl_vi.report.failures import in_words
 from ppl_vi.report.numbers import short, three_digits
 from ppl_vi.truth import black_box_truth, ground_truth
@@ -70,6 +71,24 @@ def test_what_a_reader_must_not_miss_is_said() -> None:
     assert "skipping: skipped, no density" in text
     assert "broken: failed, ValueError: no" in text
     assert "log p(x) = -1.368900 ± 4e-15 nats" in text
+
+
+@pytest.mark.parametrize(("width", "lines_a_guide"), [(60, 2), (80, 2), (100, 1), (120, 1)])
+def test_six_columns_stand_in_one_table_at_every_usual_width(width: int, lines_a_guide: int) -> None:
+    marginals = [{"name": "half_at", "coverage_90": 0.712, "coverage_90_error": 1e-3}]
+    rows = [
+        record("AutoMultivariateNormal", 0.234, family_gap=0.234, optimization_gap=1.2e-5, elbo=-52.6, seconds=0.46),
+        record("AutoNormal", 0.616, family_gap=0.206, optimization_gap=0.41, elbo=-53.1, seconds=12.0),
+    ]
+    rows = [row | {"marginals": marginals, "status": "converged", "replicas": []} for row in rows]
+    text = table.as_text(rows, partial(table.show, layout=brief()), width)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= width
+    assert sum(set(line) == {"─"} for line in lines) == 1
+    at = {name: i for i, line in enumerate(lines) for name in ("AutoM", "AutoN") if line.startswith(name)}
+    assert at["AutoN"] - at["AutoM"] == lines_a_guide
+    for shown in ("-52.600", "0.234 + 1e-5", "0.206 + 0.410", "71.2%", "half_at", "0.46 s", "12 s", "converged"):
+        assert shown in text
 
 
 @pytest.mark.parametrize("width", [80, 100, 120, 200])

@@ -190,7 +190,7 @@ def test_the_cost_is_told_against_the_nearest_of_those_that_took_less() -> None:
 def test_the_time_of_a_guide_that_was_fitted_elsewhere_is_not_known() -> None:
     given = row("given", 0.5, status="as_given", seconds=0.01, num_steps=0)
     given["replicas"] = [{"status": "as_given", "stop_reason": "", "reverse_kl": 0.5}]
-    assert " nearer than " not in str(verdict_of([row("best", 0.1, seconds=9.0), given]))
+    assert " nats nearer than " not in str(verdict_of([row("best", 0.1, seconds=9.0), given]))
     alone = verdict_of([given])
     assert str(alone).startswith("given is 0.500 nats from the posterior. ")
     assert alone.seconds is None
@@ -222,10 +222,12 @@ def test_narrow_intervals_name_guide_latent_and_cause_and_long_lists_are_cut() -
     [
         (row("a", 0.01, optimization_gap=0.5), Structure(), "more steps", "after 100 of them the optimiser has"),
         (row("a", 0.01, optimization_gap=0.5, num_steps=0), Structure(), "more steps", "A fit of a by SVI would win"),
+        (row("a", 0.01, optimization_gap=0.5, is_laplace=True), Structure(), "more steps", "A fit of the same family"),
+        (row("a", 0.5, family_gap_is_upper_bound=True), Structure(), "another family", "by 0.500 nats at most."),
         (row("a", 0.01, start_gap=0.5), Structure(), "another start", "2 of 2 replicas ended in a worse"),
         (row("a", 0.5), Structure(), "another family", "Only another family, or the model written in another way"),
         (row("a", 0.5), Structure(num_modes=3), "another family", "The posterior has 3 modes."),
-        (row("a", 0.5), Structure(correlation=0.3), "full covariance", "worth 0.300 nats"),
+        (row("a", 0.5), Structure(correlation=0.3), "full covariance", "is worth 0.300 nats: by so much"),
         (row("flow", 0.5), Structure(correlation=0.3), "another family", "Only another family"),
         (row("a", 0.5), Structure((NonCentring("b", "s", 2.0),)), "non-centred form", "Write b non-centred"),
         (row("a", 0.5), Structure((NonCentring("b", "s", 0.05),)), "another family", "Only another family"),
@@ -250,10 +252,28 @@ def test_a_farther_guide_whose_family_holds_a_nearer_member_is_to_be_fitted_on()
     flow = row("flow", 0.1, optimization_gap=0.9)
     verdict = verdict_of([row("a", 0.5), flow])
     assert verdict.mend == "another fit"
-    assert "flow could be nearer still: its fit is 1.00 nats away, the best member of its family 0.100. Give" in str(
-        verdict
-    )
+    assert "flow could be nearer still: it is 1.00 nats away, the best member of its family 0.100. Give" in str(verdict)
     assert verdict.mend_nats == pytest.approx(0.4)
+
+
+def test_a_laplace_approximation_is_not_told_to_take_more_steps() -> None:
+    at_mode = row("laplace", 0.2, optimization_gap=0.4, is_laplace=True, **{"marginals": marginals(z=0.7)})
+    text = words(verdict_of([row("a", 0.3), at_mode]))
+    assert "laplace's 90% interval of z covers 70%: a fit by SVI would do better (optimization gap 0.400 of" in text
+    assert "laplace could be nearer still" not in text
+
+
+def test_a_fit_that_has_not_converged_is_told_so_before_its_family_is_blamed() -> None:
+    replica = {"status": "not_converged", "stop_reason": "", "reverse_kl": 0.5, "family_gap": 0.5}
+    text = words(
+        verdict_of([row("flow", 0.5, status="not_converged", replicas=[replica | {"optimization_gap": 0.0}] * 2)])
+    )
+    assert "More steps may help: the fit has not converged. Beyond that, only another family" in text
+
+
+def test_a_full_covariance_that_was_tried_is_not_advised() -> None:
+    tried = [row("a", 0.5), row("wide", 0.9, coverage_90=0.9)]
+    assert verdict_of(tried, lambda: Structure(correlation=0.6), lambda guide: guide == "a").mend == "another family"
 
 
 # ---- what the truth's points say
