@@ -54,6 +54,19 @@ def test_the_first_line_comes_within_a_second(module: str, tmp_path: Path) -> No
 
 @needs_proc
 @pytest.mark.parametrize("module", PROGRAMS)
+def test_the_first_line_comes_within_a_second_in_a_pipe(module: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", module, *PROGRAMS[module], "--out", str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as running:
+        try:
+            assert running.stderr is not None
+            assert running.stderr.readline() == "loading Pyro and the model\n"
+            assert processor_seconds(running.pid) < FIRST_LINE_SECONDS
+        finally:
+            running.kill()
+
+
+@needs_proc
+@pytest.mark.parametrize("module", PROGRAMS)
 def test_help_comes_within_half_a_second(module: str) -> None:
     script = "import os, sys\n" + (
         f"from {module}{'.__main__' if module == 'ppl_vi' else ''} import main\n"

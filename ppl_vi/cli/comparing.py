@@ -85,8 +85,8 @@ def compare_command(
 
 @contextmanager
 def loading() -> Iterator[None]:
-    """Says in a terminal, before the first import that takes seconds, that the program has begun."""
-    with following(on_terminal()), stage("loading Pyro and the model"):
+    """Says, before the first import that takes seconds, that the program has begun."""
+    with following(True), stage("loading Pyro and the model"):
         yield
 
 

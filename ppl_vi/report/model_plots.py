@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
+from scipy.interpolate import Akima1DInterpolator
 
 from ppl_vi.comparison.comparison import Comparison, Entry
 from ppl_vi.metrics.sampled.weighted_samples import number_names
@@ -27,6 +28,7 @@ MIN_MASS_SHOWN = 0.5
 MAX_NUMBERS = 40
 NAME_LENGTH, LEGEND_LENGTH = 26, 56  # characters of a number's name, and of a legend's line
 LARGE, SMALL = (3.1, 2.2), (1.75, 1.15)  # inches, of a panel where there are few and where there are many
+SMOOTHING = 8  # points of a curve for each bin
 MAX_LARGE = 6  # panels of the larger size
 
 
@@ -127,12 +129,12 @@ def _marginal(
     top: float,
 ) -> None:
     """One panel: the posterior's density of the number `k`, and the guides'."""
-    axes.fill_between(z, posterior, color=LIGHT, linewidth=0)
+    axes.fill_between(*_smooth(z, posterior), color=LIGHT, linewidth=0)
     outside = []
     for i, group in enumerate(groups):
         assert group[0].curves is not None
         density = group[0].curves.density[problem].reshape(-1, len(z))[k]
-        axes.plot(z, density, **line_style(i))
+        axes.plot(*_smooth(z, density), **line_style(i))
         here = float(np.trapezoid(density, z))
         if not here > MIN_MASS_SHOWN:
             outside.append(f"{shortened(group[0].guide, NAME_LENGTH)}: {100 * here:.2g}%")
@@ -146,6 +148,12 @@ def _marginal(
     axes.set_yticks([])
     axes.xaxis.set_major_locator(MaxNLocator(4))
     plain(axes, label_size=7)
+
+
+def _smooth(z: np.ndarray, density: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A curve without kinks through the densities in the middles of bins, which hardly overshoots where they jump."""
+    fine = np.linspace(z[0], z[-1], SMOOTHING * (len(z) - 1) + 1)
+    return fine, np.maximum(Akima1DInterpolator(z, density, method="makima")(fine), 0.0)
 
 
 FIGURES: dict[str, Callable[[Comparison, int], Figure]] = {

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from ppl_vi.comparison.comparison import Comparison, Entry
 from ppl_vi.report.gap_bars import bar_of, figure_of, worse_optima
-from ppl_vi.report.numbers import nats, number, three_digits
+from ppl_vi.report.numbers import nats, number, short, three_digits
 from ppl_vi.report.same_curves import NOTE, divergence_of, doubts, grouped, near, not_drawn, titled
 from ppl_vi.report.style import BLUE, DPI, GREY, LIGHT, NOTE_SIZE, ORANGE, VERMILION, Grid, Page, page, plain
 from ppl_vi.report.table import sort_key
@@ -30,6 +30,9 @@ MIN_ELBO_SPAN = 1.0
 # Else they reach this many times as far as the lowest guide, of those that end at most so many times as far below
 # log p(x) as the median guide: one that is much worse would press the others against log p(x).
 ELBO_ROOM, ELBO_CUT = 1.25, 4.0
+# Panels of reverse KL end at most so many times as high as the farthest guide ends, of those that end at most so many
+# times as far as the median guide: a flow may start 1e100 nats away.
+KL_ROOM = 1e3
 # Density panels end at this many times the posterior's peak, so that a far narrower guide does not flatten the rest.
 DENSITY_ROOM = 1.8
 
@@ -67,10 +70,13 @@ def divergences_by_step(comparison: Comparison, problem: int) -> Figure:
     ways = {entry.guide: trajectory(entry, problem) for entry in entries}
     values = np.concatenate([_positive(kl) for _, kl in ways.values()]) if ways else np.array([])
     floor = max(MIN_DRAWN, values.min(initial=1.0) / 2)
-    ceiling = 2 * values.max(initial=2 * floor)
+    ends = {guide: float(np.median(kl[:, -1])) for guide, (_, kl) in ways.items()}
+    ceiling = min(2 * values.max(initial=2 * floor), KL_ROOM * max(floor, _farthest(ends, KL_ROOM)))
+    if values.max(initial=0.0) > ceiling:
+        without = [*without, f"Some fits began beyond the axis, {short(values.max(), 1)} nats away at most."]
 
     def drawn(entry: Entry) -> np.ndarray:
-        return np.log(np.maximum(ways[entry.guide][1], floor))
+        return np.log(np.clip(ways[entry.guide][1], floor, ceiling))
 
     groups = _grouped_ways(entries, ways, drawn, math.log(ceiling / floor))
     heading = f"{comparison.label(problem)}: reverse KL against steps{_of_replicas(ways)}; dashed: the family's best"
@@ -79,6 +85,8 @@ def divergences_by_step(comparison: Comparison, problem: int) -> Figure:
         axes.set(xscale="log", yscale="log", ylim=(floor, ceiling))
         axes.minorticks_off()
         _way(axes, *ways[group[0].guide], floor)
+        if ceiling <= ends[group[0].guide] < math.inf:
+            _say(axes, f"off the scale: it ends\n{short(ends[group[0].guide], 1)} nats away", 0.5)
         gap = number(group[0].records[problem]["family_gap"])
         if floor < gap < math.inf:
             axes.axhline(gap, color=ORANGE, linewidth=1.2, linestyle="--")
@@ -96,10 +104,7 @@ def elbos_by_step(comparison: Comparison, problem: int) -> Figure:
     ways = {entry.guide: trajectory(entry, problem) for entry in entries}
     evidence = float(comparison.truth.log_evidence[problem])
     ends = {guide: float(np.median(kl[:, -1])) for guide, (_, kl) in ways.items()}
-    finite = sorted(filter(math.isfinite, ends.values()))
-    middle = finite[(len(finite) - 1) // 2] if finite else 0.0
-    lowest = max((end for end in finite if end <= ELBO_CUT * middle), default=0.0)
-    span = max(MIN_ELBO_SPAN, ELBO_ROOM * lowest)
+    span = max(MIN_ELBO_SPAN, ELBO_ROOM * _farthest(ends, ELBO_CUT))
 
     def drawn(entry: Entry) -> np.ndarray:
         kl = ways[entry.guide][1]
@@ -123,6 +128,13 @@ def elbos_by_step(comparison: Comparison, problem: int) -> Figure:
         _add_to_title(axes, f"{' to '.join(values)} nats")
     _same_steps(made, ways)
     return made.figure
+
+
+def _farthest(ends: dict[str, float], cut: float) -> float:
+    """The largest reverse KL at which guides end, of those that end at most `cut` times as far as the median guide."""
+    finite = sorted(filter(math.isfinite, ends.values()))
+    middle = finite[(len(finite) - 1) // 2] if finite else 0.0
+    return max((end for end in finite if end <= cut * middle), default=0.0)
 
 
 def gaps(comparison: Comparison, problem: int) -> Figure:
@@ -224,8 +236,10 @@ def _way(axes: Axes, steps: np.ndarray, values: np.ndarray, floor: float = -np.i
         axes.plot(steps, np.median(values, 0), color=BLUE, linewidth=1.5, marker="o" if len(steps) == 1 else "")
     elif np.isfinite(values).all():
         axes.axhspan(values.min(), values.max(), color=BLUE, alpha=0.25, linewidth=0)
-        axes.axhline(float(np.median(values)), color=BLUE, linewidth=1.5, linestyle=":")
-        _say(axes, "dotted: without SVI steps", 0.3)
+        level = float(np.median(values))
+        axes.axhline(level, color=BLUE, linewidth=1.5, linestyle=":")
+        height = (axes.transScale + axes.transLimits).transform((1.0, level))[1]
+        _say(axes, "dotted: without SVI steps", 0.65 if height < 0.5 else 0.2)
     else:
         _say(
             axes, "infinite: it has mass where\nthe posterior has none" if np.isinf(values).any() else "not known", 0.3

@@ -21,7 +21,7 @@ from ppl_vi.runtime.files import write_text
 
 MANIFEST = "manifest.json"
 RECORDS = "records.json"  # which every program writes that writes results
-UNKNOWN = "an unknown run"
+UNKNOWN = f"an earlier version, which wrote no {MANIFEST} that says of which model they are"
 MAX_FOLDERS = 1000  # beside the default one; so many were not made by running programs
 
 
@@ -124,7 +124,8 @@ def claimed(folder: Path, whose: str, *, given: bool, unlisted_is_own: bool) -> 
     for number in range(2, MAX_FOLDERS):
         other = folder.with_name(f"{folder.name}_{number}")
         if _holder(other, unlisted_is_own=False) in (None, whose):
-            return other, f"{held}; those of {whose} go to '{other}'"
+            mend = f". Remove '{folder}' if you don't need them" if holder == UNKNOWN else ""
+            return other, f"{held}; those of {whose} go to '{other}'{mend}"
     raise OtherResultsError(f"{held}, and so on up to number {MAX_FOLDERS}: remove some of them")
 
 

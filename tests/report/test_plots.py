@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from ppl_vi.report import model_plots, plots
 from ppl_vi.report.model_plots import MAX_NUMBERS, marginals
@@ -118,6 +119,29 @@ def test_a_guide_without_steps_is_a_level_and_an_infinite_one_says_so():
     assert [line.get_ydata()[0] for line in panels["laplace"].lines] == pytest.approx([-3.3, -3.0])
     assert "without SVI steps" in panels["as it is"].texts[0].get_text()
     assert "infinite" in panels["normal"].texts[0].get_text()
+
+
+def test_a_fit_that_begins_beyond_all_bounds_does_not_flatten_the_others():
+    """A flow may start 1e100 nats away."""
+    wild = entry(made_record("flow", SMALL), points(1), start=1e100)
+    near = entry(made_record("near", SMALL), points(1))
+    far = entry(made_record("far", SMALL | {"family": 0.9}), points(1))
+    figure = plots.divergences_by_step(comparison([wild, near, far]), 0)
+    panels = [panel for panel in figure.axes if panel.axison]
+    assert [panel.get_title().split("\n")[0] for panel in panels] == ["flow", "near", "far"]
+    assert panels[0].get_ylim()[1] < 2e3
+    assert "off the scale" in panels[0].texts[0].get_text()
+    assert "Some fits began beyond the axis, 2e100 nats away at most." in words(figure)
+
+
+def test_marginals_of_bins_are_drawn_without_kinks_and_nowhere_below_zero():
+    figure = marginals(comparison(guides(2, 1), 2), 0)
+    (curve, *_), z = figure.axes[0].lines, points(1)
+    at, drawn = curve.get_data()
+    middles = np.isin(at.round(9), z.round(9))
+    assert drawn[middles] == pytest.approx(stats.norm.pdf(z), abs=1e-12)
+    assert drawn == pytest.approx(stats.norm.pdf(at), abs=1e-3)
+    assert drawn.min() >= 0
 
 
 def test_one_replica_has_no_range_and_one_step_is_seen():

@@ -72,9 +72,13 @@ def test_records_without_a_manifest_may_be_anybodys(tmp_path: Path, manifest: st
     (tmp_path / "records.json").write_text("[]")
     if manifest is not None:
         (tmp_path / MANIFEST).write_text(manifest)
-    with pytest.raises(OtherResultsError, match="the results of an unknown run"):
+    with pytest.raises(
+        OtherResultsError, match=f"the results of an earlier version, which wrote no {MANIFEST} that says"
+    ):
         claimed(tmp_path, "a", given=True, unlisted_is_own=False)
     assert claimed(tmp_path, "a", given=True, unlisted_is_own=True)[0] == tmp_path
+    _, said = claimed(tmp_path, "a", given=False, unlisted_is_own=False)
+    assert said.endswith(f"those of a go to '{tmp_path}_2'. Remove '{tmp_path}' if you don't need them")
 
 
 def test_a_manifest_can_not_name_files_elsewhere_nor_what_is_no_plain_file(tmp_path: Path) -> None:
