@@ -355,7 +355,9 @@ def labelled(guides: Mapping[str, Any] | Sequence[Any]) -> dict[str, Any]:
             raise ValueError(f"two guides are called '{twice}': give them in a dict, each with a label of its own")
         named = dict(zip(names, guides, strict=True))
     else:
-        raise TypeError(f"guides must be a dict of label to guide, or a list; got {type(guides).__name__}")
+        one = f"'{guides}'" if isinstance(guides, str) else getattr(guides, "__name__", "guide")
+        hint = f": write [{one}] for one guide" if isinstance(guides, str) or callable(guides) else ""
+        raise TypeError(f"guides must be a dict of label to guide, or a list; got {type(guides).__name__}{hint}")
     if not named:
         raise ValueError("there must be at least one guide")
     return named

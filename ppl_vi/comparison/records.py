@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ppl_vi.comparison.comparison import Comparison
+from ppl_vi.comparison.structure import is_independent
 from ppl_vi.metrics.estimate import Estimate
 from ppl_vi.metrics.sampled.marginals import MARGINAL_SCORES
 from ppl_vi.metrics.sampled.weighted_samples import number_names
@@ -49,6 +50,7 @@ def blank_record(comparison: Comparison, guide: str, problem: int) -> dict[str, 
         "family_gap_is_upper_bound": None,
         "optimization_gap_is_lower_bound": None,
         "is_laplace": None,
+        "is_independent": None,
         "statuses": {},
         "replicas": [],
         "units": {},
@@ -94,6 +96,7 @@ def record(comparison: Comparison, guide: str, card: Scorecard, problem: int) ->
         family_gap_is_upper_bound=bool(card.best and card.best.bounds[problem]),
         optimization_gap_is_lower_bound=bool(card.best and card.best.leaves_at_least(problem)),
         is_laplace=fitted.is_laplace,
+        is_independent=is_independent(fitted),
         statuses={str(s): int(n) for s, n in zip(*np.unique(fitted.status[problem], return_counts=True), strict=True)},
         replicas=[_replica(card, problem, r) for r in range(fitted.num_replicas)],
         units={name: estimate.unit for name, estimate in card.scores.items()},

@@ -16,12 +16,14 @@ Source: Papaspiliopoulos, Roberts and Sköld (2007), A general framework for the
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_vi.svi.result import Fit
 from ppl_vi.truth import Truth
 from ppl_vi.truth.chains.reparametrisation import Reparametrisation, is_scale
 
@@ -36,6 +38,11 @@ MIN_POINTS_PER_NUMBER = 10
 MIN_SHARE = 0.05
 # A scale is named where the logarithm of the prior's scale follows its logarithm with at least this correlation.
 MIN_CORRELATION = 0.5
+
+# Draws of a guide by which it is told whether its latent numbers are independent. Correlations of independent numbers
+# stay below the limit, which is six standard errors.
+NUM_DRAWS = 4096
+LARGEST_CORRELATION = 6 / math.sqrt(NUM_DRAWS)
 
 _log = logging.getLogger(__name__)
 
@@ -134,3 +141,17 @@ def _scale_of(truth: Truth, u: np.ndarray, log_scale: np.ndarray) -> str:
             best, name = (near, site.name) if near > best else (best, name)
         first += site.unconstrained_shape.numel()
     return name
+
+
+def is_independent(fit: Fit) -> bool | None:
+    """Whether the latent numbers of a fitted guide are independent, as draws of its first replica tell.
+
+    It is None where that is not asked: for a single number, and for targets of several problems.
+    """
+    if fit.target.dim < 2 or fit.target.num_problems > 1:
+        return None
+    u = fit.target.unconstrain({name: value[0, 0] for name, value in fit.draw(NUM_DRAWS, fit.seed + 2).items()})
+    points = u.cpu().numpy()
+    if not (np.isfinite(points).all() and (points.std(0) > 0).all()):
+        return None
+    return bool(np.abs(np.corrcoef(points.T) - np.eye(points.shape[1])).max() < LARGEST_CORRELATION)

@@ -71,7 +71,6 @@ def mend_of(
     rest: Sequence[Record],
     is_narrow: bool,
     structure: Callable[[], Structure],
-    independent: Callable[[str], bool],
 ) -> Mend:
     """What would bring the best guide nearer.
 
@@ -80,7 +79,6 @@ def mend_of(
         rest: the records of the guides that are farther away.
         is_narrow: whether one of its intervals is too narrow.
         structure: gives what the truth's points say of the posterior.
-        independent: whether the latent numbers of a guide are independent.
     """
     stuck = [gap for gap in start_gaps(best) if gap > max(NEGLIGIBLE, _error(best, "start"))]
     if stuck:
@@ -96,7 +94,7 @@ def mend_of(
         if sites:
             return _non_centred(sites, more.text)
         if cause == "family":
-            return _for_family(best, rest, nats, found, independent)
+            return _for_family(best, rest, nats, found)
     if more.kind:
         return more
     if cause == "objective":
@@ -156,11 +154,10 @@ def _for_family(
     rest: Sequence[Record],
     nats: float,
     structure: Structure,
-    independent: Callable[[str], bool],
 ) -> Mend:
     """What helps where the family can't do better."""
-    is_tried = not all(independent(row["guide"]) for row in rest)
-    if structure.correlation >= WORTH_NATS and independent(best["guide"]) and not is_tried:
+    is_tried = any(row.get("is_independent") is False for row in rest)
+    if structure.correlation >= WORTH_NATS and best.get("is_independent") and not is_tried:
         text = (
             "Take a guide with full covariance, such as AutoMultivariateNormal. The posterior's points say that this "
             f"is worth {three_digits(structure.correlation)} nats: by so much the normal with their covariance is "

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from ppl_vi.comparison.comparison import Comparison, Entry
 from ppl_vi.report.gap_bars import bar_of, figure_of, worse_optima
@@ -33,6 +34,8 @@ ELBO_ROOM, ELBO_CUT = 1.25, 4.0
 # Panels of reverse KL end at most so many times as high as the farthest guide ends, of those that end at most so many
 # times as far as the median guide: a flow may start 1e100 nats away.
 KL_ROOM = 1e3
+# An axis of reverse KL whose ends differ by less than this factor has ticks between the powers of ten.
+FEW_DECADES = 100.0
 # Density panels end at this many times the posterior's peak, so that a far narrower guide does not flatten the rest.
 DENSITY_ROOM = 1.8
 
@@ -84,6 +87,9 @@ def divergences_by_step(comparison: Comparison, problem: int) -> Figure:
     for axes, group in zip(made.panels, groups, strict=True):
         axes.set(xscale="log", yscale="log", ylim=(floor, ceiling))
         axes.minorticks_off()
+        if ceiling < FEW_DECADES * floor:
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.yaxis.set_major_formatter("{x:g}")
         _way(axes, *ways[group[0].guide], floor)
         if ceiling <= ends[group[0].guide] < math.inf:
             _say(axes, f"off the scale: it ends\n{short(ends[group[0].guide], 1)} nats away", 0.5)

@@ -10,10 +10,9 @@ import math
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 
-import numpy as np
 from torch.distributions import constraints
 
-from ppl_vi.comparison.comparison import Comparison, Entry
+from ppl_vi.comparison.comparison import Comparison
 from ppl_vi.comparison.structure import Structure, structure_of
 from ppl_vi.report.advice import cause_of, mend_of
 from ppl_vi.report.brief import IDEAL_COVERAGE, in_seconds, seconds_of, worst_interval
@@ -32,11 +31,6 @@ LARGEST_ERROR_SHARE = 0.5
 SAME_SHARE = 0.02
 # Another guide is cheaper if it took less by this factor and by so many seconds: smaller differences are the machine's.
 CHEAPER_FACTOR, CHEAPER_SECONDS = 1.5, 0.2
-# Draws of a guide by which it is told whether its latent numbers are independent. Correlations of independent numbers
-# stay below the limit, which is six standard errors.
-NUM_DRAWS = 4096
-LARGEST_CORRELATION = 6 / math.sqrt(NUM_DRAWS)
-INDEPENDENT = frozenset({"AutoNormal", "AutoDiagonalNormal"})  # guides by name that are so
 POSITIVE = (constraints.positive, constraints.nonnegative)
 # Guides of which a cause is told, and those that are named beside them.
 MOST_WITH_CAUSE, MOST_NAMED = 2, 3
@@ -102,7 +96,6 @@ class Verdict:
 def verdict_of(
     records: Sequence[Record],
     structure: Callable[[], Structure] = Structure,
-    independent: Callable[[str], bool] = lambda guide: False,
     positive: Set[str] = frozenset(),
 ) -> Verdict:
     """The verdict on the records of one problem.
@@ -110,7 +103,6 @@ def verdict_of(
     Args:
         records: one for each guide.
         structure: gives what the truth's points say of the posterior; it is called only where that is needed.
-        independent: whether the latent numbers of a guide are independent.
         positive: the sites of positive numbers.
     """
     rows = sorted(records, key=sort_key)
@@ -129,7 +121,7 @@ def verdict_of(
     best = min(nearest, key=_cost) if len(nearest) > 1 else measured[0]
     rest = [row for row in measured if not any(row is one for one in nearest)]
     narrow = [(row, found) for row in [*nearest, *rest] if (found := narrow_interval(row)) is not None]
-    mend = mend_of(best, rest, any(row is best for row, _ in narrow), structure, independent)
+    mend = mend_of(best, rest, any(row is best for row, _ in narrow), structure)
     price = _price(best, rest)
     told = best["guide"] if len(nearest) == 1 and not price else ""
     intervals = _narrow(narrow, told, best["guide"] if mend.kind in SAYS_CAUSE else "")
@@ -264,23 +256,8 @@ def _leaks(rows: Sequence[Record], positive: Set[str]) -> str:
 
 def verdict_on(comparison: Comparison, problem: int = 0) -> Verdict:
     """The verdict on one problem of a comparison."""
-    by_guide = {entry.guide: entry for entry in comparison.entries}
     return verdict_of(
         [entry.records[problem] for entry in comparison.entries],
         lambda: structure_of(comparison.truth, problem),
-        lambda guide: _is_independent(by_guide[guide], problem),
         {site.name for site in comparison.target.latents if site.support in POSITIVE},
     )
-
-
-def _is_independent(entry: Entry, problem: int) -> bool:
-    """Whether the latent numbers of a guide are independent, as draws of it tell; by its name where there are none."""
-    if entry.card is None:
-        return entry.guide in INDEPENDENT
-    fitted = entry.card.fit
-    draws = {name: value[problem, 0] for name, value in fitted.draw(NUM_DRAWS, fitted.seed + 2).items()}
-    u = fitted.target.unconstrain(draws).cpu().numpy()
-    if u.shape[1] < 2 or not (u.std(0) > 0).all():
-        return False
-    correlation = np.corrcoef(u.T) - np.eye(u.shape[1])
-    return bool(np.abs(correlation).max() < LARGEST_CORRELATION)

@@ -60,8 +60,8 @@ def test_a_correlated_posterior_takes_a_full_covariance() -> None:
     assert "Take a guide with full covariance, such as AutoMultivariateNormal" in words(verdict)
     assert words(verdict).startswith("AutoNormal is 3.91 nats from the posterior after ")
     assert ". Its 90% interval of z[" in words(verdict)
-    by_name = replace(alone, entries=tuple(replace(entry, card=None) for entry in alone.entries))
-    assert by_name.verdict().mend == "full covariance"  # as where another process has the fits
+    elsewhere = replace(alone, entries=tuple(replace(entry, card=None) for entry in alone.entries))
+    assert elsewhere.verdict().mend == "full covariance"  # as where another process has the fits
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ def test_narrow_intervals_name_guide_latent_and_cause_and_long_lists_are_cut() -
     ],
 )  # fmt: skip
 def test_each_cause_has_its_mend(best: dict[str, Any], structure: Structure, kind: str, text: str) -> None:
-    verdict = verdict_of([best], lambda: structure, lambda guide: guide == "a")
+    verdict = verdict_of([best | {"is_independent": best["guide"] == "a"}], lambda: structure)
     assert verdict.mend == kind
     assert text in str(verdict)
 
@@ -272,8 +272,9 @@ def test_a_fit_that_has_not_converged_is_told_so_before_its_family_is_blamed() -
 
 
 def test_a_full_covariance_that_was_tried_is_not_advised() -> None:
-    tried = [row("a", 0.5), row("wide", 0.9, coverage_90=0.9)]
-    assert verdict_of(tried, lambda: Structure(correlation=0.6), lambda guide: guide == "a").mend == "another family"
+    correlated, best = Structure(correlation=0.6), row("a", 0.5, is_independent=True)
+    for tried, mend in ((False, "another family"), (None, "full covariance"), (True, "full covariance")):
+        assert verdict_of([best, row("other", 0.9, is_independent=tried)], lambda: correlated).mend == mend
 
 
 # ---- what the truth's points say
