@@ -9,7 +9,6 @@ import io
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from itertools import zip_longest
 from typing import NamedTuple, TextIO
 
 from rich import box
@@ -95,8 +94,8 @@ def tables(
     problems: dict[tuple[str, int], list[Record]] = {}
     for record in records:
         problems.setdefault((record["model"], record["problem"]), []).append(record)
-    for rows, verdict in zip_longest(problems.values(), verdicts, fillvalue=""):
-        yield _problem(sorted(rows, key=sort_key), width, layout, verdict)
+    for i, rows in enumerate(problems.values()):
+        yield _problem(sorted(rows, key=sort_key), width, layout, verdicts[i] if verdicts else "")
 
 
 def _problem(rows: list[Record], width: int, layout: Layout, verdict: str) -> Group:
