@@ -120,6 +120,7 @@ def test_nothing_is_to_be_trusted_where_the_truth_is_uncertified() -> None:
     result = ppl_vi.compare(jump, ["AutoNormal"], (torch.tensor([1.5, 0.9]),), **TINY)
     verdict = result.verdict()
     assert words(verdict).startswith("Nothing here can be trusted, because the truth is uncertified: ")
+    assert result.records()[0]["reason"] == ""  # although its ELBO is not finite
     assert (verdict.best, verdict.reverse_kl, verdict.narrow, verdict.mend) == (None, None, (), "")
     assert verdict.reason
     assert result.best is None

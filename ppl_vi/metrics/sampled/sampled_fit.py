@@ -195,7 +195,8 @@ class SampledFit:
         # How far an optimum is expected to fall short of the best member, or does fall short of the best member seen:
         # a search may have stopped far from the optimum.
         first = self.fit.num_replicas
-        seen = np.abs(mean.max(1) - mean[:, first : first + 2].mean(1))
+        with np.errstate(invalid="ignore"):  # where all that were seen are infinitely far, no shortfall is known
+            seen = np.abs(mean.max(1) - mean[:, first : first + 2].mean(1))
         shortfall = np.maximum(self.projection.shortfall, seen)[:, None]
         shortfall = shortfall + ROUNDING * np.maximum(1.0, np.abs(mean.max(1)))[:, None]
         return BestSeen(self.theta[rows, best], self.elbo_by_rule[rows, best][:, None], shortfall)
