@@ -301,6 +301,21 @@ def test_a_fresh_fit_with_the_same_parameters_is_as_far(of: Any, truth: Any) -> 
     assert value(again, "reverse_kl") == pytest.approx(value(card, "reverse_kl"), rel=1e-9)
 
 
+@pytest.mark.parametrize("make", [Module, lambda: function])
+def test_a_fresh_fit_of_a_module_or_function_with_the_same_parameters_is_as_far(make: Any, truth: Any) -> None:
+    guide = trained(make())
+    card = measured(fitted(guide), truth)
+    with pyro.get_param_store().scope():
+        fresh = fit(TARGET, make(), num_steps=8)
+    own = guide.state_dict() if isinstance(guide, nn.Module) else dict(pyro.get_param_store().named_parameters())
+    for name in fresh.parameters:
+        (value_of,) = [one for short, one in own.items() if short.removesuffix("_unconstrained") in name]
+        fresh.parameters[name] = value_of.detach().double()[None, None]
+    assert value(score(fresh, truth, num_draws=100), "reverse_kl") == pytest.approx(
+        value(card, "reverse_kl"), rel=1e-9
+    )
+
+
 def test_one_latent_is_measured_by_quadrature_likewise() -> None:
     target = Target.of(mean, (Y,))
     guide = autoguide.AutoNormal(mean)
