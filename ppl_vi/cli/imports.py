@@ -42,7 +42,8 @@ def imported(what: str, path: str) -> Any:
         for part in attribute.split("."):
             found = getattr(found, part)
     except (Exception, SystemExit) as error:  # a module may raise anything when it is imported
-        hint = names.meant(attribute, vars(found)) if isinstance(error, AttributeError) and found is not None else ""
+        known = [name for name in vars(found) if not name.startswith("__")] if found is not None else []
+        hint = names.meant(attribute, known) if isinstance(error, AttributeError) else ""
         if isinstance(error, ModuleNotFoundError) and names.with_colon(path):
             hint = f"; did you mean {names.with_colon(path)}?"
         raise UsageError(f"{what}: '{path}' can't be imported: {type(error).__name__}: {error}{hint}") from error

@@ -106,7 +106,8 @@ def taken(
 ) -> GivenGuide:
     """A guide as it is now; see `GivenGuide` for the arguments, and `fitted` for what is raised."""
     if isinstance(guide, type):
-        made = f"{guide.__name__}(model)" if issubclass(guide, nn.Module) else "a guide"
+        arguments = "model" if issubclass(guide, AutoGuide | AutoMessenger) else ""
+        made = f"{guide.__name__}({arguments})" if issubclass(guide, nn.Module) else "a guide"
         raise TypeError(f"fitted takes a guide that has values, such as {made} after training, got the class itself")
     if not callable(guide):
         raise TypeError(f"fitted takes a guide, a function or a module; got {type(guide).__name__}")

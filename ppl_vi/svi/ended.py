@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,55 +17,45 @@ NO_STEPS = "as given: no steps were taken"
 
 @dataclass(frozen=True, eq=False)
 class EndedFit:
-    """Fits of `B` problems, `R` replicas each, of `D` parameters; see `ppl_vi.svi.result.Fit` for each of these.
+    """Fits of `B` problems, `R` replicas each, of `D` parameters.
 
     Attributes:
         theta: the parameters that the guide has in the end, `(B, R, D)`.
-        engine: the name of the engine; "" where no steps were taken.
-        engine_reason, steps, elbo_history, status, stop_reason, num_steps, predicted_gain: as a `Fit` has them.
         trajectory: the parameters that were noted, `(T, B, R, D)`; without entries where no steps were taken.
+        history: what a `Fit` has under the same names of its engine and its steps.
     """
 
     theta: Tensor
-    engine: str
-    engine_reason: str
-    steps: list[int]
     trajectory: Tensor
-    elbo_history: np.ndarray
-    status: np.ndarray
-    stop_reason: np.ndarray
-    num_steps: np.ndarray
-    predicted_gain: np.ndarray
+    history: dict[str, Any]
 
 
 def ended_fit(fit: RunningFit) -> EndedFit:
     """The end of fits that have taken their steps."""
-    return EndedFit(
-        theta=fit.theta,
-        engine=fit.setup.engine_name,
-        engine_reason=fit.setup.engine_reason,
-        steps=fit.steps,
-        trajectory=torch.stack(fit.trajectory),
-        elbo_history=np.stack(fit.bounds),
-        status=fit.status,
-        stop_reason=fit.stop_reason,
-        num_steps=fit.num_steps,
-        predicted_gain=fit.gain,
-    )
+    history = {
+        "engine": fit.setup.engine_name,
+        "engine_reason": fit.setup.engine_reason,
+        "steps": np.array(fit.steps, dtype=np.int64),
+        "elbo_history": np.stack(fit.bounds),
+        "status": fit.status.astype(np.str_),
+        "stop_reason": fit.stop_reason.astype(np.str_),
+        "num_steps": fit.num_steps,
+        "predicted_gain": fit.gain,
+    }
+    return EndedFit(fit.theta, torch.stack(fit.trajectory), history)
 
 
 def as_given(theta: Tensor) -> EndedFit:
     """Fits that stay at the parameters `theta` `(B, R, D)` that they were given with."""
     shape = theta.shape[:2]
-    return EndedFit(
-        theta=theta,
-        engine="",
-        engine_reason="",
-        steps=[],
-        trajectory=theta.new_empty(0),
-        elbo_history=np.empty((0, *shape)),
-        status=np.full(shape, Status.AS_GIVEN, dtype=object),
-        stop_reason=np.full(shape, NO_STEPS, dtype=object),
-        num_steps=np.zeros(shape, dtype=np.int64),
-        predicted_gain=np.full(shape, np.inf),
-    )
+    history = {
+        "engine": "",
+        "engine_reason": "",
+        "steps": np.empty(0, dtype=np.int64),
+        "elbo_history": np.empty((0, *shape)),
+        "status": np.full(shape, str(Status.AS_GIVEN)),
+        "stop_reason": np.full(shape, NO_STEPS),
+        "num_steps": np.zeros(shape, dtype=np.int64),
+        "predicted_gain": np.full(shape, np.inf),
+    }
+    return EndedFit(theta, theta.new_empty(0), history)

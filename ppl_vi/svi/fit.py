@@ -221,30 +221,26 @@ def _result(
     began: float,
 ) -> Fit:
     fitted, scored = programs
-    # where another guide is scored than was fitted, its parameters have taken no steps
-    has_trajectory = scored.layout == fitted.layout and len(ended.trajectory) > 0
-    dtype = fitted.target.dtype
+    history, trajectory, initial = ended.history, ended.trajectory, {}
+    if scored.layout == fitted.layout and len(trajectory):
+        initial = fitted.layout.unflatten(trajectory[0])
+    else:  # where another guide is scored than was fitted, its parameters have taken no steps
+        trajectory = torch.empty(0, dtype=fitted.target.dtype)
+        history = history | {"steps": np.empty(0, dtype=np.int64)}
     return Fit(
         target=fitted.target,
         family_name=family_name,
         family=family,
-        objective=strategy.objective.name if ended.engine else ELBO_STRATEGY.objective.name,
-        engine=ended.engine,
-        engine_reason=ended.engine_reason,
+        objective=(strategy if history["engine"] else ELBO_STRATEGY).objective.name,
         seed=strategy.seed,
         seconds=time.perf_counter() - began,
         num_particles=strategy.num_particles,
         lr=strategy.lr,
         parameters=parameters,
         scope=dict.fromkeys(parameters, "per_problem"),
-        initial=fitted.layout.unflatten(ended.trajectory[0]) if has_trajectory else {},
-        steps=np.array(ended.steps if has_trajectory else [], dtype=np.int64),
-        trajectory=ended.trajectory if has_trajectory else torch.empty(0, dtype=dtype),
-        elbo_history=ended.elbo_history,
-        status=ended.status.astype(np.str_),
-        stop_reason=ended.stop_reason.astype(np.str_),
-        num_steps=ended.num_steps,
-        predicted_gain=ended.predicted_gain,
+        initial=initial,
+        trajectory=trajectory,
+        **history,
         support_mismatch=support_mismatch,
         versions=versions(),
         program=scored,

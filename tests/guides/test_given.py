@@ -311,9 +311,7 @@ def test_a_fresh_fit_of_a_module_or_function_with_the_same_parameters_is_as_far(
     for name in fresh.parameters:
         (value_of,) = [one for short, one in own.items() if short.removesuffix("_unconstrained") in name]
         fresh.parameters[name] = value_of.detach().double()[None, None]
-    assert value(score(fresh, truth, num_draws=100), "reverse_kl") == pytest.approx(
-        value(card, "reverse_kl"), rel=1e-9
-    )
+    assert value(score(fresh, truth, num_draws=100), "reverse_kl") == pytest.approx(value(card, "reverse_kl"), rel=1e-9)
 
 
 def test_one_latent_is_measured_by_quadrature_likewise() -> None:
