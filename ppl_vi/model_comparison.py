@@ -70,7 +70,7 @@ class ModelComparison(Pickled, Comparison):
             full: whether the table has all columns, instead of six.
             width: in characters, that of the terminal by default, or 120. A wider table is cut into several.
         """
-        return self._text(full=full, width=width)
+        return self._text(full=full, width=width, stream=sys.stdout)
 
     def _text(self, *, full: bool = False, width: int | None = None, stream: TextIO | None = None) -> str:
         """The table, for a stream in signs that it can take."""

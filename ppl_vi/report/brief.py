@@ -50,12 +50,12 @@ def reverse_kl_parts(record: Record) -> list[tuple[str, str, float]]:
     return [(name, signs.get(name, ""), value) for name, value in needed]
 
 
-def _reverse_kl(record: Record, notes: Footnotes, between: str) -> str:
+def _reverse_kl(record: Record, notes: Footnotes, between: str, plus: str = " + ") -> str:
     whole = metric_column("reverse_kl").cell(record, notes)
     parts = reverse_kl_parts(record)
     if not SMALLEST_SPLIT < number(record["reverse_kl"]) < math.inf or len(parts) < 2:
         return whole
-    return f"{whole}{between}= {' + '.join(_part(record, *part) for part in parts)}"
+    return f"{whole}{between}= {plus.join(_part(record, *part) for part in parts)}"
 
 
 def _part(record: Record, name: str, sign: str, value: float) -> str:
@@ -121,16 +121,25 @@ IN_TWO_LINES = (
     INTERVAL_IN_TWO,
     TIME,
 )
-NARROWEST = (
+NARROWER = (
     _stacked(metric_column("elbo"), TIME, heading=("ELBO", "time")),
     Column(("reverse KL", "= family + opt."), partial(_reverse_kl, between="\n")),
+    INTERVAL_IN_TWO,
+)
+# And in three lines a guide, where parts are long.
+IN_THREE_LINES = (
+    "elbo",
+    Column(("reverse KL", "= family", "+ optimiz."), partial(_reverse_kl, between="\n", plus="\n+ ")),
     INTERVAL_IN_TWO,
 )
 
 
 def brief(layout: Layout = BY_MODEL) -> Layout:
     """The layout of the same problems with the six columns, where there is room for them in one line a guide."""
-    stacked = (
-        Layout(layout.title, columns, is_full=False, first=GUIDE_AND_STATUS) for columns in (IN_TWO_LINES, NARROWEST)
+    narrower = (
+        (GUIDE_AND_STATUS, IN_TWO_LINES),
+        (GUIDE_AND_STATUS, NARROWER),
+        (_stacked(GUIDE, STATUS, TIME, heading=("guide", "  status", "  time"), left=True), IN_THREE_LINES),
     )
-    return Layout(layout.title, BRIEF, is_full=False, narrower=tuple(stacked))
+    layouts = (Layout(layout.title, shown, is_full=False, first=first) for first, shown in narrower)
+    return Layout(layout.title, BRIEF, is_full=False, narrower=tuple(layouts))

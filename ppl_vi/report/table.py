@@ -159,9 +159,11 @@ def packed(filled: Sequence[Filled], width: int) -> list[list[Filled]]:
 def _table(filled: Sequence[Filled]) -> Table:
     padding = (0, COLUMN_GAP - 1, 0, 0)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=padding, pad_edge=False, header_style="")
+    lines = max(len(column.heading) for column, _ in filled)
     first = 0 if any(column.heading[0] for column, _ in filled) else 1  # no line of headings is blank
     for column, _ in filled:
-        table.add_column("\n".join(column.heading[first:]), justify="left" if column.left else "right", no_wrap=True)
+        heading = "\n".join((*[""] * (lines - len(column.heading)), *column.heading)[first:])
+        table.add_column(heading, justify="left" if column.left else "right", no_wrap=True)
     for row in zip(*(texts for _, texts in filled), strict=True):
         table.add_row(*map(_styled, row))
     return table

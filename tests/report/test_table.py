@@ -91,6 +91,17 @@ def test_six_columns_stand_in_one_table_at_every_usual_width(width: int, lines_a
         assert shown in text
 
 
+def test_long_parts_stand_below_each_other_in_the_narrowest_terminal() -> None:
+    bounds = {"family_gap_is_upper_bound": True, "optimization_gap_is_lower_bound": True, "marginals": []}
+    row = record("AutoMultivariateNormal", 0.0239, family_gap=0.0197, optimization_gap=0.00426, seconds=3.0, elbo=-52.5)
+    text = table.as_text([row | bounds], partial(table.show, layout=brief()), 60)
+    lines = [line.split() for line in text.splitlines()]
+    at = next(i for i, line in enumerate(lines) if line[:1] == ["AutoMultivariateNormal"])
+    assert lines[at] == ["AutoMultivariateNormal", "-52.500", "0.0239", "–"]
+    assert lines[at + 1 : at + 3] == [["converged", "=", "≤0.0197"], ["3.0", "s", "+", "≥0.00426"]]
+    assert max(map(len, text.splitlines())) <= 60
+
+
 @pytest.mark.parametrize("width", [80, 100, 120, 200])
 def test_nothing_is_cut_and_no_row_is_wider_than_the_terminal(width: int) -> None:
     console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
