@@ -50,7 +50,7 @@ def ground_truth(target: Target, *, seed: int = 0, progress: Callback | bool = F
     - A target with a decoder and up to three latent numbers: `decoded_truth`, a tree of cells.
     - One unconstrained latent number: `quadrature_truth`. A closed form certifies it. Without one, `black_box_truth`
       checks it for up to two problems, and replaces it where it fails.
-    - Two or three numbers: `black_box_truth`, a tree of bricks.
+    - Two or three numbers: `black_box_truth`, a tree of bricks; `reference_truth` where that gives up.
     - More numbers, with a conditional on up to three of them: `partial_truth`, quadrature over these.
     - More numbers, most of which fall apart or are normal given a few outer ones, as in a hierarchy: `nested_truth`,
       quadrature over the outer ones.
@@ -100,10 +100,19 @@ def _by_the_most_exact_method(target: Target, seed: int) -> Truth:
     if target.dim == 1 and target.latents[0].shape.numel() == 1:
         return _of_one_number(target, seed)
     if target.dim <= MAX_LATENT_NUMBERS:
-        return black_box_truth(target, seed=seed)
+        return _by_bricks_or_draws(target, seed)
     if has_few_outer_numbers(target):
         return partial_truth(target, seed=seed)
     return nested_truth(target, seed=seed) or reference_truth(target, seed=seed)
+
+
+def _by_bricks_or_draws(target: Target, seed: int) -> Truth:
+    """The truth by the tree of bricks or, where that gives up, by draws, if these meet their criteria."""
+    searched = black_box_truth(target, seed=seed)
+    if np.isfinite(searched.log_evidence_error).all():
+        return searched
+    drawn = reference_truth(target, seed=seed)
+    return searched if drawn.grade == "uncertified" else drawn
 
 
 def _of_one_number(target: Target, seed: int) -> Truth:
@@ -114,7 +123,7 @@ def _of_one_number(target: Target, seed: int) -> Truth:
     except UncertifiedTruthError:
         if target.closed_form is not None:
             raise
-        return black_box_truth(target, seed=seed)
+        return _by_bricks_or_draws(target, seed)
     if truth.grade == "certified" or target.num_problems > MAX_SEARCHED_PROBLEMS:
         return truth
     searched = black_box_truth(target, seed=seed)

@@ -5,14 +5,14 @@ A proposal is fitted to the posterior (`proposal`), and NUM draws of it are weig
 - Pareto's k-hat of the weights, at which their variance is finite;
 - the effective sample sizes of means and of tail probabilities, for every coordinate and for the log density, which
   have to be as large as those of chains;
-- the standard error of log p(x), and its agreement between two independent halves of the draws, and with bridge
-  sampling, which takes other draws of the proposal and those of the chains below;
+- the standard error of log p(x), and its agreement between two independent halves of the draws;
 - the weights on the straight rays from the modes to dispersed starts, where broad mass that the proposal has missed
   would have weights far above those of the draws;
-- a few short chains from dispersed starts (`witness`), which must agree with each other and with the draws.
+- a few short chains from dispersed starts (`witness`), which judge the draws (`judges`): they must agree with each
+  other and with the draws, and so must log p(x) by bridge sampling, from these chains and other draws of the proposal.
 
-Sources: Vehtari et al. (2024), Pareto smoothed importance sampling; Owen and Zhou (2000), Safe and effective importance
-sampling (control variates); Owen (2013), Monte Carlo theory, methods and examples, chapter 9 (effective sample sizes).
+Sources: Vehtari et al. (2024), Pareto smoothed importance sampling; Owen (2013), Monte Carlo theory, methods and
+examples, chapter 9 (effective sample sizes).
 """
 
 from __future__ import annotations
@@ -29,22 +29,13 @@ from torch import Tensor
 from ppl_vi.numerics.weights import EvidenceEstimate, importance_evidence, pareto_khat
 from ppl_vi.runtime.stages import stage
 from ppl_vi.target.log_density import Density
-from ppl_vi.truth.chains.bridge import bridge
-from ppl_vi.truth.chains.criteria import (
-    MAX_LOG_EVIDENCE_ERROR,
-    MAX_STANDARD_ERRORS,
-    MIN_EFFECTIVE_SAMPLE_SIZE,
-    Criterion,
-)
+from ppl_vi.truth.chains.criteria import MAX_STANDARD_ERRORS, MIN_EFFECTIVE_SAMPLE_SIZE, Criterion
 from ppl_vi.truth.chains.starts import Coordinates, dispersed
+from ppl_vi.truth.importance.evidence import evidence_of
+from ppl_vi.truth.importance.judges import MAX_EXPONENT, MAX_OTHER_WEIGHT, Judge, Tried, by_agreement
 from ppl_vi.truth.importance.proposal import FittedProposal, Proposal, ProposalDraws, fitted_proposal, values_at
-from ppl_vi.truth.importance.weighted import effective_sizes
-from ppl_vi.truth.importance.witness import (
-    NUM_WITNESSES,
-    Witnesses,
-    largest_disagreement,
-    run_witnesses,
-)
+from ppl_vi.truth.importance.weighted import covariance_factor, effective_sizes
+from ppl_vi.truth.importance.witness import NUM_WITNESSES, run_witnesses
 
 # With more coordinates than these the second derivatives at the modes cost too much, and draws of a fitted density are
 # seldom worth enough.
@@ -57,16 +48,6 @@ NUM_SEARCHES = 100
 # The weights are looked at where the distance from a mode is 1, 1/2, 1/4, ... of that of a dispersed start, down to
 # 2^-(NUM_HALVINGS - 1): mass as broad as some of these distances is met, however far away the start is.
 NUM_HALVINGS = 24
-# How many times the largest weight of the draws a weight on the rays may be. In a region that no draw has reached the
-# proposal has a mass below 1e-3 or so, and the posterior at most this limit times the largest weight times that.
-MAX_RAY_WEIGHT = 3.0
-# The limit of Gelman and Rubin (1992). Of chains so short the statistic scatters up to 1.06 even if they all have the
-# posterior as their distribution; chains in separate modes, or on their way, have values far above the limit.
-MAX_WITNESS_R_HAT = 1.1
-
-# A number whose exponential is far above any limit, and does not overflow.
-MAX_EXPONENT = 100.0
-
 # From a density, starts of searches for modes `(N, D)` and a seed to a proposal, or why there is none.
 Propose = Callable[[Density, Tensor, int], FittedProposal | str]
 
@@ -92,8 +73,30 @@ class ImportanceDraws:
     proposal: Proposal
 
 
+@dataclass(frozen=True)
+class Route:
+    """How importance draws are come by.
+
+    Attributes:
+        propose: makes the proposal.
+        judge: what the short chains are asked.
+        num_for_evidence: how many further draws log p(x) is computed from; 0 where it is from the draws themselves.
+        stage: the name of the work, as it is told.
+        draws: what there is none of where the draws fail, in words.
+    """
+
+    propose: Propose
+    judge: Judge
+    num_for_evidence: Callable[[FittedProposal], int]
+    stage: str
+    draws: str
+
+
+FITTED = Route(fitted_proposal, by_agreement, lambda _: 0, "importance sampling", "importance draws")
+
+
 def importance_draws(
-    coordinates: Coordinates, prior: Tensor, num: int, seed: int, propose: Propose | None = None
+    coordinates: Coordinates, prior: Tensor, num: int, seed: int, route: Route = FITTED
 ) -> ImportanceDraws | None:
     """Independent weighted draws of one problem; None where there are none that meet the criteria.
 
@@ -102,40 +105,45 @@ def importance_draws(
         prior: draws of the prior in unconstrained space, `(S, D)`.
         num: how many draws.
         seed: of everything random.
-        propose: makes the proposal; `fitted_proposal` if it is None.
+        route: where the proposal comes from, and who judges the draws.
     """
-    with stage("importance sampling"):
-        found = _found(coordinates, prior, num, seed, propose or fitted_proposal)
+    with stage(route.stage):
+        found = _found(coordinates, prior, num, seed, route)
     if isinstance(found, ImportanceDraws):
         return found
-    _log.info("'%s' gets no importance draws: %s", coordinates.density.name, found)
+    _log.info("'%s' gets no %s: %s", coordinates.density.name, route.draws, found)
     return None
 
 
-def _found(coordinates: Coordinates, prior: Tensor, num: int, seed: int, propose: Propose) -> ImportanceDraws | str:
+def _found(coordinates: Coordinates, prior: Tensor, num: int, seed: int, route: Route) -> ImportanceDraws | str:
     """The draws, or why there are none, in words. What costs little is found out first."""
     density = coordinates.density
     if density.dtype != torch.float64 or density.dim > MAX_DIM:
         return f"they need double precision and at most {MAX_DIM} coordinates"
     generator = torch.Generator().manual_seed(seed)
     start = dispersed(coordinates, prior, NUM_SEARCHES, generator)
-    fitted = propose(density, start, seed)
+    fitted = route.propose(density, start, seed)
     if isinstance(fitted, str):
         return fitted
     chosen = torch.linspace(0, len(start) - 1, NUM_WITNESSES).long()
     fitted = replace(fitted, ends=fitted.ends[chosen])
     draws = ProposalDraws.of(fitted.proposal, density, num, generator)
-    numbers = _numbers(coordinates, draws.u, draws.value)
-    criteria = (*criteria_of_draws(draws, numbers), criterion_of_rays(density, start[chosen], draws, fitted))
+    v = coordinates.to_unconstrained(draws.u)
+    criteria = (*_criteria_of_draws(draws, v), _criterion_of_rays(density, start[chosen], draws, fitted))
     failure = failures(criteria)
     if failure:
         return failure
-    witnesses = run_witnesses(density, fitted.ends, covariance_factor(draws), generator)
-    criteria += _criteria_of_witnesses(coordinates, witnesses, draws, numbers, fitted)
-    evidence = evidence_of(draws, fitted.proposal)
-    return failures(criteria) or ImportanceDraws(
-        numbers[:, :-1], draws.weight.log(), evidence, criteria, fitted.proposal
-    )
+    factor = covariance_factor(draws.u, draws.weight)
+    if factor is None:
+        return "their covariance is singular"
+    witnesses = run_witnesses(density, fitted.ends, factor, generator)
+    criteria += route.judge(Tried(coordinates, fitted, draws, witnesses, generator))
+    failure = failures(criteria)
+    if failure:
+        return failure
+    num_more = route.num_for_evidence(fitted)
+    more = ProposalDraws.of(fitted.proposal, density, num_more, generator) if num_more else draws
+    return ImportanceDraws(v, draws.weight.log(), evidence_of(more, fitted.proposal), criteria, fitted.proposal)
 
 
 def failures(criteria: tuple[Criterion, ...]) -> str:
@@ -143,40 +151,10 @@ def failures(criteria: tuple[Criterion, ...]) -> str:
     return "; ".join(filter(None, (criterion.failure for criterion in criteria)))
 
 
-def _numbers(coordinates: Coordinates, u: Tensor, value: Tensor) -> Tensor:
-    """All that is checked: the points in the coordinates of `Target.constrain`, and the log density, `(..., D + 1)`."""
-    v = coordinates.to_unconstrained(u.flatten(0, -2)).reshape(u.shape)
-    return torch.cat([v, value[..., None]], -1)
-
-
-def covariance_factor(draws: ProposalDraws) -> Tensor:
-    """The Cholesky factor of the weighted covariance, `(D, D)`."""
-    away = draws.u - draws.weight @ draws.u
-    return torch.linalg.cholesky((draws.weight[:, None] * away).mT @ away)
-
-
-def evidence_of(draws: ProposalDraws, proposal: Proposal) -> EvidenceEstimate:
-    """log p(x) and its standard error, with the components of the proposal as control variates.
-
-    For each component q_k, E_q[q_k / q - 1] = 0. So the weights are regressed on these ratios: the constant of the
-    regression is p(x), and its standard error comes from the residuals. They lack what the weights vary because the
-    proposal has components that the posterior has not.
-    """
-    shift = float(draws.log_ratio.max())
-    weights = (draws.log_ratio - shift).exp()
-    ratios = (proposal.component_log_prob(draws.u) - draws.log_proposal[:, None]).exp() - 1
-    ratios = ratios[:, 1:]  # the shares of all add up to q, so one of the ratios follows from the others
-    design = torch.cat([torch.ones_like(ratios[:, :1]), ratios], 1)
-    inverse = torch.linalg.pinv(design)
-    solution = inverse @ weights
-    residual = weights - design @ solution
-    variance = residual.square().sum() / (len(weights) - design.shape[1]) * inverse[0].square().sum()
-    return EvidenceEstimate(shift + float(solution[0].log()), float(variance.sqrt() / solution[0]))
-
-
-def criteria_of_draws(draws: ProposalDraws, numbers: Tensor) -> tuple[Criterion, ...]:
-    """The criteria for the importance draws alone."""
+def _criteria_of_draws(draws: ProposalDraws, v: Tensor) -> tuple[Criterion, ...]:
+    """The criteria for the importance draws alone, whose coordinates of `Target.constrain` are `v` `(S, D)`."""
     present = draws.weight > 0
+    numbers = torch.cat([v, draws.value[:, None]], 1)
     bulk, tail = effective_sizes(numbers[present], draws.weight[present])
     log_ratio = draws.log_ratio.numpy()
     one, other = (importance_evidence(half) for half in np.array_split(log_ratio, 2))
@@ -192,36 +170,12 @@ def criteria_of_draws(draws: ProposalDraws, numbers: Tensor) -> tuple[Criterion,
     )
 
 
-def criterion_of_rays(density: Density, start: Tensor, draws: ProposalDraws, fitted: FittedProposal) -> Criterion:
+def _criterion_of_rays(density: Density, start: Tensor, draws: ProposalDraws, fitted: FittedProposal) -> Criterion:
     """The largest weight on the rays from where the searches ended to their starts, in terms of that of the draws."""
     shares = 0.5 ** torch.arange(NUM_HALVINGS, dtype=start.dtype)
     u = (fitted.ends[:, None] + shares[:, None] * (start - fitted.ends)[:, None]).flatten(0, 1)
     excess = values_at(density, u) - fitted.proposal.log_prob(u) - draws.log_ratio.max()
     largest = float(excess.max().clamp(max=MAX_EXPONENT).exp())
     return Criterion(
-        "largest weight between modes and dispersed starts, relative to the draws'", largest, MAX_RAY_WEIGHT
-    )
-
-
-def _criteria_of_witnesses(
-    coordinates: Coordinates, witnesses: Witnesses, draws: ProposalDraws, numbers: Tensor, fitted: FittedProposal
-) -> tuple[Criterion, ...]:
-    """What the short chains say of the importance draws."""
-    from arviz_stats.base import array_stats  # importing it takes half a second, with xarray and pandas
-
-    seen = _numbers(coordinates, witnesses.u, witnesses.value)
-    r_hat = max(float(array_stats.rhat(one)) for one in seen.permute(2, 1, 0).numpy())
-    log_q = fitted.proposal.log_prob(witnesses.u.flatten(0, 1)).reshape(witnesses.value.shape)
-    other = fitted.draws
-    by_bridge = bridge(witnesses.value.T.numpy(), log_q.T.numpy(), other.value.numpy(), other.log_proposal.numpy())
-    evidence = evidence_of(draws, fitted.proposal)
-    joint_error = math.hypot(evidence.std_error, by_bridge.std_error)
-    away, present = abs(evidence.value - by_bridge.value) / joint_error, draws.weight > 0
-    disagreement = largest_disagreement(numbers[present], draws.weight[present], seen)
-    return (
-        Criterion("split R-hat of short chains from dispersed starts", r_hat, MAX_WITNESS_R_HAT),
-        Criterion("number of their divergent transitions", float(witnesses.num_diverged), 0.0),
-        Criterion("their largest difference from the draws (in standard errors)", disagreement, MAX_STANDARD_ERRORS),
-        Criterion("difference of bridge and importance sampling (in standard errors)", away, MAX_STANDARD_ERRORS),
-        Criterion("joint standard error of bridge and importance sampling (nats)", joint_error, MAX_LOG_EVIDENCE_ERROR),
+        "largest weight between modes and dispersed starts, relative to the draws'", largest, MAX_OTHER_WEIGHT
     )

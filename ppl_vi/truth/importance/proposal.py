@@ -138,11 +138,13 @@ class FittedProposal:
         proposal: the density.
         draws: weighted draws of it that nothing has been fitted to.
         ends: where the searches for modes ended, `(N, D)`.
+        modes: Laplace's approximation at all modes that they found, those without mass too.
     """
 
     proposal: Proposal
     draws: ProposalDraws
     ends: Tensor
+    modes: StudentMixture
 
 
 def fitted_proposal(density: Density, start: Tensor, seed: int) -> FittedProposal | str:
@@ -158,13 +160,13 @@ def fitted_proposal(density: Density, start: Tensor, seed: int) -> FittedProposa
     if isinstance(found, str):
         return found
     modes, ends = found
-    proposal = modes.defended(HEAVY_SHARE)
+    proposal = heavy_modes(modes).defended(HEAVY_SHARE)
     for round_number in range(MAX_ROUNDS):
         num, last = NUM_FIT_DRAWS << round_number, round_number + 1 == MAX_ROUNDS
         draws = ProposalDraws.of(proposal, density, num, generator)
         worth = min(draws.effective_sizes()) / num
         if worth >= (MIN_EFFICIENCY if last else GOOD_EFFICIENCY):
-            return FittedProposal(proposal, draws, ends)
+            return FittedProposal(proposal, draws, ends, modes)
         if last or not draws.effective_size >= MIN_FIT_SIZE_PER_COORDINATE * density.dim:
             break
         chosen = torch.multinomial(draws.weight, num, replacement=True, generator=generator)
@@ -173,7 +175,9 @@ def fitted_proposal(density: Density, start: Tensor, seed: int) -> FittedProposa
 
 
 def at_modes(density: Density, start: Tensor) -> tuple[StudentMixture, Tensor] | str:
-    """Laplace's approximation at the modes that searches find, and where they ended, `(N, D)`; or why there is none.
+    """Laplace's approximation at all modes that searches find, the one with most mass first, and where they ended.
+
+    Or why there is none, in words.
 
     Args:
         density: the unnormalised log density.
@@ -196,13 +200,21 @@ def _mixture(found: Minimum) -> StudentMixture | None:
     kept: list[int] = []
     for i in order:
         apart = [float(((found.x[i] - found.x[j]) @ factor[j]).norm()) for j in kept]
-        if min(apart, default=math.inf) > SAME_MODE and log_mass[i] > log_mass[order[0]] - MAX_DEPTH:
+        if min(apart, default=math.inf) > SAME_MODE:
             kept.append(i)
     if not kept:
         return None
-    share = log_mass[kept].softmax(0) * (1 - MIN_SHARE) + MIN_SHARE / len(kept)
     covariance = torch.cholesky_inverse(factor[kept])
-    return StudentMixture(share.log(), found.x[kept], torch.linalg.cholesky(covariance), (math.inf,) * len(kept))
+    log_share = log_mass[kept].log_softmax(0)
+    return StudentMixture(log_share, found.x[kept], torch.linalg.cholesky(covariance), (math.inf,) * len(kept))
+
+
+def heavy_modes(modes: StudentMixture) -> StudentMixture:
+    """The modes that have mass by Laplace's approximation, with shares that allow for its being far off."""
+    kept = modes.log_share > modes.log_share.max() - MAX_DEPTH
+    num = int(kept.sum())
+    share = modes.log_share[kept].softmax(0) * (1 - MIN_SHARE) + MIN_SHARE / num
+    return StudentMixture(share.log(), modes.loc[kept], modes.factor[kept], (math.inf,) * num)
 
 
 class Derivatives:

@@ -1,8 +1,9 @@
-"""Quantiles and effective sample sizes of weighted draws."""
+"""Quantiles, covariances and effective sample sizes of weighted draws."""
 
 from __future__ import annotations
 
 import numpy as np
+import torch
 from torch import Tensor
 
 QUANTILES = (0.05, 0.95)  # the tails that are looked at begin there
@@ -37,3 +38,11 @@ def effective_sizes(numbers: Tensor, weight: Tensor) -> tuple[float, float]:
 def _effective_size(x: Tensor, weight: Tensor) -> float:
     squares = (x - weight @ x).square()
     return float(weight @ squares / (weight.square() @ squares))
+
+
+def covariance_factor(u: Tensor, weight: Tensor) -> Tensor | None:
+    """The Cholesky factor of the covariance of weighted points `(S, D)`, `(D, D)`; None where that is singular."""
+    share = weight / weight.sum()
+    away = u - share @ u
+    factor, failed = torch.linalg.cholesky_ex((share[:, None] * away).mT @ away)
+    return None if bool(failed) else factor

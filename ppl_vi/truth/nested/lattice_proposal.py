@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ppl_vi.numerics.mixtures import DEGREES, StudentMixture
 from ppl_vi.target.log_density import Density
-from ppl_vi.truth.importance.proposal import FittedProposal, ProposalDraws, at_modes
+from ppl_vi.truth.importance.proposal import FittedProposal, ProposalDraws, at_modes, heavy_modes
 from ppl_vi.truth.nested.lattice import Lattice, LatticeIntegral, Standardized, keys_of, lattice_integral, rough_lattice
 from ppl_vi.truth.nested.slices import sliced_integral
 
@@ -103,7 +103,8 @@ def lattice_proposal(density: Density, start: Tensor, seed: int) -> FittedPropos
     found = at_modes(density, start)
     if isinstance(found, str):
         return found
-    modes, ends = found
+    all_modes, ends = found
+    modes = heavy_modes(all_modes)
     generator = torch.Generator().manual_seed(seed)
     first = ProposalDraws.of(modes.defended(FIRST_HEAVY_SHARE), density, NUM_FIRST_DRAWS, generator)
     usable = first.log_ratio > -torch.inf
@@ -123,4 +124,4 @@ def lattice_proposal(density: Density, start: Tensor, seed: int) -> FittedPropos
     factor = HEAVY_WIDENING * standardized.factor
     heavy = StudentMixture(torch.zeros(1, dtype=start.dtype), standardized.center[None], factor[None], (DEGREES,))
     proposal = LatticeProposal(standardized, lattice, heavy, None if isinstance(integral, str) else integral)
-    return FittedProposal(proposal, ProposalDraws.of(proposal, density, NUM_OTHER_DRAWS, generator), ends)
+    return FittedProposal(proposal, ProposalDraws.of(proposal, density, NUM_OTHER_DRAWS, generator), ends, all_modes)

@@ -4,6 +4,7 @@ import logging
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -11,7 +12,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from scipy import special
+from scipy import special, stats
 
 from ppl_vi.numerics.mixtures import StudentMixture
 from ppl_vi.target.evaluation import prior_draws
@@ -19,8 +20,9 @@ from ppl_vi.target.target import Target
 from ppl_vi.truth import reference_truth
 from ppl_vi.truth.chains.reparametrisation import Reparametrisation
 from ppl_vi.truth.importance import draws as importance
-from ppl_vi.truth.importance.draws import evidence_of, importance_draws
-from ppl_vi.truth.importance.proposal import FittedProposal, ProposalDraws
+from ppl_vi.truth.importance.draws import importance_draws
+from ppl_vi.truth.importance.evidence import evidence_of
+from ppl_vi.truth.importance.proposal import ProposalDraws
 
 REAL = torch.float64
 NUM = 10_000
@@ -31,11 +33,11 @@ def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
 
-def found(model, *args, seed=0):
+def found(model, *args, seed=0, route=importance.FITTED):
     """The importance draws of a model, or None."""
     target = Target.of(model, args)
     with target.isolated(seed), torch.no_grad():
-        return importance_draws(Reparametrisation.of(target, 0), prior_draws(target, 0, 100, seed), NUM, seed)
+        return importance_draws(Reparametrisation.of(target, 0), prior_draws(target, 0, 100, seed), NUM, seed, route)
 
 
 # ---- logistic regression, against a tensor rule of Gauss and Hermite
@@ -137,7 +139,7 @@ def test_the_truth_of_100_000_rows_takes_less_than_a_gigabyte(request):
     assert int(kibibytes) < 2**20
 
 
-# ---- posteriors that are refused, each for its reason
+# ---- separate modes
 
 
 def two_labellings():
@@ -145,6 +147,53 @@ def two_labellings():
     swapped = mu.flip(0)
     both = torch.stack([dist.Normal(torch.arange(4.0), 0.1).log_prob(v).sum() for v in (mu, swapped)])
     pyro.factor("data", both.logsumexp(0))
+
+
+def two_hills(heights):
+    """Two modes, of deviation 0.5 and 6 apart in each of four numbers, with factors of exp(heights)."""
+    z = pyro.sample("z", dist.Normal(0.0, 5.0).expand([4]).to_event(1))
+    parts = torch.stack([dist.Normal(at, 0.5).log_prob(z).sum() + log for at, log in zip(PLACES, heights, strict=True)])
+    pyro.factor("data", parts.logsumexp(0))
+
+
+PLACES = (2.0, -4.0)
+
+
+def of_hills(heights):
+    """log p(x) of `two_hills` in closed form, and the mean of each number: of Normal(0, 5) times Normal(at, 0.5)."""
+    each = [log + 4 * stats.norm.logpdf(at, scale=math.hypot(5, 0.5)) for at, log in zip(PLACES, heights, strict=True)]
+    shrunk = [at * 25 / 25.25 for at in PLACES]
+    return special.logsumexp(each), float(special.softmax(each) @ shrunk)
+
+
+def of_labellings():
+    """The same of `two_labellings`: both have the integral of Normal(0, 5) times Normal(k, 0.1), k = 0, 1, 2, 3."""
+    return math.log(2) + stats.norm.logpdf(np.arange(4), scale=math.hypot(5, 0.1)).sum(), 1.5 * 25 / 25.01
+
+
+MASSES = (math.log(0.8), math.log(0.2))
+ALONE = (0.0, -50.0)  # chains stay in the second mode, although it has no mass
+
+
+@pytest.mark.parametrize(
+    ("model", "exact"),
+    [
+        (two_labellings, of_labellings()),
+        (partial(two_hills, MASSES), of_hills(MASSES)),
+        (partial(two_hills, ALONE), of_hills(ALONE)),
+    ],
+)
+def test_separate_modes_are_weighed(model, exact):
+    truth = reference_truth(Target.of(model))
+    assert (truth.method, truth.grade) == ("importance sampling", "checked")
+    assert any(check.name == "number of short chains that have left their mode" for check in truth.checks)
+    log_evidence, mean = exact
+    assert abs(truth.log_evidence[0] - log_evidence) < 4 * truth.log_evidence_std_error[0] < 0.1
+    average = truth.expectation(lambda latents: next(iter(latents.values())).mean(-1))
+    assert float((average.value[0] - mean).abs()) < 4 * float(average.std_error[0]) < 0.2
+
+
+# ---- posteriors that are refused, each for its reason
 
 
 def funnel():
@@ -175,7 +224,6 @@ def narrow_in_broad(prior_sd):
     [
         (partial(narrow_in_broad, 20.0), "between modes and dispersed starts"),
         (partial(narrow_in_broad, 1e4), "between modes and dispersed starts"),
-        (two_labellings, "R-hat of short chains"),
         (funnel, "worth"),
         (banana, "worth"),
         (heavy_tails, "worth"),
@@ -187,22 +235,14 @@ def test_what_a_fitted_density_does_not_hold_is_refused(model, reason, caplog):
     assert reason in caplog.text
 
 
-def near_and_far():
-    """Two modes, of masses 0.8 and 0.2, 6 apart in each of four numbers of deviation 0.5."""
-    z = pyro.sample("z", dist.Normal(0.0, 5.0).expand([4]).to_event(1))
-    parts = torch.stack(
-        [dist.Normal(at, 0.5).log_prob(z).sum() + math.log(share) for at, share in ((2, 0.8), (-4, 0.2))]
-    )
-    pyro.factor("data", parts.logsumexp(0))
-
-
 @pytest.mark.parametrize(
-    ("max_ray_weight", "reason"), [(3.0, "between modes and dispersed starts"), (math.inf, "R-hat of short chains")]
+    ("max_weight", "reason"),
+    [(3.0, "between modes and dispersed starts"), (math.inf, "largest weight where short chains")],
 )
-def test_a_mode_that_the_proposal_misses_is_found(max_ray_weight, reason, monkeypatch, caplog):
+def test_a_mode_that_the_proposal_misses_is_found(max_weight, reason, monkeypatch, caplog):
     """The draws alone meet every criterion: their weights do not tell of mass that no draw has reached."""
-    monkeypatch.setattr(importance, "MAX_RAY_WEIGHT", max_ray_weight)
-    fitted_proposal = importance.fitted_proposal
+    monkeypatch.setattr(importance, "MAX_OTHER_WEIGHT", max_weight)
+    fitted_proposal = importance.FITTED.propose
 
     def of_one_mode(density, start, seed):
         fitted = fitted_proposal(density, start, seed)
@@ -215,11 +255,10 @@ def test_a_mode_that_the_proposal_misses_is_found(max_ray_weight, reason, monkey
             tuple(k for k, is_near in zip(whole.degrees, near, strict=True) if is_near),
         )
         draws = ProposalDraws.of(one, density, 2000, torch.Generator().manual_seed(1))
-        return FittedProposal(one, draws, fitted.ends)
+        return replace(fitted, proposal=one, draws=draws)
 
-    monkeypatch.setattr(importance, "fitted_proposal", of_one_mode)
     with caplog.at_level(logging.INFO, "ppl_vi.truth.importance.draws"):
-        assert found(near_and_far) is None
+        assert found(partial(two_hills, MASSES), route=replace(importance.FITTED, propose=of_one_mode)) is None
     assert reason in caplog.text
     assert "effective sample size" not in caplog.text
     assert "k-hat" not in caplog.text
