@@ -85,10 +85,16 @@ class StudentMixture:
 
         Source: Hesterberg (1995), Weighted average importance sampling and defensive mixture distributions.
         """
-        log_share = torch.cat([self.log_share + math.log1p(-share), self.log_share + math.log(share)])
-        factor = torch.cat([self.factor, WIDENING * self.factor])
-        heavy = (DEGREES,) * len(self.degrees)
-        return StudentMixture(log_share, torch.cat([self.loc, self.loc]), factor, (*self.degrees, *heavy))
+        copy = StudentMixture(self.log_share, self.loc, WIDENING * self.factor, (DEGREES,) * len(self.degrees))
+        return self.beside(copy, share)
+
+    def beside(self, other: StudentMixture | None, share: float) -> StudentMixture:
+        """This mixture with another one beside it that has a share of the mass; itself where there is none."""
+        if other is None:
+            return self
+        log_share = torch.cat([self.log_share + math.log1p(-share), other.log_share + math.log(share)])
+        loc, factor = torch.cat([self.loc, other.loc]), torch.cat([self.factor, other.factor])
+        return StudentMixture(log_share, loc, factor, self.degrees + other.degrees)
 
 
 def fit_student_mixture(u: Tensor, degrees: float, seed: int) -> StudentMixture:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ppl_vi.compiler.many_points import pays
-from ppl_vi.numerics.mixtures import StudentMixture, fit_student_mixture
+from ppl_vi.numerics.mixtures import DEGREES, WIDENING, StudentMixture, fit_student_mixture
 from ppl_vi.numerics.newton import Minimum, minimize_by
 from ppl_vi.target.log_density import Density
 from ppl_vi.truth.chains.sampler import chains_at
@@ -41,8 +41,9 @@ MAX_DIFFERENCE_RATIO = 100.0
 MIN_DIFFERENCE = 1e-9
 # Two searches have found the same mode if they ended within this many standard deviations of each other.
 SAME_MODE = 0.1
-# By Laplace's approximation, modes of less than e^-MAX_DEPTH times the mass of the greatest one are left out.
-MAX_DEPTH = 15.0
+# By Laplace's approximation, modes of less than e^-MAX_DEPTH times the mass of the greatest one have no mass. At most
+# MAX_LIGHT_MODES of them keep a share of LIGHT_SHARE in all, so that draws and weights tell how little they have.
+MAX_DEPTH, MAX_LIGHT_MODES, LIGHT_SHARE = 15.0, 20, 0.01
 # Each mode's share in the proposal is what Laplace's approximation says, but at least MIN_SHARE in all divided by the
 # number of modes, because that approximation may be far off.
 MIN_SHARE = 0.1
@@ -60,7 +61,7 @@ MIN_EFFICIENCY = 0.45
 # No mixture can be fitted to weighted draws that are worth fewer draws of the posterior than this for each coordinate.
 MIN_FIT_SIZE_PER_COORDINATE = 10
 # Rounds of the fit, the first one with Laplace's approximation.
-MAX_ROUNDS = 3
+MAX_ROUNDS = 6
 
 
 class Proposal(Protocol):
@@ -160,7 +161,8 @@ def fitted_proposal(density: Density, start: Tensor, seed: int) -> FittedProposa
     if isinstance(found, str):
         return found
     modes, ends = found
-    proposal = heavy_modes(modes).defended(HEAVY_SHARE)
+    light = _light_modes(modes)
+    proposal = heavy_modes(modes).defended(HEAVY_SHARE).beside(light, LIGHT_SHARE)
     for round_number in range(MAX_ROUNDS):
         num, last = NUM_FIT_DRAWS << round_number, round_number + 1 == MAX_ROUNDS
         draws = ProposalDraws.of(proposal, density, num, generator)
@@ -171,6 +173,7 @@ def fitted_proposal(density: Density, start: Tensor, seed: int) -> FittedProposa
             break
         chosen = torch.multinomial(draws.weight, num, replacement=True, generator=generator)
         proposal = fit_student_mixture(draws.u[chosen], math.inf, seed).defended(HEAVY_SHARE)
+        proposal = proposal.beside(light, LIGHT_SHARE)
     return f"draws of the fitted proposal are worth {worth:.2g} of as many draws of the posterior"
 
 
@@ -210,11 +213,23 @@ def _mixture(found: Minimum) -> StudentMixture | None:
 
 
 def heavy_modes(modes: StudentMixture) -> StudentMixture:
-    """The modes that have mass by Laplace's approximation, with shares that allow for its being far off."""
-    kept = modes.log_share > modes.log_share.max() - MAX_DEPTH
+    """Those of modes, the heaviest first, that have mass by Laplace's approximation.
+
+    Their shares allow for its being far off.
+    """
+    kept = modes.log_share > modes.log_share[0] - MAX_DEPTH
     num = int(kept.sum())
     share = modes.log_share[kept].softmax(0) * (1 - MIN_SHARE) + MIN_SHARE / num
     return StudentMixture(share.log(), modes.loc[kept], modes.factor[kept], (math.inf,) * num)
+
+
+def _light_modes(modes: StudentMixture) -> StudentMixture | None:
+    """Heavy-tailed densities of equal shares at the modes that have no mass; None where there are none."""
+    light = (modes.log_share <= modes.log_share[0] - MAX_DEPTH).nonzero()[:MAX_LIGHT_MODES, 0]
+    if not len(light):
+        return None
+    even = torch.zeros_like(modes.log_share[light]).log_softmax(0)
+    return StudentMixture(even, modes.loc[light], WIDENING * modes.factor[light], (DEGREES,) * len(light))
 
 
 class Derivatives:
