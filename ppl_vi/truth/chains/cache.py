@@ -34,7 +34,7 @@ from ppl_vi.truth.result import Check
 NUM_PROBES = 8  # points at which the log density is compared, so that another model of the same name is told apart
 # Part of every file's name. Raise it whenever the draws, the checks or their wording change: the files of an earlier
 # revision are then not found any more.
-REVISION = 11
+REVISION = 12
 
 _log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ agree with each other, and with the draws about the mean and two quantiles of ev
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from scipy import stats
@@ -25,6 +25,8 @@ NUM_WITNESSES = 32
 NUM_ARRIVING = 15
 NUM_SETTLING = 15
 NUM_KEPT = 60
+# The kept transitions are made again at half the step size, from where the chains have come, if one was divergent.
+MAX_RUNS = 4
 # Chains start at a normal draw about the end of a search, with this many times the standard deviations of the
 # importance draws. Starts that are more dispersed than the posterior let chains tell that they agree.
 DISPERSION = 2.0
@@ -67,12 +69,17 @@ def run_witnesses(density: Density, ends: Tensor, factor: Tensor, generator: tor
     hmc = HMC(torch.tensor(FIRST_STEP_SIZE), TRAJECTORY_LENGTH, factor, MAX_LEAPFROG)
     states, hmc = adapt_step_sizes(density, chains_at(density, start), hmc, NUM_ARRIVING, ACCEPTANCE, generator)
     states, hmc = adapt_step_size(density, states[-1], hmc, NUM_SETTLING, ACCEPTANCE, generator)
-    state, kept, num_diverged = states[-1], [], 0
-    for _ in range(NUM_KEPT):
-        transition = hmc.transition(density, state, generator)
-        state, num_diverged = transition.state, num_diverged + int(transition.diverged.sum())
-        kept.append(state)
-    return Witnesses(torch.stack([s.u for s in kept]), torch.stack([s.value for s in kept]), num_diverged)
+    state = states[-1]
+    for _ in range(MAX_RUNS):
+        kept, num_diverged = [state], 0
+        for _ in range(NUM_KEPT):
+            transition = hmc.transition(density, kept[-1], generator)
+            num_diverged += int(transition.diverged.sum())
+            kept.append(transition.state)
+        if not num_diverged:
+            break
+        state, hmc = kept[-1], replace(hmc, step_size=hmc.step_size / 2)
+    return Witnesses(torch.stack([s.u for s in kept[1:]]), torch.stack([s.value for s in kept[1:]]), num_diverged)
 
 
 def largest_disagreement(numbers: Tensor, weight: Tensor, seen: Tensor) -> float:

@@ -12,7 +12,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from scipy import special, stats
+from scipy import integrate, special, stats
 
 from ppl_vi.numerics.mixtures import StudentMixture
 from ppl_vi.target.evaluation import prior_draws
@@ -205,6 +205,24 @@ def funnel():
 def banana():
     z = pyro.sample("z", dist.Normal(0.0, 3.0).expand([4]).to_event(1))
     pyro.factor("bend", dist.Normal(z[:2] ** 2, 0.1).log_prob(z[2:]).sum())
+
+
+def bent(y):
+    z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([4]).to_event(1))
+    pyro.sample("y", dist.Normal(z[:2] ** 2 - z[2:], 0.6).to_event(1), obs=y)
+
+
+def test_a_bent_posterior_is_followed_in_several_rounds():
+    """Each pair of numbers: z2 given z1 is normal, so that one integral remains."""
+    y = torch.tensor([0.4, -0.7], dtype=REAL)
+
+    def over_first(z, at):
+        return stats.norm.pdf(z) * stats.norm.pdf(z * z - at, scale=math.hypot(1.0, 0.6))
+
+    exact = sum(math.log(integrate.quad(over_first, -9, 9, args=(at,), epsabs=1e-13)[0]) for at in y.tolist())
+    truth = reference_truth(Target.of(bent, (y,)))
+    assert (truth.method, truth.grade) == ("importance sampling", "checked")
+    assert abs(truth.log_evidence[0] - exact) < 4 * truth.log_evidence_std_error[0] < 0.1
 
 
 def heavy_tails():
