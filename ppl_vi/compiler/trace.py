@@ -27,6 +27,9 @@ PLAIN_TYPES = (Tensor, nn.Parameter)  # subclasses with a dispatcher of their ow
 # inputs.
 DATA_DEPENDENT = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default}
+# Where the end of a slice stands among the arguments. The largest of all integers, which means none, overflows under
+# `vmap` where the slice takes steps.
+END_OF_SLICE = {aten.slice.Tensor: 3, aten.slice_scatter.default: 4}
 MASK_DTYPES = (torch.bool, torch.uint8)  # an index of these dtypes takes as many elements as it has true ones
 DATA_DEPENDENT_MESSAGE = "data-dependent control flow: {} asks for the value of what is being traced"
 
@@ -114,6 +117,8 @@ class Tracer(TorchDispatchMode):
             return NotImplemented
         if func in INDEXING:
             args = (args[0], self._without_known_masks(args[1]), *args[2:])
+        if func in END_OF_SLICE:
+            args = _within(args, END_OF_SLICE[func])
         if _is_data_dependent(func, args):
             return self._known_value(func, args, kwargs)
         decomposition = self.decompositions.get(func) or (func.decompose if func._can_decompose() else None)
@@ -162,6 +167,14 @@ class Tracer(TorchDispatchMode):
         if not {self.node_of(tensor) for tensor in tensors} <= self.constant | self.outside:
             raise RuntimeError(DATA_DEPENDENT_MESSAGE.format(func))
         return func(*args, **kwargs)
+
+
+def _within(args: Any, place: int) -> Any:
+    """The arguments of a slice whose end, at a place among them, is no farther out than the tensor."""
+    if len(args) <= place or args[place] is None:
+        return args
+    tensor, dim = args[0], args[place - 2]
+    return (*args[:place], min(args[place], tensor.shape[dim]), *args[place + 1 :])
 
 
 def _is_data_dependent(func: Any, args: Any) -> bool:

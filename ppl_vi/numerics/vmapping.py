@@ -1,11 +1,12 @@
 """One function for many inputs: all at once, or one by one where the function can't be run for many.
 
 A function that decides by a value what to do (`if`, `while`, `bool()`, `item()`) takes one branch for each input, so
-that `torch.func.vmap` refuses it.
+that `torch.func.vmap` refuses it, and so it does where a function calls an operation that it has no rule for.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 RANDOMNESS_REFUSED = "randomness error mode"
 MASKS_REFUSED = "boolean mask"
 BRANCHES_REFUSED = ("data-dependent control flow", "calling .item() on a Tensor")
+# And one that calls an operation of torch that `vmap` has no rule for, such as a recurrent network.
+RULE_MISSING = re.compile(r"Batching rule not implemented for (?:aten::)?(\w+)")
+# Why a function can't be run for many draws at once.
+DECIDES_BY_VALUE = "decides by a drawn value what to do ('if', 'while', bool(), item())"
 
 Axes = int | tuple[int | None, ...]
 
@@ -25,6 +30,14 @@ Axes = int | tuple[int | None, ...]
 def decides_by_value(error: BaseException) -> bool:
     """Whether this is the error of `vmap` for a function that decides by a value what to do."""
     return isinstance(error, RuntimeError) and any(said in str(error) for said in BRANCHES_REFUSED)
+
+
+def needs_a_loop(error: BaseException) -> str:
+    """Why the function whose error of `vmap` this is runs one by one only, in words; "" where that isn't its error."""
+    missing = RULE_MISSING.search(str(error)) if isinstance(error, RuntimeError) else None
+    if missing:
+        return f"calls '{missing[1]}' of torch"
+    return DECIDES_BY_VALUE if decides_by_value(error) else ""
 
 
 def draws_outside_sites(error: BaseException) -> bool:
@@ -59,13 +72,13 @@ def loop_over(function: Callable[..., Any], in_dims: Axes = 0) -> Callable[..., 
 
 
 def vmap_or_loop(function: Callable[..., Any], in_dims: Axes = 0, chunk_size: int | None = None) -> Callable[..., Any]:
-    """`vmap`, of so many at once, or `loop_over` where the function decides by a value what to do."""
+    """`vmap`, of so many at once, or `loop_over` where the function can't be run so."""
 
     def mapped(*args: Any) -> Any:
         try:
             return vmap(function, in_dims=in_dims, chunk_size=chunk_size)(*args)
         except RuntimeError as error:
-            if not decides_by_value(error):
+            if not needs_a_loop(error):
                 raise
         return loop_over(function, in_dims)(*args)
 

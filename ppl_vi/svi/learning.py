@@ -38,6 +38,9 @@ from ppl_vi.target.target import Target
 # Each replica's ELBO is averaged over this last part of its steps to find the highest one. The last round has about
 # half of the steps, and its second half is steady; a larger share counts steps in which the parameters still moved.
 COMPARED_SHARE = 0.25
+# The learning rates that are tried, relative to the one asked for, until not every replica diverges. A parameter of the
+# model can lead to where it has no density, as where a covariance matrix can't be factorised.
+STEP_SHARES = (1.0, 0.1, 0.01)
 
 
 class LearningError(ValueError):
@@ -109,11 +112,22 @@ def learned_target(
     with target.isolated(strategy.seed):
         program = Program(target, _Joint(guide, parameters), target.learnable.model)
         with _left_as_they_were(parameters):
-            running = fit_program(program, strategy, initial, centre, engine)
+            running, remark = _fitted(program, strategy, initial, centre, engine)
         best = _best_replica(running, target.name)
         values = program.call(running.theta[0, best], lambda _: parameters_of(parameters))
     status = str(running.status.astype(np.str_)[0, best])
-    return frozen_target(target, Learned(values, name, status, str(running.stop_reason[0, best])))
+    return frozen_target(target, Learned(values, name, status, f"{running.stop_reason[0, best]}{remark}"))
+
+
+def _fitted(
+    program: Program, strategy: Strategy, initial: Tensor, centre: Tensor, engine: str
+) -> tuple[RunningFit, str]:
+    """The fit, with smaller steps where every replica diverged, and a remark on that."""
+    for lr in (share * strategy.lr for share in STEP_SHARES):
+        running = fit_program(program, replace(strategy, lr=lr), initial, centre, engine)
+        if bool((running.status[0] != Status.DIVERGED).any()):
+            break
+    return running, "" if lr == strategy.lr else f"; with lr={lr:g}, since all replicas diverged with larger steps"
 
 
 def _values_as_they_are(model: StatedFunction, given: GivenGuide | None, target: Target) -> dict[str, Tensor]:

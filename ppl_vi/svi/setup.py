@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ppl_vi.guides.own import has_network
-from ppl_vi.numerics.vmapping import decides_by_value
+from ppl_vi.numerics.vmapping import needs_a_loop
 from ppl_vi.svi.curvature import (
     AXES_POINTS,
     MAX_HESSIAN_PARAMETERS,
@@ -70,7 +70,6 @@ DRAWS_ONE_BY_ONE = 64
 # What a converged fit may still gain nearby, nats, where nobody asks for another tolerance: a hundredth of what tables
 # show of a gap that matters. A larger one stops fits earlier and farther from their optimum.
 TOLERANCE = 1e-3
-DECIDES_BY_VALUE = "decides by a drawn value what to do ('if', 'while', bool(), item())"
 
 
 class UnsuitableModelError(TypeError):
@@ -321,9 +320,10 @@ def find_how_draws_are_run(program: Program, strategy: Strategy) -> None:
             return
         except (RuntimeError, UnsupportedRandomnessError) as error:
             by_seeds = isinstance(error, UnsupportedRandomnessError)
-            if not (decides_by_value(error) or by_seeds) or not program.replayable:
+            reason = str(error) if by_seeds else needs_a_loop(error)
+            if not reason or not program.replayable:
                 raise
-            program.run_one_by_one(str(error) if by_seeds else DECIDES_BY_VALUE, by_seeds)
+            program.run_one_by_one(reason, by_seeds)
 
 
 def _try_draws(program: Program, strategy: Strategy) -> None:

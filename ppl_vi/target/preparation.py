@@ -14,6 +14,7 @@ import torch
 from ppl_vi.numerics.vmapping import draws_outside_sites
 from ppl_vi.target.arguments import BoundModel
 from ppl_vi.target.enumeration import summed_out
+from ppl_vi.target.idle_draws import IdleDrawsModel
 from ppl_vi.target.inplace import InPlaceModel, writes_in_place
 from ppl_vi.target.inspection import SEEDS, model_errors_explained, refuse_learned_supports, run_model
 from ppl_vi.target.isolation import isolated
@@ -78,26 +79,19 @@ def stated_function(
     return function
 
 
-def vectorised_model(model: BoundModel, error: RuntimeError | None, name: str) -> BoundModel:
+def vectorised_model(model: BoundModel, error: RuntimeError | None) -> BoundModel:
     """The model, changed where that makes `torch.func.vmap` take its log density.
 
     Args:
         model: a prepared model.
         error: what `vmap` says of its log density, or None where it takes it; see `Target.many_at_once`.
-        name: the target's, for messages.
 
     Returns:
-        A model that may write into its own tensors under `vmap`, if that is what the error is about; else the same
-        one, which is then run point by point.
-
-    Raises:
-        ValueError: the model draws random numbers outside of its sample sites.
+        A model that may draw numbers that change nothing, or write into its own tensors, under `vmap`, if that is what
+        the error is about; else the same one, which is then run point by point.
     """
-    if error is not None and draws_outside_sites(error):
-        raise ValueError(
-            f"{name}: the model draws random numbers that belong to no sample site, so that its density is random: "
-            "draw them at a site, or before; which part of its data a plate takes, by its subsample_size"
-        )
+    if error is not None and draws_outside_sites(error):  # that they change nothing is known by now
+        return BoundModel(IdleDrawsModel(model.function), model.given)
     if error is not None and writes_in_place(error):
         return BoundModel(InPlaceModel(model.function), model.given)
     return model

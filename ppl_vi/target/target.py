@@ -148,12 +148,12 @@ class Target(PickledAsOne):
             row = (torch.zeros(1, dtype=dtype, device=device),)
             target = Target(bound, row, name=name, dtype=dtype, remarks=remarks_on(frozen, given, name, dtype))
             _ = target.latents  # looking for the sites raises here what is wrong with the model
-            vectorised = vectorised_model(bound, error := target.many_at_once(), name)
+            vectorised = vectorised_model(bound, error := target.many_at_once())
             if keywords or vectorised is not bound:
                 target = replace(target, model=(vectorised := replace(vectorised, keywords=keywords)))
             if stated is None:
                 return target
-            learnable = vectorised_model(prepared_model(stated, given, name, dtype), error, name)
+            learnable = vectorised_model(prepared_model(stated, given, name, dtype), error)
             return replace(target, model=replace(vectorised, learnable=Learnable(stated, learnable)))
 
     @contextmanager

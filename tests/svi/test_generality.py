@@ -189,6 +189,26 @@ def test_what_cannot_be_batched_goes_to_pyro_with_one_line(name: str, tmp_path: 
         fit(target, family, engine="batched", num_steps=16, num_particles=4)
 
 
+GRU = torch.nn.GRU(1, 2)
+
+
+def recurrent(model: Any) -> Any:
+    def guide(x: Tensor) -> None:
+        net = pyro.module("net", GRU)
+        loc, scale = net(x.reshape(-1, 1, 1))[0][-1, 0]
+        pyro.sample("z", dist.Normal(loc, scale.exp()))
+
+    return guide
+
+
+def test_an_operation_without_a_rule_for_many_draws_goes_to_pyro() -> None:
+    target = Target.of(plain, (torch.tensor([1.5], dtype=torch.float64),))
+    found = fit(target, recurrent, num_steps=8, num_particles=2)
+    assert found.engine == "pyro"
+    assert found.engine_reason.startswith("the model or guide calls 'gru' of torch")
+    assert bool(found.log_prob(found.draw(3, seed=0)).isfinite().all())
+
+
 def test_pyro_must_have_the_objective_that_it_is_left_with() -> None:
     target = Target(branching, (torch.tensor([[1.5]], dtype=torch.float64),))
     with pytest.raises(ValueError, match="Pyro has no ELBO for 'stl'"):
