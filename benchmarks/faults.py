@@ -23,6 +23,7 @@ from benchmarks.faults_code import planted_caches, planted_families
 from benchmarks.faults_files import damaged_checkpoints, damaged_draws, damaged_fits, forged_fits
 from benchmarks.faults_processes import interrupts_in_python, killed_workers, signals_at_random_moments
 from benchmarks.faults_shell import bad_numbers, odd_outputs
+from benchmarks.faults_threads import calls_in_threads
 from benchmarks.faults_trials import Trials
 from ppl_vi import cli
 from ppl_vi.runtime.outputs import write_output_text
@@ -70,6 +71,11 @@ CLASSES: dict[str, FaultClass] = {
     ),
     "killed_workers": FaultClass(
         "a worker process killed at a random moment", each(killed_workers, "fitted again, no row lost"), 20
+    ),
+    "threads": FaultClass(
+        "several threads at once, some with models that fail",
+        each(calls_in_threads, "each as alone, settings put back"),
+        100,
     ),
     "interrupts_in_python": FaultClass(
         "Ctrl-C at random moments in `ppl_vi.compare`",

@@ -49,7 +49,9 @@ def test_the_program_fails_where_a_trial_does(
     assert "| fits | 1 | 1 lost | 1 |\n" in (tmp_path / "table.md").read_text()
 
 
-@pytest.mark.parametrize("name", ["damaged_fits", "forged_fits", "damaged_draws", "planted_families", "planted_caches"])
+@pytest.mark.parametrize(
+    "name", ["damaged_fits", "forged_fits", "damaged_draws", "planted_families", "planted_caches", "threads"]
+)
 def test_nothing_goes_wrong(name: str, tmp_path: Path) -> None:
     found = trials(tmp_path, 60)
     faults.CLASSES[name].run(found)
