@@ -231,6 +231,17 @@ def _has_settled(before: LatticeIntegral, after: LatticeIntegral) -> bool:
     return before.difference <= MAX_DIFFERENCE and after.difference > before.difference / MIN_GAIN
 
 
+def _is_hopeless(difference: float, refinement: int) -> bool:
+    """Whether even the last refinement would not agree, if it converged as fast as that of a normal density.
+
+    There the logarithm of the difference goes with 1 / h^2. The first lattice may differ by anything.
+    """
+    if not refinement:
+        return False
+    finer = SHRINKAGE ** (refinement + 1 - NUM_SPACINGS)  # h now relative to h of the last refinement
+    return math.log(difference) * finer**2 > math.log(MAX_DIFFERENCE) if difference > 0 else False
+
+
 def lattice_integral(standardized: Standardized, rough: Lattice) -> LatticeIntegral | str:
     """The integral of a density, or why there is none, in words.
 
@@ -248,7 +259,8 @@ def lattice_integral(standardized: Standardized, rough: Lattice) -> LatticeInteg
         if isinstance(one, str) or isinstance(other, str):
             break
         before, best = best, LatticeIntegral((one, other))
-        if best.difference <= GOOD_DIFFERENCE or (before is not None and _has_settled(before, best)):
+        settled = before is not None and _has_settled(before, best)
+        if best.difference <= GOOD_DIFFERENCE or settled or _is_hopeless(best.difference, refinement):
             break
     if best is not None and best.difference <= MAX_DIFFERENCE:
         return best

@@ -159,10 +159,10 @@ def two_hills(y):
 
 
 @pytest.mark.slow
-def test_separate_modes_are_refused():
+def test_chains_in_separate_modes_are_refused():
     target = Target(two_hills, (torch.zeros(1, 1, dtype=REAL),))
     truth = reference_truth(
-        target, settings=ChainSettings(num_chains=20, num_draws=25, num_warmup=20, num_proposed=1000)
+        target, settings=ChainSettings(num_chains=20, num_draws=25, num_warmup=20, num_proposed=1000), independent=False
     )
     assert truth.grade == "uncertified"
     assert "given up after a pilot" in truth.reasons[0]

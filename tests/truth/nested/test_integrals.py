@@ -12,6 +12,7 @@ from scipy import integrate, special, stats
 from ppl_vi.target.factorisation import factorisation
 from ppl_vi.target.log_density import Density
 from ppl_vi.target.target import Target
+from ppl_vi.truth.nested import lattice as nested_lattice
 from ppl_vi.truth.nested.blocks import RULES
 from ppl_vi.truth.nested.lattice import Standardized, lattice_integral, rough_lattice
 from ppl_vi.truth.nested.marginal import inner_of
@@ -175,6 +176,19 @@ def test_lattices_reach_far_into_an_exponential_tail():
         *rough_lattice(density, u, torch.zeros(4000, dtype=REAL), torch.tensor([[math.log(2)]], dtype=REAL))
     )
     assert abs(found.log_evidence) < found.difference + 10 * found.rim + 1e-12 < 1e-8
+
+
+def test_lattices_too_coarse_for_a_comb_are_given_up_early(monkeypatch):
+    """Teeth of width 0.01 between which the density is low: no lattice of the last spacing would see their shape."""
+    density = plain(lambda u: -(u.square().sum()) / 2 + 30 * torch.cos(300 * u).sum(), 1)
+    u = torch.randn(4000, 1, generator=torch.Generator().manual_seed(0), dtype=REAL)
+    rough = rough_lattice(density, u, torch.zeros(4000, dtype=REAL), torch.zeros(1, 1, dtype=REAL))
+    spacings = []
+
+    given = nested_lattice.spread
+    monkeypatch.setattr(nested_lattice, "spread", lambda *args: spacings.append(args[1]) or given(*args))
+    assert "differ by" in lattice_integral(*rough)
+    assert 2 <= len(set(spacings)) < nested_lattice.NUM_SPACINGS
 
 
 def test_slices_along_the_skewed_number_integrate_the_others():
