@@ -49,14 +49,20 @@ def test_the_program_fails_where_a_trial_does(
     assert "| fits | 1 | 1 lost | 1 |\n" in (tmp_path / "table.md").read_text()
 
 
-@pytest.mark.parametrize(
-    "name", ["damaged_fits", "forged_fits", "damaged_draws", "planted_families", "planted_caches", "threads"]
-)
+@pytest.mark.parametrize("name", ["damaged_fits", "forged_fits", "damaged_draws", "planted_families", "planted_caches"])
 def test_nothing_goes_wrong(name: str, tmp_path: Path) -> None:
     found = trials(tmp_path, 60)
     faults.CLASSES[name].run(found)
     assert found.wrong == []
     assert sum(found.outcomes.values()) >= 10
+
+
+@pytest.mark.slow
+def test_nothing_goes_wrong_in_threads(tmp_path: Path) -> None:
+    found = trials(tmp_path, 15)
+    faults.CLASSES["threads"].run(found)
+    assert found.wrong == []
+    assert sum(found.outcomes.values()) == 15
 
 
 @pytest.mark.slow
