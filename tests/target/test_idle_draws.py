@@ -30,13 +30,23 @@ def line(x, y):
         pyro.sample("y", dist.Normal(mean, 0.5), obs=y)
 
 
+TARGET = Target.of(line, (X, Y))
+
+
+def test_a_network_made_in_each_run_has_one_density():
+    weight, bias = torch.tensor([[0.7, -1.2, 0.1]], dtype=REAL), torch.tensor([[0.2, 0.5, -0.9]], dtype=REAL)
+    mean = np.multiply.outer(weight[0].numpy(), X.numpy()) + bias[0].numpy()[:, None]
+    exact = stats.norm.logpdf(weight, scale=2) + stats.norm.logpdf(bias) + stats.norm.logpdf(Y, mean, 0.5).sum(1)
+    found = TARGET.log_joint({"weight": weight, "bias": bias})
+    np.testing.assert_allclose(found, exact, rtol=1e-12)
+
+
+@pytest.mark.slow
 def test_a_network_made_in_each_run_is_a_model_like_any_other():
     x = X.numpy()
-    covariance = 4 * np.outer(x, x) + 1 + 0.25 * np.eye(len(x))
-    exact = stats.multivariate_normal.logpdf(Y.numpy(), np.zeros(len(x)), covariance)
-    target = Target.of(line, (X, Y))
-    assert ppl_vi.ground_truth(target).log_evidence[0] == pytest.approx(exact, abs=1e-7)
-    found = ppl_vi.fit(target, "AutoMultivariateNormal", num_steps=200)  # it contains the posterior
+    exact = stats.multivariate_normal.logpdf(Y.numpy(), np.zeros(4), 4 * np.outer(x, x) + 1 + 0.25 * np.eye(4))
+    assert ppl_vi.ground_truth(TARGET).log_evidence[0] == pytest.approx(exact, abs=1e-7)
+    found = ppl_vi.fit(TARGET, "AutoMultivariateNormal", num_steps=200)  # it contains the posterior
     assert found.elbo_history[found.num_steps.max() - 1] == pytest.approx(exact, abs=0.02)
 
 
@@ -47,6 +57,7 @@ def kernel_with_priors(x, y):
     gp.models.GPRegression(x, y, kernel, noise=torch.tensor(0.1, dtype=x.dtype), jitter=1e-6).model()
 
 
+@pytest.mark.slow
 def test_a_gaussian_process_with_priors_on_its_kernel_against_a_grid():
     """The noise is learned; with it the posterior has two numbers, over whose logarithms the grid runs."""
     found = ppl_vi.fit(Target.of(kernel_with_priors, (X, Y)), "AutoMultivariateNormal", num_steps=200)

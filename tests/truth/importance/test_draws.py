@@ -193,6 +193,18 @@ def test_separate_modes_are_weighed(model, exact):
     assert float((average.value[0] - mean).abs()) < 4 * float(average.std_error[0]) < 0.2
 
 
+def test_a_mode_without_mass_keeps_a_little_of_the_proposal():
+    """Else the weight there is e^28 times as large: that of the proposal's tails, 24 deviations away in each number."""
+    target = Target.of(partial(two_hills, ALONE))
+    with target.isolated(0), torch.no_grad():
+        density = Reparametrisation.of(target, 0).density
+        start = torch.linspace(-6, 6, 40, dtype=REAL)[:, None].expand(-1, 4)
+        fitted = importance.FITTED.propose(density, start, 0)
+        far = torch.full((1, 4), PLACES[1] * 25 / 25.25, dtype=REAL)
+        weight = density(far) - fitted.proposal.log_prob(far)
+    assert float(weight - fitted.draws.log_ratio.max()) < -40
+
+
 # ---- posteriors that are refused, each for its reason
 
 
