@@ -43,7 +43,7 @@ def marginals(comparison: Comparison, problem: int) -> Figure:
     names = number_names(comparison.target)
     z, posterior = comparison.z[problem].reshape(len(names), -1), comparison.posterior(problem)
     varying = np.flatnonzero(np.ptp(z, 1) > 0) if posterior.size else np.array([], int)
-    shown = _shown(drawn, problem, names, varying)
+    shown = shown_numbers(drawn, problem, names, varying)
     tops = np.array([_top(posterior[k]) for k in shown])
 
     def curves(entry: Entry) -> np.ndarray:
@@ -58,7 +58,7 @@ def marginals(comparison: Comparison, problem: int) -> Figure:
     notes = [
         *doubts(entries, problem),
         *([NOTE] if any(len(group) > 1 for group in groups) else []),
-        *_numbers_left_out(names, shown, varying, bool(posterior.size)),
+        *numbers_left_out(names, shown, varying, bool(posterior.size)),
         *not_drawn([entry for entry in entries if entry.curves is None], problem),
     ]
     heading = f"{comparison.target.name}: the posterior's marginals and those of the fitted guides"
@@ -86,7 +86,7 @@ def _label(group: Sequence[Entry], problem: int) -> str:
     return "\n".join(textwrap.wrap(text, LEGEND_LENGTH, break_on_hyphens=False))
 
 
-def _shown(entries: Sequence[Entry], problem: int, names: tuple[str, ...], varying: np.ndarray) -> list[int]:
+def shown_numbers(entries: Sequence[Entry], problem: int, names: tuple[str, ...], varying: np.ndarray) -> list[int]:
     """Which numbers to show: all that vary, or of too many those that some guide misses the farthest."""
     worst = dict.fromkeys(names, 0.0)
     for entry in entries:
@@ -96,7 +96,7 @@ def _shown(entries: Sequence[Entry], problem: int, names: tuple[str, ...], varyi
     return sorted(first[:MAX_NUMBERS])
 
 
-def _numbers_left_out(names: tuple[str, ...], shown: Sequence[int], varying: np.ndarray, has_points: bool) -> list[str]:
+def numbers_left_out(names: tuple[str, ...], shown: Sequence[int], varying: np.ndarray, has_points: bool) -> list[str]:
     """Notes on the latent numbers that have no panel; [] where all have one."""
     if not has_points:
         return [f"No marginals: this truth has no points of its posterior ({len(names)} latent numbers)."]
