@@ -168,6 +168,7 @@ def _show(finished: Sequence[Scored], arguments: argparse.Namespace) -> None:
     records = [one.record for one in finished]
     write_output_text(arguments.out / "table.txt", decoder_table.as_text(records))
     cli.show_records(records, arguments, decoder_table.show)
+    cli.write_page(records, arguments)
 
 
 def write_figures(portraits: list[Portrait], trained: dict[str, Trained], out: Path) -> None:

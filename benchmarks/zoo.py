@@ -143,6 +143,7 @@ def _show(found: Sequence[Measured], arguments: argparse.Namespace) -> None:
     write_output_text(arguments.out / "table.txt", table.as_text(records, both) + "\n" + table.as_text(records, full))
     write_output_text(arguments.out / "table.md", matrix.as_markdown(records))
     cli.show_records(records, arguments, full if arguments.full_table else both)
+    cli.write_page(records, arguments)
 
 
 def _show_both(records: Sequence[dict[str, Any]], console: Console, verdicts: dict[str, str]) -> None:

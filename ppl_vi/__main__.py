@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from ppl_vi import cli
 from ppl_vi._version import __version__
-from ppl_vi.commands import check, compare, completion, listing
+from ppl_vi.commands import check, compare, completion, listing, report
 from ppl_vi.sweeps import commands as sweep_commands
 
 TEXT = "The ruler for variational inference in Pyro: how far a guide is from the exact posterior, and why."
@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     found = cli.Parser(prog="ppl-vi", description=TEXT, epilog=EXAMPLES, formatter_class=formatter)
     found.add_argument("--version", action="version", version=f"ppl-vi {__version__}")
     commands = found.add_subparsers(dest="command", metavar="COMMAND")
-    for command in (compare, sweep_commands, check, listing):
+    for command in (compare, sweep_commands, check, listing, report):
         command.add(commands)
     completion.add(commands, found)
     return found

@@ -35,6 +35,7 @@ from ppl_vi.cli.options import (
     add_run_options,
     add_seed,
 )
+from ppl_vi.cli.page import write_page
 from ppl_vi.cli.parsing import Parser, UsageError, add_command, all_parsers, draws, finite, positive, step_size, whole
 from ppl_vi.cli.records import show_records, write_records
 from ppl_vi.cli.running import run
@@ -90,5 +91,6 @@ __all__ = [
     "writable_file",
     "writable_folder",
     "write_figure",
+    "write_page",
     "write_records",
 ]

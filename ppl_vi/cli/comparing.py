@@ -15,6 +15,7 @@ from ppl_vi.cli.checks import check_comparison
 from ppl_vi.cli.codes import UNCERTIFIED
 from ppl_vi.cli.figures import drawn, interrupted, write_figures
 from ppl_vi.cli.guides import list_guides, prepared, woken
+from ppl_vi.cli.page import has_curves, write_report
 from ppl_vi.cli.parsing import UsageError
 from ppl_vi.cli.records import show_comparison, write_comparison
 from ppl_vi.runtime import garbage, signals, verbosity
@@ -117,7 +118,7 @@ def run_comparison(
     """
     from ppl_vi.comparison.run import compare_each
 
-    with_curves = not arguments.no_plots
+    with_curves = has_curves(arguments)
     with signals.saving(last=True):
         try:
             with signals.working(), following(progress):
@@ -134,6 +135,7 @@ def run_comparison(
                 show_comparison(comparison, arguments)
             return interrupted(done, len(guides), "families were finished", arguments), comparison
         show_comparison(comparison, arguments)
+        write_report(comparison, arguments)
         code = drawn(lambda: _drawn_with_progress(draw, comparison, progress), arguments)
         return code or (0 if comparison.truth.trusted.all() else UNCERTIFIED), comparison
 

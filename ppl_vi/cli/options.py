@@ -81,6 +81,7 @@ def add_run_options(parser: argparse.ArgumentParser, out: Path, quick: str) -> N
     add_out(parser, out)
     parser.add_argument("--json", metavar="FILE", help="the records here, too; - is standard output, and only them")
     parser.add_argument("--no-plots", action="store_true", help="write no figures")
+    parser.add_argument("--html", action="store_true", help="write report.html, one page with everything")
 
 
 def add_full(parser: argparse.ArgumentParser) -> None:

@@ -12,6 +12,8 @@ from ppl_vi.report.style import LINE_COLORS
 DASHES = ("solid", "dash", "dot")  # as `style.LINE_STYLES`
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star")
 MIN_WIDTH = 1.5  # CSS pixels
+MOST_TICKS, FEW_DECADES = 6, 2.2  # of a logarithmic axis; below so many decades it has ticks at 2 and 5, too
+SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 
 Trace = dict[str, Any]
 
@@ -32,8 +34,12 @@ def line_look(number: int) -> dict[str, Any]:
 
 def marker_look(number: int) -> dict[str, Any]:
     """The look of the mark of the guide with this number."""
-    symbol = SYMBOLS[(number + number // len(LINE_COLORS)) % len(SYMBOLS)]
-    return {"color": f"@line{number % len(LINE_COLORS)}", "symbol": symbol, "size": 11}
+    return {"color": f"@line{number % len(LINE_COLORS)}", "symbol": symbol_of(number), "size": 11}
+
+
+def symbol_of(number: int) -> str:
+    """The symbol of the guide with this number: with its colour, another one for each of 49."""
+    return SYMBOLS[(number + number // len(LINE_COLORS)) % len(SYMBOLS)]
 
 
 def line(name: str, number: int, x: Sequence[Any], y: Sequence[Any], **more: Any) -> Trace:
@@ -74,12 +80,30 @@ def axis(title: str, **more: Any) -> dict[str, Any]:
 
 
 def log_axis(title: str, values: Sequence[float], **more: Any) -> dict[str, Any]:
-    """A logarithmic axis around positive values, which names no more than the powers of ten where it spans several."""
+    """A logarithmic axis around positive values."""
     low, high = (math.log10(min(values)), math.log10(max(values))) if values else (-1.0, 1.0)
-    margin = max(0.12, 0.06 * (high - low))
-    ticks = {"dtick": max(1, round((high - low) / 6))} if high - low > 1.5 else {"nticks": 6}
-    found = {"type": "log", "range": [low - margin, high + margin], "exponentformat": "power", **ticks}
+    margin = max(0.15, 0.08 * (high - low))
+    low, high = low - margin, high + margin
+    found = {"type": "log", "range": [low, high], **_log_ticks(low, high)}
     return axis(title, **(found | more))
+
+
+def _log_ticks(low: float, high: float) -> dict[str, Any]:
+    """Ticks at powers of ten, also at 2 and 5 times these where few lie between the two; their texts."""
+    stride = max(1, round((high - low) / MOST_TICKS))
+    powers = [10.0**k for k in range(math.ceil(low), math.floor(high) + 1) if k % stride == 0]
+    if high - low < FEW_DECADES:
+        each = [factor * 10.0**k for k in range(math.floor(low), math.ceil(high) + 1) for factor in (1, 2, 5)]
+        powers = [value for value in each if low <= math.log10(value) <= high]
+    return {"tickvals": powers, "ticktext": [_tick(value) for value in powers]} if len(powers) > 1 else {"nticks": 4}
+
+
+def _tick(value: float) -> str:
+    if 1e-3 <= value < 1e6:
+        return f"{value:,.0f}" if value >= 1 else f"{value:g}"
+    factor, exponent = f"{value:.0e}".split("e")
+    power = f"10{str(int(exponent)).translate(SUPERSCRIPTS)}"
+    return power if factor == "1" else f"{factor}·{power}"
 
 
 def level(text: str, y: float, color: str = "@accent2") -> dict[str, Any]:

@@ -20,11 +20,12 @@ from ppl_vi.report.columns import (
     metric_column,
     uncertainty,
 )
+from ppl_vi.report.failures import in_words
 from ppl_vi.report.gap_bars import bar_of
-from ppl_vi.report.numbers import MISSING, short, three_digits
+from ppl_vi.report.numbers import MISSING, number, short, three_digits
 from ppl_vi.report.standing import word_of
 from ppl_vi.report.table import notes_of, sort_key
-from ppl_vi.report.verdict import verdict_of
+from ppl_vi.report.verdict import listed, verdict_of
 
 MAX_SHOWN = 6  # guides whose lines are shown before the reader chooses
 TONES = {
@@ -67,11 +68,11 @@ def _lead(groups: Sequence[Sequence[Record]]) -> str:
     guides = {row["guide"] for rows in groups for row in rows}
     labels = [rows[0]["label"] for rows in groups]
     several = labels if len(labels) <= MOST_LISTED else [*labels[:MOST_LISTED], f"{len(labels) - MOST_LISTED} more"]
-    on = f" at {', '.join(several)}" if groups[0][0]["x"] is not None else ""
+    on = f" at {listed(several)}" if groups[0][0]["x"] is not None else ""
     each = max(len(row["replicas"]) for rows in groups for row in rows)
-    fits = f", {each} independent fits of each" if each > 1 else ""
-    many = "one guide" if len(guides) == 1 else f"{len(guides)} guides"
-    return f"How far {many} end from the exact posterior{on}, and why{fits}."
+    fits = f" {each} independent fits of each." if each > 1 else ""
+    many = "One guide" if len(guides) == 1 else f"{len(guides)} guides"
+    return f"{many} against the exact posterior{on}: how far each ends, and why.{fits}"
 
 
 def described_run(first: Record, held: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -104,7 +105,7 @@ def _section(rows: Sequence[Record], problem: dict[str, Any] | None) -> Section:
         [f"Remark: {remark}" for remark in first["remarks"]],
         table,
         notes_of(rows, notes),
-        guides if problem and problem["guides"] else (),
+        [guide for guide in guides if problem and guide.name in problem["guides"]],
         [figure for figure in shown if figure is not None],
     )
 
@@ -112,11 +113,10 @@ def _section(rows: Sequence[Record], problem: dict[str, Any] | None) -> Section:
 def _facts(record: Record) -> list[str]:
     error = uncertainty(record, "log_evidence")
     doubt = "?" if record["uncertified"] else ""
-    evidence = three_digits(record["log_evidence"]) if record["log_evidence"] is None else f"{record['log_evidence']:.6g}"
     return [
-        f"log p(x) = {evidence}{doubt} ± {short(error, 1) if error else '0'} nats",
+        f"log p(x) = {number(record['log_evidence']):.6f}{doubt} ± {short(error, 1) if error else '0'} nats",
         f"truth by {record.get('method', 'an unknown method')}",
-        f"{record['grade']}{record['grade_reason'] and f': {record["grade_reason"]}'}",
+        ": ".join(filter(None, (record["grade"], record["grade_reason"] and in_words(record["grade_reason"])))),
     ]
 
 

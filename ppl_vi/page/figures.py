@@ -112,14 +112,14 @@ def _bar_trace(part: str, bars: Sequence[Bar], end: float) -> dict[str, Any]:
 
 def _bar_name(bar: Bar, place: int, end: float) -> dict[str, Any]:
     """A guide's name above its bar, with its reverse KL or why there is none."""
-    tail = f"{bar.texts['reverse KL']} nats" if "reverse KL" in bar.texts else bar.reason
+    tail = f"{bar.texts['reverse KL']} nats" if "reverse KL" in bar.texts else bar.reason.partition(":")[0]
     if bar.reason and "reverse KL" in bar.texts:
         tail += f": {bar.reason}"
     if math.isfinite(bar.total) and bar.total > end:
         tail += ", longer than this axis"
     return {
         "xref": "paper", "x": 0, "xanchor": "left", "y": place - 0.28, "yanchor": "bottom", "showarrow": False,
-        "text": f"<b>{said(bar.name)}</b>  {said(tail)}", "align": "left",
+        "text": f"<b>{said(bar.name)}</b>  {said(tail)}", "font": {"size": 12},
     }  # fmt: skip
 
 
@@ -210,7 +210,7 @@ def diagnostics(rows: Sequence[Record], guides: Sequence[Guide]) -> Figure | Non
         for row in rows
     ]
     table = Table("Diagnostics of each guide beside its exact reverse KL", headings, cells)
-    return Figure("Diagnostics beside the truth", caption, panels, table, is_wide=False)
+    return Figure("Diagnostics beside the truth", caption, panels, table, is_wide=False, marks=guides)
 
 
 def cost(rows: Sequence[Record], guides: Sequence[Guide]) -> Figure | None:
@@ -226,9 +226,6 @@ def cost(rows: Sequence[Record], guides: Sequence[Guide]) -> Figure | None:
         )
         for row in known
     ]  # fmt: skip
-    for trace in data:
-        trace |= {"mode": "markers+text", "textposition": "top center"}
-        trace |= {"hovertext": trace["text"], "text": [trace["name"]], "hovertemplate": "%{hovertext}<extra></extra>"}
     layout = {
         "xaxis": log_axis("seconds of all replicas", [seconds_of(row) for row in known]),
         "yaxis": log_axis("reverse KL [nats]", [_drawn_kl(row) for row in known]),
@@ -243,7 +240,7 @@ def cost(rows: Sequence[Record], guides: Sequence[Guide]) -> Figure | None:
     ]
     headings = [Heading("guide", True), Heading("reverse KL [nats]"), Heading("time")]
     table = Table("Reverse KL of each guide and what its fit cost", headings, cells)
-    return Figure("Distance against cost", "Low and left is better.", [Panel("", data, layout, 380)], table)
+    return Figure("Distance against cost", "Low and left is better.", [Panel("", data, layout, 360)], table, marks=guides)
 
 
 def _is_drawn(row: Record) -> bool:

@@ -62,6 +62,15 @@ class Panel:
 
 
 @dataclass(frozen=True)
+class Guide:
+    """A guide as the choice of guides names it: with the number of its line, and whether that is shown at first."""
+
+    name: str
+    line: int
+    is_shown: bool
+
+
+@dataclass(frozen=True)
 class Figure:
     """Plots with one heading.
 
@@ -73,6 +82,7 @@ class Figure:
         num_open: how many panels are shown at once; the others are folded.
         is_wide: whether a panel takes the whole width.
         has_lines: whether its lines follow the section's choice of guides.
+        marks: the guides whose marks it shows, for the key above it.
     """
 
     title: str
@@ -82,15 +92,7 @@ class Figure:
     num_open: int = 9
     is_wide: bool = True
     has_lines: bool = False
-
-
-@dataclass(frozen=True)
-class Guide:
-    """A guide as the choice of guides names it: with the number of its line, and whether that is shown at first."""
-
-    name: str
-    line: int
-    is_shown: bool
+    marks: Sequence[Guide] = ()
 
 
 @dataclass(frozen=True)

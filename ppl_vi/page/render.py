@@ -17,12 +17,13 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, select_autoescape
 
 from ppl_vi._version import __version__
+from ppl_vi.page.charts import symbol_of
 from ppl_vi.page.parts import Page
 from ppl_vi.report.style import BLUE, DARK, GREY, LIGHT, LINE_COLORS, PART_COLORS, VERMILION
 
 # In the dark theme the line that is dark grey would not be seen.
 DARK_LINE = "#d9dde3"
-BAND_ALPHA = "33"  # of 256, in hexadecimal
+BAND_ALPHA = "24"  # of 256, in hexadecimal
 
 
 def html_of(page: Page) -> str:
@@ -53,7 +54,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.globals.update(style=_file("page.css"), script=_file("page.js"), colors=_colors())
+    found.globals.update(style=_file("page.css"), script=_file("page.js"), colors=_colors(), symbol_of=symbol_of)
     return found
 
 

@@ -39,9 +39,9 @@ def data_of(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def text_of(comparison: Comparison) -> str:
+def to_text(data: dict[str, Any]) -> str:
     """The same as the text of the file."""
-    return json.dumps(data_of(comparison), allow_nan=False, ensure_ascii=False) + "\n"
+    return json.dumps(data, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def _settings(comparison: Comparison) -> dict[str, Any]:
