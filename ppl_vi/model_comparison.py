@@ -22,6 +22,7 @@ from ppl_vi.report.brief import brief
 from ppl_vi.report.frames import frame_of
 from ppl_vi.report.verdict import Verdict, verdict_on
 from ppl_vi.runtime.display import following
+from ppl_vi.runtime.files import write_text
 from ppl_vi.runtime.memory import bounded, bytes_of
 from ppl_vi.runtime.names import guide_and_file
 from ppl_vi.runtime.pickling import Pickled
@@ -138,12 +139,16 @@ class ModelComparison(Pickled, Comparison):
     def save(self, folder: str | Path) -> None:
         """Writes the comparison into a folder, for `ppl_vi.load`: truth, fits, scores and curves, as plain arrays.
 
-        A comparison that lies there already is replaced once all is written.
+        A comparison that lies there already is replaced once all is written. `ppl-vi report` makes a page of the folder
+        by `report.json`, which holds what is shown there.
 
         Raises:
             OSError: it can't be written.
         """
+        from ppl_vi.report import page_data  # importing matplotlib takes a second
+
         saving.save(self, Path(folder))
+        write_text(Path(folder) / page_data.FILE, page_data.to_text(page_data.data_of(self)))
 
     def to_datatree(self, num_draws: int = 1000, seed: int = 0) -> DataTree:
         """The comparison for ArviZ: a child for each fitted guide, and one for the truth where it has points.

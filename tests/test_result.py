@@ -301,11 +301,12 @@ def test_a_saved_comparison_is_as_it_was(result, of_one_number, tmp_path):
 
 def test_one_comparison_replaces_another_and_leaves_no_stale_fit(result, of_one_number, tmp_path):
     result.save(tmp_path)
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.iterdir())) == 4
     of_one_number.save(str(tmp_path))
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names[0] == "comparison.zip"
-    assert len(names) == 3
+    assert len(names) == 4
+    assert names[-1] == "report.json"
     same(of_one_number, ppl_vi.load(str(tmp_path), conjugate, (Y,)))
 
 

@@ -33,6 +33,10 @@ TONES = {
     "diverged": "bad", "failed": "bad", "skipped": "",
 }  # fmt: skip
 MOST_LISTED = 6  # problems that the line below the title names
+SETTINGS = {  # of a comparison, as the page names them
+    "objective": "objective", "engine": "engine", "num_steps": "SVI steps, at most", "num_particles": "draws a step",
+    "num_replicas": "independent fits", "lr": "first step size", "seed": "seed", "num_draws": "draws of a score",
+}  # fmt: skip
 # What a record holds where nothing was measured; records of earlier versions lack some of it.
 BLANK: dict[str, Any] = {
     **dict.fromkeys(METRICS), "x": None, "model": "", "problem": 0, "num_problems": 1, "remarks": [], "assumptions": [],
@@ -54,7 +58,8 @@ def page_of(records: Sequence[Record], held: Mapping[str, Any], extra: str = "")
         problems.setdefault((record.get("model", ""), record.get("problem", 0)), []).append(BLANK | record)
     groups = [sorted(rows, key=sort_key) for rows in problems.values()]
     told = {one["label"]: one for one in held.get("problems", ())}
-    sections = [_section(rows, told.get(rows[0]["label"])) for rows in groups]
+    lines = {guide: i for i, guide in enumerate(dict.fromkeys(row["guide"] for rows in groups for row in rows))}
+    sections = [_section(rows, told.get(rows[0]["label"]), lines) for rows in groups]
     overview = _overview(groups) if len({rows[0]["model"] for rows in groups}) > 1 else None
     return Page(_title(groups), _lead(groups), sections, overview, described_run(groups[0][0], held), extra)
 
@@ -80,19 +85,18 @@ def described_run(first: Record, held: Mapping[str, Any]) -> list[tuple[str, str
     settings = held.get("settings") or {
         name: first.get(name) for name in ("objective", "seed", "num_replicas") if first.get(name) is not None
     }
-    names = {
-        "objective": "objective", "engine": "engine", "num_steps": "SVI steps, at most", "num_particles": "draws a step",
-        "num_replicas": "independent fits", "lr": "first step size", "seed": "seed", "num_draws": "draws of a score",
-    }  # fmt: skip
-    found = [(text, str(settings[name])) for name, text in names.items() if name in settings]
+    found = [(text, str(settings[name])) for name, text in SETTINGS.items() if name in settings]
     found += [("truth", f"{first.get('method', '')}, {first['grade']}".strip(", "))]
     found += [(package, str(version)) for package, version in (first.get("versions") or {}).items()]
-    return found + [(name, str(held[key])) for name, key in (("machine", "machine"), ("written", "written")) if key in held]
+    return found + [
+        (name, str(held[key])) for name, key in (("machine", "machine"), ("written", "written")) if key in held
+    ]
 
 
-def _section(rows: Sequence[Record], problem: dict[str, Any] | None) -> Section:
+def _section(rows: Sequence[Record], problem: dict[str, Any] | None, lines: Mapping[str, int]) -> Section:
     first, notes = rows[0], Footnotes()
-    guides = guides_of(rows)
+    drawn = problem["guides"] if problem else {}
+    guides = [Guide(row["guide"], lines[row["guide"]], _is_shown(row, rows, drawn)) for row in rows]
     table = comparison_table(rows, notes)
     verdict = problem["verdict"] if problem else verdict_of(rows).text
     shown = [figures.marginals(problem, rows, guides) if problem else None, figures.gaps([bar_of(row) for row in rows])]
@@ -105,7 +109,7 @@ def _section(rows: Sequence[Record], problem: dict[str, Any] | None) -> Section:
         [f"Remark: {remark}" for remark in first["remarks"]],
         table,
         notes_of(rows, notes),
-        [guide for guide in guides if problem and guide.name in problem["guides"]],
+        [guide for guide in guides if guide.name in drawn],
         [figure for figure in shown if figure is not None],
     )
 
@@ -120,9 +124,9 @@ def _facts(record: Record) -> list[str]:
     ]
 
 
-def guides_of(rows: Sequence[Record]) -> list[Guide]:
-    """The guides of a problem in the order of their reverse KL, which gives each its colour."""
-    return [Guide(row["guide"], i, i < MAX_SHOWN) for i, row in enumerate(rows)]
+def _is_shown(row: Record, rows: Sequence[Record], drawn: Mapping[str, Any]) -> bool:
+    """Whether a guide's line is shown before the reader chooses: those of the nearest guides that have one."""
+    return row["guide"] in [one["guide"] for one in rows if one["guide"] in drawn][:MAX_SHOWN]
 
 
 def comparison_table(rows: Sequence[Record], notes: Footnotes) -> Table:

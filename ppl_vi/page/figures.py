@@ -38,7 +38,12 @@ def marginals(problem: Problem, rows: Sequence[Record], guides: Sequence[Guide])
         + " ".join(problem["notes"])
     )
     return Figure(
-        "Posterior and guides", caption.strip(), panels, _marginal_table(rows), is_wide=len(numbers) == 1, has_lines=True
+        "Posterior and guides",
+        caption.strip(),
+        panels,
+        _marginal_table(rows),
+        is_wide=len(numbers) == 1,
+        has_lines=True,
     )
 
 
@@ -94,7 +99,9 @@ def gaps(bars: Sequence[Bar]) -> Figure:
     caption = "How far each guide is from the posterior, and why. " + " ".join(
         f"{meaning[0].upper()}{meaning[1:]}." for part, meaning in MEANINGS.items() if part in parts
     )
-    return Figure("Gaps by cause", caption, [Panel("", data, layout, 100 + BAR_ROW * len(bars))], _gap_table(bars, parts))
+    return Figure(
+        "Gaps by cause", caption, [Panel("", data, layout, 100 + BAR_ROW * len(bars))], _gap_table(bars, parts)
+    )
 
 
 def _bar_trace(part: str, bars: Sequence[Bar], end: float) -> dict[str, Any]:
@@ -210,7 +217,7 @@ def diagnostics(rows: Sequence[Record], guides: Sequence[Guide]) -> Figure | Non
         for row in rows
     ]
     table = Table("Diagnostics of each guide beside its exact reverse KL", headings, cells)
-    return Figure("Diagnostics beside the truth", caption, panels, table, is_wide=False, marks=guides)
+    return Figure("Diagnostics beside the truth", caption, panels, table, is_wide=False, marks=_marks(guides, known))
 
 
 def cost(rows: Sequence[Record], guides: Sequence[Guide]) -> Figure | None:
@@ -240,7 +247,18 @@ def cost(rows: Sequence[Record], guides: Sequence[Guide]) -> Figure | None:
     ]
     headings = [Heading("guide", True), Heading("reverse KL [nats]"), Heading("time")]
     table = Table("Reverse KL of each guide and what its fit cost", headings, cells)
-    return Figure("Distance against cost", "Low and left is better.", [Panel("", data, layout, 360)], table, marks=guides)
+    return Figure(
+        "Distance against cost",
+        "Low and left is better.",
+        [Panel("", data, layout, 360)],
+        table,
+        marks=_marks(guides, known),
+    )
+
+
+def _marks(guides: Sequence[Guide], drawn: Sequence[Record]) -> list[Guide]:
+    names = {row["guide"] for row in drawn}
+    return [guide for guide in guides if guide.name in names]
 
 
 def _is_drawn(row: Record) -> bool:

@@ -107,6 +107,7 @@ class Section:
     notes: Sequence[str] = ()
     guides: Sequence[Guide] = ()
     figures: Sequence[Figure] = ()
+    failures: Table | None = None
 
 
 @dataclass(frozen=True)

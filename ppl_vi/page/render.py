@@ -68,7 +68,6 @@ def _colors() -> dict[str, dict[str, str]]:
     parts = {**PART_COLORS, "not_split": GREY, "accent2": VERMILION}
     light = {**lines, **parts, "fill": LIGHT, "accent": BLUE}
     dark = {**light, f"line{LINE_COLORS.index(DARK)}": DARK_LINE, "fill": "#3d4654"}
-    dark["line0"] = dark["family"] = "#4a9fd8"  # the blue, lighter: on a dark ground it needs contrast
     for theme in (light, dark):
         theme |= {f"band{i}": theme[f"line{i}"] + BAND_ALPHA for i in range(len(LINE_COLORS))}
     return {"light": light, "dark": dark}

@@ -48,7 +48,9 @@ def page_at(path: Path) -> Page:
     Raises:
         NoResultsError: there are no results, or they can't be used.
     """
-    file = path if not path.is_dir() else next((path / name for name in (FILE, RECORDS) if (path / name).is_file()), None)
+    file = (
+        path if not path.is_dir() else next((path / name for name in (FILE, RECORDS) if (path / name).is_file()), None)
+    )
     if file is None:
         raise NoResultsError(f"there is no {FILE} or {RECORDS} in '{path}': {EXPECTED}")
     try:

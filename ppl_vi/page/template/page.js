@@ -113,7 +113,9 @@
 
   async function loaded() {
     const coded = document.getElementById("plotly").textContent.trim();
-    const bytes = Uint8Array.from(atob(coded), (one) => one.charCodeAt(0));
+    const text = atob(coded);
+    const bytes = new Uint8Array(text.length);
+    for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
     const script = document.createElement("script");
     script.textContent = await new Response(stream).text();
