@@ -190,7 +190,7 @@
       links.get(entry.target.id)?.setAttribute("aria-current", "true");
     }
   }, { rootMargin: "-20% 0px -70% 0px" });
-  document.querySelectorAll("main > section[id]").forEach((section) => seen.observe(section));
+  document.querySelectorAll("main > [id]").forEach((section) => seen.observe(section));
 
   watch();
 })();
