@@ -58,9 +58,11 @@ def page_of(records: Sequence[Record], held: Mapping[str, Any], extra: str = "")
         problems.setdefault((record.get("model", ""), record.get("problem", 0)), []).append(BLANK | record)
     groups = [sorted(rows, key=sort_key) for rows in problems.values()]
     told = {one["label"]: one for one in held.get("problems", ())}
-    lines = {guide: i for i, guide in enumerate(dict.fromkeys(row["guide"] for rows in groups for row in rows))}
-    sections = [_section(rows, told.get(rows[0]["label"]), lines) for rows in groups]
-    overview = _overview(groups) if len({rows[0]["model"] for rows in groups}) > 1 else None
+    several = len({rows[0]["model"] for rows in groups}) > 1  # whose rankings differ: the order of the records holds
+    named = records if several else [row for rows in groups for row in rows]
+    lines = {guide: i for i, guide in enumerate(dict.fromkeys(row["guide"] for row in named))}
+    sections = [_section(rows, told.get(rows[0]["label"]), lines, len(groups) > 1) for rows in groups]
+    overview = _overview(groups, lines) if several else None
     return Page(_title(groups), _lead(groups), sections, overview, described_run(groups[0][0], held), extra)
 
 
@@ -93,7 +95,9 @@ def described_run(first: Record, held: Mapping[str, Any]) -> list[tuple[str, str
     ]
 
 
-def _section(rows: Sequence[Record], problem: dict[str, Any] | None, lines: Mapping[str, int]) -> Section:
+def _section(
+    rows: Sequence[Record], problem: dict[str, Any] | None, lines: Mapping[str, int], several: bool
+) -> Section:
     first, notes = rows[0], Footnotes()
     drawn = problem["guides"] if problem else {}
     guides = [Guide(row["guide"], lines[row["guide"]], _is_shown(row, rows, drawn)) for row in rows]
@@ -103,7 +107,7 @@ def _section(rows: Sequence[Record], problem: dict[str, Any] | None, lines: Mapp
     shown += [figures.elbos(problem, rows, guides) if problem else None]
     shown += [figures.diagnostics(rows, guides), figures.cost(rows, guides)]
     return Section(
-        first["label"],
+        first["label"] if several else "Results",
         _facts(first),
         verdict,
         [f"Remark: {remark}" for remark in first["remarks"]],
@@ -157,9 +161,9 @@ def _cell(column: Column, row: Record, notes: Footnotes) -> Cell:
     return cell(text, is_text=column.left, tone=tone)
 
 
-def _overview(groups: Sequence[Sequence[Record]]) -> Table:
+def _overview(groups: Sequence[Sequence[Record]], lines: Mapping[str, int]) -> Table:
     """Reverse KL of each guide on each model."""
-    guides = list(dict.fromkeys(row["guide"] for rows in groups for row in rows))
+    guides = list(lines)
     cells = []
     for rows in groups:
         by_guide = {row["guide"]: row for row in rows}

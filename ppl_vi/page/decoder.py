@@ -45,7 +45,7 @@ def _section(split: str, rows: Sequence[Record]) -> Section:
         f"{split} data",
         [f"{rows[0]['num_points']:,} data points"],
         table=_table(rows),
-        notes=[*notes, "Means over data points, with 95% bootstrap intervals in brackets."],
+        notes=[*notes, "Means over data points; all columns have their 95% bootstrap intervals, medians and maxima."],
         figures=[figures.gaps(bars)] if any(math.isfinite(bar.total) for bar in bars) else [],
     )
 
@@ -71,15 +71,16 @@ def _table(rows: Sequence[Record]) -> Table:
     shown = dict((name, text.strip()) for text, name in (*ROWS, *BOUNDS))
     needed = [name for name in shown if any(row.get(name) for row in rows)]
     headings = [Heading("guide", True), *(Heading(shown[name]) for name in needed)]
-    headings += [Heading(f"{shown[name]}: median, maximum", is_more=True) for name in needed]
+    for name in needed:
+        headings += [Heading(f"{shown[name]}: {part}", is_more=True) for part in ("95% interval", "median", "maximum")]
     headings += [Heading(text, is_more=True) for text in TRAINING.values()]
     return Table(
         "Gaps of each guide",
         headings,
         [
             [Cell(row["guide"], row["guide"].lower())]
-            + [_average(row.get(name), name) for name in needed]
-            + [_spread(row.get(name), name) for name in needed]
+            + [_figure(row.get(name), name, "mean") for name in needed]
+            + [one for name in needed for one in _spread(row.get(name), name)]
             + [_plain(row.get(name)) for name in TRAINING]
             for row in rows
         ],
@@ -91,17 +92,16 @@ def _text(value: float, name: str) -> str:
     return nats(value) if name in IN_NATS else three_digits(value)
 
 
-def _average(summary: dict[str, Any] | None, name: str) -> Cell:
-    if not summary:
-        return Cell(MISSING)
-    low, high = (_text(summary[end], name) for end in ("low", "high"))
-    return number_cell(summary["mean"], f"{_text(summary['mean'], name)} [{low}, {high}]")
+def _figure(summary: dict[str, Any] | None, name: str, part: str) -> Cell:
+    return number_cell(summary[part], _text(summary[part], name)) if summary else Cell(MISSING)
 
 
-def _spread(summary: dict[str, Any] | None, name: str) -> Cell:
+def _spread(summary: dict[str, Any] | None, name: str) -> list[Cell]:
+    """The interval of the mean, and median and maximum over data points."""
     if not summary:
-        return Cell(MISSING)
-    return number_cell(summary["median"], f"{_text(summary['median'], name)}, {_text(summary['maximum'], name)}")
+        return [Cell(MISSING)] * 3
+    interval = f"{_text(summary['low'], name)} to {_text(summary['high'], name)}"
+    return [number_cell(summary["low"], interval), _figure(summary, name, "median"), _figure(summary, name, "maximum")]
 
 
 def _plain(value: Any) -> Cell:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ppl_vi.report.numbers import MISSING
 
 NUMBER = re.compile(r"[-−]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?")
+MOST_UNFOLDED = 4  # sections of a page whose figures are shown at once
 INFINITE = 1e308  # what an infinite number is sorted by
 
 
@@ -120,7 +121,12 @@ class Page:
     overview: Table | None = None
     made: Sequence[tuple[str, str]] = ()
     extra: str = ""
-    warnings: Sequence[str] = field(default_factory=tuple)
+    warnings: Sequence[str] = ()
+
+    @property
+    def is_long(self) -> bool:
+        """Whether there are so many sections that their figures are folded."""
+        return len(self.sections) > MOST_UNFOLDED
 
 
 def cell(text: str, *, is_text: bool = False, tone: str = "") -> Cell:
