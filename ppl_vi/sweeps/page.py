@@ -57,9 +57,8 @@ def _warnings(file: Path, num_stale: int) -> list[str]:
     if done < planned:
         found.append(f"{done:,} of {planned:,} planned fits are done. The same command goes on from there.")
     if num_stale:
-        found.append(
-            f"{num_stale:,} rows are stale: of an earlier model, guide or version. They are left out of this page."
-        )
+        are = "1 row is" if num_stale == 1 else f"{num_stale:,} rows are"
+        found.append(f"{are} stale: of an earlier model, guide or version. This page leaves out what is stale.")
     return found
 
 

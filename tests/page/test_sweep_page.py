@@ -1,0 +1,106 @@
+"""The page of a sweep: medians and ranges over seeds by a second route, and nothing that failed left unsaid."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+
+from ppl_vi import cli
+from ppl_vi.__main__ import main
+from ppl_vi.page.render import html_of
+from ppl_vi.sweeps.page import page_of
+from tests.page.reading import Document
+from tests.page.results import HOSTILE, reverse_kl, small_store
+
+SEEDS, PROBLEMS = range(10), range(3)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_store(tmp_path_factory.mktemp("sweep") / "sweep.db")
+
+
+@pytest.fixture(scope="module")
+def document(file: Path) -> Document:
+    return Document(html_of(page_of(file)))
+
+
+def over_problems(guide: int, lr: float, seed: int) -> float:
+    return statistics.median(reverse_kl(guide, lr, problem, seed) for problem in PROBLEMS)
+
+
+def test_each_combination_has_its_median_and_range_over_seeds(document: Document) -> None:
+    rows = document.table("s1-table")
+    assert len(rows) == 4
+    for g, guide in enumerate(("gamma", HOSTILE)):
+        for lr in (0.02, 0.2):
+            (row,) = [one for one in rows if (one["guide"], float(one["step size"])) == (guide, lr)]
+            values = sorted(over_problems(g, lr, seed) for seed in SEEDS)
+            assert float(row["reverse KL [nats]"]) == pytest.approx(statistics.median_low(values), rel=6e-3)
+            low, high = map(float, row["over seeds"].split(" to "))
+            assert (low, high) == pytest.approx((values[0], values[-1]), rel=6e-3)  # 10% and 90% of ten values
+            assert (row["fits"], row["converged"]) == ("30", "100%")
+
+
+def test_the_verdict_names_the_nearest_with_its_settings(document: Document) -> None:
+    said = document.one("p", class_="verdict").text
+    assert "gamma comes nearest, with step size 0.2:" in said
+    shown = float(said.split("step size 0.2: ")[1].split(" nats")[0])
+    assert shown == pytest.approx(statistics.median_low([over_problems(0, 0.2, seed) for seed in SEEDS]), rel=6e-3)
+
+
+def test_failures_stale_rows_and_missing_fits_are_said(document: Document) -> None:
+    (lost,) = document.table("s1-failures")
+    assert lost == {"guide": "failing", "status": "failed", "fits": "30", "reason": "ValueError: <i>no</i> luck"}
+    warnings = [one.text for one in document.all("p", class_="warning")]
+    assert any(text.startswith("150 of 157 planned fits are done.") for text in warnings)
+    assert any(text.startswith("1 row is stale") for text in warnings)
+    assert "123" not in document.one("table", id="s1-table").text, "a stale row is not mixed in"
+
+
+def test_the_figures_have_the_same_numbers(document: Document) -> None:
+    plots = document.plots().values()
+    (steps,) = [one for one in plots if one["layout"]["xaxis"]["title"]["text"] == "step size"]
+    lines = {trace["name"]: trace for trace in steps["data"] if "name" in trace}
+    for i, lr in enumerate((0.02, 0.2)):
+        values = [over_problems(0, lr, seed) for seed in SEEDS]
+        assert lines["gamma"]["x"][i] == lr
+        assert lines["gamma"]["y"][i] == pytest.approx(statistics.median_low(values))
+    (over_x,) = [one for one in plots if one["layout"]["xaxis"]["title"]["text"] == "x"]
+    gamma = next(trace for trace in over_x["data"] if trace.get("name") == "gamma")
+    assert gamma["x"] == [-1.0, -0.5, 0.0]
+    best = [statistics.median_low(reverse_kl(0, 0.2, problem, seed) for seed in SEEDS) for problem in PROBLEMS]
+    assert gamma["y"] == pytest.approx(best)
+    names = json.dumps([trace.get("name") for one in plots for trace in one["data"]])
+    assert "<" not in names
+
+
+def test_the_page_does_not_grow_with_the_fits(file: Path, tmp_path: Path) -> None:
+    many = small_store(tmp_path / "many.db", num_seeds=200)
+    sizes = [len(html_of(page_of(one)).encode()) for one in (file, many)]
+    assert sizes[1] < sizes[0] + 1000  # 20 times as many fits
+
+
+def test_infinite_and_missing_values_are_told_and_not_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "tests.page.results.reverse_kl", lambda guide, lr, problem, seed: float("inf") if guide else 0.1
+    )
+    document = Document(html_of(page_of(small_store(tmp_path / "sweep.db"))))
+    infinite = [row for row in document.table("s1-table") if row["guide"] == HOSTILE]
+    assert {row["reverse KL [nats]"] for row in infinite} == {"inf"}
+    drawn = [y for plot in document.plots().values() for trace in plot["data"] for y in trace["y"] if y is not None]
+    assert all(abs(y) < 1e300 for y in drawn)
+
+
+def test_the_command_writes_the_page(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "page.html"
+    assert main(["report", str(file), "-o", str(out)]) == 0
+    assert str(out) in capsys.readouterr().out
+    assert Document(out.read_text(encoding="utf-8")).one("h1").text == "sweep.db"
+    broken = tmp_path / "broken.db"
+    broken.write_bytes(file.read_bytes()[:5000])
+    assert main(["report", str(broken), "-o", str(tmp_path / "no.html")]) == cli.USAGE
+    assert len(capsys.readouterr().err.splitlines()) == 1
