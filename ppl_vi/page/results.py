@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ppl_vi.page import comparison, decoder
+from ppl_vi.page.explorer import explorer_section
 from ppl_vi.page.parts import Page
 from ppl_vi.report.page_data import FILE, FORMAT, VERSION
 from ppl_vi.runtime.result_folder import RECORDS
@@ -39,7 +40,7 @@ def page_of(records: Sequence[Record], held: Mapping[str, Any]) -> Page:
 
 def _explorer(records: Sequence[Record]) -> str:
     """The explorer of the toy posterior where the records are of the toy; "" elsewhere."""
-    return ""
+    return explorer_section() if all(record.get("model") == TOY for record in records) else ""
 
 
 def page_at(path: Path) -> Page:
