@@ -109,7 +109,8 @@ def _bar_trace(part: str, bars: Sequence[Bar], end: float) -> dict[str, Any]:
     values = [bar.parts.get(part) if bar else None for bar in shown]
     hover = [said(f"{bar.name}: {part} {bar.texts.get(part, MISSING)} nats") for bar in bars]
     patterns = ["/" if bar and part in bar.bounds else "" for bar in shown]
-    marker = {"color": f"@{part.replace(' ', '_')}", "pattern": {"shape": patterns, "fillmode": "overlay", "fgcolor": "@paper", "size": 6}}
+    pattern = {"shape": patterns, "fillmode": "overlay", "fgcolor": "@paper", "size": 6}
+    marker = {"color": f"@{part.replace(' ', '_')}", "pattern": pattern}
     return {
         "type": "bar", "orientation": "h", "name": f"{part} gap" if part in MEANINGS else part, "x": drawable(values),
         "y": list(range(len(bars))), "marker": marker, "text": hover, "textposition": "none",

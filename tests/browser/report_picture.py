@@ -11,8 +11,8 @@ from PIL import Image
 
 from tests.browser.watched import launched, watched_page
 
-SIZE = {"width": 1200, "height": 1500}
-COLORS = 64  # so few that the file stays small
+SIZE = {"width": 1280, "height": 1500}
+COLORS = 128  # so few that the file stays small
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -24,12 +24,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     with launched() as browser, watched_page(browser) as page:
         page.set_viewport_size(SIZE)
         page.goto(arguments.page.resolve().as_uri())
-        for place in page.locator(".plot").all()[:2]:
-            place.locator(".main-svg").first.wait_for()
+        page.locator(".plot .main-svg").first.wait_for()
         taken = page.screenshot()
     with Image.open(io.BytesIO(taken)) as picture:
-        small = picture.convert("RGB").resize((960, 1200), Image.Resampling.LANCZOS)
-        small.quantize(COLORS, dither=Image.Dither.NONE).save(arguments.out, optimize=True)
+        small = picture.convert("RGB").resize((1024, 1200), Image.Resampling.LANCZOS)
+        small.quantize(COLORS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(arguments.out, optimize=True)
 
 
 if __name__ == "__main__":

@@ -178,7 +178,9 @@ def test_a_hostile_name_is_shown_and_not_run(browser: Browser, files: dict[str, 
 def test_without_its_library_the_page_says_so(browser: Browser, files: dict[str, Path], tmp_path: Path) -> None:
     text = files["comparison"].read_text(encoding="utf-8")
     start = text.index('id="plotly">') + len('id="plotly">')
-    (tmp_path / "page.html").write_text(text[:start] + "AAAA" + text[text.index("</script>", start) :], encoding="utf-8")
+    (tmp_path / "page.html").write_text(
+        text[:start] + "AAAA" + text[text.index("</script>", start) :], encoding="utf-8"
+    )
     with watched_page(browser) as page:
         page.goto((tmp_path / "page.html").as_uri())
         page.locator(".plot .lost").first.wait_for()

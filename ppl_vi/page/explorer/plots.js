@@ -22,9 +22,9 @@ const pathOf = (points) => "M" + points.map(([a, b]) => `${a.toFixed(1)} ${b.toF
 const [MIDDLE, END, STRONG] = [' text-anchor="middle"', ' text-anchor="end"', ' class="strong"'];
 const label = (a, b, text, look = "") => `<text x="${a.toFixed(1)}" y="${b.toFixed(1)}"${look}>${text}</text>`;
 
-// Opens a group of which only what lies in a rectangle is shown.
+// Opens a group of which only what lies in a rectangle is shown; before the page is laid out there is none.
 const clip = (id, left, top, right, bottom) => `<clipPath id="${id}"><rect x="${left}" y="${top}" ` +
-  `width="${right - left}" height="${bottom - top}"/></clipPath><g clip-path="url(#${id})">`;
+  `width="${Math.max(0, right - left)}" height="${Math.max(0, bottom - top)}"/></clipPath><g clip-path="url(#${id})">`;
 
 // About `num` round numbers between two.
 function ticks(low, high, num) {
