@@ -134,14 +134,15 @@ def _doubts(frame: DataFrame) -> list[str]:
 
 
 def _verdict(best: DataFrame, names: Sequence[str]) -> str:
-    if not len(best) or not math.isfinite(best.iloc[0]["middle"]):
-        return ""
+    if not len(best):
+        return "No combination has a finite reverse KL."
     first = best.iloc[0]
     spread = ""
     if first["seeds"] > 1:
-        spread = f", from {three_digits(first['low'])} to {three_digits(first['high'])} over seeds"
+        low, high = (three_digits(first[end], first["error"]) for end in ("low", "high"))
+        spread = f", from {low} to {high} over seeds"
     settings = f", with {in_words(first, names)}" if names else ""
-    return f"{first['guide']} comes nearest{settings}: {three_digits(first['middle'])} nats{spread}."
+    return f"{first['guide']} comes nearest{settings}: {three_digits(first['middle'], first['error'])} nats{spread}."
 
 
 def _notes(summed: DataFrame) -> list[str]:
@@ -172,7 +173,7 @@ def _table(summed: DataFrame) -> Table:
                 *(_setting(row[name]) for name in names),
                 number_cell(row["fits"], f"{row['fits']:,}"),
                 number_cell(row["converged"], f"{row['converged']:.0%}"),
-                number_cell(row["middle"], three_digits(row["middle"])),
+                number_cell(row["middle"], three_digits(row["middle"], row["error"])),
                 _range(row),
                 number_cell(row["seconds"], short(row["seconds"], 2)),
                 *(number_cell(row[name], three_digits(row[name])) for name in more),
@@ -188,7 +189,11 @@ def _setting(value: Any) -> Cell:
 def _range(row: dict[str, Any]) -> Cell:
     low, high = row["low"], row["high"]
     known = row["seeds"] > 1 and not math.isnan(low)
-    return number_cell(high, f"{three_digits(low)} to {three_digits(high)}") if known else Cell(MISSING)
+    return (
+        number_cell(high, " to ".join(three_digits(end, row["error"]) for end in (low, high)))
+        if known
+        else Cell(MISSING)
+    )
 
 
 def _failures(frame: DataFrame) -> Table | None:

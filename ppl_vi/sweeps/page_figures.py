@@ -48,7 +48,8 @@ def by_guide(best: DataFrame) -> Figure | None:
     names = [
         {
             "xref": "paper", "x": 0, "xanchor": "left", "y": i - 0.2, "yanchor": "bottom", "showarrow": False,
-            "text": f"<b>{said(row['guide'])}</b>  {three_digits(row['middle'])} nats", "font": {"size": 12},
+            "text": f"<b>{said(row['guide'])}</b>  {three_digits(row['middle'], row['error'])} nats",
+            "font": {"size": 12},
         }
         for i, row in enumerate(rows)
     ]  # fmt: skip
@@ -65,7 +66,7 @@ def by_guide(best: DataFrame) -> Figure | None:
 def _range_trace(row: dict[str, Any], place: int) -> Trace:
     middle, low, high = (drawn(row[name]) for name in ("middle", "low", "high"))
     high = middle if math.isnan(high) else high
-    text = f"{row['guide']} with {in_words(row, SETTINGS)}: {three_digits(row['middle'])} nats"
+    text = f"{row['guide']} with {in_words(row, SETTINGS)}: {three_digits(row['middle'], row['error'])} nats"
     return {
         **point(row["guide"], place, middle, place, text),
         "error_x": {
@@ -151,7 +152,10 @@ def against_cost(summed: DataFrame, guides: Sequence[Guide]) -> Figure | None:
     data = []
     for guide in guides:
         rows = known[known["guide"] == guide.name].to_dict("records")
-        texts = [said(f"{guide.name}, {in_words(row, SETTINGS)}: {three_digits(row['middle'])} nats") for row in rows]
+        texts = [
+            said(f"{guide.name}, {in_words(row, SETTINGS)}: {three_digits(row['middle'], row['error'])} nats")
+            for row in rows
+        ]
         marks = point(guide.name, guide.line, 0, 0, "")
         data.append(marks | {"x": [row["seconds"] for row in rows], "y": [drawn(row["middle"]) for row in rows]})
         data[-1]["text"] = texts
@@ -177,7 +181,7 @@ def _table_of(summed: DataFrame, more: Sequence[str]) -> Table:
     rows = [
         [cell(row["guide"], is_text=True)]
         + [cell(f"{row[name]:g}" if not isinstance(row[name], str) else row[name]) for name in names]
-        + [cell(three_digits(row[name])) for name in ("middle", "low", "high")]
+        + [cell(three_digits(row[name], row["error"])) for name in ("middle", "low", "high")]
         + [number_cell(row["seconds"], short(row["seconds"], 2))]
         for row in shown.to_dict("records")
     ]

@@ -18,7 +18,8 @@ MEDIANS = ("family_gap", "optimization_gap", "coverage_90", "khat")
 def over_seeds(frame: DataFrame, by: tuple[str, ...] = ()) -> DataFrame:
     """A row for each combination of guide and settings, and of the columns `by`.
 
-    Its reverse KL is the `middle` over seeds of each seed's median over problems, `low` and `high` their quantiles.
+    Its reverse KL is the `middle` over seeds of each seed's median over problems, `low` and `high` their quantiles, and
+    its `error` the median of what each value may be off by: its numerical error and two standard errors.
     Quantiles are values of the sample, since between a finite and an infinite one there is none.
     """
     keys = [*KEYS, *by]
@@ -26,6 +27,7 @@ def over_seeds(frame: DataFrame, by: tuple[str, ...] = ()) -> DataFrame:
         num_particles=frame["num_particles"].astype(str),
         has_converged=(frame["status"] == "converged").astype(float),
         seconds=frame["fit_seconds"].fillna(0.0) + frame["score_seconds"].fillna(0.0),
+        error=frame["reverse_kl_error"].fillna(0.0) + 2 * frame["reverse_kl_std_error"].fillna(0.0),
     )
     seeds = frame.groupby([*keys, "seed"], sort=False)["reverse_kl"].quantile(0.5, interpolation="lower")
     each = seeds.reset_index().groupby(keys, sort=False)["reverse_kl"]
@@ -37,7 +39,7 @@ def over_seeds(frame: DataFrame, by: tuple[str, ...] = ()) -> DataFrame:
     grouped = frame.groupby(keys, sort=False)
     found["fits"] = grouped.size()
     found["converged"], found["seconds"] = grouped["has_converged"].mean(), grouped["seconds"].mean()
-    for name in MEDIANS:
+    for name in (*MEDIANS, "error"):
         found[name] = grouped[name].median()
     found = found.reset_index()
     return found.assign(num_particles=[number_or_text(value) for value in found["num_particles"]])

@@ -69,6 +69,20 @@ def small_store(
     return path
 
 
+def one_combination(
+    path: Path, values: Sequence[float | None], status: str = "done", errors: dict[str, float] | None = None
+) -> Path:
+    """A file of a sweep with one combination, of a fit for each value."""
+    with Store(path, score_columns()) as store:
+        sources = [store.source("model", "toy", "m"), store.source("guide", "gamma", "g")]
+        sources.append(store.source("versions", "versions", "v", {"python": "3.11"}))
+        store.write_truth(sources[0], [_truth(0)])
+        model, guide, versions = sources
+        fits = [(0, seed, value) for seed, value in enumerate(values)]
+        _write(store, (model, guide, versions), 0.2, fits, status, errors=errors)
+    return path
+
+
 def _truth(problem: int) -> dict[str, Any]:
     return {
         "problem": problem, "x": 0.5 * problem - 1, "log_evidence": -1.5, "log_evidence_error": 1e-12,
@@ -84,13 +98,15 @@ def _write(
     values: Sequence[tuple[int, int, float | None]],
     status: str = "done",
     reason: str = "",
+    errors: dict[str, float] | None = None,
 ) -> str:
     model, guide, versions = sources
     names = score_columns()
     rows = []
     for problem, seed, value in values:
         scores: list[float | None] = [None] * len(names)
-        scores[names.index("reverse_kl")] = value
+        for name, one in {"reverse_kl": value, **(errors or {})}.items():
+            scores[names.index(name)] = one
         rows.append((problem, seed, "converged" if status == "done" else status, "", 100, *scores))
     seeds = sorted({seed for _, seed, _ in values})
     key = f"{sources}-{lr}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from ppl_vi.__main__ import main
 from ppl_vi.page.render import html_of
 from ppl_vi.sweeps.page import page_of
 from tests.page.reading import Document
-from tests.page.results import HOSTILE, reverse_kl, small_store
+from tests.page.results import HOSTILE, one_combination, reverse_kl, small_store
 
 SEEDS, PROBLEMS = range(10), range(3)
 
@@ -93,6 +94,29 @@ def test_infinite_and_missing_values_are_told_and_not_drawn(tmp_path: Path, monk
     assert {row["reverse KL [nats]"] for row in infinite} == {"inf"}
     drawn = [y for plot in document.plots().values() for trace in plot["data"] for y in trace["y"] if y is not None]
     assert all(abs(y) < 1e300 for y in drawn)
+
+
+@pytest.mark.parametrize(
+    ("values", "status", "said"),
+    [
+        ([None, None], "failed", "No combination has a finite reverse KL."),
+        ([math.inf, math.inf], "done", "No combination has a finite reverse KL."),
+        ([0.125], "done", "gamma comes nearest: 0.125 nats."),
+        ([0.0, 0.5, 1.0], "done", "gamma comes nearest: 0.500 nats, from 0 to 1.00 over seeds."),
+        ([1.0, math.inf], "done", "gamma comes nearest: 1.00 nats, from 1.00 to inf over seeds."),
+    ],
+)
+def test_a_sweep_of_one_combination(values: list[float | None], status: str, said: str, tmp_path: Path) -> None:
+    file = one_combination(tmp_path / "one.db", values, status)
+    document = Document(html_of(page_of(file)))
+    assert document.one("p", class_="verdict").text == f"Verdict. {said}"
+    assert bool(document.plots()) == any(value is not None and value < math.inf for value in values)
+
+
+def test_a_value_within_its_error_is_not_shown_as_one(tmp_path: Path) -> None:
+    file = one_combination(tmp_path / "one.db", [-1e-12], errors={"reverse_kl_error": 3e-12})
+    (row,) = Document(html_of(page_of(file))).table("s1-table")
+    assert row["reverse KL [nats]"] == "<3e-12"
 
 
 def test_the_command_writes_the_page(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
