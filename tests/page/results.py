@@ -45,7 +45,7 @@ def small_store(
     path: Path,
     guides: Sequence[str] = ("gamma", HOSTILE),
     lrs: Sequence[float] = (0.02, 0.2),
-    num_problems: int = 3,
+    num_problems: int = 5,
     num_seeds: int = 10,
 ) -> Path:
     """A file of a sweep, with a task that failed, stale rows of an earlier model, and fits that are planned still."""

@@ -16,7 +16,7 @@ from ppl_vi.sweeps.page import page_of
 from tests.page.reading import Document
 from tests.page.results import HOSTILE, one_combination, reverse_kl, small_store
 
-SEEDS, PROBLEMS = range(10), range(3)
+SEEDS, PROBLEMS = range(10), range(5)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_each_combination_has_its_median_and_range_over_seeds(document: Document
             assert float(row["reverse KL [nats]"]) == pytest.approx(statistics.median_low(values), rel=6e-3)
             low, high = map(float, row["over seeds"].split(" to "))
             assert (low, high) == pytest.approx((values[0], values[-1]), rel=6e-3)  # 10% and 90% of ten values
-            assert (row["fits"], row["converged"]) == ("30", "100%")
+            assert (row["fits"], row["converged"]) == ("50", "100%")
 
 
 def test_the_verdict_names_the_nearest_with_its_settings(document: Document) -> None:
@@ -55,9 +55,9 @@ def test_the_verdict_names_the_nearest_with_its_settings(document: Document) -> 
 
 def test_failures_stale_rows_and_missing_fits_are_said(document: Document) -> None:
     (lost,) = document.table("s1-failures")
-    assert lost == {"guide": "failing", "status": "failed", "fits": "30", "reason": "ValueError: <i>no</i> luck"}
+    assert lost == {"guide": "failing", "status": "failed", "fits": "50", "reason": "ValueError: <i>no</i> luck"}
     warnings = [one.text for one in document.all("p", class_="warning")]
-    assert any(text.startswith("150 of 157 planned fits are done.") for text in warnings)
+    assert any(text.startswith("250 of 257 planned fits are done.") for text in warnings)
     assert any(text.startswith("1 row is stale") for text in warnings)
     assert "123" not in document.one("table", id="s1-table").text, "a stale row is not mixed in"
 
@@ -72,7 +72,7 @@ def test_the_figures_have_the_same_numbers(document: Document) -> None:
         assert lines["gamma"]["y"][i] == pytest.approx(statistics.median_low(values))
     (over_x,) = [one for one in plots if one["layout"]["xaxis"]["title"]["text"] == "x"]
     gamma = next(trace for trace in over_x["data"] if trace.get("name") == "gamma")
-    assert gamma["x"] == [-1.0, -0.5, 0.0]
+    assert gamma["x"] == [-1.0, -0.5, 0.0, 0.5, 1.0]
     best = [statistics.median_low(reverse_kl(0, 0.2, problem, seed) for seed in SEEDS) for problem in PROBLEMS]
     assert gamma["y"] == pytest.approx(best)
     names = json.dumps([trace.get("name") for one in plots for trace in one["data"]])
