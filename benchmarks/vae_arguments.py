@@ -55,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     _add_training_options(found)
     found.add_argument("--per-point", action="store_true", help="write points.json: one record a data point")
     cli.add_run_options(found, OUT, "few epochs and data points")
+    cli.add_html(found)
     return found
 
 

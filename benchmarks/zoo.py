@@ -63,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
     cli.add_full(found)
     cli.add_memory(found)
     cli.add_run_options(found, OUT, "few models, guides and steps")
+    cli.add_html(found)
     return found
 
 

@@ -339,7 +339,7 @@ def test_the_shell_compares_what_lies_in_the_current_folder(folder, capsys):
     path = list(sys.path)
     guides = ["--guides", "AutoNormal", "seen_by_nobody:mine", "seen_by_nobody:wrong"]
     arguments = ["compare", "seen_by_nobody:model", "--args", "seen_by_nobody:pair", *guides, *TINY_OPTIONS]
-    assert command.main([*arguments, "--out", "out", "--json", "-"]) == 0
+    assert command.main([*arguments, "--out", "out", "--json", "-", "--html"]) == 0
     shown = capsys.readouterr()
     records = strict(shown.out)
     assert [record["guide"] for record in records] == guides[1:]
@@ -349,7 +349,7 @@ def test_the_shell_compares_what_lies_in_the_current_folder(folder, capsys):
     assert records[1]["family_gap"] == pytest.approx(best, abs=1e-9)
     assert "the guide has no site 'z'" in shown.err
     written = {file.name for file in Path("out").iterdir()}
-    assert {"records.json", "records.csv", "table.txt", "marginals.png", "gaps.png"} <= written
+    assert {"records.json", "records.csv", "table.txt", "marginals.png", "gaps.png", "report.html"} <= written
     assert sys.path == path
 
 

@@ -40,6 +40,7 @@ def add_comparison_options(
     add_memory(parser)
     parser.add_argument("--device", choices=DEVICES, default="cpu", help="where to compute (cpu)")
     add_run_options(parser, out, "few families, steps and replicas")
+    add_html(parser)
 
 
 def add_fit_options(parser: argparse.ArgumentParser, full: dict[str, Any], quick: dict[str, Any]) -> None:
@@ -81,6 +82,10 @@ def add_run_options(parser: argparse.ArgumentParser, out: Path, quick: str) -> N
     add_out(parser, out)
     parser.add_argument("--json", metavar="FILE", help="the records here, too; - is standard output, and only them")
     parser.add_argument("--no-plots", action="store_true", help="write no figures")
+
+
+def add_html(parser: argparse.ArgumentParser) -> None:
+    """Adds `--html`."""
     parser.add_argument("--html", action="store_true", help="write report.html, one page with everything")
 
 

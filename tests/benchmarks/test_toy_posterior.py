@@ -14,6 +14,7 @@ import pytest
 from benchmarks import toy_posterior
 from models.exponential_normal import target
 from ppl_vi import cli
+from ppl_vi.comparison.axes import NUM_POINTS
 from ppl_vi.comparison.comparison import Comparison, FitSettings
 from ppl_vi.comparison.run import compare_each
 from ppl_vi.report.gap_bars import UNKNOWN, bar_of
@@ -40,7 +41,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("toy")
     guides = ["--guides", "half_normal", "normal", "AutoDelta", "lognormal"]
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        assert toy_posterior.main(["--x", "1.5", "-2", *guides, *TINY, "--out", str(folder)]) == 0
+        assert toy_posterior.main(["--x", "1.5", "-2", *guides, *TINY, "--out", str(folder), "--html"]) == 0
     (folder / "printed").write_text(printed.getvalue())
     return folder
 
@@ -84,6 +85,15 @@ def test_figures_are_written(out: Path) -> None:
     kinds = ("densities", "reverse_kl", "elbo", "gaps")
     assert {f"{kind}_x_{x}.png" for kind in kinds for x in ("1.5", "-2")} <= figures
     assert min(path.stat().st_size for path in out.glob("*.png")) > 10_000
+
+
+def test_the_page_has_every_observation_and_the_explorer(out: Path) -> None:
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert all(f">x = {x}</h2>" in page for x in ("1.5", "-2"))
+    assert 'class="explorer"' in page
+    curves = strict((out / "report.json").read_text())["problems"][1]
+    assert set(curves["guides"]) == {"half_normal", "normal", "lognormal"}
+    assert len(curves["numbers"][0]["z"]) == len(curves["guides"]["lognormal"]["density"][0]) == NUM_POINTS
 
 
 def test_bars_of_the_gaps_add_up_to_the_reverse_kl_of_the_table(out: Path) -> None:

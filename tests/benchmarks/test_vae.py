@@ -28,7 +28,7 @@ SMALL = ["--num-epochs", "3", "--num-points", "6", "--hidden", "8"]
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small run."""
     out: Path = tmp_path_factory.mktemp("vae")
-    assert vae.main([*SMALL, "--guides", "diagonal", "full", "--per-point", "--out", str(out)]) == 0
+    assert vae.main([*SMALL, "--guides", "diagonal", "full", "--per-point", "--out", str(out), "--html"]) == 0
     return out
 
 
@@ -57,6 +57,9 @@ def test_records_hold_the_table(ran: Path) -> None:
     table = (ran / "table.txt").read_text()
     assert "amortization" in table
     assert "active units" in table
+    page = (ran / "report.html").read_text(encoding="utf-8")
+    assert "<h1>VAE on digits</h1>" in page
+    assert all(f">{split} data</h2>" in page for split in ("train", "test"))
 
 
 def test_figures_are_drawn(ran: Path) -> None:

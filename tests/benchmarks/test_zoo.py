@@ -28,7 +28,7 @@ def test_a_killed_process_costs_its_own_model_alone():
 @pytest.mark.slow
 def test_a_model_is_measured_by_its_certified_truth(tmp_path, capsys):
     arguments = ["--models", "half_normal", "--guides", "AutoNormal", "--quick", "--out", str(tmp_path), "--json", "-"]
-    assert main(arguments) == 0
+    assert main([*arguments, "--html"]) == 0
     shown = capsys.readouterr()
     (record,) = strict(shown.out)
     assert (record["model"], record["grade"]) == ("half_normal", "certified")
@@ -38,6 +38,7 @@ def test_a_model_is_measured_by_its_certified_truth(tmp_path, capsys):
     assert "leaked" in (tmp_path / "table.txt").read_text()
     assert {file.name for file in tmp_path.iterdir()} == {
         "records.json", "records.csv", "table.txt", "table.md", "heat_map.png", "manifest.json",
+        "report.html",
     }  # fmt: skip
 
 
