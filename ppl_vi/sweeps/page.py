@@ -98,7 +98,7 @@ def _section(model: str, frame: DataFrame) -> Section:
     guides = [Guide(name, number, number < MAX_SHOWN) for name, number in lines.items() if name in set(best["guide"])]
     shown = [
         figures.by_guide(best),
-        *(figures.against_setting(summed, name, lines) for name in ("lr", "num_steps", "num_particles")),
+        *(figures.against_setting(summed, name, lines) for name in ("lr", "num_steps", "num_particles", "objective")),
         figures.against_x(frame, best, lines),
         figures.against_cost(summed, guides),
     ]

@@ -90,7 +90,7 @@ def against_setting(summed: DataFrame, name: str, lines: Mapping[str, int]) -> F
     caption = f"Median over seeds. {SPREAD}"
     if len(groups) > MAX_PANELS:
         caption += f" {MAX_PANELS} of {len(groups)} combinations of the other settings are shown."
-    title = f"What the {'number of ' if name != 'lr' else ''}{SETTINGS[name]} does"
+    title = f"What the {'number of ' if name.startswith('num_') else ''}{SETTINGS[name]} does"
     return Figure(
         title, caption, panels, _table_of(summed, [name, *others]), NUM_OPEN, len(panels) == 1, has_lines=True
     )

@@ -7,12 +7,16 @@ import math
 import statistics
 from pathlib import Path
 
+import pandas
 import pytest
 
 from ppl_vi import cli
 from ppl_vi.__main__ import main
 from ppl_vi.page.render import html_of
 from ppl_vi.sweeps.page import page_of
+from ppl_vi.sweeps.page_figures import against_setting
+from ppl_vi.sweeps.page_numbers import over_seeds
+from ppl_vi.sweeps.results import load_results
 from tests.page.reading import Document
 from tests.page.results import HOSTILE, one_combination, reverse_kl, small_store
 
@@ -128,3 +132,17 @@ def test_the_command_writes_the_page(file: Path, tmp_path: Path, capsys: pytest.
     broken.write_bytes(file.read_bytes()[:5000])
     assert main(["report", str(broken), "-o", str(tmp_path / "no.html")]) == cli.USAGE
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_settings_that_are_words_have_an_axis_of_words(file: Path) -> None:
+    frame = load_results(file).query("guide == 'gamma'")
+    both = pandas.concat([frame, frame.assign(objective="iwae:8", reverse_kl=2 * frame["reverse_kl"])])
+    found = against_setting(over_seeds(both), "objective", {"gamma": 0})
+    assert found is not None
+    assert found.title == "What the objective does"
+    assert [panel.title for panel in found.panels] == ["step size 0.02", "step size 0.2"]
+    for panel, lr in zip(found.panels, (0.02, 0.2), strict=True):
+        assert panel.layout["xaxis"]["type"] == "category"
+        trace = panel.data[-1]
+        middle = statistics.median_low([over_problems(0, lr, seed) for seed in SEEDS])
+        assert (trace["x"], trace["y"]) == (["iwae:8", "trace_elbo"], pytest.approx([2 * middle, middle]))

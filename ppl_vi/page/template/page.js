@@ -176,6 +176,7 @@
   let before = null;
   addEventListener("beforeprint", () => {
     before = root.dataset.theme;
+    document.querySelectorAll("details.fold, details.folded").forEach((one) => { one.open = true; });
     if (window.Plotly) document.querySelectorAll(".plot").forEach((place) => drawn.has(place) || draw(place));
     themed("light");
   });
