@@ -22,6 +22,7 @@ EXAMPLES = """examples, for a file my_model.py in the current folder that has `m
   ppl-vi check my_model:model --args my_model:data --guides guide --max-reverse-kl 0.05
   ppl-vi sweep my_model:model --args my_model:data --guides AutoNormal --lr 0.05 0.2 --seed 0:100
   ppl-vi results sweep.db
+  ppl-vi report sweep.db -o report.html
   ppl-vi list guides
 
 ppl-vi COMMAND --help shows the options of a command, with more examples."""
@@ -33,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     found = cli.Parser(prog="ppl-vi", description=TEXT, epilog=EXAMPLES, formatter_class=formatter)
     found.add_argument("--version", action="version", version=f"ppl-vi {__version__}")
     commands = found.add_subparsers(dest="command", metavar="COMMAND")
-    for command in (compare, sweep_commands, check, listing, report):
+    for command in (compare, sweep_commands, report, check, listing):
         command.add(commands)
     completion.add(commands, found)
     return found

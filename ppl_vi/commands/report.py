@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ppl_vi import cli
-from ppl_vi.runtime.files import write_text
-from ppl_vi.runtime.outputs import why_not_file
+from ppl_vi.runtime.outputs import why_not_file, write_output_text
 
 if TYPE_CHECKING:
     from ppl_vi.page.parts import Page
@@ -24,9 +23,7 @@ EXAMPLES = """examples:
 def add(commands: Any) -> None:
     """Adds the command to those of a parser."""
     text = "one HTML page of a sweep or a comparison, which needs no network"
-    parser = commands.add_parser(
-        "report", help=text, description=text, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.add_command(commands, "report", text, EXAMPLES)
     parser.add_argument(
         "what", type=Path, metavar="FILE | FOLDER", help="a sweep's file, or a folder of compare, a benchmark or save"
     )
@@ -42,9 +39,7 @@ def report_program(arguments: argparse.Namespace) -> int:
         raise cli.UsageError(f"there is no file or folder '{arguments.what}'")
     from ppl_vi.page.render import html_of
 
-    page = html_of(_page(arguments.what))
-    write_text(arguments.out, page)
-    print(f"{arguments.out}: {len(page.encode()) / 1e6:.1f} MB")
+    write_output_text(arguments.out, html_of(_page(arguments.what)))
     return 0
 
 
