@@ -1,7 +1,7 @@
 """`sweep`: runs what is missing of a plan, and stores every task when it ends.
 
 The process that calls it is the only one that writes. Workers get a task and give back its rows, by `shared` of
-`ppl_vi.runtime.processes` or by whatever else maps work to jobs.
+`ppl_vi.runtime.processes` on this machine or by `ppl_vi.sweeps.dask_mapper` on a cluster.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ppl_vi.runtime import signals
 from ppl_vi.runtime.display import shown
 from ppl_vi.runtime.processes import shared
 from ppl_vi.runtime.stages import Callback, listening, stage
+from ppl_vi.sweeps.cluster import cluster_of
 from ppl_vi.sweeps.files import plan_from_file
 from ppl_vi.sweeps.keys import all_versions, key_of
 from ppl_vi.sweeps.plan import Plan, plan_of
@@ -66,6 +67,7 @@ def sweep(
     block: int | str = "auto",
     exclude: Sequence[Mapping[str, Any]] = (),
     num_workers: int = 1,
+    cluster: Any = None,
     retry: bool = False,
     progress: Callback | bool = False,
 ) -> Iterator[dict[str, Any]]:
@@ -86,7 +88,9 @@ def sweep(
         block: how many seeds, from a multiple of this number on, are fitted as one batch. A fit's numbers depend on it.
             "auto" is the largest number up to 10 whose blocks the seeds fill.
         exclude: dicts of values of `model`, `guide`, `objective` and so on; what matches one of them is left out.
-        num_workers: how many processes share the fits; no number depends on it.
+        num_workers: how many processes of this machine share the fits; no number depends on it.
+        cluster: lets the workers of a Dask cluster do the fits instead: the address of its scheduler, a TOML file that
+            names a deployer, or a cluster or client of `distributed`.
         retry: whether to do again what failed or was killed before.
         progress: as `ppl_vi.fit` takes it.
 
@@ -96,6 +100,7 @@ def sweep(
     Raises:
         PlanError: entries are wrong, with a line for each.
         StoreError: the file can't be used, or written.
+        ClusterError: the cluster can't be used.
     """
     if guides is None and isinstance(models, str | Path) and str(models).endswith(".toml"):
         plan = plan_from_file(Path(models)).plan
@@ -106,16 +111,18 @@ def sweep(
             "num_draws": num_draws, "block": block, "exclude": list(exclude),
         }  # fmt: skip
         plan = plan_of(entries)
-    return _rows(plan, Path(file), num_workers, retry, progress)
+    return _rows(plan, Path(file), num_workers, cluster, retry, progress)
 
 
-def _rows(plan: Plan, file: Path, num_workers: int, retry: bool, progress: Callback | bool) -> Iterator[dict[str, Any]]:
+def _rows(
+    plan: Plan, file: Path, num_workers: int, cluster: Any, retry: bool, progress: Callback | bool
+) -> Iterator[dict[str, Any]]:
     display = shown() if progress is True else nullcontext(progress or None)
     with Store(file, score_columns()) as store, display as callback:
         work = Work.of(plan, store, retry)
         for task in work.stored:
             yield from rows_of(work, task)
-        running = run(work, num_workers)
+        running = run(work, num_workers, cluster)
         while True:
             with listening(callback):  # a generator must not hold this open while it yields
                 outcome = next(running, None)
@@ -193,19 +200,34 @@ def _with_stored_seeds(task: Task, stored: StoredTask | None, retry: bool) -> Ta
     return replace(task, seeds=together, num_stored=0 if renewed else len(stored.seeds))
 
 
-def run(work: Work, num_workers: int, mapper: Mapper = shared) -> Iterator[Outcome]:
+def run(work: Work, num_workers: int, cluster: Any = None) -> Iterator[Outcome]:
     """Does what is missing, and yields each task's outcome once it is stored.
 
     Args:
         work: what there is to do.
         num_workers: how many processes share it.
-        mapper: does the work; `ppl_vi.runtime.processes.shared`, or what stands in its place.
+        cluster: does it instead; see `sweep`.
+
+    Raises:
+        ClusterError: the cluster can't be used.
     """
     if not work.missing:
         return
+    if cluster is None:
+        yield from run_by(shared, work, num_workers)
+        return
+    cluster = cluster_of(cluster)
+    from ppl_vi.sweeps.dask_client import on_cluster  # which needs Dask, that need not be installed
+
+    with on_cluster(cluster) as mapper:
+        yield from run_by(mapper, work, num_workers)
+
+
+def run_by(mapper: Mapper, work: Work, num_workers: int) -> Iterator[Outcome]:
+    """Does what is missing by a mapper, and yields each task's outcome once it is stored."""
     processes = min(num_workers, len(work.missing))
     truths = _truths(work, processes, mapper)
-    jobs = (_job(work, task, truths[task.setting.model]) for task in work.missing)
+    jobs = [_job(work, task, truths[task.setting.model]) for task in work.missing]
     with stage("sweep", "fit", work.num_missing) as running:
         for outcome in _unheard(mapper(run_task, jobs, processes, task_killed)):
             with signals.saving():

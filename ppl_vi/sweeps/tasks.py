@@ -143,7 +143,15 @@ def _truth_row(truth: Truth, problem: int, seconds: float) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Job:
-    """A task with all that it needs: the family, the pickled comparison, and the digest of the model's code."""
+    """A task with all that it needs.
+
+    Attributes:
+        task: the task.
+        family: what the user gave as the guide.
+        comparison: a pickled comparison that holds the truth; None where there is none, for the reason in `reason`.
+        source: the digest that the model's code must have; "" where the code itself was sent.
+        reason: why there is no truth, or "".
+    """
 
     task: Task
     family: Any
@@ -188,7 +196,7 @@ def run_task(job: Job) -> Outcome:
     began = time.perf_counter()
     label = job.task.setting.guide
     comparison: Comparison = cloudpickle.loads(job.comparison)
-    if source_digest(comparison.target) != job.source:
+    if job.source and source_digest(comparison.target) != job.source:
         raise SourceChangedError(
             f"the code of '{job.task.setting.model}' has changed while the sweep was running: start it again, and what "
             "is finished of the earlier code is kept as stale"

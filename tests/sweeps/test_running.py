@@ -23,7 +23,7 @@ from ppl_vi.metrics.table import METRICS
 from ppl_vi.sweeps.checks import StoreError
 from ppl_vi.sweeps.plan import plan_of
 from ppl_vi.sweeps.results import load_results, progress_of
-from ppl_vi.sweeps.running import Work, run
+from ppl_vi.sweeps.running import Work, run, run_by
 from ppl_vi.sweeps.store import Store
 from ppl_vi.sweeps.tasks import SourceChangedError, score_columns
 
@@ -251,7 +251,7 @@ def test_a_model_that_changes_while_a_sweep_runs_ends_it(tmp_path: Path) -> None
     with Store(tmp_path / "sweep.db", score_columns()) as store:
         work = Work.of(plan_of(ENTRIES), store)
         with pytest.raises(SourceChangedError, match="has changed while the sweep was running"):
-            list(run(work, 1, mapper))
+            list(run_by(mapper, work, 1))
 
 
 def test_a_choice_of_engine_does_not_depend_on_what_was_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
