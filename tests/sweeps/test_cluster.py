@@ -1,5 +1,6 @@
 """Sweeps on a Dask cluster: real schedulers and workers as processes of this machine, at 127.0.0.1 alone."""
 
+import json
 import os
 import random
 import signal
@@ -105,3 +106,140 @@ def test_a_scheduler_that_is_not_there_is_one_line_at_once(run: Run) -> None:
     assert done.stderr.count("\n") == 1
     both = run("sweep", "plan.toml", "--cluster", f"tcp://127.0.0.1:{port}", "--workers", "2")
     assert "expected --workers or --cluster, got both" in both.stderr
+
+
+# ---- a real cluster
+
+
+def dask(*arguments: str, **more: str) -> subprocess.Popen[bytes]:
+    """A command of Dask's, as the leader of a session of its own."""
+    settings = {
+        "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1",  # so that a fit that kills needs four workers, not eight
+        "DASK_DISTRIBUTED__ADMIN__LOG_FORMAT": "%(message)s",
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "dask", *arguments],
+        env=environment() | settings | more, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
+
+
+class Cluster:
+    """A scheduler and two workers, which are started again when they die, in a folder without the user's model."""
+
+    def __init__(self, folder: Path) -> None:
+        file = str(folder / "scheduler.json")
+        near = ("--host", "127.0.0.1", "--no-dashboard", "--scheduler-file", file)
+        self.scheduler = dask("scheduler", "--port", "0", *near)
+        self.nannies = dask(
+            "worker", *near, "--nthreads", "1", "--nworkers", "2", "--local-directory", str(folder / "local")
+        )
+        until = time.monotonic() + 60
+        while not Path(file).exists():
+            assert time.monotonic() < until, "the scheduler does not start"
+            time.sleep(0.05)
+        time.sleep(0.1)
+
+
+        self.address = json.loads(Path(file).read_text())["address"]
+
+    def workers(self) -> list[int]:
+        """The processes that do the work."""
+        return [pid for pid in descendants(self.nannies.pid) if b"spawn_main" in cmdline(pid)]
+
+    def end(self) -> None:
+        """Kills all of it."""
+        for process in (self.nannies, self.scheduler):
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def cmdline(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+@pytest.fixture(scope="module")
+def dask_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    found = Cluster(tmp_path_factory.mktemp("cluster"))
+    yield found
+    found.end()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
+    """The rows of a sweep in one process of this machine."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    (folder / "toy_model.py").write_text(MODEL)
+    (folder / "plan.toml").write_text(PLAN)
+    done = subprocess.run(
+        command("sweep", "plan.toml", "--workers", "1"), cwd=folder, env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return rows_of(folder / "plan.db")
+
+
+@on_linux
+@pytest.mark.slow
+def test_a_worker_that_is_killed_costs_nothing(
+    folder: Path, dask_cluster: Cluster, undisturbed: dict[Any, Any]
+) -> None:
+    """The workers have no module `toy_model`: its code is sent. The rows are those of a sweep without a cluster."""
+    process = subprocess.Popen(
+        command("sweep", "plan.toml", "--cluster", dask_cluster.address),
+        cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_for_tasks(folder / "plan.db", process, 6)
+    before = rows_of(folder / "plan.db")
+    victims = dask_cluster.workers()
+    assert len(victims) == 2
+    os.kill(random.Random(1).choice(victims), signal.SIGKILL)
+    shown, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert "48 fits are in plan.db, 48 of them new" in shown
+    assert len(undisturbed) == 48
+    assert 6 <= len(before) < 48
+    assert is_part_of(before, undisturbed)
+    assert rows_of(folder / "plan.db") == undisturbed
+
+
+class Deadly:
+    """A family whose process is killed, except in the process that made it."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.__name__ = "deadly"
+
+    def __call__(self, model: Any) -> Any:
+        if os.getpid() != self.pid:
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise ValueError("in the process of the tests")
+
+
+@on_linux
+@pytest.mark.slow
+def test_a_fit_that_kills_its_workers_is_recorded_and_the_others_go_on(tmp_path: Path, dask_cluster: Cluster) -> None:
+    entries: dict[str, Any] = {
+        "models": {"toy": exponential_normal.target([0.5, 1.5])}, "guides": ["lognormal", Deadly()], "num_steps": 40,
+        "engine": "batched", "num_draws": 50, "seed": range(2), "block": 1,
+    }  # fmt: skip
+    rows = list(ppl_vi.sweep(**entries, file=tmp_path / "a.db", cluster=dask_cluster.address))
+    by_guide = {guide: [row for row in rows if row["guide"] == guide] for guide in ("lognormal", "deadly")}
+    assert {row["status"] for row in by_guide["deadly"]} == {"killed"}
+    assert by_guide["deadly"][0]["reason"].startswith("2 workers of the cluster died one after the other")
+    local = {"guides": ["lognormal"], "file": tmp_path / "b.db"}
+    expected = list(ppl_vi.sweep(**(entries | local)))
+    assert [without_seconds(row) for row in in_order(by_guide["lognormal"])] == [
+        without_seconds(row) for row in in_order(expected)
+    ]
+    assert len(load_results(tmp_path / "a.db")) == 8
+
+
+def in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(rows, key=lambda row: (row["problem"], row["seed"]))
+
+
+def without_seconds(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if not name.endswith("_seconds")}
