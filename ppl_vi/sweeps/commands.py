@@ -52,7 +52,7 @@ def _add_sweep(commands: Any) -> None:
     parser.add_argument("--seed", nargs="+", type=_seed, metavar="N", help="seeds, as numbers or as 0:100 (0:4)")
     parser.add_argument("--num-draws", type=cli.whole(2), metavar="N", help="draws for importance sampling (1000)")
     parser.add_argument("--engine", choices=names.ENGINES, help="what takes the steps (auto)")
-    parser.add_argument("--block", type=cli.whole(1), metavar="N", help="seeds that are fitted as one batch (up to 10)")
+    parser.add_argument("--block", type=cli.whole(1), metavar="N", help="seeds that are fitted as one batch (0 to 3, 4 to 9, tens)")
     parser.add_argument(
         "--exclude", nargs="+", type=_exclusion, metavar="NAME=VALUE,…", help="combinations that are left out"
     )
@@ -168,7 +168,7 @@ def _told(plan: Plan, file: Path, workers: int) -> int:
     tasks = tasks_of(plan, all_versions())
     missing = [task for task in tasks if not set(task.seeds) <= set(stored.get(task.key, ()))]
     num_missing = sum(task.num_problems * len(set(task.seeds) - set(stored.get(task.key, ()))) for task in missing)
-    combinations = f"{len(plan.settings):,} combinations x {len(plan.seeds):,} seeds, {plan.block} a task"
+    combinations = f"{len(plan.settings):,} combinations x {len(plan.seeds):,} seeds"
     print(f"{plan.num_fits:,} fits in {len(tasks):,} tasks ({combinations})")
     print(f"{plan.num_fits - num_missing:,} fits are in {file}, {num_missing:,} are missing in {len(missing):,} tasks")
     if missing:

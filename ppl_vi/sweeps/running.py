@@ -86,7 +86,7 @@ def sweep(
         engine: as `ppl_vi.fit` takes it.
         num_draws: draws for importance sampling, k-hat and ESS.
         block: how many seeds, from a multiple of this number on, are fitted as one batch. A fit's numbers depend on it.
-            "auto" is the largest number up to 10 whose blocks the seeds fill.
+            "auto" puts seeds 0 to 3 together, 4 to 9, and then each ten.
         exclude: dicts of values of `model`, `guide`, `objective` and so on; what matches one of them is left out.
         num_workers: how many processes of this machine share the fits; no number depends on it.
         cluster: lets the workers of a Dask cluster do the fits instead: the address of its scheduler, a TOML file that

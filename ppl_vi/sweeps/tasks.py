@@ -68,17 +68,19 @@ class Task:
 
 def tasks_of(plan: Plan, versions: dict[str, str]) -> list[Task]:
     """The tasks of a plan, those of a model after another."""
+    batches: dict[range, list[int]] = {}
+    for seed in plan.seeds:
+        batches.setdefault(plan.batch_of(seed), []).append(seed)
     return [
-        _task(plan, setting, first, versions)
+        _task(plan, setting, batch, tuple(seeds), versions)
         for setting in plan.settings
-        for first in dict.fromkeys(seed - seed % plan.block for seed in plan.seeds)
+        for batch, seeds in batches.items()
     ]
 
 
-def _task(plan: Plan, setting: Setting, first: int, versions: dict[str, str]) -> Task:
+def _task(plan: Plan, setting: Setting, batch: range, seeds: tuple[int, ...], versions: dict[str, str]) -> Task:
     model, guide = plan.models[setting.model], plan.guides[setting.guide]
-    settings = replace(plan.fit_settings(setting), seed=first)
-    seeds = tuple(seed for seed in plan.seeds if first <= seed < first + plan.block)
+    settings = plan.fit_settings(setting, batch)
     # the labels are part of the key, because rows of one key are one entry of the results
     key = key_of(REVISION, asdict(setting), asdict(settings), model.key, guide.key, versions)
     return Task(key, setting, settings, seeds, model.key, guide.key, model.target.num_problems)
