@@ -52,7 +52,9 @@ def _add_sweep(commands: Any) -> None:
     parser.add_argument("--seed", nargs="+", type=_seed, metavar="N", help="seeds, as numbers or as 0:100 (0:4)")
     parser.add_argument("--num-draws", type=cli.whole(2), metavar="N", help="draws for importance sampling (1000)")
     parser.add_argument("--engine", choices=names.ENGINES, help="what takes the steps (auto)")
-    parser.add_argument("--block", type=cli.whole(1), metavar="N", help="seeds that are fitted as one batch (0 to 3, 4 to 9, tens)")
+    parser.add_argument(
+        "--block", type=cli.whole(1), metavar="N", help="seeds that are fitted as one batch (0 to 3, 4 to 9, tens)"
+    )
     parser.add_argument(
         "--exclude", nargs="+", type=_exclusion, metavar="NAME=VALUE,…", help="combinations that are left out"
     )

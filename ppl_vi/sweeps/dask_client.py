@@ -35,13 +35,13 @@ def on_cluster(cluster: Any) -> Iterator[DaskMapper]:
     """
     with _quiet():
         if isinstance(cluster, Client):
-            with _checked(cluster) as mapper:
+            with checked(cluster) as mapper:
                 yield mapper
         elif isinstance(cluster, Deployer):
-            with cluster.started() as started, _connected(started) as client, _checked(client) as mapper:
+            with cluster.started() as started, _connected(started) as client, checked(client) as mapper:
                 yield mapper
         else:
-            with _connected(cluster) as client, _checked(client) as mapper:
+            with _connected(cluster) as client, checked(client) as mapper:
                 yield mapper
 
 
@@ -79,7 +79,7 @@ def _connected(cluster: Any) -> Iterator[Client]:
 
 
 @contextmanager
-def _checked(client: Client) -> Iterator[DaskMapper]:
+def checked(client: Client) -> Iterator[DaskMapper]:
     """The mapper of a cluster whose workers are fit for the work."""
     try:
         workers = _workers(client)
@@ -103,10 +103,8 @@ def _workers(client: Client) -> dict[str, Any]:
     told = False
     while not (workers := client.scheduler_info(n_workers=-1)["workers"]):
         if not told:
-            address, told = client.scheduler.address, True
-            print(
-                f"waiting for workers of {address}; 'dask worker {address} --nthreads 1' starts one", file=sys.stderr
-            )
+            address, told = client.scheduler_info()["address"], True
+            print(f"waiting for workers of {address}; 'dask worker {address} --nthreads 1' starts one", file=sys.stderr)
         time.sleep(LOOK_SECONDS)
     found: dict[str, Any] = workers
     return found

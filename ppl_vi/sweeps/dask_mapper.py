@@ -8,6 +8,7 @@ hand for its death, though, so that a job is then done once more by itself befor
 
 from __future__ import annotations
 
+import sys
 import time
 import warnings
 from collections import deque
@@ -103,6 +104,7 @@ class _Run:
     held: dict[int, tuple[bytes, Future]] = field(default_factory=dict)
     num_threads: int = 1
     looked: float = -LOOK_SECONDS
+    is_told: bool = False
 
     def results(self) -> Iterator[Any]:
         """The result of each job."""
@@ -130,8 +132,11 @@ class _Run:
         if time.monotonic() - self.looked < LOOK_SECONDS:
             return
         with _explained():
-            self.num_threads = max(1, sum(self.client.nthreads().values()))
-        self.looked = time.monotonic()
+            found = sum(self.client.nthreads().values())
+        self.looked, self.num_threads = time.monotonic(), max(1, found)
+        if not found and not self.is_told:
+            print("the cluster has no workers left: waiting for others", file=sys.stderr)
+        self.is_told = not found
 
     def _batch(self) -> tuple[Any, ...]:
         """The next jobs, as many as take about `BATCH_SECONDS`; one alone where it is not known how long they take."""
@@ -153,7 +158,9 @@ class _Run:
         return None if cost is None else cost.of(job.task)
 
     def _send(self, batch: _Sent) -> None:
-        jobs, places, held = [], [], []
+        jobs: list[Any] = []
+        places: list[int | None] = []
+        held: list[Future] = []
         for job in batch.jobs:
             apart = job.comparison if isinstance(job, Job) else None
             places.append(None if apart is None else len(held))
@@ -187,6 +194,7 @@ class _Run:
             try:
                 return self.finished.get(timeout=LOOK_SECONDS)
             except Empty:
+                self._look()
                 if self.client.status in ("closing", "closed"):
                     raise ClusterError(GONE) from None
 
@@ -196,7 +204,7 @@ class _Run:
         elif not batch.alone:
             self.suspects.extend(batch.jobs)
         else:
-            how = f"{error.allowed_failures + 1} workers of the cluster died one after the other while they worked on it"
+            how = f"{error.allowed_failures + 1} workers of the cluster died one after the other at work on it"
             yield self.killed(batch.jobs[0], how)
 
     def _received(self, future: Future) -> Iterator[Any]:

@@ -7,7 +7,7 @@ each with the same seeds. Every wrong entry is a line of its own, with its place
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 

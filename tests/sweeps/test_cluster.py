@@ -1,6 +1,5 @@
 """Sweeps on a Dask cluster: real schedulers and workers as processes of this machine, at 127.0.0.1 alone."""
 
-import json
 import os
 import random
 import signal
@@ -9,19 +8,31 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import cloudpickle
 import pytest
+from distributed import KilledWorker
 
 import ppl_vi
+from benchmarks.dask_cluster import Cluster, started
 from models import exponential_normal
-from ppl_vi.sweeps import cluster
+from ppl_vi.comparison.comparison import FitSettings
+from ppl_vi.sweeps import cluster, dask_mapper
 from ppl_vi.sweeps.cluster import ClusterError, Deployer, cluster_of, reach
+from ppl_vi.sweeps.dask_client import checked
+from ppl_vi.sweeps.dask_mapper import DaskMapper
+from ppl_vi.sweeps.keys import all_versions
+from ppl_vi.sweeps.plan import Setting
+from ppl_vi.sweeps.remote import UnfitWorkerError, require, same
 from ppl_vi.sweeps.results import load_results
-from tests.sweeps.conftest import MODEL, PLAN, ROOT, Run, command, environment
-from tests.sweeps.test_kills import descendants, is_part_of, rows_of, wait_for_tasks
+from ppl_vi.sweeps.tasks import Job, Outcome, Task
+from tests.sweeps.conftest import MODEL, PLAN, Run, command, environment
+from tests.sweeps.test_kills import is_part_of, rows_of, wait_for_tasks
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 
@@ -82,7 +93,7 @@ def test_a_deployer_that_can_not_start_is_one_line(path: str, arguments: dict[st
 def test_what_is_no_cluster_is_told() -> None:
     with pytest.raises(ClusterError, match="expected the address of a Dask scheduler"):
         cluster_of("localhost")
-    with pytest.raises(ClusterError, match="can't read 'nowhere.toml'"):
+    with pytest.raises(ClusterError, match=r"can't read 'nowhere\.toml'"):
         cluster_of("nowhere.toml")
     assert cluster_of("tcp://127.0.0.1:8786") == "tcp://127.0.0.1:8786"
     with pytest.raises(ClusterError, match="it has no host and port"):
@@ -111,61 +122,10 @@ def test_a_scheduler_that_is_not_there_is_one_line_at_once(run: Run) -> None:
 # ---- a real cluster
 
 
-def dask(*arguments: str, **more: str) -> subprocess.Popen[bytes]:
-    """A command of Dask's, as the leader of a session of its own."""
-    settings = {
-        "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1",  # so that a fit that kills needs four workers, not eight
-        "DASK_DISTRIBUTED__ADMIN__LOG_FORMAT": "%(message)s",
-    }
-    return subprocess.Popen(
-        [sys.executable, "-m", "dask", *arguments],
-        env=environment() | settings | more, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )  # fmt: skip
-
-
-class Cluster:
-    """A scheduler and two workers, which are started again when they die, in a folder without the user's model."""
-
-    def __init__(self, folder: Path) -> None:
-        file = str(folder / "scheduler.json")
-        near = ("--host", "127.0.0.1", "--no-dashboard", "--scheduler-file", file)
-        self.scheduler = dask("scheduler", "--port", "0", *near)
-        self.nannies = dask(
-            "worker", *near, "--nthreads", "1", "--nworkers", "2", "--local-directory", str(folder / "local")
-        )
-        until = time.monotonic() + 60
-        while not Path(file).exists():
-            assert time.monotonic() < until, "the scheduler does not start"
-            time.sleep(0.05)
-        time.sleep(0.1)
-
-
-        self.address = json.loads(Path(file).read_text())["address"]
-
-    def workers(self) -> list[int]:
-        """The processes that do the work."""
-        return [pid for pid in descendants(self.nannies.pid) if b"spawn_main" in cmdline(pid)]
-
-    def end(self) -> None:
-        """Kills all of it."""
-        for process in (self.nannies, self.scheduler):
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def cmdline(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
-
-
 @pytest.fixture(scope="module")
 def dask_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    found = Cluster(tmp_path_factory.mktemp("cluster"))
-    yield found
-    found.end()
+    with started(tmp_path_factory.mktemp("cluster"), allowed_failures=1) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +183,7 @@ class Deadly:
 def test_a_fit_that_kills_its_workers_is_recorded_and_the_others_go_on(tmp_path: Path, dask_cluster: Cluster) -> None:
     entries: dict[str, Any] = {
         "models": {"toy": exponential_normal.target([0.5, 1.5])}, "guides": ["lognormal", Deadly()], "num_steps": 40,
-        "engine": "batched", "num_draws": 50, "seed": range(2), "block": 1,
+        "engine": "batched", "num_draws": 50, "seed": range(1), "block": 1,
     }  # fmt: skip
     rows = list(ppl_vi.sweep(**entries, file=tmp_path / "a.db", cluster=dask_cluster.address))
     by_guide = {guide: [row for row in rows if row["guide"] == guide] for guide in ("lognormal", "deadly")}
@@ -234,7 +194,7 @@ def test_a_fit_that_kills_its_workers_is_recorded_and_the_others_go_on(tmp_path:
     assert [without_seconds(row) for row in in_order(by_guide["lognormal"])] == [
         without_seconds(row) for row in in_order(expected)
     ]
-    assert len(load_results(tmp_path / "a.db")) == 8
+    assert len(load_results(tmp_path / "a.db")) == 4
 
 
 def in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -243,3 +203,145 @@ def in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def without_seconds(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if not name.endswith("_seconds")}
+
+
+# ---- what is made of jobs, by a client that does them in this process
+
+
+class Done:
+    """A future that is done."""
+
+    def __init__(self, value: Any, error: Exception | None = None) -> None:
+        self.value, self.error, self.status = value, error, "error" if error else "finished"
+
+    def result(self) -> Any:
+        if self.error:
+            raise self.error
+        return self.value
+
+    def exception(self) -> Exception | None:
+        return self.error
+
+    def add_done_callback(self, call: Any) -> None:
+        call(self)
+
+
+class Client:
+    """Stands for a Dask client. What `fate` says of a batch's jobs happens to them.
+
+    Attributes:
+        batches: the labels of the jobs of each batch that was sent.
+    """
+
+    status = "running"
+
+    def __init__(self, fate: Any = lambda labels: None, num_threads: int = 1) -> None:
+        self.fate, self.num_threads = fate, num_threads
+        self.batches: list[list[str]] = []
+        self.comparisons = 0
+
+    def nthreads(self) -> dict[str, int]:
+        return dict.fromkeys(map(str, range(self.num_threads)), 1)
+
+    def submit(self, function: Any, *arguments: Any, key: str) -> Done:
+        if function is same:
+            self.comparisons += 1
+            return Done(same(*arguments))
+        batch = cloudpickle.loads(arguments[0])
+        self.batches.append([job.task.key for job in batch.jobs])
+        error = self.fate(self.batches[-1])
+        held = [future.result() for future in arguments[2]]
+        return Done(None, error) if error else Done([cloudpickle.dumps(batch.work((j, held))) for j in batch.jobs])
+
+    def cancel(self, futures: Any, force: bool) -> None:
+        pass
+
+
+SETTING = Setting("toy", "gamma", "trace_elbo", 0.2, 1000, "auto")
+
+
+def jobs_of(num: int) -> list[Job]:
+    comparison = b"the truth"
+    settings = FitSettings(num_steps=1000, num_replicas=1)
+    return [Job(Task(f"{i}", SETTING, settings, (i,), "", "", 1), "gamma", comparison, "digest") for i in range(num)]
+
+
+def in_a_second(given: tuple[Job, list[bytes]]) -> Outcome:
+    job, held = given
+    assert (job.comparison, job.source, held) == (None, "", [b"the truth"] * len(held))
+    return Outcome(job.task, "done", "", [], fit_seconds=0.75, score_seconds=0.25)
+
+
+def mapped(client: Client, jobs: list[Job]) -> list[Outcome]:
+    return list(DaskMapper(client, {})(in_a_second, jobs, 1, lambda job, how: Outcome(job.task, "killed", how, [])))
+
+
+def test_jobs_are_put_together_by_what_they_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dask_mapper, "MIN_AHEAD", 2)
+    client = Client()
+    assert [one.task.key for one in mapped(client, jobs_of(100))] == [f"{i}" for i in range(100)]
+    sizes = [len(batch) for batch in client.batches]
+    assert sizes[:2] == [1, 1]  # nothing is known of what they cost
+    assert sizes[2] == int(dask_mapper.BATCH_SECONDS)  # each takes a second
+    assert max(sizes) == 10
+    assert sizes[-4:] == [1] * 4  # the last are alone, so that they are shared among the workers
+    assert client.comparisons == 1
+
+
+def test_with_many_workers_batches_are_small() -> None:
+    client = Client(num_threads=50)
+    mapped(client, jobs_of(300))
+    assert {len(batch) for batch in client.batches} == {1}
+
+
+def killed_worker(key: str) -> KilledWorker:
+    return KilledWorker(key, SimpleNamespace(address="tcp://127.0.0.1:1"), 3)
+
+
+def test_the_job_that_kills_is_told_from_those_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches that hold job 57 kill their worker; Dask blames two more jobs once, when they are not alone."""
+    monkeypatch.setattr(dask_mapper, "MIN_AHEAD", 2)
+    blamed = ["80", "81"]
+
+    def fate(keys: list[str]) -> Exception | None:
+        if len(keys) == 1 and keys[0] in blamed:
+            blamed.remove(keys[0])
+            return killed_worker(keys[0])
+        return killed_worker(keys[0]) if "57" in keys else None
+
+    client = Client(fate)
+    blamed += ["57"]
+    found = {one.task.key: one for one in mapped(client, jobs_of(100))}
+    assert len(found) == 100
+    assert {key for key, one in found.items() if one.status == "killed"} == {"57"}
+    assert found["57"].reason == "4 workers of the cluster died one after the other at work on it"
+    assert [batch for batch in client.batches if "57" in batch][-2:] == [["57"], ["57"]]
+
+
+def test_a_scheduler_that_goes_is_one_line() -> None:
+    with pytest.raises(ClusterError, match="the scheduler of the cluster is gone"):
+        mapped(Client(lambda keys: CancelledError()), jobs_of(3))
+
+
+def test_a_guide_that_can_not_be_sent_is_one_line() -> None:
+    (job,) = jobs_of(1)
+    with socket.socket() as unsendable, pytest.raises(ClusterError, match="can't be sent to the cluster: TypeError"):
+        mapped(Client(), [replace(job, family=lambda model: unsendable)])
+
+
+def test_other_versions_on_a_worker_are_one_line() -> None:
+    require(all_versions())
+    with pytest.raises(UnfitWorkerError, match=r"torch is .* there and 1.0 here: install the same versions"):
+        require(all_versions() | {"torch": "1.0"})
+    with pytest.raises(ClusterError, match="a worker of the cluster: torch is"):
+        mapped(Client(lambda keys: UnfitWorkerError("torch is another")), jobs_of(1))
+
+
+def test_a_worker_with_several_threads_is_one_line() -> None:
+    workers = {"tcp://127.0.0.1:9": {"nthreads": 4}}
+    client = SimpleNamespace(scheduler_info=lambda n_workers: {"workers": workers})
+    with (
+        pytest.raises(ClusterError, match=r"the worker at tcp://127.0.0.1:9 has 4 threads.*--nthreads 1"),
+        checked(client),
+    ):
+        pass
