@@ -126,57 +126,103 @@ def two_workers(arguments: argparse.Namespace, folder: Path) -> list[Sequence[st
     return rows
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """What a task takes: seconds of processors, and bytes that travel.
+
+    Attributes:
+        num_fits: in the task.
+        work, write: seconds of the worker, and of the process that stores for what it stores.
+        schedule, receive: seconds of Dask's scheduler, and of the process that stores for what it sends and receives.
+        sent, truth, back: bytes to the worker, of the truth, once a worker, and of the result.
+        wall: seconds from task to task where a task does nothing.
+    """
+
+    num_fits: int
+    work: float
+    write: float
+    schedule: float
+    receive: float
+    sent: int
+    truth: int
+    back: int
+    wall: float
+
+    def rows(self, batch_seconds: float) -> list[Sequence[str]]:
+        """The table, with what follows for many workers that are sent batches of so many seconds."""
+        rate = MANY_WORKERS / batch_seconds  # of batches a second
+        storing = self.write / self.work + self.receive / batch_seconds  # of each worker
+        return [
+            ("of a task", ""),
+            ("fits", f"{self.num_fits:,}"),
+            ("worker's processor s", f"{self.work:.2f}"),
+            ("bytes to the worker", f"{self.sent:,}"),
+            ("bytes of the truth, once a worker", f"{self.truth:,}"),
+            ("bytes back", f"{self.back:,}"),
+            ("ms of the scheduler", f"{1e3 * self.schedule:.2f}"),
+            ("ms of the clock where it does nothing", f"{1e3 * self.wall:.2f}"),
+            ("ms of the process that stores, to send and receive", f"{1e3 * self.receive:.2f}"),
+            ("ms of the process that stores, to store", f"{1e3 * self.write:.2f}"),
+            (f"with {MANY_WORKERS:,} workers and batches of {batch_seconds:g} s", ""),
+            ("scheduler busy", f"{rate * self.schedule:.0%}"),
+            ("process that stores busy", f"{MANY_WORKERS * storing:.0%}"),
+            ("MB a second", f"{MANY_WORKERS / self.work * (self.sent + self.back) / 1e6:.1f}"),
+            ("workers at which the scheduler is the limit", f"{batch_seconds / self.schedule:,.0f}"),
+            ("the same if each task were sent alone", f"{self.work / self.schedule:,.0f}"),
+            ("workers at which the process that stores is the limit", f"{1 / storing:,.0f}"),
+        ]
+
+
 def messages(arguments: argparse.Namespace, folder: Path) -> list[Sequence[str]]:
     """What travels for a task and how long one takes, what the scheduler computes for it, and for 1,000 workers."""
     import cloudpickle
-    from distributed import Client
 
     from ppl_vi.sweeps.dask_mapper import BATCH_SECONDS
-    from ppl_vi.sweeps.keys import all_versions
     from ppl_vi.sweeps.plan import plan_of
-    from ppl_vi.sweeps.remote import Batch, same
-    from ppl_vi.sweeps.tasks import Job, Outcome, TruthJob, compute_truth, run_task, tasks_of
+    from ppl_vi.sweeps.remote import Batch
+    from ppl_vi.sweeps.running import Work, run
+    from ppl_vi.sweeps.schema import TASK_COLUMNS
+    from ppl_vi.sweeps.store import Store
+    from ppl_vi.sweeps.tasks import Job, TruthJob, compute_truth, run_task, score_columns
 
     target = toy(arguments)
-    plan = plan_of({"models": {"toy": target}, "guides": arguments.guides, "seed": range(arguments.num_seeds)})
+    plan = plan_of({"models": {"toy": target}, "guides": arguments.guides[:1], "seed": range(arguments.num_seeds)})
+    with Store(folder / "messages.db", score_columns()) as store:
+        work = Work.of(plan, store)
+        outcomes = list(run(work, 1))  # compiles
+        last = outcomes[-1]
+        row = dict(zip(TASK_COLUMNS, store.query("SELECT * FROM tasks")[-1][1:], strict=True))
+        write = Took.by(lambda: store.write_task(row, score_columns(), last.rows)).processor
     truth = compute_truth(TruthJob("toy", cloudpickle.dumps(target)))
-    task = tasks_of(plan, all_versions())[-1]
-    job = Job(task, arguments.guides[0], truth.comparison, "")
-    run_task(job)  # compiles
-    outcomes: list[Outcome] = []
-    took = Took.by(lambda: outcomes.append(run_task(job)))
+    job = Job(last.task, arguments.guides[0], truth.comparison, "")
+    took = Took.by(lambda: run_task(job)).processor
     sent = len(cloudpickle.dumps(Batch(run_task, (replace(job, comparison=None),), (0,))))
-    back = len(cloudpickle.dumps(outcomes[0]))
+    back = len(cloudpickle.dumps(last))
+    schedule, receive, wall = scheduling(folder, sent, back)
+    fits = last.task.num_problems * last.task.settings.num_replicas
+    sizes = Sizes(fits, took, write, schedule, receive, sent, len(truth.comparison or b""), back, wall)
+    return sizes.rows(BATCH_SECONDS)
+
+
+def scheduling(folder: Path, sent: int, back: int) -> tuple[float, float, float]:
+    """Seconds of the scheduler, of this process and by the clock, for a task that does nothing but be as large."""
+    from distributed import Client
+
     with started(folder) as cluster, Client(cluster.address, set_as_default=False) as client:
         client.wait_for_workers(2)
-        client.gather(client.map(same, [b"%d" % i for i in range(100)], pure=False))
-        had, began = processor_seconds(cluster.scheduler.pid), time.perf_counter()
-        payload = os.urandom(sent)
-        client.gather(client.map(_nothing, range(NUM_NOTHING), payload=payload, size=back, pure=False))
-        each = (processor_seconds(cluster.scheduler.pid) - had) / NUM_NOTHING
-        wall = (time.perf_counter() - began) / NUM_NOTHING
-    fits = task.num_problems * task.settings.num_replicas
-    rate = MANY_WORKERS / BATCH_SECONDS
-    return [
-        ("of a task", ""),
-        ("fits", f"{fits:,}"),
-        ("processor s", f"{took.processor:.2f}"),
-        ("bytes to the worker", f"{sent:,}"),
-        ("bytes of the truth, once a worker", f"{len(truth.comparison or b''):,}"),
-        ("bytes back", f"{back:,}"),
-        ("scheduler's processor s", f"{each:.6f}"),
-        ("wall s where it does nothing", f"{wall:.6f}"),
-        (f"with {MANY_WORKERS:,} workers and batches of {BATCH_SECONDS:g} s", ""),
-        ("batches a second", f"{rate:,.0f}"),
-        ("scheduler busy", f"{rate * each:.0%}"),
-        ("MB a second", f"{MANY_WORKERS / took.processor * (sent + back) / 1e6:.1f}"),
-        ("workers at which the scheduler is the limit", f"{BATCH_SECONDS / each:,.0f}"),
-        ("the same with a task a batch", f"{took.processor / each:,.0f}"),
-    ]
+        client.gather([client.submit(_nothing, i, bytes(sent), back) for i in range(100)])
+        had = processor_seconds(cluster.scheduler.pid)
+        took = Took.by(
+            lambda: client.gather(
+                [client.submit(_nothing, i, bytes(sent), back) for i in range(100, 100 + NUM_NOTHING)]
+            )
+        )
+        spent = processor_seconds(cluster.scheduler.pid) - had
+        return spent / NUM_NOTHING, took.processor / NUM_NOTHING, took.wall / NUM_NOTHING
 
 
 def _nothing(_: int, payload: bytes, size: int) -> bytes:
-    return payload[:1] * size
+    return bytes(size)
 
 
 def program(arguments: argparse.Namespace) -> int:
