@@ -19,7 +19,10 @@ from urllib.parse import urlsplit
 # Seconds in which a scheduler must answer.
 CONNECT_SECONDS = 5.0
 # What a file that names a deployer may have, and of which kind each is.
-ENTRIES: dict[str, type] = {"deployer": str, "arguments": dict, "scale": int, "adapt": dict}
+ENTRIES: dict[str, tuple[type, ...]] = {
+    "deployer": (str,), "arguments": (dict,), "scale": (int, dict), "adapt": (dict,),
+}  # fmt: skip
+SPELLED = {str: "a text", dict: "a table", int: "a whole number"}
 
 
 class ClusterError(Exception):
@@ -34,14 +37,15 @@ class Deployer:
         file: that names it, for messages.
         path: where it is imported from.
         arguments: it is called with.
-        scale: how many workers or jobs it is asked for then; None for as many as it starts by itself.
+        scale: how many workers it is asked for then, or the arguments of its method `scale`; None where that is not
+            called.
         adapt: the arguments of its method `adapt`; None where that is not called.
     """
 
     file: Path
     path: str
     arguments: dict[str, Any] = field(default_factory=dict)
-    scale: int | None = None
+    scale: int | dict[str, Any] | None = None
     adapt: dict[str, Any] | None = None
 
     @contextmanager
@@ -55,7 +59,7 @@ class Deployer:
             module, _, name = self.path.replace(":", ".").rpartition(".")
             cluster = getattr(importlib.import_module(module), name)(**self.arguments)
             if self.scale is not None:
-                cluster.scale(self.scale)
+                cluster.scale(**self.scale) if isinstance(self.scale, dict) else cluster.scale(self.scale)
             if self.adapt is not None:
                 cluster.adapt(**self.adapt)
         except Exception as error:  # whatever a deployer may raise
@@ -99,15 +103,12 @@ def _deployer(file: Path) -> Deployer:
         if name not in ENTRIES:
             raise ClusterError(f"'{file}': unknown entry '{name}'; there are {', '.join(ENTRIES)}")
         if not isinstance(value, ENTRIES[name]) or isinstance(value, bool):
-            raise ClusterError(f"'{file}': {name}: expected {_spelled(ENTRIES[name])}, got {value!r}")
+            expected = " or ".join(SPELLED[kind] for kind in ENTRIES[name])
+            raise ClusterError(f"'{file}': {name}: expected {expected}, got {value!r}")
     path = entries.pop("deployer", "")
     if not path.replace(":", ".").rpartition(".")[0]:
         raise ClusterError(f"'{file}': expected deployer = \"package.Class\", such as dask_jobqueue.SLURMCluster")
     return Deployer(file, path, **entries)
-
-
-def _spelled(kind: type) -> str:
-    return {str: "a text", dict: "a table", int: "a whole number"}[kind]
 
 
 def reach(address: str) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -58,13 +59,28 @@ def test_a_file_names_a_deployer(tmp_path: Path, text: str, found: Deployer) -> 
     assert (read.scale, read.adapt) == (found.scale, found.adapt)
 
 
+def test_the_files_of_the_page_name_deployers(tmp_path: Path) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "cluster.md").read_text(encoding="utf-8")
+    found = []
+    for text in re.findall(r"^```toml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+        (tmp_path / "page.toml").write_text(text)
+        found.append(cluster_of(tmp_path / "page.toml"))
+    assert [one.path.rpartition(".")[2] for one in found] == [
+        "SLURMCluster",
+        "KubeCluster",
+        "SSHCluster",
+        "LocalCluster",
+    ]
+    assert found[0].scale == {"jobs": 20}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("deployer = 3", "deployer: expected a text, got 3"),
         ('deployer = "LocalCluster"', "expected deployer = "),
         ("scale = 3", "expected deployer = "),
-        ('deployer = "a.B"\nscale = true', "scale: expected a whole number, got True"),
+        ('deployer = "a.B"\nscale = true', "scale: expected a whole number or a table, got True"),
         ('deployer = "a.B"\ncores = 1', "unknown entry 'cores'; there are deployer, arguments, scale, adapt"),
         ("deployer", "is no TOML"),
     ],
@@ -88,6 +104,34 @@ def test_a_wrong_file_is_one_line(tmp_path: Path, text: str, message: str) -> No
 def test_a_deployer_that_can_not_start_is_one_line(path: str, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ClusterError, match=message), Deployer(Path("a.toml"), path, arguments, scale=2).started():
         pass
+
+
+class Scaled:
+    """A deployer that notes what it is told."""
+
+    def __init__(self, **arguments: Any) -> None:
+        told.append(arguments)
+
+    def scale(self, num: int | None = None, **more: Any) -> None:
+        told.append((num, more))
+
+    def adapt(self, **more: Any) -> None:
+        told.append(more)
+
+    def close(self) -> None:
+        told.append("closed")
+
+
+told: list[Any] = []
+
+
+@pytest.mark.parametrize(("scale", "call"), [(3, (3, {})), ({"jobs": 2}, (None, {"jobs": 2}))])
+def test_a_deployer_is_started_scaled_and_closed(scale: Any, call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    told.clear()
+    monkeypatch.setitem(sys.modules, "deployers", SimpleNamespace(Scaled=Scaled))
+    with Deployer(Path("a.toml"), "deployers:Scaled", {"cores": 1}, scale, {"maximum": 9}).started():
+        assert told == [{"cores": 1}, call, {"maximum": 9}]
+    assert told[-1] == "closed"
 
 
 def test_what_is_no_cluster_is_told() -> None:
