@@ -33,6 +33,8 @@ GONE_SECONDS = 5.0
 
 # Where a worker works: its folder, and the path on which it looks for modules.
 Place = tuple[str, tuple[str, ...]]
+# The subject of a worker's stages, and whether they are details.
+ToldAs = tuple[str, bool]
 
 
 class WorkerGoneError(Exception):
@@ -111,19 +113,19 @@ _living: set[Worker] = set()
 _resting: list[Worker] = []
 
 
-def worker_for(work: bytes, job: bytes, subject: str | None) -> Worker:
+def worker_for(work: bytes, job: bytes, told_as: ToldAs | None) -> Worker:
     """A worker that has been given a job: one that rests, in the same folder and path as this process, or a new one.
 
     Args:
         work: the pickled function of the job.
         job: the pickled job.
-        subject: whose stages it is to tell; None for none.
+        told_as: as whose stages it is to tell its own, and whether as details; None for none.
     """
     place = os.getcwd(), tuple(sys.path)
     while True:
         worker = _rested(place) or _started(place)
         try:
-            worker.pipe.send((work, job, subject))
+            worker.pipe.send((work, job, told_as))
         except OSError:  # it was killed while it rested
             worker.end()
         else:
@@ -188,11 +190,11 @@ def _serve(pipe: Connection, folder: str, path: Sequence[str]) -> None:
     sys.path[:] = path
     while True:
         try:
-            work, job, subject = pipe.recv()
+            work, job, told_as = pipe.recv()
         except EOFError:
             return
         with suppress(OSError):  # the master is gone, and `_die_with_master` sees to it
-            pipe.send_bytes(_done(work, job, subject, pipe))
+            pipe.send_bytes(_done(work, job, told_as, pipe))
 
 
 def _die_with_master() -> None:
@@ -205,7 +207,7 @@ def _die_with_master() -> None:
     os._exit(1)
 
 
-def _done(work: bytes, job: bytes, subject: str | None, pipe: Connection) -> bytes:
+def _done(work: bytes, job: bytes, told_as: ToldAs | None, pipe: Connection) -> bytes:
     """The pickled `Done` of a job, whose stages are told to the master, as those of a subject, if there is one."""
 
     def tell(stage: Stage) -> None:
@@ -213,7 +215,7 @@ def _done(work: bytes, job: bytes, subject: str | None, pipe: Connection) -> byt
             pipe.send_bytes(cloudpickle.dumps(stage))
 
     try:
-        with nullcontext() if subject is None else stages.listening(tell, subject):
+        with nullcontext() if told_as is None else stages.listening(tell, *told_as):
             return cloudpickle.dumps(Done(cloudpickle.loads(work)(cloudpickle.loads(job))))
     except Exception as error:
         return _failed(error)

@@ -19,7 +19,7 @@ import cloudpickle
 from ppl_vi.runtime import signals
 from ppl_vi.runtime.display import shown
 from ppl_vi.runtime.processes import shared
-from ppl_vi.runtime.stages import Callback, listening, stage
+from ppl_vi.runtime.stages import Callback, listener, listening, stage, tell_details
 from ppl_vi.sweeps.cluster import cluster_of
 from ppl_vi.sweeps.files import plan_from_file
 from ppl_vi.sweeps.keys import all_versions, key_of
@@ -229,7 +229,7 @@ def run_by(mapper: Mapper, work: Work, num_workers: int) -> Iterator[Outcome]:
     truths = _truths(work, processes, mapper)
     jobs = [_job(work, task, truths[task.setting.model]) for task in work.missing]
     with stage("sweep", "fit", work.num_missing) as running:
-        for outcome in _unheard(mapper(run_task, jobs, processes, task_killed)):
+        for outcome in _in_detail(mapper(run_task, jobs, processes, task_killed)):
             with signals.saving():
                 work.store.write_task(_task_row(outcome, work), score_columns(), outcome.rows)
                 work.finished.append(outcome.task.num_fits)
@@ -243,7 +243,7 @@ def _truths(work: Work, num_workers: int, mapper: Mapper) -> dict[str, TruthDone
     jobs = [TruthJob(label, cloudpickle.dumps(work.plan.models[label].target)) for label in labels]
     found = {}
     with stage("truths", "model", len(jobs)) as running:
-        for done in _unheard(mapper(compute_truth, jobs, min(num_workers, len(jobs)), truth_killed)):
+        for done in _in_detail(mapper(compute_truth, jobs, min(num_workers, len(jobs)), truth_killed)):
             found[done.label] = done
             x = work.plan.models[done.label].x
             rows = [row | {"x": x[row["problem"]] if x else None} for row in done.rows]
@@ -253,9 +253,10 @@ def _truths(work: Work, num_workers: int, mapper: Mapper) -> dict[str, TruthDone
     return found
 
 
-def _unheard(items: Iterable[Any]) -> Iterator[Any]:
-    """The same items, made where nobody listens to stages: steps that are told are cut into pieces by the clock."""
+def _in_detail(items: Iterable[Any]) -> Iterator[Any]:
+    """The same items, made where stages are told as details: other steps that are told are cut by the clock."""
     context, iterator, end = Context(), iter(items), object()
+    context.run(tell_details, listener())
     try:
         while (item := context.run(next, iterator, end)) is not end:
             yield item

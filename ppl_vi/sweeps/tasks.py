@@ -20,6 +20,7 @@ from ppl_vi.comparison.run import compare_one, one_thread
 from ppl_vi.metrics.scorecard import Scorecard
 from ppl_vi.metrics.table import METRICS
 from ppl_vi.runtime.memory import allowing
+from ppl_vi.runtime.stages import listening
 from ppl_vi.svi.engines.choice import many_fits
 from ppl_vi.sweeps.keys import REVISION, key_of, source_digest
 from ppl_vi.sweeps.plan import Plan, Setting
@@ -115,7 +116,7 @@ def compute_truth(job: TruthJob) -> TruthDone:
     """The truth of a model. One that can't be computed is told in `reason`."""
     began = time.perf_counter()
     try:
-        with one_thread(), allowing(TASK_BYTES):
+        with one_thread(), allowing(TASK_BYTES), listening(None, job.label):
             target: Target = cloudpickle.loads(job.target)
             truth = ground_truth(target)
             _ = truth.modes
@@ -204,11 +205,17 @@ def run_task(job: Job) -> Outcome:
             "is finished of the earlier code is kept as stale"
         )
     comparison = replace(comparison, settings=job.task.settings, families={label: job.family})
-    with allowing(TASK_BYTES), many_fits():
+    with allowing(TASK_BYTES), many_fits(), listening(None, _subject(job.task)):
         entry = compare_one(comparison, label)
     if entry.card is None:
         return without_scores(job.task, entry.records[0]["status"], entry.records[0]["reason"])
     return _outcome(job.task, entry, entry.card, time.perf_counter() - began)
+
+
+def _subject(task: Task) -> str:
+    """What a task is called while it runs."""
+    first, last = task.settings.seed, task.settings.seed + task.settings.num_replicas - 1
+    return f"{task.setting.guide}, seed {first}" if first == last else f"{task.setting.guide}, seeds {first} to {last}"
 
 
 def task_killed(job: Job, how: str) -> Outcome:
