@@ -32,7 +32,7 @@ from ppl_vi.sweeps.plan import Setting
 from ppl_vi.sweeps.remote import UnfitWorkerError, require, same
 from ppl_vi.sweeps.results import load_results
 from ppl_vi.sweeps.tasks import Job, Outcome, Task
-from tests.sweeps.conftest import MODEL, PLAN, Run, command, environment
+from tests.sweeps.conftest import Run, command, environment
 from tests.sweeps.test_kills import is_part_of, rows_of, wait_for_tasks
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
@@ -170,19 +170,6 @@ def test_a_scheduler_that_is_not_there_is_one_line_at_once(run: Run) -> None:
 def dask_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with started(tmp_path_factory.mktemp("cluster"), allowed_failures=1) as found:
         yield found
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
-    """The rows of a sweep in one process of this machine."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    (folder / "toy_model.py").write_text(MODEL)
-    (folder / "plan.toml").write_text(PLAN)
-    done = subprocess.run(
-        command("sweep", "plan.toml", "--workers", "1"), cwd=folder, env=environment(), capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return rows_of(folder / "plan.db")
 
 
 @on_linux
