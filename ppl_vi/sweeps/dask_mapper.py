@@ -25,7 +25,7 @@ from distributed import Client, Future, KilledWorker
 
 from ppl_vi.sweeps.cluster import ClusterError
 from ppl_vi.sweeps.estimate import Cost
-from ppl_vi.sweeps.models import imported
+from ppl_vi.sweeps.models import imported, sendable
 from ppl_vi.sweeps.remote import Batch, UnfitWorkerError, same, work_on
 from ppl_vi.sweeps.tasks import Job, Outcome
 
@@ -228,7 +228,7 @@ def _to_be_sent(job: Job) -> Job:
     The code of the model is sent, too, and so it can't be another one there: there is no digest to compare it with.
     """
     named = isinstance(job.family, str) and ":" in job.family
-    return replace(job, family=imported(job.family) if named else job.family, comparison=None, source="")
+    return replace(job, family=sendable(imported(job.family)) if named else job.family, comparison=None, source="")
 
 
 GONE = "the scheduler of the cluster is gone: start it again, and the same command goes on from what is finished"

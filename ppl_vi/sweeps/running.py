@@ -23,6 +23,7 @@ from ppl_vi.runtime.stages import Callback, listener, listening, stage, tell_det
 from ppl_vi.sweeps.cluster import cluster_of
 from ppl_vi.sweeps.files import plan_from_file
 from ppl_vi.sweeps.keys import all_versions, key_of
+from ppl_vi.sweeps.models import sendable
 from ppl_vi.sweeps.plan import Plan, plan_of
 from ppl_vi.sweeps.store import Store, StoredTask
 from ppl_vi.sweeps.tasks import (
@@ -267,7 +268,7 @@ def _in_detail(items: Iterable[Any]) -> Iterator[Any]:
 
 def _job(work: Work, task: Task, truth: TruthDone) -> Job:
     model, guide = work.plan.models[task.setting.model], work.plan.guides[task.setting.guide]
-    return Job(task, guide.family, truth.comparison, model.source, truth.reason)
+    return Job(task, sendable(guide.family), truth.comparison, model.source, truth.reason)
 
 
 def _task_row(outcome: Outcome, work: Work) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.autoguide import AutoNormal
 
 import ppl_vi
 from models import exponential_normal
@@ -256,6 +257,20 @@ def test_the_stages_of_a_task_are_told_and_change_no_number(
 
 def failing(model: Any) -> Any:
     raise ValueError("no guide today")
+
+
+def test_an_autoguide_of_ones_own_travels(tmp_path: Path) -> None:
+    """Pyro's autoguides leave their model behind when they are pickled."""
+    target = exponential_normal.target([1.5])
+    entries: dict[str, Any] = {
+        "models": target, "guides": {"own": AutoNormal(target.model, init_scale=0.3)}, "num_steps": 20,
+        "engine": "batched", "num_draws": 50, "seed": range(2), "block": 1,
+    }  # fmt: skip
+    one = numbers(ppl_vi.sweep(**entries, file=tmp_path / "one.db"))
+    two = numbers(ppl_vi.sweep(**entries, file=tmp_path / "two.db", num_workers=2))
+    assert {row["status"] for row in one.values()} <= {"converged", "not_converged"}
+    assert len(one) == 2
+    assert one == two
 
 
 def test_what_fails_or_is_skipped_is_a_row_with_its_reason(tmp_path: Path) -> None:
