@@ -28,7 +28,8 @@ from ppl_vi import cli
 if TYPE_CHECKING:
     from ppl_vi.target.target import Target
 
-NUM_NOTHING = 2000  # tasks that do nothing, by which the scheduler's own work is measured
+# Tasks that do nothing, by which the scheduler's own work is measured: so many, or with so many bytes of results.
+NUM_NOTHING, BYTES_OF_NOTHING = 2000, 1e8
 MANY_WORKERS = 1000
 
 
@@ -208,17 +209,16 @@ def scheduling(folder: Path, sent: int, back: int) -> tuple[float, float, float]
     """Seconds of the scheduler, of this process and by the clock, for a task that does nothing but be as large."""
     from distributed import Client
 
+    num = int(min(NUM_NOTHING, BYTES_OF_NOTHING / back)) + 1
     with started(folder) as cluster, Client(cluster.address, set_as_default=False) as client:
         client.wait_for_workers(2)
         client.gather([client.submit(_nothing, i, bytes(sent), back) for i in range(100)])
         had = processor_seconds(cluster.scheduler.pid)
         took = Took.by(
-            lambda: client.gather(
-                [client.submit(_nothing, i, bytes(sent), back) for i in range(100, 100 + NUM_NOTHING)]
-            )
+            lambda: client.gather([client.submit(_nothing, i, bytes(sent), back) for i in range(100, 100 + num)])
         )
         spent = processor_seconds(cluster.scheduler.pid) - had
-        return spent / NUM_NOTHING, took.processor / NUM_NOTHING, took.wall / NUM_NOTHING
+        return spent / num, took.processor / num, took.wall / num
 
 
 def _nothing(_: int, payload: bytes, size: int) -> bytes:
