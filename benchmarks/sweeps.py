@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 # Tasks that do nothing, by which the scheduler's own work is measured: so many, or with so many bytes of results.
 NUM_NOTHING, BYTES_OF_NOTHING = 2000, 1e8
 MANY_WORKERS = 1000
+MOST_TOLD = 20  # lines of what went wrong
 
 
 @dataclass(frozen=True)
@@ -240,7 +241,7 @@ def program(arguments: argparse.Namespace) -> int:
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         for row in rows:
             print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-        for line in wrong:
+        for line in wrong[:MOST_TOLD]:
             print(line)
         print(f"load of the machine: {before:.1f} before, {os.getloadavg()[0]:.1f} after")
         return int(bool(wrong))
