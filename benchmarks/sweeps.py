@@ -152,6 +152,7 @@ class Sizes:
 
     def rows(self, batch_seconds: float) -> list[Sequence[str]]:
         """The table, with what follows for many workers that are sent batches of so many seconds."""
+        batch_seconds = max(batch_seconds, self.work)  # a task is never cut
         rate = MANY_WORKERS / batch_seconds  # of batches a second
         storing = self.write / self.work + self.receive / batch_seconds  # of each worker
         return [
@@ -165,7 +166,7 @@ class Sizes:
             ("ms of the clock where it does nothing", f"{1e3 * self.wall:.2f}"),
             ("ms of the process that stores, to send and receive", f"{1e3 * self.receive:.2f}"),
             ("ms of the process that stores, to store", f"{1e3 * self.write:.2f}"),
-            (f"with {MANY_WORKERS:,} workers and batches of {batch_seconds:g} s", ""),
+            (f"with {MANY_WORKERS:,} workers and batches of {batch_seconds:.0f} s", ""),
             ("scheduler busy", f"{rate * self.schedule:.0%}"),
             ("process that stores busy", f"{MANY_WORKERS * storing:.0%}"),
             ("MB a second", f"{MANY_WORKERS / self.work * (self.sent + self.back) / 1e6:.1f}"),
