@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -30,6 +31,9 @@ START_METHOD = "forkserver" if sys.platform == "linux" else "spawn"
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 # Seconds to wait for the exit code of a process whose pipe is closed. A process that takes longer is killed.
 GONE_SECONDS = 5.0
+
+# Seconds to wait before a process is started again after its server was killed.
+PAUSES = (0.0, 0.1, 0.5, 2.0)
 
 # Where a worker works: its folder, and the path on which it looks for modules.
 Place = tuple[str, tuple[str, ...]]
@@ -144,9 +148,13 @@ def _rested(place: Place) -> Worker | None:
 def _started(place: Place) -> Worker:
     if not _living:
         atexit.register(_end_all)
-    try:
-        worker = _new(place)
-    except (EOFError, OSError):  # the server was killed; the next one starts
+    for seconds in PAUSES:
+        try:
+            worker = _new(place)
+            break
+        except (EOFError, OSError):  # the server was killed; the next one starts once the system says that it has ended
+            time.sleep(seconds)
+    else:
         worker = _new(place)
     _living.add(worker)
     return worker

@@ -228,7 +228,8 @@ def run_by(mapper: Mapper, work: Work, num_workers: int) -> Iterator[Outcome]:
     """Does what is missing by a mapper, and yields each task's outcome once it is stored."""
     processes = min(num_workers, len(work.missing))
     truths = _truths(work, processes, mapper)
-    jobs = [_job(work, task, truths[task.setting.model]) for task in work.missing]
+    largest_first = sorted(work.missing, key=_size, reverse=True)  # so that the processes end at about the same time
+    jobs = [_job(work, task, truths[task.setting.model]) for task in largest_first]
     with stage("sweep", "fit", work.num_missing) as running:
         for outcome in _in_detail(mapper(run_task, jobs, processes, task_killed)):
             with signals.saving():
@@ -236,6 +237,11 @@ def run_by(mapper: Mapper, work: Work, num_workers: int) -> Iterator[Outcome]:
                 work.finished.append(outcome.task.num_fits)
             running.advance(outcome.task.num_fits)
             yield outcome
+
+
+def _size(task: Task) -> int:
+    """The steps of all fits of a task."""
+    return task.num_problems * task.settings.num_replicas * task.settings.num_steps
 
 
 def _truths(work: Work, num_workers: int, mapper: Mapper) -> dict[str, TruthDone]:
