@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import yaml
 
@@ -238,6 +239,14 @@ def check_pip(words: list[str]) -> None:
             assert extras.group(1) is None or extras.group(1) in project()["optional-dependencies"]
 
 
+def check_dask(program: str, arguments: list[str]) -> None:
+    """Whether one of Dask's commands takes these arguments."""
+    try:
+        importlib.import_module(f"distributed.cli.dask_{program}").main.make_context(program, list(arguments))
+    except click.UsageError as error:
+        pytest.fail(f"dask {program}: {error}")
+
+
 def check(command: str, page: str) -> None:
     """Whether a command could be run as it stands.
 
@@ -260,6 +269,8 @@ def check(command: str, page: str) -> None:
             check_program(module, arguments)
         case ["python", file]:
             assert file in files_of(page)
+        case ["dask", "scheduler" | "worker" as program, *arguments]:
+            check_dask(program, arguments)
         case ["ppl-vi", *arguments]:
             assert project()["scripts"]["ppl-vi"] == "ppl_vi.launch:main"
             check_program("ppl_vi.__main__", arguments[: arguments.index(">")] if ">" in arguments else arguments)
@@ -282,7 +293,8 @@ def test_commands_are_understood(page: str) -> None:
 @pytest.mark.parametrize(
     "wrong",
     ["make toi", 'make toy ARGS="--quik"', "python -m benchmarks.vae --gide full", "pip install '.[nothing]'",
-     "ppl-vi compere", "scripts/missing.sh", "git clone https://example.com/x", "python missing.py"],
+     "ppl-vi compere", "scripts/missing.sh", "dask worker --threads 1", "git clone https://example.com/x",
+     "python missing.py"],
 )  # fmt: skip
 def test_a_wrong_command_is_found(wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises((AssertionError, SystemExit, pytest.fail.Exception)):

@@ -140,11 +140,14 @@ def _plain(text: str) -> dict[str, str]:
 
 @contextmanager
 def _line_by_line(stream: TextIO) -> Iterator[Callback]:
-    """A line when a stage is told for the first time; what counts the work as a whole, such as guides, gets none."""
+    """A line when a stage is told for the first time; what counts the work as a whole, such as guides, gets none.
+
+    Nor do details, of which there are many.
+    """
     seen: set[str] = set()
 
     def update(stage: Stage) -> None:
-        if (stage.subject or not stage.unit) and stage.title not in seen:
+        if (stage.subject or not stage.unit) and not stage.is_detail and stage.title not in seen:
             seen.add(stage.title)
             stream.write(f"{stage.title}\n")
             stream.flush()

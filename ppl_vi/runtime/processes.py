@@ -80,11 +80,12 @@ def shared(
         yield from map(work, jobs)
         return
     packed = cloudpickle.dumps(work)
-    subject = stages.current_subject() if stages.is_heard() else None
+    listener = stages.listener()
+    told_as = (listener.subject, listener.is_detail) if listener else None
     left, again, busy = iter(jobs), list[Job](), list[_Task[Job]]()
 
     def start(job: Job, tries: int) -> None:
-        busy.append(_Task(worker_for(packed, cloudpickle.dumps(job), subject), job, tries))
+        busy.append(_Task(worker_for(packed, cloudpickle.dumps(job), told_as), job, tries))
 
     try:
         while True:

@@ -39,6 +39,8 @@ class Stage:
         unit: what is counted, such as "step"; "" where nothing is.
         seconds: since the stage began.
         rate: units done a second, over the last events; None before the first unit.
+        is_detail: whether it is a stage of one of very many like pieces of work, as of a task of a sweep, which a log
+            leaves out.
     """
 
     subject: str
@@ -48,6 +50,7 @@ class Stage:
     unit: str
     seconds: float
     rate: float | None
+    is_detail: bool = False
 
     @property
     def is_over(self) -> bool:
@@ -77,12 +80,15 @@ Callback = Callable[[Stage], None]
 
 
 @dataclass(frozen=True)
-class _Listener:
+class Listener:
+    """Who is told of stages, as those of a subject, and whether as details."""
+
     callback: Callback
     subject: str
+    is_detail: bool = False
 
 
-_listener: ContextVar[_Listener | None] = ContextVar("listener", default=None)
+_listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
 
 class _CallbackError(BaseException):
@@ -98,24 +104,32 @@ def is_heard() -> bool:
     return _listener.get() is not None
 
 
-def current_subject() -> str:
-    """The subject of stages that are opened here, as it has been named so far."""
-    listener = _listener.get()
-    return listener.subject if listener else ""
+def listener() -> Listener | None:
+    """Who listens; None where nobody does."""
+    return _listener.get()
+
+
+def tell_details(outer: Listener | None) -> None:
+    """Tells a listener of the stages of this context, all of them details, whose pieces no clock cuts.
+
+    The context must be one that was made for this, since nothing ends it.
+    """
+    _listener.set(outer and replace(outer, is_detail=True))
 
 
 @contextmanager
-def listening(callback: Callback | None, subject: str = "") -> Iterator[None]:
+def listening(callback: Callback | None, subject: str = "", is_detail: bool = False) -> Iterator[None]:
     """Tells the callback the stages of this block. What it raises ends the work, and is raised from here.
 
     Args:
         callback: is called with each event, in the thread that does the work; without it, whoever listens already goes
             on listening.
         subject: whose stages they are. Where there is no new callback, a subject that has a name already keeps it.
+        is_detail: whether a new callback is told of them as details.
     """
     outer = _listener.get()
     if callback is not None:
-        inner: _Listener | None = _Listener(callback, subject)
+        inner: Listener | None = Listener(callback, subject, is_detail)
     else:
         inner = outer if outer is None or outer.subject else replace(outer, subject=subject)
     failure: Exception | None = None
@@ -137,7 +151,7 @@ def relay(stage: Stage) -> None:
     _tell(_listener.get(), stage)
 
 
-def _tell(listener: _Listener | None, stage: Stage) -> None:
+def _tell(listener: Listener | None, stage: Stage) -> None:
     if listener is None:
         return
     token = _listener.set(None)  # what the callback itself calls is not told
@@ -191,11 +205,12 @@ class Running:
             multiple: each span but the last has a multiple of so many units.
 
         Yields:
-            The first unit of each span, and the one after its last; a single span where nobody listens.
+            The first unit of each span, and the one after its last; a single span where nobody listens, or only to
+            details.
         """
         begin = 0
         while begin < num:
-            end = num if self._listener is None else min(begin + multiple * self._span, num)
+            end = num if self._listener is None or self._listener.is_detail else min(begin + multiple * self._span, num)
             began = time.monotonic()
             yield begin, end
             seconds = time.monotonic() - began
@@ -210,8 +225,8 @@ class Running:
         self._events.append((seconds, self.done))
         since, before = self._events[0]
         rate = (self.done - before) / (seconds - since) if self.done and seconds > since else None
-        subject, done = self._listener.subject, int(self.done)
-        _tell(self._listener, Stage(subject, self._name, done, total, self._unit, seconds, rate))
+        subject, done, is_detail = self._listener.subject, int(self.done), self._listener.is_detail
+        _tell(self._listener, Stage(subject, self._name, done, total, self._unit, seconds, rate, is_detail))
 
 
 @contextmanager

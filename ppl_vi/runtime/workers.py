@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -31,8 +32,13 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 # Seconds to wait for the exit code of a process whose pipe is closed. A process that takes longer is killed.
 GONE_SECONDS = 5.0
 
+# Seconds to wait before a process is started again after its server was killed.
+PAUSES = (0.0, 0.1, 0.5, 2.0)
+
 # Where a worker works: its folder, and the path on which it looks for modules.
 Place = tuple[str, tuple[str, ...]]
+# The subject of a worker's stages, and whether they are details.
+ToldAs = tuple[str, bool]
 
 
 class WorkerGoneError(Exception):
@@ -111,19 +117,19 @@ _living: set[Worker] = set()
 _resting: list[Worker] = []
 
 
-def worker_for(work: bytes, job: bytes, subject: str | None) -> Worker:
+def worker_for(work: bytes, job: bytes, told_as: ToldAs | None) -> Worker:
     """A worker that has been given a job: one that rests, in the same folder and path as this process, or a new one.
 
     Args:
         work: the pickled function of the job.
         job: the pickled job.
-        subject: whose stages it is to tell; None for none.
+        told_as: as whose stages it is to tell its own, and whether as details; None for none.
     """
     place = os.getcwd(), tuple(sys.path)
     while True:
         worker = _rested(place) or _started(place)
         try:
-            worker.pipe.send((work, job, subject))
+            worker.pipe.send((work, job, told_as))
         except OSError:  # it was killed while it rested
             worker.end()
         else:
@@ -142,9 +148,13 @@ def _rested(place: Place) -> Worker | None:
 def _started(place: Place) -> Worker:
     if not _living:
         atexit.register(_end_all)
-    try:
-        worker = _new(place)
-    except (EOFError, OSError):  # the server was killed; the next one starts
+    for seconds in PAUSES:
+        try:
+            worker = _new(place)
+            break
+        except (EOFError, OSError):  # the server was killed; the next one starts once the system says that it has ended
+            time.sleep(seconds)
+    else:
         worker = _new(place)
     _living.add(worker)
     return worker
@@ -188,11 +198,11 @@ def _serve(pipe: Connection, folder: str, path: Sequence[str]) -> None:
     sys.path[:] = path
     while True:
         try:
-            work, job, subject = pipe.recv()
+            work, job, told_as = pipe.recv()
         except EOFError:
             return
         with suppress(OSError):  # the master is gone, and `_die_with_master` sees to it
-            pipe.send_bytes(_done(work, job, subject, pipe))
+            pipe.send_bytes(_done(work, job, told_as, pipe))
 
 
 def _die_with_master() -> None:
@@ -205,7 +215,7 @@ def _die_with_master() -> None:
     os._exit(1)
 
 
-def _done(work: bytes, job: bytes, subject: str | None, pipe: Connection) -> bytes:
+def _done(work: bytes, job: bytes, told_as: ToldAs | None, pipe: Connection) -> bytes:
     """The pickled `Done` of a job, whose stages are told to the master, as those of a subject, if there is one."""
 
     def tell(stage: Stage) -> None:
@@ -213,7 +223,7 @@ def _done(work: bytes, job: bytes, subject: str | None, pipe: Connection) -> byt
             pipe.send_bytes(cloudpickle.dumps(stage))
 
     try:
-        with nullcontext() if subject is None else stages.listening(tell, subject):
+        with nullcontext() if told_as is None else stages.listening(tell, *told_as):
             return cloudpickle.dumps(Done(cloudpickle.loads(work)(cloudpickle.loads(job))))
     except Exception as error:
         return _failed(error)

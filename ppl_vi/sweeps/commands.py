@@ -17,6 +17,7 @@ from ppl_vi.runtime.outputs import one_line
 from ppl_vi.runtime.processes import num_cores, wake
 from ppl_vi.runtime.stages import stage
 from ppl_vi.sweeps.checks import StoreError
+from ppl_vi.sweeps.cluster import ClusterError, cluster_of, reach
 from ppl_vi.sweeps.show import add_results, clock
 from ppl_vi.sweeps.store import Store
 
@@ -51,12 +52,16 @@ def _add_sweep(commands: Any) -> None:
     parser.add_argument("--seed", nargs="+", type=_seed, metavar="N", help="seeds, as numbers or as 0:100 (0:4)")
     parser.add_argument("--num-draws", type=cli.whole(2), metavar="N", help="draws for importance sampling (1000)")
     parser.add_argument("--engine", choices=names.ENGINES, help="what takes the steps (auto)")
-    parser.add_argument("--block", type=cli.whole(1), metavar="N", help="seeds that are fitted as one batch (up to 10)")
+    parser.add_argument(
+        "--block", type=cli.whole(1), metavar="N", help="seeds that are fitted as one batch (0 to 3, 4 to 9, tens)"
+    )
     parser.add_argument(
         "--exclude", nargs="+", type=_exclusion, metavar="NAME=VALUE,…", help="combinations that are left out"
     )
     parser.add_argument("--file", type=Path, help=f"the results (the plan's name with .db, else {FILE})")
     parser.add_argument("--workers", type=cli.whole(1), metavar="N", help="processes that share the work (one a core)")
+    where = "where Dask workers do the fits instead: tcp://HOST:PORT, or a TOML file that names a deployer"
+    parser.add_argument("--cluster", metavar="WHERE", help=where)
     parser.add_argument("--retry", action="store_true", help="do again what failed or was killed before")
     parser.add_argument("--dry-run", action="store_true", help="say how many fits there are and how long they take")
     parser.set_defaults(program=sweep_program)
@@ -88,23 +93,37 @@ def sweep_program(arguments: argparse.Namespace) -> int:
     sys.path.insert(0, folder)
     try:
         with _store_errors():
-            workers = arguments.workers or num_sharing(None, num_cores())
+            workers, cluster = _workers_and_cluster(arguments)
             wake(1 if arguments.dry_run else workers, "ppl_vi.sweeps.tasks")
             planned = _planned(arguments)
             if planned is None:
                 return cli.USAGE
-            return _told(*planned, workers) if arguments.dry_run else _swept(*planned, workers, arguments.retry)
+            if arguments.dry_run:
+                return _told(*planned, workers)
+            return _swept(*planned, workers, cluster, arguments.retry)
     finally:
         if folder in sys.path:  # which a module may have changed
             sys.path.remove(folder)
 
 
+def _workers_and_cluster(arguments: argparse.Namespace) -> tuple[int, Any]:
+    """How many processes of this machine share the work, and the cluster that does it instead, or None."""
+    if arguments.cluster is None:
+        return arguments.workers or num_sharing(None, num_cores()), None
+    if arguments.workers:
+        raise cli.UsageError("expected --workers or --cluster, got both: a cluster has the workers that it has")
+    cluster = cluster_of(arguments.cluster)
+    if isinstance(cluster, str):
+        reach(cluster)
+    return 1, cluster
+
+
 @contextmanager
 def _store_errors() -> Iterator[None]:
-    """Tells of a file that can't be used in one line."""
+    """Tells of a file or a cluster that can't be used in one line."""
     try:
         yield
-    except StoreError as error:
+    except (StoreError, ClusterError) as error:
         raise cli.UsageError(str(error)) from error
 
 
@@ -151,7 +170,7 @@ def _told(plan: Plan, file: Path, workers: int) -> int:
     tasks = tasks_of(plan, all_versions())
     missing = [task for task in tasks if not set(task.seeds) <= set(stored.get(task.key, ()))]
     num_missing = sum(task.num_problems * len(set(task.seeds) - set(stored.get(task.key, ()))) for task in missing)
-    combinations = f"{len(plan.settings):,} combinations x {len(plan.seeds):,} seeds, {plan.block} a task"
+    combinations = f"{len(plan.settings):,} combinations x {len(plan.seeds):,} seeds"
     print(f"{plan.num_fits:,} fits in {len(tasks):,} tasks ({combinations})")
     print(f"{plan.num_fits - num_missing:,} fits are in {file}, {num_missing:,} are missing in {len(missing):,} tasks")
     if missing:
@@ -163,7 +182,7 @@ def _told(plan: Plan, file: Path, workers: int) -> int:
     return 0
 
 
-def _swept(plan: Plan, file: Path, workers: int, retry: bool) -> int:
+def _swept(plan: Plan, file: Path, workers: int, cluster: Any, retry: bool) -> int:
     from ppl_vi.sweeps.running import Work, run
     from ppl_vi.sweeps.tasks import SourceChangedError, score_columns
 
@@ -174,7 +193,7 @@ def _swept(plan: Plan, file: Path, workers: int, retry: bool) -> int:
                 work = Work.of(plan, store, retry)
                 if work.num_damaged:
                     print(f"{file}: {work.num_damaged:,} damaged tasks are computed again", file=sys.stderr)
-                for _ in run(work, workers):
+                for _ in run(work, workers, cluster):
                     pass
         except SourceChangedError as error:
             raise cli.UsageError(str(error)) from error

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import site
 import sys
 import sysconfig
 import types
@@ -42,7 +43,9 @@ WITHOUT_NUMBERS = (
     "testing.py",
 )
 PLAIN = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis))
-LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+LIBRARIES = tuple(
+    {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")} | {site.getusersitepackages()}
+)
 OWN_FOLDER = str(Path(__file__).resolve().parents[1])
 
 
@@ -225,6 +228,12 @@ class _Walk:
         if not file:
             return name in ("__main__", "") or module is None
         return not file.startswith((*LIBRARIES, OWN_FOLDER))
+
+
+def is_users_module(module: types.ModuleType) -> bool:
+    """Whether a module is a user's, of Python code, and not of an installed library or this package."""
+    file = getattr(module, "__file__", None) or ""
+    return file.endswith(".py") and not file.startswith((*LIBRARIES, OWN_FOLDER))
 
 
 def _names(code: types.CodeType) -> set[str]:

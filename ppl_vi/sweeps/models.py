@@ -10,8 +10,10 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from torch import nn
 
 from ppl_vi.guides import RefusedFamilyError, find_family
+from ppl_vi.guides.given import taken
 from ppl_vi.runtime.names import check_family
 from ppl_vi.sweeps.keys import guide_key, model_key, source_digest
 from ppl_vi.target.target import Target
@@ -175,3 +177,11 @@ def imported(path: str) -> Any:
     except (Exception, SystemExit) as error:  # a module may raise anything when it is imported
         raise ValueError(f"'{path}' can't be imported: {type(error).__name__}: {error}") from error
     return found
+
+
+def sendable(family: Any) -> Any:
+    """What a user gave as a guide, as it can be pickled: Pyro's autoguides leave their model behind."""
+    try:
+        return taken(family) if isinstance(family, nn.Module) else family
+    except RefusedFamilyError:  # its fits are skipped, with the reason
+        return family

@@ -7,7 +7,7 @@ each with the same seeds. Every wrong entry is a line of its own, with its place
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +17,11 @@ from ppl_vi.runtime.names import ENGINES, MAX_LR, objective_of
 from ppl_vi.sweeps.models import Guide, Model, guide_of, model_of
 from ppl_vi.sweeps.options import AXES, OPTIONS, Complaints, Place, PlanError, seeds_of, whole
 
-# A task has at most so many seeds where the plan does not say how many. With more, a sweep takes less time, since the
-# fits of a task are computed together; with fewer, less is computed again after an interruption.
-MAX_AUTO_BLOCK = 10
+# The seeds that are fitted as one batch where the plan does not say how many: 0 to 3, which are the default ones, 4 to
+# 9, and then each ten. The same seeds are together whatever is asked for, so that a longer sweep keeps what there is.
+# Larger batches save little: of a model with one problem ten fits take as long as one, and with 100 they take longer.
+FIRST_BATCHES = (range(4), range(4, 10))
+LATER_BATCH = 10
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,7 @@ class Plan:
         models, guides: by label.
         settings: the combinations, without those that are excluded.
         seeds: of each combination, rising.
-        block: seeds `k * block` to `(k + 1) * block - 1` are fitted as one batch, whichever of them are asked for. A
-            fit's numbers depend on the batch that it is part of, and so on this number.
+        block: how many seeds are fitted as one batch, see `batch_of`; None where the plan does not say.
         engine, num_draws: as `ppl_vi.comparison.comparison.FitSettings` has them.
     """
 
@@ -51,7 +52,7 @@ class Plan:
     guides: dict[str, Guide]
     settings: tuple[Setting, ...]
     seeds: tuple[int, ...]
-    block: int
+    block: int | None
     engine: str
     num_draws: int
 
@@ -60,15 +61,28 @@ class Plan:
         """The number of fits of all problems."""
         return sum(self.models[setting.model].target.num_problems for setting in self.settings) * len(self.seeds)
 
-    def fit_settings(self, setting: Setting) -> FitSettings:
-        """How a combination is fitted, but for the seed."""
+    def batch_of(self, seed: int) -> range:
+        """The seeds that are fitted as one batch with this one, whichever of them are asked for.
+
+        A fit's numbers depend on the batch that it is part of. So the batch depends on the plan's `block` alone.
+        """
+        if self.block is None:
+            for batch in FIRST_BATCHES:
+                if seed in batch:
+                    return batch
+        size = self.block or LATER_BATCH
+        return range(seed - seed % size, seed - seed % size + size)
+
+    def fit_settings(self, setting: Setting, batch: range) -> FitSettings:
+        """How a batch of a combination is fitted."""
         return FitSettings(
             objective=setting.objective,
             engine=self.engine,
             num_steps=setting.num_steps,
             num_particles=setting.num_particles,  # type: ignore[arg-type]
-            num_replicas=self.block,
+            num_replicas=len(batch),
             lr=setting.lr,
+            seed=batch.start,
             num_draws=self.num_draws,
         )
 
@@ -92,34 +106,17 @@ def plan_of(entries: Mapping[str, Any], where: Callable[[Place], str] = str) -> 
     seeds = seeds_of(values["seed"], wrong)
     engine = _one("engine", values, wrong, _engine)
     num_draws = _one("num_draws", values, wrong, lambda value: whole(value, 2))
-    block = _one("block", values, wrong, lambda value: 0 if value == "auto" else whole(value, 1))
+    block = _one("block", values, wrong, lambda value: None if value == "auto" else whole(value, 1))
     guides = _labelled("guides", values["guides"], wrong, guide_of)
     excluded = _exclusions(values["exclude"], wrong)
     models = _labelled("models", values["models"], wrong, model_of)
     settings = _settings(models, guides, axes, excluded, wrong)
-    plan = Plan(models, guides, settings, seeds, block or auto_block(seeds), str(engine), num_draws or 0)
+    plan = Plan(models, guides, settings, seeds, block, str(engine), num_draws or 0)
     if not wrong.lines:
         _check_together(plan, wrong)
     if wrong.lines:
         raise PlanError(wrong.lines)
     return plan
-
-
-def auto_block(seeds: Sequence[int]) -> int:
-    """The size of blocks where none is named.
-
-    It is the largest, at most `MAX_AUTO_BLOCK`, whose aligned blocks the seeds fill. Where there is none but 1, it is
-    `MAX_AUTO_BLOCK` if more seeds than that follow one another without a gap, so that only the ends are computed beyond
-    what is asked for, and else 1.
-    """
-    held = set(seeds)
-    if not seeds:  # which is told elsewhere
-        return 1
-    for size in range(min(len(seeds), MAX_AUTO_BLOCK), 1, -1):
-        if all(set(range(seed - seed % size, seed - seed % size + size)) <= held for seed in seeds):
-            return size
-    dense = len(seeds) > MAX_AUTO_BLOCK and (max(seeds) - min(seeds) + 1) == len(seeds)
-    return MAX_AUTO_BLOCK if dense else 1
 
 
 def _list(value: Any) -> list[Any]:
@@ -230,7 +227,7 @@ def _check_together(plan: Plan, wrong: Complaints) -> None:
     told = set()
     for setting in plan.settings:
         try:
-            check_settings(plan.fit_settings(setting))
+            check_settings(plan.fit_settings(setting, plan.batch_of(plan.seeds[0])))
         except ValueError as error:
             if str(error) not in told:
                 told.add(str(error))

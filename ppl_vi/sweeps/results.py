@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from ppl_vi.sweeps.checks import StoreError, check_file
 from ppl_vi.sweeps.schema import TASK_COLUMNS, TRUTH_COLUMNS
@@ -13,14 +13,29 @@ from ppl_vi.sweeps.store import Reader, Store
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+    from xarray import DataTree
 
 # What tells the combinations of a sweep apart; the seeds of one are one line of the summary.
 GROUP = ("model", "problem", "x", "guide", "objective", "lr", "num_steps", "num_particles")
+# What tells the fits of a model and guide apart.
+DIMENSIONS = ("objective", "lr", "num_steps", "num_particles", "problem", "seed")
 # The rate of a sweep is taken over so many tasks, the last ones.
 RECENT_TASKS = 50
 
 
-def load_results(file: str | Path, where: str = "", stale: bool = False) -> DataFrame:
+@overload
+def load_results(
+    file: str | Path, where: str = "", stale: bool = False, *, datatree: Literal[False] = False
+) -> DataFrame: ...
+
+
+@overload
+def load_results(file: str | Path, where: str = "", stale: bool = False, *, datatree: Literal[True]) -> DataTree: ...
+
+
+def load_results(
+    file: str | Path, where: str = "", stale: bool = False, *, datatree: bool = False
+) -> DataFrame | DataTree:
     """The results of a sweep, a row for each fit.
 
     Beside `name`, a metric has the columns `name_error`, a bound on its numerical error, and `name_std_error`, its
@@ -31,10 +46,19 @@ def load_results(file: str | Path, where: str = "", stale: bool = False) -> Data
         where: a condition on the columns in SQL, such as `"guide = 'gamma' and lr < 0.1"`.
         stale: whether to have the rows, too, that the last sweep has left behind because the model, the guide or a
             version was another one; the column `stale` tells them apart.
+        datatree: whether to have them as the `DataTree` that ArviZ reads, with the group `model/guide` for each model
+            and guide. There the columns are variables with the dimensions `objective`, `lr`, `num_steps`,
+            `num_particles`, `problem` and `seed`; nan, or "", stands where there is no fit. Of a model's problems that
+            differ in one number, this is the coordinate `x`.
 
     Raises:
         StoreError: the file can't be used, or the condition is none.
+        ValueError: a tree is asked for, and two fits would have one place, as a stale one beside the one after it.
     """
+    if datatree:
+        if stale:
+            raise ValueError("stale rows have no place of their own in a tree: leave out stale, or datatree")
+        return tree_of(load_results(file, where))
     from pandas import DataFrame
 
     names, rows = table_of(file, where, stale)
@@ -42,6 +66,30 @@ def load_results(file: str | Path, where: str = "", stale: bool = False) -> Data
     frame["stale"] = frame["stale"].astype(bool)
     numbers = names[names.index("log_evidence") : names.index("engine")]
     return frame.astype({name: "float64" for name in (*numbers, "x", "lr") if name != "grade"})
+
+
+def tree_of(frame: DataFrame) -> DataTree:
+    """Results as a tree; see `load_results`."""
+    from xarray import DataTree  # importing it takes a second
+
+    groups = {}
+    for (model, guide), rows in frame.groupby(["model", "guide"], sort=False):
+        rows = rows.assign(num_particles=rows["num_particles"].astype(str))
+        found = rows.set_index(list(DIMENSIONS)).drop(columns=["model", "guide", "x", "stale"])
+        if not found.index.is_unique:
+            raise ValueError(
+                f"{guide} on {model}: two fits have one place, as of other batches of seeds, engines or num_draws: "
+                "choose by where = 'block = 10', or take the DataFrame"
+            )
+        dataset = found.to_xarray()
+        for name, values in dataset.items():
+            if values.dtype == object:
+                dataset[name] = values.fillna("").astype(str)
+        x = rows.groupby("problem")["x"].first()
+        if x.notna().all():
+            dataset = dataset.assign_coords(x=("problem", x.to_numpy()))
+        groups["/".join(part.replace("/", "_") for part in (str(model), str(guide)))] = dataset
+    return DataTree.from_dict(groups)
 
 
 def table_of(file: str | Path, where: str = "", stale: bool = False) -> tuple[list[str], list[tuple[Any, ...]]]:

@@ -1,7 +1,7 @@
 """`sweep`: runs what is missing of a plan, and stores every task when it ends.
 
 The process that calls it is the only one that writes. Workers get a task and give back its rows, by `shared` of
-`ppl_vi.runtime.processes` or by whatever else maps work to jobs.
+`ppl_vi.runtime.processes` on this machine or by `ppl_vi.sweeps.dask_mapper` on a cluster.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ import cloudpickle
 from ppl_vi.runtime import signals
 from ppl_vi.runtime.display import shown
 from ppl_vi.runtime.processes import shared
-from ppl_vi.runtime.stages import Callback, listening, stage
+from ppl_vi.runtime.stages import Callback, listener, listening, stage, tell_details
+from ppl_vi.sweeps.cluster import cluster_of
 from ppl_vi.sweeps.files import plan_from_file
 from ppl_vi.sweeps.keys import all_versions, key_of
+from ppl_vi.sweeps.models import sendable
 from ppl_vi.sweeps.plan import Plan, plan_of
 from ppl_vi.sweeps.store import Store, StoredTask
 from ppl_vi.sweeps.tasks import (
@@ -66,6 +68,7 @@ def sweep(
     block: int | str = "auto",
     exclude: Sequence[Mapping[str, Any]] = (),
     num_workers: int = 1,
+    cluster: Any = None,
     retry: bool = False,
     progress: Callback | bool = False,
 ) -> Iterator[dict[str, Any]]:
@@ -84,9 +87,11 @@ def sweep(
         engine: as `ppl_vi.fit` takes it.
         num_draws: draws for importance sampling, k-hat and ESS.
         block: how many seeds, from a multiple of this number on, are fitted as one batch. A fit's numbers depend on it.
-            "auto" is the largest number up to 10 whose blocks the seeds fill.
+            "auto" puts seeds 0 to 3 together, 4 to 9, and then each ten.
         exclude: dicts of values of `model`, `guide`, `objective` and so on; what matches one of them is left out.
-        num_workers: how many processes share the fits; no number depends on it.
+        num_workers: how many processes of this machine share the fits; no number depends on it.
+        cluster: lets the workers of a Dask cluster do the fits instead: the address of its scheduler, a TOML file that
+            names a deployer, or a cluster or client of `distributed`.
         retry: whether to do again what failed or was killed before.
         progress: as `ppl_vi.fit` takes it.
 
@@ -96,6 +101,7 @@ def sweep(
     Raises:
         PlanError: entries are wrong, with a line for each.
         StoreError: the file can't be used, or written.
+        ClusterError: the cluster can't be used.
     """
     if guides is None and isinstance(models, str | Path) and str(models).endswith(".toml"):
         plan = plan_from_file(Path(models)).plan
@@ -106,16 +112,18 @@ def sweep(
             "num_draws": num_draws, "block": block, "exclude": list(exclude),
         }  # fmt: skip
         plan = plan_of(entries)
-    return _rows(plan, Path(file), num_workers, retry, progress)
+    return _rows(plan, Path(file), num_workers, cluster, retry, progress)
 
 
-def _rows(plan: Plan, file: Path, num_workers: int, retry: bool, progress: Callback | bool) -> Iterator[dict[str, Any]]:
+def _rows(
+    plan: Plan, file: Path, num_workers: int, cluster: Any, retry: bool, progress: Callback | bool
+) -> Iterator[dict[str, Any]]:
     display = shown() if progress is True else nullcontext(progress or None)
     with Store(file, score_columns()) as store, display as callback:
         work = Work.of(plan, store, retry)
         for task in work.stored:
             yield from rows_of(work, task)
-        running = run(work, num_workers)
+        running = run(work, num_workers, cluster)
         while True:
             with listening(callback):  # a generator must not hold this open while it yields
                 outcome = next(running, None)
@@ -193,26 +201,47 @@ def _with_stored_seeds(task: Task, stored: StoredTask | None, retry: bool) -> Ta
     return replace(task, seeds=together, num_stored=0 if renewed else len(stored.seeds))
 
 
-def run(work: Work, num_workers: int, mapper: Mapper = shared) -> Iterator[Outcome]:
+def run(work: Work, num_workers: int, cluster: Any = None) -> Iterator[Outcome]:
     """Does what is missing, and yields each task's outcome once it is stored.
 
     Args:
         work: what there is to do.
         num_workers: how many processes share it.
-        mapper: does the work; `ppl_vi.runtime.processes.shared`, or what stands in its place.
+        cluster: does it instead; see `sweep`.
+
+    Raises:
+        ClusterError: the cluster can't be used.
     """
     if not work.missing:
         return
+    if cluster is None:
+        yield from run_by(shared, work, num_workers)
+        return
+    cluster = cluster_of(cluster)
+    from ppl_vi.sweeps.dask_client import on_cluster  # which needs Dask, that need not be installed
+
+    with on_cluster(cluster) as mapper:
+        yield from run_by(mapper, work, num_workers)
+
+
+def run_by(mapper: Mapper, work: Work, num_workers: int) -> Iterator[Outcome]:
+    """Does what is missing by a mapper, and yields each task's outcome once it is stored."""
     processes = min(num_workers, len(work.missing))
     truths = _truths(work, processes, mapper)
-    jobs = (_job(work, task, truths[task.setting.model]) for task in work.missing)
+    largest_first = sorted(work.missing, key=_size, reverse=True)  # so that the processes end at about the same time
+    jobs = [_job(work, task, truths[task.setting.model]) for task in largest_first]
     with stage("sweep", "fit", work.num_missing) as running:
-        for outcome in _unheard(mapper(run_task, jobs, processes, task_killed)):
+        for outcome in _in_detail(mapper(run_task, jobs, processes, task_killed)):
             with signals.saving():
                 work.store.write_task(_task_row(outcome, work), score_columns(), outcome.rows)
                 work.finished.append(outcome.task.num_fits)
             running.advance(outcome.task.num_fits)
             yield outcome
+
+
+def _size(task: Task) -> int:
+    """The steps of all fits of a task."""
+    return task.num_problems * task.settings.num_replicas * task.settings.num_steps
 
 
 def _truths(work: Work, num_workers: int, mapper: Mapper) -> dict[str, TruthDone]:
@@ -221,7 +250,7 @@ def _truths(work: Work, num_workers: int, mapper: Mapper) -> dict[str, TruthDone
     jobs = [TruthJob(label, cloudpickle.dumps(work.plan.models[label].target)) for label in labels]
     found = {}
     with stage("truths", "model", len(jobs)) as running:
-        for done in _unheard(mapper(compute_truth, jobs, min(num_workers, len(jobs)), truth_killed)):
+        for done in _in_detail(mapper(compute_truth, jobs, min(num_workers, len(jobs)), truth_killed)):
             found[done.label] = done
             x = work.plan.models[done.label].x
             rows = [row | {"x": x[row["problem"]] if x else None} for row in done.rows]
@@ -231,9 +260,10 @@ def _truths(work: Work, num_workers: int, mapper: Mapper) -> dict[str, TruthDone
     return found
 
 
-def _unheard(items: Iterable[Any]) -> Iterator[Any]:
-    """The same items, made where nobody listens to stages: steps that are told are cut into pieces by the clock."""
+def _in_detail(items: Iterable[Any]) -> Iterator[Any]:
+    """The same items, made where stages are told as details: other steps that are told are cut by the clock."""
     context, iterator, end = Context(), iter(items), object()
+    context.run(tell_details, listener())
     try:
         while (item := context.run(next, iterator, end)) is not end:
             yield item
@@ -244,7 +274,7 @@ def _unheard(items: Iterable[Any]) -> Iterator[Any]:
 
 def _job(work: Work, task: Task, truth: TruthDone) -> Job:
     model, guide = work.plan.models[task.setting.model], work.plan.guides[task.setting.guide]
-    return Job(task, guide.family, truth.comparison, model.source, truth.reason)
+    return Job(task, sendable(guide.family), truth.comparison, model.source, truth.reason)
 
 
 def _task_row(outcome: Outcome, work: Work) -> dict[str, Any]:

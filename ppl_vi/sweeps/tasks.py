@@ -20,6 +20,7 @@ from ppl_vi.comparison.run import compare_one, one_thread
 from ppl_vi.metrics.scorecard import Scorecard
 from ppl_vi.metrics.table import METRICS
 from ppl_vi.runtime.memory import allowing
+from ppl_vi.runtime.stages import listening
 from ppl_vi.svi.engines.choice import many_fits
 from ppl_vi.sweeps.keys import REVISION, key_of, source_digest
 from ppl_vi.sweeps.plan import Plan, Setting
@@ -68,17 +69,19 @@ class Task:
 
 def tasks_of(plan: Plan, versions: dict[str, str]) -> list[Task]:
     """The tasks of a plan, those of a model after another."""
+    batches: dict[range, list[int]] = {}
+    for seed in plan.seeds:
+        batches.setdefault(plan.batch_of(seed), []).append(seed)
     return [
-        _task(plan, setting, first, versions)
+        _task(plan, setting, batch, tuple(seeds), versions)
         for setting in plan.settings
-        for first in dict.fromkeys(seed - seed % plan.block for seed in plan.seeds)
+        for batch, seeds in batches.items()
     ]
 
 
-def _task(plan: Plan, setting: Setting, first: int, versions: dict[str, str]) -> Task:
+def _task(plan: Plan, setting: Setting, batch: range, seeds: tuple[int, ...], versions: dict[str, str]) -> Task:
     model, guide = plan.models[setting.model], plan.guides[setting.guide]
-    settings = replace(plan.fit_settings(setting), seed=first)
-    seeds = tuple(seed for seed in plan.seeds if first <= seed < first + plan.block)
+    settings = plan.fit_settings(setting, batch)
     # the labels are part of the key, because rows of one key are one entry of the results
     key = key_of(REVISION, asdict(setting), asdict(settings), model.key, guide.key, versions)
     return Task(key, setting, settings, seeds, model.key, guide.key, model.target.num_problems)
@@ -113,7 +116,7 @@ def compute_truth(job: TruthJob) -> TruthDone:
     """The truth of a model. One that can't be computed is told in `reason`."""
     began = time.perf_counter()
     try:
-        with one_thread(), allowing(TASK_BYTES):
+        with one_thread(), allowing(TASK_BYTES), listening(None, job.label):
             target: Target = cloudpickle.loads(job.target)
             truth = ground_truth(target)
             _ = truth.modes
@@ -143,7 +146,15 @@ def _truth_row(truth: Truth, problem: int, seconds: float) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Job:
-    """A task with all that it needs: the family, the pickled comparison, and the digest of the model's code."""
+    """A task with all that it needs.
+
+    Attributes:
+        task: the task.
+        family: what the user gave as the guide.
+        comparison: a pickled comparison that holds the truth; None where there is none, for the reason in `reason`.
+        source: the digest that the model's code must have; "" where the code itself was sent.
+        reason: why there is no truth, or "".
+    """
 
     task: Task
     family: Any
@@ -188,17 +199,23 @@ def run_task(job: Job) -> Outcome:
     began = time.perf_counter()
     label = job.task.setting.guide
     comparison: Comparison = cloudpickle.loads(job.comparison)
-    if source_digest(comparison.target) != job.source:
+    if job.source and source_digest(comparison.target) != job.source:
         raise SourceChangedError(
             f"the code of '{job.task.setting.model}' has changed while the sweep was running: start it again, and what "
             "is finished of the earlier code is kept as stale"
         )
     comparison = replace(comparison, settings=job.task.settings, families={label: job.family})
-    with allowing(TASK_BYTES), many_fits():
+    with allowing(TASK_BYTES), many_fits(), listening(None, _subject(job.task)):
         entry = compare_one(comparison, label)
     if entry.card is None:
         return without_scores(job.task, entry.records[0]["status"], entry.records[0]["reason"])
     return _outcome(job.task, entry, entry.card, time.perf_counter() - began)
+
+
+def _subject(task: Task) -> str:
+    """What a task is called while it runs."""
+    first, last = task.settings.seed, task.settings.seed + task.settings.num_replicas - 1
+    return f"{task.setting.guide}, seed {first}" if first == last else f"{task.setting.guide}, seeds {first} to {last}"
 
 
 def task_killed(job: Job, how: str) -> Outcome:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ppl_vi.runtime import workers
 from ppl_vi.runtime.processes import shared, travels, wake
 from ppl_vi.runtime.workers import interrupts_held
 
@@ -153,3 +154,19 @@ def is_running(process: int) -> bool:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_a_server_that_was_killed_and_is_not_yet_gone_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its socket refuses for a moment in which the system still counts it among the living."""
+    new, refusals = workers._new, [ConnectionRefusedError(), EOFError(), ConnectionRefusedError()]
+
+    def refused_at_first(place: workers.Place) -> workers.Worker:
+        if refusals:
+            raise refusals.pop()
+        return new(place)
+
+    monkeypatch.setattr(workers, "_new", refused_at_first)
+    monkeypatch.setattr(workers, "PAUSES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(workers, "_resting", [])
+    assert sorted(shared(str, [1, 2], 2)) == ["1", "2"]
+    assert refusals == []

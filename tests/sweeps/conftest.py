@@ -5,8 +5,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from ppl_vi.sweeps.checks import StoreError
+from ppl_vi.sweeps.results import load_results
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = """
@@ -74,3 +78,33 @@ def run(folder: Path) -> Run:
         )
 
     return ran
+
+
+def rows_of(file: Path) -> dict[tuple[Any, ...], tuple[Any, ...]]:
+    """What a file has now, without what it took: {} where there is no file yet."""
+    try:
+        frame = load_results(file)
+    except StoreError as error:
+        if "there are no results" not in str(error):
+            raise
+        return {}
+    assert not frame.duplicated(["key", "problem", "seed"]).any()
+    frame = frame.drop(columns=[name for name in frame if name.endswith("_seconds")])
+    return {
+        (row["key"], row["problem"], row["seed"]): tuple(map(repr, row.values())) for row in frame.to_dict("records")
+    }
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[Any, ...], tuple[Any, ...]]:
+    """The rows of the plan's sweep in one process that nothing disturbs."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    (folder / "toy_model.py").write_text(MODEL)
+    (folder / "plan.toml").write_text(PLAN)
+    done = subprocess.run(
+        command("sweep", "plan.toml", "--workers", "1"), cwd=folder, env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    found = rows_of(folder / "plan.db")
+    assert len(found) == 2 * 2 * 2 * 6
+    return found

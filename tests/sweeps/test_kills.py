@@ -14,42 +14,10 @@ from typing import Any
 
 import pytest
 
-from ppl_vi.sweeps.checks import StoreError
-from ppl_vi.sweeps.results import load_results
-from tests.sweeps.conftest import Run, command, environment
+from benchmarks.dask_cluster import descendants
+from tests.sweeps.conftest import Run, command, environment, rows_of
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
-
-
-def rows_of(file: Path) -> dict[tuple[Any, ...], tuple[Any, ...]]:
-    """What a file has now, without what it took: {} where there is no file yet."""
-    try:
-        frame = load_results(file)
-    except StoreError as error:
-        if "there are no results" not in str(error):
-            raise
-        return {}
-    assert not frame.duplicated(["key", "problem", "seed"]).any()
-    frame = frame.drop(columns=[name for name in frame if name.endswith("_seconds")])
-    return {
-        (row["key"], row["problem"], row["seed"]): tuple(map(repr, row.values())) for row in frame.to_dict("records")
-    }
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[Any, ...], tuple[Any, ...]]:
-    from tests.sweeps.conftest import MODEL, PLAN
-
-    folder = tmp_path_factory.mktemp("undisturbed")
-    (folder / "toy_model.py").write_text(MODEL)
-    (folder / "plan.toml").write_text(PLAN)
-    done = subprocess.run(
-        command("sweep", "plan.toml", "--workers", "1"), cwd=folder, env=environment(), capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    found = rows_of(folder / "plan.db")
-    assert len(found) == 2 * 2 * 2 * 6
-    return found
 
 
 @pytest.fixture
@@ -69,21 +37,6 @@ def start(folder: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     for process in started:
         process.kill()
         process.communicate()
-
-
-def descendants(pid: int) -> list[int]:
-    """The processes that a process has started, and those that these have."""
-    parents = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-        except (OSError, ValueError):
-            continue
-    found, layer = [], [pid]
-    while layer:
-        layer = [child for child, parent in parents.items() if parent in layer]
-        found += layer
-    return found
 
 
 def wait_for_tasks(file: Path, process: subprocess.Popen[str], num_fits: int) -> None:

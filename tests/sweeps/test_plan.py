@@ -2,13 +2,15 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from models.exponential_normal import target
 from ppl_vi.sweeps.files import line_of, plan_from_file
 from ppl_vi.sweeps.options import Place, PlanError
-from ppl_vi.sweeps.plan import auto_block, plan_of
+from ppl_vi.sweeps.plan import plan_of
+from ppl_vi.sweeps.tasks import tasks_of
 
 TOY = {"toy": target([0.5, 1.5])}
 
@@ -143,13 +145,29 @@ def test_what_is_no_toml_is_one_line(tmp_path: Path, content: str) -> None:
     assert len(found.value.lines) == 1
 
 
-@pytest.mark.parametrize(
-    ("seeds", "block"),
-    [(range(100), 10), (range(4), 4), (range(7), 7), (range(5, 10), 5), ([3, 17, 40], 1), (range(12), 6),
-     (range(17), 10), ([0], 1), (range(20, 40), 10), ([0, 1, 6, 7], 2)],
-)  # fmt: skip
-def test_auto_block_is_the_largest_whose_blocks_the_seeds_fill(seeds: list[int], block: int) -> None:
-    assert auto_block(list(seeds)) == block
+def batches(**entries: Any) -> list[tuple[int, int, tuple[int, ...]]]:
+    """First seed, size, and the seeds asked for, of each batch of a plan."""
+    plan = plan_of({"models": TOY, "guides": ["lognormal"], **entries})
+    return [(task.settings.seed, task.settings.num_replicas, task.seeds) for task in tasks_of(plan, {})]
+
+
+def test_seeds_are_in_the_same_batch_whatever_is_asked_for() -> None:
+    assert batches() == [(0, 4, (0, 1, 2, 3))]
+    assert batches(seed="0:10") == [(0, 4, tuple(range(4))), (4, 6, tuple(range(4, 10)))]
+    assert batches(seed=[23, 7, 2]) == [(0, 4, (2,)), (4, 6, (7,)), (20, 10, (23,))]
+    assert batches(seed=[23, 7, 2], block=3) == [(0, 3, (2,)), (6, 3, (7,)), (21, 3, (23,))]
+    long = batches(seed="0:100")
+    assert long[:2] == batches(seed="0:10")
+    assert [seed for _, _, seeds in long for seed in seeds] == list(range(100))
+    assert all(size == 10 for _, size, _ in long[2:])
+
+
+def test_a_longer_sweep_keeps_the_tasks_of_a_shorter_one() -> None:
+    def keys(seed: str) -> set[str]:
+        plan = plan_of({"models": TOY, "guides": ["lognormal"], "seed": seed})
+        return {task.key for task in tasks_of(plan, {})}
+
+    assert keys("0:4") < keys("0:10") < keys("0:100")
 
 
 def test_the_plan_of_the_page_is_that_of_its_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,15 +4,16 @@ import csv
 import io
 import json
 import math
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
 from ppl_vi.__main__ import main
+from ppl_vi.sweeps import show
 from ppl_vi.sweeps.checks import StoreError
 from ppl_vi.sweeps.differences import differences
 from ppl_vi.sweeps.results import load_results, merge, summary
@@ -247,8 +248,23 @@ def test_what_can_not_be_done_is_refused(
     assert (folder / "foreign.db").read_text() == "not a database" * 100
 
 
-@pytest.mark.skipif(find_spec("pyarrow") is not None, reason="pyarrow is installed")
-def test_parquet_without_pyarrow_is_one_line(swept: Path, run: Run) -> None:
-    done = run("results", "plan.db", "--parquet", "-o", "rows.parquet")
-    assert done.returncode == 2
-    assert done.stderr.startswith("ppl-vi: error: --parquet needs pyarrow")
+def test_parquet_has_what_the_frame_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pyarrow")
+    write(tmp_path / "plan.db", {"one": 1.0, "two": 2.0})
+    monkeypatch.chdir(tmp_path)
+    assert main(["results", "plan.db", "--parquet", "-o", "rows.parquet", "--where", "seed = 1"]) == 0
+    expected = load_results("plan.db", "seed = 1").astype({"num_particles": str})
+    assert len(expected) == 4
+    pd.testing.assert_frame_equal(pd.read_parquet("rows.parquet"), expected)
+
+
+def test_parquet_without_pyarrow_or_a_file_is_one_line(
+    tmp_path: Path, refused: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "plan.db", {"one": 1.0})
+    monkeypatch.chdir(tmp_path)
+    assert "--parquet: expected -o FILE" in refused(main, ["results", "plan.db", "--parquet"])
+    monkeypatch.setattr(show, "find_spec", lambda name: None)
+    told = refused(main, ["results", "plan.db", "--parquet", "-o", "rows.parquet"])
+    assert "--parquet needs pyarrow, which is not installed" in told
+    assert not Path("rows.parquet").exists()

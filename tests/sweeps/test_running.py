@@ -1,5 +1,6 @@
 """Sweeps: a sweep that was broken off and goes on equals an undisturbed one, row by row and bit by bit."""
 
+import math
 import os
 import random
 import shutil
@@ -13,6 +14,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.autoguide import AutoNormal
 
 import ppl_vi
 from models import exponential_normal
@@ -23,7 +25,7 @@ from ppl_vi.metrics.table import METRICS
 from ppl_vi.sweeps.checks import StoreError
 from ppl_vi.sweeps.plan import plan_of
 from ppl_vi.sweeps.results import load_results, progress_of
-from ppl_vi.sweeps.running import Work, run
+from ppl_vi.sweeps.running import Work, run, run_by
 from ppl_vi.sweeps.store import Store
 from ppl_vi.sweeps.tasks import SourceChangedError, score_columns
 
@@ -78,6 +80,35 @@ def test_every_fit_is_a_row(undisturbed: tuple[Path, Any]) -> None:
         for seed in range(6)
     }
     assert progress_of(file)[:2] == (48, 48)
+
+
+def test_results_are_a_tree_too(undisturbed: tuple[Path, Any]) -> None:
+    """Each number of the DataFrame stands at its place in the tree, and nothing else does."""
+    file, _ = undisturbed
+    frame, tree = load_results(file), load_results(file, "not (lr < 0.1 and seed = 5)", datatree=True)
+    assert set(tree["toy"].children) == {"lognormal", "exponential"}
+    found = 0
+    for row in frame.to_dict("records"):
+        data = tree[f"toy/{row['guide']}"].dataset
+        place = {name: row[name] for name in ("objective", "lr", "num_steps", "problem", "seed")}
+        cell = data.sel(**place, num_particles=str(row["num_particles"]))
+        left_out = row["lr"] < 0.1 and row["seed"] == 5
+        assert math.isnan(cell["reverse_kl"]) if left_out else cell["reverse_kl"] == row["reverse_kl"]
+        assert cell["status"] == ("" if left_out else row["status"])
+        assert cell["x"] == row["x"]
+        found += not left_out
+    sizes = [tree[f"toy/{guide}"]["reverse_kl"].notnull().sum() for guide in ENTRIES["guides"]]
+    assert sum(map(int, sizes)) == found == 44
+    with pytest.raises(ValueError, match="leave out stale"):
+        load_results(file, stale=True, datatree=True)
+
+
+def test_two_fits_of_one_place_are_no_tree(undisturbed: tuple[Path, Any], tmp_path: Path) -> None:
+    file = Path(shutil.copy(undisturbed[0], tmp_path / "sweep.db"))
+    swept(file, guides=["exponential"], lr=0.2, block=2, seed=[0])
+    with pytest.raises(ValueError, match="exponential on toy: two fits have one place"):
+        load_results(file, datatree=True)
+    assert len(load_results(file, "block = 3", datatree=True)["toy/exponential"]["seed"]) == 6
 
 
 def test_the_numbers_are_those_of_fit_and_score(undisturbed: tuple[Path, Any]) -> None:
@@ -206,12 +237,40 @@ def test_progress_is_told_in_fits(tmp_path: Path) -> None:
     rows = swept(tmp_path / "sweep.db", **short, progress=told.append)
     found = [one for one in told if one.name == "sweep"]
     assert (found[0].done, found[-1].done, found[-1].total, found[-1].unit) == (0, 12, 12, "fit")
-    assert {one.name for one in told} == {"truths", "sweep"}  # steps that are told are cut by the clock
+    assert {one.name for one in told if not one.is_detail} == {"truths", "sweep"}
     assert len(rows) == 12
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_the_stages_of_a_task_are_told_and_change_no_number(
+    tmp_path: Path, undisturbed: tuple[Path, Any], num_workers: int
+) -> None:
+    """Where somebody follows a fit, its steps are cut into pieces by the clock; those of a sweep are not."""
+    told: list[ppl_vi.Stage] = []
+    rows = swept(tmp_path / "sweep.db", guides=["exponential"], num_workers=num_workers, progress=told.append)
+    details = [one for one in told if one.is_detail]
+    subjects = [f"exponential, seeds {first} to {first + 2}" for first in (0, 3)]
+    assert {one.subject for one in details if one.name == "fitting"} == set(subjects)
+    assert max(one.done for one in details if one.name == "fitting") == 40
+    assert numbers(rows) == {key: row for key, row in undisturbed[1].items() if row["guide"] == "exponential"}
 
 
 def failing(model: Any) -> Any:
     raise ValueError("no guide today")
+
+
+def test_an_autoguide_of_ones_own_travels(tmp_path: Path) -> None:
+    """Pyro's autoguides leave their model behind when they are pickled."""
+    target = exponential_normal.target([1.5])
+    entries: dict[str, Any] = {
+        "models": target, "guides": {"own": AutoNormal(target.model, init_scale=0.3)}, "num_steps": 20,
+        "engine": "batched", "num_draws": 50, "seed": range(2), "block": 1,
+    }  # fmt: skip
+    one = numbers(ppl_vi.sweep(**entries, file=tmp_path / "one.db"))
+    two = numbers(ppl_vi.sweep(**entries, file=tmp_path / "two.db", num_workers=2))
+    assert {row["status"] for row in one.values()} <= {"converged", "not_converged"}
+    assert len(one) == 2
+    assert one == two
 
 
 def test_what_fails_or_is_skipped_is_a_row_with_its_reason(tmp_path: Path) -> None:
@@ -251,7 +310,7 @@ def test_a_model_that_changes_while_a_sweep_runs_ends_it(tmp_path: Path) -> None
     with Store(tmp_path / "sweep.db", score_columns()) as store:
         work = Work.of(plan_of(ENTRIES), store)
         with pytest.raises(SourceChangedError, match="has changed while the sweep was running"):
-            list(run(work, 1, mapper))
+            list(run_by(mapper, work, 1))
 
 
 def test_a_choice_of_engine_does_not_depend_on_what_was_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
