@@ -20,6 +20,7 @@ Done = subprocess.CompletedProcess[str]
 ROOT = Path(__file__).resolve().parent.parent
 SEED = 20
 FIRST_LINE = "loading Pyro and the model\n"  # before what takes seconds, and so before some errors
+FIRST_LINE_OF_SWEEPS = "loading Pyro and the models\n"
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -51,7 +52,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[[Callable[[list[str]
             code = stop.code if isinstance(stop.code, int) else -1
         shown = capsys.readouterr()
         assert (code, shown.out) == (2, "")
-        told = shown.err.removeprefix(FIRST_LINE)
+        told = shown.err.removeprefix(FIRST_LINE).removeprefix(FIRST_LINE_OF_SWEEPS)
         assert told.count("\n") == 1
         return told
 

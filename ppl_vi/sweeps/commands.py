@@ -13,7 +13,7 @@ from ppl_vi import cli
 from ppl_vi.runtime import names, signals
 from ppl_vi.runtime.display import following
 from ppl_vi.runtime.memory import num_sharing
-from ppl_vi.runtime.outputs import one_line
+from ppl_vi.runtime.outputs import one_line, write_output_text
 from ppl_vi.runtime.processes import num_cores, wake
 from ppl_vi.runtime.stages import stage
 from ppl_vi.sweeps.checks import StoreError
@@ -63,6 +63,7 @@ def _add_sweep(commands: Any) -> None:
     where = "where Dask workers do the fits instead: tcp://HOST:PORT, or a TOML file that names a deployer"
     parser.add_argument("--cluster", metavar="WHERE", help=where)
     parser.add_argument("--retry", action="store_true", help="do again what failed or was killed before")
+    parser.add_argument("--html", action="store_true", help="write one page with everything, beside the results")
     parser.add_argument("--dry-run", action="store_true", help="say how many fits there are and how long they take")
     parser.set_defaults(program=sweep_program)
 
@@ -100,7 +101,7 @@ def sweep_program(arguments: argparse.Namespace) -> int:
                 return cli.USAGE
             if arguments.dry_run:
                 return _told(*planned, workers)
-            return _swept(*planned, workers, cluster, arguments.retry)
+            return _swept(*planned, workers, cluster, arguments)
     finally:
         if folder in sys.path:  # which a module may have changed
             sys.path.remove(folder)
@@ -182,7 +183,7 @@ def _told(plan: Plan, file: Path, workers: int) -> int:
     return 0
 
 
-def _swept(plan: Plan, file: Path, workers: int, cluster: Any, retry: bool) -> int:
+def _swept(plan: Plan, file: Path, workers: int, cluster: Any, arguments: argparse.Namespace) -> int:
     from ppl_vi.sweeps.running import Work, run
     from ppl_vi.sweeps.tasks import SourceChangedError, score_columns
 
@@ -190,7 +191,7 @@ def _swept(plan: Plan, file: Path, workers: int, cluster: Any, retry: bool) -> i
     with signals.saving(last=True):
         try:
             with signals.working(), Store(file, score_columns()) as store, following(True):
-                work = Work.of(plan, store, retry)
+                work = Work.of(plan, store, arguments.retry)
                 if work.num_damaged:
                     print(f"{file}: {work.num_damaged:,} damaged tasks are computed again", file=sys.stderr)
                 for _ in run(work, workers, cluster):
@@ -205,7 +206,17 @@ def _swept(plan: Plan, file: Path, workers: int, cluster: Any, retry: bool) -> i
             )
             return signals.exit_code()
         _show_totals(plan, file, sum(work.finished))
+        if arguments.html:
+            _write_page(file)
         return 0
+
+
+def _write_page(file: Path) -> None:
+    from ppl_vi.page.render import html_of
+    from ppl_vi.sweeps.page import page_of
+
+    write_output_text(file.with_suffix(".html"), html_of(page_of(file)))
+    print(f"{file.with_suffix('.html')} has a page of them")
 
 
 def _finished(work: Work | None) -> str:

@@ -325,7 +325,6 @@ def _guide(draw: Any) -> Any:
         ),
         (_guide(lambda m: pyro.sample("z", dist.Poisson(m.exp()))), "draws from a Poisson, which is discrete"),
         (_guide(lambda m: pyro.sample("z", dist.Normal(0.0, -m))), "nan before the first step.*of its Normal"),
-        (lambda y: pyro.sample("z", dist.Normal(0.0, 1.0)) * 0, "the guide has no parameters"),
     ],
 )
 def test_a_guide_that_cannot_be_fitted_is_refused_by_the_site(guide: Any, message: str) -> None:
