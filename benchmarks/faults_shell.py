@@ -56,7 +56,7 @@ def bad_numbers(trials: Trials) -> None:
         )  # fmt: skip
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        is_one_line = done.stderr.count("\n") == 1 and not done.stdout
+        is_one_line = len(_told(done.stderr)) == 1 and not done.stdout
         is_good = (done.returncode, is_one_line) == (2, True) and seconds < MAX_REFUSAL_SECONDS
         what = f"{module} {' '.join(arguments):.60}: code {done.returncode}, {seconds:.1f} s, {done.stderr[-200:]}"
         trials.tell("refused in one line, in under a second" if is_good else "other", "" if is_good else what)
@@ -91,12 +91,16 @@ def odd_outputs(trials: Trials) -> None:
         if read is not None:
             read.join(timeout=30)
         table = "exponential" in (err if name == "-" else out).getvalue()
-        told = [line for line in err.getvalue().splitlines() if not line.startswith("written to ")]
-        lines = 0 if name == "-" else len(told)
+        lines = 0 if name == "-" else len(_told(err.getvalue()))
         is_good = found == code and table == (code < 2) and lines == (code > 0) and before in ("none", _kind(path))
         what = f"{name[:30]!r}: code {found}, table {table}, {before} became {_kind(path)}: {err.getvalue()[-200:]}"
         outcome = ("written", "told in one line, the table printed", "refused in one line")[code]
         trials.tell(outcome if is_good else "other", "" if is_good else what)
+
+
+def _told(text: str) -> list[str]:
+    """The lines of standard error but those that say what is being done, or what was written."""
+    return [line for line in text.splitlines() if not line.startswith(("written to ", "loading Pyro", "figures"))]
 
 
 def _code(main: object, arguments: list[str]) -> object:

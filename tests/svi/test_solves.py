@@ -116,5 +116,5 @@ def test_a_guide_of_many_parameters_converges() -> None:
     fitted = ppl_vi.fit(Target.of(problem.model, ()), "AutoNormal", tolerance=0.05)
     assert fitted.program.layout.size == 220 > MAX_HESSIAN_PARAMETERS
     gap = problem.gap(fitted)
-    assert gap < fitted.predicted_gain[0, 0] < 2 * gap + 1e-3 < 0.05
+    assert gap < fitted.predicted_gain[0, 0] < gap + 0.01 < 0.05  # what the noise of the check adds
     assert fitted.status[0, 0] == "converged"
