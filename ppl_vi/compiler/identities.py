@@ -12,12 +12,15 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
+from ppl_vi.compiler.fold import alike
+
 aten = torch.ops.aten
-# Operations that change places and shape alone, and keep every number.
-MOVES = (
+RESHAPES = (
     aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.unsqueeze.default, aten.squeeze.default,
-    aten.squeeze.dim, aten.squeeze.dims, aten.permute.default, aten.t.default, aten.transpose.int, aten.expand.default,
+    aten.squeeze.dim, aten.squeeze.dims,
 )  # fmt: skip
+# Operations that change places and shape alone, and keep every number.
+MOVES = (*RESHAPES, aten.permute.default, aten.t.default, aten.transpose.int, aten.expand.default)
 
 
 def with_identities(node: Node) -> bool:
@@ -53,7 +56,8 @@ def _move(value: Any, moves: list[Node]) -> Any:
     return value
 
 
-def _dtype(node: Any) -> torch.dtype | None:
+def dtype_of(node: Any) -> torch.dtype | None:
+    """A node's dtype, None where it is no tensor."""
     value = node.meta.get("val") if isinstance(node, Node) else None
     return value.dtype if isinstance(value, Tensor) else None
 
@@ -63,7 +67,7 @@ def _without_logarithm_of_exponential(node: Node) -> bool:
     if node.target is not aten.xlogy.Tensor:
         return False
     rate, moves = _moved(node.args[1])
-    if not isinstance(rate, Node) or rate.target is not aten.exp.default or _dtype(rate) != _dtype(node):
+    if not isinstance(rate, Node) or rate.target is not aten.exp.default or dtype_of(rate) != dtype_of(node):
         return False
     with node.graph.inserting_before(node):
         exponent = _move(rate.args[0], moves)
@@ -83,7 +87,7 @@ def _without_exponential_as_factor_and_divisor(node: Node) -> bool:
         divisor, before = _moved(ratio.args[1]) if _is(ratio, aten.div.Tensor) else (None, [])
         if divisor is not exponential or not _stay([*before, *after], exponential):
             continue
-        if _like(ratio) == _like(inner) and _like(node) == _like(exponential):
+        if alike(ratio, inner) and alike(node, exponential):
             _distribute(node, exponential, ratio.args[0], other, after)  # type: ignore[arg-type]
             return True
     return False
@@ -101,10 +105,6 @@ def _distribute(node: Node, exponential: Node, numerator: Node, other: Any, afte
 
 def _is(node: Any, target: Any) -> bool:
     return isinstance(node, Node) and node.target is target
-
-
-def _like(node: Any) -> tuple[torch.Size, torch.dtype]:
-    return node.meta["val"].shape, node.meta["val"].dtype
 
 
 def _stay(moves: list[Node], node: Any) -> bool:

@@ -20,14 +20,10 @@ from torch.fx import GraphModule, Node
 from torch.fx.passes.dialect.common.cse_pass import CSEPass
 
 from ppl_vi.compiler.fold import SUMS, alike, fold
-from ppl_vi.compiler.identities import added, with_identities
+from ppl_vi.compiler.identities import RESHAPES, added, dtype_of, with_identities
 from ppl_vi.compiler.trace import is_in_place, trace
 
 aten = torch.ops.aten
-RESHAPES = (
-    aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.unsqueeze.default, aten.squeeze.default,
-    aten.squeeze.dim, aten.squeeze.dims,
-)  # fmt: skip
 # The sign by which the number of a diagonal is multiplied: where the product is at least 0, the operation leaves a
 # matrix of one element as it is.
 TRIANGLES = {aten.tril.default: 1, aten.triu.default: -1}
@@ -100,7 +96,7 @@ def _inline_number(node: Node) -> None:
     if isinstance(source, (int, float)) and not isinstance(source, bool):
         for user in list(node.users):
             like = user.args[0] if user.args else None
-            if user.target in NEUTRAL and user.args[1] is node and _dtype(like) == node.meta["val"].dtype:
+            if user.target in NEUTRAL and user.args[1] is node and dtype_of(like) == node.meta["val"].dtype:
                 user.args = (like, source)
 
 
@@ -177,8 +173,3 @@ def _part_of_whole(node: Node) -> Node | None:
         return None
     same = [part.meta["val"].shape[axis] for part in parts] == list(sizes)
     return parts[node.args[1]] if same else None
-
-
-def _dtype(node: Any) -> torch.dtype | None:
-    value = node.meta.get("val") if isinstance(node, Node) else None
-    return value.dtype if isinstance(value, Tensor) else None

@@ -407,7 +407,7 @@ def _finish_by_newton(fit: RunningFit, theta: Tensor, curvature: Curvature, numb
     """
     replicas, look = fit.running_replicas, _looks(fit, number)[-1]
     look = replace(look, num_points=QUICK_CHECK_POINTS[-1], seed=look.seed + len(QUICK_CHECK_POINTS) + 1)
-    if not len(replicas) or min(look.num_points, curvature.num_points) < MIN_STOPPING_POINTS:
+    if not len(replicas) or curvature.num_points < MIN_STOPPING_POINTS:
         return
     fit.check_work += 2 * fit.setup.check_work(look.num_points, len(replicas))
     units, hessian = fit.preconditioner.units[:, replicas], curvature.of_replicas(replicas).mean(2)

@@ -104,7 +104,6 @@ class Setup:
         engine_reason: why it is this engine, where none or another one was asked for by name; else "".
         engine: takes the steps.
         one_step_engine: takes the same steps one at a time, when it has to be found out which of them went wrong.
-        takes_fits_one_by_one: whether the engine's work is less when fits are left out.
         num_particles: the draws of a step, in the first round.
         in_blocks: whether steps take their draws in blocks; their noise is then that of shifted nets.
         is_adaptive: whether later rounds may have more draws, and all steps go along the axes of the curvature.
@@ -119,7 +118,6 @@ class Setup:
     engine_reason: str
     engine: Engine
     one_step_engine: Engine
-    takes_fits_one_by_one: bool
     num_particles: int
     in_blocks: bool
     is_adaptive: bool
@@ -160,6 +158,11 @@ class Setup:
     def num_fits(self) -> int:
         """How many fits there are in all."""
         return self.program.target.num_problems * self.num_replicas
+
+    @property
+    def takes_fits_one_by_one(self) -> bool:
+        """Whether the engine's work is less when fits are left out."""
+        return self.in_blocks or self.engine_name == "pyro"
 
     @property
     def is_wide(self) -> bool:
@@ -206,7 +209,7 @@ def prepare(program: Program, strategy: Strategy, initial: Tensor, engine: str) 
     if engine == "pyro":
         pyro = PyroEngine(program, objective, num_particles)
         return Setup(
-            program, strategy, num_replicas, engine, reason, pyro, pyro, True, num_particles, False, False, memory, None
+            program, strategy, num_replicas, engine, reason, pyro, pyro, num_particles, False, False, memory, None
         )
     portion = Portion.of(program, num_problems, num_replicas, num_particles)
     size = memory.num_replicas(num_problems, portion.num_replicas, block)
@@ -229,7 +232,6 @@ def prepare(program: Program, strategy: Strategy, initial: Tensor, engine: str) 
         engine_reason=chosen.reason,
         engine=engines[0],
         one_step_engine=engines[1],
-        takes_fits_one_by_one=in_blocks,
         num_particles=num_particles,
         in_blocks=in_blocks,
         is_adaptive=is_adaptive,

@@ -7,7 +7,6 @@ derivatives, but for a solution with L at every draw, and for what is rounded of
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -17,9 +16,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Independent, MultivariateNormal, Normal
 
+from ppl_vi.numerics.mixtures import LOG_2PI
 from ppl_vi.svi.randomness import Replay
-
-LOG_2PI = math.log(2 * math.pi)
 
 
 class Whitening(Messenger):
