@@ -23,6 +23,8 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_aggregate
 
+from ppl_vi.compiler.identities import added
+from ppl_vi.compiler.logarithms import without_logarithms
 from ppl_vi.compiler.trace import LazyGraphModule
 from ppl_vi.compiler.values import operation_name
 
@@ -52,7 +54,8 @@ class Total:
     """How the rows' contributions are put together.
 
     Attributes:
-        kind: "sum", "max", "min", or "scatter": each row's contribution is added at a place that data tell.
+        kind: "sum", "max", "min"; "logarithm", of the product of all; or "scatter": each row's contribution is added at
+            a place that data tell.
         shape: of the total.
         dim: of a scatter: the axis that is indexed.
         index: of a scatter: the number of the row input that holds the places.
@@ -74,12 +77,15 @@ class Sweep:
         axis: the number of this axis among those of the step.
         num_inputs: how many inputs are the row's own.
         totals: what becomes of the contributions.
+        terms: for each of the last totals, which are logarithms, the sign with which it is added to another, and the
+            number of that.
     """
 
     graph: GraphModule
     axis: int
     num_inputs: int
     totals: tuple[Total, ...]
+    terms: tuple[tuple[int, int], ...] = ()
     __name__: ClassVar[str] = "sweep"  # torch.fx writes it where the graph is printed as code
 
     def __call__(self, *_: Any) -> Any:
@@ -257,8 +263,15 @@ def _sweep(
         total, contribution = _total(part, node, copies, inputs, length)
         totals.append(total)
         outputs.append(contribution)
+    terms = []
+    for place, total in enumerate(totals[: len(wanted)]):
+        if total.kind == "sum" and outputs.count(outputs[place]) == 1:
+            outputs[place], logarithms = without_logarithms(part, outputs[place])
+            terms += [(sign, place) for sign, _ in logarithms]
+            totals += [Total("logarithm", total.shape) for _ in logarithms]
+            outputs += [number for _, number in logarithms]
     part.output(tuple(outputs))
-    return Sweep(LazyGraphModule(graph, part), axis, len(inputs), tuple(totals)), shared
+    return Sweep(LazyGraphModule(graph, part), axis, len(inputs), tuple(totals), tuple(terms)), shared
 
 
 def _ancestors(wanted: Sequence[Node], inside: set[Node]) -> set[Node]:
@@ -381,7 +394,12 @@ def _replace(graph: GraphModule, sweep: Sweep, shared: Sequence[Node], wanted: S
     """Puts a sweep in the place of its totals."""
     with graph.graph.inserting_before(wanted[0]):
         new = graph.graph.create_node("call_function", sweep, tuple(shared), name="sweep")
-        parts = [graph.graph.call_function(operator.getitem, (new, place)) for place in range(len(wanted))]
+        parts = [graph.graph.call_function(operator.getitem, (new, place)) for place in range(len(sweep.totals))]
+        for part, total in zip(parts, sweep.totals, strict=True):
+            part.meta["val"] = torch.empty(total.shape, dtype=wanted[0].meta["val"].dtype, device="meta")
+        for logarithm, (sign, place) in zip(parts[len(wanted) :], sweep.terms, strict=True):
+            parts[place] = added(graph.graph, aten.add.Tensor if sign > 0 else aten.sub.Tensor, parts[place], logarithm)
+    parts = parts[: len(wanted)]
     for node, part in zip(wanted, parts, strict=True):
         part.meta = dict(node.meta)
         node.replace_all_uses_with(part)

@@ -18,16 +18,24 @@ from ppl_vi.compiler.text import passes
 from ppl_vi.compiler.values import Loop, Ref, UnsupportedError, Value, reshaped, shape_of
 
 # What an accumulator holds before the first row, and how a row is added to it where it is a row at all.
-STARTS = {"sum": "V{}", "max": "all(-INFINITY)", "min": "all(INFINITY)"}
+STARTS = {"sum": "V{}", "max": "all(-INFINITY)", "min": "all(INFINITY)", "logarithm": "all(1)"}
 ADDED = {
+    "logarithm": "{to} * choose(valid, factor_mantissa({0}), all(1))",
     "sum": "{to} + choose(valid, {0}, V{{}})",
     "max": "choose(valid, maximum({to}, {0}), {to})",
     "min": "choose(valid, minimum({to}, {0}), {to})",
 }
+# The sum of a product's exponents, beside the product of its mantissas; each of these is from 0.75 to 1.5, so that the
+# product of `BLOCK_VECTORS` of them is neither tiny nor huge.
+EXPONENTS_ADDED = "{to} + choose(valid, factor_exponent({0}), V{{}})"
 # So many vectors of rows are summed before their sum is added to the total, since the rounding errors of a million rows
 # added one by one would be seen in a log density.
 BLOCK_VECTORS = 128
-ACROSS = {"sum": "sum_of_lanes", "max": "largest_of_lanes", "min": "smallest_of_lanes"}
+ACROSS = {
+    "sum": "sum_of_lanes", "logarithm": "sum_of_lanes", "max": "largest_of_lanes", "min": "smallest_of_lanes"
+}  # fmt: skip
+# The totals of a block of rows that are added to those of the blocks before.
+BY_BLOCKS = ("sum", "logarithm")
 
 
 def sweep_values(build: Builder, node: Node, inputs: Sequence[int]) -> tuple[Ref, ...]:
@@ -60,7 +68,7 @@ def sweep_values(build: Builder, node: Node, inputs: Sequence[int]) -> tuple[Ref
         "int64_t row = block;",
         "for (; row + LANES <= num_rows && row < block_end; row += LANES) add_rows(row, every(true));",
         "if (row < num_rows && row < block_end) add_rows(row, first_lanes(num_rows - row));",
-        *(line for k, total in enumerate(totals) if total.kind == "sum" for line in _block_added(body.total(k), total)),
+        *(line for k, total in enumerate(totals) for line in _block_added(body.total(k), total)),
         "}",
         *(line for k, name in enumerate(names) for line in _ended(name, body.total(k), totals[k])),
         "}",
@@ -175,13 +183,23 @@ def _accumulator(name: str, total: Total) -> list[str]:
     if total.kind == "scatter":
         return [f"Real {name}[{num}] = {{}};"]
     lines = [f"V {name}[{num}];", *passes(num, lambda i: [f"{name}[{i}] = {STARTS[total.kind]};"])]
-    return lines if total.kind != "sum" else [*lines, f"V {name}_whole[{num}] = {{}};"]
+    if total.kind == "logarithm":
+        lines.append(f"V {name}_exponents[{num}] = {{}};")
+    return [*lines, f"V {name}_whole[{num}] = {{}};"] if total.kind in BY_BLOCKS else lines
 
 
 def _block_added(name: str, total: Total) -> list[str]:
-    """The sum of a block of rows, added to that of those before, and begun anew."""
-    num = total.shape.numel()
-    return passes(num, lambda i: [f"{name}_whole[{i}] += {name}[{i}];", f"{name}[{i}] = V{{}};"])
+    """The total of a block of rows, added to that of those before, and begun anew."""
+    if total.kind not in BY_BLOCKS:
+        return []
+    of_product = total.kind == "logarithm"
+
+    def added(i: str) -> list[str]:
+        block = f"logarithm_of_product({name}[{i}], {name}_exponents[{i}])" if of_product else f"{name}[{i}]"
+        begun = [f"{name}[{i}] = {STARTS[total.kind]};", *([f"{name}_exponents[{i}] = V{{}};"] if of_product else [])]
+        return [f"{name}_whole[{i}] += {block};", *begun]
+
+    return passes(total.shape.numel(), added)
 
 
 def _row_loads(body: _Body) -> list[str]:
@@ -207,6 +225,8 @@ def _accumulate(inner: Builder, value: Value, total: Total, name: str) -> None:
     whole = reshaped(value, total.shape)
     into = torch.arange(total.shape.numel())
     inner.add(Loop(name, "V", len(into), ADDED[total.kind], (whole,), "V", into))
+    if total.kind == "logarithm":
+        inner.add(Loop(f"{name}_exponents", "V", len(into), EXPONENTS_ADDED, (whole,), "V", into))
 
 
 def _added_later(body: _Body) -> set[str]:
@@ -235,5 +255,5 @@ def _ended(name: str, accumulator: str, total: Total) -> list[str]:
     """The totals of one lane."""
     if total.kind == "scatter":
         return passes(total.shape.numel(), lambda i: [f"{name}[{i}][lane] = {accumulator}[{i}];"])
-    across, accumulator = ACROSS[total.kind], f"{accumulator}_whole" if total.kind == "sum" else accumulator
+    across, accumulator = ACROSS[total.kind], f"{accumulator}_whole" if total.kind in BY_BLOCKS else accumulator
     return passes(total.shape.numel(), lambda i: [f"{name}[{i}][lane] = {across}({accumulator}[{i}]);"])

@@ -237,6 +237,21 @@ inline W logarithm(W x) {
     return x >= 0 ? logarithm_of_parts(of.mantissa - 1, of.exponent) : all<W>(std::numeric_limits<typename Of<W>::T>::quiet_NaN());
 }
 
+// The logarithm of a product, whose factors' mantissas are multiplied and whose exponents are added.
+template <class W>
+inline W factor_mantissa(W x) {
+    return x >= 0 ? parts(x).mantissa : all<W>(std::numeric_limits<typename Of<W>::T>::quiet_NaN());
+}
+template <class W>
+inline W factor_exponent(W x) {
+    return parts(x).exponent;
+}
+template <class W>
+inline W logarithm_of_product(W mantissas, W exponents) {
+    const Parts<W> of = parts(mantissas);
+    return logarithm_of_parts(of.mantissa - 1, of.exponent + exponents);
+}
+
 template <class W>
 inline W log_of_1_plus(W x) {  // the rounding error of 1 + x is put back into the mantissa
     constexpr auto infinity = std::numeric_limits<typename Of<W>::T>::infinity();

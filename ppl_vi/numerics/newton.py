@@ -64,7 +64,12 @@ def _eigen_of_one(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def predicted_gain(
-    gradient: Tensor, hessian: Tensor, radius: float = 1.0, slack: float = 0.0, unit: Tensor | None = None
+    gradient: Tensor,
+    hessian: Tensor,
+    radius: float = 1.0,
+    slack: float = 0.0,
+    unit: Tensor | None = None,
+    principal: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """How much a quadratic model promises to fall within a box around the current point.
 
@@ -82,13 +87,14 @@ def predicted_gain(
         unit: `(..., D)`, the length of a step of 1 in the parameters' own scales, if these are rescaled. The box is
             then at least `radius` wide in those scales as well, so that it reaches the end of a long valley whose
             units are small.
+        principal: the eigenvalues and axes of the Hessian as `eigen` gives them, where they are known already.
 
     Returns:
         The gain, `(...)`; inf where the input is not finite.
     """
     estimates = gradient if slack else gradient[..., None, :]
     finite = estimates.isfinite().all(-1).all(-1) & hessian.isfinite().all(-1).all(-1)
-    eigenvalues, axes = eigen(hessian)
+    eigenvalues, axes = eigen(hessian) if principal is None else principal
     along = estimates @ axes
     slope = along.mean(-2).abs()
     if slack:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -88,15 +89,17 @@ def nearby(theta: Tensor, units: Tensor, most: int) -> tuple[Tensor, Tensor]:
         Their numbers, at most `most` for each problem, `(B, G)`; and for each replica the place there of the one that
         is nearest, `(B, R)`. A problem of fewer than another repeats its first.
     """
-    apart: list[Tensor] = []
-    chosen: list[Tensor] = []
-    is_far = torch.ones(theta.shape[:2], dtype=torch.bool, device=theta.device)
-    while bool(is_far.any()) and len(chosen) < most:
-        chosen.append(is_far.to(torch.int8).argmax(1, keepdim=True))  # the first that is far, or 0
-        away = theta - theta.take_along_dim(chosen[-1][..., None], 1)
-        apart.append((away / units).abs().amax(-1))
-        is_far = is_far & (apart[-1] > NEARBY) & apart[-1].isfinite()
-    return torch.cat(chosen, 1), torch.stack(apart).argmin(0)
+    places, lengths = theta.cpu().numpy(), units.cpu().numpy()  # whose many small operations take less time
+    apart: list[np.ndarray] = []
+    chosen: list[np.ndarray] = []
+    is_far = np.ones(theta.shape[:2], dtype=bool)
+    while is_far.any() and len(chosen) < most:
+        chosen.append(is_far.argmax(1)[:, None])  # the first that is far, or 0
+        away = places - np.take_along_axis(places, chosen[-1][..., None], 1)
+        apart.append(np.abs(away / lengths).max(-1))
+        is_far &= (apart[-1] > NEARBY) & np.isfinite(apart[-1])
+    nearest = np.stack(apart).argmin(0)
+    return torch.from_numpy(np.concatenate(chosen, 1)).to(theta.device), torch.from_numpy(nearest).to(theta.device)
 
 
 def curvature_preconditioner(
@@ -114,9 +117,9 @@ def curvature_preconditioner(
     if estimator.program.layout.size > MAX_HESSIAN_PARAMETERS:
         ones = torch.ones_like(theta)
         return Preconditioner(ones, ones)
-    noise = estimator.noise(num_points, seed)
+    noise = estimator.halves(estimator.noise(num_points, seed))
     step = FIRST_DIFFERENCE * theta.abs().clamp(min=1.0)
-    hessians = estimator.hessians(theta, estimator.halves(noise), step)
+    hessians = estimator.hessians(theta, noise, step)
     return preconditioner(theta, hessians, estimator.gradients(theta, noise).mean(2), by_axes)
 
 

@@ -62,8 +62,9 @@ NOISE_SHARE = 0.05
 NUM_NOISE_SETS = 16
 # How often one of the quick checks before it may be wrong: a tenth of what a full check may be.
 QUICK_CHECK_ERROR_RATE = 0.1 * CHECK_ERROR_RATE
-# Sobol points a scramble for the slopes that tell whether an optimum is far.
-SLOPE_POINTS = 4
+# Sobol points a scramble for the slopes that tell whether an optimum is far: all scrambles together are eight draws,
+# whose noise is small beside the slope of an optimum that is many steps away.
+SLOPE_POINTS = 1
 # The step size at the end of a round, as a share of that at its start.
 FINAL_RATE_SHARE = 0.02
 # The last part of a round, over which the iterates are averaged, as a share of the round.
@@ -282,14 +283,17 @@ def _curvature(fit: RunningFit, theta: Tensor, number: int, most: int) -> Curvat
     """The curvature at `theta` `(B, R, D)`, where round `number` ended, on at most so many points.
 
     Returns:
-        None where there are too many parameters.
+        None where there are too many parameters, or where no steps follow and no check could use it.
     """
     setup, replicas = fit.setup, fit.running_replicas
     if setup.program.layout.size > MAX_HESSIAN_PARAMETERS or not len(replicas):
         return None
     units, running = fit.preconditioner.units, theta[:, replicas]
     affordable = setup.affordable_hessian_points(fit.num_particles)
-    chosen, of_running = nearby(running, units[:, replicas], min(MAX_HESSIANS, affordable // MIN_HESSIAN_POINTS))
+    most_apart = min(MAX_HESSIANS, max(1, affordable // MIN_HESSIAN_POINTS))
+    chosen, of_running = nearby(running, units[:, replicas], most_apart)
+    if fit.is_last and affordable // chosen.shape[1] < MIN_STOPPING_POINTS:
+        return None
     num_points = power_of_2(min(most, affordable // chosen.shape[1]))
     places = replicas[chosen][..., None]
     points, steps = theta.take_along_dim(places, 1), DIFFERENCE * units.take_along_dim(places, 1)
@@ -369,9 +373,11 @@ def _gain(
     than its share of the steps takes fewer points, or is left out.
     """
     fit.is_checked = False
-    if curvature is None:
+    if fit.setup.program.layout.size > MAX_HESSIAN_PARAMETERS:
         return _gain_of_many(fit, theta, number), None
     found, is_open = np.full(theta.shape[:2], np.inf), fit.is_running
+    if curvature is None:
+        return found, None
     each = fit.setup.affordable_hessian_points(fit.num_particles) // curvature.hessians.shape[1]
     if each < MIN_STOPPING_POINTS:  # no check could stop a fit
         return found, curvature

@@ -41,9 +41,12 @@ CURVATURE_SHARE = 0.3
 # What the checks, and each Hessian, may cost whatever the steps do, in numbers that are computed: some
 # milliseconds to tens of milliseconds.
 FREE_WORK = 2.0**20
-# A fit of the usual rounds has so many Hessians; each has at least so many points.
+# A fit of the usual rounds has so many Hessians. Replicas that lie apart have Hessians of their own as long as each has
+# so many points. One alone has at least the number after it: on much data, where a point is dear, the loss is nearly a
+# polynomial, and few points tell its curvature.
 NUM_HESSIANS = 3
 MIN_HESSIAN_POINTS = 16
+LEAST_HESSIAN_POINTS = 4
 # Sobol points a scramble in the quick checks before a full one, which decide only what is plain.
 QUICK_CHECK_POINTS = (32, 128)
 # With wider temporaries than this, as on many rows, steps take so long that a fit may stop after its first round. Its
@@ -148,7 +151,7 @@ class Setup:
         steps = self.work(self.strategy.num_steps * num_particles * self.num_fits)
         budget = max(FREE_WORK, CURVATURE_SHARE / NUM_HESSIANS * steps)
         of_point = self.work(2 * self.program.layout.size * self.program.target.num_problems)
-        return max(MIN_HESSIAN_POINTS, int(budget / max(of_point, 1)))
+        return max(LEAST_HESSIAN_POINTS, int(budget / max(of_point, 1)))
 
     def portion(self, num_particles: int) -> Portion:
         """For how many replicas and steps noise is drawn at once."""

@@ -20,12 +20,13 @@ other basins, and it is about the objective that the fit maximises.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from scipy.stats import t as student_t
 from torch import Tensor
 
-from ppl_vi.numerics.newton import predicted_gain
+from ppl_vi.numerics.newton import eigen, predicted_gain
 from ppl_vi.svi.gradients import NUM_SCRAMBLES, MeanGradients
 
 # How often a check may take a fit for converged that is short by more than the tolerance along an axis.
@@ -66,8 +67,9 @@ def gain_bounds(
         gain = predicted_gain(gradients[:, :, 0], scaled.mean(2), radius=1.0, unit=units)
         return GainBounds(gain, gain)
     quantile = float(student_t.ppf(1 - error_rate, NUM_SCRAMBLES - 1))
-    least, most = (
-        torch.stack([predicted_gain(gradients, h, radius=1.0, slack=slack, unit=units) for h in scaled.unbind(2)])
-        for slack in (-quantile, quantile)
-    )
-    return GainBounds(least.amin(0), most.amax(0))
+    found = []
+    for one in scaled.unbind(2):
+        at = partial(predicted_gain, gradients, one, radius=1.0, unit=units, principal=eigen(one))
+        found.append(torch.stack([at(slack=-quantile), at(slack=quantile)]))
+    bounds = torch.stack(found)
+    return GainBounds(bounds[:, 0].amin(0), bounds[:, 1].amax(0))

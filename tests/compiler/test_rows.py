@@ -59,6 +59,12 @@ def pairs(w: Tensor, x: Tensor, labels: Tensor) -> Tensor:
     return (logits.gather(-1, labels) * w[:2]).sum()
 
 
+def odds(w: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Logarithms as terms of each sign, of which only the sums over rows are needed."""
+    e = (x @ w[:5]).exp()
+    return (-(y * (1 + e).log() - ((2 + e * e).log() - e)) - (3 + e).log()).sum()
+
+
 def normalised(w: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """A softmax over rows: what is done to a row needs the sum over all rows."""
     scores = x @ w[:5]
@@ -81,13 +87,14 @@ def data(num: int, dtype: torch.dtype = torch.float64) -> dict[str, tuple[Tensor
         "classes": (x, groups(num, 3)),
         "pairs": (x, groups(2 * num, 3).reshape(num, 2)),
         "normalised": (x, counts),
+        "odds": (x, counts),
         "two_plates": (y, random(2 * num + 1, seed=5, dtype=dtype)),
     }
 
 
 LIKELIHOODS: dict[str, Likelihood] = {
     "poisson": poisson, "hierarchy": hierarchy, "mixture": mixture, "masked": masked, "classes": classes,
-    "pairs": pairs, "normalised": normalised, "two_plates": two_plates,
+    "pairs": pairs, "normalised": normalised, "odds": odds, "two_plates": two_plates,
 }  # fmt: skip
 NUM_DRAWS, SIZE = 3, 6
 
@@ -147,6 +154,35 @@ def test_sweeps_give_what_torch_does(name: str, num: int, lanes: int) -> None:
     code, off = both(name, num, lanes)
     assert code.rows.lengths == ([2 * num + 1, num] if name == "two_plates" else [num])
     assert off < 1e-12
+
+
+def summed_logarithms(rows: Tensor, dtype: torch.dtype) -> tuple[KernelSource, Tensor]:
+    """A kernel of the sum of log(w row) - w over rows, and what it gives at w = 1."""
+    rows = rows.to(dtype)
+    code = kernel_source(
+        lambda rate, w, x: (w, ((x * w).log() - w).sum()), 1, num_scalars=1, carried=[rows.new_ones(())], data=[rows]
+    )
+    scalars, one = torch.zeros((1, 1), dtype=dtype), torch.ones((1, 1), dtype=dtype)
+    _, (value,) = code.compile()((1, 1), scalars=scalars, carried=[one], data=[rows[None]])
+    return code, value[0, 0, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_logarithms_of_rows_are_summed_as_that_of_their_product(dtype: torch.dtype) -> None:
+    """The product of 3,001 numbers of all sizes is far out of range, and its logarithm is not."""
+    size = torch.finfo(dtype).max ** 0.9
+    rows = (random(3001, seed=8).double() * torch.log(torch.tensor(size)) / 4).exp().clamp(1 / size, size)
+    code, got = summed_logarithms(rows, dtype)
+    assert "_exponents[0]" in code.code
+    exact = float((rows.to(dtype).double().log() - 1).sum())
+    assert float(got) == pytest.approx(exact, rel=20 * torch.finfo(dtype).eps, abs=3001 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("last", [0.0, -1.0, float("inf"), float("nan"), 1e-310])
+def test_logarithms_of_numbers_out_of_range(last: float) -> None:
+    rows = torch.cat([torch.linspace(0.5, 2.0, 130, dtype=torch.float64), torch.tensor([last], dtype=torch.float64)])
+    _, got = summed_logarithms(rows, torch.float64)
+    torch.testing.assert_close(got, (rows.log() - 1).sum(), rtol=1e-13, atol=1e-12, equal_nan=True)
 
 
 @pytest.mark.parametrize("name", ["poisson", "hierarchy", "masked"])

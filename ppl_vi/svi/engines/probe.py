@@ -19,8 +19,9 @@ from ppl_vi.svi.engines.step import NO_OP_STEP, Engine, State
 # The batched engine's steps are not used if they have fewer particles: a check would need so many of them that calling
 # them costs more than the derivatives without an engine do.
 MIN_PARTICLES = 32
-# The noise of one call of a kernel has at most so many numbers, 32 MiB in double precision.
-MAX_NOISE_NUMBERS = 2**22
+# The noise of one call of a kernel has at most so many numbers, half a MiB in double precision: with more, what a call
+# reads and writes would not stay in the processor's cache.
+MAX_NOISE_NUMBERS = 2**16
 
 
 def gradients_by_step(
