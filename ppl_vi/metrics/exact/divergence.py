@@ -66,10 +66,23 @@ def relative(over: np.ndarray, log_over: np.ndarray, log_under: np.ndarray, unde
 
 
 def reverse_kl(quadrature: QuadratureGrid) -> Estimate:
-    """KL(q || p) = E_q[log q - log p], nats."""
-    return by_quadrature(
-        quadrature, lambda g: _divergence(g, relative(g.q, g.log_q, g.log_p, g.p)), "nats", reason=LEAK
-    )
+    """KL(q || p) = E_q[log q - log p], nats; infinite for a guide that leaks mass."""
+
+    def function(grid: Grid) -> np.ndarray:
+        found = _divergence(grid, relative(grid.q, grid.log_q, grid.log_p, grid.p))
+        return np.where(_leaks(quadrature, grid), np.inf, found)
+
+    return by_quadrature(quadrature, function, "nats", reason=LEAK)
+
+
+def _leaks(quadrature: QuadratureGrid, grid: Grid) -> np.ndarray:
+    """Whether there is a guide's mass where the posterior has none, `(F,)`.
+
+    Of a guide whose support is too wide it need not be large enough to be a number: the mass of a normal guide below
+    0, forty standard deviations from its mean, is not.
+    """
+    has_mass = np.isfinite(grid.log_q) if quadrature.fit.support_mismatch else grid.q > 0
+    return np.asarray((has_mass & np.isneginf(grid.log_p) & (grid.weight > 0)).any((1, 2)))
 
 
 def reverse_kl_of_many(quadrature: QuadratureGrid) -> np.ndarray:
@@ -173,8 +186,7 @@ def elbo(quadrature: QuadratureGrid) -> Estimate:
     """E_q[log p(x, z) - log q(z)], nats; -inf for a guide that leaks mass."""
 
     def function(grid: Grid) -> np.ndarray:
-        leaks = ((grid.q > 0) & np.isneginf(grid.log_p) & (grid.weight > 0)).any((1, 2))
-        return np.where(leaks, -np.inf, _continued(grid))
+        return np.where(_leaks(quadrature, grid), -np.inf, _continued(grid))
 
     scale = np.abs(np.repeat(quadrature.truth.log_evidence, quadrature.shape[1]))
     return by_quadrature(quadrature, function, "nats", scale, reason=LEAK, only_guide=True)
