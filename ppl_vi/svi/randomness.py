@@ -184,8 +184,6 @@ class _NormalisedGammas:
         return gammas / gammas.sum(-1, keepdim=True)
 
 
-# Torch's Sobol points lie on a grid of width 2^-SOBOL_BITS that begins at 0.
-SOBOL_BITS = 30
 # Torch's functions whose noise can be given, by name, and how each makes its result of it.
 GENERATORS: dict[str, Callable[..., Tensor]] = {
     "normal": _normal,
