@@ -117,6 +117,7 @@ class AtPoints:
             runs at each call.
         compiles: whether machine code may be made at all.
         is_search: whether so many calls follow that machine code pays for calls of few points, too.
+        num_checked: at how many points machine code is compared with torch's operations.
         is_tried: whether a call was large enough for machine code, so that it was made or found impossible.
         kernel: the machine code, where it was made and gives the function's values.
     """
@@ -129,6 +130,7 @@ class AtPoints:
     sizes: tuple[int, ...] = ()
     compiles: bool = True
     is_search: bool = False
+    num_checked: int = NUM_CHECKED
     is_tried: bool = field(default=False, init=False)
     kernel: Kernel | None = field(default=None, init=False)
     _graphs: dict[int, Callable[..., Any]] = field(default_factory=dict, init=False)
@@ -152,7 +154,9 @@ class AtPoints:
         worth_it = self.is_search or pays(num_problems * num_points, self.width)
         if self.compiles and num_points >= MIN_KERNEL_POINTS and worth_it:
             if not self.is_tried:
-                self.kernel = self._compiled([part[:1, :NUM_CHECKED] for part in points], [part[:1] for part in data])
+                self.kernel = self._compiled(
+                    [part[:1, : self.num_checked] for part in points], [part[:1] for part in data]
+                )
                 self.is_tried = True
             if self.kernel is not None:
                 return _by_kernel(self.kernel, points, data)
@@ -170,7 +174,10 @@ class AtPoints:
                 kernel = kernel_source(step, KERNEL_LANES, fixed=point, data=row).compile()
             with torch.no_grad():
                 expected = self._by_operations(points, data)
-            found = _by_kernel(kernel, points, data)
+            num = points[0].shape[1]
+            short = max(0, kernel.source.min_lanes - num)
+            found = _by_kernel(kernel, [torch.cat([part, *[part[:, -1:]] * short], 1) for part in points], data)
+            found = tuple(part[:, :num] for part in found)
         except Exception as error:  # a model may do anything that tracing, translation or the compiler do not know
             _log.info("points are evaluated by torch's operations: %s", error)
             return None

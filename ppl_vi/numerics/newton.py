@@ -160,6 +160,23 @@ def minimize(
     return minimize_by(derivatives, start, tolerance=tolerance, max_steps=max_steps)
 
 
+def by_differences(
+    slopes: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor, step: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Values `(N,)`, gradients `(N, D)` and Hessians `(N, D, D)` at points `x` `(N, D)`, these by central differences.
+
+    Args:
+        slopes: from points `(N, S, D)` to values `(N, S)` and gradients `(N, S, D)`.
+        x: the points.
+        step: how far each coordinate is moved to either side, `(N, D)`.
+    """
+    dim, shift = x.shape[-1], torch.diag_embed(step)
+    value, gradient = slopes(torch.cat([x[:, None], x[:, None] + shift, x[:, None] - shift], 1))
+    up, down = gradient[:, 1 : dim + 1], gradient[:, dim + 1 :]
+    hessian = (up - down) / (2 * step[..., None])
+    return value[:, 0], gradient[:, 0], (hessian + hessian.mT) / 2
+
+
 def minimize_by(
     derivatives: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]],
     start: Tensor,

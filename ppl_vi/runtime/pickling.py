@@ -8,7 +8,7 @@ As with any pickle, load only what you trust: loading it runs code. Saved fits a
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, ClassVar
 from uuid import uuid4
 from weakref import WeakValueDictionary
 
@@ -35,12 +35,17 @@ class PickledAsOne:
 
     Each keeps a token. Who reads a part in a process where an object of its token is alive gets that object. So a copy
     within a process, as by `copy.deepcopy`, is the object itself.
+
+    Attributes:
+        local: names of what is computed when it is first asked for, in each process for itself.
     """
+
+    local: ClassVar[tuple[str, ...]] = ()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         token = self.__dict__.setdefault("_token", uuid4().hex)
         _alive[token] = self
-        return _of_token, (token, type(self)), dict(self.__dict__)
+        return _of_token, (token, type(self)), {k: v for k, v in self.__dict__.items() if k not in self.local}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if not self.__dict__:  # else it is here already

@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro.poutine as poutine
 import torch
 from torch import Tensor
 from torch.func import vmap
 
-from ppl_vi.numerics.laplace import Laplace, centred_on_mass, laplace_approximation
+from ppl_vi.numerics.laplace import Laplace, Slopes, centred_on_mass, laplace_approximation
 from ppl_vi.numerics.vmapping import vmap_or_loop
 from ppl_vi.runtime.pickling import PickledAsOne
 from ppl_vi.target.arguments import (
@@ -34,6 +34,7 @@ from ppl_vi.target.learned import Learnable, Learned
 from ppl_vi.target.precision import ConvertedModel
 from ppl_vi.target.preparation import prepared_model, remarks_on, stated_function, vectorised_model
 from ppl_vi.target.sites import Constrained, Latents, constrain, inside, point_by_point, unconstrain
+from ppl_vi.target.slopes import slopes_on_much_data
 from ppl_vi.target.start import feasible_points
 from ppl_vi.target.supports import LatentSite, MovingSupport
 
@@ -74,6 +75,8 @@ class Target(PickledAsOne):
     decoded: Decoded | None = None
     conditional: Conditional | None = None
     remarks: tuple[str, ...] = ()
+
+    local: ClassVar[tuple[str, ...]] = ("_slopes",)
 
     def __post_init__(self) -> None:
         rows = {len(arg) if arg.dim() else 0 for arg in self.args}
@@ -355,6 +358,11 @@ class Target(PickledAsOne):
             return centred_on_mass(self.laplace, *_search(self))
 
     @cached_property
+    def _slopes(self) -> Slopes | None:
+        """Values and gradients of the log density at many points, by machine code where the data are much."""
+        return slopes_on_much_data(self, self._feasible)
+
+    @cached_property
     def _feasible(self) -> Tensor:
         """Points `(B, D)` where the log density is finite, see `feasible_points`."""
         return feasible_points(lambda: self.drawn_point()[None], self.log_density_of_row, self.args, self.name)
@@ -377,8 +385,10 @@ def _problems(target: Target) -> str:
     return f"1 problem of {size}" if num == 1 else f"{num} problems of {size}: one for each row of its arguments"
 
 
-def _search(target: Target) -> tuple[Callable[..., Tensor], Tensor, tuple[Tensor, ...], float, int | None]:
-    """What a search for a mode takes: density, start, data, tolerance, and how many points at once (None is all)."""
+def _search(
+    target: Target,
+) -> tuple[Callable[..., Tensor], Tensor, tuple[Tensor, ...], float, int | None, Slopes | None]:
+    """What a search for a mode takes: density, start, data, tolerance, most points at once (None is all), slopes."""
     start, width = target._feasible, target.width
     chunk = max(1, MAX_POINT_NUMBERS // width) if width * MANY_POINTS > MAX_POINT_NUMBERS else None
-    return target.log_density_of_row, start, target.args, MODE_TOLERANCE, chunk
+    return target.log_density_of_row, start, target.args, MODE_TOLERANCE, chunk, target._slopes
