@@ -175,7 +175,7 @@ class Target(PickledAsOne):
         """The error with which `vmap` refuses to compute the log density at many points, or None where it does not."""
         try:
             with self.isolated(seed=0):
-                vmap(lambda u: self.log_density_of_row(u, *self.row(0)))(self.drawn_point()[None])
+                vmap(lambda u: self.log_density_of_row(u, *self.row(0)))(drawn_point(self)[None])
         except RuntimeError as error:
             return error
         return None
@@ -258,7 +258,7 @@ class Target(PickledAsOne):
         computed for each value of that latent.
         """
         with self.isolated(seed=0), torch.no_grad(), LargestTensor() as largest:
-            self.log_density_of_row(self.drawn_point(), *self.row(0))
+            self.log_density_of_row(drawn_point(self), *self.row(0))
         return largest.size
 
     @cached_property
@@ -365,13 +365,15 @@ class Target(PickledAsOne):
     @cached_property
     def _feasible(self) -> Tensor:
         """Points `(B, D)` where the log density is finite, see `feasible_points`."""
-        return feasible_points(lambda: self.drawn_point()[None], self.log_density_of_row, self.args, self.name)
+        return feasible_points(lambda: drawn_point(self)[None], self.log_density_of_row, self.args, self.name)
 
-    def drawn_point(self) -> Tensor:
-        """The latents of one run of the model on the first problem, in unconstrained space, `(D,)`."""
-        with whole_plates(), Factorising():
-            nodes = poutine.trace(self.model).get_trace(*self.row(0)).nodes
-        return self.unconstrain({site.name: nodes[site.name]["value"].detach() for site in self.latents}).to(self.dtype)
+
+def drawn_point(target: Target) -> Tensor:
+    """The latents of one run of the model on the first problem, in unconstrained space, `(D,)`."""
+    with whole_plates(), Factorising():
+        nodes = poutine.trace(target.model).get_trace(*target.row(0)).nodes
+    latents = {site.name: nodes[site.name]["value"].detach() for site in target.latents}
+    return target.unconstrain(latents).to(target.dtype)
 
 
 def _problems(target: Target) -> str:

@@ -20,7 +20,7 @@ from torch.fx import GraphModule, Node
 from ppl_vi.compiler.identities import MOVES
 from ppl_vi.compiler.many_points import chunks
 from ppl_vi.compiler.simplify import trace_simplified
-from ppl_vi.target.target import Target
+from ppl_vi.target.target import Target, drawn_point
 
 aten = torch.ops.aten
 SUMS = (aten.sum.default, aten.sum.dim_IntList)
@@ -51,7 +51,7 @@ class Terms:
         """
         row = target.row(problem)
         with target.isolated(seed=0):
-            point = target.drawn_point()
+            point = drawn_point(target)
             graph = trace_simplified(lambda u: target.log_density_of_row(u, *row), (point,))
         output = next(node for node in reversed(graph.graph.nodes) if node.op == "output")
         (total,) = output.all_input_nodes

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ppl_vi.target.mistakes import NO_STATE, SAME_DENSITY
-from ppl_vi.target.target import Target
+from ppl_vi.target.target import Target, drawn_point
 
 _witnesses: WeakKeyDictionary[Target, tuple[Tensor, float]] = WeakKeyDictionary()
 
@@ -18,7 +18,7 @@ def witness(target: Target) -> tuple[Tensor, float]:
     """A point `(D,)` of unconstrained space, and the log density of the first problem there when first asked for."""
     if target not in _witnesses:
         with target.isolated(seed=0):
-            point = target.drawn_point()
+            point = drawn_point(target)
         _witnesses[target] = point, _log_density(target, point)
     return _witnesses[target]
 
