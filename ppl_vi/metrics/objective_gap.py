@@ -23,6 +23,8 @@ from torch.func import grad_and_value
 from ppl_vi.metrics.sampled.noise_rules import MAX_LATTICE_DIM, noise_rules
 from ppl_vi.runtime.stages import stage
 from ppl_vi.svi.objectives import OBJECTIVES, Objective, find_objective, surrogate_loss
+from ppl_vi.svi.optimisers import METHODS
+from ppl_vi.svi.optimisers.normals import fixed_noise
 from ppl_vi.svi.randomness import pseudo_random
 from ppl_vi.svi.result import Fit
 from ppl_vi.svi.setup import auto_particles, group_size
@@ -70,6 +72,8 @@ def objective_optima(fit: Fit) -> ObjectiveOptima:
         return ObjectiveOptima(nothing, UNKNOWN)
     if not objective.has_value or any(draw.kind == "seed" for draw in fit.program.draws):
         return ObjectiveOptima(nothing, NO_OPTIMUM)
+    if fit.objective in METHODS:
+        return _on_fixed_draws(fit, objective)
     groups = [_groups(fit, objective, seed) for seed in (fit.seed + 70, fit.seed + 71)]
     rows = []
     with stage("the objective's own optimum"), fit.program.isolated():
@@ -78,6 +82,18 @@ def objective_optima(fit: Fit) -> ObjectiveOptima:
                 one = _optimum(fit, objective, problem, start, groups[0])
                 two = _optimum(fit, objective, problem, one, groups[1])
                 rows.append(torch.stack([(one + two) / 2, one, two]))
+    return ObjectiveOptima(torch.stack(rows).unflatten(0, fit.theta.shape[:2]).to(fit.theta))
+
+
+def _on_fixed_draws(fit: Fit, objective: Objective) -> ObjectiveOptima:
+    """The optima on the draws of the fit itself, which are what its objective is: all three are one."""
+    noise, rows = fixed_noise(fit.program, int(fit.num_particles), fit.num_replicas, fit.seed), []
+    with stage("the objective's own optimum"), fit.program.isolated():
+        for problem in range(fit.target.num_problems):
+            for r, start in enumerate(fit.theta[problem]):
+                group = Groups(tuple(part[problem, r][None] for part in noise), start.new_ones(1))
+                one = _optimum(fit, objective, problem, start, group)
+                rows.append(torch.stack([one] * 3))
     return ObjectiveOptima(torch.stack(rows).unflatten(0, fit.theta.shape[:2]).to(fit.theta))
 
 

@@ -48,6 +48,7 @@ OBJECTIVES: dict[str, str] = {  # with what each is
     "tail_adaptive": "a tail-adaptive f-divergence",
     "renyi": "the Renyi bound of alpha, as renyi:0.5",
     "iwae": "the importance-weighted bound of K draws, as iwae:8",
+    "dadvi": "the ELBO on a few fixed draws, by Newton's method (deterministic ADVI)",
 }
 
 ENGINES = ("auto", "compiled", "batched", "pyro")

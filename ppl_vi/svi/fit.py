@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -27,6 +28,7 @@ from ppl_vi.svi.ended import EndedFit, as_given, ended_fit
 from ppl_vi.svi.finishing import finish
 from ppl_vi.svi.learning import learned_target
 from ppl_vi.svi.objectives import Objective, find_objective
+from ppl_vi.svi.optimisers import method_of
 from ppl_vi.svi.program import Program
 from ppl_vi.svi.result import Fit
 from ppl_vi.svi.rounds import fit_program
@@ -169,14 +171,44 @@ def fit(
                 find_how_draws_are_run(program, ELBO_STRATEGY)
                 ended = as_given(initial)
             else:
-                unsuitable = strategy.objective.unsuitable(program)
-                if unsuitable:
-                    raise UnsuitableObjectiveError(f"{strategy.objective.name}: {unsuitable}")
-                centre = centre_parameters(family, target, guide, program.layout, seed, modes)
-                ended = ended_fit(fit_program(program, strategy, initial, centre, engine))
+                strategy = _checked(program, strategy, family)
+                centre = partial(centre_parameters, family, target, guide, program.layout, seed, modes)
+                ended = _ended(program, strategy, family, initial, centre, engine)
         scored, parameters = finish(program, ended.theta)
         refuse_changed(target)
     return _result(ended, strategy, name, family, (program, scored), parameters, support_mismatch or "", began)
+
+
+def _checked(program: Program, strategy: Strategy, family: Family) -> Strategy:
+    """The strategy, with the number of draws that it stands for where a method has its own.
+
+    Raises:
+        UnsuitableObjectiveError: the objective or the method can't be used with this guide.
+    """
+    method = method_of(family, strategy.objective.name)
+    reason = method.unsuitable(program, strategy) if method else strategy.objective.unsuitable(program)
+    if reason:
+        raise UnsuitableObjectiveError(f"{method.name if method else strategy.objective.name}: {reason}")
+    return method.strategy(strategy) if method else strategy
+
+
+def _ended(
+    program: Program,
+    strategy: Strategy,
+    family: Family,
+    initial: Tensor,
+    centre: Callable[[], Tensor],
+    engine: str,
+) -> EndedFit:
+    """The end of fits that start at `initial` `(B, R, D)`: by the method that is asked for, or by Adam's steps.
+
+    `centre` gives the parameters where Adam's replicas start on average, `(B, 1, D)`.
+    """
+    method = method_of(family, strategy.objective.name)
+    if method is None:
+        return ended_fit(fit_program(program, strategy, initial, centre(), engine))
+    with stage(method.stage):
+        return method.fit(program, strategy, initial)
 
 
 def _named(family: Family | GivenGuide | str, target: Target, num_steps: int) -> tuple[str, Family]:
