@@ -37,7 +37,8 @@ REFUSED: dict[str, str] = {
 # `ppl_vi.svi.objectives.OBJECTIVES`, in the same order, which a test compares.
 FAMILIES = (
     "truncated_normal", "lognormal", "softplus_normal", "gamma", "weibull", "exponential", "half_normal",
-    "folded_normal", "lognormal_mixture", "spline_flow", "normal", "laplace", *ACCEPTED,
+    "folded_normal", "lognormal_mixture", "spline_flow", "normal", "laplace", "linear_response", "pathfinder",
+    *ACCEPTED,
 )  # fmt: skip
 AMORTIZED = ("diagonal", "full", "mixture", "flow")
 OBJECTIVES: dict[str, str] = {  # with what each is
@@ -49,6 +50,7 @@ OBJECTIVES: dict[str, str] = {  # with what each is
     "renyi": "the Renyi bound of alpha, as renyi:0.5",
     "iwae": "the importance-weighted bound of K draws, as iwae:8",
     "dadvi": "the ELBO on a few fixed draws, by Newton's method (deterministic ADVI)",
+    "natural_gradient": "the ELBO, by natural-gradient steps (the Bayesian learning rule)",
 }
 
 ENGINES = ("auto", "compiled", "batched", "pyro")

@@ -121,6 +121,8 @@ trace_mean_field_elbo = Objective(
 
 # Whose draws stay fixed, so that its optimum is not the ELBO's: `ppl_vi.svi.optimisers.dadvi` takes its steps.
 dadvi = Objective("dadvi", Program.sample, _mean, additive=False)
+# Whose steps are those of `ppl_vi.svi.optimisers.natural_gradient`.
+natural_gradient = Objective("natural_gradient", Program.sample, _mean)
 
 
 def renyi(alpha: float = 0.5) -> Objective:
@@ -160,6 +162,7 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "renyi": renyi,
     "iwae": iwae,
     "dadvi": lambda: dadvi,
+    "natural_gradient": lambda: natural_gradient,
 }
 
 

@@ -14,38 +14,21 @@ more accurate, and even more black box.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from ppl_vi.numerics.newton import minimize_by
 from ppl_vi.svi.ended import EndedFit
-from ppl_vi.svi.optimisers.derivatives import derivatives_of
 from ppl_vi.svi.optimisers.method import Ends, Method, ended_by, statuses
-from ppl_vi.svi.optimisers.normals import (
-    as_vectors,
-    fixed_noise,
-    is_mean_field,
-    no_normal,
-    normals_of,
-    packed,
-    sampled_loss,
-    theta_of,
-    unpacked,
-)
+from ppl_vi.svi.optimisers.normals import fixed_draws, is_mean_field, no_normal, normals_of, theta_of
+from ppl_vi.svi.optimisers.sampled import GAIN_TOLERANCE, Optima, SampledElbo
 from ppl_vi.svi.program import Program
 from ppl_vi.svi.setup import Strategy
 from ppl_vi.svi.status import Status
 
 # The fixed draws of a fit where nobody asks for another number: those of the paper.
 NUM_DRAWS = 30
-# A fit has arrived where Newton's method promises to gain no more than this, nats, beside what rounding hides. It is
-# far below every tolerance that is of use: the last iterations double the number of right digits.
-GAIN_TOLERANCE = 1e-14
-# Where the draws of a start meet a point without density, the normal is made this much narrower, so many times at most.
-NARROWER, MAX_NARROWINGS = 0.25, 12
 NO_DENSITY = "diverged at step 0: the log density is not finite at the draws of the start, however narrow it is made"
 
 
@@ -64,50 +47,9 @@ def unsuitable(program: Program, strategy: Strategy) -> str | None:
         return (
             f"with {num} draws of {dim} latent numbers a full covariance has no optimum: across the plane of the draws "
             f"the entropy grows without bound; take num_particles of at least {dim + 1}, several times as many to be "
-            "near the ELBO's optimum, or AutoNormal with guide 'linear_response' for its covariances"
+            "near the ELBO's optimum, or the guide linear_response for the covariances"
         )
     return None
-
-
-@dataclass(frozen=True, eq=False)
-class Solved:
-    """The optima of the ELBO on fixed draws.
-
-    Attributes:
-        x: as `packed` gives it, `(N, P)`.
-        values: the lowest minus ELBO so far after every evaluation, `(T, N)`, nats.
-        gain: what Newton's method still promises to gain, `(N,)`, nats.
-        converged: whether that is no more than `GAIN_TOLERANCE` and rounding, `(N,)`.
-    """
-
-    x: Tensor
-    values: Tensor
-    gain: Tensor
-    converged: Tensor
-
-
-def solved(program: Program, start: Tensor, e: Tensor, rows: tuple[Tensor, ...], max_steps: int) -> Solved:
-    """Minimises minus the ELBO on fixed draws, for `N` fits at once.
-
-    Args:
-        program: the model and the guide.
-        start: `(N, P)`, as `packed` gives it.
-        e: the draws, `(N, M, D)`.
-        rows: each fit's data, with leading axis `N`.
-        max_steps: Newton's iterations at most.
-    """
-    loss = sampled_loss(program.target, is_mean_field(program))
-    derivatives = derivatives_of(loss, (e, *rows), program.target.width * e.shape[1])
-    seen: list[Tensor] = []
-
-    def noted(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        value, gradient, hessian = derivatives(x)
-        finite = torch.where(value.isfinite(), value, torch.inf)
-        seen.append(finite if not seen else torch.minimum(seen[-1], finite))
-        return value, gradient, hessian
-
-    found = minimize_by(noted, start, tolerance=GAIN_TOLERANCE, max_steps=max_steps)
-    return Solved(found.x, torch.stack(seen), found.gain, found.converged)
 
 
 def fit_dadvi(program: Program, strategy: Strategy, initial: Tensor) -> EndedFit:
@@ -118,44 +60,17 @@ def fit_dadvi(program: Program, strategy: Strategy, initial: Tensor) -> EndedFit
         strategy: how; `num_particles` is the number of fixed draws, `num_steps` bounds Newton's iterations.
         initial: the parameters that fits start at, `(B, R, P)`.
     """
-    shape, mean_field = initial.shape[:2], is_mean_field(program)
-    e = as_vectors(fixed_noise(program, num_draws(strategy), shape[1], strategy.seed)).flatten(0, 1).to(initial)
-    rows = tuple(arg.repeat_interleave(shape[1], 0) for arg in program.target.args)
-    start, usable = _finite_start(program, packed(normals_of(program, initial), mean_field).flatten(0, 1), e, rows)
-    x, converged = start.clone(), torch.zeros_like(usable)
-    gain, values = torch.full_like(start[:, 0], torch.inf), torch.full_like(start[:1, 0], torch.nan).expand(1, len(x))
-    if bool(usable.any()):
-        found = solved(program, start[usable], e[usable], tuple(row[usable] for row in rows), strategy.num_steps)
-        x[usable], gain[usable], converged[usable] = found.x, found.gain, found.converged
-        values = torch.full((len(found.values), len(x)), torch.nan).to(found.values)
-        values[:, usable] = found.values
-    theta = theta_of(program, unpacked(x.unflatten(0, shape), program.target.dim, mean_field))
-    status = statuses(converged.reshape(shape), usable.reshape(shape))
-    gain, num = gain.reshape(shape), len(values) - 1
+    e = fixed_draws(program.target, num_draws(strategy), initial.shape[1], strategy.seed)
+    sampled = SampledElbo(program.target, is_mean_field(program), e)
+    found = sampled.optima(normals_of(program, initial), strategy.num_steps)
+    return ended_by("newton", initial, ends(found, theta_of(program, found.normals)))
+
+
+def ends(found: Optima, theta: Tensor) -> Ends:
+    """How fits ended whose parameters are `theta` `(B, R, P)`."""
+    status, num = statuses(found.converged, found.usable), len(found.values) - 1
     num_steps = np.where(status == Status.DIVERGED, 0, num)
-    reasons = _reasons(status, gain.cpu().numpy(), num)
-    return ended_by("newton", initial, Ends(theta, -values[1:].unflatten(1, shape), gain, status, reasons, num_steps))
-
-
-def _finite_start(program: Program, start: Tensor, e: Tensor, rows: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-    """Starts `(N, P)` whose draws all have a density, made narrower where needed, and which of them have, `(N,)`."""
-    loss, dim = sampled_loss(program.target, is_mean_field(program)), program.target.dim
-
-    def finite(x: Tensor) -> Tensor:
-        with torch.no_grad():
-            values = [loss(*one) for one in zip(x, e, *rows, strict=True)]
-        return torch.stack(values).isfinite()
-
-    usable = finite(start)
-    for _ in range(MAX_NARROWINGS):
-        if bool(usable.all()):
-            break
-        narrower = start.clone()
-        narrower[:, dim : 2 * dim] += float(np.log(NARROWER))
-        narrower[:, 2 * dim :] *= NARROWER
-        start = torch.where(usable[:, None], start, narrower)
-        usable = finite(start)
-    return start, usable
+    return Ends(theta, found.values[1:], found.gain, status, _reasons(status, found.gain.cpu().numpy(), num), num_steps)
 
 
 def _reasons(status: np.ndarray, gain: np.ndarray, num: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Normals in unconstrained space: what Pyro's normal autoguides stand for, and their ELBO on fixed draws.
+"""Normals in unconstrained space: what Pyro's normal autoguides stand for.
 
 A draw of such a guide is `u = loc + factor e` with a standard normal `e` `(D,)`. The methods of this folder work with
 the locations and the factors themselves, and put what they found into the guide's own parameters at the end.
@@ -6,25 +6,18 @@ the locations and the factors themselves, and put what they found into the guide
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-
 import torch
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoMultivariateNormal, AutoNormal
 from torch import Tensor
 from torch.distributions import transform_to
-from torch.func import vmap
 
-from ppl_vi.numerics.vmapping import loop_over
 from ppl_vi.svi.program import Program
-from ppl_vi.svi.randomness import pseudo_random
 from ppl_vi.svi.start import placed_parameters
 from ppl_vi.svi.start_points import Centres, conditional_scale
 from ppl_vi.target.target import Target
 
 MEAN_FIELD = (AutoNormal, AutoDiagonalNormal)
 KNOWN = "AutoNormal, AutoDiagonalNormal and AutoMultivariateNormal"
-LossOf = Callable[..., Tensor]
 
 
 def is_mean_field(program: Program) -> bool:
@@ -68,73 +61,15 @@ def theta_of(program: Program, normals: Centres) -> Tensor:
     return placed_parameters(type(program.guide), program.target, program.guide, program.layout, normals, 0)
 
 
-def fixed_noise(program: Program, num: int, num_replicas: int, seed: int) -> tuple[Tensor, ...]:
-    """The fixed draws of every problem and replica, for each draw of the guide `(B, R, num, *shape)`."""
-    generator = torch.Generator(device=program.initial.device).manual_seed(seed)
-    return pseudo_random(program.latent_draws, (program.target.num_problems, num_replicas, num), generator)
+def fixed_draws(target: Target, num: int, num_replicas: int, seed: int) -> Tensor:
+    """The fixed draws of every problem and replica, the same for every normal guide, `(B, R, num, D)`."""
+    generator = torch.Generator(device=target.device).manual_seed(seed)
+    shape = target.num_problems, num_replicas, num, target.dim
+    return torch.randn(shape, generator=generator, dtype=target.dtype, device=target.device)
 
 
-def as_vectors(noise: tuple[Tensor, ...]) -> Tensor:
-    """Noise of each draw, `(B, R, M, *shape)`, as one vector for all numbers, `(B, R, M, D)`."""
-    return torch.cat([part.flatten(3) if part.dim() > 3 else part[..., None] for part in noise], -1)
-
-
-def log_density_at(target: Target) -> Callable[..., Tensor]:
-    """log p(x, z(u)) + log |dz/du| at points `(M, D)` of one problem, `(M,)`, nats: of `(points, *row)`."""
-    over = loop_over if target.many_at_once() is not None else vmap
-
-    def at(points: Tensor, *row: Tensor) -> Tensor:
-        return over(lambda u: target.log_density_of_row(u, *row))(points)
-
-    return at
-
-
-# ---- the numbers over which the ELBO on fixed draws is maximised
-
-
-def packed(normals: Centres, mean_field: bool) -> Tensor:
-    """`(loc, log scale)` or `(loc, log of the factor's diagonal, the factor's rows below it)`, `(B, R, P)`."""
-    diagonal = torch.diagonal(normals.factor, dim1=-2, dim2=-1).log()
-    if mean_field:
-        return torch.cat([normals.loc, diagonal], -1)
-    dim = normals.loc.shape[-1]
-    below = torch.tril_indices(dim, dim, offset=-1)
-    return torch.cat([normals.loc, diagonal, normals.factor[..., below[0], below[1]]], -1)
-
-
-def unpacked(x: Tensor, dim: int, mean_field: bool) -> Centres:
-    """The inverse of `packed`, for `D = dim`."""
-    loc, log_diagonal, rest = x[..., :dim], x[..., dim : 2 * dim], x[..., 2 * dim :]
-    factor = torch.diag_embed(log_diagonal.exp())
-    if mean_field:
-        return Centres(loc, log_diagonal.exp(), factor)
-    factor = factor + _below(rest, dim)
-    return Centres(loc, conditional_scale(factor), factor)
-
-
-def _below(rest: Tensor, dim: int) -> Tensor:
-    """The numbers below the diagonal `(..., D (D - 1) / 2)` as matrices `(..., D, D)`."""
-    row, column = torch.tril_indices(dim, dim, offset=-1)
-    place = torch.zeros(dim * dim, len(row), dtype=rest.dtype, device=rest.device)
-    place[row * dim + column, torch.arange(len(row))] = 1.0
-    return (rest @ place.mT).unflatten(-1, (dim, dim))
-
-
-def sampled_loss(target: Target, mean_field: bool) -> LossOf:
-    """Minus the ELBO of one normal on fixed draws, nats, as a function of `(x, e, *row)`.
-
-        - 1/M sum_m log p(x, u_m) - log det factor - D/2 log(2 pi e),   u_m = loc + factor e_m,
-
-    with the density in unconstrained space and the entropy in closed form; `x` is what `packed` gives, `e` `(M, D)`.
-    """
-    at, dim = log_density_at(target), target.dim
-    constant = dim / 2 * math.log(2 * math.pi * math.e)
-
-    def loss(x: Tensor, e: Tensor, *row: Tensor) -> Tensor:
-        loc, log_diagonal = x[:dim], x[dim : 2 * dim]
-        moved = e * log_diagonal.exp()
-        if not mean_field:
-            moved = moved + e @ _below(x[2 * dim :], dim).mT
-        return -at(loc + moved, *row).mean() - log_diagonal.sum() - constant
-
-    return loss
+def as_noise(program: Program, e: Tensor) -> tuple[Tensor, ...]:
+    """Draws `(B, R, M, D)` as the noise of each draw of the guide, `(B, R, M, *shape)`."""
+    shapes = [draw.shape for draw in program.latent_draws]
+    parts = e.split([shape.numel() for shape in shapes], -1)
+    return tuple(part.reshape(*e.shape[:3], *shape) for part, shape in zip(parts, shapes, strict=True))
