@@ -54,6 +54,7 @@ OBJECTIVES: dict[str, str] = {  # with what each is
 }
 
 ENGINES = ("auto", "compiled", "batched", "pyro")
+STARTS = ("mode", "pathfinder")
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf(inity)?|nan)", re.ASCII | re.IGNORECASE)
 WHOLE_NUMBER = re.compile(r"[+-]?\d{1,30}", re.ASCII)  # longer ones are beyond any count, and slow to read
@@ -141,6 +142,16 @@ def check_engine(name: str) -> None:
     """
     if name not in ENGINES:
         raise ValueError(f"unknown engine '{name}'; there are {', '.join(ENGINES)}{meant(str(name), ENGINES)}")
+
+
+def check_start(name: str) -> None:
+    """Checks that there is a start of this name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in STARTS:
+        raise ValueError(f"unknown start '{name}'; there are {' and '.join(STARTS)}{meant(str(name), STARTS)}")
 
 
 def objective_of(text: str) -> tuple[str, float | None]:

@@ -22,6 +22,7 @@ from ppl_vi.guides.own import family_of, has_nothing_to_fit, is_fitted, name_of
 from ppl_vi.numerics.vmapping import draws_outside_sites, indexes_by_mask
 from ppl_vi.runtime.display import following
 from ppl_vi.runtime.memory import allowing, bytes_of
+from ppl_vi.runtime.names import check_start
 from ppl_vi.runtime.provenance import versions
 from ppl_vi.runtime.stages import Callback, stage
 from ppl_vi.svi.ended import EndedFit, as_given, ended_fit
@@ -29,6 +30,7 @@ from ppl_vi.svi.finishing import finish
 from ppl_vi.svi.learning import learned_target
 from ppl_vi.svi.objectives import Objective, find_objective
 from ppl_vi.svi.optimisers import method_of
+from ppl_vi.svi.optimisers.pathfinder import start_on_paths
 from ppl_vi.svi.program import Program
 from ppl_vi.svi.result import Fit
 from ppl_vi.svi.rounds import fit_program
@@ -38,7 +40,8 @@ from ppl_vi.svi.setup import (
     UnsuitableModelError,
     find_how_draws_are_run,
 )
-from ppl_vi.svi.start import centre_parameters, start_guide, start_parameters
+from ppl_vi.svi.start import centre_parameters, is_placeable, placed_parameters, start_guide, start_parameters
+from ppl_vi.svi.start_points import start_points
 from ppl_vi.svi.support import SupportMismatchError, mismatch
 from ppl_vi.svi.validation import validate
 from ppl_vi.target.arguments import BoundModel
@@ -76,6 +79,7 @@ def fit(
     max_memory: float | str | None = None,
     allow_support_mismatch: bool = False,
     modes: tuple[Modes, ...] = (),
+    start: str = "mode",
     progress: Callback | bool = False,
 ) -> Fit:
     """Fits a guide family to every problem of a target by SVI.
@@ -127,6 +131,8 @@ def fit(
         modes: where replicas start, for each problem, as `Truth.modes` has them: more than half of the replicas start
             around modes in proportion to their mass, the others around the modes that are left. () is the one mode that
             the target itself finds.
+        start: "mode", as `modes` says, or "pathfinder": replicas of a family that can be placed start at the normals
+            that `ppl_vi.svi.optimisers.pathfinder` takes, each at the end of a path of its own.
         progress: True shows how far the fit has come, on standard error or in a notebook; a function is called with
             each `ppl_vi.Stage`, and what it raises ends the fit and is raised from here.
 
@@ -146,6 +152,7 @@ def fit(
     strategy = Strategy(find_objective(objective), num_steps, num_particles, lr, seed, tolerance)
     max_bytes = bytes_of(max_memory)
     validate(strategy, engine, num_replicas)
+    check_start(start)
     if isinstance(target.model, BoundModel) and not target.dim:
         raise UnsuitableModelError(f"{target.name}: {NO_CONTINUOUS_LATENT}")
     name, family = _named(family, target, num_steps)
@@ -167,6 +174,8 @@ def fit(
         with target.isolated(seed):
             program = Program(target, guide)
             initial = start_parameters(family, target, guide, program.layout, num_replicas, seed, modes)
+            if start != "mode" and not stays:
+                initial = _on_paths(family, program, strategy, num_replicas, modes)
             if num_steps == 0 or stays:
                 find_how_draws_are_run(program, ELBO_STRATEGY)
                 ended = as_given(initial)
@@ -190,6 +199,23 @@ def _checked(program: Program, strategy: Strategy, family: Family) -> Strategy:
     if reason:
         raise UnsuitableObjectiveError(f"{method.name if method else strategy.objective.name}: {reason}")
     return method.strategy(strategy) if method else strategy
+
+
+def _on_paths(
+    family: Family, program: Program, strategy: Strategy, num_replicas: int, modes: tuple[Modes, ...]
+) -> Tensor:
+    """The initial parameters of replicas that start where Pathfinder's paths end, `(B, R, D)`.
+
+    Raises:
+        ValueError: the family's members can't be placed.
+    """
+    target, guide = program.target, program.guide
+    if not is_placeable(family, guide):
+        raise ValueError("start='pathfinder' needs a guide that takes its initial location: leave start at 'mode'")
+    otherwise = start_points(target, num_replicas, strategy.seed, modes)[0]
+    with stage("choosing starts by paths"):
+        at = start_on_paths(target, otherwise, strategy)
+    return placed_parameters(family, target, guide, program.layout, at, strategy.seed)
 
 
 def _ended(

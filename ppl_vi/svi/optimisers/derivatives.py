@@ -40,8 +40,10 @@ def derivatives_of(function: Callable[..., Tensor], args: tuple[Tensor, ...], wi
         return gradient, (value, gradient)
 
     def derivatives(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        rows = max(1, MAX_NUMBERS // max(1, width * len(x)))
-        of_each = vmap_or_loop(jacrev(slope, has_aux=True, chunk_size=None if rows >= x.shape[-1] else rows))
+        points = max(1, MAX_NUMBERS // max(1, width))
+        rows = max(1, points // len(x))
+        hessian_of = jacrev(slope, has_aux=True, chunk_size=None if rows >= x.shape[-1] else rows)
+        of_each = vmap_or_loop(hessian_of, chunk_size=None if points >= len(x) else points)
         with torch.no_grad():
             hessian, (value, gradient) = of_each(x, *args)
         return value, gradient, (hessian + hessian.mT) / 2

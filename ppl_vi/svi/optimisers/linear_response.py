@@ -34,7 +34,7 @@ from ppl_vi.svi.start_points import Centres, conditional_scale
 
 # Draws of the mean field under the ELBO, half of them the others with the sign changed. More of them bring its optimum
 # nearer to the ELBO's, at a cost in proportion.
-NUM_DRAWS = 256
+NUM_DRAWS = 512
 OBJECTIVES = ("trace_elbo", "dadvi")
 
 

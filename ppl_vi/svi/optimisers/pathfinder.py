@@ -30,6 +30,7 @@ from ppl_vi.svi.program import Program
 from ppl_vi.svi.setup import Strategy
 from ppl_vi.svi.start_points import Centres, conditional_scale
 from ppl_vi.target.log_density import Density
+from ppl_vi.target.target import Target
 
 # Paths start at random points of unconstrained space whose numbers lie between minus this and this, as in the paper. A
 # start without a density is drawn again, so many times at most.
@@ -40,6 +41,8 @@ MEMORY = 6
 LEAST_CURVATURE = 1e-12
 # The path ends with a step that gains less than this, relative to max(|log p|, 1): the paper's.
 VALUE_TOLERANCE = 1e-13
+# Steps at most of a path by whose end a replica of another family starts.
+MAX_STEPS = 1000
 # Draws from which the ELBO of each normal is estimated where nobody asks for another number: as in Stan.
 NUM_DRAWS = 25
 REJECTED_VALUE = 1e100  # given to the line search where the log density is not finite, so that it turns back
@@ -102,7 +105,7 @@ def fit_pathfinder(program: Program, strategy: Strategy, initial: Tensor) -> End
         initial: the parameters of normals around whose locations a path starts where random starts have no density,
             `(B, R, P)`.
     """
-    found, paths = normals_on_paths(program, normals_of(program, initial), strategy)
+    found, paths = normals_on_paths(program.target, normals_of(program, initial).loc, strategy)
     factor = torch.stack([one.factor for one in found]).unflatten(0, initial.shape[:2])
     loc = torch.stack([one.loc for one in found]).unflatten(0, initial.shape[:2])
     theta = theta_of(program, Centres(loc, conditional_scale(factor), factor))
@@ -118,21 +121,44 @@ def fit_pathfinder(program: Program, strategy: Strategy, initial: Tensor) -> End
     return replace(ended, trajectory=initial.new_empty(0))
 
 
-def normals_on_paths(program: Program, around: Centres, strategy: Strategy) -> tuple[list[Best], list[Path]]:
+def start_on_paths(target: Target, otherwise: Tensor, strategy: Strategy) -> Centres:
+    """Where replicas of any family start: at the normals that Pathfinder takes.
+
+    Args:
+        target: whose problems.
+        otherwise: where paths start that find no random start with a density, `(B, R, D)`.
+        strategy: how; the seed and the number of steps count.
+
+    Raises:
+        ValueError: the density can't be computed at many points at once, or no normal of a path has one.
+    """
+    found, _ = normals_on_paths(target, otherwise, replace(strategy, num_particles="auto", num_steps=MAX_STEPS))
+    lost = [i for i, one in enumerate(found) if not np.isfinite(one.elbo)]
+    if lost:
+        raise ValueError(
+            f"{target.name}: start='pathfinder' found no normal whose draws have a density for replica "
+            f"{lost[0] % otherwise.shape[1]}: leave start at 'mode'"
+        )
+    factor = torch.stack([one.factor for one in found]).unflatten(0, otherwise.shape[:2])
+    loc = torch.stack([one.loc for one in found]).unflatten(0, otherwise.shape[:2])
+    return Centres(loc, conditional_scale(factor), factor)
+
+
+def normals_on_paths(target: Target, otherwise: Tensor, strategy: Strategy) -> tuple[list[Best], list[Path]]:
     """The best normal and the path of each replica, those of the first problem first.
 
     Args:
-        program: whose target.
-        around: where paths start that find no random start with a density, `(B, R, D)`.
+        target: whose problems.
+        otherwise: where paths start that find no random start with a density, `(B, R, D)`.
         strategy: how.
     """
-    target, found, paths = program.target, [], []
+    found, paths = [], []
     with_own = int(with_draws(strategy).num_particles)
     for problem in range(target.num_problems):
         density = Density.of(target, problem)
-        for replica in range(around.loc.shape[1]):
+        for replica in range(otherwise.shape[1]):
             generator = torch.Generator().manual_seed(strategy.seed * 1_000_003 + problem * 1009 + replica)
-            start = _start(density, around.loc[problem, replica], generator)
+            start = _start(density, otherwise[problem, replica], generator)
             path = path_of(density, start, max(1, strategy.num_steps))
             paths.append(path)
             found.append(best_on(density, path, with_own, generator))

@@ -9,6 +9,7 @@ target's own start, so that all numbers over which it is maximised are about as 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -71,6 +72,11 @@ class SampledElbo:
         of_problems = (start.loc, start.scale, *self.target.args)
         return (self.e.flatten(0, 1), *(arg.repeat_interleave(num, 0) for arg in of_problems))
 
+    @cached_property
+    def _over(self) -> Callable[..., Callable[..., Tensor]]:
+        """What maps the log density over draws."""
+        return vmap if self.target.many_at_once() is None else loop_over
+
     def loss(self, x: Tensor, e: Tensor, loc: Tensor, scale: Tensor, *row: Tensor) -> Tensor:
         """Minus the ELBO of one normal `x`, as `packed` gives it, on draws `e` `(M, D)`, nats."""
         dim = self.target.dim
@@ -78,8 +84,7 @@ class SampledElbo:
         if not self.mean_field:
             moved = moved + e @ _below(x[2 * dim :], dim).mT
         points = loc + scale * (x[:dim] + moved)
-        over = vmap if self.target.many_at_once() is None else loop_over
-        log_density = over(lambda u: self.target.log_density_of_row(u, *row))(points)
+        log_density = self._over(lambda u: self.target.log_density_of_row(u, *row))(points)
         entropy = (x[dim : 2 * dim] + scale.log()).sum() + dim / 2 * math.log(2 * math.pi * math.e)
         return -log_density.mean() - entropy
 
@@ -112,6 +117,7 @@ class SampledElbo:
 
     def optima(self, start: Centres, max_steps: int) -> Optima:
         """The optimum near each start, by at most so many iterations of Newton's method in a trust region."""
+        _ = self._over  # found here, since it can't be told within a `vmap`
         x, usable = self._finite(self.packed(start))
         shape = self.e.shape[:2]
         gain, converged = torch.full_like(x[:, 0], torch.inf), torch.zeros_like(usable)

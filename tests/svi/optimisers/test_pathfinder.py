@@ -90,3 +90,30 @@ def test_a_path_that_is_cut_short_has_not_converged() -> None:
     found = fit(target(), "pathfinder", num_steps=1)
     assert found.status[0, 0] == "not_converged"
     assert "did not reach a mode" in found.stop_reason[0, 0]
+
+
+@pytest.mark.parametrize("family", ["AutoNormal", "AutoMultivariateNormal", "AutoIAFNormal"])
+def test_any_family_that_can_be_placed_starts_at_the_ends_of_paths(family: str) -> None:
+    posed = ZOO["logistic_regression"]()
+    taken = fit(posed, "pathfinder", num_replicas=2, seed=3)
+    started = fit(posed, family, num_steps=0, num_replicas=2, seed=3, start="pathfinder")
+    if family == "AutoIAFNormal":
+        assert bool(started.theta.isfinite().all())
+        return
+    one, other = (normals_of(each.program, each.theta) for each in (taken, started))
+    assert torch.allclose(one.loc, other.loc, atol=1e-10)
+    assert torch.allclose(one.scale, other.scale, atol=1e-8)
+
+
+def test_a_fit_from_a_path_ends_where_the_others_do() -> None:
+    posed = target()
+    found = fit(posed, "AutoMultivariateNormal", start="pathfinder", num_replicas=2)
+    assert (found.status == "converged").all()
+    assert (np.abs(score(found, ground_truth(posed)).scores["reverse_kl"].value) < 1e-3).all()  # the tolerance
+
+
+def test_an_unknown_start_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match="unknown start 'pathfider'; there are mode and pathfinder; did you mean pathf"
+    ):
+        fit(target(), "AutoNormal", start="pathfider")
