@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import optimisers
 from benchmarks.optimisers import Record, main, moment_errors, table_of_medians
-from ppl_vi import fit, ground_truth, score
+from ppl_vi import fit, score
 from ppl_vi.svi.optimisers.normals import normals_of
 from tests.svi.optimisers import conjugate
 
@@ -33,7 +33,7 @@ def test_the_moments_errors_are_root_mean_squares() -> None:
     """On a normal posterior both are closed forms of the fitted normal."""
     posed = conjugate.target()
     found = fit(posed, "AutoNormal", objective="dadvi", num_particles=8)
-    mean, sd = moment_errors(score(found, ground_truth(posed)))
+    mean, sd = moment_errors(score(found, conjugate.truth()))
     at, scale = normals_of(found.program, found.theta), np.sqrt(np.diag(conjugate.COVARIANCE.numpy()))
     away = (at.loc[0, 0].numpy() - conjugate.CENTRE.numpy()) / scale
     wide = at.scale[0, 0].numpy() / scale - 1
@@ -59,7 +59,7 @@ def test_medians_are_over_the_models_that_all_strategies_answer() -> None:
 def test_what_fails_is_a_row_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(optimisers.STRATEGIES, "DADVI", optimisers.Strategy("laplace", "dadvi"))
     posed = conjugate.target()
-    one = optimisers.measured("regression", posed, ground_truth(posed), "DADVI", 1, 0)
+    one = optimisers.measured("regression", posed, conjugate.truth(), "DADVI", 1, 0)
     assert one.reason.startswith("UnsuitableObjectiveError: dadvi: it is for normals")
     assert one.reverse_kl is None
 

@@ -1,11 +1,14 @@
 """A linear regression whose posterior is a normal of known mean and precision."""
 
+from functools import cache
+
 import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
 from ppl_vi.target.target import Target
+from ppl_vi.truth import Truth, ground_truth
 
 FEATURES = torch.tensor(
     [[1.0, 0.4, -0.8], [1.0, 1.3, 0.1], [1.0, -0.7, 0.6], [1.0, 2.1, 1.9], [1.0, 0.2, -1.5]], dtype=torch.float64
@@ -25,6 +28,13 @@ def regression(features: Tensor, responses: Tensor) -> None:
         pyro.sample("response", dist.Normal(features @ weights, NOISE), obs=responses)
 
 
+@cache
 def target() -> Target:
     """The regression as one problem."""
     return Target.of(regression, (FEATURES, RESPONSES), name="regression")
+
+
+@cache
+def truth() -> Truth:
+    """Its truth, computed once for all tests."""
+    return ground_truth(target())

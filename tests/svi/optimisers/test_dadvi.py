@@ -10,7 +10,7 @@ from pyro.infer.autoguide import AutoIAFNormal
 from torch import Tensor
 
 from models import ZOO
-from ppl_vi import fit, ground_truth, score
+from ppl_vi import fit, score
 from ppl_vi.svi.fit import UnsuitableObjectiveError
 from ppl_vi.svi.objectives import find_objective, surrogate_loss
 from ppl_vi.svi.optimisers import sampled
@@ -19,7 +19,7 @@ from ppl_vi.svi.optimisers.normals import as_noise, fixed_draws, normals_of, the
 from ppl_vi.svi.optimisers.sampled import GAIN_TOLERANCE, SampledElbo
 from ppl_vi.svi.result import Fit
 from ppl_vi.target.target import Target
-from tests.svi.optimisers.conjugate import CENTRE, PRECISION, target
+from tests.svi.optimisers.conjugate import CENTRE, PRECISION, target, truth
 
 
 @cache
@@ -85,7 +85,7 @@ def test_the_objective_gap_is_what_the_fixed_draws_cost() -> None:
     """On a Gaussian posterior reverse KLs are closed forms, and so are both gaps."""
     posed = target()
     found = fit(posed, "AutoNormal", objective="dadvi", num_particles=12, num_replicas=2, seed=3)
-    card = score(found, ground_truth(posed))
+    card = score(found, truth())
     at, precision = normals_of(found.program, found.theta), PRECISION.numpy()
     best = (np.log(np.diag(precision)).sum() - np.linalg.slogdet(precision)[1]) / 2
     for r in range(2):

@@ -6,11 +6,11 @@ import scipy.stats
 import torch
 
 from models import ZOO
-from ppl_vi import fit, ground_truth, score
+from ppl_vi import fit, score
 from ppl_vi.svi.optimisers.normals import normals_of
 from ppl_vi.svi.optimisers.pathfinder import Path, best_on, inverse_hessian, normals_along, path_of
 from ppl_vi.target.log_density import Density
-from tests.svi.optimisers.conjugate import CENTRE, COVARIANCE, PRECISION, target
+from tests.svi.optimisers.conjugate import CENTRE, COVARIANCE, PRECISION, target, truth
 
 
 def test_on_a_normal_posterior_it_is_the_posterior() -> None:
@@ -23,7 +23,7 @@ def test_on_a_normal_posterior_it_is_the_posterior() -> None:
         factor = at.factor[0, replica]
         assert torch.allclose(at.loc[0, replica], CENTRE, atol=1e-2)
         assert torch.allclose(factor @ factor.mT, COVARIANCE, rtol=0.1, atol=0.01)
-    assert np.median(score(found, ground_truth(posed)).scores["reverse_kl"].value) < 0.01
+    assert np.median(score(found, truth()).scores["reverse_kl"].value) < 0.01
 
 
 def test_the_result_says_what_was_chosen() -> None:
@@ -109,7 +109,7 @@ def test_a_fit_from_a_path_ends_where_the_others_do() -> None:
     posed = target()
     found = fit(posed, "AutoMultivariateNormal", start="pathfinder", num_replicas=2)
     assert (found.status == "converged").all()
-    assert (np.abs(score(found, ground_truth(posed)).scores["reverse_kl"].value) < 1e-3).all()  # the tolerance
+    assert (np.abs(score(found, truth()).scores["reverse_kl"].value) < 1e-3).all()  # the tolerance
 
 
 def test_an_unknown_start_is_refused() -> None:
