@@ -23,6 +23,7 @@ import numpy as np
 
 from benchmarks.zoo import MODELS
 from ppl_vi import cli
+from ppl_vi.runtime import signals
 from ppl_vi.runtime.outputs import write_output_text
 
 if TYPE_CHECKING:
@@ -224,30 +225,51 @@ def program(arguments: argparse.Namespace) -> int:
     """Measures, prints the tables and writes the files."""
     import torch
 
-    from ppl_vi import UncertifiedTruthError, ground_truth
-
     torch.set_num_threads(1)
     cli.check_outputs(arguments)
     records: list[Record] = []
-    strategies = arguments.strategies or list(STRATEGIES)
-    for model, make in targets_of(arguments).items():
+    strategies, targets = arguments.strategies or list(STRATEGIES), targets_of(arguments)
+    done = 0
+    with signals.saving(last=True):
         try:
-            target = make()
-            truth = ground_truth(target)
-        except (UncertifiedTruthError, ValueError) as error:
-            print(f"{model} is not measured: {error}", file=sys.stderr)
-            continue
-        for name in strategies:
-            one = measured(model, target, truth, name, arguments.num_replicas, arguments.seed)
-            records.append(one)
-            print(f"{model}, {name}: {one.reason or _cell(one)}", file=sys.stderr)
-        text = "\n\n".join(table(records, strategies) for table in (table_of_medians, table_of_models)) + "\n"
-        write_output_text(arguments.out / "table.md", text)
-        write_output_text(arguments.out / "records.json", json.dumps([asdict(one) for one in records], indent=1))
+            with signals.working():
+                for done, (model, make) in enumerate(targets.items()):  # noqa: B007
+                    records += _of_model(model, make, strategies, arguments)
+                    _write(records, strategies, arguments)
+        except KeyboardInterrupt:
+            return cli.interrupted(done, len(targets), "models were finished", arguments)
     if not records:
         raise cli.UsageError("none of the models could be measured")
-    print(text)
+    print(_tables(records, strategies))
     return 0
+
+
+def _of_model(
+    model: str, make: Callable[[], Target], strategies: Sequence[str], arguments: argparse.Namespace
+) -> list[Record]:
+    """The records of one model; none where it has no truth, which one line says."""
+    from ppl_vi import UncertifiedTruthError, ground_truth
+
+    try:
+        target = make()
+        truth = ground_truth(target)
+    except (UncertifiedTruthError, ValueError) as error:
+        print(f"{model} is not measured: {error}", file=sys.stderr)
+        return []
+    found = []
+    for name in strategies:
+        found.append(measured(model, target, truth, name, arguments.num_replicas, arguments.seed))
+        print(f"{model}, {name}: {found[-1].reason or _cell(found[-1])}", file=sys.stderr)
+    return found
+
+
+def _tables(records: Sequence[Record], strategies: Sequence[str]) -> str:
+    return "\n\n".join(table(records, strategies) for table in (table_of_medians, table_of_models))
+
+
+def _write(records: Sequence[Record], strategies: Sequence[str], arguments: argparse.Namespace) -> None:
+    write_output_text(arguments.out / "table.md", _tables(records, strategies) + "\n")
+    write_output_text(arguments.out / "records.json", json.dumps([asdict(one) for one in records], indent=1))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
