@@ -227,6 +227,7 @@ def compare(
     objective: str = "trace_elbo",
     engine: str = "auto",
     max_memory: float | str | None = None,
+    start: str = "mode",
     progress: Callback | bool = False,
 ) -> ModelComparison:
     """Fits guides to a model's posterior and measures how far each is from the truth, and why.
@@ -254,12 +255,13 @@ def compare(
         lr: the size of Adam's first step, as a multiple of the size that each parameter's own curvature gives.
         tolerance: how much a converged fit may still gain nearby, nats.
         objective: what SVI maximises, by name: "trace_elbo", "score_function", "trace_mean_field_elbo", "stl",
-            "tail_adaptive", "renyi:0.5" or "iwae:8".
+            "tail_adaptive", "renyi:0.5", "iwae:8", "dadvi" or "natural_gradient".
         engine: "auto", "compiled", "batched" or "pyro"; see `ppl_vi.fit`.
         max_memory: what this process may hold in all, libraries and data included, as a text such as "4GB" or in GiB;
             None is what it holds at the start and half of what is free then. Truth, fits, best members and scores are
             computed in pieces that keep within it, to the same numbers but for rounding. A guide that can't keep
             within it becomes a row with the reason.
+        start: where replicas start, "mode" or "pathfinder"; see `ppl_vi.fit`.
         progress: True shows how far the work has come, on standard error or in a notebook; a function is called with
             each `ppl_vi.Stage`, and what it raises ends the work and is raised from here.
 
@@ -275,7 +277,7 @@ def compare(
     """
     max_bytes = bytes_of(max_memory)
     settings = FitSettings(
-        objective, engine, num_steps, num_particles, num_replicas, lr, seed, num_draws, max_bytes, tolerance
+        objective, engine, num_steps, num_particles, num_replicas, lr, seed, num_draws, max_bytes, tolerance, start
     )
     with following(progress):
         found = begun(model, guides, args, settings, kwargs)

@@ -83,6 +83,7 @@ def settings_of(arguments: argparse.Namespace) -> FitSettings:
         lr=arguments.lr,
         seed=arguments.seed,
         max_memory=arguments.max_memory,
+        start=arguments.start,
         **counts,
     )
     try:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ppl_vi.cli.parsing import draws, engine, folder, memory, step_size, whole
+from ppl_vi.runtime.names import STARTS
 
 DEVICES = ("cpu", "cuda")
 FULL: dict[str, Any] = {"num_steps": 1000, "num_particles": "auto", "num_replicas": 16, "num_draws": 10_000}
@@ -65,6 +66,7 @@ def add_fit_options(parser: argparse.ArgumentParser, full: dict[str, Any], quick
     count("num_replicas", "independent fits of each problem", whole(1))
     count("num_draws", "draws of each fit for k-hat, ESS and importance sampling", whole(2))
     parser.add_argument("--lr", type=step_size, default=0.2, metavar="F", help="Adam's first step size (0.2)")
+    parser.add_argument("--start", choices=STARTS, default="mode", help="where replicas start (mode)")
     parser.add_argument(
         "--engine",
         type=engine,

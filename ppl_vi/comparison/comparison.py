@@ -36,6 +36,7 @@ class FitSettings:
     num_draws: int = 10_000
     max_memory: float | None = None
     tolerance: float = TOLERANCE
+    start: str = "mode"
 
 
 @dataclass(frozen=True, eq=False)

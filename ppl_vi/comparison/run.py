@@ -21,6 +21,7 @@ from ppl_vi.guides import Family, RefusedFamilyError, find_family
 from ppl_vi.guides.own import family_of
 from ppl_vi.metrics.scorecard import score
 from ppl_vi.runtime.memory import MemoryBoundError, bounded, share, shortage
+from ppl_vi.runtime.names import check_start
 from ppl_vi.runtime.processes import shared
 from ppl_vi.runtime.stages import listening, stage
 from ppl_vi.svi.fit import NO_CONTINUOUS_LATENT, UnsuitableObjectiveError, fit
@@ -132,6 +133,7 @@ def check_settings(settings: FitSettings) -> None:
     """
     validate(_strategy(settings), settings.engine, settings.num_replicas)
     check_count("num_draws", settings.num_draws)
+    check_start(settings.start)
 
 
 def _strategy(settings: FitSettings) -> Strategy:
@@ -168,6 +170,7 @@ def _scored(comparison: Comparison, guide: str, with_curves: bool) -> Entry:
         seed=settings.seed,
         allow_support_mismatch=True,
         modes=comparison.truth.modes,
+        start=settings.start,
     )
     no_density = fitted.program.unsupported_density()
     if no_density:

@@ -17,9 +17,11 @@ from ppl_vi.guides.exponential import exponential
 from ppl_vi.guides.folded_normal import folded_normal
 from ppl_vi.guides.gamma import gamma
 from ppl_vi.guides.half_normal import half_normal
+from ppl_vi.guides.linear_response import linear_response
 from ppl_vi.guides.lognormal import lognormal
 from ppl_vi.guides.lognormal_mixture import lognormal_mixture
 from ppl_vi.guides.normal import normal
+from ppl_vi.guides.pathfinder import pathfinder
 from ppl_vi.guides.softplus_normal import softplus_normal
 from ppl_vi.guides.spline_flow import spline_flow
 from ppl_vi.guides.truncated_normal import truncated_normal
@@ -43,7 +45,12 @@ POSITIVE: dict[str, Family] = {
 
 REAL: dict[str, Family] = {"normal": normal}
 
-ANY: dict[str, Family] = {"laplace": laplace, **AUTOGUIDES}
+ANY: dict[str, Family] = {
+    "laplace": laplace,
+    "linear_response": linear_response,
+    "pathfinder": pathfinder,
+    **AUTOGUIDES,
+}
 
 FAMILIES: dict[str, Family] = POSITIVE | REAL | ANY
 

@@ -23,6 +23,8 @@ from torch.func import grad_and_value
 from ppl_vi.metrics.sampled.noise_rules import MAX_LATTICE_DIM, noise_rules
 from ppl_vi.runtime.stages import stage
 from ppl_vi.svi.objectives import OBJECTIVES, Objective, find_objective, surrogate_loss
+from ppl_vi.svi.optimisers import METHODS, method_of
+from ppl_vi.svi.optimisers.normals import as_noise, fixed_draws
 from ppl_vi.svi.randomness import pseudo_random
 from ppl_vi.svi.result import Fit
 from ppl_vi.svi.setup import auto_particles, group_size
@@ -36,6 +38,7 @@ MAX_EVEN_NUMBERS = 64
 VALUE_TOLERANCE, MAX_ITERATIONS = 1e-10, 200
 REJECTED_VALUE = 1e100  # given to the line search where the bound is not finite, so that it turns back
 NO_OPTIMUM = "the objective is no function of the parameters whose optimum could be found"
+CHANGED_AFTERWARDS = "the guide that is measured is made of the one whose objective was maximised"
 UNKNOWN = "the objective is none of those that are known by name"
 
 
@@ -70,6 +73,9 @@ def objective_optima(fit: Fit) -> ObjectiveOptima:
         return ObjectiveOptima(nothing, UNKNOWN)
     if not objective.has_value or any(draw.kind == "seed" for draw in fit.program.draws):
         return ObjectiveOptima(nothing, NO_OPTIMUM)
+    if fit.objective in METHODS:
+        is_own = method_of(fit.family, fit.objective) is METHODS[fit.objective]
+        return _on_fixed_draws(fit, objective) if is_own else ObjectiveOptima(nothing, CHANGED_AFTERWARDS)
     groups = [_groups(fit, objective, seed) for seed in (fit.seed + 70, fit.seed + 71)]
     rows = []
     with stage("the objective's own optimum"), fit.program.isolated():
@@ -78,6 +84,19 @@ def objective_optima(fit: Fit) -> ObjectiveOptima:
                 one = _optimum(fit, objective, problem, start, groups[0])
                 two = _optimum(fit, objective, problem, one, groups[1])
                 rows.append(torch.stack([(one + two) / 2, one, two]))
+    return ObjectiveOptima(torch.stack(rows).unflatten(0, fit.theta.shape[:2]).to(fit.theta))
+
+
+def _on_fixed_draws(fit: Fit, objective: Objective) -> ObjectiveOptima:
+    """The optima on the draws of the fit itself, which are what its objective is: all three are one."""
+    e = fixed_draws(fit.target, int(fit.num_particles), fit.num_replicas, fit.seed)
+    noise, rows = as_noise(fit.program, e), []
+    with stage("the objective's own optimum"), fit.program.isolated():
+        for problem in range(fit.target.num_problems):
+            for r, start in enumerate(fit.theta[problem]):
+                group = Groups(tuple(part[problem, r][None] for part in noise), start.new_ones(1))
+                one = _optimum(fit, objective, problem, start, group)
+                rows.append(torch.stack([one] * 3))
     return ObjectiveOptima(torch.stack(rows).unflatten(0, fit.theta.shape[:2]).to(fit.theta))
 
 

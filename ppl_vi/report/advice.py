@@ -128,7 +128,8 @@ def _unfinished(best: Record, rest: Sequence[Record]) -> Mend:
         return Mend()
     row = min(nearer, key=lambda one: number(one["family_gap"]))
     won, gap = total - number(row["family_gap"]), three_digits(row["family_gap"], uncertainty(row, "family_gap"))
-    how = "another start" if cause_of(row)[0] == "start" else "more steps" if _seeks_the_elbo(row) else "a fit by SVI"
+    by_cause = {"start": "another start", "objective": "the ELBO as its objective"}
+    how = by_cause.get(cause_of(row)[0]) or ("more steps" if _seeks_the_elbo(row) else "a fit by SVI")
     text = (
         f"{row['guide']} could be nearer still: it is {three_digits(row['reverse_kl'])} nats away, the best member of "
         f"its family {gap}. Give it {how}."

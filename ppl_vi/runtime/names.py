@@ -37,7 +37,8 @@ REFUSED: dict[str, str] = {
 # `ppl_vi.svi.objectives.OBJECTIVES`, in the same order, which a test compares.
 FAMILIES = (
     "truncated_normal", "lognormal", "softplus_normal", "gamma", "weibull", "exponential", "half_normal",
-    "folded_normal", "lognormal_mixture", "spline_flow", "normal", "laplace", *ACCEPTED,
+    "folded_normal", "lognormal_mixture", "spline_flow", "normal", "laplace", "linear_response", "pathfinder",
+    *ACCEPTED,
 )  # fmt: skip
 AMORTIZED = ("diagonal", "full", "mixture", "flow")
 OBJECTIVES: dict[str, str] = {  # with what each is
@@ -48,9 +49,12 @@ OBJECTIVES: dict[str, str] = {  # with what each is
     "tail_adaptive": "a tail-adaptive f-divergence",
     "renyi": "the Renyi bound of alpha, as renyi:0.5",
     "iwae": "the importance-weighted bound of K draws, as iwae:8",
+    "dadvi": "the ELBO on a few fixed draws, by Newton's method (deterministic ADVI)",
+    "natural_gradient": "the ELBO, by natural-gradient steps (the Bayesian learning rule)",
 }
 
 ENGINES = ("auto", "compiled", "batched", "pyro")
+STARTS = ("mode", "pathfinder")
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf(inity)?|nan)", re.ASCII | re.IGNORECASE)
 WHOLE_NUMBER = re.compile(r"[+-]?\d{1,30}", re.ASCII)  # longer ones are beyond any count, and slow to read
@@ -138,6 +142,16 @@ def check_engine(name: str) -> None:
     """
     if name not in ENGINES:
         raise ValueError(f"unknown engine '{name}'; there are {', '.join(ENGINES)}{meant(str(name), ENGINES)}")
+
+
+def check_start(name: str) -> None:
+    """Checks that there is a start of this name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in STARTS:
+        raise ValueError(f"unknown start '{name}'; there are {' and '.join(STARTS)}{meant(str(name), STARTS)}")
 
 
 def objective_of(text: str) -> tuple[str, float | None]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -21,12 +22,15 @@ from ppl_vi.guides.own import family_of, has_nothing_to_fit, is_fitted, name_of
 from ppl_vi.numerics.vmapping import draws_outside_sites, indexes_by_mask
 from ppl_vi.runtime.display import following
 from ppl_vi.runtime.memory import allowing, bytes_of
+from ppl_vi.runtime.names import check_start
 from ppl_vi.runtime.provenance import versions
 from ppl_vi.runtime.stages import Callback, stage
 from ppl_vi.svi.ended import EndedFit, as_given, ended_fit
 from ppl_vi.svi.finishing import finish
 from ppl_vi.svi.learning import learned_target
 from ppl_vi.svi.objectives import Objective, find_objective
+from ppl_vi.svi.optimisers import method_of
+from ppl_vi.svi.optimisers.pathfinder import start_on_paths
 from ppl_vi.svi.program import Program
 from ppl_vi.svi.result import Fit
 from ppl_vi.svi.rounds import fit_program
@@ -36,7 +40,8 @@ from ppl_vi.svi.setup import (
     UnsuitableModelError,
     find_how_draws_are_run,
 )
-from ppl_vi.svi.start import centre_parameters, start_guide, start_parameters
+from ppl_vi.svi.start import centre_parameters, is_placeable, placed_parameters, start_guide, start_parameters
+from ppl_vi.svi.start_points import start_points
 from ppl_vi.svi.support import SupportMismatchError, mismatch
 from ppl_vi.svi.validation import validate
 from ppl_vi.target.arguments import BoundModel
@@ -74,6 +79,7 @@ def fit(
     max_memory: float | str | None = None,
     allow_support_mismatch: bool = False,
     modes: tuple[Modes, ...] = (),
+    start: str = "mode",
     progress: Callback | bool = False,
 ) -> Fit:
     """Fits a guide family to every problem of a target by SVI.
@@ -125,6 +131,8 @@ def fit(
         modes: where replicas start, for each problem, as `Truth.modes` has them: more than half of the replicas start
             around modes in proportion to their mass, the others around the modes that are left. () is the one mode that
             the target itself finds.
+        start: "mode", as `modes` says, or "pathfinder": replicas of a family that can be placed start at the normals
+            that `ppl_vi.svi.optimisers.pathfinder` takes, each at the end of a path of its own.
         progress: True shows how far the fit has come, on standard error or in a notebook; a function is called with
             each `ppl_vi.Stage`, and what it raises ends the fit and is raised from here.
 
@@ -144,6 +152,7 @@ def fit(
     strategy = Strategy(find_objective(objective), num_steps, num_particles, lr, seed, tolerance)
     max_bytes = bytes_of(max_memory)
     validate(strategy, engine, num_replicas)
+    check_start(start)
     if isinstance(target.model, BoundModel) and not target.dim:
         raise UnsuitableModelError(f"{target.name}: {NO_CONTINUOUS_LATENT}")
     name, family = _named(family, target, num_steps)
@@ -165,18 +174,67 @@ def fit(
         with target.isolated(seed):
             program = Program(target, guide)
             initial = start_parameters(family, target, guide, program.layout, num_replicas, seed, modes)
+            if start != "mode" and not stays:
+                initial = _on_paths(family, program, strategy, num_replicas, modes)
             if num_steps == 0 or stays:
                 find_how_draws_are_run(program, ELBO_STRATEGY)
                 ended = as_given(initial)
             else:
-                unsuitable = strategy.objective.unsuitable(program)
-                if unsuitable:
-                    raise UnsuitableObjectiveError(f"{strategy.objective.name}: {unsuitable}")
-                centre = centre_parameters(family, target, guide, program.layout, seed, modes)
-                ended = ended_fit(fit_program(program, strategy, initial, centre, engine))
+                strategy = _checked(program, strategy, family)
+                centre = partial(centre_parameters, family, target, guide, program.layout, seed, modes)
+                ended = _ended(program, strategy, family, initial, centre, engine)
         scored, parameters = finish(program, ended.theta)
         refuse_changed(target)
     return _result(ended, strategy, name, family, (program, scored), parameters, support_mismatch or "", began)
+
+
+def _checked(program: Program, strategy: Strategy, family: Family) -> Strategy:
+    """The strategy, with the number of draws that it stands for where a method has its own.
+
+    Raises:
+        UnsuitableObjectiveError: the objective or the method can't be used with this guide.
+    """
+    method = method_of(family, strategy.objective.name)
+    reason = method.unsuitable(program, strategy) if method else strategy.objective.unsuitable(program)
+    if reason:
+        raise UnsuitableObjectiveError(f"{method.name if method else strategy.objective.name}: {reason}")
+    return method.strategy(strategy) if method else strategy
+
+
+def _on_paths(
+    family: Family, program: Program, strategy: Strategy, num_replicas: int, modes: tuple[Modes, ...]
+) -> Tensor:
+    """The initial parameters of replicas that start where Pathfinder's paths end, `(B, R, D)`.
+
+    Raises:
+        ValueError: the family's members can't be placed.
+    """
+    target, guide = program.target, program.guide
+    if not is_placeable(family, guide):
+        raise ValueError("start='pathfinder' needs a guide that takes its initial location: leave start at 'mode'")
+    otherwise = start_points(target, num_replicas, strategy.seed, modes)[0]
+    with stage("choosing starts by paths"):
+        at = start_on_paths(target, otherwise, strategy)
+    return placed_parameters(family, target, guide, program.layout, at, strategy.seed)
+
+
+def _ended(
+    program: Program,
+    strategy: Strategy,
+    family: Family,
+    initial: Tensor,
+    centre: Callable[[], Tensor],
+    engine: str,
+) -> EndedFit:
+    """The end of fits that start at `initial` `(B, R, D)`: by the method that is asked for, or by Adam's steps.
+
+    `centre` gives the parameters where Adam's replicas start on average, `(B, 1, D)`.
+    """
+    method = method_of(family, strategy.objective.name)
+    if method is None:
+        return ended_fit(fit_program(program, strategy, initial, centre(), engine))
+    with stage(method.stage):
+        return method.fit(program, strategy, initial)
 
 
 def _named(family: Family | GivenGuide | str, target: Target, num_steps: int) -> tuple[str, Family]:

@@ -119,6 +119,11 @@ trace_mean_field_elbo = Objective(
     "trace_mean_field_elbo", Program.sample_mean_field, _mean, unsuitable=analytic_divergence_missing
 )
 
+# Whose draws stay fixed, so that its optimum is not the ELBO's: `ppl_vi.svi.optimisers.dadvi` takes its steps.
+dadvi = Objective("dadvi", Program.sample, _mean, additive=False)
+# Whose steps are those of `ppl_vi.svi.optimisers.natural_gradient`.
+natural_gradient = Objective("natural_gradient", Program.sample, _mean)
+
 
 def renyi(alpha: float = 0.5) -> Objective:
     """The Renyi bound `log mean(w^(1-alpha)) / (1-alpha)` over all particles, `w = p(x, z) / q(z)`.
@@ -156,6 +161,8 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "tail_adaptive": lambda: tail_adaptive,
     "renyi": renyi,
     "iwae": iwae,
+    "dadvi": lambda: dadvi,
+    "natural_gradient": lambda: natural_gradient,
 }
 
 

@@ -128,7 +128,10 @@ class Fit(Pickled, Summarized):
 
     @property
     def is_laplace(self) -> bool:
-        """Whether it is a Laplace approximation, a normal at a mode: the steps sought the mode, by other parameters."""
+        """Whether its steps sought another thing than the guide of highest ELBO that is measured.
+
+        So it is with a Laplace approximation, whose steps seek the mode, with linear response and with Pathfinder.
+        """
         return not self.initial and bool((self.num_steps > 0).any())
 
     @property

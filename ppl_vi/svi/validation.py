@@ -8,6 +8,7 @@ from typing import Any, Literal
 from ppl_vi.runtime.names import MAX_LR, check_engine
 from ppl_vi.svi.engines.pyro import pyro_elbo
 from ppl_vi.svi.objectives import Objective
+from ppl_vi.svi.optimisers import METHODS
 from ppl_vi.svi.setup import Strategy, auto_particles, group_size
 
 
@@ -55,6 +56,8 @@ def check_objective(objective: Objective, engine: str, num_particles: int | Lite
     Raises:
         ValueError: it does not.
     """
+    if objective.name in METHODS and engine != "auto":
+        raise ValueError(f"engine must be 'auto' with the objective '{objective.name}', which has its own steps")
     if num_particles == "auto":
         num_particles = auto_particles(objective, engine)
     if num_particles % group_size(objective):

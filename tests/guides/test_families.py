@@ -38,6 +38,8 @@ UNIT_DIAGONAL = {"scale_tril_unconstrained"}  # of one number the triangular fac
 IDLE_ON_THE_TOY = {
     "AutoMultivariateNormal": UNIT_DIAGONAL,
     "laplace": UNIT_DIAGONAL,
+    "linear_response": UNIT_DIAGONAL,
+    "pathfinder": UNIT_DIAGONAL,
     # multiplies the prior's mean in unconstrained space, log 1
     "AutoHierarchicalNormalMessenger": {"weights.z_unconstrained"},
     # the first of autoregressive numbers depends on none before it: the weights of the first layer are masked

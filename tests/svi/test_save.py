@@ -21,7 +21,7 @@ from ppl_vi.target.isolation import isolated
 from ppl_vi.target.target import Target
 
 TARGET = toy([1.5, -3.0])
-FAMILIES = ["gamma", "lognormal_mixture", "spline_flow", "AutoMultivariateNormal", "laplace"]
+FAMILIES = ["gamma", "lognormal_mixture", "spline_flow", "AutoMultivariateNormal", "laplace", "pathfinder"]
 
 
 def small(family: str, seed: int = 4) -> Fit:
