@@ -132,8 +132,8 @@ def summary(records: Sequence[Record]) -> str:
     return (
         f"Of {len(records)} posteriors {len(answered)} were answered and {len(references)} are references. "
         f"log p(x) agrees with a closed form or SciPy's quadrature in {agree['exact']} of {len(exact)}, and with "
-        f"bridge sampling of the published draws in {agree['bridged']} of {len(bridged)}. Of {len(checked)} posteriors with "
-        f"published draws, {len(within)} have all moments within {MOST_ERRORS:g} standard errors "
+        f"bridge sampling of the published draws in {agree['bridged']} of {len(bridged)}. Of {len(checked)} posteriors "
+        f"with published draws, {len(within)} have all moments within {MOST_ERRORS:g} standard errors "
         f"({num_moments} moments in all). Processor time of all together: "
         f"{sum(r['total_seconds'] for r in records) / 60:.0f} minutes.\n"
     )

@@ -15,15 +15,37 @@ from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
-from models.posteriordb import eight_schools, linear, logistic
+from models.posteriordb import (
+    diamonds,
+    differential_equations,
+    eight_schools,
+    gaussian_process,
+    hidden_markov,
+    hierarchies,
+    linear,
+    logistic,
+    mixtures,
+    radon,
+    rates,
+    time_series,
+)
 from models.posteriordb.loading import PosteriorDatabase, PosteriorDatabaseError
 from models.posteriordb.posterior import Posterior
 
 # By posteriordb's name, the functions that make a posterior from posteriordb's data.
 POSTERIORS: dict[str, Callable[[Mapping[str, Any]], Posterior]] = {
     **linear.POSTERIORS,
-    **eight_schools.POSTERIORS,
     **logistic.POSTERIORS,
+    **rates.POSTERIORS,
+    **eight_schools.POSTERIORS,
+    **hierarchies.POSTERIORS,
+    **radon.POSTERIORS,
+    **mixtures.POSTERIORS,
+    **hidden_markov.POSTERIORS,
+    **time_series.POSTERIORS,
+    **gaussian_process.POSTERIORS,
+    **differential_equations.POSTERIORS,
+    **diamonds.POSTERIORS,
 }
 
 

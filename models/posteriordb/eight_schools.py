@@ -14,12 +14,11 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from scipy import integrate, stats
 from torch import Tensor
 
 from models.eight_schools import centred, non_centred
-from models.posteriordb.posterior import Draws, Posterior, numbered, tensors
+from models.posteriordb.posterior import Draws, Posterior, numbered, stacked, tensors
 from ppl_vi.target.sites import Latents
 
 
@@ -53,12 +52,7 @@ def distances(draws: Draws) -> Latents:
     """Their distances from the mean, in units of tau."""
     mu, tau = draws["mu"][None], draws["tau"][None]
     eta = [(draws[f"theta[{j}]"] - draws["mu"]) / draws["tau"] for j in range(1, 9)]
-    return {"mu": mu, "tau": tau, "eta": stacked(eta)}
-
-
-def stacked(values: list[Tensor]) -> Tensor:
-    """Numbers `(S,)` as one vector `(1, S, n)`."""
-    return torch.stack(values, -1)[None]
+    return {"mu": mu, "tau": tau, "eta": stacked(*eta)}
 
 
 def schools(raw: Mapping[str, Any], which: str) -> Posterior:

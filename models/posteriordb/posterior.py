@@ -42,6 +42,11 @@ def numbered(name: str, value: Tensor) -> dict[str, Tensor]:
     return {f"{name}[{i + 1}]": value[..., i] for i in range(value.shape[-1])}
 
 
+def stacked(*numbers: Tensor) -> Tensor:
+    """Draws `(S,)` of several numbers as one vector `(1, S, n)`."""
+    return torch.stack(numbers, -1)[None]
+
+
 @dataclass(frozen=True, eq=False)
 class Posterior:
     """A port of one of posteriordb's posteriors.
@@ -72,15 +77,24 @@ class Posterior:
         return Target.of(self.model, self.args, name=name)
 
 
+def stated(name: str, where: Any, log_density: Callable[[Tensor], Tensor | float]) -> Tensor:
+    """A latent of a prior that is stated by its log density alone, on the support of the distribution `where`.
+
+    `where` is a rough guess at where the posterior is. Its density is divided out by `pyro.factor`, so that it decides
+    nothing but where searches begin.
+    """
+    value = pyro.sample(name, where)
+    pyro.factor(f"{name}_prior", log_density(value) - where.log_prob(value))
+    return value
+
+
 def flat(name: str, where: Any) -> Tensor:
     """A latent of density 1 on the support of the distribution `where`: an improper prior where that has no end.
 
-    `where` is a rough guess at where the posterior is. Its density is divided out by `pyro.factor`, so that it decides
-    nothing but where searches begin. log p(x) is then log of the integral of the likelihood times 1.
+    `where` is a rough guess at where the posterior is, as `stated` takes it. log p(x) is then log of the integral of
+    the likelihood times 1.
     """
-    value = pyro.sample(name, where)
-    pyro.factor(f"{name}_is_flat", -where.log_prob(value))
-    return value
+    return stated(name, where, lambda value: 0.0)
 
 
 def tensors(data: Mapping[str, Any]) -> dict[str, Tensor]:
