@@ -6,6 +6,7 @@ What is called a *reference* there is decided here, by `shortcomings`: a posteri
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from benchmarks.speed_whole import markdown
 
 Record = dict[str, Any]
 NONE = "–"
+WIDTH = 120  # of a line of the page
+BEYOND = "beyond"  # the bound, of two exact routes
 MOST_ERRORS = 4.0  # standard errors by which a moment or log p(x) may differ from what was computed in another way
 LARGEST_ERROR = 0.02  # nats that the stated error of a reference's log p(x) may be
 # Rounding of log p(x) in double precision, relative to it, by which two exact routes may differ.
@@ -61,12 +64,20 @@ def shortcomings(record: Record) -> list[str]:
         found.append(f"the error is above {LARGEST_ERROR:g} nats")
     apart = errors_apart(record)
     if apart is not None and apart > MOST_ERRORS:
-        found.append(f"log p(x) differs from {record['other_route']['by']} by {apart:.1f} errors")
+        found.append(_differs(record, apart))
     for which, what in (("z_mean", "a mean"), ("z_sd", "an sd")):
         worst = worst_z(record, which)
         if worst is not None and worst > MOST_ERRORS:
             found.append(f"{what} differs from the published draws by {worst:.1f} errors")
     return found
+
+
+def _differs(record: Record, apart: float) -> str:
+    """A difference in standard errors, or, of two exact routes, in nats."""
+    what = f"log p(x) differs from {record['other_route']['by']} by"
+    if math.isinf(apart):
+        return f"{what} {difference(record):.1g} nats, beyond the stated bound of {record['error_bound']:.1g}"
+    return f"{what} {apart:.1f} errors"
 
 
 def cells(record: Record) -> list[str]:
@@ -84,7 +95,7 @@ def cells(record: Record) -> list[str]:
         f"{record['seconds']:.1f}",
         SHORT_ROUTES.get(other["by"], other["by"]) if other else NONE,
         NONE if apart is None else _short(apart),
-        NONE if errors is None else f"{errors:.1f}",
+        NONE if errors is None else BEYOND if math.isinf(errors) else f"{errors:.1f}",
         *[NONE if (z := worst_z(record, which)) is None else f"{z:.1f}" for which in ("z_mean", "z_sd")],
         "no" if shortcomings(record) else "yes",
     ]
@@ -112,10 +123,14 @@ def _short(value: float | None) -> str:
 
 def notes(records: Sequence[Record]) -> str:
     """What keeps a posterior from being a reference, and how a density differs from Stan's, as lists."""
-    wrong = [f"- `{r['posterior']}`: {'; '.join(why)}" for r in records if (why := shortcomings(r))]
-    written = [f"- `{r['posterior']}`: {r['note']}" for r in records if r.get("note")]
+    wrong = [_item(r, "; ".join(why)) for r in records if (why := shortcomings(r))]
+    written = [_item(r, r["note"]) for r in records if r.get("note")]
     parts = ["No reference:", "", *wrong, ""] if wrong else []
     return "\n".join([*parts, "Written in another way than Stan's:", "", *written, ""])
+
+
+def _item(record: Record, text: str) -> str:
+    return textwrap.fill(f"- `{record['posterior']}`: {text}", WIDTH, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def summary(records: Sequence[Record]) -> str:
@@ -129,14 +144,15 @@ def summary(records: Sequence[Record]) -> str:
     references = [r for r in records if not shortcomings(r)]
     agree = {key: sum((errors_apart(r) or 0) <= MOST_ERRORS for r in rows) for key, rows in
              (("exact", exact), ("bridged", bridged))}  # fmt: skip
-    return (
+    text = (
         f"Of {len(records)} posteriors {len(answered)} were answered and {len(references)} are references. "
         f"log p(x) agrees with a closed form or SciPy's quadrature in {agree['exact']} of {len(exact)}, and with "
         f"bridge sampling of the published draws in {agree['bridged']} of {len(bridged)}. Of {len(checked)} posteriors "
         f"with published draws, {len(within)} have all moments within {MOST_ERRORS:g} standard errors "
         f"({num_moments} moments in all). Processor time of all together: "
-        f"{sum(r['total_seconds'] for r in records) / 60:.0f} minutes.\n"
+        f"{sum(r['total_seconds'] for r in records) / 60:.0f} minutes."
     )
+    return textwrap.fill(text, WIDTH) + "\n"
 
 
 def renewed(page: str, records: Sequence[Record]) -> str:

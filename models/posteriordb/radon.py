@@ -24,7 +24,7 @@ from models.posteriordb.posterior import Posterior, by_name, numbered
 from ppl_vi.target.sites import Latents
 
 WIDE = 10.0  # standard deviation of the priors of coefficients and means
-NODES = 60  # of Gauss-Legendre along each standard deviation
+NODES = 100  # of Gauss-Legendre along each standard deviation
 Counties = tuple[str, ...]  # which of "alpha" (intercepts) and "beta" (slopes) each county has of its own
 
 
