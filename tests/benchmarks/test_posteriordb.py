@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import autoguides, autoguides_case, autoguides_page, posteriordb, posteriordb_page
+from benchmarks import autoguides, autoguides_case, autoguides_page, posteriordb, posteriordb_page, regressions
 from benchmarks.autoguides_published import GUIDES, PUBLISHED, SUCCESSES
 from benchmarks.limited_process import run
 from benchmarks.posteriordb_bridge import bridge_evidence
 from benchmarks.posteriordb_page import errors_apart, shortcomings
+from benchmarks.speed_page import with_table
 
 ROOT = Path(__file__).resolve().parents[2]
 CORRELATED = np.array([[1.0, 0.6], [0.6, 2.0]])
@@ -120,6 +121,15 @@ def test_the_tables_are_those_of_the_records() -> None:
     for name, page in (("posteriordb", posteriordb_page), ("autoguides", autoguides_page)):
         text = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
         assert page.renewed(text, records(name)) == text
+    text = (ROOT / "docs" / "autoguides.md").read_text(encoding="utf-8")
+    assert with_table(text, "dadvi", regressions.medians(records("regressions"))) == text
+
+
+def test_medians_are_over_the_models_that_ran() -> None:
+    name = "AutoNormal, DADVI"
+    rows = [{"method": name, "mean_error": x, "sd_error": 2 * x, "seconds": 1.0} for x in (0.3, 0.1, 0.2)]
+    table = regressions.medians([*rows, {"method": name, "reason": "no"}])
+    assert table.splitlines()[-1] == f"| {name} | 3 | 1 | 0.200 | 0.400 | 1.0 | 0.184 / 0.210 |"
 
 
 def test_sixty_posteriors_and_none_wrong() -> None:
@@ -156,7 +166,7 @@ def test_causes(laplace: bool, of_best: float | None, gaps: dict[str, float | No
     assert autoguides_case.cause(laplace, of_best, gaps) == expected
 
 
-@pytest.mark.parametrize("program", [posteriordb, autoguides])
+@pytest.mark.parametrize("program", [posteriordb, autoguides, regressions])
 def test_a_missing_clone_is_one_line(program: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code = program.main(["--posteriordb", str(tmp_path / "none"), "--records", str(tmp_path / "records.json")])
     assert (code, capsys.readouterr().err.count("\n")) == (2, 1)
