@@ -99,18 +99,20 @@ def why(fit: Fit, card: Scorecard, port: Posterior, right: Reference, seed: int)
     of_best = None
     if card.best is not None and not fit.is_laplace:
         of_best = worst_error(port, fit.draw_at(card.best.theta[:, None], NUM_DRAWS, seed), right)[0]
+    is_bound = card.best is not None and card.best.leaves_at_least(0)
     return {
         **gaps,
         "best_member_error": None if of_best is None else _number(of_best),
-        "family_gap_is_bound": card.best is not None and card.best.leaves_at_least(0),
-        "cause": cause(fit.is_laplace, of_best, gaps),
+        "family_gap_is_bound": is_bound,
+        "cause": cause(fit.is_laplace, of_best, is_bound, gaps),
     }
 
 
-def cause(is_laplace: bool, of_best: float | None, gaps: dict[str, float | None]) -> str:
+def cause(is_laplace: bool, of_best: float | None, is_bound: bool, gaps: dict[str, float | None]) -> str:
     """Who is to blame where a mean is wrong.
 
-    The family, where its best member's mean is as wrong as that; else the start, where the best optimum near the fit
+    The family, where its best member's mean is as wrong as that, or the family or the start, where a better member may
+    exist than the best one that was found; else the start, where the best optimum near the fit
     is farther from the best member than the fit is from that optimum; else the optimiser. A Laplace approximation has
     nothing to optimise: its mean is the mode.
     """
@@ -119,7 +121,7 @@ def cause(is_laplace: bool, of_best: float | None, gaps: dict[str, float | None]
     if of_best is None:
         return "unknown"
     if of_best > LARGEST_ERROR:
-        return "family"
+        return "family or start" if is_bound else "family"
     return "start" if (gaps.get("start_gap") or 0.0) > (gaps.get("optimization_gap") or 0.0) else "optimiser"
 
 

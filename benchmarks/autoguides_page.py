@@ -28,7 +28,7 @@ SHORT = {
     "AutoNormal": "Normal",
     "laplace": "Laplace",
 }
-CAUSES = ("family", "start", "optimiser", "mode", "unknown", "failed")
+CAUSES = ("family", "family or start", "start", "optimiser", "mode", "unknown", "failed")
 
 
 def of_guide(records: Sequence[Record], guide: str) -> list[Record]:

@@ -152,18 +152,21 @@ def test_the_published_table_is_copied_right() -> None:
 
 
 @pytest.mark.parametrize(
-    ("laplace", "of_best", "gaps", "expected"),
+    ("laplace", "of_best", "bound", "gaps", "expected"),
     [
-        (False, 0.5, {"start_gap": 1.0, "optimization_gap": 0.0}, "family"),
-        (False, 0.1, {"start_gap": 1.0, "optimization_gap": 0.2}, "start"),
-        (False, 0.1, {"start_gap": 0.1, "optimization_gap": 0.2}, "optimiser"),
-        (False, 0.1, {}, "optimiser"),
-        (False, None, {}, "unknown"),
-        (True, None, {"optimization_gap": 0.2}, "mode"),
+        (False, 0.5, False, {"start_gap": 1.0, "optimization_gap": 0.0}, "family"),
+        (False, 0.5, True, {"start_gap": 1.0, "optimization_gap": 0.0}, "family or start"),
+        (False, 0.1, False, {"start_gap": 1.0, "optimization_gap": 0.2}, "start"),
+        (False, 0.1, True, {"start_gap": 0.1, "optimization_gap": 0.2}, "optimiser"),
+        (False, 0.1, False, {}, "optimiser"),
+        (False, None, False, {}, "unknown"),
+        (True, None, False, {"optimization_gap": 0.2}, "mode"),
     ],
 )
-def test_causes(laplace: bool, of_best: float | None, gaps: dict[str, float | None], expected: str) -> None:
-    assert autoguides_case.cause(laplace, of_best, gaps) == expected
+def test_causes(
+    laplace: bool, of_best: float | None, bound: bool, gaps: dict[str, float | None], expected: str
+) -> None:
+    assert autoguides_case.cause(laplace, of_best, bound, gaps) == expected
 
 
 @pytest.mark.parametrize("program", [posteriordb, autoguides, regressions])
