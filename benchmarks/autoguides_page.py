@@ -13,6 +13,7 @@ from benchmarks.speed_whole import markdown
 Record = dict[str, Any]
 NONE = "–"
 LARGEST_ERROR = 0.3
+LARGEST_PLAIN = 1e4  # larger numbers are written with an exponent
 # Our guides, each with the published columns of the same family.
 SAME = {
     "AutoNormal": ("AutoNormal", "AutoDiagonalNormal", "Stan mean-field"),
@@ -70,8 +71,12 @@ def _cell(record: Record | None, theirs: float | None) -> str:
     published = "error" if theirs is None else f"{theirs:.2f}"
     if record is None:
         return f"not run / {published}"
-    ours = "no answer" if record["error"] is None else f"{record['error']:.2f}"
+    ours = _size(record["error"])
     return f"**{ours}** {record.get('cause', '')} / {published}" if not record["success"] else f"{ours} / {published}"
+
+
+def _size(error: float | None) -> str:
+    return "no answer" if error is None else f"{error:.2f}" if error < LARGEST_PLAIN else f"{error:.1e}"
 
 
 def failures(records: Sequence[Record]) -> str:
@@ -84,7 +89,7 @@ def failures(records: Sequence[Record]) -> str:
         values = [NONE if record.get(key) is None else f"{record[key]:.2g}" for key in numbers]
         if record.get("family_gap_is_bound") and values[1] != NONE:
             values[1] = f"≤ {values[1]}"
-        error = NONE if record["error"] is None else f"{record['error']:.2f}"
+        error = _size(record["error"])
         number, cause = record.get("number", NONE), record.get("reason") or record["cause"]
         rows.append([f"`{record['posterior']}`", SHORT[record["guide"]], f"{error} {number}", *values, cause])
     headings = (
