@@ -52,6 +52,16 @@ class LatticeProposal:
     heavy: StudentMixture
     integral: LatticeIntegral | None
 
+    @property
+    def nodes(self) -> tuple[Tensor, Tensor] | None:
+        """The nodes u `(N, d)` of one of the finer lattices, and the log of each one's share of its integral `(N,)`."""
+        if self.integral is None:
+            return None
+        lattice = self.integral.lattices[0]
+        log_share, has_mass = lattice.log_mass - lattice.log_total, np.isfinite(lattice.log_mass)
+        u = self.standardized.at(lattice.nodes(len(self.standardized.center)))
+        return u[torch.from_numpy(has_mass)], torch.from_numpy(log_share[has_mass])
+
     def draw(self, num: int, generator: torch.Generator) -> Tensor:
         """Random points, `(num, d)`: in s, a node and a triangular deviate of at most one spacing along each axis."""
         standardized, lattice = self.standardized, self.lattice

@@ -47,6 +47,8 @@ MAX_STANDARD_ERRORS, MAX_STEIN_STANDARD_ERRORS = 5.0, 6.0
 MAX_KHAT = 0.7
 # What the log densities of closed forms may differ by from the model, beside rounding, nats.
 CLOSED_FORM_TOLERANCE = 1e-8
+# Rounding in the inner integrals is looked at in so many nodes of a lattice at most.
+MAX_ROUNDING_NODES = 10_000
 # The share of the integral that may lie in the outermost nodes of a lattice.
 MAX_RIM = 1e-7
 # An integral over the inner latents at one outer point may take as many numbers as this.
@@ -143,6 +145,7 @@ class _Outer:
         inner_error: estimated error of it by that of the inner integrals, nats.
         checks: that the draws have passed.
         lattice: the integral over up to five outer numbers; None where lattices do not agree, or there are more.
+        nodes: of one of the lattices, u `(N, d)` and the log of each one's share of the integral `(N,)`.
     """
 
     inner: Inner
@@ -153,6 +156,7 @@ class _Outer:
     inner_error: float
     checks: tuple[Check, ...]
     lattice: LatticeIntegral | None
+    nodes: tuple[Tensor, Tensor] | None = None
 
 
 def _problem_truth(target: Target, problem: int, seed: int) -> _Problem | str:
@@ -174,7 +178,8 @@ def _problem_truth(target: Target, problem: int, seed: int) -> _Problem | str:
         joint, generator = Density.of(target, problem), torch.Generator().manual_seed(seed)
         with stage("draws of the inner latents"):
             drawn = outer.inner.drawn(outer.u, joint, generator)
-        return _checked(outer, drawn, joint)
+            rounding = _rounding_at_nodes(outer, joint, generator)
+        return _checked(outer, drawn, joint, rounding)
 
 
 def _outer(inner: Inner, prior: Tensor, seed: int) -> _Outer | str:
@@ -201,17 +206,38 @@ def _outer_draws(inner: Inner, prior: Tensor, seed: int) -> _Outer | None:
     found = found or importance_draws(OuterCoordinates(inner.density), start, num, seed)
     if found is None:
         return None
-    lattice = found.proposal.integral if isinstance(found.proposal, LatticeProposal) else None
+    proposal = found.proposal
+    lattice = proposal.integral if isinstance(proposal, LatticeProposal) else None
+    nodes = proposal.nodes if isinstance(proposal, LatticeProposal) else None
     generator = torch.Generator().manual_seed(seed)
     some = torch.multinomial(found.log_weight.exp(), NUM_COMPARED, replacement=True, generator=generator)
     inner_error = float(inner.error_at(found.v[some]).expm1().abs().mean())
     checks = tuple(criterion.check for criterion in found.criteria)
     evidence = found.evidence
-    return _Outer(inner, found.v, found.log_weight, evidence.value, evidence.std_error, inner_error, checks, lattice)
+    return _Outer(
+        inner, found.v, found.log_weight, evidence.value, evidence.std_error, inner_error, checks, lattice, nodes
+    )
 
 
-def _checked(outer: _Outer, drawn: Drawn, joint: Density) -> _Problem | str:
-    """The truth with all its checks, or the first that failed."""
+def _rounding_at_nodes(outer: _Outer, joint: Density, generator: torch.Generator) -> float:
+    """What rounding in the normal inner latents takes from log p(x) or adds to it, nats.
+
+    In exact arithmetic log p(x, z) less the log marginal and the log of the normal density is 0 wherever z lies. Where
+    a scale is small, the precision of centred effects has few digits left, and so has its determinant. At the nodes of
+    a lattice, weighted by their shares, the sum of these differences is what the evidence is off by; thrice the spread
+    of such a sum is added.
+    """
+    if outer.nodes is None or not outer.inner.structure.is_normal:
+        return 0.0
+    u, log_share = outer.nodes
+    some = torch.randperm(len(u), generator=generator)[:MAX_ROUNDING_NODES]
+    off = outer.inner.drawn(u[some], joint, generator).log_ratio
+    off = torch.where(off.isfinite(), off, 1.0) * log_share[some].exp() * (len(u) / len(some))
+    return float(off.sum().abs() + 3 * off.square().sum().sqrt())
+
+
+def _checked(outer: _Outer, drawn: Drawn, joint: Density, rounding: float) -> _Problem | str:
+    """The truth with all its checks, or the first that failed; `rounding` is what that costs in the inner integrals."""
     log_weight = (outer.log_weight + drawn.log_correction).log_softmax(0)
     points = Points(drawn.u[None], log_weight[None], torch.arange(NUM_GROUPS).repeat_interleave(GROUP_SIZE), "draws")
     confirmed = _of_full_model(outer, drawn)
@@ -227,7 +253,7 @@ def _checked(outer: _Outer, drawn: Drawn, joint: Density) -> _Problem | str:
         checks.append(
             Check("share of draws above the bound of rejection sampling, or refused", exceeding, MAX_EXCEEDING)
         )
-    rounding = 16 * torch.finfo(joint.dtype).eps * (1 + abs(outer.log_evidence))
+    rounding += 16 * torch.finfo(joint.dtype).eps * (1 + abs(outer.log_evidence))
     log_evidence, error, std_error = outer.log_evidence, outer.inner_error + rounding, outer.std_error
     lattice = outer.lattice
     if lattice is not None:

@@ -48,6 +48,37 @@ def test_eight_schools_need_no_conditional_however_they_are_written(model):
     assert abs(float(neck.value) - below) < 5 * float(neck.std_error)
 
 
+def one_way(y):
+    mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+    tau, sigma = (pyro.sample(name, dist.HalfNormal(1.0)) for name in ("tau", "sigma"))
+    with pyro.plate("groups", len(y)):
+        theta = pyro.sample("theta", dist.Normal(mu, tau))
+        pyro.sample("y", dist.Normal(theta[..., None], sigma).to_event(1), obs=y)
+
+
+def one_way_evidence(y):
+    """log p(y) of `one_way` by the trapezoid rule over the logs of both scales; the rest is normal."""
+    num, size = y.shape
+    mean = y.mean(1)
+    log_tau, log_sigma = np.linspace(-30, 2, 1601)[:, None], np.linspace(-1.2, 0.6, 901)[None]
+    tau, sigma = np.exp(log_tau), np.exp(log_sigma)
+    variance, within = tau**2 + sigma**2 / size, ((y - mean[:, None]) ** 2).sum()
+    joint = -num * (size - 1) / 2 * np.log(2 * np.pi * sigma**2) - within / 2 / sigma**2 - num / 2 * np.log(size)
+    precision = num / variance + 1 / 100
+    square = (mean**2).sum() / variance - (mean.sum() / variance) ** 2 / precision
+    joint = joint - num / 2 * np.log(2 * np.pi * variance) - np.log(100 * precision) / 2 - square / 2
+    joint = joint + stats.halfnorm.logpdf(tau) + stats.halfnorm.logpdf(sigma) + log_tau + log_sigma
+    return special.logsumexp(joint) + math.log((log_tau[1, 0] - log_tau[0, 0]) * (log_sigma[0, 1] - log_sigma[0, 0]))
+
+
+def test_rounding_at_small_scales_of_centred_effects_is_within_the_stated_error():
+    """With effects near 0 a part of log p(x) has few digits, on which two lattices agree all the same."""
+    noise = np.random.default_rng(3)
+    y = 0.3 + 0.02 * noise.standard_normal((60, 1)) + 0.8 * noise.standard_normal((60, 8))
+    truth = ground_truth(Target.of(one_way, (torch.from_numpy(y),)), seed=1)
+    within_error(truth, one_way_evidence(y), its_error=1e-10)
+
+
 def nested_counts(y):
     """log p(x) of `counts` by the trapezoid rule over a and log sigma, and for each group over z = e / sigma."""
     z = np.linspace(-9, 9, 401)
