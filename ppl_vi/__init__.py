@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ppl_vi._version import __version__
 
 if TYPE_CHECKING:
+    from ppl_vi.approximations.approximation import Approximation
     from ppl_vi.guides.given import fitted
     from ppl_vi.metrics import Estimate, Scorecard, score
     from ppl_vi.model_comparison import ComparisonInterruptedError, ModelComparison, compare, load
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from ppl_vi.truth import Truth, UncertifiedTruthError, ground_truth
 
 __all__ = [
+    "Approximation",
     "ComparisonInterruptedError",
     "DamagedFileError",
     "Estimate",
@@ -51,6 +53,7 @@ __all__ = [
     "sweep",
 ]
 _HOMES = {
+    "approximations.approximation": ("Approximation",),
     "guides.given": ("fitted",),
     "metrics": ("Estimate", "Scorecard", "score"),
     "model_comparison": ("ComparisonInterruptedError", "ModelComparison", "compare", "load"),

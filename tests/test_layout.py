@@ -21,6 +21,7 @@ LAYERS = [
     {"numerics", "compiler", "distributions"},
     {"target"},
     {"guides", "truth"},
+    {"approximations"},
     {"svi"},
     {"metrics"},
     {"comparison"},
