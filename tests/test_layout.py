@@ -28,6 +28,7 @@ LAYERS = [
     {"report"},
     {"page"},
     {"model_comparison"},
+    {"measuring"},
     {"testing"},
     {"cli"},
     {"sweeps"},
