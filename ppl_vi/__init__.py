@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 from ppl_vi._version import __version__
 
 if TYPE_CHECKING:
+    from ppl_vi.approximations.approximation import Approximation
     from ppl_vi.guides.given import fitted
+    from ppl_vi.measuring.measurement import Measurement, measure
     from ppl_vi.metrics import Estimate, Scorecard, score
     from ppl_vi.model_comparison import ComparisonInterruptedError, ModelComparison, compare, load
     from ppl_vi.runtime.archives import DamagedFileError
@@ -28,10 +30,12 @@ if TYPE_CHECKING:
     from ppl_vi.truth import Truth, UncertifiedTruthError, ground_truth
 
 __all__ = [
+    "Approximation",
     "ComparisonInterruptedError",
     "DamagedFileError",
     "Estimate",
     "Fit",
+    "Measurement",
     "ModelComparison",
     "Scorecard",
     "Stage",
@@ -47,11 +51,14 @@ __all__ = [
     "ground_truth",
     "load",
     "load_results",
+    "measure",
     "score",
     "sweep",
 ]
 _HOMES = {
+    "approximations.approximation": ("Approximation",),
     "guides.given": ("fitted",),
+    "measuring.measurement": ("Measurement", "measure"),
     "metrics": ("Estimate", "Scorecard", "score"),
     "model_comparison": ("ComparisonInterruptedError", "ModelComparison", "compare", "load"),
     "runtime.archives": ("DamagedFileError",),

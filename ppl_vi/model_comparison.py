@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -12,11 +12,15 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from torch import nn
 
+from ppl_vi.approximations.approximation import Approximation
+from ppl_vi.approximations.matching import matched
+from ppl_vi.approximations.reading import approximation_of
 from ppl_vi.comparison import saving
 from ppl_vi.comparison.comparison import Comparison, Entry, FitSettings
 from ppl_vi.comparison.run import check_settings, compare_each, learned_by_first, one_thread
 from ppl_vi.guides import RefusedFamilyError, find_family
 from ppl_vi.guides.given import GivenGuide, fitted, taken
+from ppl_vi.metrics.draws.scorecard import DrawsScorecard
 from ppl_vi.report import table
 from ppl_vi.report.brief import brief
 from ppl_vi.report.frames import frame_of
@@ -89,16 +93,18 @@ class ModelComparison(Pickled, Comparison):
         return verdict_on(self)
 
     @property
-    def best(self) -> Fit | None:
-        """The fit of the guide that the verdict takes: the nearest to the posterior.
+    def best(self) -> Fit | Approximation | None:
+        """What the verdict takes, the nearest to the posterior: the fit of a guide, or draws that were measured.
 
         It is None where there is no such guide, as where the truth is uncertified.
         """
         guide = self.verdict().best
         return None if guide is None else self[guide]
 
-    def __getitem__(self, guide: str) -> Fit:
+    def __getitem__(self, guide: str) -> Fit | Approximation:
         """The fit of one of the guides: `result["AutoNormal"].guide()`, `.draws()`, `.to_datatree()`.
+
+        Of draws from elsewhere it is the `Approximation` that was measured.
 
         Raises:
             KeyError: there is no such guide, or it was skipped or failed; the message says why.
@@ -106,7 +112,9 @@ class ModelComparison(Pickled, Comparison):
         entries: dict[str, Entry] = {entry.guide: entry for entry in self.entries}
         if guide not in entries:
             raise KeyError(f"no guide '{guide}'; there are {', '.join(entries)}")
-        card = entries[guide].card
+        card, measured = entries[guide].card, entries[guide].measured
+        if measured is not None:
+            return measured.approximation
         if card is None:
             record = entries[guide].records[0]
             raise KeyError(f"guide '{guide}' has no fit: {record['status']}, {record['reason']}")
@@ -213,10 +221,11 @@ class ComparisonInterruptedError(KeyboardInterrupt):
 @one_at_a_time()
 def compare(
     model: Callable[..., Any] | Target,
-    guides: Mapping[str, Any] | Sequence[Any],
+    guides: Mapping[str, Any] | Sequence[Any] = (),
     args: Any = (),
     *,
     kwargs: Mapping[str, Any] | None = None,
+    approximations: Mapping[str, Any] | None = None,
     seed: int = 0,
     num_replicas: int = 4,
     num_steps: int = 1000,
@@ -246,6 +255,8 @@ def compare(
             it is.
         args: the model's positional arguments, a tuple; a single tensor, array or table of pandas is the one argument.
         kwargs: the model's keyword arguments, a dict.
+        approximations: draws from other systems by label, each in a form that `ppl_vi.measure` takes, or what it has
+            returned. They are rows of the same table, measured against the same truth.
         seed: the seed of initial values, noise and draws, and of the truth.
         num_replicas: the number of independent fits of each guide.
         num_steps: the largest number of SVI steps; 0 measures guides with the values that they have, a function with
@@ -280,7 +291,7 @@ def compare(
         objective, engine, num_steps, num_particles, num_replicas, lr, seed, num_draws, max_bytes, tolerance, start
     )
     with following(progress):
-        found = begun(model, guides, args, settings, kwargs)
+        found = begun(model, guides, args, settings, kwargs, approximations)
         try:
             for step in compare_each(found, list(found.families), with_curves=True):
                 found = step
@@ -295,16 +306,44 @@ def begun(
     args: Any,
     settings: FitSettings,
     kwargs: Mapping[str, Any] | None = None,
+    approximations: Mapping[str, Any] | None = None,
 ) -> ModelComparison:
     """A comparison that has its truth and no entries yet; the arguments and errors are those of `compare`."""
-    named = {label: as_it_is_now(guide, settings.num_steps == 0) for label, guide in labelled(guides).items()}
+    guides = labelled(guides) if guides or not approximations else {}
+    named = {label: as_it_is_now(guide, settings.num_steps == 0) for label, guide in guides.items()}
     check_settings(settings)
     target = target_of(model, args, kwargs)
+    if target.learnable is not None and not named:
+        raise ValueError("the model has parameters of its own, which a guide has to learn: name one in guides")
     with one_thread(), bounded(settings.max_memory):
         if target.learnable is not None:
             target = learned_by_first(target, named, settings)
+        named |= approximations_of(target, approximations or {}, named)
         truth = ground_truth(target, seed=settings.seed)
     return ModelComparison(target, truth, settings, labels=(), families=named)
+
+
+def approximations_of(target: Target, given: Mapping[str, Any], taken: Collection[str]) -> dict[str, Approximation]:
+    """Draws from other systems by label.
+
+    Raises:
+        TypeError: they are no dict, or draws have a form that is not read.
+        ValueError: a label is that of a guide, or draws do not fit the model; the message says why.
+    """
+    if not isinstance(given, Mapping):
+        raise TypeError(f"approximations must be a dict of label to draws; got {type(given).__name__}")
+    known, found = {site.name for site in target.latents}, {}
+    for label, data in given.items():
+        if label in taken:
+            raise ValueError(f"a guide and an approximation are both called '{label}': give them different labels")
+        try:
+            held = data.approximation if isinstance(data, DrawsScorecard) else data
+            held = held.approximation() if isinstance(held, Fit) else held
+            found[label], _ = approximation_of(held, name=label, known=known)
+            matched(target, found[label])
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"approximation '{label}': {error}") from error
+    return found
 
 
 def target_of(model: Callable[..., Any] | Target, args: Any, kwargs: Mapping[str, Any] | None = None) -> Target:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ppl_vi.comparison.axes import MARGIN, NUM_BINS, NUM_POINTS, PROBABILITIES, axes_of, binned, limits_of
+from ppl_vi.metrics.draws.scorecard import DrawsScorecard
 from ppl_vi.metrics.sampled.weighted_samples import NumberSample, posterior_of
 from ppl_vi.metrics.scorecard import Scorecard
 from ppl_vi.runtime.showing import short_repr
@@ -153,7 +154,8 @@ class Entry:
         curves: for the figures; None where the family was skipped or failed, or where no curves were asked for.
         card: the scored fits; None where there are none, and where another process did the work, because guides can't
             be sent from one process to another.
-        signature: of the family; None where the family was skipped or failed.
+        signature: of the family; None where the family was skipped or failed, and for draws from elsewhere.
+        measured: what was measured of draws from elsewhere; None for a family that was fitted.
     """
 
     guide: str
@@ -161,5 +163,6 @@ class Entry:
     curves: Curves | None = None
     card: Scorecard | None = None
     signature: Signature | None = None
+    measured: DrawsScorecard | None = None
 
     __repr__ = short_repr

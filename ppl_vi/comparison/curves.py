@@ -13,12 +13,14 @@ from torch import Tensor
 from ppl_vi.comparison.axes import NUM_BINS, binned
 from ppl_vi.comparison.comparison import Comparison, Curves
 from ppl_vi.comparison.records import middle_replica
+from ppl_vi.metrics.draws.scorecard import DrawsScorecard
 from ppl_vi.metrics.exact.divergence import reverse_kl_of_many
 from ppl_vi.metrics.exact.grid import quadrature_grid
 from ppl_vi.metrics.sampled.noise_rules import guide_nodes, noise_rules, scored_nodes, sobol_rules
 from ppl_vi.metrics.sampled.sampled_fit import WIDE
-from ppl_vi.metrics.sampled.weighted_samples import guide_samples, pooled
+from ppl_vi.metrics.sampled.weighted_samples import NumberSample, Sample, guide_samples, pooled
 from ppl_vi.metrics.scorecard import Scorecard
+from ppl_vi.target.sites import numbers_of
 
 NUM_FOLLOWED = 3  # replicas whose reverse KL is followed: the best, the middle and the worst one
 # The noise on which an ELBO is taken at every recorded step, with several latent numbers: nodes of a rule, and rules.
@@ -26,6 +28,9 @@ NUM_FOLLOWED = 3  # replicas whose reverse KL is followed: the best, the middle 
 NUM_TRAJECTORY_NODES, NUM_TRAJECTORY_RULES = 1024, 2
 # The nodes where each takes more numbers than WIDE, as on much data: the curves of 100,000 rows would take 40 s else.
 WIDE_TRAJECTORY_NODES = 128
+# Half of the window over which the density of N draws of one number is counted, in sd / N^(1/5): for normals, that
+# which makes the mean squared error least with a rectangular kernel (Silverman 1986, Density estimation, section 3.4).
+WINDOW = 1.84
 NUM_DENSITY_NODES = 2**13  # nodes of each rule over which a guide's density is counted in bins
 
 
@@ -40,6 +45,21 @@ def curves_of(card: Scorecard, comparison: Comparison) -> Curves:
     one_number = card.truth.line is not None
     density = _density(card, theta, z) if one_number else _binned_densities(card, theta, comparison.edges)
     return Curves(z, density, steps, reverse_kl)
+
+
+def curves_of_draws(card: DrawsScorecard, comparison: Comparison) -> Curves:
+    """The density of draws from elsewhere: in bins, or of a single number over a window around each point."""
+    sites = comparison.target.latents
+    latents = {site.name: torch.from_numpy(card.approximation.draws[site.name]) for site in sites}
+    z = numbers_of(sites, latents).flatten(0, 1).cpu().numpy()
+    sample = Sample(z, np.full(len(z), 1 / len(z)))
+    if comparison.truth.line is None:
+        edges = comparison.edges
+        density = np.array([binned(sample, edge) for edge in edges]) if edges.shape[1] else np.empty((1, 0, NUM_BINS))
+    else:
+        number, half = NumberSample.of(sample, 0), WINDOW * float(z.std()) * len(z) ** -0.2
+        density = (number.cdf(comparison.z + half) - number.cdf(comparison.z - half)) / (2 * half)
+    return Curves(comparison.z, density, np.empty(0, np.int64), np.empty((1, 0, 0)))
 
 
 def _binned_densities(card: Scorecard, theta: Tensor, edges: np.ndarray) -> np.ndarray:

@@ -15,14 +15,16 @@ import numpy as np
 
 from ppl_vi.comparison.comparison import Comparison
 from ppl_vi.comparison.structure import is_independent
+from ppl_vi.metrics.draws.scorecard import DrawsScorecard
 from ppl_vi.metrics.estimate import Estimate
-from ppl_vi.metrics.sampled.marginals import MARGINAL_SCORES
+from ppl_vi.metrics.sampled.marginals import MARGINAL_SCORES, Marginals
 from ppl_vi.metrics.sampled.weighted_samples import number_names
 from ppl_vi.metrics.scorecard import Scorecard
 from ppl_vi.metrics.table import METRICS
 from ppl_vi.runtime.provenance import versions
 
-STATUSES = ("diverged", "not_converged", "as_given", "converged")  # of one fit, the worst first
+AS_GIVEN = "as_given"
+STATUSES = ("diverged", "not_converged", AS_GIVEN, "converged")  # of one fit, the worst first
 
 
 def blank_record(comparison: Comparison, guide: str, problem: int) -> dict[str, Any]:
@@ -109,19 +111,54 @@ def record(comparison: Comparison, guide: str, card: Scorecard, problem: int) ->
     return out
 
 
+def record_of_draws(comparison: Comparison, label: str, card: DrawsScorecard) -> dict[str, Any]:
+    """The record of draws from another system, which has one replica and knows of no family, steps or objective."""
+    draws, out, at = card.approximation, blank_record(comparison, label, 0), (0, 0)
+    main = {
+        name: _plain(card.scores[name].value[at]) if name in card.scores else None
+        for name, metric in METRICS.items()
+        if metric.per_replica
+    }
+    outside = card.scores["leaked_mass"].value[at] > 0
+    out.update(
+        status=AS_GIVEN,
+        seconds=None if draws.seconds is None else round(draws.seconds, 3),
+        num_replicas=1,
+        objective="",
+        engine=draws.system,
+        engine_reason=f"{draws.num_chains} x {draws.num_draws} draws, worth {card.num_independent:.0f} independent",
+        seed=card.seed,
+        support_mismatch="draws lie outside the support of the model" if outside else None,
+        remarks=[*out["remarks"], *(f"{label}: {remark}" for remark in card.remarks)],
+        statuses={AS_GIVEN: 1},
+        replicas=[main | {"status": AS_GIVEN, "stop_reason": ""}],
+        units={name: estimate.unit for name, estimate in card.scores.items()},
+        marginals=_marginals_of(card.marginals, 0) if card.marginals else [],
+    )
+    for name in METRICS:
+        if name in card.scores:
+            out.update(_score(name, card.scores[name], 0))
+            out["reasons"].update(_reason(name, card.scores[name], 0))
+    return out
+
+
 def _marginals(card: Scorecard, problem: int) -> list[dict[str, Any]]:
     """The marginal scores of each latent number, medians over replicas; of one latent number they are its scores."""
     if card.marginals is not None:
-        numbers, scores = card.marginals.names, card.marginals.scores
-    elif card.truth.line is not None:
-        numbers = number_names(card.fit.target)
-        scores = {name: (card.scores[name],) for name in MARGINAL_SCORES if name in card.scores}
-    else:
+        return _marginals_of(card.marginals, problem)
+    if card.truth.line is None:
         return []
+    scores: dict[str, tuple[Estimate, ...]] = {
+        name: (card.scores[name],) for name in MARGINAL_SCORES if name in card.scores
+    }
+    return _marginals_of(Marginals(number_names(card.fit.target), scores), problem)
+
+
+def _marginals_of(marginals: Marginals, problem: int) -> list[dict[str, Any]]:
     out = []
-    for k, number in enumerate(numbers):
+    for k, number in enumerate(marginals.names):
         each: dict[str, Any] = {"name": number}
-        for name, estimates in scores.items():
+        for name, estimates in marginals.scores.items():
             each.update(_score(name, estimates[k], problem))
         out.append(each)
     return out

@@ -13,12 +13,15 @@ from typing import Any
 
 import torch
 
+from ppl_vi.approximations.approximation import Approximation
+from ppl_vi.approximations.matching import matched
 from ppl_vi.comparison.comparison import Comparison, Entry, FitSettings, SomeComparison
-from ppl_vi.comparison.curves import curves_of
-from ppl_vi.comparison.records import blank_record, record
+from ppl_vi.comparison.curves import curves_of, curves_of_draws
+from ppl_vi.comparison.records import blank_record, record, record_of_draws
 from ppl_vi.comparison.same_family import signature_of, with_shared_members
 from ppl_vi.guides import Family, RefusedFamilyError, find_family
 from ppl_vi.guides.own import family_of
+from ppl_vi.metrics.draws.scorecard import measured
 from ppl_vi.metrics.scorecard import score
 from ppl_vi.runtime.memory import MemoryBoundError, bounded, share, shortage
 from ppl_vi.runtime.names import check_start
@@ -154,7 +157,9 @@ def _without_scores(comparison: Comparison, guide: str, status: str, reason: str
 
 
 def _scored(comparison: Comparison, guide: str, with_curves: bool) -> Entry:
-    settings = comparison.settings
+    settings, given = comparison.settings, comparison.families.get(guide)
+    if isinstance(given, Approximation):
+        return _measured(comparison, guide, given, with_curves)
     if not comparison.target.dim:
         return _without_scores(comparison, guide, "skipped", NO_CONTINUOUS_LATENT)
     fitted = fit(
@@ -183,6 +188,13 @@ def _scored(comparison: Comparison, guide: str, with_curves: bool) -> Entry:
     with stage("curves for the figures"):
         curves = curves_of(card, comparison)
     return Entry(guide, records, curves, card, signature)
+
+
+def _measured(comparison: Comparison, label: str, given: Approximation, with_curves: bool) -> Entry:
+    """The entry of draws from elsewhere."""
+    found = measured(comparison.truth, given, matched(comparison.target, given), comparison.settings.seed)
+    curves = curves_of_draws(found, comparison) if with_curves else None
+    return Entry(label, (record_of_draws(comparison, label, found),), curves, measured=found)
 
 
 def learned_by_first(target: Target, families: Mapping[str, Any], settings: FitSettings) -> Target:

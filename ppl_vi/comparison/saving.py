@@ -18,7 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from ppl_vi.approximations.approximation import Approximation
 from ppl_vi.comparison.comparison import Comparison, Curves, Entry, FitSettings, Signature, SomeComparison
+from ppl_vi.metrics.draws.scorecard import DrawsScorecard
 from ppl_vi.metrics.estimate import Estimate
 from ppl_vi.metrics.family_gap import BestMember
 from ppl_vi.metrics.sampled.marginals import Marginals
@@ -36,13 +38,16 @@ FORMAT, FORMAT_VERSION = "ppl_vi.Comparison", 1
 FILE = "comparison.zip"
 DIGEST_DIGITS = 12  # of a fit's digest in its name
 CLASSES = {
-    kind.__name__: kind for kind in (BestMember, Check, Curves, Estimate, FitSettings, Marginals, Points, Signature)
+    kind.__name__: kind
+    for kind in (Approximation, BestMember, Check, Curves, Estimate, FitSettings, Marginals, Points, Signature)
 }
 # The attributes of a truth that are kept as they are.
 TRUTH = (
     "method", "log_evidence", "log_evidence_error", "log_evidence_std_error", "checks", "reasons", "grade",
     "assumptions", "points",
 )  # fmt: skip
+# The attributes of what was measured of draws that are kept.
+MEASURED = ("approximation", "scores", "marginals", "num_independent", "remarks", "seed")
 
 
 def save(comparison: Comparison, folder: Path) -> None:
@@ -91,6 +96,7 @@ def _kept(entry: Entry, folder: Path, place: int, arrays: Arrays) -> dict[str, A
         "signature": plain(entry.signature, arrays),
         "scores": scores,
         "fit": name,
+        "measured": entry.measured and [plain(getattr(entry.measured, part), arrays) for part in MEASURED],
     }
 
 
@@ -173,6 +179,9 @@ def _entry(
     """An entry with its scored fit, where that was kept."""
     make = partial(restored, arrays=arrays, classes=CLASSES, device=truth.target.device)
     entry = Entry(held["guide"], tuple(held["records"]), make(held["curves"]), None, make(held["signature"]))
+    if held.get("measured"):  # which earlier files do not have
+        parts = dict(zip(MEASURED, map(make, held["measured"]), strict=True))
+        entry = replace(entry, measured=DrawsScorecard(truth=truth, **parts))
     if held["fit"] is None:
         return entry
     path = folder / held["fit"]

@@ -300,7 +300,10 @@ class Layout:
 
 def metric_column(name: str) -> Column:
     """The column of a metric of the table."""
-    return Column(METRICS[name].heading, _with_reason(name, CELLS.get(name, _three_digits(name))))
+    metric, cell = METRICS[name], _with_reason(name, CELLS.get(name, _three_digits(name)))
+    if metric.on_grid or metric.on_points or metric.on_draws:
+        return Column(metric.heading, cell)
+    return Column(metric.heading, cell, is_needed=lambda rows: any(row.get(name) is not None for row in rows))
 
 
 # Problems that differ in one number, as the toy's observations do: their reader knows the model and has one latent.

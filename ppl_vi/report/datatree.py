@@ -9,8 +9,12 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from ppl_vi.comparison.comparison import Comparison, Entry
+from ppl_vi.metrics.draws.scorecard import DrawsScorecard
 from ppl_vi.runtime.provenance import versions
+from ppl_vi.target.trees import posterior_tree
 
 if TYPE_CHECKING:
     from xarray import DataTree
@@ -24,7 +28,7 @@ def of_comparison(comparison: Comparison, num_draws: int, seed: int) -> DataTree
 
     children: dict[str, DataTree] = {}
     for entry in comparison.entries:
-        if entry.card is not None:  # a slash would be a group in a group
+        if entry.card is not None or entry.measured is not None:  # a slash would be a group in a group
             children[_free(entry.guide.replace("/", "_"), children)] = of_entry(entry, num_draws, seed)
     truth = comparison.truth
     if truth.points:
@@ -38,11 +42,25 @@ def of_comparison(comparison: Comparison, num_draws: int, seed: int) -> DataTree
 
 def of_entry(entry: Entry, num_draws: int, seed: int) -> DataTree:
     """The tree of one guide's fit for the first problem, with its label, status and reverse KL among the attributes."""
-    assert entry.card is not None
-    tree, record = entry.card.fit.to_datatree(num_draws, seed), entry.records[0]
+    if entry.card is not None:
+        tree = entry.card.fit.to_datatree(num_draws, seed)
+    else:
+        assert entry.measured is not None
+        tree = of_draws(entry.measured)
+    record = entry.records[0]
     more = {"guide": record["guide"], "status": record["status"], "reverse_kl": str(record["reverse_kl"])}
     for node in (tree, tree["posterior"]):
         node.attrs.update(more)
+    return tree
+
+
+def of_draws(card: DrawsScorecard) -> DataTree:
+    """Draws from elsewhere as they were measured, with log q of each where that is known."""
+    draws, target = card.approximation, card.truth.target
+    latents = {name: torch.from_numpy(value) for name, value in draws.draws.items()}
+    tree = posterior_tree(target, latents, {} if draws.log_q is None else {"sample_stats": {"log_q": draws.log_q}})
+    for node in (tree, tree["posterior"]):
+        node.attrs.update({"model": target.name, "inference_library": draws.system})
     return tree
 
 

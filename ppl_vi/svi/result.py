@@ -17,6 +17,7 @@ import torch
 from pyro.nn.module import PyroModule
 from torch import Tensor, nn
 
+from ppl_vi.approximations.approximation import Approximation
 from ppl_vi.guides import FAMILIES, Family
 from ppl_vi.guides.autoguides import drawn_by_latents
 from ppl_vi.guides.own import family_of, name_of
@@ -158,6 +159,27 @@ class Fit(Pickled, Summarized):
     def draws(self, num: int = 1000, *, problem: int = 0, replica: int = 0, seed: int = 0) -> Latents:
         """Draws from one fitted guide, that of `guide(problem, replica)`: for each site `(num, *site.shape)`."""
         return {name: value[problem, replica] for name, value in self.draw(num, seed).items()}
+
+    def approximation(
+        self, problem: int = 0, replica: int = 0, num: int = 4000, seed: int = 0, *, name: str = ""
+    ) -> Approximation:
+        """Draws of one fitted guide with their log density, as `ppl_vi.measure` takes those of any system.
+
+        Args:
+            problem: which of the target's problems.
+            replica: which of its fits.
+            num: how many draws.
+            seed: of the draws.
+            name: what tables call it, by default the family's name.
+        """
+        latents, log_q = self.draw_with_log_prob(num, seed)
+        return Approximation(
+            {key: value[problem, replica][None].cpu().numpy() for key, value in latents.items()},
+            log_q[problem, replica][None].cpu().numpy(),
+            name or self.family_name.rpartition(":")[2],
+            f"ppl_vi {self.versions.get('ppl_vi', '')}".strip(),
+            self.seconds,
+        )
 
     def to_datatree(self, num_draws: int = 1000, seed: int = 0, problem: int = 0) -> DataTree:
         """The fitted guides of one problem for ArviZ, with the model's plates as dimensions.

@@ -38,15 +38,15 @@ def relative_covariance_error(truth: Truth, nodes: GuideNodes) -> Estimate:
             u = target.unconstrain(latents_of(target.latents, nodes.z[b, r])).cpu().numpy()
             by_rule = [Sample(points, w).covariance() for points, w in zip(u, weight, strict=True)]
             mean = np.mean(by_rule, 0)
-            value[b, r] = _largest_eigenvalue(mean, exact)
-            one, two = (_largest_eigenvalue(mean, half) for half in halves)
+            value[b, r] = largest_eigenvalue(mean, exact)
+            one, two = (largest_eigenvalue(mean, half) for half in halves)
             error[b, r] = share * abs(one - two)
-            odd, even = (_largest_eigenvalue(np.mean(half, 0), exact) for half in (by_rule[::2], by_rule[1::2]))
+            odd, even = (largest_eigenvalue(np.mean(half, 0), exact) for half in (by_rule[::2], by_rule[1::2]))
             std_error[b, r] = abs(odd - even) / 2
     return Estimate(value, std_error, error, "1")
 
 
-def _largest_eigenvalue(guide: np.ndarray, posterior: np.ndarray) -> float:
+def largest_eigenvalue(guide: np.ndarray, posterior: np.ndarray) -> float:
     """The largest |eigenvalue| of `L^-1 C_q L^-T - I`, where `C_p = L L'`."""
     factor = np.linalg.cholesky(posterior)
     inverse = np.linalg.inv(factor)

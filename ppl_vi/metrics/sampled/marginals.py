@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,16 +107,30 @@ def marginals(truth: Truth, nodes: GuideNodes) -> Marginals:
 
 
 def _scores(guide: Sample, posterior: PosteriorSample, thinned: bool = False) -> np.ndarray:
-    """`MARGINAL_SCORES` of each of `K` numbers, `(K, 10)`; errors and distances in the posterior's standard deviations.
+    """`marginal_scores` of a guide against the truth's points.
 
     If `thinned`, probabilities and quantiles of the posterior come from every other of its points.
     """
+    numbers = [NumberSample.of(posterior.even, k) for k in range(guide.z.shape[1])]
+    numbers = [number.thinned() for number in numbers] if thinned else numbers
+    return marginal_scores(guide, posterior.moments.mean(), posterior.moments.sd(), numbers)
+
+
+def marginal_scores(
+    guide: Sample, true_means: np.ndarray, true_sds: np.ndarray, true_numbers: Sequence[NumberSample]
+) -> np.ndarray:
+    """`MARGINAL_SCORES` of each of `K` numbers, `(K, 10)`; errors and distances in the posterior's standard deviations.
+
+    Args:
+        guide: points of the guide.
+        true_means: of the posterior, `(K,)`.
+        true_sds: likewise.
+        true_numbers: the posterior's marginals.
+    """
     means, sds = guide.mean(), guide.sd()
-    true_means, true_sds = posterior.moments.mean(), posterior.moments.sd()
     rows = []
-    for k in range(guide.z.shape[1]):
-        own, true = NumberSample.of(guide, k), NumberSample.of(posterior.even, k)
-        true = true.thinned() if thinned else true
+    for k, true in enumerate(true_numbers):
+        own = NumberSample.of(guide, k)
         quantiles = own.quantile(np.array(PROBABILITIES))
         covered = dict(zip(PROBABILITIES, true.cdf(quantiles), strict=True))
         errors = (quantiles - true.quantile(np.array(PROBABILITIES))) / true_sds[k]

@@ -1,0 +1,1 @@
+"""The verb `measure`: draws from any system against the exact posterior."""

@@ -1,0 +1,1 @@
+"""Metrics of draws from any system against the truth, with standard errors that count the draws' autocorrelation."""

@@ -1,0 +1,95 @@
+"""Batches of chains, longer than the draws' autocorrelation, and the standard errors that their spread gives.
+
+A batch is a stretch of a chain that is many times as long as the draws remember, or a whole chain, so that batches are
+nearly independent. Leaving out one after another then gives the standard error of any figure (the jackknife):
+
+    std_error^2 = (G - 1) / G  sum_g (T_without_g - mean of these)^2.
+
+Source: Flegal and Jones (2010), Batch means and spectral variance estimators in Markov chain Monte Carlo; Efron and
+Stein (1981), The jackknife estimate of variance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+# A batch is at least this many times the autocorrelation time long, which leaves a bias of some per cent in the error.
+TIMES_PER_BATCH = 20
+MAX_BATCHES = 32  # more would make standard errors slower and hardly better
+MIN_BATCHES = 4  # fewer give no usable standard error
+MIN_ESS_DRAWS = 4  # of a chain, with fewer than which ArviZ computes no effective sample size
+
+
+def autocorrelation_time(values: np.ndarray) -> float:
+    """The number of draws that are worth one independent draw, the largest of all numbers; 1 for independent draws.
+
+    It is that of the means and of the squared deviations, by ArviZ's effective sample size, which also tells where
+    chains disagree.
+
+    Args:
+        values: `(chain, draw, K)`.
+
+    Source: Vehtari, Gelman, Simpson, Carpenter and Bürkner (2021), Rank-normalization, folding, and localization.
+    """
+    from arviz_stats.base import array_stats  # imported here since it takes two seconds, with xarray and pandas
+
+    chains, draws = values.shape[:2]
+    if draws < MIN_ESS_DRAWS:
+        return 1.0
+    varying = values[..., np.ptp(values, axis=(0, 1)) > 0]
+    deviations = np.square(varying - varying.mean((0, 1)))
+    sizes = [
+        float(array_stats.ess(part[..., k], chain_axis=0, draw_axis=1, method="mean"))
+        for part in (varying, deviations)
+        for k in range(part.shape[-1])
+    ]
+    known = [size for size in sizes if np.isfinite(size) and size > 0]
+    return max(1.0, chains * draws / min(known, default=chains * draws))
+
+
+def batch_labels(chains: int, draws: int, time: float) -> np.ndarray:
+    """The batch of each draw, `(chain * draw,)`, from 0.
+
+    Args:
+        chains: how many there are.
+        draws: of each chain.
+        time: their autocorrelation time.
+    """
+    if chains >= MAX_BATCHES:
+        return np.repeat(np.arange(chains) * MAX_BATCHES // chains, draws)
+    pieces = min(MAX_BATCHES // chains, int(draws / (TIMES_PER_BATCH * time)))
+    pieces = min(draws, max(1, -(-MIN_BATCHES // chains), pieces))
+    piece = np.arange(draws) * pieces // draws
+    return (np.arange(chains)[:, None] * pieces + piece).ravel()
+
+
+def are_short(chains: int, draws: int, time: float) -> bool:
+    """Whether batches have to be shorter than they should be, so that standard errors are rough, likely too small."""
+    return chains < MIN_BATCHES and chains * draws < MIN_BATCHES * TIMES_PER_BATCH * time
+
+
+def jackknife(function: Callable[[np.ndarray], np.ndarray], labels: np.ndarray) -> np.ndarray:
+    """The standard error of a figure of the draws.
+
+    Args:
+        function: of which draws are kept, `(N,)`, to the figures `(...)`.
+        labels: the batch of each draw, `(N,)`.
+
+    Returns:
+        `(...)`; inf where there is a single batch.
+    """
+    batches = np.unique(labels)
+    values = np.array([function(labels != batch) for batch in batches])
+    if len(batches) < 2:
+        return np.full(values.shape[1:], np.inf)
+    return spread(values)
+
+
+def spread(values: np.ndarray) -> np.ndarray:
+    """The jackknife's standard error from the figures without each batch, `(G, ...)` to `(...)`."""
+    num = len(values)
+    with np.errstate(invalid="ignore"):
+        found: np.ndarray = np.sqrt((num - 1) / num * np.square(values - values.mean(0)).sum(0))
+    return found
