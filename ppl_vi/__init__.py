@@ -15,6 +15,7 @@ from ppl_vi._version import __version__
 
 if TYPE_CHECKING:
     from ppl_vi.approximations.approximation import Approximation
+    from ppl_vi.approximations.same_density import SameDensity, same_density
     from ppl_vi.guides.given import fitted
     from ppl_vi.measuring.measurement import Measurement, measure
     from ppl_vi.metrics import Estimate, Scorecard, score
@@ -37,6 +38,7 @@ __all__ = [
     "Fit",
     "Measurement",
     "ModelComparison",
+    "SameDensity",
     "Scorecard",
     "Stage",
     "SupportMismatchError",
@@ -52,11 +54,13 @@ __all__ = [
     "load",
     "load_results",
     "measure",
+    "same_density",
     "score",
     "sweep",
 ]
 _HOMES = {
     "approximations.approximation": ("Approximation",),
+    "approximations.same_density": ("SameDensity", "same_density"),
     "guides.given": ("fitted",),
     "measuring.measurement": ("Measurement", "measure"),
     "metrics": ("Estimate", "Scorecard", "score"),

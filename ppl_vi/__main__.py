@@ -13,12 +13,13 @@ from collections.abc import Sequence
 
 from ppl_vi import cli
 from ppl_vi._version import __version__
-from ppl_vi.commands import check, compare, completion, listing, report
+from ppl_vi.commands import check, compare, completion, listing, measure, report
 from ppl_vi.sweeps import commands as sweep_commands
 
 TEXT = "The ruler for variational inference in Pyro: how far a guide is from the exact posterior, and why."
 EXAMPLES = """examples, for a file my_model.py in the current folder that has `model`, `data` and `guide`:
   ppl-vi compare my_model:model --args my_model:data --guides AutoNormal my_model:guide
+  ppl-vi measure my_model:model --args my_model:data --draws draws.nc
   ppl-vi check my_model:model --args my_model:data --guides guide --max-reverse-kl 0.05
   ppl-vi sweep my_model:model --args my_model:data --guides AutoNormal --lr 0.05 0.2 --seed 0:100
   ppl-vi results sweep.db
@@ -34,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     found = cli.Parser(prog="ppl-vi", description=TEXT, epilog=EXAMPLES, formatter_class=formatter)
     found.add_argument("--version", action="version", version=f"ppl-vi {__version__}")
     commands = found.add_subparsers(dest="command", metavar="COMMAND")
-    for command in (compare, sweep_commands, report, check, listing):
+    for command in (compare, measure, sweep_commands, report, check, listing):
         command.add(commands)
     completion.add(commands, found)
     return found

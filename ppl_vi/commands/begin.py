@@ -51,7 +51,7 @@ def begun(arguments: argparse.Namespace, default: Sequence[str]) -> tuple[ModelC
     with signals.starting(), garbage.imports_kept(), stage("loading Pyro and the model"):
         cli.woken(arguments, default, WORKERS_MODULES)
         model = cli.imported("model", arguments.model)
-        args, kwargs = _arguments_of(model, cli.imported("--args", arguments.args) if arguments.args else ())
+        args, kwargs = arguments_of(model, cli.imported("--args", arguments.args) if arguments.args else ())
         guides, settings, processes = cli.prepared(arguments, default, WORKERS_MODULES)
         from ppl_vi import model_comparison
         from ppl_vi.guides.given import fitted
@@ -60,12 +60,17 @@ def begun(arguments: argparse.Namespace, default: Sequence[str]) -> tuple[ModelC
         target = model_comparison.target_of(model, args, kwargs).to(arguments.device)
         return model_comparison.begun(target, asked, (), settings), guides, processes
     except Exception as error:  # a model may raise anything
-        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        name = arguments.model.rpartition(":")[2]  # with which most of these errors begin
-        raise cli.UsageError(f"{arguments.model}: {kind}{str(error).removeprefix(f'{name}: ')}") from error
+        raise refused(arguments.model, error) from error
 
 
-def _arguments_of(model: Any, given: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def refused(model: str, error: Exception) -> cli.UsageError:
+    """The error of a model that can't be used, as one line that names the model."""
+    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    name = model.rpartition(":")[2]  # with which most of these errors begin
+    return cli.UsageError(f"{model}: {kind}{str(error).removeprefix(f'{name}: ')}")
+
+
+def arguments_of(model: Any, given: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """A model's positional and keyword arguments, as `--args` names them; a dict is what the model can take it for."""
     if isinstance(given, dict) and given and all(isinstance(name, str) for name in given):
         try:

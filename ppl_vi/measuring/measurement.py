@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ppl_vi.approximations.approximation import LogDensity
-from ppl_vi.approximations.matching import Transforms, matched
+from ppl_vi.approximations.approximation import Approximation, LogDensity
+from ppl_vi.approximations.matching import MatchedDraws, Transforms, matched
 from ppl_vi.approximations.reading import approximation_of
 from ppl_vi.comparison.comparison import Entry, FitSettings
 from ppl_vi.comparison.curves import curves_of_draws
@@ -127,6 +127,13 @@ def measure(
     sites = {site.name for site in truth.target.latents}
     with following(progress), one_thread():
         found, remarks = approximation_of(given, log_q=log_q, name=name, known=sites - set(names or {}))
-        card = measured(truth, found, matched(truth.target, found, names, transforms), seed)
+        return measurement_of(truth, found, matched(truth.target, found, names, transforms), seed, remarks)
+
+
+def measurement_of(
+    truth: Truth, found: Approximation, draws: MatchedDraws, seed: int, remarks: Sequence[str]
+) -> Measurement:
+    """What is measured of draws that were read and matched to the model's sites."""
+    card = measured(truth, found, draws, seed)
     parts = {field.name: getattr(card, field.name) for field in fields(card)}
     return Measurement(**(parts | {"remarks": (*remarks, *card.remarks)}))
