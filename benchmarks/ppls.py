@@ -4,18 +4,19 @@
 
 Models of the zoo, written again for each system, are fitted by each at its default setting and at a common one: Adam of
 step size 0.01, 10 draws a step, 10,000 steps. Before anything is compared, log p(x, z) of each copy is compared with
-ours at 200 points of the posterior, to 1e-8 nats. Fits are measured after 100, 300, 1000, ... steps. Each system runs in
-a process of its own for each model, on one core with one thread. Seconds are of processor time, compilers included. A
-system that is not installed is shown as missing, and one that fails as failed, in its own words. Records, a table and a
-heat map are written to results/ppls/.
+ours at 200 points of the posterior, to 1e-8 nats. Fits are measured after 100, 300, 1000, ... steps. Each system runs
+in a process of its own for each model, on one core with one thread. Seconds are of processor time, compilers included.
+A system that is not installed is shown as missing, and one that fails as failed, in its own words. Records, a table and
+a heat map are written to results/ppls/.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.ppls_models import MODELS, QUICK
 from ppl_vi import cli
@@ -50,7 +51,7 @@ def program(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def of_model(model: str, systems: Sequence[str]):
+def of_model(model: str, systems: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
     """The records of each system on one model."""
     import ppl_vi
     from benchmarks.ppls_process import in_own_process

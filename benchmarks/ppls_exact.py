@@ -1,8 +1,8 @@
 """How far an approximation of `benchmarks.ppls` is from the posterior, and from the best member of its family.
 
-A Gaussian of unconstrained numbers u is known exactly from draws with log q: `log q(u)` is a quadratic function of u, and
-its coefficients are found by least squares. Its reverse KL is then computed by scrambled Sobol points, with a standard
-error from several scrambles, which is far below that of plain draws.
+A Gaussian of unconstrained numbers u is known exactly from draws with log q: `log q(u)` is a quadratic function of u,
+and its coefficients are found by least squares. Its reverse KL is then computed by scrambled Sobol points, with a
+standard error from several scrambles, which is far below that of plain draws.
 """
 
 from __future__ import annotations

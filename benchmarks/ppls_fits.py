@@ -1,4 +1,4 @@
-"""The fits of `benchmarks.ppls`: each system's, at its default setting and at the common one, in growing numbers of steps.
+"""The fits of `benchmarks.ppls`: each system's, at its default and at the common setting, in growing numbers of steps.
 
 A fit is a generator of `Snapshot`s. Seconds are of processor time, a compiler's included. What makes draws of a fit, to
 measure it, is not counted.
@@ -183,6 +183,62 @@ def pathfinder_fit(model: str, setting: str, family: str) -> Iterator[Snapshot]:
 
     tree, begun, seconds = _twice(once)
     yield Snapshot(0, seconds, begun, approximation_of_draws(tree, made))
+
+
+def _unconstrained(model: str) -> tuple[Callable[[Any], Any], Callable[[Any], Any], Any]:
+    """The log density of NumPyro's model in unconstrained numbers, the latents as a function of them, and a start."""
+    import jax
+    from numpyro.infer.util import initialize_model
+
+    from benchmarks.ppls_numpyro_models import NUMPYRO_MODELS
+
+    made = initialize_model(jax.random.PRNGKey(0), NUMPYRO_MODELS[model], model_args=data_of(model))
+    potential, constrain = made.potential_fn, made.postprocess_fn
+    return lambda u: -potential(u), constrain, made.param_info.z
+
+
+def blackjax_fit(model: str, setting: str, family: str) -> Iterator[Snapshot]:
+    """BlackJAX's mean-field VI: by default 100 draws a step. It has no step size of its own: Adam of 0.01 is taken."""
+    import blackjax
+    import jax
+    import optax
+
+    from ppl_vi.adapters.blackjax import approximation_of_meanfield
+
+    began = processor_seconds()
+    density, constrain, start = _unconstrained(model)
+    num = {"num_samples": PARTICLES} if setting == "common" else {}
+    algorithm = blackjax.meanfield_vi(density, optax.adam(RATE), **num)
+
+    def step(_: Any, carried: tuple[Any, Any]) -> tuple[Any, Any]:
+        key, now = jax.random.split(carried[0])
+        return key, algorithm.step(now, carried[1])[0]
+
+    advance = jax.jit(lambda carried, count: jax.lax.fori_loop(0, count, step, carried))
+    carried = jax.block_until_ready(advance((jax.random.PRNGKey(0), algorithm.init(start)), 1))
+    begun, seconds, done = processor_seconds() - began, 0.0, 1
+    for steps in ladder_to(STEPS):
+        began = processor_seconds()
+        carried = jax.block_until_ready(advance(carried, steps - done))
+        seconds, done = seconds + processor_seconds() - began, steps
+        found = approximation_of_meanfield(carried[1], constrain, num_draws=NUM_DRAWS)
+        yield Snapshot(steps, seconds, begun, found)
+
+
+def blackjax_pathfinder_fit(model: str, setting: str, family: str) -> Iterator[Snapshot]:
+    """BlackJAX's Pathfinder of one path: by default 200 draws for each ELBO."""
+    import blackjax
+    import jax
+
+    from ppl_vi.adapters.blackjax import approximation_of_pathfinder
+
+    density, constrain, start = _unconstrained(model)
+
+    def once() -> Any:
+        return jax.block_until_ready(blackjax.vi.pathfinder.approximate(jax.random.PRNGKey(0), density, start)[0])
+
+    state, begun, seconds = _twice(once)
+    yield Snapshot(0, seconds, begun, approximation_of_pathfinder(state, constrain, num_draws=NUM_DRAWS))
 
 
 def _twice(once: Callable[[], Any]) -> tuple[Any, float, float]:

@@ -107,7 +107,10 @@ def heat_map(records: Sequence[Record]) -> Figure:
     axes.tick_params(which="both", length=0)
     axes.spines[:].set_visible(False)
     figure.colorbar(image, ax=axes, label="nats above the family's best", shrink=0.8, extend="both")
-    axes.set_title("Reverse KL above the best member of the family, at each system's default; below: seconds to 1e-3 nats", fontsize=9)
+    axes.set_title(
+        "Reverse KL above the best member of the family, at each system's default; below: seconds to 1e-3 nats",
+        fontsize=9,
+    )
     return figure
 
 

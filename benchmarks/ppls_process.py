@@ -50,7 +50,7 @@ def in_own_process(system: str, model: str, points: Mapping[str, np.ndarray]) ->
         return Outcome({}, {}, missing=f"not installed: {', '.join(absent)}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        np.savez(folder / POINTS, **points)
+        np.savez(folder / POINTS, allow_pickle=False, **points)
         command = [sys.executable, "-W", "ignore", "-c", MAIN, system, model, name]
         try:
             done = subprocess.run(
@@ -104,7 +104,7 @@ def main(arguments: list[str]) -> int:
     if SYSTEMS[system].density:
         with np.load(folder / POINTS) as points:
             arrays["density"] = DENSITIES[SYSTEMS[system].density](model)(dict(points))
-    np.savez(folder / ARRAYS, **arrays)
+    np.savez(folder / ARRAYS, allow_pickle=False, **arrays)
     (folder / RUNS).write_text(json.dumps(runs))
     return 0
 

@@ -39,9 +39,15 @@ SYSTEMS: dict[str, System] = {
     "ppl_vi AutoNormal": System(ppls_fits.ppl_vi_fit, MEAN_FIELD, has_common=False, note="ppl_vi.fit's own"),
     "Pyro AutoNormal": System(ppls_fits.pyro_fit, MEAN_FIELD, note="Adam 0.0005, 1 draw, 5000 steps: its tutorial's"),
     "NumPyro AutoNormal": System(
-        ppls_fits.numpyro_fit, MEAN_FIELD, ("numpyro",), "numpyro", note="Adam 0.0005, 1 draw, 2000 steps: SVI's example"
+        ppls_fits.numpyro_fit,
+        MEAN_FIELD,
+        ("numpyro",),
+        "numpyro",
+        note="Adam 0.0005, 1 draw, 2000 steps: SVI's example",
     ),
-    "PyMC ADVI": System(ppls_fits.pymc_fit, MEAN_FIELD, PYMC, "pymc", note="adagrad_window 0.001, 1 draw, 10,000 steps"),
+    "PyMC ADVI": System(
+        ppls_fits.pymc_fit, MEAN_FIELD, PYMC, "pymc", note="adagrad_window 0.001, 1 draw, 10,000 steps"
+    ),
     "PyMC DADVI": System(ppls_fits.dadvi_fit, MEAN_FIELD, EXTRAS, "pymc", False, "30 fixed draws, trust-ncg"),
     "ppl_vi AutoMultivariateNormal": System(ppls_fits.ppl_vi_fit, FULL_RANK, has_common=False, note="ppl_vi.fit's own"),
     "NumPyro AutoMultivariateNormal": System(
@@ -49,6 +55,21 @@ SYSTEMS: dict[str, System] = {
     ),
     "PyMC full-rank ADVI": System(
         ppls_fits.pymc_fit, FULL_RANK, PYMC, "pymc", note="adagrad_window 0.001, 1 draw, 10,000 steps"
+    ),
+    "BlackJAX mean field": System(
+        ppls_fits.blackjax_fit,
+        MEAN_FIELD,
+        ("blackjax", "numpyro"),
+        "numpyro",
+        note="100 draws; Adam 0.01 is ours, as it has none",
+    ),
+    "BlackJAX Pathfinder": System(
+        ppls_fits.blackjax_pathfinder_fit,
+        "",
+        ("blackjax", "numpyro"),
+        "numpyro",
+        False,
+        "one path, 200 draws for the ELBO",
     ),
     "PyMC Pathfinder": System(
         ppls_fits.pathfinder_fit, "", EXTRAS, "pymc", False, "4 paths, 1000 draws resampled by importance"

@@ -9,6 +9,7 @@ import numpy as np
 
 from ppl_vi.approximations.approximation import Approximation, Draws
 
+
 def approximation(
     guide: Callable[..., Any],
     params: Mapping[str, Any],

@@ -39,7 +39,7 @@ def approximation(
     import pymc
 
     kind, model = type(fitted).__name__, fitted.model
-    made = {"name": name or f"PyMC {kind}", "system": f"pymc {pymc.__version__}", "seconds": seconds}
+    made: dict[str, Any] = {"name": name or f"PyMC {kind}", "system": f"pymc {pymc.__version__}", "seconds": seconds}
     if kind not in GAUSSIAN:
         posterior = fitted.sample(num_draws, random_seed=seed, return_inferencedata=True).posterior
         return Approximation(_of_sites(posterior, model), None, **made)
@@ -76,10 +76,10 @@ def approximation_of_dadvi(
     ends = np.cumsum([0, *(np.size(value) for value in start.values())])
     found = np.asarray(tree.optimizer_result["x"].values).ravel()
     if len(found) != 2 * ends[-1]:
-        raise ValueError(f"DADVI's optimum must have {2 * ends[-1]} numbers, two for each of the model; got {len(found)}")
-    places = {
-        key: (slice(ends[k], ends[k + 1]), np.shape(value)) for k, (key, value) in enumerate(start.items())
-    }
+        raise ValueError(
+            f"DADVI's optimum must have {2 * ends[-1]} numbers, two for each of the model; got {len(found)}"
+        )
+    places = {key: (slice(ends[k], ends[k + 1]), np.shape(value)) for k, (key, value) in enumerate(start.items())}
     made = {"name": name, "system": f"pymc-extras {pymc_extras.__version__}", "seconds": seconds}
     mean, log_sd = np.split(found, 2)
     return _gaussian(model, mean, np.diag(np.exp(log_sd)), places, num_draws, seed, made)
