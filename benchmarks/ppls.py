@@ -45,7 +45,8 @@ def program(arguments: argparse.Namespace) -> int:
     cells = ppls_page.rows(records)
     show("Systems against the exact posterior; nats, and seconds of processor time", ppls_page.HEADINGS, cells)
     write_output_text(arguments.out / "table.md", markdown(ppls_page.HEADINGS, cells))
-    cli.write_figure(arguments.out / "heat_map.png", ppls_page.heat_map(records))
+    if any(record["family"] for record in records):
+        cli.write_figure(arguments.out / "heat_map.png", ppls_page.heat_map(records))
     for line in ppls_page.verdict(records):
         print(line)
     return 0

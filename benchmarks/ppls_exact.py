@@ -21,7 +21,7 @@ from ppl_vi.metrics.draws.scores import MeasuredDraws, reverse_kl, worst
 from ppl_vi.metrics.estimate import Estimate
 from ppl_vi.truth import Truth
 
-NUM_SCRAMBLES, LOG2_POINTS = 16, 12
+NUM_SCRAMBLES, LOG2_POINTS = 16, 13
 MAX_RESIDUAL = 1e-6  # nats by which log q may differ from a quadratic function: an rms over the draws
 
 

@@ -50,7 +50,7 @@ def _no_family(record: Record) -> bool:
 
 def _with_error(record: Record, name: str) -> str:
     value, std_error = record[name], record[f"{name}_std_error"]
-    if math.isnan(value):
+    if value is None:
         return "no density"
     return f"{value:.3g} ± {std_error:.1g}"
 
@@ -58,7 +58,7 @@ def _with_error(record: Record, name: str) -> str:
 def _above(record: Record) -> str:
     """Above the best, or that it is below what its standard error resolves."""
     value, std_error = record["above_best"], record["reverse_kl_std_error"]
-    if math.isnan(value):
+    if value is None:
         return NONE
     return f"< {max(2 * std_error, 1e-6):.0e}" if value < 2 * std_error else f"{value:.2g}"
 
@@ -115,7 +115,7 @@ def heat_map(records: Sequence[Record]) -> Figure:
 
 
 def _value(record: Record | None) -> float:
-    if record is None or record["status"] != "ok" or math.isnan(record["above_best"]):
+    if record is None or record["status"] != "ok" or record["above_best"] is None:
         return math.nan
     return max(float(record["above_best"]), COLOURS[0])
 

@@ -70,7 +70,7 @@ def _measured(truth: Truth, snapshots: Sequence[Snapshot], best: float | None) -
     ladder = [_rung(one, found, best) for one, found in zip(snapshots, scores, strict=True)]
     last = snapshots[-1]
     return (
-        asdict(scores[-1])
+        {name: _known(value) for name, value in asdict(scores[-1]).items()}
         | {
             "version": last.approximation.system,
             "steps": last.steps,
@@ -84,22 +84,27 @@ def _measured(truth: Truth, snapshots: Sequence[Snapshot], best: float | None) -
 
 
 def _rung(snapshot: Snapshot, found: Score, best: float | None) -> Record:
-    above = found.reverse_kl - best if best is not None and found.is_gaussian else math.nan
+    above = found.reverse_kl - best if best is not None and found.is_gaussian else None
     return {
         "steps": snapshot.steps,
         "seconds": snapshot.seconds,
         "compile_seconds": snapshot.compile_seconds,
-        "reverse_kl": found.reverse_kl,
-        "reverse_kl_std_error": found.reverse_kl_std_error,
+        "reverse_kl": _known(found.reverse_kl),
+        "reverse_kl_std_error": _known(found.reverse_kl_std_error),
         "above_best": above,
     }
+
+
+def _known(value: float) -> float | None:
+    """None in place of nan, which JSON does not have."""
+    return None if math.isnan(value) else value
 
 
 def _arrival(ladder: Sequence[Record]) -> Record:
     """The first number of steps from which on the fit is within the tolerance whenever it is looked at."""
     arrived: Record | None = None
     for rung in reversed(ladder):
-        if not rung["above_best"] <= TOLERANCE + 2 * rung["reverse_kl_std_error"]:
+        if rung["above_best"] is None or rung["above_best"] > TOLERANCE + 2 * rung["reverse_kl_std_error"]:
             break
         arrived = rung
     if arrived is None:
