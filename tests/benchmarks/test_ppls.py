@@ -14,6 +14,7 @@ from benchmarks.ppls_process import Outcome
 from benchmarks.ppls_records import density_difference, records_of
 from models import ZOO, gamma_poisson, normal_normal
 
+pytestmark = pytest.mark.slow  # marginals of a single latent take many seconds
 SD_RATIO, SHIFT = 0.5, 0.3  # a Gaussian of half the posterior's sd, its mean moved by 0.3 sds
 
 
