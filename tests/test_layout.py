@@ -22,6 +22,7 @@ LAYERS = [
     {"target"},
     {"guides", "truth"},
     {"approximations"},
+    {"adapters"},
     {"svi"},
     {"metrics"},
     {"comparison"},
