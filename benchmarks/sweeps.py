@@ -3,6 +3,7 @@
     python -m benchmarks.sweeps overhead      # the same fits by a sweep, and by one call of `fit` for each family
     python -m benchmarks.sweeps two-workers   # a cluster of one worker, and of two
     python -m benchmarks.sweeps killed        # sweeps and workers killed at random moments, here and on a cluster
+    python -m benchmarks.sweeps large --num-seeds 100    # 100,000 fits by the command line, and their page in a browser
     python -m benchmarks.sweeps messages      # bytes and seconds a task, and where a scheduler would be the limit
 
 The toy posterior with `--num-problems` observations is fitted by `--guides`, with seeds from 0 on. Clusters are Dask's
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.dask_cluster import processor_seconds, started
 from benchmarks.sweeps_killed import killed
+from benchmarks.sweeps_large import large
 from ppl_vi import cli
 
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ class Took:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     found = cli.Parser(prog="sweeps", description=(__doc__ or "").splitlines()[0])
-    found.add_argument("what", choices=("overhead", "two-workers", "killed", "messages"))
+    found.add_argument("what", choices=("overhead", "two-workers", "killed", "large", "messages"))
     found.add_argument("--guides", nargs="+", metavar="NAME", help="families (those on positive numbers)")
     found.add_argument("--num-problems", type=cli.whole(1), default=100, metavar="N", help="observations (100)")
     found.add_argument("--num-seeds", type=cli.whole(1), default=10, metavar="N", help="seeds (10)")
@@ -237,7 +239,9 @@ def program(arguments: argparse.Namespace) -> int:
         if arguments.what == "killed":
             rows, wrong = killed(Path(folder), arguments.num_kills, arguments.seed)
         else:
-            measure = {"overhead": overhead, "two-workers": two_workers, "messages": messages}[arguments.what]
+            measure = {"overhead": overhead, "two-workers": two_workers, "large": large, "messages": messages}[
+                arguments.what
+            ]
             rows, wrong = measure(arguments, Path(folder)), []
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         for row in rows:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ppl_vi import cli
+from ppl_vi.sweeps.stored import check_store, sweep_into_store
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,6 +54,8 @@ def figures(comparison: Comparison) -> dict[str, Figure]:
 def program(arguments: argparse.Namespace) -> int:
     """Compares the families as asked."""
     x = tuple(dict.fromkeys(arguments.x))
+    if arguments.store is not None and not arguments.list_guides:
+        return _store(arguments, x)
 
     def make_target() -> Target:
         from models.exponential_normal import target
@@ -60,6 +63,17 @@ def program(arguments: argparse.Namespace) -> int:
         return target(x)
 
     return cli.compare_command(arguments, make_target, x, QUICK_GUIDES, figures)
+
+
+def _store(arguments: argparse.Namespace, x: tuple[float, ...]) -> int:
+    """The same fits as a sweep."""
+    check_store(arguments)
+    cli.check_fitting(arguments)
+    with cli.loading():
+        default = QUICK_GUIDES if arguments.quick else None
+        guides, settings = cli.chosen_guides(arguments.guides, default), cli.settings_of(arguments)
+    models = [{"target": "models.exponential_normal:target", "args": (x,)}]
+    return sweep_into_store(arguments, models, guides, settings)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

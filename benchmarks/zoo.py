@@ -24,6 +24,7 @@ from ppl_vi import cli
 from ppl_vi.runtime import signals
 from ppl_vi.runtime.outputs import write_output_text
 from ppl_vi.runtime.processes import shared, wake
+from ppl_vi.sweeps.stored import check_store, sweep_into_store
 
 if TYPE_CHECKING:
     from ppl_vi.comparison.comparison import FitSettings
@@ -64,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
     cli.add_memory(found)
     cli.add_run_options(found, OUT, "few models, guides and steps")
     cli.add_html(found)
+    cli.add_store(found)
     return found
 
 
@@ -99,7 +101,10 @@ def _killed(model: str, how: str) -> Measured:
 
 def program(arguments: argparse.Namespace) -> int:
     """Measures the chosen models, prints the table and writes the files."""
-    cli.check_outputs(arguments)
+    if arguments.store is not None:
+        check_store(arguments)
+    else:
+        cli.check_outputs(arguments)
     cli.check_guides(arguments.guides)
     with cli.loading():
         from ppl_vi.comparison.comparison import FitSettings
@@ -111,6 +116,8 @@ def program(arguments: argparse.Namespace) -> int:
     counts: dict[str, Any] = cli.QUICK if arguments.quick else FULL
     workers = cli.num_workers_within(arguments.max_memory, cli.num_workers(len(models), "cpu"))
     settings = FitSettings(seed=arguments.seed, max_memory=share(arguments.max_memory, workers), **counts)
+    if arguments.store is not None:
+        return _store(arguments, models, guides, settings)
     found: list[Measured] = []
     with signals.saving(last=True):
         try:
@@ -130,6 +137,13 @@ def program(arguments: argparse.Namespace) -> int:
         _show(found, arguments)
         heat_map = arguments.out / "heat_map.png"
         return cli.drawn(lambda: cli.write_figure(heat_map, matrix.heat_map(_records(found))), arguments)
+
+
+def _store(arguments: argparse.Namespace, models: Sequence[str], guides: Sequence[str], settings: FitSettings) -> int:
+    """The same fits as a sweep."""
+    with cli.loading():
+        from models import ZOO
+    return sweep_into_store(arguments, [{"target": ZOO[name], "name": name} for name in models], guides, settings)
 
 
 def _show(found: Sequence[Measured], arguments: argparse.Namespace) -> None:

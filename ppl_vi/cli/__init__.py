@@ -21,7 +21,7 @@ from ppl_vi.cli.checks import (
 from ppl_vi.cli.codes import FAILED, UNCERTIFIED, USAGE
 from ppl_vi.cli.comparing import compare_command, loading, run_comparison
 from ppl_vi.cli.figures import drawn, interrupted, write_figure
-from ppl_vi.cli.guides import POINT_MASS, chosen_guides, guides_among, list_guides, prepared, woken
+from ppl_vi.cli.guides import POINT_MASS, chosen_guides, guides_among, list_guides, prepared, settings_of, woken
 from ppl_vi.cli.imports import imported, modules_from_here
 from ppl_vi.cli.options import (
     DEVICES,
@@ -35,6 +35,7 @@ from ppl_vi.cli.options import (
     add_out,
     add_run_options,
     add_seed,
+    add_store,
 )
 from ppl_vi.cli.page import write_page
 from ppl_vi.cli.parsing import Parser, UsageError, add_command, all_parsers, draws, finite, positive, step_size, whole
@@ -61,6 +62,7 @@ __all__ = [
     "add_out",
     "add_run_options",
     "add_seed",
+    "add_store",
     "all_parsers",
     "check_comparison",
     "check_device",
@@ -85,6 +87,7 @@ __all__ = [
     "prepared",
     "run",
     "run_comparison",
+    "settings_of",
     "show_records",
     "step_size",
     "training_bar",

@@ -42,6 +42,7 @@ def add_comparison_options(
     parser.add_argument("--device", choices=DEVICES, default="cpu", help="where to compute (cpu)")
     add_run_options(parser, out, "few families, steps and replicas")
     add_html(parser)
+    add_store(parser)
 
 
 def add_fit_options(parser: argparse.ArgumentParser, full: dict[str, Any], quick: dict[str, Any]) -> None:
@@ -89,6 +90,12 @@ def add_run_options(parser: argparse.ArgumentParser, out: Path, quick: str) -> N
 def add_html(parser: argparse.ArgumentParser) -> None:
     """Adds `--html`."""
     parser.add_argument("--html", action="store_true", help="write report.html, one page with everything")
+
+
+def add_store(parser: argparse.ArgumentParser) -> None:
+    """Adds `--store`."""
+    text = "put the fits into a file of sweeps, and compute only what it does not have; tables and --out are left out"
+    parser.add_argument("--store", type=Path, metavar="FILE", help=text)
 
 
 def add_full(parser: argparse.ArgumentParser) -> None:

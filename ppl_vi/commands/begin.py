@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ppl_vi import cli
@@ -13,6 +14,7 @@ from ppl_vi.runtime.stages import stage
 
 if TYPE_CHECKING:
     from ppl_vi.model_comparison import ModelComparison
+    from ppl_vi.target.target import Target
 
 WORKERS_MODULES = ("ppl_vi.model_comparison",)  # what the processes that share the guides import
 AS_IS = "measure guides of your own, named MODULE:GUIDE, with the values that they have, without fitting them"
@@ -50,15 +52,44 @@ def begun(arguments: argparse.Namespace, default: Sequence[str]) -> tuple[ModelC
     """
     with signals.starting(), garbage.imports_kept(), stage("loading Pyro and the model"):
         cli.woken(arguments, default, WORKERS_MODULES)
-        model = cli.imported("model", arguments.model)
-        args, kwargs = arguments_of(model, cli.imported("--args", arguments.args) if arguments.args else ())
+        make_target = _named(arguments)
         guides, settings, processes = cli.prepared(arguments, default, WORKERS_MODULES)
         from ppl_vi import model_comparison
         from ppl_vi.guides.given import fitted
-    try:
+    with _explained(arguments):
         asked = {guide: fitted(guide) if arguments.as_is and ":" in guide else guide for guide in guides}
-        target = model_comparison.target_of(model, args, kwargs).to(arguments.device)
+        target = make_target().to(arguments.device)
         return model_comparison.begun(target, asked, (), settings), guides, processes
+
+
+def target_of(arguments: argparse.Namespace) -> Target:
+    """The model that is named, with its arguments.
+
+    Raises:
+        UsageError: it can't be used; the cause is the error itself.
+    """
+    make_target = _named(arguments)
+    with _explained(arguments):
+        return make_target()
+
+
+def _named(arguments: argparse.Namespace) -> Callable[[], Target]:
+    """Imports the model and its arguments; makes the target when it is called."""
+    model = cli.imported("model", arguments.model)
+    args, kwargs = arguments_of(model, cli.imported("--args", arguments.args) if arguments.args else ())
+
+    def make_target() -> Target:
+        from ppl_vi.model_comparison import target_of
+
+        return target_of(model, args, kwargs)
+
+    return make_target
+
+
+@contextmanager
+def _explained(arguments: argparse.Namespace) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:  # a model may raise anything
         raise refused(arguments.model, error) from error
 

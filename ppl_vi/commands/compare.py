@@ -25,6 +25,7 @@ from ppl_vi import cli
 from ppl_vi.commands import begin
 from ppl_vi.runtime.display import following
 from ppl_vi.runtime.processes import travels
+from ppl_vi.sweeps.stored import check_store, sweep_into_store
 
 if TYPE_CHECKING:
     from ppl_vi.model_comparison import ModelComparison
@@ -37,6 +38,7 @@ EXAMPLES = """examples, for a file my_model.py in the current folder that has `m
   ppl-vi compare my_model:model --args my_model:data --guides AutoNormal AutoStructured my_model:guide
   ppl-vi compare my_model:model --args my_model:data --guides my_model:guide --as-is
   ppl-vi compare my_model:model --args my_model:data --guides my_model:guide=params.pt
+  ppl-vi compare my_model:model --args my_model:data --store fits.db
   ppl-vi compare --list-guides"""
 TEXT = "guides on one model: how far each is from its exact posterior, and why"
 
@@ -58,9 +60,21 @@ def compare_program(arguments: argparse.Namespace) -> int:
         return 0
     begin.check_names(arguments)
     with cli.modules_from_here():
+        if arguments.store is not None:
+            return _store(arguments)
         arguments.whose = arguments.model + (f" with {arguments.args}" if arguments.args else "")
         cli.check_comparison(arguments)
         return _compare(arguments)
+
+
+def _store(arguments: argparse.Namespace) -> int:
+    """The same fits as a sweep."""
+    check_store(arguments)
+    cli.check_fitting(arguments)
+    with cli.loading():
+        guides, settings = cli.chosen_guides(arguments.guides, GUIDES), cli.settings_of(arguments)
+        models = [{"model": begin.target_of(arguments)}]
+    return sweep_into_store(arguments, models, guides, settings)
 
 
 def _compare(arguments: argparse.Namespace) -> int:

@@ -140,13 +140,13 @@ def _planned(arguments: argparse.Namespace) -> tuple[Plan, Path] | None:
             for name in ("guides", *AXES, "num_draws", "engine", "block", "exclude")
             if (value := getattr(arguments, name)) is not None
         }
-        what: Sequence[str] = arguments.what
+        what: Sequence[Any] = arguments.what  # texts from the command line, entries of a plan from `--store`
         try:
-            if len(what) == 1 and what[0].endswith(".toml"):
+            if len(what) == 1 and str(what[0]).endswith(".toml"):
                 found = plan_from_file(Path(what[0]), given)
                 return found.plan, arguments.file or found.file or Path(what[0]).with_suffix(".db")
             args = {"args": arguments.args} if arguments.args else {}
-            models = [{"model": model, **args} for model in what]
+            models = [{"model": one, **args} if isinstance(one, str) else one for one in what]
             return plan_of({"models": models, **given}, _option), arguments.file or FILE
         except PlanError as error:
             lines = error.lines
