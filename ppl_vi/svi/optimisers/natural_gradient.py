@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_vi.numerics.mixtures import LOG_2PI
 from ppl_vi.svi.curvature import DIFFERENCE, MAX_HESSIAN_PARAMETERS, UNITS_POINTS, curvature_preconditioner
 from ppl_vi.svi.ended import EndedFit
 from ppl_vi.svi.gradients import MAX_HESSIAN_POINTS, MeanGradients
@@ -173,9 +174,7 @@ def _take_step(fit: Running, densities: list[Density], e: Tensor, size: float, m
     fit.loc = torch.where(runs[..., None], loc, fit.loc)
     fit.precision = torch.where(runs[..., None, None], precision, fit.precision)
     fit.num_steps[fit.runs] += 1
-    entropy = torch.diagonal(factor, dim1=-2, dim2=-1).log().sum(-1) + factor.shape[-1] / 2 * float(
-        np.log(2 * np.pi * np.e)
-    )
+    entropy = torch.diagonal(factor, dim1=-2, dim2=-1).log().sum(-1) + factor.shape[-1] / 2 * (LOG_2PI + 1)
     return torch.where(runs, value.mean(-1) + entropy, torch.nan)
 
 
