@@ -14,6 +14,7 @@ PARTS = ("ready", "steps", "checks", "truth", "best member", "scores", "rest")
 PART_OF = {
     "loading Pyro and the model": "ready",
     "choosing starts": "ready",
+    "choosing starts by paths": "ready",
     "preparing the steps": "ready",
     "fitting": "steps",
     "checking convergence": "checks",
@@ -21,6 +22,7 @@ PART_OF = {
     "the objective's own optimum": "best member",
     "ELBO of each replica": "scores",
     "scoring": "scores",
+    "scoring draws": "scores",
     "importance sampling": "scores",
     "curves for the figures": "scores",
     "figures": "scores",

@@ -170,7 +170,7 @@ def test_every_limit_can_be_given_in_both_ways(capsys: pytest.CaptureFixture[str
         name: one.default for name, one in parameters.items() if name in compared and name not in ("model", "args")
     }
     assert shared == {name: compared[name].default for name in shared}
-    assert set(compared) - set(shared) == {"model", "guides", "args", "progress"}
+    assert set(compared) - set(shared) == {"model", "guides", "args", "progress", "start", "approximations"}
     with pytest.raises(SystemExit):
         main(["check", "--help"])
     shown = capsys.readouterr().out

@@ -106,7 +106,7 @@ def test_the_program_alone_shows_examples_that_it_takes(capsys: pytest.CaptureFi
     assert command.main([]) == 0
     shown = capsys.readouterr().out
     examples = [line.split()[1:] for line in shown.splitlines() if line.startswith("  ppl-vi ")]
-    assert len(examples) == 6
+    assert len(examples) == 7
     for example in examples:
         command.parser().parse_args(example)
     with pytest.raises(SystemExit) as stop:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 SETTINGS = {"objective": "objective", "lr": "step size", "num_steps": "steps", "num_particles": "draws a step"}
 KEYS = ["guide", *SETTINGS]
 LOW, HIGH = 0.1, 0.9  # the quantiles over seeds that a range is between
+SECONDS, SPREADS = ("fit_seconds", "score_seconds"), ("reverse_kl_error", "reverse_kl_std_error")
 MEDIANS = ("family_gap", "optimization_gap", "coverage_90", "khat")
 
 
@@ -23,11 +24,12 @@ def over_seeds(frame: DataFrame, by: tuple[str, ...] = ()) -> DataFrame:
     Quantiles are values of the sample, since between a finite and an infinite one there is none.
     """
     keys = [*KEYS, *by]
-    frame = frame.assign(
+    read = {*keys, "seed", "status", "reverse_kl", *SPREADS, *MEDIANS, *SECONDS}
+    frame = frame[[name for name in frame.columns if name in read]].assign(
         num_particles=frame["num_particles"].astype(str),
         has_converged=(frame["status"] == "converged").astype(float),
-        seconds=frame["fit_seconds"].fillna(0.0) + frame["score_seconds"].fillna(0.0),
-        error=frame["reverse_kl_error"].fillna(0.0) + 2 * frame["reverse_kl_std_error"].fillna(0.0),
+        seconds=sum(frame[name].fillna(0.0) for name in SECONDS),
+        error=frame[SPREADS[0]].fillna(0.0) + 2 * frame[SPREADS[1]].fillna(0.0),
     )
     seeds = frame.groupby([*keys, "seed"], sort=False)["reverse_kl"].quantile(0.5, interpolation="lower")
     each = seeds.reset_index().groupby(keys, sort=False)["reverse_kl"]
