@@ -34,13 +34,13 @@ class SameDensity(Pickled, Summarized):
     """What `same_density` found. It is true where both densities are the same.
 
     Attributes:
-        kind: "same"; "constant", where they differ by a constant; "jacobian", where they differ by the log |Jacobian|
+        kind: "same"; "constant", where they differ by a constant; "jacobian", where they differ by the log Jacobian
             of the map from unconstrained numbers, and perhaps a constant; "different" for another model.
         difference: theirs minus ours at each point, nats, `(N,)`.
         tolerance: what counts as no difference, nats.
         constant: the constant by which they differ, nats; nan for another model.
         spread: how far the differences are from what `kind` says, nats, the largest of all points.
-        jacobians: for each site in question by how many times its log |Jacobian| they differ.
+        jacobians: for each site in question by how many times its log Jacobian they differ.
         largest: the largest difference, nats.
         where: the latents there, by site.
         theirs: their log density there, nats.

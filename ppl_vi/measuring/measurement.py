@@ -105,7 +105,8 @@ def measure(
             `(n,)`: a normalised density over the variables as they are in the draws, before `names` and `transforms`.
         names: what the model calls a variable of the draws, `{"theirs": "ours"}`.
         transforms: for a variable in another parametrisation the model's site and a function of tensors that makes it
-            of one draw's value, `{"log_sigma": ("sigma", torch.exp)}`. log q is changed by log |det| of its Jacobian.
+            of one draw's value, `{"log_sigma": ("sigma", torch.exp)}`. The log determinant of its Jacobian is taken
+            into log q.
         name: what tables call it.
         seed: of the truth's points that the draws are compared with.
         progress: as `ppl_vi.fit` takes it.
