@@ -3,7 +3,10 @@
 A batch is a stretch of a chain that is many times as long as the draws remember, or a whole chain, so that batches are
 nearly independent. Leaving out one after another then gives the standard error of any figure (the jackknife):
 
-    std_error^2 = (G - 1) / G  sum_g (T_without_g - mean of these)^2.
+    std_error^2 = (G - 1) / G  sum_g (T_without_g - mean of these)^2,
+
+times the ratio of Student's quantile, for G - 1 degrees of freedom, to the normal one, so that two standard errors hold
+as often as they should where there are few batches: their spread is then itself uncertain.
 
 Source: Flegal and Jones (2010), Batch means and spectral variance estimators in Markov chain Monte Carlo; Efron and
 Stein (1981), The jackknife estimate of variance.
@@ -14,11 +17,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from scipy.stats import norm
+from scipy.stats import t as student_t
 
 # A batch is at least this many times the autocorrelation time long, which leaves a bias of some per cent in the error.
-TIMES_PER_BATCH = 20
+# With a larger number there would be fewer batches, whose spread says less.
+TIMES_PER_BATCH = 10
+COVERED = 0.975  # the probability of the quantiles whose ratio widens the spread of few batches
 MAX_BATCHES = 32  # more would make standard errors slower and hardly better
 MIN_BATCHES = 4  # fewer give no usable standard error
+GOOD_BATCHES = 16  # with fewer, standard errors are rough
 MIN_ESS_DRAWS = 4  # of a chain, with fewer than which ArviZ computes no effective sample size
 
 
@@ -66,8 +74,8 @@ def batch_labels(chains: int, draws: int, time: float) -> np.ndarray:
 
 
 def are_short(chains: int, draws: int, time: float) -> bool:
-    """Whether batches have to be shorter than they should be, so that standard errors are rough, likely too small."""
-    return chains < MIN_BATCHES and chains * draws < MIN_BATCHES * TIMES_PER_BATCH * time
+    """Whether there are so few batches, or such short ones, that standard errors are rough, likely too small."""
+    return int(batch_labels(chains, draws, time).max()) + 1 < GOOD_BATCHES or draws < TIMES_PER_BATCH * time
 
 
 def jackknife(function: Callable[[np.ndarray], np.ndarray], labels: np.ndarray) -> np.ndarray:
@@ -88,8 +96,9 @@ def jackknife(function: Callable[[np.ndarray], np.ndarray], labels: np.ndarray) 
 
 
 def spread(values: np.ndarray) -> np.ndarray:
-    """The jackknife's standard error from the figures without each batch, `(G, ...)` to `(...)`."""
+    """The jackknife's standard error from the figures without each of at least 2 batches, `(G, ...)` to `(...)`."""
     num = len(values)
+    wider = student_t.ppf(COVERED, num - 1) / norm.ppf(COVERED)
     with np.errstate(invalid="ignore"):
-        found: np.ndarray = np.sqrt((num - 1) / num * np.square(values - values.mean(0)).sum(0))
+        found: np.ndarray = wider * np.sqrt((num - 1) / num * np.square(values - values.mean(0)).sum(0))
     return found
