@@ -117,7 +117,7 @@ def curvature_preconditioner(
     if estimator.program.layout.size > MAX_HESSIAN_PARAMETERS:
         ones = torch.ones_like(theta)
         return Preconditioner(ones, ones)
-    noise = estimator.halves(estimator.noise(num_points, seed))
+    noise = estimator.halves(num_points, seed)
     step = FIRST_DIFFERENCE * theta.abs().clamp(min=1.0)
     hessians = estimator.hessians(theta, noise, step)
     return preconditioner(theta, hessians, estimator.gradients(theta, noise).mean(2), by_axes)

@@ -69,19 +69,20 @@ class MeanGradients:
     max_particles: int | None = None
     is_controlled: bool = False
 
-    def noise(self, num_points: int, seed: int) -> Noise:
+    def noise(self, num_points: int, seed: int, num_scrambles: int = NUM_SCRAMBLES) -> Noise:
         """New noise for means, for each draw `(scrambles, groups, particles, *shape)`.
 
         Args:
             num_points: Sobol points a scramble, in one group; of no account for objectives that are no mean.
             seed: of the scrambles.
+            num_scrambles: takes only the first of the `NUM_SCRAMBLES` scrambles.
         """
         draws, device = self.program.draws, self.program.initial.device
         if self.objective.additive:
-            noise = quasi_random(draws, self._affordable(num_points), NUM_SCRAMBLES, seed)
+            noise = quasi_random(draws, self._affordable(num_points), num_scrambles, seed, NUM_SCRAMBLES)
             return tuple(n[:, None].to(device) for n in noise)
         generator = torch.Generator(device=device).manual_seed(seed)
-        return pseudo_random(draws, (NUM_SCRAMBLES, NUM_GROUPS, self.num_particles), generator)
+        return pseudo_random(draws, (num_scrambles, NUM_GROUPS, self.num_particles), generator)
 
     def _affordable(self, num_points: int) -> int:
         if not self.program.one_by_one:
@@ -135,14 +136,19 @@ class MeanGradients:
         blocks = tuple(n.unflatten(2, (-1, block)).transpose(1, 2).flatten(0, 1) for n in noise)
         return controlled_means(self.gradients(theta, blocks).unflatten(2, (scrambles, -1)).movedim(-1, 2), controls).mT
 
-    def halves(self, noise: Noise) -> Noise:
+    def halves(self, num_points: int, seed: int) -> Noise:
         """The first points of the first two scrambles, as many of each as give `MAX_HESSIAN_POINTS` in all.
 
         For objectives that are no mean over particles it is all particles of the first two repetitions.
+
+        Args:
+            num_points: Sobol points a scramble, as in `noise`.
+            seed: of the scrambles.
         """
+        noise = self.noise(num_points, seed, num_scrambles=2)
         if not self.objective.additive:
-            return tuple(n[:2] for n in noise)
-        return tuple(n[:2, :, : max(1, min(n.shape[2], self._affordable(MAX_HESSIAN_POINTS)) // 2)] for n in noise)
+            return noise
+        return tuple(n[:, :, : max(1, min(n.shape[2], self._affordable(MAX_HESSIAN_POINTS)) // 2)] for n in noise)
 
     def hessians(self, theta: Tensor, noise: Noise, step: Tensor) -> Tensor:
         """Hessians of the loss at `theta` `(B, R, D)` by central differences of gradients: `(B, R, S, D, D)`.

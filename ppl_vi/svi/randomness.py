@@ -309,12 +309,21 @@ def seeded(noise: Iterable[Tensor]) -> AbstractContextManager[None]:
     return own_randomness(int(next(iter(noise)).item()))
 
 
-def quasi_random(draws: Iterable[Draw], num_points: int, num_scrambles: int, seed: int) -> tuple[Tensor, ...]:
+def quasi_random(
+    draws: Iterable[Draw], num_points: int, num_scrambles: int, seed: int, out_of: int | None = None
+) -> tuple[Tensor, ...]:
     """Scrambled Sobol noise: `num_scrambles` independent point sets of `num_points`, `(scrambles, points, *shape)`.
 
     A mean over one point set is unbiased, with an error that falls faster than `num_points^(-1/2)` for smooth
     integrands; the spread over the scrambles measures it (Owen 1997, Scrambled net variance for integrals of smooth
     functions).
+
+    Args:
+        draws: what is drawn.
+        num_points: the size of each point set.
+        num_scrambles: how many point sets there are.
+        seed: of all sets together.
+        out_of: makes only the first `num_scrambles` of so many sets. None for all of them.
     """
     draws = tuple(draws)
     sizes = [draw.shape.numel() for draw in draws]
@@ -325,7 +334,7 @@ def quasi_random(draws: Iterable[Draw], num_points: int, num_scrambles: int, see
         return tuple(torch.zeros((num_scrambles, num_points, *draw.shape), dtype=draw.dtype) for draw in draws)
     sets = []
     for scramble in range(num_scrambles):
-        engine = SobolEngine(sum(sizes), scramble=True, seed=seed * num_scrambles + scramble)
+        engine = SobolEngine(sum(sizes), scramble=True, seed=seed * (out_of or num_scrambles) + scramble)
         sets.append(engine.draw(num_points, dtype=torch.float64))
     uniform = torch.stack(sets) + 2.0 ** -(SOBOL_BITS + 1)  # in the middles of the grid's cells, inside (0, 1)
     out = []

@@ -297,7 +297,7 @@ def _curvature(fit: RunningFit, theta: Tensor, number: int, most: int) -> Curvat
     num_points = power_of_2(min(most, affordable // chosen.shape[1]))
     places = replicas[chosen][..., None]
     points, steps = theta.take_along_dim(places, 1), DIFFERENCE * units.take_along_dim(places, 1)
-    noise = setup.estimator.halves(setup.estimator.noise(num_points, setup.strategy.seed + number))
+    noise = setup.estimator.halves(num_points, setup.strategy.seed + number)
     hessians = setup.estimator.hessians(points, noise, steps)
     group = of_running.new_zeros(theta.shape[:2]).index_copy(1, replicas, of_running)
     return Curvature(group, hessians, num_points)

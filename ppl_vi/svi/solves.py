@@ -70,7 +70,7 @@ def most_gain(
         error_rate: how often the bound may be wrong.
     """
     gradients = estimator.gradients(theta, estimator.noise(num_points, seed))
-    noise = estimator.halves(estimator.noise(num_hessian_points, seed + 1))
+    noise = estimator.halves(num_hessian_points, seed + 1)
     units = _units(estimator, theta, seed + 2)
     along = gradients * units[:, :, None]
     parts = along.chunk(2, 2) if noise else (along, along)  # where nothing is random, the gradient has no error

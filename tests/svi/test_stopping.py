@@ -76,7 +76,7 @@ class Exact:
             preconditioner = self.preconditioner()
             for seed, three in enumerate(points.split(3)):
                 of_three = preconditioner.expand(1, len(three), -1)
-                noise = estimator.halves(estimator.noise(num_points, 100 + seed))
+                noise = estimator.halves(num_points, 100 + seed)
                 hessians = estimator.hessians(three[None], noise, DIFFERENCE * of_three).mean(2, keepdim=True)
                 at = (num_points, 100 + seed, CHECK_ERROR_RATE)
                 bounds = gain_bounds(estimator, three[None], of_three, hessians, *at)

@@ -241,7 +241,7 @@ def most_to_gain(program: Program, strategy: Strategy, theta: Tensor, num: int, 
     if program.layout.size > MAX_HESSIAN_PARAMETERS:
         return most_gain(estimator, theta, num, min(num, MAX_HESSIAN_POINTS), seed, CHECK_ERROR_RATE)
     units = curvature_preconditioner(estimator, theta, UNITS_POINTS, seed).units
-    noise = estimator.halves(estimator.noise(num, seed + 1))
+    noise = estimator.halves(num, seed + 1)
     hessians = estimator.hessians(theta, noise, DIFFERENCE * units)
     return gain_bounds(estimator, theta, units, hessians, num, seed + 2, CHECK_ERROR_RATE).most
 
