@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # Code is made where the widest temporary of a point, times the numbers of a point, is larger than this: below it
 # torch's operations have found a mode before the code is compiled.
-MIN_NUMBERS = 2**22
+MIN_NUMBERS = 2**21
 # Machine code is compared with torch's operations at this many points, each of which has all of the data in it.
 NUM_CHECKED = 2
 
