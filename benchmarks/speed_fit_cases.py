@@ -43,9 +43,9 @@ CASES = tuple(
         ("poisson", 200, 100), ("hierarchy", 160, 100), ("poisson", 20_000, 1), ("poisson", 2_000, 1),
         ("poisson", 20, 1), ("negative_binomial", 200, 100), ("mixture", 200, 100), ("logistic", 500, 100),
         ("gaussian_process", 50, 100), ("mixture", 20_000, 1), ("negative_binomial", 20_000, 1),
-        ("poisson", 200, 1000), ("hierarchy", 160, 1000), ("hierarchy", 800, 100), ("logistic", 100_000, 1), ("hierarchy", 100_000, 1),
-        ("poisson", 1_000_000, 1), ("logistic", 1_000_000, 1), ("negative_binomial", 1_000_000, 1),
-        ("mixture", 1_000_000, 1),
+        ("poisson", 200, 1000), ("hierarchy", 160, 1000), ("hierarchy", 800, 100), ("logistic", 100_000, 1),
+        ("hierarchy", 100_000, 1), ("poisson", 1_000_000, 1), ("logistic", 1_000_000, 1),
+        ("negative_binomial", 1_000_000, 1), ("mixture", 1_000_000, 1),
     )
 )  # fmt: skip
 DEFAULTS = tuple(

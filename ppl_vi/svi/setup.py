@@ -155,7 +155,8 @@ class Setup:
 
     def portion(self, num_particles: int) -> Portion:
         """For how many replicas and steps noise is drawn at once."""
-        return Portion.of(self.program, self.program.target.num_problems, self.num_replicas, num_particles)
+        num_problems = self.program.target.num_problems
+        return Portion.of(self.program, num_problems, self.num_replicas, num_particles, self.in_blocks)
 
     @property
     def num_fits(self) -> int:
@@ -214,7 +215,7 @@ def prepare(program: Program, strategy: Strategy, initial: Tensor, engine: str) 
         return Setup(
             program, strategy, num_replicas, engine, reason, pyro, pyro, num_particles, False, False, memory, None
         )
-    portion = Portion.of(program, num_problems, num_replicas, num_particles)
+    portion = Portion.of(program, num_problems, num_replicas, num_particles, in_blocks)
     size = memory.num_replicas(num_problems, portion.num_replicas, block)
     num_lanes = min(size * (num_particles // block), max(size, FULL_LANES))
     expected = EXPECTED_PARTICLES if is_adaptive else num_particles

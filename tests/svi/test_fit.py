@@ -147,23 +147,24 @@ def test_when_the_way_is_noted_depends_on_no_portion(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(
-    ("replicas", "particles", "expected"),
+    ("replicas", "particles", "step_by_step", "expected"),
     [
-        (1, 1, (1, 64)),
-        (2048, 1, (2048, 64)),
-        (100_000, 1, (4000, 32)),  # 25 portions of 2^18 / (2 problems * 32 steps) at most
-        (16, 1024, (4, 32)),
-        (3, 2**17, (1, 1)),
-        (3, 2**20, (1, 1)),
+        (1, 1, False, (1, 64)),
+        (2048, 1, False, (2048, 64)),
+        (100_000, 1, False, (4000, 32)),  # 25 portions of 2^18 / (2 problems * 32 steps) at most
+        (16, 1024, False, (4, 32)),
+        (16, 1024, True, (16, 8)),  # the same 2^18 numbers
+        (3, 2**17, True, (1, 1)),
+        (3, 2**20, False, (1, 1)),
     ],
 )
 def test_noise_is_drawn_for_as_many_fits_and_steps_as_the_cache_holds(
-    replicas: int, particles: int, expected: tuple[int, int]
+    replicas: int, particles: int, step_by_step: bool, expected: tuple[int, int]
 ) -> None:
     target = toy([1.5, 0.0])
     with isolated(target.dtype, seed=0):
         program = Program(target, build_guide(find_family("lognormal"), target, 0))
-    found = Portion.of(program, 2, replicas, particles)
+    found = Portion.of(program, 2, replicas, particles, step_by_step)
     assert (found.num_replicas, found.num_steps) == expected
 
 
