@@ -58,7 +58,7 @@ MAX_GRADIENT_NUMBERS = 2**19
 _log = logging.getLogger(__name__)
 
 
-def pays(num_points: int, width: int) -> bool:
+def pays(num_points: int, width: int, overhead: int = POINT_OVERHEAD) -> bool:
     """Whether compiling takes less time than it saves in one call.
 
     Each call is judged by itself, so that its result does not depend on the calls before it.
@@ -66,8 +66,9 @@ def pays(num_points: int, width: int) -> bool:
     Args:
         num_points: of the call, those of all problems together.
         width: how many numbers the largest temporary of one point has.
+        overhead: what else a point costs, in units of one such number.
     """
-    return num_points >= MIN_KERNEL_POINTS and num_points * (width + POINT_OVERHEAD) >= MIN_CALL_NUMBERS
+    return num_points >= MIN_KERNEL_POINTS and num_points * (width + overhead) >= MIN_CALL_NUMBERS
 
 
 def chunks(num: int, size: int) -> Iterator[slice]:
@@ -118,6 +119,7 @@ class AtPoints:
         compiles: whether machine code may be made at all.
         is_search: whether so many calls follow that machine code pays for calls of few points, too.
         num_checked: at how many points machine code is compared with torch's operations.
+        overhead: what a point costs torch's operations beside its widest temporary, see `pays`.
         is_tried: whether a call was large enough for machine code, so that it was made or found impossible.
         kernel: the machine code, where it was made and gives the function's values.
     """
@@ -131,6 +133,7 @@ class AtPoints:
     compiles: bool = True
     is_search: bool = False
     num_checked: int = NUM_CHECKED
+    overhead: int = POINT_OVERHEAD
     is_tried: bool = field(default=False, init=False)
     kernel: Kernel | None = field(default=None, init=False)
     _graphs: dict[int, Callable[..., Any]] = field(default_factory=dict, init=False)
@@ -151,7 +154,7 @@ class AtPoints:
         num_problems, num_points = points[0].shape[:2]
         if not num_problems * num_points:
             raise ValueError(f"expected at least one point, got {num_points} points of {num_problems} problems")
-        worth_it = self.is_search or pays(num_problems * num_points, self.width)
+        worth_it = self.is_search or pays(num_problems * num_points, self.width, self.overhead)
         if self.compiles and num_points >= MIN_KERNEL_POINTS and worth_it:
             if not self.is_tried:
                 self.kernel = self._compiled(
