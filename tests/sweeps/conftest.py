@@ -1,6 +1,7 @@
 """A model, a plan and the command line, as a user has them in a folder."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -50,6 +51,19 @@ seed = "0:6"
 block = 3
 """
 Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+class Deadly:
+    """A family whose process is killed, except in the process that made it."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.__name__ = "deadly"
+
+    def __call__(self, model: Any) -> Any:
+        if os.getpid() != self.pid:
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise ValueError("in the process of the tests")
 
 
 @pytest.fixture

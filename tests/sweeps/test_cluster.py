@@ -32,7 +32,7 @@ from ppl_vi.sweeps.plan import Setting
 from ppl_vi.sweeps.remote import UnfitWorkerError, require, same
 from ppl_vi.sweeps.results import load_results
 from ppl_vi.sweeps.tasks import Job, Outcome, Task
-from tests.sweeps.conftest import Run, command, environment
+from tests.sweeps.conftest import Deadly, Run, command, environment
 from tests.sweeps.test_kills import is_part_of, rows_of, wait_for_tasks
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
@@ -194,19 +194,6 @@ def test_a_worker_that_is_killed_costs_nothing(
     assert 6 <= len(before) < 48
     assert is_part_of(before, undisturbed)
     assert rows_of(folder / "plan.db") == undisturbed
-
-
-class Deadly:
-    """A family whose process is killed, except in the process that made it."""
-
-    def __init__(self) -> None:
-        self.pid = os.getpid()
-        self.__name__ = "deadly"
-
-    def __call__(self, model: Any) -> Any:
-        if os.getpid() != self.pid:
-            os.kill(os.getpid(), signal.SIGKILL)
-        raise ValueError("in the process of the tests")
 
 
 @on_linux

@@ -1,10 +1,8 @@
 """Sweeps: a sweep that was broken off and goes on equals an undisturbed one, row by row and bit by bit."""
 
 import math
-import os
 import random
 import shutil
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from ppl_vi.sweeps.results import load_results, progress_of
 from ppl_vi.sweeps.running import Work, run, run_by
 from ppl_vi.sweeps.store import Store
 from ppl_vi.sweeps.tasks import SourceChangedError, score_columns
+from tests.sweeps.conftest import Deadly
 
 X = [0.5, 1.5]
 ENTRIES: dict[str, Any] = {
@@ -201,19 +200,6 @@ def test_a_changed_model_is_computed_anew_and_its_old_rows_are_stale(tmp_path: P
     assert dict(both.groupby("stale").size()) == {False: 6, True: 6}
     assert numbers(swept(file, models=[scaled(1.0)], **short)) == {k: v | {"stale": 0} for k, v in first.items()}
     assert set(load_results(file)["key"]) == {key[0] for key in first}
-
-
-class Deadly:
-    """A family whose process is killed, except in the process that made it."""
-
-    def __init__(self) -> None:
-        self.pid = os.getpid()
-        self.__name__ = "deadly"
-
-    def __call__(self, model: Any) -> Any:
-        if os.getpid() != self.pid:
-            os.kill(os.getpid(), signal.SIGKILL)
-        raise ValueError("in the process of the tests")
 
 
 def test_a_fit_that_kills_its_process_is_recorded_and_the_others_go_on(
