@@ -11,6 +11,13 @@ from torch.func import grad_and_value, jacrev
 
 from ppl_vi.numerics.vmapping import vmap_or_loop
 
+# An eigenvalue below this share of the largest counts as this share: it is the rounding of the others, and a step for
+# its sake would go anywhere.
+FLAT = 1e-14
+# Where the diagonal of a Hessian spans more than this, steps are found in units of its own. With a larger number, small
+# eigenvalues are lost to FLAT, and Newton's method crawls along their axes.
+MAX_RATIO = 1e10
+
 
 @dataclass(frozen=True)
 class Minimum:
@@ -114,13 +121,27 @@ def predicted_gain(
 
 def descent_step(gradient: Tensor, hessian: Tensor, radius: Tensor) -> Tensor:
     """A descent step of at most `radius`: Newton's with |eigenvalues| (Dauphin et al. 2014, saddle-free Newton)."""
-    eigenvalues, axes = eigen(hessian)
+    units = _units(hessian)
+    eigenvalues, axes = eigen(units[..., :, None] * hessian * units[..., None, :])
     size = eigenvalues.abs()
-    floor = 1e-14 * size.amax(-1, keepdim=True) + torch.finfo(hessian.dtype).tiny
-    step = -(axes.mT @ gradient[..., None]).squeeze(-1) / torch.maximum(size, floor)
+    floor = FLAT * size.amax(-1, keepdim=True) + torch.finfo(hessian.dtype).tiny
+    along = -(axes.mT @ (units * gradient)[..., None]).squeeze(-1) / torch.maximum(size, floor)
+    step = units * (axes @ along[..., None]).squeeze(-1)
     length = torch.linalg.vector_norm(step, dim=-1, keepdim=True)
-    step = step * (radius[..., None] / length.clamp(min=torch.finfo(step.dtype).tiny)).clamp(max=1.0)
-    return (axes @ step[..., None]).squeeze(-1)
+    return step * (radius[..., None] / length.clamp(min=torch.finfo(step.dtype).tiny)).clamp(max=1.0)
+
+
+def _units(hessian: Tensor) -> Tensor:
+    """In which units the coordinates are for the eigenvalues of a Hessian `(..., D, D)`, `(..., D)`.
+
+    It is 1 for all, but |h|^(-1/2), with h on the diagonal, where these are so far apart that eigenvalues would lose
+    the small ones to rounding. Flat coordinates keep 1.
+    """
+    size = torch.diagonal(hessian, dim1=-2, dim2=-1).abs()
+    is_curved = size.isfinite() & (size > 0)
+    least = torch.where(is_curved, size, torch.inf).amin(-1, keepdim=True)
+    is_wide = least * MAX_RATIO < torch.where(is_curved, size, 0.0).amax(-1, keepdim=True)
+    return torch.where(is_curved & is_wide, torch.where(is_curved, size, 1.0).rsqrt(), 1.0)
 
 
 def minimize(

@@ -42,6 +42,17 @@ def test_an_ill_conditioned_quadratic_is_solved_exactly() -> None:
     assert float((found.x[0] - solution).abs().max()) <= math.sqrt(2e-12 / 1e-3)  # gain 1e-12, smallest eigenvalue 1e-3
 
 
+def test_scales_that_are_eighteen_powers_of_ten_apart_are_solved() -> None:
+    """Curvatures 1e-6 and 1e12 with a correlation of 1/2: beyond what eigenvalues of the Hessian can hold."""
+    widths = double([1e3, 1e-6])
+    hessian = double([[1.0, 0.5], [0.5, 1.0]]) / (widths[:, None] * widths)
+    optimum = double([5e5, 2e-6])
+    found = minimize(lambda x: (x - optimum) @ hessian @ (x - optimum) / 2, torch.zeros(1, 2).double())
+    assert bool(found.converged.all())
+    # a gain of 1e-12 leaves |x - x*| <= sqrt(2e-12 / smallest eigenvalue) widths, the eigenvalue being 1/2
+    torch.testing.assert_close(found.x[0] / widths, optimum / widths, rtol=0, atol=2e-6)
+
+
 def test_a_flat_direction_stays_where_it_was() -> None:
     found = minimize(lambda x: (x[0] - 3) ** 4 + (x[0] - 3) ** 2, double([[0.5, 7.25]]))
     assert bool(found.converged.all())
