@@ -30,6 +30,7 @@ from ppl_vi.truth.quadrature.conditional import has_few_outer_numbers, partial_t
 from ppl_vi.truth.quadrature.cross_checks import RULES_TOLERANCE
 from ppl_vi.truth.quadrature.one_number import quadrature_truth
 from ppl_vi.truth.result import Check, Expectation, Grade, Points, Truth, UncertifiedTruthError
+from ppl_vi.truth.rounded_ends import with_missing_mass
 
 # Targets of one latent number with no more problems than this are also integrated by the tree of bricks, which searches
 # for peaks that both quadrature rules may have missed. It takes about a second for each problem, too long for thousands
@@ -84,7 +85,7 @@ def ground_truth(target: Target, *, seed: int = 0, progress: Callback | bool = F
     )
     _ = witness(target)
     with following(progress, "truth"):
-        truth = _by_the_most_exact_method(target, seed)
+        truth = with_missing_mass(_by_the_most_exact_method(target, seed), seed)
     refuse_changed(target)
     if target.learned is None:
         return truth
