@@ -3,9 +3,11 @@
 PYTHON ?= python3
 ARGS ?=
 PYTEST_ARGS ?=
+WORKERS ?= 2
 
 VENV := .venv
 RUN := $(VENV)/bin/python -m
+PYTEST = OMP_NUM_THREADS=1 $(RUN) pytest -n $(WORKERS) --dist worksteal --durations=15
 STAMP := $(VENV)/.complete
 
 # Isolated builds read the constraints from the environment: older pip the first name, newer pip the second.
@@ -14,7 +16,7 @@ export PIP_BUILD_CONSTRAINT := constraints.txt
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help env toy vae zoo speed faults test lint types tests slow docs format clean
+.PHONY: help env toy vae zoo speed faults test lint types every tests slow docs format clean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
@@ -37,7 +39,7 @@ speed: $(STAMP)  ## measure the engines beside NumPyro, PyMC and C++ (ARGS="..."
 faults: $(STAMP)  ## try what can go wrong: damaged files, odd outputs, planted code, bad numbers (ARGS="..." goes to it)
 	$(RUN) benchmarks.faults $(ARGS)
 
-test: lint types tests slow  ## run lint, types and all tests, as continuous integration does
+test: lint types every  ## run lint, types and all tests, as continuous integration does
 
 lint: $(STAMP)  ## check style and format
 	$(RUN) ruff check .
@@ -46,11 +48,14 @@ lint: $(STAMP)  ## check style and format
 types: $(STAMP)  ## check types
 	$(RUN) mypy
 
-tests: $(STAMP)  ## run the tests but the slow ones (PYTEST_ARGS="..." goes to pytest)
-	OMP_NUM_THREADS=1 $(RUN) pytest -n 2 -m "not slow" --durations=15 $(PYTEST_ARGS)
+every: $(STAMP)  ## run all tests (WORKERS=2 processes share them; PYTEST_ARGS="..." goes to pytest)
+	$(PYTEST) $(PYTEST_ARGS)
+
+tests: $(STAMP)  ## run the tests but the slow ones
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
 slow: $(STAMP)  ## run the slow tests alone
-	OMP_NUM_THREADS=1 $(RUN) pytest -n 2 -m slow --durations=15 $(PYTEST_ARGS)
+	$(PYTEST) -m slow $(PYTEST_ARGS)
 
 docs: $(STAMP)  ## build the documentation's site in docs/_build/html (ARGS="-D nb_execution_mode=off" runs no code)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python docs/site/build.py $(ARGS)

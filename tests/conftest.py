@@ -23,6 +23,11 @@ FIRST_LINE = "loading Pyro and the model\n"  # before what takes seconds, and so
 FIRST_LINE_OF_SWEEPS = "loading Pyro and the models\n"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Runs slow tests first, so that at the end of a run no process waits for one that another has just begun."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
     """Seeds all generators before the fixtures of a test, so that no number depends on which tests ran before."""

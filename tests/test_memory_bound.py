@@ -46,12 +46,12 @@ def test_a_truth_that_does_not_fit_is_refused() -> None:
 
 
 def test_a_fit_that_does_not_fit_is_a_failed_row() -> None:
-    settings = FitSettings(num_steps=40, num_particles=2**17, num_replicas=2, engine="batched")
+    settings = FitSettings(num_steps=40, num_particles=2**14, num_replicas=2, engine="batched")
     comparison = begun(logistic, ["AutoNormal"], (X, Y), settings)
     entry = compare_one(comparison, "AutoNormal", max_bytes=status_bytes("VmRSS") + 1e8)
     assert entry.records[0]["status"] == "failed"
     said = entry.records[0]["reason"]
-    assert said.startswith("a step of one replica of one problem with 131072 draws at once takes about")
+    assert said.startswith("a step of one replica of one problem with 16384 draws at once takes about")
     assert "100 MB may be taken" in said or "99" in said
 
 

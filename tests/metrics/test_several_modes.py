@@ -266,5 +266,6 @@ def test_family_gaps_of_more_random_posteriors(seed):
 
 
 def assert_right(seed):
-    for row in measured(seed):
+    """An optimum that an eighth of all starts reach is missed by 100 of them once in 600,000 times."""
+    for row in measured(seed, num_starts=100):
         assert row.is_right or (row.is_bound and row.gap > row.best), str(row)

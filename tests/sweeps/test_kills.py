@@ -43,7 +43,7 @@ def wait_for_tasks(file: Path, process: subprocess.Popen[str], num_fits: int) ->
     """Waits until so many fits are stored, or the process has ended."""
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline and len(rows_of(file)) < num_fits:
-        time.sleep(0.02)
+        time.sleep(0.1)
 
 
 def wait_for_end(pids: list[int]) -> None:
@@ -63,6 +63,9 @@ def is_zombie(pid: int) -> bool:
 
 def is_part_of(found: dict[Any, Any], whole: dict[Any, Any]) -> bool:
     return all(whole[key] == row for key, row in found.items())
+
+
+Kill = Callable[[subprocess.Popen[str], random.Random], None]
 
 
 def kill_parent(process: subprocess.Popen[str], _: random.Random) -> None:
@@ -87,14 +90,14 @@ def trial(
     folder: Path,
     start: Callable[..., subprocess.Popen[str]],
     whole: dict[Any, Any],
-    kill: Callable[[subprocess.Popen[str], random.Random], None],
-    seed: int,
+    kill: Kill,
+    num_fits: int,
 ) -> None:
-    """Starts the sweep, kills something at a random moment, and looks at what is there."""
-    chance, file = random.Random(seed), folder / "plan.db"
+    """Starts the sweep, kills something at a random moment after so many fits more, and looks at what is there."""
+    chance, file = random.Random(f"{kill.__name__} after {num_fits}"), folder / "plan.db"
     before = rows_of(file)
     process = start("sweep", "plan.toml", "--workers", "2")
-    wait_for_tasks(file, process, min(len(before) + chance.choice([0, 0, 6, 12, 18]), 48))
+    wait_for_tasks(file, process, min(len(before) + num_fits, 48))
     time.sleep(chance.uniform(0.0, 1.5))
     reported = rows_of(file)
     kill(process, chance)
@@ -103,25 +106,28 @@ def trial(
     assert is_part_of(after, whole)
 
 
-@pytest.mark.parametrize(("kill", "seed"), [(kill_parent, 1), (kill_worker, 3)])
+@pytest.mark.parametrize(("kill", "num_fits"), [(kill_parent, 6), (kill_worker, 0)])
 def test_a_sweep_that_is_killed_goes_on_to_the_same_rows(
-    folder: Path, run: Run, start: Any, undisturbed: dict[Any, Any], kill: Any, seed: int
+    folder: Path, run: Run, start: Any, undisturbed: dict[Any, Any], kill: Kill, num_fits: int
 ) -> None:
-    trial(folder, start, undisturbed, kill, seed)
+    trial(folder, start, undisturbed, kill, num_fits)
     done = run("sweep", "plan.toml", "--workers", "2")
     assert done.returncode == 0, done.stderr
     assert rows_of(folder / "plan.db") == undisturbed
 
 
+# With those above, either is killed at the beginning, early, in the middle and late.
+KILLS = [(kill_parent, 0), (kill_parent, 12), (kill_worker, 6), (kill_parent, 18), (kill_worker, 12), (kill_worker, 18)]
+
+
 @pytest.mark.slow
-def test_a_sweep_that_is_killed_ten_times_ends_with_the_same_rows(
+def test_a_sweep_that_is_killed_again_and_again_ends_with_the_same_rows(
     folder: Path, run: Run, start: Any, undisturbed: dict[Any, Any]
 ) -> None:
-    chance = random.Random(7)
-    for number in range(10):
+    for kill, num_fits in KILLS:
         if len(rows_of(folder / "plan.db")) == 48:
             (folder / "plan.db").unlink()  # it was done before it could be killed, so it begins anew
-        trial(folder, start, undisturbed, chance.choice([kill_parent, kill_parent, kill_worker]), 100 + number)
+        trial(folder, start, undisturbed, kill, num_fits)
     assert run("sweep", "plan.toml").returncode == 0
     assert rows_of(folder / "plan.db") == undisturbed
 

@@ -26,8 +26,9 @@ from ppl_vi.truth import Truth
 
 # Draws, and points of the truth, of which all pairs are compared.
 NUM_PAIRED = 2000
-# Quantiles of a posterior over one number through which its marginal is taken, beside all draws.
-NUM_QUANTILES = 4096
+# Points through which the marginal of a posterior over one number is taken, beside all draws. They lie evenly between
+# so many quantiles: the distribution function is exact at each point, wherever it is.
+NUM_POINTS, NUM_QUANTILES = 4096, 128
 NO_POINTS = "the truth has no points to compare the draws with"
 
 
@@ -137,8 +138,11 @@ class DrawsOnTruth:
         """The truth's marginals: of a single number by quadrature, else by its points."""
         if self.truth.line is None:
             return TrueMarginals.of(posterior_of(self.truth, 0).numbers(self.some))
-        p = np.unique(np.concatenate([(np.arange(NUM_QUANTILES) + 0.5) / NUM_QUANTILES, np.arange(1, 20) / 20]))
-        z = np.unique(np.concatenate([self.truth.quantile(p[None])[0], self.every[:, 0]]))
+        p = (np.arange(NUM_POINTS) + 0.5) / NUM_POINTS
+        few = (np.arange(NUM_QUANTILES) + 0.5) / NUM_QUANTILES
+        known = np.unique(np.concatenate([p[[0, -1]], few, np.arange(1, 20) / 20]))
+        quantiles = self.truth.quantile(known[None])[0]
+        z = np.unique(np.concatenate([quantiles, np.interp(p, known, quantiles), self.every[:, 0]]))
         return TrueMarginals(self.truth.mean[:1], self.truth.sd[:1], (NumberSample(z, self.truth.cdf(z[None])[0]),))
 
     @cached_property

@@ -48,6 +48,9 @@ POINT_REACH = 4.25
 MAX_NATS_BELOW_LARGEST_WEIGHT = 46.0
 # The search for a quantile begins this many widths on either side of the mode.
 FIRST_BRACKET = 2.0
+# A quantile is found when its bracket is so many widths across: the rounding of a t of size 1. Where the quantile is
+# the mode itself, as a normal's median is, a tolerance relative to t alone takes a thousand bisections towards 0.
+QUANTILE_WIDTHS = EPS
 
 ASSUMPTIONS = ("no part of the posterior is so narrow that both quadrature rules miss it",)
 
@@ -172,7 +175,7 @@ class QuadraturePosterior:
         bracket = elementwise.bracket_root(
             excess, np.full_like(p, -FIRST_BRACKET), np.full_like(p, FIRST_BRACKET), args=(p, problem)
         )
-        found = elementwise.find_root(excess, bracket.bracket, args=(p, problem))
+        found = elementwise.find_root(excess, bracket.bracket, args=(p, problem), tolerances={"xatol": QUANTILE_WIDTHS})
         if not np.all(found.success):
             lost = int(np.argmax(~found.success))
             where = f"problem {problem[lost]:.0f} at probability {p[lost]:g}"

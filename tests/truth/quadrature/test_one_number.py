@@ -13,6 +13,7 @@ from scipy import special, stats
 from models import beta_binomial, exponential_normal
 from ppl_vi.target.target import Target
 from ppl_vi.truth import UncertifiedTruthError, ground_truth
+from ppl_vi.truth.quadrature.one_number import QuadraturePosterior
 
 XS = (-1e4, -3141.6, -100.0, -30.0, -3.0, 0.0, 0.7, 1.5, 4.0, 30.0, 271.8, 1e4)
 LEVELS = np.array([1e-3, 0.05, 0.3, 0.5, 0.95, 0.999])
@@ -121,6 +122,24 @@ def test_quantiles_have_their_probabilities(toy):
         for z, level in zip(found[row], LEVELS, strict=True):
             # |dp| = density |dz|: z has 1e-16 of at most 1e4 sd, far below the cdf's own error
             assert abs(1 - exact_survival(z, x) - level) <= 2 * tolerance(toy)[row], (x, level)
+
+
+def test_a_median_that_is_the_mode_is_found_as_soon_as_others(monkeypatch):
+    """Its t is 0, of which no tolerance relative to t is ever met."""
+    truth = ground_truth(Target.of(on_the_line, (torch.tensor(0.4, dtype=torch.float64),)))
+    evaluated, density = [], QuadraturePosterior.density
+
+    def counted(self, t, problem):
+        evaluated.append(t.size)
+        return density(self, t, problem)
+
+    monkeypatch.setattr(QuadraturePosterior, "density", counted)
+    beside = truth.quantile(np.array([[0.25]]))
+    num_beside = len(evaluated)
+    median = truth.quantile(np.array([[0.5]]))
+    exact = line_exact(0.4)[1]
+    np.testing.assert_allclose([beside[0, 0], median[0, 0]], exact.ppf([0.25, 0.5]), rtol=1e-12)
+    assert len(evaluated) - num_beside < 2 * num_beside
 
 
 @pytest.mark.parametrize("level", [0.0, 1.0, -0.1, np.nan])
