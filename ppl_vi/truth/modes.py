@@ -184,9 +184,10 @@ def _ascended(target: Target, problem: int, begin: Tensor) -> _Peaks:
         found = minimize(energy, begin, tolerance=MODE_TOLERANCE, max_steps=MAX_STEPS, chunk_size=chunk)
     known = found.hessian.isfinite().all(-1).all(-1)
     hessian = torch.where(known[:, None, None], found.hessian, torch.eye(target.dim).to(begin))
-    factor, failed = torch.linalg.cholesky_ex(torch.linalg.pinv(hessian, hermitian=True))
-    curved = torch.linalg.eigvalsh(hessian)[:, 0] > 0
-    is_mode = found.converged & known & curved & (failed == 0) & factor.isfinite().all(-1).all(-1)
+    root, not_curved = torch.linalg.cholesky_ex(hessian)  # whatever the scales of the coordinates are
+    root = torch.where((not_curved == 0)[:, None, None], root, torch.eye(target.dim).to(begin))
+    factor, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(root))
+    is_mode = found.converged & known & (not_curved == 0) & (failed == 0) & factor.isfinite().all(-1).all(-1)
     kept: list[int] = []
     for i in found.value.argsort().tolist():
         if not bool(is_mode[i]):

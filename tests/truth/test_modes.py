@@ -22,12 +22,14 @@ def mixture(dim):
     return loc, factor
 
 
-def posterior(dim):
+def posterior(dim, unit=1.0):
+    """The mixture's coordinates are those of the latent in terms of `unit`."""
     loc, factor = mixture(dim)
+    prior_sd = 1e6 * unit * torch.ones(dim, dtype=torch.float64)
 
     def model():
-        z = pyro.sample("z", dist.Normal(torch.zeros(dim, dtype=torch.float64), 1e6).to_event(1))
-        parts = torch.distributions.MultivariateNormal(loc, scale_tril=factor).log_prob(z[..., None, :])
+        z = pyro.sample("z", dist.Normal(torch.zeros(dim, dtype=torch.float64), prior_sd).to_event(1))
+        parts = torch.distributions.MultivariateNormal(loc, scale_tril=factor).log_prob(z[..., None, :] / unit)
         pyro.factor("x", (parts + SHARE.log()).logsumexp(-1))
 
     return ppl_vi.Target.of(model, ())
@@ -56,6 +58,17 @@ def test_modes_have_their_places_masses_and_moments(dim):
     torch.testing.assert_close(found.loc[3], SHARE @ loc, rtol=0, atol=0.5)
     around = centres(target, 8, (found,)).loc[0]
     assert [int((around - peak).square().sum(1).lt(1e-6).sum()) for peak in found.peak] == [5, 2, 1]
+
+
+def test_modes_of_latents_whose_scales_differ_by_fourteen_powers_of_ten():
+    """They are those of the same posterior in units of its scales."""
+    unit = torch.logspace(-8, 6, 5, dtype=torch.float64)
+    target, (loc, factor), (z, log_weight) = posterior(5, unit), mixture(5), draws(5)
+    found = modes_of(target, 0, unit * z, log_weight)
+    order = [1, 0, 2]
+    assert len(found) == 3
+    torch.testing.assert_close(found.peak / unit, loc[order], rtol=0, atol=1e-4)
+    torch.testing.assert_close(found.factor / unit[:, None], factor[order], rtol=1e-4, atol=1e-4)
 
 
 def test_the_truths_own_points_show_the_modes():
@@ -92,3 +105,18 @@ def test_one_mode_is_where_the_target_itself_starts():
 )
 def test_more_than_half_of_the_replicas_go_by_mass_and_the_others_to_modes_without_one(share, num, expected):
     assert allotted(torch.tensor(share, dtype=torch.float64), num) == expected
+
+
+def test_a_ridge_whose_curvature_is_not_positive_leaves_one_part():
+    """On a circle the curvature along it is 0, or a rounding error of either sign."""
+
+    def model():
+        z = pyro.sample("z", dist.Normal(torch.zeros(2, dtype=torch.float64), 1e8).to_event(1))
+        pyro.factor("x", dist.Normal(3.0, 0.1).log_prob(z.square().sum(-1).sqrt()))
+
+    angle = torch.linspace(0, 2 * math.pi, 201, dtype=torch.float64)[1:]
+    u = 3 * torch.stack([angle.cos(), angle.sin()], 1)
+    found = modes_of(ppl_vi.Target.of(model, ()), 0, u, torch.full((200,), -math.log(200)).double())
+    assert bool(found.factor.isfinite().all())
+    assert float(found.share.sum()) == pytest.approx(1)
+    torch.testing.assert_close(found.spread[-1], 3 / math.sqrt(2) * torch.eye(2).double(), rtol=0, atol=1e-6)
