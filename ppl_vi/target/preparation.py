@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pyro.poutine as poutine
 import torch
 
 from ppl_vi.numerics.vmapping import draws_outside_sites
@@ -20,7 +21,7 @@ from ppl_vi.target.inspection import SEEDS, model_errors_explained, refuse_learn
 from ppl_vi.target.isolation import isolated
 from ppl_vi.target.missing import filled_model
 from ppl_vi.target.mistakes import possible_mistakes, refuse_changing
-from ppl_vi.target.precision import ConvertedModel, DtypeConversion
+from ppl_vi.target.precision import ConvertedModel, DtypeConversion, refuse_densities_of_another
 from ppl_vi.target.statements import StatedFunction, first_run
 from ppl_vi.target.truncation import truncated_model
 
@@ -42,7 +43,11 @@ def prepared_model(model: Callable[..., Any], given: tuple[Any, ...], name: str,
         trace = run_model(model, given, dtype, name)
         with model_errors_explained(name, dtype):
             refuse_changing(model, trace, given, dtype)
-    model = filled_model(ConvertedModel(model, dtype) if conversion.changed else model, trace)
+    if conversion.changed:
+        model = ConvertedModel(model, dtype)
+        with isolated(dtype, seed=0), model_errors_explained(name, dtype):
+            refuse_densities_of_another(poutine.trace(model).get_trace(*given), dtype)
+    model = filled_model(model, trace)
     with isolated(dtype, seed=0):
         model = truncated_model(model, trace, run_model(model, given, dtype, name, seed=SEEDS[1]))
         return BoundModel(summed_out(model, trace, given, name), given)
@@ -54,7 +59,7 @@ def remarks_on(model: Callable[..., Any], given: tuple[Any, ...], name: str, dty
     Raises:
         ValueError: it is a mistake for sure.
     """
-    with model_errors_explained(name, dtype):
+    with model_errors_explained(name, dtype), DtypeConversion(dtype):
         return possible_mistakes(model, given, dtype)
 
 
@@ -69,7 +74,7 @@ def stated_function(
     Raises:
         ValueError: the model raises, or a support moves with its parameters.
     """
-    with isolated(dtype, seed=0), model_errors_explained(name, dtype), torch.enable_grad():
+    with isolated(dtype, seed=0), model_errors_explained(name, dtype), torch.enable_grad(), DtypeConversion(dtype):
         trace, stating = first_run(model, given, dtype)
         stated = [node["value"] for node in trace.nodes.values() if node["type"] == "param"]
         if not any(value.requires_grad for value in stated):

@@ -33,6 +33,12 @@ def single(*numbers: float) -> Tensor:
 TWO, ONE = single(2.0), single(1.0)  # from outside of the models, as are these:
 SIMPLEX, ZEROS, PAIR = single(1.0, 2.0, 3.0), torch.zeros(2, dtype=torch.float32), single(1.0, 2.0)
 COVARIANCE = torch.tensor([[2.0, 0.5], [0.5, 1.0]], dtype=torch.float32)
+THIRD = single(1 / 3)
+THIRD64 = float(THIRD)
+NARROW, CERTAIN = dist.Normal(THIRD, THIRD), dist.Bernoulli(ONE)
+NETWORK = torch.nn.Linear(1, 1, dtype=torch.float32).requires_grad_(False)
+torch.nn.init.constant_(NETWORK.weight, 1.0)
+torch.nn.init.constant_(NETWORK.bias, 0.5)
 MADE_OUTSIDE = dist.Normal(ZEROS, 2.0, validate_args=True).expand([2]).to_event(1)
 
 PRIORS: dict[str, tuple[Callable[[], Any], Callable[[np.ndarray], float]]] = {
@@ -211,3 +217,64 @@ def test_a_likelihood_by_inverse_transforms_is_fitted() -> None:
 def test_a_target_made_by_hand_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"site 'k' draws numbers of torch.float32, .* of its Normal with dtype=torch"):
         _ = Target(rows(PRIORS["Normal"][0]), (torch.from_numpy(Y)[None],)).latents
+
+
+# Operations on tensors from outside that torch computes in their dtype, and the number that they give exactly.
+ALONE: dict[str, tuple[Callable[[], Tensor], float]] = {
+    "logarithm": (lambda: THIRD.log(), math.log(THIRD64)),
+    "density": (lambda: NARROW.log_prob(torch.tensor(0.5)), stats.norm(THIRD64, THIRD64).logpdf(0.5)),
+    "made": (lambda: torch.full((), 3.0, dtype=torch.float32).reciprocal(), 1 / 3),
+    "cast": (lambda: torch.tensor(1.0).float() / 3, 1 / 3),
+    "network": (lambda: NETWORK(torch.tensor([1.0]))[0] / 3, 0.5),
+    "clone": (lambda: _written(ZEROS.clone()), 1 / 3),
+    "edge": (lambda: CERTAIN.log_prob(torch.tensor(1.0)), math.log1p(-torch.finfo(torch.float64).eps)),
+}
+
+
+def _written(into: Tensor) -> Tensor:
+    into[0] = torch.tensor(1.0) / 3
+    return into[0]
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_what_is_computed_with_them_alone_is_exact_too(name: str) -> None:
+    """The error of such a number in single precision is some 1e-8, and that of this log joint 1e-14."""
+    compute, exact = ALONE[name]
+
+    def model(y: Tensor) -> None:
+        k = pyro.sample("k", dist.Normal(0.0, 1.0))
+        pyro.factor("alone", compute() + k)
+
+    target = Target.of(model, (Y,))
+    points = torch.tensor([[0.3, -0.7]], dtype=torch.float64)
+    expected = stats.norm.logpdf(points.numpy()) + exact + points.numpy()
+    assert target.log_joint({"k": points}).numpy() == pytest.approx(expected, rel=1e-14, abs=0)
+
+
+class OfConstant(dist.Normal):
+    """Its density has a constant that it doesn't hold, in single precision."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return super().log_prob(value) + THIRD.log()
+
+
+def of_constant(y: Tensor) -> None:
+    pyro.sample("k", OfConstant(0.0, 1.0))
+    pyro.factor("data", y.sum() + ONE)
+
+
+def into_outside(y: Tensor) -> None:
+    k = pyro.sample("k", dist.Normal(0.0, 1.0))
+    ZEROS[0] = k.detach() + y[0]
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (of_constant, "site 'k': the log_prob of its OfConstant computes with tensors that are not of torch.float64"),
+        (into_outside, "'__setitem__' writes into a tensor of torch.float32 that was made outside"),
+    ],
+)
+def test_single_precision_that_stays_is_refused(model: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Target.of(model, (Y,))
