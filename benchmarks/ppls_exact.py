@@ -19,6 +19,7 @@ from ppl_vi.approximations.approximation import Approximation
 from ppl_vi.approximations.matching import matched
 from ppl_vi.metrics.draws.scores import MeasuredDraws, reverse_kl, worst
 from ppl_vi.metrics.estimate import Estimate
+from ppl_vi.numerics.quadratic import gaussian_through
 from ppl_vi.truth import Truth
 
 NUM_SCRAMBLES, LOG2_POINTS = 16, 13
@@ -72,20 +73,7 @@ def gaussian_of(truth: Truth, approximation: Approximation) -> tuple[np.ndarray,
         return None
     u = truth.target.unconstrain({name: value[0] for name, value in found.latents.items()})
     log_q = found.log_q[0] + truth.target.constrain(u)[1].numpy()
-    centre, rough = u.numpy().mean(0), np.linalg.cholesky(np.atleast_2d(np.cov(u.numpy().T)))
-    white = np.linalg.solve(rough, (u.numpy() - centre).T).T
-    dim = white.shape[1]
-    rows, columns = np.tril_indices(dim)
-    features = np.column_stack([np.ones(len(white)), white, white[:, rows] * white[:, columns]])
-    solution, *_ = np.linalg.lstsq(features, log_q, rcond=None)
-    if np.sqrt(np.mean((features @ solution - log_q) ** 2)) > MAX_RESIDUAL:
-        return None
-    precision = np.zeros((dim, dim))
-    precision[rows, columns] = -solution[1 + dim :]
-    precision = precision + precision.T  # log q = ... - z' P z / 2, of which each product stands once
-    loc = np.linalg.solve(precision, solution[1 : 1 + dim])
-    covariance = rough @ np.linalg.inv(precision) @ rough.T
-    return centre + rough @ loc, np.linalg.cholesky((covariance + covariance.T) / 2)
+    return gaussian_through(u.numpy(), log_q, MAX_RESIDUAL)
 
 
 def gaussian_kl(truth: Truth, loc: np.ndarray, scale: np.ndarray) -> tuple[float, float]:
