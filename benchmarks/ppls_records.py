@@ -9,7 +9,7 @@ from functools import cache, partial
 from typing import Any
 
 import ppl_vi
-from benchmarks.ppls_exact import Score, score
+from benchmarks.ppls_exact import Divergence, divergence_of, moments_of
 from benchmarks.ppls_fits import FAMILIES, Snapshot
 from benchmarks.ppls_process import Outcome, density_in_own_process, fit_in_own_process
 from benchmarks.ppls_systems import SETTINGS, SYSTEMS
@@ -90,11 +90,12 @@ def record_of(
 
 def _measured(truth: Truth, snapshots: Sequence[Snapshot], best: float | None) -> Record:
     """The scores after the last step, those of each number of steps, and when the tolerance was met for good."""
-    scores = [score(truth, one.approximation) for one in snapshots]
-    ladder = [_rung(one, found, best) for one, found in zip(snapshots, scores, strict=True)]
+    found = [divergence_of(truth, one.approximation) for one in snapshots]
+    ladder = [_rung(one, divergence, best) for one, divergence in zip(snapshots, found, strict=True)]
     last = snapshots[-1]
+    scores = asdict(found[-1]) | asdict(moments_of(truth, last.approximation))
     return (
-        {name: _known(value) for name, value in asdict(scores[-1]).items()}
+        {name: _known(value) for name, value in scores.items()}
         | {
             "version": last.approximation.system,
             "steps": last.steps,
@@ -107,7 +108,7 @@ def _measured(truth: Truth, snapshots: Sequence[Snapshot], best: float | None) -
     )
 
 
-def _rung(snapshot: Snapshot, found: Score, best: float | None) -> Record:
+def _rung(snapshot: Snapshot, found: Divergence, best: float | None) -> Record:
     above = found.reverse_kl - best if best is not None and found.is_gaussian else None
     return {
         "steps": snapshot.steps,

@@ -27,7 +27,7 @@ from ppl_vi.truth import Truth
 # Draws, and points of the truth, of which all pairs are compared.
 NUM_PAIRED = 2000
 # Quantiles of a posterior over one number through which its marginal is taken, beside all draws.
-NUM_QUANTILES = 4096
+NUM_QUANTILES, NUM_EXACT = 4096, 128  # points of a single number's marginal, and how many of them are its quantiles
 NO_POINTS = "the truth has no points to compare the draws with"
 
 
@@ -137,8 +137,10 @@ class DrawsOnTruth:
         """The truth's marginals: of a single number by quadrature, else by its points."""
         if self.truth.line is None:
             return TrueMarginals.of(posterior_of(self.truth, 0).numbers(self.some))
-        p = np.unique(np.concatenate([(np.arange(NUM_QUANTILES) + 0.5) / NUM_QUANTILES, np.arange(1, 20) / 20]))
-        z = np.unique(np.concatenate([self.truth.quantile(p[None])[0], self.every[:, 0]]))
+        p = (np.arange(NUM_QUANTILES) + 0.5) / NUM_QUANTILES
+        exact = np.unique(np.concatenate([p[:: NUM_QUANTILES // NUM_EXACT], p[-1:], np.arange(1, 20) / 20]))
+        quantile = self.truth.quantile(exact[None])[0]  # between them any number will do: its cdf is exact
+        z = np.unique(np.concatenate([quantile, np.interp(p, exact, quantile), self.every[:, 0]]))
         return TrueMarginals(self.truth.mean[:1], self.truth.sd[:1], (NumberSample(z, self.truth.cdf(z[None])[0]),))
 
     @cached_property
