@@ -79,6 +79,9 @@ def run(
             os.killpg(child.pid, signal.SIGKILL)
             out, err = child.communicate()
             late = True
+        except BaseException:  # such as Ctrl-C, which a child in a session of its own does not get
+            os.killpg(child.pid, signal.SIGKILL)
+            raise
     return _outcome(out, err, child.returncode, late, time.monotonic() - began, seconds)
 
 
