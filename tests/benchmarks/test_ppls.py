@@ -24,7 +24,7 @@ def truth():
     return ppl_vi.ground_truth(ZOO["normal_normal"]())
 
 
-def gaussian(truth, sd_ratio=SD_RATIO, shift=SHIFT, num=3000):
+def gaussian(truth, sd_ratio=SD_RATIO, shift=SHIFT, num=600):
     mean, sd = (float(value[0]) for value in normal_normal.posterior(truth.target.args[0]))
     noise = np.random.default_rng(0).standard_normal(num)
     mu = mean + shift * sd + sd_ratio * sd * noise
