@@ -28,6 +28,7 @@ from ppl_vi.target.target import Target
 
 KERNEL = "log_g__"
 MAX_RESIDUAL = 0.01  # nats, a root mean square: six digits of a number 0.01 of its size wide leave less
+MIN_DIFFERENT = 50  # values of a number among the draws; of fewer its width can't be told
 ALGORITHMS = ("meanfield", "fullrank")
 # Debian's R package of Boost is empty, and its headers are where compilers look.
 COMPILE = r"""
@@ -112,20 +113,31 @@ def approximation(
         own = {key: value.cpu().numpy() for key, value in found.latents.items()}
         return Approximation(own, None, name, system, seconds)
     u = target.unconstrain({key: value[0] for key, value in found.latents.items()}).cpu().numpy()
-    gaussian = gaussian_through(u, kernel[0], MAX_RESIDUAL)
-    if gaussian is None:
-        raise ValueError(
-            f"{csv}: {KERNEL} must be a quadratic function of the unconstrained numbers of '{target.name}', to "
-            f"{MAX_RESIDUAL} nats; it is not: the file has too few digits (CmdStan's sig_figs), or Stan constrains "
-            "these latents in another way"
-        )
-    loc, scale = gaussian
+    loc, scale = _gaussian(Path(csv).name, target, u, kernel[0])
     noise = np.random.default_rng(seed).standard_normal((num_draws, len(loc)))
     latents, log_jacobian = target.constrain(torch.from_numpy(loc + noise @ scale.T).to(target.device))
     constant = np.log(np.diag(scale)).sum() + len(loc) * np.log(2 * np.pi) / 2
     log_q = -(noise**2).sum(1) / 2 - constant - log_jacobian.cpu().numpy()
     anew = {key: value.cpu().numpy()[None] for key, value in latents.items()}
     return Approximation(anew, log_q[None], name, system, seconds)
+
+
+def _gaussian(file: str, target: Target, u: np.ndarray, kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and Cholesky factor of the Gaussian of draws `(N, D)`, whose log density is `kernel` but for a constant."""
+    different = min(len(np.unique(one)) for one in u.T)
+    if different < min(MIN_DIFFERENT, len(u)):
+        raise ValueError(
+            f"{file}: a number has {different} different values in {len(u)} draws: Stan's Gaussian is narrower than "
+            "the file's digits; write more of them (CmdStan's sig_figs), or see whether the fit has failed"
+        )
+    gaussian = gaussian_through(u, kernel, MAX_RESIDUAL)
+    if gaussian is None:
+        raise ValueError(
+            f"{file}: {KERNEL} must be a quadratic function of the unconstrained numbers of '{target.name}', to "
+            f"{MAX_RESIDUAL} nats; it is not: the file has too few digits (CmdStan's sig_figs), or Stan constrains "
+            "these latents in another way"
+        )
+    return gaussian
 
 
 @cache

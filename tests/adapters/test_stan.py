@@ -80,6 +80,8 @@ def test_what_is_no_gaussian_of_the_model_is_refused_in_one_line(tmp_path, targe
     assert "\n" not in str(raised.value)
     with pytest.raises(ValueError, match="needs more than 10 points; got 8"):
         approximation(written(tmp_path, num=8), target)
+    with pytest.raises(ValueError, match=r"has \d+ different values in 200 draws: Stan's Gaussian is narrower"):
+        approximation(written(tmp_path, digits=1), target)
     with pytest.raises(ValueError, match='"meanfield" or "fullrank"'):
         advi(PROGRAM, {}, tmp_path / "vb.csv", algorithm="laplace")
 
