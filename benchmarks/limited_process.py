@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,13 +54,23 @@ def used_seconds() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
-def run(module: str, arguments: Sequence[str], *, seconds: float, memory: float) -> Outcome:
-    """Runs `python -m module arguments`, which limits itself to `--seconds` and `--bytes`, and reads its last line."""
+def run(
+    module: str,
+    arguments: Sequence[str],
+    *,
+    seconds: float,
+    memory: float,
+    environment: Mapping[str, str] | None = None,
+) -> Outcome:
+    """Runs `python -m module arguments`, which limits itself to `--seconds` and `--bytes`, and reads its last line.
+
+    The child has this process's environment, one thread, and the variables of `environment`.
+    """
     command = [sys.executable, "-m", module, *arguments, "--seconds", str(seconds), "--bytes", str(int(memory))]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
-    ) as child:
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | dict(environment or {}),
+    ) as child:  # fmt: skip
         began = time.monotonic()
         try:
             out, err = child.communicate(timeout=PATIENCE * seconds)
@@ -69,6 +79,9 @@ def run(module: str, arguments: Sequence[str], *, seconds: float, memory: float)
             os.killpg(child.pid, signal.SIGKILL)
             out, err = child.communicate()
             late = True
+        except BaseException:  # such as Ctrl-C, which a child in a session of its own does not get
+            os.killpg(child.pid, signal.SIGKILL)
+            raise
     return _outcome(out, err, child.returncode, late, time.monotonic() - began, seconds)
 
 

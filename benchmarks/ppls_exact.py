@@ -19,6 +19,7 @@ from ppl_vi.approximations.approximation import Approximation
 from ppl_vi.approximations.matching import matched
 from ppl_vi.metrics.draws.scores import MeasuredDraws, reverse_kl, worst
 from ppl_vi.metrics.estimate import Estimate
+from ppl_vi.numerics.quadratic import gaussian_through
 from ppl_vi.truth import Truth
 
 NUM_SCRAMBLES, LOG2_POINTS = 16, 13
@@ -26,14 +27,12 @@ MAX_RESIDUAL = 1e-6  # nats by which log q may differ from a quadratic function:
 
 
 @dataclass(frozen=True)
-class Score:
-    """How far an approximation is from the posterior; nan where that can't be told.
+class Divergence:
+    """Reverse KL of an approximation, nats; nan where that can't be told.
 
     Attributes:
-        reverse_kl, reverse_kl_std_error: nats; by Sobol points where it is a Gaussian of unconstrained numbers.
-        drawn_kl, drawn_kl_std_error: nats, by its own draws and their log q, as `ppl_vi.measure` has it.
-        mean_error, mean_error_std_error: of the number where it is worst, in posterior sds, by its draws.
-        sd_ratio, sd_ratio_std_error: of the number where it is worst, by its draws.
+        reverse_kl, reverse_kl_std_error: by Sobol points where it is a Gaussian of unconstrained numbers.
+        drawn_kl, drawn_kl_std_error: by its own draws and their log q, as `ppl_vi.measure` has it.
         is_gaussian: whether log q is that of a Gaussian of unconstrained numbers.
     """
 
@@ -41,24 +40,36 @@ class Score:
     reverse_kl_std_error: float
     drawn_kl: float
     drawn_kl_std_error: float
+    is_gaussian: bool
+
+
+@dataclass(frozen=True)
+class Moments:
+    """By how much moments of an approximation are wrong, by its draws, of the number where each is worst.
+
+    Attributes:
+        mean_error, mean_error_std_error: in posterior sds.
+        sd_ratio, sd_ratio_std_error: a ratio.
+    """
+
     mean_error: float
     mean_error_std_error: float
     sd_ratio: float
     sd_ratio_std_error: float
-    is_gaussian: bool
 
 
-def score(truth: Truth, approximation: Approximation) -> Score:
-    """All scores of one approximation."""
-    draws = MeasuredDraws(truth, matched(truth.target, approximation), 0)
-    drawn, mean, sd = (_pair(one) for one in (reverse_kl(draws), worst("mean_error", "sd")(draws), _sd(draws)))
+def divergence_of(truth: Truth, approximation: Approximation) -> Divergence:
+    """The reverse KL of one approximation."""
+    drawn = _pair(reverse_kl(MeasuredDraws(truth, matched(truth.target, approximation), 0)))
     gaussian = gaussian_of(truth, approximation)
     exact = drawn if gaussian is None else gaussian_kl(truth, *gaussian)
-    return Score(*exact, *drawn, *mean, *sd, gaussian is not None)
+    return Divergence(*exact, *drawn, gaussian is not None)
 
 
-def _sd(draws: MeasuredDraws) -> Estimate:
-    return worst("sd_ratio", "1")(draws)
+def moments_of(truth: Truth, approximation: Approximation) -> Moments:
+    """The errors of one approximation's moments."""
+    draws = MeasuredDraws(truth, matched(truth.target, approximation), 0)
+    return Moments(*_pair(worst("mean_error", "sd")(draws)), *_pair(worst("sd_ratio", "1")(draws)))
 
 
 def _pair(estimate: Estimate) -> tuple[float, float]:
@@ -72,20 +83,7 @@ def gaussian_of(truth: Truth, approximation: Approximation) -> tuple[np.ndarray,
         return None
     u = truth.target.unconstrain({name: value[0] for name, value in found.latents.items()})
     log_q = found.log_q[0] + truth.target.constrain(u)[1].numpy()
-    centre, rough = u.numpy().mean(0), np.linalg.cholesky(np.atleast_2d(np.cov(u.numpy().T)))
-    white = np.linalg.solve(rough, (u.numpy() - centre).T).T
-    dim = white.shape[1]
-    rows, columns = np.tril_indices(dim)
-    features = np.column_stack([np.ones(len(white)), white, white[:, rows] * white[:, columns]])
-    solution, *_ = np.linalg.lstsq(features, log_q, rcond=None)
-    if np.sqrt(np.mean((features @ solution - log_q) ** 2)) > MAX_RESIDUAL:
-        return None
-    precision = np.zeros((dim, dim))
-    precision[rows, columns] = -solution[1 + dim :]
-    precision = precision + precision.T  # log q = ... - z' P z / 2, of which each product stands once
-    loc = np.linalg.solve(precision, solution[1 : 1 + dim])
-    covariance = rough @ np.linalg.inv(precision) @ rough.T
-    return centre + rough @ loc, np.linalg.cholesky((covariance + covariance.T) / 2)
+    return gaussian_through(u.numpy(), log_q, MAX_RESIDUAL)
 
 
 def gaussian_kl(truth: Truth, loc: np.ndarray, scale: np.ndarray) -> tuple[float, float]:

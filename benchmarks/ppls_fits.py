@@ -7,9 +7,11 @@ measure it, is not counted.
 from __future__ import annotations
 
 import resource
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from benchmarks.ppls_models import data_of
@@ -239,6 +241,19 @@ def blackjax_pathfinder_fit(model: str, setting: str, family: str) -> Iterator[S
 
     state, begun, seconds = _twice(once)
     yield Snapshot(0, seconds, begun, approximation_of_pathfinder(state, constrain, num_draws=NUM_DRAWS))
+
+
+def stan_fit(model: str, setting: str, family: str) -> Iterator[Snapshot]:
+    """Stan's ADVI by rstan, which decides itself how many steps it takes, up to 10,000."""
+    from benchmarks.ppls_stan_models import stan_model
+    from models import ZOO
+    from ppl_vi.adapters.stan import advi, approximation
+
+    algorithm = {"mean field": "meanfield", "full rank": "fullrank"}[FAMILIES[family]]
+    with tempfile.TemporaryDirectory() as folder:
+        fitted = advi(*stan_model(model), Path(folder, "vb.csv"), algorithm=algorithm)
+        found = approximation(fitted.csv, ZOO[model](), num_draws=NUM_DRAWS, system=fitted.system)
+    yield Snapshot(0, fitted.seconds, fitted.compile_seconds, found)
 
 
 def _twice(once: Callable[[], Any]) -> tuple[Any, float, float]:

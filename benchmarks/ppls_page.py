@@ -64,25 +64,57 @@ def _above(record: Record) -> str:
 
 
 def verdict(records: Sequence[Record]) -> list[str]:
-    """What a user would want to know, in a line for each system and model, of the default settings."""
+    """What a user would want to know: of each model, setting and family who is first, and whose fit is the nearest."""
     lines = []
     for model in dict.fromkeys(record["model"] for record in records):
-        of_model = [one for one in records if one["model"] == model and one["setting"] == "default"]
-        for family in dict.fromkeys(one["family"] for one in of_model if one["family"]):
-            lines.append(_of_family(model, family, [one for one in of_model if one["family"] == family]))
+        of_model = [one for one in records if one["model"] == model]
+        for setting in dict.fromkeys(one["setting"] for one in of_model):
+            at = [one for one in of_model if one["setting"] == setting and one["family"]]
+            for family in dict.fromkeys(one["family"] for one in at):
+                lines.append(_of_family([one for one in at if one["family"] == family]))
+        lines += _nearest(of_model)
     return lines
 
 
-def _of_family(model: str, family: str, records: Sequence[Record]) -> str:
+def _of_family(records: Sequence[Record]) -> str:
+    model, family, setting = (records[0][name] for name in ("model", "family", "setting"))
     there = sorted((one for one in records if one.get("arrived")), key=lambda one: one["seconds_to_best"])
     others = [one for one in records if one["status"] == "ok" and not one["arrived"]]
     named = ", ".join(f"{one['system']} ({one['seconds_to_best']:.2g} s)" for one in there)
-    missed = ", ".join(f"{one['system']} ({one['above_best']:.2g} nats above)" for one in others)
-    first = f"{there[0]['system']} is first. " if len(there) > 1 else ""
+    missed = ", ".join(f"{one['system']} ({_missed(one)})" for one in others)
+    first = f" {there[0]['system']} is first." if len(there) > 1 else ""
+    absent = ", ".join(f"{one['system']} ({one['status']})" for one in records if one["status"] != "ok")
     return (
-        f"{model}, {family}: within {TOLERANCE:g} nats of the family's best by its default: {named or 'none'}. {first}"
-        + (f"Not there: {missed}." if missed else "")
-    ).strip()
+        f"{model}, {family}, {setting}: within {TOLERANCE:g} nats of the family's best: {named or 'none'}.{first}"
+        + (f" Not there: {missed}." if missed else "")
+        + (f" Without a fit: {absent}." if absent else "")
+    )
+
+
+def _missed(record: Record) -> str:
+    return f"{record['above_best']:.2g} nats above" if record["above_best"] is not None else "not a Gaussian"
+
+
+def _nearest(records: Sequence[Record]) -> list[str]:
+    """The row of the lowest reverse KL of all families and settings, and those that can't be told from it."""
+    known = sorted(
+        (one for one in records if one["status"] == "ok" and one["reverse_kl"] is not None),
+        key=lambda one: one["reverse_kl"],
+    )
+    if not known:
+        return []
+    first, *rest = known
+    near = [one for one in rest if one["reverse_kl"] - first["reverse_kl"] < 2 * _spread(first, one)]
+    also = f"; within two standard errors of it: {', '.join(_named(one) for one in near)}" if near else ""
+    return [f"{first['model']}: the lowest reverse KL is that of {_named(first)}{also}."]
+
+
+def _spread(one: Record, other: Record) -> float:
+    return math.hypot(one["reverse_kl_std_error"], other["reverse_kl_std_error"])
+
+
+def _named(record: Record) -> str:
+    return f"{record['system']} ({record['setting']}, {_with_error(record, 'reverse_kl')})"
 
 
 def heat_map(records: Sequence[Record]) -> Figure:

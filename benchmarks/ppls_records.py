@@ -3,74 +3,99 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache, partial
 from typing import Any
 
-import numpy as np
-
-from benchmarks.ppls_exact import Score, score
+import ppl_vi
+from benchmarks.ppls_exact import Divergence, divergence_of, moments_of
 from benchmarks.ppls_fits import FAMILIES, Snapshot
-from benchmarks.ppls_process import Outcome
+from benchmarks.ppls_process import Outcome, density_in_own_process, fit_in_own_process
 from benchmarks.ppls_systems import SETTINGS, SYSTEMS
-from ppl_vi.target.sites import Latents
+from models import ZOO
+from ppl_vi.approximations.same_density import SameDensity
 from ppl_vi.truth import Truth
 
 Record = dict[str, Any]
 TOLERANCE = 1e-3  # nats above the best member of the family: what counts as there
-SAME = 1e-8  # nats by which two copies of a model may differ
-NUM_POINTS = 200
 
 
-def best_of(truth: Truth) -> dict[str, float]:
-    """Reverse KL of the best member of each family, nats, found by ppl_vi's search for it and not by a fit."""
-    import ppl_vi
+@dataclass(frozen=True)
+class Problem:
+    """What the systems are compared on.
 
+    Attributes:
+        model: its name in the zoo.
+        truth: of the zoo's model.
+        best: reverse KL of the best member of each family, nats.
+        same: whether a copy of the model, a key of `DENSITIES`, has the zoo's density.
+    """
+
+    model: str
+    truth: Truth
+    best: Mapping[str, float]
+    same: Callable[[str], SameDensity]
+
+
+def problem_of(model: str) -> Problem:
+    """A model of the zoo with its truth and what is best in each family, found by a search and not by a fit."""
+    truth = ppl_vi.ground_truth(ZOO[model]())
     scored = {family: ppl_vi.score(ppl_vi.fit(truth.target, family), truth) for family in FAMILIES}
-    return {family: float(card.scores["family_gap"].value[0, 0]) for family, card in scored.items()}
+    best = {family: float(card.scores["family_gap"].value[0, 0]) for family, card in scored.items()}
+
+    @cache
+    def same(copy: str) -> SameDensity:
+        return ppl_vi.same_density(truth, partial(density_in_own_process, copy, model), vectorised=True)
+
+    return Problem(model, truth, best, same)
 
 
-def records_of(
-    model: str, system: str, truth: Truth, best: Mapping[str, float], points: Latents, outcome: Outcome
-) -> list[Record]:
-    """The records of one system on one model, of which those that could not be had say why."""
+def settings_of(system: str) -> tuple[str, ...]:
+    """The settings that a system is run at; one that is not installed has a row of its default alone."""
     found = SYSTEMS[system]
-    base = {
-        "model": model,
+    return SETTINGS if found.has_common and not found.absent() else SETTINGS[:1]
+
+
+def record_of(
+    problem: Problem, system: str, setting: str, fit: Callable[[str, str, str], Outcome] = fit_in_own_process
+) -> Record:
+    """The record of one system at one setting; one that could not be had says why."""
+    found = SYSTEMS[system]
+    best = problem.best.get(found.family)
+    record = {
+        "model": problem.model,
         "system": system,
+        "setting": setting,
         "family": FAMILIES.get(found.family, ""),
         "note": found.note,
-        "family_best": best.get(found.family),
+        "family_best": best,
+        "density_difference": None,
     }
-    if outcome.missing:
-        return [base | {"setting": "default", "status": "missing", "reason": outcome.missing}]
-    difference = density_difference(truth, points, outcome.density)
-    base["density_difference"] = difference
-    records = []
-    for setting in SETTINGS if found.has_common else SETTINGS[:1]:
-        snapshots, reason = outcome.snapshots.get(setting, []), outcome.failures.get(setting, "")
-        if difference is not None and not difference <= SAME:
-            reason = f"its copy of the model is another: log p(x, z) differs by up to {difference:.1g} nats"
-        record = base | {"setting": setting, "status": "failed" if reason else "ok", "reason": reason}
-        records.append(record if reason else record | _measured(truth, snapshots, best.get(found.family)))
-    return records
-
-
-def density_difference(truth: Truth, points: Latents, theirs: np.ndarray | None) -> float | None:
-    """The largest difference of log p(x, z) at points `{site: (N, *shape)}` of the posterior, nats."""
-    if theirs is None:
-        return None
-    ours = truth.target.log_joint({name: value[None] for name, value in points.items()})[0].numpy()
-    return float(np.abs(theirs - ours).max())
+    if reason := found.absent():
+        return record | {"status": "missing", "reason": reason}
+    if found.density:
+        try:
+            same = problem.same(found.density)
+        except ValueError as error:
+            return record | {"status": "failed", "reason": f"its copy of the model has no density: {error}"}
+        record["density_difference"] = same.largest
+        if not same:
+            return record | {"status": "failed", "reason": f"its copy of the model is not ours: {same}"}
+    outcome = fit(system, problem.model, setting)
+    if outcome.failure:
+        return record | {"status": "failed", "reason": outcome.failure}
+    return record | {"status": "ok", "reason": ""} | _measured(problem.truth, outcome.snapshots, best)
 
 
 def _measured(truth: Truth, snapshots: Sequence[Snapshot], best: float | None) -> Record:
     """The scores after the last step, those of each number of steps, and when the tolerance was met for good."""
-    scores = [score(truth, one.approximation) for one in snapshots]
-    ladder = [_rung(one, found, best) for one, found in zip(snapshots, scores, strict=True)]
+    found = [divergence_of(truth, one.approximation) for one in snapshots]
+    ladder = [_rung(one, divergence, best) for one, divergence in zip(snapshots, found, strict=True)]
     last = snapshots[-1]
+    scores = asdict(found[-1]) | asdict(moments_of(truth, last.approximation))
     return (
-        {name: _known(value) for name, value in asdict(scores[-1]).items()}
+        {name: _known(value) for name, value in scores.items()}
         | {
             "version": last.approximation.system,
             "steps": last.steps,
@@ -83,7 +108,7 @@ def _measured(truth: Truth, snapshots: Sequence[Snapshot], best: float | None) -
     )
 
 
-def _rung(snapshot: Snapshot, found: Score, best: float | None) -> Record:
+def _rung(snapshot: Snapshot, found: Divergence, best: float | None) -> Record:
     above = found.reverse_kl - best if best is not None and found.is_gaussian else None
     return {
         "steps": snapshot.steps,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from benchmarks import ppls_fits
 from benchmarks.ppls_fits import Snapshot
+from ppl_vi.adapters import stan
 
 Fit = Callable[[str, str, str], Iterator[Snapshot]]
 SETTINGS = ("default", "common")
@@ -23,6 +25,7 @@ class System:
         density: whose copy of the models it fits, a key of `DENSITIES`; "" is the zoo's own Pyro models.
         has_common: whether it can be run at the common setting, Adam with a fixed step size.
         note: what its default is.
+        missing: tells why it can't be run, in a line, or ""; of what is no module of Python.
     """
 
     fit: Fit
@@ -31,10 +34,17 @@ class System:
     density: str = ""
     has_common: bool = True
     note: str = ""
+    missing: Callable[[], str] = str
+
+    def absent(self) -> str:
+        """Why it can't be run here; "" where it can."""
+        packages = [package for package in self.packages if importlib.util.find_spec(package) is None]
+        return f"not installed: {', '.join(packages)}" if packages else self.missing()
 
 
 MEAN_FIELD, FULL_RANK = "AutoNormal", "AutoMultivariateNormal"
 PYMC, EXTRAS = ("pymc",), ("pymc", "pymc_extras")
+STAN_NOTE = "rstan::vb: 1 draw, a step size that it chooses, until the ELBO changes by less than 1%"
 SYSTEMS: dict[str, System] = {
     "ppl_vi AutoNormal": System(ppls_fits.ppl_vi_fit, MEAN_FIELD, has_common=False, note="ppl_vi.fit's own"),
     "Pyro AutoNormal": System(ppls_fits.pyro_fit, MEAN_FIELD, note="Adam 0.0005, 1 draw, 5000 steps: its tutorial's"),
@@ -74,6 +84,8 @@ SYSTEMS: dict[str, System] = {
     "PyMC Pathfinder": System(
         ppls_fits.pathfinder_fit, "", EXTRAS, "pymc", False, "4 paths, 1000 draws resampled by importance"
     ),
+    "Stan ADVI": System(ppls_fits.stan_fit, MEAN_FIELD, (), "stan", False, STAN_NOTE, stan.missing),
+    "Stan full-rank ADVI": System(ppls_fits.stan_fit, FULL_RANK, (), "stan", False, STAN_NOTE, stan.missing),
 }
 
 
@@ -94,4 +106,15 @@ def pymc_density(model: str) -> Callable:
     return log_joint(pymc_model(model))
 
 
-DENSITIES: dict[str, Callable[[str], Callable]] = {"numpyro": numpyro_density, "pymc": pymc_density}
+def stan_density(model: str) -> Callable:
+    """log p(x, z) of Stan's copy of a model."""
+    from benchmarks.ppls_stan_models import stan_model
+
+    return stan.log_joint(*stan_model(model))
+
+
+DENSITIES: dict[str, Callable[[str], Callable]] = {
+    "numpyro": numpyro_density,
+    "pymc": pymc_density,
+    "stan": stan_density,
+}

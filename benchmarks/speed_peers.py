@@ -248,7 +248,9 @@ class PyMCLoop:
             PYMC_MODELS[case.problem](pm, *_data(case))
             inference = getattr(pm, PYMC_GUIDES[case.guide])(random_seed=0)
         adam = pm.adam(learning_rate=RATE, beta1=BETA1, beta2=BETA2, epsilon=EPS)
-        self._step = inference.objective.step_function(obj_n_mc=case.num_particles, obj_optimizer=adam)
+        # With the loss, as `pm.fit` has it: PyMC renews the draws of what a function returns, and a step that returns
+        # nothing takes the same draws for ever.
+        self._step = inference.objective.step_function(obj_n_mc=case.num_particles, obj_optimizer=adam, score=True)
 
     def advance(self, num_steps: int) -> None:
         """As in `Loop`."""

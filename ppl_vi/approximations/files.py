@@ -155,9 +155,10 @@ def _named(line: str) -> list[str]:
 
 
 def _first_draw(comments: Sequence[str], num_rows: int) -> tuple[int, str]:
-    """How many rows come before the draws, and why, as the comments of CmdStan tell."""
+    """How many rows come before the draws, and why, as the comments of CmdStan or rstan tell."""
     told = {line.partition("=")[0].strip(): line.partition("=")[2].strip() for line in comments if "=" in line}
-    if any(line.startswith("method") and "variational" in line for line in comments):
+    of_cmdstan = any(line.startswith("method") and "variational" in line for line in comments)
+    if of_cmdstan or any("(Variational Bayes)" in line for line in comments):  # the latter is rstan's
         return 1, "the first row is the mean of Stan's approximation, not a draw: left out"
     if told.get("save_warmup", "").split(" ")[0].lower() in ("1", "true"):
         num = -(-int(told.get("num_warmup", "0").split(" ")[0]) // int(told.get("thin", "1").split(" ")[0]))

@@ -260,6 +260,16 @@ def test_a_peer_that_is_not_installed_is_missing(name: str, monkeypatch: pytest.
     assert measure(replace(TOY, engine=name)).missing.startswith("not installed: ")
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("alone")
+def test_each_step_of_pymc_has_draws_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing moves, the loss changes with the draws alone."""
+    monkeypatch.setattr(speed_peers, "RATE", 0.0)
+    loop = loop_of(replace(TOY, engine="pymc", replicas=1))
+    losses = [float(loop._step()) for _ in range(5)]  # type: ignore[attr-defined]
+    assert len(set(losses)) == 5
+
+
 # ---- the program
 
 
