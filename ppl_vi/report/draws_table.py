@@ -35,7 +35,7 @@ WIDTH, COLUMNS = 32, 80  # of the names of metrics, and of the whole
 
 
 def listing(card: DrawsScorecard) -> str:
-    """The whole measurement as text of at most 80 columns, remarks and reasons apart."""
+    """The whole measurement as text of at most 80 columns."""
     return "\n".join(_lines(card))
 
 
@@ -44,10 +44,12 @@ def _lines(card: DrawsScorecard) -> Iterator[str]:
     evidence, error = float(truth.log_evidence[0]), truth.log_evidence_error + 2 * truth.log_evidence_std_error
     system = f" by {draws.system}" if draws.system else ""
     num = f"{draws.num_chains} x {draws.num_draws} draws, worth some {card.num_independent:.0f} independent ones"
-    yield f"{draws.name or 'draws'}{system}: {num}"
-    yield f"{truth.target.name}    log p(x) = {evidence:.6f} ± {error[0]:.1g} nats, {truth.method}, {truth.grade}"
+    yield fill(f"{draws.name or 'draws'}{system}: {num}", COLUMNS)
+    log_evidence = f"log p(x) = {evidence:.6f} ± {error[0]:.1g} nats, {truth.method}, {truth.grade}"
+    yield fill(f"{truth.target.name}    {log_evidence}", COLUMNS)
     if not truth.trusted.all():
-        yield f"Do not rely on what rests on the truth, which is uncertified: {'; '.join(filter(None, truth.reasons))}"
+        why = "; ".join(filter(None, truth.reasons))
+        yield fill(f"Do not rely on what rests on the truth, which is uncertified: {why}", COLUMNS)
     yield ""
     reasons: dict[str, list[str]] = {}
     for name, called in LISTED.items():
@@ -58,7 +60,8 @@ def _lines(card: DrawsScorecard) -> Iterator[str]:
             reasons.setdefault(estimate.reason, []).append(called.partition(" (")[0])
             continue
         why = f"  {estimate.reason}" if np.isinf(estimate.value[0, 0]) else ""
-        yield f"{called:{WIDTH}}{shown(estimate)}{why}"
+        noise = f" (noise alone: {card.noise[name]:.2g})" if name in card.noise else ""
+        yield f"{called:{WIDTH}}{shown(estimate)}{noise}{why}"
     yield from _by_number(card)
     if reasons or card.remarks:
         yield ""

@@ -182,16 +182,21 @@ class DrawsOnTruth:
 
     @cached_property
     def true_paired(self) -> Batched:
-        """As many points of the truth, of equal weight, likewise."""
+        """As many points of the truth, of equal weight, likewise.
+
+        Points of a rule follow one another in the order of a low-discrepancy sequence, in which any that are evenly
+        spaced lie together in a part of the posterior. They are therefore chosen in random order.
+        """
         rng = np.random.default_rng([self.seed, 1])
         if self.truth.line is not None:
             z, label = self.truth.quantile(rng.uniform(size=(1, NUM_PAIRED)))[0][:, None], None
         else:
             even = posterior_of(self.truth, 0).numbers(self.some).even
-            cumulative = np.cumsum(even.weight)
-            at = (np.arange(NUM_PAIRED) + rng.uniform()) / NUM_PAIRED * cumulative[-1]
-            chosen = np.searchsorted(cumulative, at).clip(max=len(even.weight) - 1)
             is_draws = self.truth.points[0].kind == "draws" and len(np.unique(self.groups)) > 1
+            order = np.arange(len(even.z)) if is_draws else rng.permutation(len(even.z))
+            cumulative = np.cumsum(even.weight[order])
+            at = (np.arange(NUM_PAIRED) + rng.uniform()) / NUM_PAIRED * cumulative[-1]
+            chosen = order[np.searchsorted(cumulative, at).clip(max=len(order) - 1)]
             z, label = even.z[chosen], self.groups[chosen] if is_draws else None
         label = np.arange(len(z)) % MAX_BATCHES if label is None else label
         return Batched((z - self.scale[0]) / self.scale[1], label)

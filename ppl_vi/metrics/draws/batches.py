@@ -14,7 +14,7 @@ Stein (1981), The jackknife estimate of variance.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy.stats import norm
@@ -27,6 +27,7 @@ COVERED = 0.975  # the probability of the quantiles whose ratio widens the sprea
 MAX_BATCHES = 32  # more would make standard errors slower and hardly better
 MIN_BATCHES = 4  # fewer give no usable standard error
 GOOD_BATCHES = 16  # with fewer, standard errors are rough
+NUM_NOISES = 4000  # draws of the noise of figures, of which the worst is taken
 MIN_ESS_DRAWS = 4  # of a chain, with fewer than which ArviZ computes no effective sample size
 
 
@@ -88,11 +89,13 @@ def jackknife(function: Callable[[np.ndarray], np.ndarray], labels: np.ndarray) 
     Returns:
         `(...)`; inf where there is a single batch.
     """
-    batches = np.unique(labels)
-    values = np.array([function(labels != batch) for batch in batches])
-    if len(batches) < 2:
-        return np.full(values.shape[1:], np.inf)
-    return spread(values)
+    values = leave_one_out(function, labels)
+    return spread(values) if len(values) > 1 else np.full(values.shape[1:], np.inf)
+
+
+def leave_one_out(function: Callable[[np.ndarray], np.ndarray], labels: np.ndarray) -> np.ndarray:
+    """The figures without each of the batches, `(G, ...)`; the arguments are those of `jackknife`."""
+    return np.array([function(labels != batch) for batch in np.unique(labels)])
 
 
 def spread(values: np.ndarray) -> np.ndarray:
@@ -102,3 +105,20 @@ def spread(values: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         found: np.ndarray = wider * np.sqrt((num - 1) / num * np.square(values - values.mean(0)).sum(0))
     return found
+
+
+def expected_worst(left_out: Sequence[np.ndarray], seed: int) -> float:
+    """What noise alone makes of the worst of many figures: E max_k |e_k|, where e is normal with their covariance.
+
+    The worst of many figures is far from 0 even where each is right. The covariance is the jackknife's,
+    `(G - 1) / G sum_g d_g d_g'` with d_g the deviation of the figures without batch g from the mean of these.
+
+    Args:
+        left_out: for each independent source of noise the figures without each of its batches, `(G, K)`.
+        seed: of `NUM_NOISES` draws of e, which leave a relative error of about 1%.
+    """
+    rng, noise = np.random.default_rng([seed, 2]), 0.0
+    for values in left_out:
+        num = len(values)
+        noise = noise + rng.standard_normal((NUM_NOISES, num)) @ ((values - values.mean(0)) * np.sqrt((num - 1) / num))
+    return float(np.abs(noise).max(1).mean())

@@ -5,31 +5,69 @@ from __future__ import annotations
 import numpy as np
 
 from ppl_vi.metrics.draws.against_truth import DrawsOnTruth, TrueMarginals, part
-from ppl_vi.metrics.draws.batches import jackknife, spread
+from ppl_vi.metrics.draws.batches import expected_worst, leave_one_out, spread
 from ppl_vi.metrics.estimate import Estimate
-from ppl_vi.metrics.sampled.marginals import MARGINAL_SCORES, UNITS, Marginals, marginal_scores, wasserstein
+from ppl_vi.metrics.sampled.marginals import (
+    MARGINAL_SCORES,
+    QUANTILE_ERRORS,
+    UNITS,
+    Marginals,
+    marginal_scores,
+    wasserstein,
+)
 from ppl_vi.metrics.sampled.weighted_samples import NumberSample, Sample
 
 COARSE = 2048  # points of a true marginal in the jackknife, where the difference of two figures counts alone
 
 
-def marginals_of(draws: DrawsOnTruth) -> Marginals | None:
-    """`MARGINAL_SCORES` of each number that varies; None where the truth does not tell its distribution.
+# The scores of a worst number, and the marginal scores among which it is sought.
+WORST = {
+    "mean_error": ("mean_error",),
+    "sd_ratio": ("sd_ratio",),
+    "coverage_90": ("coverage_90",),
+    "quantile_error": QUANTILE_ERRORS,
+}
+
+
+def left_out_scores(draws: DrawsOnTruth) -> list[np.ndarray]:
+    """The marginal scores without each batch of the draws, and without each group of a truth of draws, `(G, K, 10)`."""
+    coarse = draws.true.thinned(COARSE)
+    own = leave_one_out(lambda kept: _scores(part(draws.sample, kept), coarse), draws.labels)
+    return [own, _by_other_truths(draws)] if _is_of_draws(draws) else [own]
+
+
+def noise_of(draws: DrawsOnTruth, left_out: list[np.ndarray]) -> dict[str, float]:
+    """How far each worst score is expected to be from its ideal where only noise makes the draws differ from the truth.
+
+    For `sd_ratio` it is how far the ratio is from 1, in proportion. {} where a single batch leaves no error.
+    """
+    if any(len(values) < 2 for values in left_out):
+        return {}
+    place, found = {name: i for i, name in enumerate(MARGINAL_SCORES)}, {}
+    for score, names in WORST.items():
+        of = [values[:, :, [place[name] for name in names]] for values in left_out]
+        of = [values / values.mean(0) if score == "sd_ratio" else values for values in of]
+        found[score] = expected_worst([values.reshape(len(values), -1) for values in of], draws.seed)
+    return found
+
+
+def marginals_of(draws: DrawsOnTruth, left_out: list[np.ndarray]) -> Marginals:
+    """`MARGINAL_SCORES` of each number that varies.
 
     The standard error is that of the draws, by the jackknife over batches, and of a truth of draws, by that over its
     groups. The error is that of the truth's quadrature. That of Wasserstein-1 also has the distance that a sample has
     from its own distribution: half of that of two halves of it.
+
+    Args:
+        draws: with a truth that tells its marginals.
+        left_out: what `left_out_scores` returns.
     """
-    if not draws.has_marginals:
-        return None
     value = _scores(draws.sample, draws.true)
-    coarse = draws.true.thinned(COARSE)
-    std_error = jackknife(lambda kept: _scores(part(draws.sample, kept), coarse), draws.labels)
+    errors = [spread(values) if len(values) > 1 else np.full(values.shape[1:], np.inf) for values in left_out]
+    std_error = np.sqrt(np.square(errors).sum(0))
     error = np.zeros_like(value)
-    others = np.array([_scores(draws.sample, other) for other in draws.other_truths])
-    if len(others) and draws.truth.points[0].kind == "draws":
-        std_error = np.hypot(std_error, spread(others))
-    elif len(others):
+    if draws.other_truths and not _is_of_draws(draws):
+        others = _by_other_truths(draws)
         share = 1.0 if len(draws.truth.points) > 1 else 0.5
         error = share * np.abs(others[0] - others[1]) + np.abs(others[2] - value)
     place, units, one = MARGINAL_SCORES.index("wasserstein"), dict(UNITS), np.ones((1, 1))
@@ -46,6 +84,15 @@ def marginals_of(draws: DrawsOnTruth) -> Marginals | None:
         for i, name in enumerate(MARGINAL_SCORES)
     }
     return Marginals(draws.names, scores)
+
+
+def _is_of_draws(draws: DrawsOnTruth) -> bool:
+    return bool(draws.other_truths) and draws.truth.points[0].kind == "draws"
+
+
+def _by_other_truths(draws: DrawsOnTruth) -> np.ndarray:
+    """The marginal scores by each other answer of the truth, `(G, K, 10)`."""
+    return np.array([_scores(draws.sample, other) for other in draws.other_truths])
 
 
 def _scores(sample: Sample, true: TrueMarginals) -> np.ndarray:

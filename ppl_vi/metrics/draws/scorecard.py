@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -38,6 +38,9 @@ class DrawsScorecard(Pickled, Summarized):
         num_independent: how many independent draws the draws are worth, by their effective sample size.
         remarks: what was done to make the draws fit, and what was left out, in a line each.
         seed: of the truth's points that the draws are compared with.
+        noise: for the scores of a worst number how far from its ideal the worst is expected to be where only the
+            noise of finitely many draws, and of a truth of draws, makes them differ. An approximation is wrong where
+            its score is well above that. For `sd_ratio` it is how far the ratio is from 1, in proportion.
     """
 
     approximation: Approximation
@@ -47,6 +50,7 @@ class DrawsScorecard(Pickled, Summarized):
     num_independent: float
     remarks: tuple[str, ...] = ()
     seed: int = 0
+    noise: Mapping[str, float] = field(default_factory=dict)
 
     def heading(self) -> str:
         """Such as `Measurement of Stan ADVI on eight_schools`."""
@@ -91,4 +95,4 @@ def measured(truth: Truth, approximation: Approximation, matched: MatchedDraws, 
         remarks += (SHORT.format(worth=worth),)
     own = {name: value.cpu().numpy() for name, value in matched.latents.items()}
     named = Approximation(own, matched.log_q, approximation.name, approximation.system, approximation.seconds)
-    return DrawsScorecard(named, truth, scores, draws.marginals, worth, remarks, seed)
+    return DrawsScorecard(named, truth, scores, draws.marginals, worth, remarks, seed, draws.noise)

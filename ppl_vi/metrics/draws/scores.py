@@ -13,7 +13,7 @@ import numpy as np
 
 from ppl_vi.metrics.draws.against_truth import NO_POINTS, DrawsOnTruth, part
 from ppl_vi.metrics.draws.batches import jackknife, spread
-from ppl_vi.metrics.draws.marginals import marginals_of
+from ppl_vi.metrics.draws.marginals import left_out_scores, marginals_of, noise_of
 from ppl_vi.metrics.draws.two_samples import Found
 from ppl_vi.metrics.estimate import LEAK, ROUNDING, Estimate
 from ppl_vi.metrics.sampled import importance
@@ -32,9 +32,19 @@ class MeasuredDraws(DrawsOnTruth):
     """Draws beside the truth, with what several scores need computed once, when it is first asked for."""
 
     @cached_property
+    def left_out(self) -> list[np.ndarray]:
+        """The marginal scores without each batch, by which their noise is told."""
+        return left_out_scores(self)
+
+    @cached_property
     def marginals(self) -> Marginals | None:
         """The marginal scores of each number that varies; None where the truth does not tell its distribution."""
-        return marginals_of(self)
+        return marginals_of(self, self.left_out) if self.has_marginals else None
+
+    @cached_property
+    def noise(self) -> dict[str, float]:
+        """What noise alone makes of the scores of a worst number; {} where it is not known."""
+        return noise_of(self, self.left_out) if self.has_marginals else {}
 
 
 def of(value: float, std_error: float, unit: str, error: float = 0.0, reason: str = "") -> Estimate:
@@ -137,7 +147,7 @@ def importance_log_evidence(draws: MeasuredDraws) -> Estimate:
 
 
 def worst(name: str, unit: str) -> Callable[[MeasuredDraws], Estimate]:
-    """A marginal score of the number where it is worst."""
+    """A marginal score of the number where it is worst; `DrawsScorecard.noise` says what noise alone gives."""
 
     def score(draws: MeasuredDraws) -> Estimate:
         return unknown(unit, NO_POINTS) if draws.marginals is None else draws.marginals.worst(name)
@@ -152,7 +162,11 @@ def wasserstein(draws: MeasuredDraws) -> Estimate:
 
 
 def quantile_error(draws: MeasuredDraws) -> Estimate:
-    """The difference of the 5, 25, 50, 75 or 95% quantile, in posterior sds, of the number where it is largest."""
+    """The difference of the 5, 25, 50, 75 or 95% quantile, in posterior sds, of the number where it is largest.
+
+    As the largest of five for each number it is never expected to be 0, however perfect the draws are:
+    `DrawsScorecard.noise` says what noise alone gives.
+    """
     if draws.marginals is None:
         return unknown("sd", NO_POINTS)
     each = [draws.marginals.worst(name) for name in QUANTILE_ERRORS]
