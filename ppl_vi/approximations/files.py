@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, is_zipfile
 
 import numpy as np
 
@@ -86,11 +88,14 @@ def _of_netcdf(path: Path) -> Read:
 
 
 def _of_npz(path: Path) -> Read:
+    if not is_zipfile(path):  # of which NumPy would say to unpickle it
+        raise ValueError(f"{path} is no .npz, as numpy.savez writes it: expected an array (chain, draw, *shape) a site")
     try:
         with np.load(path, allow_pickle=False) as archive:
             draws = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{path} is no .npz of plain arrays: {str(error).splitlines()[0]}") from error
+    except (OSError, ValueError, EOFError, BadZipFile, zlib.error) as error:
+        why = "one of them holds Python objects" if "pickle" in str(error) else str(error).splitlines()[0]
+        raise ValueError(f"{path} is no .npz of plain arrays of numbers: {why}") from error
     return Read(draws, draws.pop(LOG_Q, None))
 
 

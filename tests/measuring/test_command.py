@@ -31,6 +31,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "of_draws.py").write_text(MODEL)
     noise = np.random.default_rng(0).standard_normal((4, 500))
     np.savez(tmp_path / "draws.npz", z=0.4 + 0.5**0.5 * noise / 2)
+    (tmp_path / "junk.npz").write_text("no archive")
+    np.savez(tmp_path / "objects.npz", z=np.array([[{}]], dtype=object))
+    np.savez(tmp_path / "constant.npz", z=np.ones((2, 50)))
+    np.savez(tmp_path / "density.npz", z=noise, log_q=np.full((4, 500), -np.inf))
+    (tmp_path / "junk.nc").write_text("no archive")
+    (tmp_path / "junk.csv").write_text("z\n1.0\nx\n")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -45,14 +51,17 @@ def test_the_record_has_the_right_sd_ratio(folder: Path, capsys: pytest.CaptureF
     assert record["elbo"] is None
 
 
-def test_an_uncertified_truth_has_an_exit_code_of_its_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_uncertified_truth_has_an_exit_code_of_its_own(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     right = ppl_vi.truth.ground_truth
 
     def doubtful(*args: object, **kwargs: object) -> Truth:
-        return dataclasses.replace(right(*args, **kwargs), grade="uncertified", reasons=("chains disagree",))  # type: ignore[arg-type]
+        return dataclasses.replace(right(*args, **kwargs), grade="uncertified", reasons=("chains disagree " * 9,))  # type: ignore[arg-type]
 
     monkeypatch.setattr(ppl_vi.truth, "ground_truth", doubtful)
     assert main([*ARGUMENTS, "draws.npz"]) == 3
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
 
 
 @pytest.mark.parametrize(
@@ -62,6 +71,12 @@ def test_an_uncertified_truth_has_an_exit_code_of_its_own(folder: Path, monkeypa
         (["draws.npz", "--names", "z"], "expected THEIRS=OURS"),
         (["draws.npz", "--transforms", "z=z:cube"], "expected THEIRS=OURS:FUNCTION"),
         (["draws.npz", "--names", "w=z"], "z"),
+        (["junk.npz"], "junk.npz is no .npz"),
+        (["objects.npz"], "holds Python objects"),
+        (["constant.npz"], "do not vary"),
+        (["density.npz"], "log_q must be finite"),
+        (["junk.nc"], "junk.nc is no NetCDF file"),
+        (["junk.csv"], "junk.csv, line 3"),
     ],
 )
 def test_a_mistake_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str], more: list[str], part: str) -> None:
@@ -69,3 +84,4 @@ def test_a_mistake_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str],
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("ppl-vi")
     assert part in last
+    assert "allow_pickle" not in last
