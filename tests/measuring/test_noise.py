@@ -94,7 +94,7 @@ def test_distances_of_exact_draws_are_0_on_average(
 
 
 def test_errors_of_a_classifier_are_no_smaller_than_its_spread(by_rule: Truth, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Over 30 trials, whose spread is known to 13%; without what folds have in common the ratio is 0.8."""
+    """Over 30 trials, whose spread is known to 13%: too coarse to see the factor for what folds have in common."""
     monkeypatch.setattr(against_truth, "NUM_PAIRED", NUM_POINTS)
     monkeypatch.setattr(against_truth, "posterior_of", functools.cache(against_truth.posterior_of))
     every = [drawn(by_rule, seed, 0.0, 1.0) for seed in range(30)]
