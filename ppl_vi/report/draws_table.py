@@ -35,7 +35,7 @@ WIDTH, COLUMNS = 32, 80  # of the names of metrics, and of the whole
 
 
 def listing(card: DrawsScorecard) -> str:
-    """The whole measurement as text of at most 80 columns."""
+    """The whole measurement as text of at most 80 columns, but for long names of latents."""
     return "\n".join(_lines(card))
 
 
@@ -61,7 +61,7 @@ def _lines(card: DrawsScorecard) -> Iterator[str]:
             continue
         why = f"  {estimate.reason}" if np.isinf(estimate.value[0, 0]) else ""
         noise = f" (noise alone: {card.noise[name]:.2g})" if name in card.noise else ""
-        yield f"{called:{WIDTH}}{shown(estimate)}{noise}{why}"
+        yield fill(f"{called:{WIDTH}}{shown(estimate)}{noise}{why}", COLUMNS, subsequent_indent=" " * WIDTH)
     yield from _by_number(card)
     if reasons or card.remarks:
         yield ""
@@ -77,7 +77,7 @@ def shown(estimate: Estimate) -> str:
     error = float(estimate.error[0, 0])
     unit = "" if estimate.unit in ("1", "z") else f" {estimate.unit}"
     spread = f" ± {std_error:.2g}" if std_error > 0 else ""
-    off = f" (a finite sample adds up to {error:.2g})" if np.isfinite(error) and error > max(std_error, 0) > 0 else ""
+    off = f" (a finite sample: up to {error:.2g})" if np.isfinite(error) and error > max(std_error, 0) > 0 else ""
     return f"{three_digits(value) if abs(value) < 1000 else f'{value:.1f}'}{spread}{unit}{off}"
 
 
@@ -87,10 +87,10 @@ def _by_number(card: DrawsScorecard) -> Iterator[str]:
     names = card.marginals.names
     first = max(map(len, names[:MOST_NUMBERS])) + 2
     yield ""
-    yield f"{'':{first}}" + "".join(f"{heading:>18}" for heading in BY_NUMBER.values())
+    yield f"{'':{first}}" + "".join(f"{heading:>17}" for heading in BY_NUMBER.values())
     for k, number in enumerate(names[:MOST_NUMBERS]):
         cells = [card.marginals.scores[name][k] for name in BY_NUMBER]
         texts = [f"{float(e.value[0, 0]):.3g} ± {float(e.std_error[0, 0]):.1g}" for e in cells]
-        yield f"{number:{first}}" + "".join(f"{text:>18}" for text in texts)
+        yield f"{number:{first}}" + "".join(f"{text:>17}" for text in texts)
     if len(names) > MOST_NUMBERS:
         yield f"and {len(names) - MOST_NUMBERS} more numbers: to_dataframe() has them all"

@@ -51,6 +51,14 @@ def test_the_record_has_the_right_sd_ratio(folder: Path, capsys: pytest.CaptureF
     assert record["elbo"] is None
 
 
+def test_draws_outside_the_support_are_told_within_80_columns(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "positive.py").write_text(MODEL.replace("dist.Normal(0.0, 1.0)", "dist.Exponential(1.0)"))
+    assert main(["measure", "positive:model", "--args", "positive:data", "--draws", "draws.npz"]) == 0
+    told = capsys.readouterr().out
+    assert "leaked mass" in told
+    assert max(map(len, told.splitlines())) <= 80
+
+
 def test_an_uncertified_truth_has_an_exit_code_of_its_own(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
