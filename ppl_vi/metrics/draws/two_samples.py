@@ -2,9 +2,9 @@
 
 Points of one batch may be alike because they follow one another in a chain. So pairs within a sample are taken of
 different batches alone, which makes the estimates unbiased. Standard errors come from leaving out batches of the draws
-and, apart from these, of the truth's points. Where both distributions are the same the errors are too large, by a factor
-of 1.6 in a trial: a distance of pairs then varies by pairs alone, which the jackknife counts twice (Efron and Stein
-1981).
+and, apart from these, of the truth's points. Where both distributions are the same the errors are too large, by a
+factor of 1.6 in a trial: a distance of pairs then varies by pairs alone, which the jackknife counts twice (Efron and
+Stein 1981).
 """
 
 from __future__ import annotations
