@@ -126,7 +126,7 @@ def measure(
         )
     given = approximation.approximation(seed=seed) if isinstance(approximation, Fit) else approximation
     sites = {site.name for site in truth.target.latents}
-    with following(progress), one_thread():
+    with following(progress, "draws"), one_thread():
         found, remarks = approximation_of(given, log_q=log_q, name=name, known=sites - set(names or {}))
         return measurement_of(truth, found, matched(truth.target, found, names, transforms), seed, remarks)
 

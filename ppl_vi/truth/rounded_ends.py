@@ -21,9 +21,9 @@ from ppl_vi.truth.result import Check, Truth
 
 # Sigmoids are rounded onto 1 at 36.7. An end that is not reached by here is at 0 or at infinity.
 FARTHEST = 60
-# The slope of the log density towards an end is taken between these distances before it. Nearer, the latent's own
-# rounding shows; farther off, the density has not taken the form that it has at the end.
-SLOPE_BETWEEN = (24.0, 14.0)
+# The slope of the log density towards an end is taken between these shares of the way from 0 to it. Nearer to it, the
+# latent's own rounding shows; farther off, the density has not taken the form that it has at the end.
+SLOPE_BETWEEN = (1 / 3, 2 / 3)
 # Posterior points around which the mass is found, and nodes along a coordinate for its mass around each of them.
 NUM_POINTS, NUM_NODES = 16, 64
 # Nodes lie on both sides of each point, from the first distance to the second.
@@ -110,7 +110,7 @@ def _moved(u: Tensor, coordinate: int, places: Tensor) -> Tensor:
 
 def _log_mass_beyond(target: Target, problem: int, u: Tensor, end: End) -> Tensor:
     """The logarithm of the mass beyond an end's rounding along its coordinate at each point, `(S,)`."""
-    distances = end.distance - torch.tensor(SLOPE_BETWEEN, dtype=u.dtype, device=u.device)
+    distances = end.distance * torch.tensor(SLOPE_BETWEEN, dtype=u.dtype, device=u.device)
     moved = _moved(u, end.coordinate, (end.sign * distances).expand(len(u), -1))
     far, near = _log_density(target, problem, moved.flatten(0, 1)).reshape(len(u), -1).unbind(1)
     fall = (far - near) / (distances[1] - distances[0])

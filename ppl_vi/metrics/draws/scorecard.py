@@ -87,7 +87,7 @@ def measured(truth: Truth, approximation: Approximation, matched: MatchedDraws, 
     draws = MeasuredDraws(truth, matched, seed)
     if len(draws.every) < 2 or not np.ptp(draws.every, axis=0).any():
         raise ValueError(f"{len(draws.every)} draws of '{approximation.name or 'the approximation'}': {NO_SPREAD}")
-    with stage("scoring draws"):
+    with stage("scoring"):
         scores = table.on_samples(draws)
     worth = len(draws.every) / draws.time
     remarks = matched.remarks
