@@ -335,10 +335,9 @@ def _contracted(build: Builder, one: Value, other: Value, node: Node) -> Ref:
     left = build.tables.element(one, "V", ("b", "i", "k"))
     right = build.tables.element(other, "V", ("b", "k", "j"))
     lines = [
-        f"for (int b = 0; b < {batch}; ++b)",
-        f"for (int i = 0; i < {rows}; ++i) for (int j = 0; j < {columns}; ++j) {{",
-        f"V sum{{}}; for (int k = 0; k < {inner}; ++k) sum += {left} * {right};",
-        f"{name}[(b * {rows} + i) * {columns} + j] = sum; }}",
+        f"for (int b = 0; b < {batch}; ++b) product<{rows}, {inner}, {columns}>(",
+        f"[&](int i, int k) {{ return {left}; }}, [&](int k, int j) {{ return {right}; }},",
+        f"{name} + b * {rows * columns});",
     ]
     return build.block((name,), (shape,), (one, other), lines)[0]
 

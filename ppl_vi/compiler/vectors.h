@@ -492,20 +492,50 @@ inline V standard_gamma_grad(V concentration, V value) {
     return value;
 }
 
-// ---- small matrices, `n` by `n`, row after row
+// ---- small matrices, row after row
+//
+// A sum waits for each of its terms. So TILE by TILE sums are taken at once, and each number that is read serves several
+// of them. Where tiles do not fit, the last overlaps the one before: it computes the sums of both again, to the same
+// numbers.
 
+constexpr int TILE = 4;
+constexpr int tile(int num) { return num < TILE ? num : TILE; }
+constexpr int least(int one, int other) { return one < other ? one : other; }
+
+// The product of matrices, whose elements are functions of row and column.
+template <int rows, int inner, int columns, class Left, class Right>
+inline void product(Left left, Right right, V* to) {
+    constexpr int high = tile(rows), wide = tile(columns);
+    for (int row = 0; row < rows; row += high)
+        for (int column = 0; column < columns; column += wide) {
+            const int i = least(row, rows - high), j = least(column, columns - wide);
+            V sum[high][wide]{};
+            for (int k = 0; k < inner; ++k)
+                for (int r = 0; r < high; ++r)
+                    for (int c = 0; c < wide; ++c) sum[r][c] += left(i + r, k) * right(k, j + c);
+            for (int r = 0; r < high; ++r)
+                for (int c = 0; c < wide; ++c) to[(i + r) * columns + j + c] = sum[r][c];
+        }
+}
+// The lower factor of an `n` by `n` matrix.
 template <int n>
 inline void cholesky(const V* a, V* factor, V* failed) {
+    constexpr int high = tile(n);
     M bad{};
     for (int j = 0; j < n; ++j) {
         V pivot = a[j * n + j];
         for (int k = 0; k < j; ++k) pivot -= factor[j * n + k] * factor[j * n + k];
         bad |= ~(pivot > 0);
         const V root = square_root(pivot), inverse = 1 / root;
-        for (int i = 0; i < n; ++i) {
-            V entry = a[i * n + j];
-            for (int k = 0; k < j; ++k) entry -= factor[i * n + k] * factor[j * n + k];
-            factor[i * n + j] = i < j ? V{} : (i == j ? root : entry * inverse);
+        for (int i = 0; i < j; ++i) factor[i * n + j] = V{};
+        factor[j * n + j] = root;
+        for (int row = j + 1; row < n; row += high) {
+            V entry[high];
+            const auto at = [row](int r) { return least(row + r, n - 1) * n; };
+            for (int r = 0; r < high; ++r) entry[r] = a[at(r) + j];
+            for (int k = 0; k < j; ++k)
+                for (int r = 0; r < high; ++r) entry[r] -= factor[at(r) + k] * factor[j * n + k];
+            for (int r = 0; r < high; ++r) factor[at(r) + j] = entry[r] * inverse;
         }
     }
     *failed = bad ? all(1) : V{};
@@ -513,19 +543,22 @@ inline void cholesky(const V* a, V* factor, V* failed) {
 // Solves a x = b, or x a = b where `left` is false; x has `rows` by `columns` numbers.
 template <int rows, int columns, bool upper, bool left, bool unit>
 inline void solve_triangular(const V* a, const V* b, V* x) {
-    constexpr int n = left ? rows : columns, others = left ? columns : rows;
+    constexpr int n = left ? rows : columns, others = left ? columns : rows, wide = tile(others);
     constexpr bool falling = upper == left;  // whether the last unknown comes first
     V inverse[n];
     for (int i = 0; i < n; ++i) inverse[i] = unit ? all(1) : 1 / a[i * n + i];
-    for (int o = 0; o < others; ++o)
+    for (int other = 0; other < others; other += wide) {
+        const int first = least(other, others - wide);
+        const auto at = [first](int k, int o) { return left ? k * columns + first + o : (first + o) * columns + k; };
         for (int step = 0; step < n; ++step) {
             const int i = falling ? n - 1 - step : step;
-            const auto at = [o](int k) { return left ? k * columns + o : o * columns + k; };
-            V sum = b[at(i)];
+            V sum[wide];
+            for (int o = 0; o < wide; ++o) sum[o] = b[at(i, o)];
             for (int k = falling ? i + 1 : 0; k < (falling ? n : i); ++k)
-                sum -= (left ? a[i * n + k] : a[k * n + i]) * x[at(k)];
-            x[at(i)] = sum * inverse[i];
+                for (int o = 0; o < wide; ++o) sum[o] -= (left ? a[i * n + k] : a[k * n + i]) * x[at(k, o)];
+            for (int o = 0; o < wide; ++o) x[at(i, o)] = sum[o] * inverse[i];
         }
+    }
 }
 
 // ---- memory: the numbers of neighbouring lanes stand next to each other. VALID of them fill a vector; where these are

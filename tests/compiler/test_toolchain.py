@@ -80,6 +80,8 @@ def test_a_long_source_is_compiled_with_fewer_optimizations(builds: list[Path]) 
     for longer in ("x" * toolchain.MAX_OPTIMIZED_BYTES, "for (" * (toolchain.MAX_OPTIMIZED_LOOPS + 1)):
         assert toolchain.flags(source(44) + "// " + longer)[-1] == "-O1"
         assert toolchain.library(source(44) + "// " + longer).answer() == 44
+    table = f"{toolchain.TABLE}int table[] = {{{'1, ' * toolchain.MAX_OPTIMIZED_BYTES}}};"
+    assert toolchain.flags(f"{source(44)}\n{table}\n")[-1] == "-O3"
 
 
 def planted(path: Path, answer: int) -> None:

@@ -181,6 +181,15 @@ def run(function: Callable[[Tensor, Tensor], Tensor], size: int, noise: Tensor) 
     return after[0], want
 
 
+def in_tiles(t: Tensor, n: Tensor) -> Tensor:
+    """Products, factors and solutions of 6 and 7 rows and columns, which tiles of 4 by 4 do not fit."""
+    root = torch.tril(t.repeat(5)[:49].reshape(7, 7)) / 3 + torch.eye(7, dtype=t.dtype)
+    factor = torch.linalg.cholesky_ex(root @ root.mT)[0]
+    solved = torch.linalg.solve_triangular(factor, n[0].repeat(4)[:42].reshape(7, 6), upper=False)
+    other = torch.linalg.solve_triangular(factor.mT, n[0].cos().repeat(4)[:42].reshape(6, 7), upper=True, left=False)
+    return (other @ solved).reshape(3, 12).sum(0)
+
+
 INDEX = torch.tensor([2, 0, 2, 1])
 GRAPHS: dict[str, tuple[int, Callable[[Tensor, Tensor], Tensor]]] = {  # 12 parameters, noise (1, 12)
     "arithmetic": (12, lambda t, n: torch.where(t > n[0], t.exp(), -2 * n[0]) / (1 + t.square())),
@@ -211,6 +220,7 @@ GRAPHS: dict[str, tuple[int, Callable[[Tensor, Tensor], Tensor]]] = {  # 12 para
     "solved from above": (12, lambda t, n: torch.linalg.solve_triangular(
         torch.eye(3, dtype=t.dtype) * 2 + torch.triu(n[0, :9].reshape(3, 3)).square(), t.reshape(4, 3), upper=True,
         left=False)),
+    "in tiles": (12, in_tiles),
     "matrices of few different numbers": (12, lambda t, n: torch.linalg.solve_triangular(torch.linalg.cholesky_ex(
         torch.eye(4, dtype=t.dtype) * (2 + t[0].square()) + n[0, 0].square())[0], t.reshape(4, 3), upper=False)),
     "spread and summed": (12, lambda t, n: (

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+HEARD = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # which nohup has ignored
 BEGIN = """
 import os, signal, sys, time
 from ppl_vi.runtime import signals
@@ -22,7 +23,7 @@ each_signal = pytest.mark.parametrize("name", CODES)
 
 def ended(script: str, name: str, before: str = "") -> tuple[int, str, str]:
     """The exit code, output and errors of a script that sends itself the signal by `come()`."""
-    command = [sys.executable, "-c", before + BEGIN + script, name]
+    command = [sys.executable, "-c", HEARD + before + BEGIN + script, name]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     return done.returncode, done.stdout, done.stderr
 
