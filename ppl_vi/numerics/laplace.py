@@ -109,7 +109,7 @@ def laplace_approximation(
         return -log_density(u, *row)
 
     if slopes is not None:
-        by_slopes = _by_differences(slopes, start, tolerance)
+        by_slopes = laplace_by_slopes(slopes, start, tolerance)
         if bool(by_slopes.converged.all()):
             return by_slopes
     found = minimize(loss, start, args=args, tolerance=tolerance, chunk_size=chunk_size)
@@ -119,8 +119,15 @@ def laplace_approximation(
     return _retried(laplace, ~laplace.converged, _independent, loss, start, args, tolerance)
 
 
-def _by_differences(slopes: Slopes, start: Tensor, tolerance: float) -> Laplace:
-    """The mode near `start`, with the curvature there by differences over a thousandth of a standard deviation."""
+def laplace_by_slopes(slopes: Slopes, start: Tensor, tolerance: float, max_steps: int = 200) -> Laplace:
+    """The mode near each `start` `(B, D)`; its curvature by differences over a thousandth of a standard deviation.
+
+    Args:
+        slopes: values `(B, S)` and gradients `(B, S, D)` of the log density at points `(B, S, D)`.
+        start: points where it is finite.
+        tolerance: nats.
+        max_steps: of Newton's method, at most.
+    """
 
     def of_loss(points: Tensor) -> tuple[Tensor, Tensor]:
         value, gradient = slopes(points)
@@ -129,7 +136,7 @@ def _by_differences(slopes: Slopes, start: Tensor, tolerance: float) -> Laplace:
     def derivatives(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return by_differences(of_loss, x, FIRST_DIFFERENCE * x.abs().clamp(min=1.0))
 
-    found = minimize_by(derivatives, start, tolerance=tolerance)
+    found = minimize_by(derivatives, start, tolerance=tolerance, max_steps=max_steps)
     rough = Laplace(found.x, found.hessian, -found.value, found.converged)
     return replace(rough, precision=by_differences(of_loss, found.x, DIFFERENCE * rough.scale)[2])
 

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 from torch import Tensor
 
 from ppl_vi.svi.gradients import NUM_SCRAMBLES, MeanGradients, Noise
@@ -81,7 +81,7 @@ def most_gain(
     most = sum(gain.mean(2)[..., 0] for gain in gains) / 4 + solved.left.mean(2) / 2 + FLAT / 2
     if noise:
         variance = sum(gain.var(2)[..., 0] / gain.shape[2] for gain in gains) / 4
-        most = most + float(student_t.ppf(1 - error_rate, NUM_SCRAMBLES - 2)) * variance**0.5
+        most = most + float(stdtrit(NUM_SCRAMBLES - 2, 1 - error_rate)) * variance**0.5
     usable = solved.is_solved.all(2) & along.isfinite().flatten(2).all(2)
     return torch.where(usable & most.isfinite(), most, torch.inf)
 

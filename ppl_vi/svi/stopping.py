@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 from torch import Tensor
 
 from ppl_vi.numerics.newton import eigen, predicted_gain
@@ -66,7 +66,7 @@ def gain_bounds(
     if not noise:  # nothing is random, so the gradient has no error
         gain = predicted_gain(gradients[:, :, 0], scaled.mean(2), radius=1.0, unit=units)
         return GainBounds(gain, gain)
-    quantile = float(student_t.ppf(1 - error_rate, NUM_SCRAMBLES - 1))
+    quantile = float(stdtrit(NUM_SCRAMBLES - 1, 1 - error_rate))
     found = []
     for one in scaled.unbind(2):
         at = partial(predicted_gain, gradients, one, radius=1.0, unit=units, principal=eigen(one))

@@ -76,7 +76,7 @@ class Target(PickledAsOne):
     conditional: Conditional | None = None
     remarks: tuple[str, ...] = ()
 
-    local: ClassVar[tuple[str, ...]] = ("_slopes",)
+    local: ClassVar[tuple[str, ...]] = ("slopes",)
 
     def __post_init__(self) -> None:
         rows = {len(arg) if arg.dim() else 0 for arg in self.args}
@@ -358,8 +358,11 @@ class Target(PickledAsOne):
             return centred_on_mass(self.laplace, *_search(self))
 
     @cached_property
-    def _slopes(self) -> Slopes | None:
-        """Values and gradients of the log density at many points, by machine code where the data are much."""
+    def slopes(self) -> Slopes | None:
+        """Values `(B, S)` and gradients `(B, S, D)` of the log density at points `(B, S, D)`, by machine code.
+
+        None where the data are not much, so that torch's operations take less time.
+        """
         return slopes_on_much_data(self, self._feasible)
 
     @cached_property
@@ -393,4 +396,4 @@ def _search(
     """What a search for a mode takes: density, start, data, tolerance, most points at once (None is all), slopes."""
     start, width = target._feasible, target.width
     chunk = max(1, MAX_POINT_NUMBERS // width) if width * MANY_POINTS > MAX_POINT_NUMBERS else None
-    return target.log_density_of_row, start, target.args, MODE_TOLERANCE, chunk, target._slopes
+    return target.log_density_of_row, start, target.args, MODE_TOLERANCE, chunk, target.slopes

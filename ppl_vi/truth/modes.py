@@ -15,6 +15,7 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+from ppl_vi.numerics.laplace import Laplace, laplace_by_slopes
 from ppl_vi.numerics.newton import minimize
 from ppl_vi.numerics.vmapping import vmap_or_loop
 from ppl_vi.runtime.showing import short_repr
@@ -173,32 +174,46 @@ def _dispersed(u: Tensor, log_weight: Tensor, seed: int) -> Tensor:
 
 def _ascended(target: Target, problem: int, begin: Tensor) -> _Peaks:
     """The different modes at which ascents from points `(N, D)` end, the highest first."""
-    row = target.row(problem)
-
-    def energy(u: Tensor) -> Tensor:
-        return -target.log_density_of_row(u, *row)
-
-    chunk = max(1, MAX_NUMBERS // target.width)
     with target.isolated(seed=0):
-        begin = begin[vmap_or_loop(energy)(begin).isfinite()]
-        found = minimize(energy, begin, tolerance=MODE_TOLERANCE, max_steps=MAX_STEPS, chunk_size=chunk)
-    known = found.hessian.isfinite().all(-1).all(-1)
-    hessian = torch.where(known[:, None, None], found.hessian, torch.eye(target.dim).to(begin))
+        found = _ends(target, problem, begin)
+    known = found.precision.isfinite().all(-1).all(-1)
+    hessian = torch.where(known[:, None, None], found.precision, torch.eye(target.dim).to(begin))
     root, not_curved = torch.linalg.cholesky_ex(hessian)  # whatever the scales of the coordinates are
     root = torch.where((not_curved == 0)[:, None, None], root, torch.eye(target.dim).to(begin))
     factor, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(root))
     is_mode = found.converged & known & (not_curved == 0) & (failed == 0) & factor.isfinite().all(-1).all(-1)
     kept: list[int] = []
-    for i in found.value.argsort().tolist():
+    for i in found.log_density.argsort(descending=True).tolist():
         if not bool(is_mode[i]):
             continue
         away = [
-            torch.linalg.solve_triangular(factor[k], (found.x[i] - found.x[k])[:, None], upper=False).abs().max()
+            torch.linalg.solve_triangular(factor[k], (found.loc[i] - found.loc[k])[:, None], upper=False).abs().max()
             for k in kept
         ]
         if all(float(distance) > SAME_MODE_DISTANCE for distance in away):
             kept.append(i)
-    return _Peaks(found.x[kept], factor[kept], -found.value[kept])
+    return _Peaks(found.loc[kept], factor[kept], found.log_density[kept])
+
+
+def _ends(target: Target, problem: int, begin: Tensor) -> Laplace:
+    """Where Newton's method ends that begins at points `(N, D)`, those without a density left out."""
+    row, slopes = target.row(problem), target.slopes
+    if slopes is not None and target.num_problems == 1:
+
+        def at_each(points: Tensor) -> tuple[Tensor, Tensor]:
+            value, gradient = slopes(points.flatten(0, 1)[None])
+            return value.reshape(points.shape[:-1]), gradient.reshape(points.shape)
+
+        begin = begin[at_each(begin[:, None])[0][:, 0].isfinite()]
+        return laplace_by_slopes(at_each, begin, MODE_TOLERANCE, MAX_STEPS)
+
+    def energy(u: Tensor) -> Tensor:
+        return -target.log_density_of_row(u, *row)
+
+    begin = begin[vmap_or_loop(energy)(begin).isfinite()]
+    chunk = max(1, MAX_NUMBERS // target.width)
+    found = minimize(energy, begin, tolerance=MODE_TOLERANCE, max_steps=MAX_STEPS, chunk_size=chunk)
+    return Laplace(found.x, found.hessian, -found.value, found.converged)
 
 
 def _with_moments(peaks: _Peaks, u: Tensor, log_weight: Tensor) -> Modes:

@@ -34,11 +34,11 @@ def posed() -> Target:
 def test_mode_and_curvature_are_those_of_torchs_derivatives(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = posed()
     assert plain.laplace.converged.all()
-    assert plain._slopes is None  # the data are not much
+    assert plain.slopes is None  # the data are not much
     monkeypatch.setattr(slopes, "MIN_NUMBERS", 1)
     target = posed()
     found, start = target.laplace, target.start
-    assert target._slopes is not None
+    assert target.slopes is not None
     torch.testing.assert_close(found.loc, plain.laplace.loc, rtol=0, atol=1e-6)  # MODE_TOLERANCE is 1e-10 nats
     torch.testing.assert_close(found.precision, plain.laplace.precision, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found.log_density, plain.laplace.log_density, rtol=1e-12, atol=1e-9)
@@ -50,8 +50,8 @@ def test_a_target_with_slopes_goes_to_another_process(monkeypatch: pytest.Monkey
     monkeypatch.setattr(slopes, "MIN_NUMBERS", 1)
     target = posed()
     assert target.laplace.converged.all()
-    assert target._slopes is not None
+    assert target.slopes is not None
     state = target.__reduce_ex__(4)[2]
     assert isinstance(state, dict)
-    assert "_slopes" not in state
+    assert "slopes" not in state
     assert pickle.loads(pickle.dumps(target)) is target  # within a process it is the object itself

@@ -1,6 +1,7 @@
 """The modes of mixtures whose parts do not overlap, in up to five dimensions, and where replicas start around them."""
 
 import math
+import shutil
 
 import pyro
 import pyro.distributions as dist
@@ -9,6 +10,7 @@ import torch
 
 import ppl_vi
 from ppl_vi.svi.start_points import allotted, centres
+from ppl_vi.target import slopes
 from ppl_vi.truth.modes import modes_of
 
 SHARE = torch.tensor([0.25, 0.6, 0.15], dtype=torch.float64)
@@ -58,6 +60,20 @@ def test_modes_have_their_places_masses_and_moments(dim):
     torch.testing.assert_close(found.loc[3], SHARE @ loc, rtol=0, atol=0.5)
     around = centres(target, 8, (found,)).loc[0]
     assert [int((around - peak).square().sum(1).lt(1e-6).sum()) for peak in found.peak] == [5, 2, 1]
+
+
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
+def test_by_machine_code_as_on_much_data_modes_are_those_of_torchs_derivatives(monkeypatch):
+    plain, much, points = posterior(5), posterior(5), draws(5)
+    want = modes_of(plain, 0, *points)
+    assert plain.slopes is None
+    monkeypatch.setattr(slopes, "MIN_NUMBERS", 1)
+    found = modes_of(much, 0, *points)
+    assert much.slopes is not None
+    assert len(found) == 3
+    torch.testing.assert_close(found.peak, want.peak, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.factor, want.factor, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.share, want.share)
 
 
 def test_modes_of_latents_whose_scales_differ_by_fourteen_powers_of_ten():

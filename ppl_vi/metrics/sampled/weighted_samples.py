@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy import stats
+from scipy.special import gammaincinv
 
 from ppl_vi.metrics.sampled.noise_rules import GuideNodes
 from ppl_vi.target.evaluation import log_joint
@@ -166,7 +166,7 @@ def evenly_spread(truth: Truth, problem: int) -> Sample | None:
         0, 1
     )
     uniform = uniform + 2.0**-31  # half the spacing of Sobol numbers: none is 0
-    chi_square = torch.from_numpy(stats.chi2.ppf(uniform[:, -1].numpy(), STUDENT_DEGREES))
+    chi_square = torch.from_numpy(2 * gammaincinv(STUDENT_DEGREES / 2, uniform[:, -1].numpy()))
     t = torch.special.ndtri(uniform[:, :-1]) * (STUDENT_DEGREES / chi_square).sqrt()[:, None]
     u = torch.from_numpy(rule.mean()) + t @ factor.mT
     log_proposal = -(STUDENT_DEGREES + dim) / 2 * (1 + t.square().sum(-1) / STUDENT_DEGREES).log()  # up to a constant

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
-from scipy import stats
+from scipy.special import ndtri, stdtr
 from torch import Tensor
 
 from ppl_vi.target.log_density import Density
@@ -103,7 +103,7 @@ def largest_disagreement(numbers: Tensor, weight: Tensor, seen: Tensor) -> float
             mean, means = weight @ drawn, by_chain.mean(0)
             variance = (weight * (drawn - mean)).square().sum() + means.var() / num_chains
             ratio = float((means.mean() - mean).abs() / variance.sqrt())
-            worst = max(worst, float(stats.norm.isf(stats.t.sf(ratio, num_chains - 1))), key=_size)
+            worst = max(worst, float(-ndtri(stdtr(num_chains - 1, -ratio))), key=_size)
     return worst
 
 

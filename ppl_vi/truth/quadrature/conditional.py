@@ -12,11 +12,11 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from scipy.stats import qmc
 from torch import Tensor
 from torch.func import vmap
 
 from ppl_vi.numerics.mixtures import DEGREES, fit_student_mixture
+from ppl_vi.numerics.sobol import sobol_points
 from ppl_vi.numerics.weights import importance_evidence, pareto_khat
 from ppl_vi.runtime.stages import stage
 from ppl_vi.target.conditional import Conditional
@@ -144,8 +144,8 @@ def _draws_at_nodes(target: Target, problem: int, nodes: Points, seed: int) -> P
         rng = np.random.default_rng([seed, group])
         chosen = _systematic(nodes.log_weight[0].exp().numpy(), rng)
         outer, _ = constrain(sites, nodes.u[0, chosen])
-        engine = qmc.Sobol(max(1, conditional.num_noise), rng=rng)
-        uniform = torch.from_numpy(engine.random_base2(LOG2_GROUP_SIZE)[rng.permutation(GROUP_SIZE)])
+        sobol = sobol_points(max(1, conditional.num_noise), LOG2_GROUP_SIZE, rng)
+        uniform = torch.from_numpy(sobol[rng.permutation(GROUP_SIZE)])
         noise = torch.special.ndtri(uniform[:, : conditional.num_noise].clamp(MIN_UNIFORM, 1 - MIN_UNIFORM))
         others = vmap(lambda o, e: conditional.sample(o, e, *row))(outer, noise)
         u.append(target.unconstrain({**outer, **others}))

@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from scipy.spatial import cKDTree
-from scipy.stats import qmc
 from torch import Tensor
 
 from ppl_vi.numerics.mixtures import LOG_2PI
 from ppl_vi.numerics.newton import eigen, minimize, minimize_by
+from ppl_vi.numerics.sobol import sobol_points
 from ppl_vi.target.log_density import Density
 from ppl_vi.truth.importance.proposal import Derivatives
 from ppl_vi.truth.quadrature.standardized import vanished
@@ -146,7 +146,7 @@ def _scan(
     density: Density, prior: Tensor, start: Tensor, low: Tensor, high: Tensor, seed: int
 ) -> tuple[Tensor, Tensor]:
     """Points `(N, D)` all over the box, prior draws and `start`, which comes last; and their log densities `(N,)`."""
-    unit = qmc.Sobol(density.dim, rng=np.random.default_rng(seed)).random_base2(LOG2_NUM_SCANNED)
+    unit = sobol_points(density.dim, LOG2_NUM_SCANNED, np.random.default_rng(seed))
     everywhere = low + (high - low) * torch.from_numpy(unit).to(start)
     scanned = torch.cat([everywhere, prior, start[None]])
     value = density(scanned)
