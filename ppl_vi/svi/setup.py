@@ -273,8 +273,15 @@ def _particles(program: Program, strategy: Strategy, engine: str) -> tuple[int, 
 
 
 def _block(program: Program, num_particles: int) -> int:
-    """The draws of a block, a power of 2: `num_particles`, or fewer where one draw has large temporaries."""
-    return power_of_2(max(1, min(num_particles, MAX_BLOCK_NUMBERS // max(1, program.target.width))))
+    """The draws of a block, a power of 2: `num_particles`, or fewer where one draw has large temporaries.
+
+    Rows of data fill the processor's vectors; where there are matrices instead, blocks do.
+    """
+    target = program.target
+    most = min(num_particles, MAX_BLOCK_NUMBERS // max(1, target.width))
+    if target.is_of_matrices:
+        most = min(most, num_particles // FULL_LANES)
+    return power_of_2(max(1, most))
 
 
 def auto_particles(objective: Objective, engine: str) -> int:

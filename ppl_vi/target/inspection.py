@@ -52,15 +52,26 @@ class SiteReached(Messenger):
         self.site, self.fn = msg["name"], msg["fn"]
 
 
-class LargestTensor(TorchFunctionMode):
-    """Remembers how many numbers the largest floating-point tensor has that torch computes meanwhile."""
+# What torch calls the functions that factorise matrices.
+FACTORISATIONS = {"cholesky", "linalg_cholesky", "linalg_cholesky_ex"}
 
-    size = 1
+
+class LargestTensor(TorchFunctionMode):
+    """Remembers how many numbers the largest floating-point tensor has that torch computes meanwhile.
+
+    Attributes:
+        size: of the largest tensor.
+        factored: of the largest matrix that is factorised, 0 without any.
+    """
+
+    size, factored = 1, 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
         if isinstance(found, Tensor) and found.is_floating_point():
             self.size = max(self.size, found.numel())
+        if getattr(func, "__name__", "") in FACTORISATIONS and isinstance(args[0], Tensor):
+            self.factored = max(self.factored, args[0].numel())
         return found
 
 

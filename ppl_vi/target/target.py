@@ -257,9 +257,19 @@ class Target(PickledAsOne):
         Where a discrete latent is summed out, it has more numbers than the data, because the density of the data is
         computed for each value of that latent.
         """
+        return self._largest[0]
+
+    @property
+    def is_of_matrices(self) -> bool:
+        """Whether that tensor is a matrix that is factorised, such as the covariance of a Gaussian process."""
+        return self._largest[0] == self._largest[1]
+
+    @cached_property
+    def _largest(self) -> tuple[int, int]:
+        """How many numbers the largest tensor has, and the largest matrix that is factorised."""
         with self.isolated(seed=0), torch.no_grad(), LargestTensor() as largest:
             self.log_density_of_row(drawn_point(self), *self.row(0))
-        return largest.size
+        return largest.size, largest.factored
 
     @cached_property
     def moving(self) -> tuple[str, ...]:

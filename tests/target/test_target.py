@@ -260,6 +260,21 @@ def test_the_width_counts_what_a_change_point_meets() -> None:
     assert Target.of(change, (torch.ones(7),)).width == 5 * 7
 
 
+@pytest.mark.parametrize(("num", "is_of_matrices"), [(9, True), (2, False)])
+def test_matrices_are_told_from_rows(num: int, is_of_matrices: bool) -> None:
+    """A Gaussian process at `num` points, beside a plate of 20 rows."""
+
+    def model(x: Tensor, y: Tensor) -> None:
+        length = pyro.sample("length", dist.LogNormal(0.0, 1.0))
+        pyro.sample("level", dist.Normal(length, 1.0).expand([20]).to_event(1), obs=torch.zeros(20))
+        covariance = (-((x[:, None] - x) ** 2) / length**2).exp() + torch.eye(len(x))
+        pyro.sample("y", dist.MultivariateNormal(torch.zeros(len(x)), covariance), obs=y)
+
+    target = Target.of(model, (torch.linspace(0.0, 1.0, num), torch.zeros(num)))
+    assert target.width == max(num**2, 20)
+    assert target.is_of_matrices == is_of_matrices
+
+
 @pytest.mark.parametrize("make", [lambda y: torch.tensor(y), lambda y: np.array(y, np.float32)])
 def test_data_in_single_precision_are_what_they_hold_on_every_side(make: Callable[..., object]) -> None:
     """log p(x) and the log joint in closed form at 0.1 as a float32 has it: 3e-7 nats from that at 0.1."""
