@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ppl_vi.metrics.table import METRICS
 from ppl_vi.page import figures
+from ppl_vi.page.draws import distances, is_of_draws, notes_on
 from ppl_vi.page.parts import Cell, Guide, Heading, Page, Section, Table, cell
 from ppl_vi.report.brief import BRIEF
 from ppl_vi.report.columns import (
@@ -63,7 +65,10 @@ def page_of(records: Sequence[Record], held: Mapping[str, Any], extra: str = "")
     lines = {guide: i for i, guide in enumerate(dict.fromkeys(row["guide"] for row in named))}
     sections = [_section(rows, told.get(rows[0]["label"]), lines, len(groups) > 1) for rows in groups]
     overview = _overview(groups, lines) if several else None
-    return Page(_title(groups), _lead(groups), sections, overview, described_run(groups[0][0], held), extra)
+    first = groups[0][0]
+    if all(is_of_draws(row) for rows in groups for row in rows):  # nothing was fitted, by whatever settings
+        held = {**held, "settings": {"seed": first["seed"]}}
+    return Page(_title(groups), _lead(groups), sections, overview, described_run(first, held), extra)
 
 
 def _title(groups: Sequence[Sequence[Record]]) -> str:
@@ -72,14 +77,19 @@ def _title(groups: Sequence[Sequence[Record]]) -> str:
 
 
 def _lead(groups: Sequence[Sequence[Record]]) -> str:
-    guides = {row["guide"] for rows in groups for row in rows}
+    every = [row for rows in groups for row in rows]
+    guides, draws = ({row["guide"] for row in every if is_of_draws(row) == of_draws} for of_draws in (False, True))
     labels = [rows[0]["label"] for rows in groups]
     several = labels if len(labels) <= MOST_LISTED else [*labels[:MOST_LISTED], f"{len(labels) - MOST_LISTED} more"]
     on = f" at {listed(several)}" if groups[0][0]["x"] is not None else ""
-    each = max(len(row["replicas"]) for rows in groups for row in rows)
+    each = max(len(row["replicas"]) for row in every)
     fits = f" {each} independent fits of each." if each > 1 else ""
-    many = "One guide" if len(guides) == 1 else f"{len(guides)} guides"
-    return f"{many} against the exact posterior{on}: how far each ends, and why.{fits}"
+    many = ["One guide" if len(guides) == 1 else f"{len(guides)} guides"] if guides else []
+    systems = "one other system" if len(draws) == 1 else f"{len(draws)} other systems"
+    many += [f"draws of {systems}"] if draws else []
+    question = "how far each ends, and why" if guides else "how far they are from it"
+    sentence = f"{' and '.join(many)} against the exact posterior{on}: {question}.{fits}"
+    return sentence[0].upper() + sentence[1:]
 
 
 def described_run(first: Record, held: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -101,9 +111,11 @@ def _section(
     first, notes = rows[0], Footnotes()
     drawn = problem["guides"] if problem else {}
     guides = [Guide(row["guide"], lines[row["guide"]], _is_shown(row, rows, drawn)) for row in rows]
-    table = comparison_table(rows, notes)
+    of_draws = [row for row in rows if is_of_draws(row)]
+    table = comparison_table(rows, notes) if len(of_draws) < len(rows) else None
     verdict = problem["verdict"] if problem else verdict_of(rows).text
-    shown = [figures.marginals(problem, rows, guides) if problem else None, figures.gaps([bar_of(row) for row in rows])]
+    shown = [figures.marginals(problem, rows, guides) if problem else None]
+    shown += [figures.gaps([bar_of(row) for row in rows]) if any(map(_has_bar, rows)) else None]
     shown += [figures.elbos(problem, rows, guides) if problem else None]
     shown += [figures.diagnostics(rows, guides), figures.cost(rows, guides)]
     return Section(
@@ -115,7 +127,14 @@ def _section(
         notes_of(rows, notes),
         [guide for guide in guides if guide.name in drawn],
         [figure for figure in shown if figure is not None],
+        draws=distances(of_draws) if of_draws else None,
+        draws_notes=notes_on(of_draws) if of_draws else (),
     )
+
+
+def _has_bar(row: Record) -> bool:
+    """Whether there is a reverse KL to show, or a fit whose failure is to be shown."""
+    return not is_of_draws(row) or not math.isnan(number(row["reverse_kl"]))
 
 
 def _facts(record: Record) -> list[str]:

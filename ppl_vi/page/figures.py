@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ppl_vi.page.charts import axis, band, drawable, level, line, log_axis, point, said
+from ppl_vi.page.draws import is_of_draws
 from ppl_vi.page.parts import Cell, Figure, Guide, Heading, Panel, Table, cell
 from ppl_vi.report.brief import in_seconds, seconds_of
 from ppl_vi.report.columns import Record, uncertainty
@@ -33,12 +34,15 @@ def marginals(problem: Problem, rows: Sequence[Record], guides: Sequence[Guide])
         return None
     few = len(numbers) < 3
     panels = [_marginal(k, one, curves, guides, 340 if few else 230) for k, one in enumerate(numbers)]
+    drawn = [row for row in rows if row["guide"] in curves]
+    of_draws = [is_of_draws(row) for row in drawn]
+    lines = "the guides, each by its replica of median reverse KL" + (", and draws" if any(of_draws) else "")
     caption = (
-        "Filled: the exact posterior. Lines: the fitted guides, each by its replica of median reverse KL. "
+        f"Filled: the exact posterior. Lines: {'densities of the draws' if all(of_draws) else lines}. "
         + " ".join(problem["notes"])
     )
     return Figure(
-        "Posterior and guides",
+        "Posterior and draws" if all(of_draws) else "Posterior and guides",
         caption.strip(),
         panels,
         _marginal_table(rows),

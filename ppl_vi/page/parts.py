@@ -98,7 +98,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page, with an entry in its contents."""
+    """A part of the page, with an entry in its contents. `draws` has what is measured of draws from other systems."""
 
     title: str
     facts: Sequence[str] = ()
@@ -109,6 +109,8 @@ class Section:
     guides: Sequence[Guide] = ()
     figures: Sequence[Figure] = ()
     failures: Table | None = None
+    draws: Table | None = None
+    draws_notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from ppl_vi.page.results import page_of
 from ppl_vi.report.page_data import data_of, to_text
 from ppl_vi.sweeps.page import page_of as page_of_sweep
 from tests.browser.watched import PHONE, WIDE, missing, serious_violations, watched_page
-from tests.page.results import HOSTILE, small_comparison, small_store
+from tests.page.results import HOSTILE, measured_draws, small_comparison, small_store
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, ViewportSize
@@ -27,8 +27,10 @@ READY = "html[data-figures=ready]"
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
     held = json.loads(to_text(data_of(small_comparison())))
+    draws = json.loads(to_text(data_of(measured_draws().comparison)))
     pages = {
         "comparison": page_of(held["records"], held),
+        "draws": page_of(draws["records"], draws),
         "sweep": page_of_sweep(small_store(folder / "sweep.db", [f"guide-{i}" for i in range(6)], (0.01, 0.1, 1.0))),
     }
     for name, page in pages.items():
@@ -147,7 +149,13 @@ def test_the_theme_reaches_page_and_figures(opened: Page) -> None:
 
 @pytest.mark.parametrize(
     ("name", "scheme", "size"),
-    [("comparison", "dark", WIDE), ("comparison", "light", PHONE), ("sweep", "light", WIDE), ("sweep", "dark", PHONE)],
+    [
+        ("comparison", "dark", WIDE),
+        ("comparison", "light", PHONE),
+        ("sweep", "light", WIDE),
+        ("sweep", "dark", PHONE),
+        ("draws", "dark", PHONE),
+    ],
 )
 def test_nothing_is_hard_to_reach(
     browser: Browser, files: dict[str, Path], name: str, scheme: Literal["dark", "light"], size: ViewportSize

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro.infer.autoguide import AutoDelta, AutoNormal
 
 import ppl_vi
+from ppl_vi.measuring.measurement import Measurement
 from ppl_vi.model_comparison import ModelComparison
 from ppl_vi.sweeps.store import Store
 from ppl_vi.sweeps.tasks import score_columns
@@ -34,6 +36,13 @@ def small_comparison() -> ModelComparison:
     """A comparison of guides that were hardly fitted, one of which leaks mass and one of which is skipped."""
     settings: dict[str, Any] = {"num_steps": 40, "num_replicas": 2, "num_particles": 4, "num_draws": 200}
     return ppl_vi.compare(toy, GUIDES, torch.tensor(1.5), engine="batched", **settings)
+
+
+def measured_draws() -> Measurement:
+    """Draws narrower than the posterior, from a system with a hostile name."""
+    truth = ppl_vi.ground_truth(ppl_vi.Target.of(toy, (torch.tensor(1.5),)))
+    z = np.abs(np.random.default_rng(0).normal(1.3, 0.6, (4, 100)))
+    return ppl_vi.measure(truth, {"z": z}, name=HOSTILE)
 
 
 def reverse_kl(guide: int, lr: float, problem: int, seed: int) -> float:
