@@ -29,7 +29,7 @@ SHORT = {
     "AutoNormal": "Normal",
     "laplace": "Laplace",
 }
-CAUSES = ("family", "family or start", "start", "optimiser", "mode", "unknown", "failed")
+CAUSES = ("family", "family or start", "start", "optimiser", "diverged", "mode", "unknown", "failed")
 
 
 def of_guide(records: Sequence[Record], guide: str) -> list[Record]:
@@ -91,9 +91,10 @@ def failures(records: Sequence[Record]) -> str:
             values[1] = f"≤ {values[1]}"
         error = _size(record["error"])
         number, cause = record.get("number", NONE), record.get("reason") or record["cause"]
-        rows.append([f"`{record['posterior']}`", SHORT[record["guide"]], f"{error} {number}", *values, cause])
+        ended = (record.get("fit") or NONE).replace("_", " ")
+        rows.append([f"`{record['posterior']}`", SHORT[record["guide"]], ended, f"{error} {number}", *values, cause])
     headings = (
-        "posterior", "guide", "mean error", "reverse KL", "family gap", "start gap", "optimization gap",
+        "posterior", "guide", "fit", "mean error", "reverse KL", "family gap", "start gap", "optimization gap",
         "mean error of the best member", "cause",
     )  # fmt: skip
     return markdown(headings, rows)

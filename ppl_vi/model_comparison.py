@@ -136,8 +136,9 @@ class ModelComparison(Pickled, Comparison):
         """All numbers as a pandas `DataFrame`, the nearest guide first.
 
         Args:
-            by: "guide" for a row a guide, with each metric and, as `metric_error`, what it may be off by; "latent" for
-                a row a guide and latent number, with the marginal scores.
+            by: "guide" for a row a guide, with each metric and, as `metric_error`, what it may be off by, and for
+                draws, as `metric_noise`, what noise alone makes of the scores of a worst number; "latent" for a row a
+                guide and latent number, with the marginal scores.
 
         Raises:
             ValueError: `by` is something else.

@@ -57,6 +57,7 @@ def blank_record(comparison: Comparison, guide: str, problem: int) -> dict[str, 
         "replicas": [],
         "units": {},
         "marginals": [],
+        "noise": {},
     }
 
 
@@ -134,6 +135,7 @@ def record_of_draws(comparison: Comparison, label: str, card: DrawsScorecard) ->
         replicas=[main | {"status": AS_GIVEN, "stop_reason": ""}],
         units={name: estimate.unit for name, estimate in card.scores.items()},
         marginals=_marginals_of(card.marginals, 0) if card.marginals else [],
+        noise={name: _plain(value) for name, value in card.noise.items()},
     )
     for name in METRICS:
         if name in card.scores:

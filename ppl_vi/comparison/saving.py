@@ -47,7 +47,7 @@ TRUTH = (
     "assumptions", "points",
 )  # fmt: skip
 # The attributes of what was measured of draws that are kept.
-MEASURED = ("approximation", "scores", "marginals", "num_independent", "remarks", "seed")
+MEASURED = ("approximation", "scores", "marginals", "num_independent", "remarks", "seed", "noise")
 
 
 def save(comparison: Comparison, folder: Path) -> None:
@@ -180,7 +180,7 @@ def _entry(
     make = partial(restored, arrays=arrays, classes=CLASSES, device=truth.target.device)
     entry = Entry(held["guide"], tuple(held["records"]), make(held["curves"]), None, make(held["signature"]))
     if held.get("measured"):  # which earlier files do not have
-        parts = dict(zip(MEASURED, map(make, held["measured"]), strict=True))
+        parts = dict(zip(MEASURED, map(make, held["measured"]), strict=False))  # without noise in earlier files
         entry = replace(entry, measured=DrawsScorecard(truth=truth, **parts))
     if held["fit"] is None:
         return entry

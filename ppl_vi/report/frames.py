@@ -37,7 +37,7 @@ def frame_of(records: Sequence[Record], by: str) -> DataFrame:
 
 
 def _of_guide(record: Record) -> dict[str, Any]:
-    """All metrics as floats, each with what it may be off by under `name_error`."""
+    """All metrics as floats, with what each may be off by as `name_error`, and for draws `name_noise` where known."""
     latent, _, _ = worst_interval(record)
     out: dict[str, Any] = {"guide": record["guide"], "status": status_of(record)}
     if record["num_problems"] > 1:
@@ -46,6 +46,7 @@ def _of_guide(record: Record) -> dict[str, Any]:
     out["num_converged"] = standings(record)["converged"]
     for name in METRICS:
         out[name], out[f"{name}_error"] = number(record[name]), uncertainty(record, name)
+    out |= {f"{name}_noise": number(value) for name, value in record.get("noise", {}).items()}
     seconds, steps = number(record["seconds"]), number(record["num_steps"])
     trusted = not record["uncertified"]
     return out | {"worst_latent": latent, "seconds": seconds, "num_steps": steps, "trusted": trusted}

@@ -166,7 +166,8 @@ def test_the_published_table_is_copied_right() -> None:
 def test_causes(
     laplace: bool, of_best: float | None, bound: bool, gaps: dict[str, float | None], expected: str
 ) -> None:
-    assert autoguides_case.cause(laplace, of_best, bound, gaps) == expected
+    assert autoguides_case.cause("not_converged", laplace, of_best, bound, gaps) == expected
+    assert autoguides_case.cause("diverged", laplace, of_best, bound, gaps) == "diverged"
 
 
 @pytest.mark.parametrize("program", [posteriordb, autoguides, regressions])

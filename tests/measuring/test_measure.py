@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -210,6 +211,20 @@ def test_the_row_stands_beside_fitted_guides(truth: Truth) -> None:
     assert fitted == of_draws  # a value has an error where there is one
     assert records[1]["sd_ratio"] == pytest.approx(0.5, abs=0.05)
     assert "halved" in str(table)
+
+
+def test_noise_stands_beside_the_scores_wherever_they_are_read(wrong: Measurement, tmp_path: Path) -> None:
+    noise = dict(wrong.noise)
+    assert set(noise) == {"mean_error", "sd_ratio", "coverage_90", "quantile_error"}
+    wrong.comparison.save(tmp_path / "saved")
+    again = ppl_vi.load(tmp_path / "saved", Target.of(pair, (Y,), name="pair"))
+    for result in (wrong.comparison, again):
+        assert json.loads(json.dumps(result.records()[0]))["noise"] == pytest.approx(noise)
+        row = result.to_dataframe().loc["wrong"]
+        assert {name: row[f"{name}_noise"] for name in noise} == pytest.approx(noise)
+        attrs = result.to_datatree()["wrong"].attrs
+        assert {name: attrs[f"{name}_noise"] for name in noise} == pytest.approx(noise)
+        assert attrs["mean_error"] == pytest.approx(row["mean_error"])
 
 
 # ---- what is read

@@ -12,6 +12,7 @@ from ppl_vi.approximations.matching import MatchedDraws
 from ppl_vi.metrics.draws.batches import MAX_BATCHES, autocorrelation_time, batch_labels
 from ppl_vi.metrics.sampled.importance import Weights
 from ppl_vi.metrics.sampled.weighted_samples import (
+    Batches,
     NumberSample,
     PosteriorSample,
     Sample,
@@ -156,8 +157,9 @@ class DrawsOnTruth:
             return []
         if self.truth.points[0].kind == "draws":
             best = posterior_of(self.truth, 0).numbers(self.some).even
-            label = self.groups
-            return [TrueMarginals.of(PosteriorSample(*[part(best, label != g)] * 2)) for g in np.unique(label)]
+            batches = Batches(best, self.groups)
+            each = (batches.without(g) for g in batches.names)
+            return [TrueMarginals(sample.mean(), sample.sd(), numbers) for sample, numbers in each]
         two = [TrueMarginals.of(half.numbers(self.some)) for half in halves(self.truth, 0)]
         return [*two, self.true.thinned()]
 

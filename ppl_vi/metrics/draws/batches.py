@@ -8,8 +8,14 @@ nearly independent. Leaving out one after another then gives the standard error 
 times the ratio of Student's quantile, for G - 1 degrees of freedom, to the normal one, so that two standard errors hold
 as often as they should where there are few batches: their spread is then itself uncertain.
 
+A quantile does not change smoothly as draws are left out, so that its jackknife is right only where a batch has many
+more draws than the square root of their number (Shao and Wu 1989). With 32 batches the errors of quantiles, and what
+noise makes of the worst of them, are 1.23 times too large with 1,000 independent draws, 1.0 times with 4,000. With 8
+batches of 1,000 draws it would be 1.05 times, but every other error would then say less.
+
 Source: Flegal and Jones (2010), Batch means and spectral variance estimators in Markov chain Monte Carlo; Efron and
-Stein (1981), The jackknife estimate of variance.
+Stein (1981), The jackknife estimate of variance; Shao and Wu (1989), A general theory for jackknife variance
+estimation.
 """
 
 from __future__ import annotations

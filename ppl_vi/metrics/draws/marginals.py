@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ppl_vi.metrics.draws.against_truth import DrawsOnTruth, TrueMarginals, part
-from ppl_vi.metrics.draws.batches import expected_worst, leave_one_out, spread
+from ppl_vi.metrics.draws.batches import expected_worst, spread
 from ppl_vi.metrics.estimate import Estimate
 from ppl_vi.metrics.sampled.marginals import (
     MARGINAL_SCORES,
@@ -15,7 +17,7 @@ from ppl_vi.metrics.sampled.marginals import (
     marginal_scores,
     wasserstein,
 )
-from ppl_vi.metrics.sampled.weighted_samples import NumberSample, Sample
+from ppl_vi.metrics.sampled.weighted_samples import Batches, NumberSample, Sample
 
 COARSE = 2048  # points of a true marginal in the jackknife, where the difference of two figures counts alone
 
@@ -32,7 +34,9 @@ WORST = {
 def left_out_scores(draws: DrawsOnTruth) -> list[np.ndarray]:
     """The marginal scores without each batch of the draws, and without each group of a truth of draws, `(G, K, 10)`."""
     coarse = draws.true.thinned(COARSE)
-    own = leave_one_out(lambda kept: _scores(part(draws.sample, kept), coarse), draws.labels)
+    batches = Batches(draws.sample, draws.labels)
+    each = (batches.without(label) for label in batches.names)
+    own = np.array([_scores(sample, coarse, numbers) for sample, numbers in each])
     return [own, _by_other_truths(draws)] if _is_of_draws(draws) else [own]
 
 
@@ -92,11 +96,12 @@ def _is_of_draws(draws: DrawsOnTruth) -> bool:
 
 def _by_other_truths(draws: DrawsOnTruth) -> np.ndarray:
     """The marginal scores by each other answer of the truth, `(G, K, 10)`."""
-    return np.array([_scores(draws.sample, other) for other in draws.other_truths])
+    numbers = [NumberSample.of(draws.sample, k) for k in range(draws.sample.z.shape[1])]
+    return np.array([_scores(draws.sample, other, numbers) for other in draws.other_truths])
 
 
-def _scores(sample: Sample, true: TrueMarginals) -> np.ndarray:
-    return marginal_scores(sample, true.means, true.sds, true.numbers)
+def _scores(sample: Sample, true: TrueMarginals, numbers: Sequence[NumberSample] | None = None) -> np.ndarray:
+    return marginal_scores(sample, true.means, true.sds, true.numbers, numbers)
 
 
 def _own_distance(draws: DrawsOnTruth) -> np.ndarray:

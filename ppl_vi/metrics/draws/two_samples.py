@@ -75,7 +75,9 @@ def c2st(draws: Batched, true: Batched, seed: int) -> Found:
     share is 1/2 + TV/2. Another classifier could tell more, so the figure is a lower bound on that.
 
     Classifiers of different folds share training points, so that what they get right is correlated. The variance of the
-    held-out points is therefore multiplied by 1 + F / (F - 1), for F folds, which is on the safe side.
+    held-out points is therefore multiplied by 1 + F / (F - 1), for F folds. In trials with 128 and 256 points of each
+    the error without this factor was 0.8 to 0.9 of the spread of the figure where both distributions are the same, and
+    0.9 to 1.2 where they differ; with it, it is 1.2 to 1.75 times the spread, which is on the safe side.
 
     Source: Lopez-Paz and Oquab (2017), Revisiting classifier two-sample tests; Nadeau and Bengio (2003), Inference for
     the generalization error.

@@ -117,7 +117,11 @@ def _scores(guide: Sample, posterior: PosteriorSample, thinned: bool = False) ->
 
 
 def marginal_scores(
-    guide: Sample, true_means: np.ndarray, true_sds: np.ndarray, true_numbers: Sequence[NumberSample]
+    guide: Sample,
+    true_means: np.ndarray,
+    true_sds: np.ndarray,
+    true_numbers: Sequence[NumberSample],
+    own_numbers: Sequence[NumberSample] | None = None,
 ) -> np.ndarray:
     """`MARGINAL_SCORES` of each of `K` numbers, `(K, 10)`; errors and distances in the posterior's standard deviations.
 
@@ -126,11 +130,12 @@ def marginal_scores(
         true_means: of the posterior, `(K,)`.
         true_sds: likewise.
         true_numbers: the posterior's marginals.
+        own_numbers: the guide's, where they are known already.
     """
     means, sds = guide.mean(), guide.sd()
     rows = []
     for k, true in enumerate(true_numbers):
-        own = NumberSample.of(guide, k)
+        own = NumberSample.of(guide, k) if own_numbers is None else own_numbers[k]
         quantiles = own.quantile(np.array(PROBABILITIES))
         covered = dict(zip(PROBABILITIES, true.cdf(quantiles), strict=True))
         errors = (quantiles - true.quantile(np.array(PROBABILITIES))) / true_sds[k]

@@ -7,6 +7,7 @@ nodes of its noise rules, carried to the latents. Either is a `Sample`, by which
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -73,10 +74,18 @@ class NumberSample:
     @staticmethod
     def of(sample: Sample, k: int) -> NumberSample:
         """The marginal of number `k`."""
-        present = sample.weight > 0
-        z, place = np.unique(sample.z[present, k], return_inverse=True)  # nodes of a lattice share their numbers
-        weight = np.bincount(place.ravel(), sample.weight[present])
-        return NumberSample(z, np.cumsum(weight) - weight / 2)
+        order = np.argsort(sample.z[:, k], kind="stable")
+        return NumberSample.of_sorted(sample.z[order, k], sample.weight[order])
+
+    @staticmethod
+    def of_sorted(z: np.ndarray, weight: np.ndarray) -> NumberSample:
+        """That of points in order, `(N,)`, with weights, of which some may be equal and some may weigh nothing."""
+        present = weight > 0
+        z, weight = z[present], weight[present]
+        first = np.ones(len(z), bool)
+        first[1:] = z[1:] != z[:-1]  # nodes of a lattice share their numbers
+        each = np.bincount(np.cumsum(first) - 1, weight) if len(z) else weight
+        return NumberSample(z[first], np.cumsum(each) - each / 2)
 
     def thinned(self) -> NumberSample:
         """Every other point of it: what changes with them tells how far interpolation may be off."""
@@ -89,6 +98,39 @@ class NumberSample:
     def quantile(self, probability: np.ndarray) -> np.ndarray:
         """The inverse of `cdf`."""
         return np.interp(probability, self.up_to, self.z)
+
+
+@dataclass(frozen=True, eq=False)
+class Batches:
+    """A sample whose points belong to batches that are left out one after another, each number sorted once for all.
+
+    Attributes:
+        sample: `N` points of `K` numbers.
+        label: the batch of each point, `(N,)`.
+    """
+
+    sample: Sample
+    label: np.ndarray
+
+    @cached_property
+    def names(self) -> np.ndarray:
+        """The labels of the batches, in order."""
+        return np.unique(self.label)
+
+    @cached_property
+    def _sorted(self) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        orders = (np.argsort(z, kind="stable") for z in self.sample.z.T)
+        return [(self.sample.z[o, k], self.sample.weight[o], self.label[o]) for k, o in enumerate(orders)]
+
+    def without(self, name: int) -> tuple[Sample, tuple[NumberSample, ...]]:
+        """The sample without a batch, and the marginals of its numbers."""
+        kept = self.label != name
+        total = self.sample.weight[kept].sum()
+        numbers = []
+        for z, weight, label in self._sorted:
+            some = label != name
+            numbers.append(NumberSample.of_sorted(z[some], weight[some] / total))
+        return Sample(self.sample.z[kept], self.sample.weight[kept] / total), tuple(numbers)
 
 
 @dataclass(frozen=True)
