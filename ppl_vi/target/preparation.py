@@ -20,7 +20,7 @@ from ppl_vi.target.idle_draws import IdleDrawsModel
 from ppl_vi.target.inplace import InPlaceModel, writes_in_place
 from ppl_vi.target.inspection import SEEDS, model_errors_explained, refuse_learned_supports, run_model
 from ppl_vi.target.isolation import isolated
-from ppl_vi.target.missing import filled_model
+from ppl_vi.target.missing import filled_model, without_missing
 from ppl_vi.target.mistakes import possible_mistakes, refuse_changed_since, refuse_changing
 from ppl_vi.target.precision import ConvertedModel, DtypeConversion, refuse_densities_of_another
 from ppl_vi.target.statements import StatedFunction, first_run
@@ -48,7 +48,7 @@ def prepared_model(model: Callable[..., Any], given: tuple[Any, ...], name: str,
         model = ConvertedModel(model, dtype)
         with isolated(dtype, seed=0), model_errors_explained(name, dtype):
             refuse_densities_of_another(poutine.trace(model).get_trace(*given), dtype)
-    model = filled_model(model, trace)
+    model = without_missing(filled_model(model, trace), trace, given, dtype)
     with isolated(dtype, seed=0):
         model = truncated_model(model, trace, run_model(model, given, dtype, name, seed=SEEDS[1]))
         return BoundModel(summed_out(model, trace, given, name), given)
