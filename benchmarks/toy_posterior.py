@@ -27,14 +27,25 @@ if TYPE_CHECKING:
 OUT = Path("results/toy_posterior")
 X = (1.5, 0.0)
 QUICK_GUIDES = ("truncated_normal", "lognormal", "gamma", "AutoNormal", "normal", cli.POINT_MASS)
+# Beyond it neighbouring numbers in double precision are as far apart as the posterior is wide, or its rounding alone
+# leaves no digit of log p(x).
+MAX_X = 1e15
 AROUND = 5.0  # beyond the observations, in the figure over many x
 NUM_X = 121  # so that the figure's curves are smooth, and so is the corner where the posterior leaves 0
+
+
+def observation(text: str) -> float:
+    """An observation whose posterior double precision can tell from others."""
+    value = cli.finite(text)
+    if abs(value) > MAX_X:
+        raise argparse.ArgumentTypeError(f"must lie between {-MAX_X:g} and {MAX_X:g}, got {text}")
+    return value
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     found = cli.Parser(prog="toy_posterior", description=(__doc__ or "").splitlines()[0])
-    found.add_argument("--x", type=cli.finite, nargs="+", default=X, metavar="X", help="observations (1.5 and 0)")
+    found.add_argument("--x", type=observation, nargs="+", default=X, metavar="X", help="observations (1.5 and 0)")
     cli.add_comparison_options(found, OUT, QUICK_GUIDES)
     return found
 

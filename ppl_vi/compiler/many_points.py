@@ -19,11 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
+from torch.fx import GraphModule
 
 from ppl_vi.compiler.eager import eager
 from ppl_vi.compiler.kernel import Kernel, kernel_source
 from ppl_vi.compiler.simplify import trace_simplified
-from ppl_vi.compiler.trace import trace
+from ppl_vi.compiler.trace import graph_digest, trace
 
 Tensors = Sequence[Tensor]
 Vectorise = Callable[..., Callable[..., Any]]  # `torch.func.vmap`, or a loop with its signature
@@ -164,6 +165,17 @@ class AtPoints:
             if self.kernel is not None:
                 return _by_kernel(self.kernel, points, data)
         return self._by_operations(points, data)
+
+    def digest(self, points: Tensors, data: Tensors = ()) -> str | None:
+        """A digest of the function's graph, with the tensors that it holds and the data; None where there is no graph.
+
+        Args:
+            points, data: as of a call for one problem, of at most as many points as the largest of `sizes`.
+        """
+        self._by_operations(points, data)
+        size = next(size for size in self.sizes if points[0].shape[1] <= size)
+        graph = self._graphs[size]
+        return graph_digest(graph, data) if isinstance(graph, GraphModule) else None
 
     def _compiled(self, points: Tensors, data: Tensors) -> Kernel | None:
         """Machine code, None where it can't be had or differs from the function at these points `(1, S, *shape)`."""

@@ -8,6 +8,7 @@ sizes.
 
 from __future__ import annotations
 
+import hashlib
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -62,6 +63,19 @@ def trace(
     tracer.graph.output(map_aggregate(out, tracer.node_of))
     tracer.graph.eliminate_dead_code(lambda node: node.is_impure() or is_in_place(node))
     return LazyGraphModule(tracer.holder, tracer.graph)
+
+
+def graph_digest(graph: GraphModule, inputs: Sequence[Tensor] = ()) -> str:
+    """A digest of a graph's operations, of the tensors that it holds, and of some of its inputs.
+
+    Two graphs with the same digest are the same function. A digest is the same in every process, with the same versions
+    of Python and torch.
+    """
+    digest = hashlib.sha256(str(graph.graph).encode())
+    for tensor in (*(held for _, held in sorted(graph.named_buffers())), *inputs):
+        digest.update(str((tuple(tensor.shape), tensor.dtype)).encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:32]
 
 
 def is_in_place(node: Node) -> bool:

@@ -7,17 +7,19 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro
 import pyro.poutine as poutine
 import torch
 from opt_einsum import shared_intermediates
+from pyro.distributions import TorchDistribution
 from pyro.infer import config_enumerate
 from pyro.ops.contract import contract_to_tensor
 from pyro.ops.einsum.util import Tensordot
 from pyro.ops.rings import LogRing
 from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
@@ -99,10 +101,14 @@ class SummedOut:
     def __call__(self, *args: Any, **kwargs: Any) -> None:
         """Draws the continuous latents, and adds the log density of all other sites as one `pyro.factor`.
 
+        A continuous latent whose prior depends on discrete ones is drawn from the even mixture of its priors. The
+        factor then takes the mixture's density away again, and has that of the prior for each of the discrete values.
+
         Raises:
-            UnsuitableSiteError: a continuous latent depends on a discrete one.
+            UnsuitableSiteError: the support of a continuous latent depends on a discrete one.
         """
         continuous: list[str] = []
+        mixing = _Mixing(self.max_plate_nesting)
 
         def hide(message: Any) -> bool:
             shown = message["type"] == "sample" and is_continuous_latent(message)
@@ -111,20 +117,84 @@ class SummedOut:
             return message["type"] == "sample" and not shown
 
         enumerated = _Enumerate(first_available_dim=-1 - self.max_plate_nesting)(config_enumerate(self.model))
-        with poutine.block(hide_fn=hide):
+        with poutine.block(hide_fn=hide), mixing:
             trace = poutine.trace(enumerated).get_trace(*args, **kwargs)
+        drawn_from = pyro.poutine.Trace()
         for name in continuous:
-            self._refuse_mixed(name, trace)
-            trace.remove_node(name)
-        pyro.factor(FACTOR_NAME, _log_density(trace))
+            if name not in mixing.priors:
+                trace.remove_node(name)
+                continue
+            drawn_from.add_node(name, **trace.nodes[name])
+            trace.nodes[name]["fn"] = mixing.priors[name]
+        drawn_from.compute_log_prob()
+        pyro.factor(FACTOR_NAME, _log_density(trace) - drawn_from.log_prob_sum())
 
-    def _refuse_mixed(self, name: str, trace: Trace) -> None:
-        shape = trace.nodes[name]["fn"].batch_shape
-        if any(size > 1 for size in shape[: len(shape) - self.max_plate_nesting]):
+
+class _EvenMixture(TorchDistribution):  # type: ignore[misc, unused-ignore]
+    """The mixture, in equal shares, of distributions along the leading axes of a batch.
+
+    Args:
+        parts: the distributions.
+        num_axes: how many axes, from the left, are those of the parts.
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, parts: Any, num_axes: int) -> None:
+        self.parts, self.num_axes = parts, num_axes
+        super().__init__(parts.batch_shape[num_axes:], parts.event_shape, validate_args=False)
+
+    @property
+    def support(self) -> Any:
+        """That of all parts."""
+        return self.parts.support
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        """A draw of one of the parts, for each entry of the batch."""
+        drawn = self.parts.sample(sample_shape)
+        first = len(sample_shape)
+        drawn = drawn.flatten(first, first + self.num_axes - 1).movedim(first, 0)
+        chosen = torch.randint(len(drawn), torch.Size(sample_shape) + self.batch_shape)
+        chosen = chosen.reshape(1, *chosen.shape, *[1] * self.event_dim).expand(1, *drawn.shape[1:])
+        return drawn.gather(0, chosen)[0]
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """The log density."""
+        each = self.parts.log_prob(value)
+        each = each.expand(self.parts.batch_shape).flatten(0, self.num_axes - 1)
+        return each.logsumexp(0) - math.log(len(each))
+
+
+class _Mixing(Messenger):
+    """Draws continuous latents whose priors depend on discrete ones from even mixtures of these priors.
+
+    Args:
+        max_plate_nesting: how many dimensions plates take; enumeration adds its own on the left.
+
+    Attributes:
+        priors: by name, the priors of the latents that it has met.
+    """
+
+    def __init__(self, max_plate_nesting: int) -> None:
+        super().__init__()
+        self.max_plate_nesting = max_plate_nesting
+        self.priors: dict[str, Any] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not is_continuous_latent(msg):
+            return
+        shape = msg["fn"].batch_shape
+        num_axes = max(0, len(shape) - self.max_plate_nesting)
+        if all(size == 1 for size in shape[:num_axes]):
+            return
+        mixture = _EvenMixture(msg["fn"], num_axes)
+        anywhere = torch.zeros(mixture.batch_shape + mixture.event_shape)
+        if msg["fn"].support.check(anywhere).dim() > len(mixture.batch_shape):
             raise UnsuitableSiteError(
-                f"site '{name}' depends on a discrete latent, which can't be summed out then: draw one such site for "
-                "each value of the discrete one and choose among them in the likelihood"
+                f"the support of site '{msg['name']}' depends on a discrete latent, which can't be summed out then: "
+                "draw one such site for each value of the discrete one and choose among them in the likelihood"
             )
+        self.priors[msg["name"]], msg["fn"] = msg["fn"], mixture
 
 
 def is_continuous_latent(node: Any) -> bool:

@@ -261,8 +261,8 @@ def _refuse_latent(node: Any, other: Any, name: str, one_problem: bool) -> None:
         )
     if site.endswith(UNOBSERVED_SUFFIX) and _is_masked(node):
         raise ValueError(
-            f"{name}: site '{site.removesuffix(UNOBSERVED_SUFFIX)}' has an obs_mask, which makes latents of the "
-            "data that are there, too, without a density: leave out what is missing by poutine.mask, or draw it at a "
+            f"{name}: site '{site.removesuffix(UNOBSERVED_SUFFIX)}' has an obs_mask, and other sites depend on what is "
+            "missing. It makes latents of the data that are there, too, without a density: draw what is missing at a "
             "site of its own"
         )
     if is_improper(node["fn"]) or _is_masked(node):

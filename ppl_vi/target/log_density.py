@@ -132,6 +132,12 @@ class Density:
             value[lost] = torch.where(self.inside(u[lost], *self.numbers), value[lost], -torch.inf)
         return value
 
+    def digest(self) -> str | None:
+        """A digest of the density's operations with all numbers that they use; None where it can't be traced."""
+        num = min(MIN_POINTS, self._block)
+        points = torch.zeros(1, num, self.dim, dtype=self.dtype)
+        return self._values.digest((points,), self._rows)
+
     def slope(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Value `(S,)` and gradient `(S, D)` at points `(S, D)`; the first call with as many points traces it."""
         size = min(len(u), self._block)

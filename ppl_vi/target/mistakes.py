@@ -96,16 +96,31 @@ def refuse_changing(model: Callable[..., Any], trace: Trace, row: tuple[Any, ...
         MistakeError: the model is not the same function at each call; the message names the site and what may be why.
     """
     first, second, other = (_densities(model, trace, row, dtype, seed) for seed in RUN_SEEDS)
-    site = _differs(first, second)
-    if site:
-        raise MistakeError(
-            f"the model is not the same function at each call: site '{site}' has log density "
-            f"{first.get(site, 'none')} in one run and {second.get(site, 'none')} in the next, at the same values: "
-            f"{NO_STATE}"
-        )
+    _refuse_different(first, second)
     site = _differs(first, other)
     if site:
         raise MistakeError(DRAWS_BESIDE.format(site))
+
+
+def refuse_changed_since(model: Callable[..., Any], trace: Trace, row: tuple[Any, ...], dtype: torch.dtype) -> None:
+    """Refuses a model whose log density is not what it was in an earlier run; arguments as of `refuse_changing`.
+
+    Raises:
+        MistakeError: some site's log density at the values of that run is another one now.
+    """
+    with isolated(dtype, seed=0), Factorising():
+        trace.compute_log_prob()
+    _refuse_different(_by_site(trace), _densities(model, trace, row, dtype, seed=0))
+
+
+def _refuse_different(before: dict[str, float], after: dict[str, float]) -> None:
+    site = _differs(before, after)
+    if site:
+        raise MistakeError(
+            f"the model is not the same function at each call: site '{site}' has log density "
+            f"{before.get(site, 'none')} in one run and {after.get(site, 'none')} in the next, at the same values: "
+            f"{NO_STATE}"
+        )
 
 
 def _densities(
@@ -118,7 +133,11 @@ def _densities(
         with Factorising():
             again = poutine.trace(poutine.replay(model, trace=trace)).get_trace(*row)
             again.compute_log_prob()
-    return {site: float(node["log_prob_sum"].detach()) for site, node in again.nodes.items() if _is_site(node)}
+    return _by_site(again)
+
+
+def _by_site(trace: Trace) -> dict[str, float]:
+    return {site: float(node["log_prob_sum"].detach()) for site, node in trace.nodes.items() if _is_site(node)}
 
 
 def _differs(one: dict[str, float], other: dict[str, float]) -> str:

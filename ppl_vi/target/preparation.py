@@ -11,6 +11,7 @@ from typing import Any
 
 import pyro.poutine as poutine
 import torch
+from pyro.poutine.trace_struct import Trace
 
 from ppl_vi.numerics.vmapping import draws_outside_sites
 from ppl_vi.target.arguments import BoundModel
@@ -19,8 +20,8 @@ from ppl_vi.target.idle_draws import IdleDrawsModel
 from ppl_vi.target.inplace import InPlaceModel, writes_in_place
 from ppl_vi.target.inspection import SEEDS, model_errors_explained, refuse_learned_supports, run_model
 from ppl_vi.target.isolation import isolated
-from ppl_vi.target.missing import filled_model
-from ppl_vi.target.mistakes import possible_mistakes, refuse_changing
+from ppl_vi.target.missing import filled_model, without_missing
+from ppl_vi.target.mistakes import possible_mistakes, refuse_changed_since, refuse_changing
 from ppl_vi.target.precision import ConvertedModel, DtypeConversion, refuse_densities_of_another
 from ppl_vi.target.statements import StatedFunction, first_run
 from ppl_vi.target.truncation import truncated_model
@@ -47,7 +48,7 @@ def prepared_model(model: Callable[..., Any], given: tuple[Any, ...], name: str,
         model = ConvertedModel(model, dtype)
         with isolated(dtype, seed=0), model_errors_explained(name, dtype):
             refuse_densities_of_another(poutine.trace(model).get_trace(*given), dtype)
-    model = filled_model(model, trace)
+    model = without_missing(filled_model(model, trace), trace, given, dtype)
     with isolated(dtype, seed=0):
         model = truncated_model(model, trace, run_model(model, given, dtype, name, seed=SEEDS[1]))
         return BoundModel(summed_out(model, trace, given, name), given)
@@ -63,13 +64,32 @@ def remarks_on(model: Callable[..., Any], given: tuple[Any, ...], name: str, dty
         return possible_mistakes(model, given, dtype)
 
 
+def refuse_other_first_call(
+    model: Callable[..., Any], trace: Trace, given: tuple[Any, ...], name: str, dtype: torch.dtype
+) -> None:
+    """Refuses a model that was another function when it was called for the first time.
+
+    Args:
+        model, given, name, dtype: as `prepared_model` takes them.
+        trace: of the first call, by `stated_function`.
+
+    Raises:
+        ValueError: its log density at the values of the first call is another one now.
+    """
+    with model_errors_explained(name, dtype), DtypeConversion(dtype):
+        refuse_changed_since(model, trace, given, dtype)
+
+
 def stated_function(
     model: Callable[..., Any], given: tuple[Any, ...], name: str, dtype: torch.dtype
-) -> StatedFunction | None:
+) -> tuple[StatedFunction | None, Trace]:
     """A model that states parameters to be learned, as a module that holds them; None where it states none.
 
     Args:
         model, given, name, dtype: as `prepared_model` takes them.
+
+    Returns:
+        The module or None, and the trace of the run that has shown it, which is the first call of the model.
 
     Raises:
         ValueError: the model raises, or a support moves with its parameters.
@@ -78,10 +98,10 @@ def stated_function(
         trace, stating = first_run(model, given, dtype)
         stated = [node["value"] for node in trace.nodes.values() if node["type"] == "param"]
         if not any(value.requires_grad for value in stated):
-            return None
+            return None, trace
         function = StatedFunction(model, dtype, trace, stating)
     refuse_learned_supports(trace, name)
-    return function
+    return function, trace
 
 
 def vectorised_model(model: BoundModel, error: RuntimeError | None) -> BoundModel:

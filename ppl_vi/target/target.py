@@ -32,7 +32,13 @@ from ppl_vi.target.inspection import LargestTensor, latent_sites
 from ppl_vi.target.isolation import isolated, one_at_a_time, runs_isolated, whole_plates
 from ppl_vi.target.learned import Learnable, Learned
 from ppl_vi.target.precision import ConvertedModel
-from ppl_vi.target.preparation import prepared_model, remarks_on, stated_function, vectorised_model
+from ppl_vi.target.preparation import (
+    prepared_model,
+    refuse_other_first_call,
+    remarks_on,
+    stated_function,
+    vectorised_model,
+)
 from ppl_vi.target.sites import Constrained, Latents, constrain, inside, point_by_point, unconstrain
 from ppl_vi.target.slopes import slopes_on_much_data
 from ppl_vi.target.start import feasible_points
@@ -146,8 +152,9 @@ class Target(PickledAsOne):
         given = converted_arguments((*args, *named.values()), dtype)
         device = next((tensor.device for tensor in tensors_of(given)), torch.device("cpu"))
         with whole_plates():
-            stated = stated_function(model, given, name, dtype)
+            stated, first = stated_function(model, given, name, dtype)
             bound = prepared_model(frozen := stated.frozen() if stated else model, given, name, dtype)
+            refuse_other_first_call(frozen, first, given, name, dtype)
             row = (torch.zeros(1, dtype=dtype, device=device),)
             target = Target(bound, row, name=name, dtype=dtype, remarks=remarks_on(frozen, given, name, dtype))
             _ = target.latents  # looking for the sites raises here what is wrong with the model

@@ -24,6 +24,7 @@ from ppl_vi.target.target import Target, drawn_point
 
 aten = torch.ops.aten
 SUMS = (aten.sum.default, aten.sum.dim_IntList)
+COPIES = (aten.clone.default, aten.alias.default)
 # At most so many numbers are computed together where latent numbers are changed one by one: 32 MiB.
 MAX_NUMBERS_AT_ONCE = 2**22
 
@@ -122,7 +123,7 @@ class _Sum:
             self._add_all(node, [(args[0], factor / float(args[1]))])  # type: ignore[arg-type]
         elif target in SUMS and not node.kwargs:
             self.add(args[0], factor)  # type: ignore[arg-type]
-        elif target in MOVES:
+        elif target in MOVES or target in COPIES:
             self._add_all(node, [(args[0], factor)])
         else:
             self.factors[node] = self.factors.get(node, 0.0) + factor

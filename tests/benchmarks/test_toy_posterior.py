@@ -144,6 +144,7 @@ def test_a_family_that_fails_becomes_a_row_and_the_others_go_on(
     [
         (["--x", "inf"], "--x: must be finite, got inf"),
         (["--x", "-inf"], "--x: must be finite, got -inf"),
+        (["--x", "1.5", "1e200"], "--x: must lie between -1e+15 and 1e+15, got 1e200"),
         (["--x", "one"], "expected a number, got 'one'"),
         (["--guides", "lognorml"], "did you mean lognormal"),
         (["--guides", "no.such:thing"], "can't be imported"),

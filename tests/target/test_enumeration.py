@@ -18,6 +18,7 @@ from torch.func import grad, vmap
 from ppl_vi import Target, compare, fit, ground_truth
 from ppl_vi.svi.setup import UnsuitableModelError
 from ppl_vi.target.enumeration import einsum
+from ppl_vi.target.evaluation import prior_draws
 from ppl_vi.target.isolation import isolated
 
 Y = np.array([1.2, -0.4, 2.9, 0.3])
@@ -147,6 +148,61 @@ def test_a_guide_sees_the_continuous_latents_and_ends_at_the_truth() -> None:
     assert float(draws.mean()) == pytest.approx(8 / 12, abs=0.005 + 4 * 0.13 / 4000**0.5)
 
 
+def one_prior_of_two(y: Tensor) -> None:
+    """One level, whose prior's location and scale are those of a discrete latent."""
+    kind = pyro.sample("kind", dist.Categorical(y.new_tensor([0.3, 0.7])))
+    level = pyro.sample("level", dist.Normal(y.new_tensor([-2.0, 3.0])[kind], y.new_tensor([0.5, 1.5])[kind]))
+    with pyro.plate("points", len(y)):
+        pyro.sample("y", dist.Normal(level, 1.0), obs=y)
+
+
+def a_prior_for_each(y: Tensor) -> None:
+    """A level for each point, in whose plate its own discrete latent is drawn, beside one of them all."""
+    shift = pyro.sample("shift", dist.Bernoulli(y.new_tensor(0.4)))
+    with pyro.plate("points", len(y)):
+        kind = pyro.sample("kind", dist.Categorical(y.new_tensor([0.3, 0.7])))
+        level = pyro.sample("level", dist.Normal(y.new_tensor([-2.0, 3.0])[kind] + shift, 1.0))
+        pyro.sample("y", dist.Normal(level, 1.0), obs=y)
+
+
+def test_a_prior_that_depends_on_a_discrete_latent() -> None:
+    """The evidence is that of a mixture of two conjugate models."""
+    truth = ground_truth(Target.of(one_prior_of_two, (Y,)))
+    parts = []
+    for share, loc, sd in ((0.3, -2.0, 0.5), (0.7, 3.0, 1.5)):
+        covariance = np.eye(len(Y)) + np.full((len(Y), len(Y)), sd**2)
+        parts.append(math.log(share) + stats.multivariate_normal.logpdf(Y, np.full(len(Y), loc), covariance))
+    assert truth.grade == "checked"
+    assert float(truth.log_evidence[0]) == pytest.approx(np.logaddexp(*parts), abs=1e-10)
+
+
+def test_priors_in_a_plate_that_depend_on_discrete_latents() -> None:
+    """One level is integrated out by a lattice, exact to 1e-8 for normals this wide, the other levels are given."""
+    target = Target.of(a_prior_for_each, (Y,))
+    line = torch.arange(-12, 14, 0.5, dtype=torch.float64) + 0.1
+    near = torch.from_numpy(Y[None]) / 2 + 0.5
+    levels = near.repeat(len(line), 1)[None]
+    levels[0, :, 0] = line
+    by_rule = target.log_joint({"level": levels})[0].logsumexp(0) + math.log(0.5)
+    rest = Y[1:], near[0, 1:].numpy()
+    both = []
+    for shift, share in ((0, 0.6), (1, 0.4)):
+        parts = ((0.3, -2.0 + shift), (0.7, 3.0 + shift))
+        whole = np.logaddexp(*(math.log(p) + stats.norm.logpdf(Y[0], loc, math.sqrt(2)) for p, loc in parts))
+        priors = np.logaddexp(*(math.log(p) + stats.norm.logpdf(rest[1], loc, 1.0) for p, loc in parts)).sum()
+        both.append(math.log(share) + whole + priors)
+    by_hand = np.logaddexp(*both) + stats.norm.logpdf(rest[0], rest[1], 1.0).sum()
+    assert float(by_rule) == pytest.approx(by_hand, abs=1e-8)
+
+
+def test_a_latent_with_such_a_prior_is_drawn_from_the_even_mixture() -> None:
+    target = Target.of(one_prior_of_two, (Y,))
+    drawn = prior_draws(target, 0, 2000, seed=1)
+    share = float((drawn[:, 0] < 0).double().mean())
+    expected = 0.5 * stats.norm.cdf(4.0) + 0.5 * stats.norm.cdf(-2.0)
+    assert share == pytest.approx(expected, abs=4 * 0.5 / 2000**0.5)
+
+
 def infinite(y: Tensor) -> None:
     rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
     count = pyro.sample("count", dist.Poisson(rate))
@@ -155,7 +211,7 @@ def infinite(y: Tensor) -> None:
 
 def mixed(y: Tensor) -> None:
     kind = pyro.sample("kind", dist.Bernoulli(0.3))
-    level = pyro.sample("level", dist.Normal(4 * kind, 1.0))
+    level = pyro.sample("level", dist.Uniform(0.0, 4 + kind))
     pyro.sample("y", dist.Normal(level, 1.0), obs=y)
 
 
@@ -169,7 +225,7 @@ def branching(y: Tensor) -> None:
     ("model", "message"),
     [
         (infinite, "infinite: site 'count' is discrete and Poisson has no finite list of values.*cut it off"),
-        (mixed, "mixed: site 'level' depends on a discrete latent.*choose among them"),
+        (mixed, "mixed: the support of site 'level' depends on a discrete latent.*choose among them"),
         (branching, "branching: the model raised RuntimeError at or after site 'level': Boolean value"),
     ],
 )

@@ -222,7 +222,8 @@ def direction(y: Tensor) -> None:
 def partly_seen(y: Tensor) -> None:
     z = pyro.sample("z", dist.Normal(0.0, 1.0))
     with pyro.plate("data", 2):
-        pyro.sample("y", dist.Normal(z, 1.0), obs=y.expand(2), obs_mask=torch.tensor([True, False]))
+        whole = pyro.sample("y", dist.Normal(z, 1.0), obs=y.expand(2), obs_mask=torch.tensor([True, False]))
+        pyro.sample("later", dist.Normal(whole, 1.0), obs=y.expand(2))
 
 
 @pytest.mark.parametrize(
@@ -230,7 +231,7 @@ def partly_seen(y: Tensor) -> None:
     [
         (angle, "site 'a' is an angle: a VonMises repeats itself along the line.*draw it within"),
         (direction, "site 'z': Pyro has no map from unconstrained space to the support .* of a ProjectedNormal: draw"),
-        (partly_seen, "site 'y' has an obs_mask.*leave out what is missing by poutine.mask"),
+        (partly_seen, "site 'y' has an obs_mask, and other sites depend on.*draw what is missing at a site of its own"),
         (masked, "site 'z' has an improper prior"),
         (noisy, "random numbers that belong to no sample site"),
         (nothing, "no latent sample site"),

@@ -1,12 +1,14 @@
-"""Data that are nan where a mask leaves them out."""
+"""Data that are missing, by masks or by `obs_mask`."""
 
 from __future__ import annotations
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pyro.poutine as poutine
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor
 from torch.func import grad
 
@@ -56,3 +58,21 @@ def test_nan_that_count_are_refused() -> None:
 
     with pytest.raises(ValueError, match="the data hold nan"):
         Target.of(model, (Y,))
+
+
+def test_continuous_data_that_are_partly_missing_are_those_that_are_there() -> None:
+    """By Pyro's `obs_mask`, at a site of single numbers and at one of pairs; three and two entries are there."""
+    y = torch.tensor([[0.3, 1.2], [2.2, torch.nan], [0.7, -0.4]], dtype=torch.float64)
+    there = ~y.isnan()
+
+    def model(y: Tensor) -> None:
+        level = pyro.sample("level", dist.Normal(0.5, 2.0))
+        with pyro.plate("rows", 3):
+            pyro.sample("first", dist.Normal(level, 1.5), obs=y[:, 0], obs_mask=torch.tensor([True, False, True]))
+            pyro.sample("pair", dist.Normal(level, y.new_ones(2)).to_event(1), obs=y, obs_mask=there.all(-1))
+
+    target = Target.of(model, (y,))
+    assert [site.name for site in target.latents] == ["level"]
+    seen, sd = np.array([0.3, 0.7, 0.3, 1.2, 0.7, -0.4]), np.array([1.5, 1.5, 1.0, 1.0, 1.0, 1.0])
+    exact = stats.multivariate_normal.logpdf(seen, np.full(6, 0.5), np.diag(sd**2) + 4.0)
+    assert float(ground_truth(target).log_evidence[0]) == pytest.approx(exact, abs=1e-10)

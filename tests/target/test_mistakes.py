@@ -121,6 +121,23 @@ def test_a_sure_mistake_is_refused_with_its_site_in_one_line(model: Any, said: s
         compare(model, ["AutoNormal"], (Y,))
 
 
+@pytest.mark.parametrize("changes", ["prior", "likelihood", "sites"])
+def test_a_model_that_is_another_function_at_its_first_call_only_is_refused(changes: str) -> None:
+    calls: list[int] = []
+
+    def model(y: Tensor) -> None:
+        calls.append(1)
+        is_first = len(calls) == 1
+        mean = pyro.sample("mean", dist.Normal(0.0, 3.0 if changes == "prior" and is_first else 1.0))
+        if changes == "sites" and is_first:
+            pyro.sample("other", dist.Normal(0.0, 1.0), obs=torch.tensor(0.3))
+        likelihood(mean + (changes == "likelihood" and is_first), y)
+
+    site = {"prior": "mean", "likelihood": "y", "sites": "other"}[changes]
+    with pytest.raises(ValueError, match=f"not the same function at each call: site '{site}'"):
+        Target.of(model, (Y,))
+
+
 def test_many_problems_of_a_model_that_changes_are_refused() -> None:
     def model(y: Tensor) -> None:
         calls.append(1)

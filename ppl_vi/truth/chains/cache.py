@@ -1,7 +1,8 @@
 """Reference draws that were computed before, in the user's cache folder.
 
-One file holds the draws of one problem. Its name is a hash of all that the draws depend on: the target, the values of
-its log density at a few points, the settings, the seed, and the versions of the libraries. Each file carries a digest
+One file holds the draws of one problem. Its name is a hash of all that the draws depend on: the target, its log density
+(the operations that it comes down to, and its values at a few points), the settings, the seed, and the versions of the
+libraries. Each file carries a digest
 of its own content (`ppl_vi.runtime.archives`), so that a damaged one is noticed and computed again. A folder to which
 others could write is not used, since the draws in it could be theirs.
 """
@@ -34,7 +35,7 @@ from ppl_vi.truth.result import Check
 NUM_PROBES = 8  # points at which the log density is compared, so that another model of the same name is told apart
 # Part of every file's name. Raise it whenever the draws, the checks or their wording change: the files of an earlier
 # revision are then not found any more.
-REVISION = 12
+REVISION = 13
 
 _log = logging.getLogger(__name__)
 
@@ -98,11 +99,16 @@ def cached_reference(
 
 
 def _key(target: Target, density: Density, problem: int, settings: dict[str, Any]) -> str:
-    """The name of the file."""
+    """The name of the file.
+
+    Values at a few points would not tell two densities apart of which one has a narrow mode elsewhere. So the digest of
+    the density's operations is part of the name, where there is one.
+    """
     points = torch.randn(NUM_PROBES, density.dim, generator=torch.Generator().manual_seed(0), dtype=density.dtype)
     with torch.no_grad():
         probes = [f"{value:.10g}" for value in density(points).tolist()]
-    everything = [REVISION, fingerprint(target), problem, probes, settings, versions("arviz-stats", "scikit-learn")]
+    known = [fingerprint(target), problem, probes, density.digest(), settings]
+    everything = [REVISION, *known, versions("arviz-stats", "scikit-learn")]
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:32]
 
 

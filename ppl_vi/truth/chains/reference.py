@@ -48,6 +48,9 @@ from ppl_vi.truth.chains.reparametrisation import Reparametrisation
 from ppl_vi.truth.chains.sampler import HMC, adapt_step_size, adapt_step_sizes, chains_at
 from ppl_vi.truth.chains.starts import dispersed, started_anew
 from ppl_vi.truth.importance.draws import ImportanceDraws, importance_draws
+from ppl_vi.truth.importance.evidence import with_unseen_mass
+from ppl_vi.truth.importance.scan import what_may_hide
+from ppl_vi.truth.importance.searches import can_be_searched, searched
 from ppl_vi.truth.importance.witness import NUM_WITNESSES
 from ppl_vi.truth.result import Check, Points, Truth, worst_checks
 
@@ -76,11 +79,12 @@ GIVEN_UP = (
     f"above {MAX_PILOT_THINNING} a full run is not tried"
 )
 SEPARATE_MODES = "chains stay in separate modes"
+NOT_TRIED = "they are not asked for"
 CHAINS, INDEPENDENT = "reference draws", "importance sampling"  # how the draws of a problem were taken
-ALL_MODES_FOUND = "the chains have visited every separate mode of the posterior, which no check here can prove"
+ALL_MODES_FOUND = "the chains have visited every separate mode of the posterior, which no check here can prove{}"
 NO_MASS_MISSED = (
     f"no mass of the posterior lies where neither the fitted density nor any of {NUM_WITNESSES} short chains from "
-    "dispersed starts has come, which no check here can prove"
+    "dispersed starts has come, which no check here can prove: {}"
 )
 SMOOTH_DENSITY = "the posterior density{} is smooth enough for the trajectories of Hamiltonian Monte Carlo"
 RELATIVE_LATENTS = ", with {} expressed relative to the location and scale of the prior,"
@@ -173,18 +177,23 @@ def reference_truth(
         worst_checks(check for one in found for check in one.checks),
         reasons=reasons if any(reasons) else (),
         grade="uncertified" if any(reasons) else "checked",
-        assumptions=_assumptions(target, coordinates, methods),
+        assumptions=_assumptions(target, coordinates, methods, independent),
         log_evidence_std_error=np.array([one.std_error for one in found]),
         make_points=lambda: (points,),
     )
     return truth if target.closed_form is None else _with_closed_form(truth, target.closed_form(*target.args))
 
 
-def _assumptions(target: Target, coordinates: list[Reparametrisation], methods: list[str]) -> tuple[str, ...]:
+def _assumptions(
+    target: Target, coordinates: list[Reparametrisation], methods: list[str], has_scanned: bool
+) -> tuple[str, ...]:
     """What draws take for granted, with the names of the latents that were expressed relative to their priors."""
     relative = [site.name for site in target.latents if any(site.name in one.site_terms for one in coordinates)]
     smooth = SMOOTH_DENSITY.format(RELATIVE_LATENTS.format(", ".join(relative)) if relative else "")
-    of_method = {CHAINS: (ALL_MODES_FOUND, smooth), INDEPENDENT: (NO_MASS_MISSED,)}
+    density = coordinates[0].density
+    hiding = what_may_hide(density)
+    all_found = ALL_MODES_FOUND.format(f": {hiding}" if has_scanned and can_be_searched(density) else "")
+    of_method = {CHAINS: (all_found, smooth), INDEPENDENT: (NO_MASS_MISSED.format(hiding),)}
     return tuple(assumption for method in methods for assumption in of_method[method])
 
 
@@ -218,20 +227,25 @@ def _saved_or_sampled(
         prior = prior_draws(target, problem, settings.num_chains, seed)
         num = settings.num_chains * settings.num_draws
         with torch.no_grad():
-            found = importance_draws(coordinates, prior, num, seed) if independent else None
-            return sampled_reference(coordinates, prior, settings, seed) if found is None else _of_importance(found)
+            modes = searched(coordinates, prior, seed) if independent else NOT_TRIED
+            found = importance_draws(coordinates, modes, num, seed)
+            if found is not None:
+                return _of_importance(found)
+            hidden = None if isinstance(modes, str) else modes.hidden
+            return sampled_reference(coordinates, prior, settings, seed, hidden)
 
     everything = asdict(settings) | {"seed": seed, "independent": independent}
     return cached_reference(target, coordinates.unconstrained_density, problem, everything, compute)
 
 
 def _of_importance(found: ImportanceDraws) -> SavedReference:
-    checks, evidence = tuple(criterion.check for criterion in found.criteria), found.evidence
+    checks = tuple(criterion.check for criterion in found.criteria)
+    evidence = with_unseen_mass(found.evidence, len(found.v))
     return SavedReference(INDEPENDENT, found.v, found.log_weight, evidence.value, evidence.std_error, checks, "")
 
 
 def sampled_reference(
-    coordinates: Reparametrisation, prior: Tensor, settings: ChainSettings, seed: int
+    coordinates: Reparametrisation, prior: Tensor, settings: ChainSettings, seed: int, hidden: Tensor | None = None
 ) -> SavedReference:
     """Draws of one problem with every check of them, whether they pass or not.
 
@@ -240,9 +254,12 @@ def sampled_reference(
         prior: draws of the prior in unconstrained space, `(S, D)`, where half of the chains start.
         settings: how many chains and draws.
         seed: of everything random.
+        hidden: modes that starts of chains may lead away from, `(K, D)`: chains begin there as well.
     """
     generator = torch.Generator().manual_seed(seed)
     start = dispersed(coordinates, prior, settings.num_chains, generator)
+    if hidden is not None and len(hidden):
+        start[: len(hidden)] = hidden[: len(start)]
     draws = _sampled(coordinates, start, settings, generator)
     with stage("log p(x) by bridge sampling"):
         by_bridge, by_importance, k_hat = _evidence(draws, settings.num_proposed, seed)

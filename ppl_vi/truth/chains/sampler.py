@@ -10,6 +10,7 @@ Sources: Duane et al. (1987), Hybrid Monte Carlo; Neal (2011), MCMC using Hamilt
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -87,12 +88,15 @@ class HMC:
         trajectory_length: the longest time of a trajectory, the number of its steps times the step size.
         factor: L of the inverse mass matrix L L', `(D, D)`.
         max_leapfrog: the largest number of leapfrog steps of a trajectory.
+        inside: whether points `(C, D)` lie where trajectories may end, `(C,)`; None for everywhere. The density counts
+            as 0 elsewhere.
     """
 
     step_size: Tensor
     trajectory_length: float
     factor: Tensor
     max_leapfrog: int = 64
+    inside: Callable[[Tensor], Tensor] | None = None
 
     def transition(self, density: Density, state: ChainState, generator: torch.Generator) -> Transition:
         """Moves each chain along one trajectory, and accepts or refuses its end.
@@ -111,7 +115,8 @@ class HMC:
         energy = momentum.square().sum(-1) / 2 - state.value
         end, momentum = run_trajectories(density, state, momentum, step_size, self.factor, num_steps)
         change = momentum.square().sum(-1) / 2 - end.value - energy
-        after, acceptance = metropolis(state, end, -change, uniform)
+        log_ratio = -change if self.inside is None else torch.where(self.inside(end.u), -change, -torch.inf)
+        after, acceptance = metropolis(state, end, log_ratio, uniform)
         return Transition(after, acceptance, energy, ~(change < MAX_ENERGY_CHANGE))
 
 

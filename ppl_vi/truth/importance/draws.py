@@ -20,36 +20,32 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_vi.numerics.mixtures import StudentMixture
 from ppl_vi.numerics.weights import EvidenceEstimate, importance_evidence, pareto_khat
 from ppl_vi.runtime.stages import stage
 from ppl_vi.target.log_density import Density
 from ppl_vi.truth.chains.criteria import MAX_STANDARD_ERRORS, MIN_EFFECTIVE_SAMPLE_SIZE, Criterion
-from ppl_vi.truth.chains.starts import Coordinates, dispersed
+from ppl_vi.truth.chains.starts import Coordinates
 from ppl_vi.truth.importance.evidence import evidence_of
 from ppl_vi.truth.importance.judges import MAX_EXPONENT, MAX_OTHER_WEIGHT, Judge, Tried, by_agreement
 from ppl_vi.truth.importance.proposal import FittedProposal, Proposal, ProposalDraws, fitted_proposal, values_at
+from ppl_vi.truth.importance.searches import Searched
 from ppl_vi.truth.importance.weighted import covariance_factor, effective_sizes
 from ppl_vi.truth.importance.witness import NUM_WITNESSES, run_witnesses
 
-# With more coordinates than these the second derivatives at the modes cost too much, and draws of a fitted density are
-# seldom worth enough.
-MAX_DIM = 100
 # Above 0.5 the weights have no finite variance, and no standard error of a weighted mean could be trusted.
 MAX_PARETO_K_HAT = 0.5
-# Searches for modes, each from a dispersed start, as many as there are chains where chains are run. More of them find
-# narrower modes. NUM_WITNESSES of the starts, evenly chosen, are also those of rays and short chains.
-NUM_SEARCHES = 100
 # The weights are looked at where the distance from a mode is 1, 1/2, 1/4, ... of that of a dispersed start, down to
 # 2^-(NUM_HALVINGS - 1): mass as broad as some of these distances is met, however far away the start is.
 NUM_HALVINGS = 24
-# From a density, starts of searches for modes `(N, D)` and a seed to a proposal, or why there is none.
-Propose = Callable[[Density, Tensor, int], FittedProposal | str]
+# From a density, Laplace's approximation at its modes and a seed to a proposal, or why there is none.
+Propose = Callable[[Density, StudentMixture, int], FittedProposal | str]
 
 _log = logging.getLogger(__name__)
 
@@ -96,47 +92,44 @@ FITTED = Route(fitted_proposal, by_agreement, lambda _: 0, "importance sampling"
 
 
 def importance_draws(
-    coordinates: Coordinates, prior: Tensor, num: int, seed: int, route: Route = FITTED
+    coordinates: Coordinates, modes: Searched | str, num: int, seed: int, route: Route = FITTED
 ) -> ImportanceDraws | None:
     """Independent weighted draws of one problem; None where there are none that meet the criteria.
 
     Args:
         coordinates: in which the proposal is fitted.
-        prior: draws of the prior in unconstrained space, `(S, D)`.
+        modes: of the density, or why they are not known.
         num: how many draws.
         seed: of everything random.
         route: where the proposal comes from, and who judges the draws.
     """
     with stage(route.stage):
-        found = _found(coordinates, prior, num, seed, route)
+        found = modes if isinstance(modes, str) else _found(coordinates, modes, num, seed, route)
     if isinstance(found, ImportanceDraws):
         return found
     _log.info("'%s' gets no %s: %s", coordinates.density.name, route.draws, found)
     return None
 
 
-def _found(coordinates: Coordinates, prior: Tensor, num: int, seed: int, route: Route) -> ImportanceDraws | str:
+def _found(coordinates: Coordinates, modes: Searched, num: int, seed: int, route: Route) -> ImportanceDraws | str:
     """The draws, or why there are none, in words. What costs little is found out first."""
-    density = coordinates.density
-    if density.dtype != torch.float64 or density.dim > MAX_DIM:
-        return f"they need double precision and at most {MAX_DIM} coordinates"
-    generator = torch.Generator().manual_seed(seed)
-    start = dispersed(coordinates, prior, NUM_SEARCHES, generator)
-    fitted = route.propose(density, start, seed)
+    density, generator = coordinates.density, torch.Generator()
+    generator.set_state(modes.state)
+    fitted = route.propose(density, modes.modes, seed)
     if isinstance(fitted, str):
         return fitted
-    chosen = torch.linspace(0, len(start) - 1, NUM_WITNESSES).long()
-    fitted = replace(fitted, ends=fitted.ends[chosen])
+    chosen = torch.linspace(0, len(modes.start) - 1, NUM_WITNESSES).long()
+    start, ends = modes.start[chosen], modes.ends[chosen]
     draws = ProposalDraws.of(fitted.proposal, density, num, generator)
     v = coordinates.to_unconstrained(draws.u)
-    criteria = (*_criteria_of_draws(draws, v), _criterion_of_rays(density, start[chosen], draws, fitted))
+    criteria = (*_criteria_of_draws(draws, v), _criterion_of_rays(density, start, ends, draws, fitted.proposal))
     failure = failures(criteria)
     if failure:
         return failure
     factor = covariance_factor(draws.u, draws.weight)
     if factor is None:
         return "their covariance is singular"
-    witnesses = run_witnesses(density, fitted.ends, factor, generator)
+    witnesses = run_witnesses(density, torch.cat([ends, modes.hidden]), factor, generator)
     criteria += route.judge(Tried(coordinates, fitted, draws, witnesses, generator))
     failure = failures(criteria)
     if failure:
@@ -170,11 +163,13 @@ def _criteria_of_draws(draws: ProposalDraws, v: Tensor) -> tuple[Criterion, ...]
     )
 
 
-def _criterion_of_rays(density: Density, start: Tensor, draws: ProposalDraws, fitted: FittedProposal) -> Criterion:
+def _criterion_of_rays(
+    density: Density, start: Tensor, ends: Tensor, draws: ProposalDraws, proposal: Proposal
+) -> Criterion:
     """The largest weight on the rays from where the searches ended to their starts, in terms of that of the draws."""
     shares = 0.5 ** torch.arange(NUM_HALVINGS, dtype=start.dtype)
-    u = (fitted.ends[:, None] + shares[:, None] * (start - fitted.ends)[:, None]).flatten(0, 1)
-    excess = values_at(density, u) - fitted.proposal.log_prob(u) - draws.log_ratio.max()
+    u = (ends[:, None] + shares[:, None] * (start - ends)[:, None]).flatten(0, 1)
+    excess = values_at(density, u) - proposal.log_prob(u) - draws.log_ratio.max()
     largest = float(excess.max().clamp(max=MAX_EXPONENT).exp())
     return Criterion(
         "largest weight between modes and dispersed starts, relative to the draws'", largest, MAX_OTHER_WEIGHT

@@ -27,3 +27,12 @@ def evidence_of(draws: ProposalDraws, proposal: Proposal) -> EvidenceEstimate:
     residual = weights - design @ solution
     variance = residual.square().sum() / (len(weights) - design.shape[1]) * inverse[0].square().sum()
     return EvidenceEstimate(shift + float(solution[0].log()), float(variance.sqrt() / solution[0]))
+
+
+def with_unseen_mass(found: EvidenceEstimate, num: int) -> EvidenceEstimate:
+    """The same with a standard error of at least 1 / num, `num` being how many draws it is from.
+
+    Where the proposal is exactly the density that it has seen, all weights are equal and tell of no error at all. But
+    mass that none of the draws has met stays unseen: with a uniform prior for its share, that has the mean 1 / num.
+    """
+    return EvidenceEstimate(found.value, max(found.std_error, 1 / num))

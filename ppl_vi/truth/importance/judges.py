@@ -2,8 +2,9 @@
 
 `by_agreement` asks that the chains agree with each other and with the draws. Chains that stay in separate modes never
 agree with each other. Then the chains' ways tell which modes are separate (`Regions`), and in each region that has mass
-new chains are held to the same criteria. Its mass by bridge sampling must be that of the importance draws. A region
-without mass needs no agreement: that it has none is what the weights at the chains' points say.
+new chains, which may not leave it, are held to the same criteria. Its mass by bridge sampling must be that of the
+importance draws. A region without mass needs no agreement: that it has none is what the weights at the chains' points
+say. Modes between which chains pass now and then, too seldom to agree, are regions of their own at the second attempt.
 
 `by_weights` asks for this last alone, that no weight where the chains came is far above those of the draws.
 """
@@ -25,7 +26,7 @@ from ppl_vi.numerics.weights import EvidenceEstimate, importance_evidence
 from ppl_vi.truth.chains.bridge import bridge
 from ppl_vi.truth.chains.criteria import MAX_LOG_EVIDENCE_ERROR, MAX_STANDARD_ERRORS, Criterion
 from ppl_vi.truth.chains.starts import Coordinates
-from ppl_vi.truth.importance.evidence import evidence_of
+from ppl_vi.truth.importance.evidence import evidence_of, with_unseen_mass
 from ppl_vi.truth.importance.proposal import FittedProposal, ProposalDraws
 from ppl_vi.truth.importance.weighted import covariance_factor
 from ppl_vi.truth.importance.witness import NUM_WITNESSES, Witnesses, largest_disagreement, run_witnesses
@@ -73,6 +74,11 @@ class Tried:
         return self.fitted.proposal.log_prob(chains.u.flatten(0, 1)).reshape(chains.value.shape)
 
     @cached_property
+    def more_draws(self) -> ProposalDraws:
+        """As many draws again. Of the few that the fit has left, hardly any lie in a region of little mass."""
+        return ProposalDraws.of(self.fitted.proposal, self.coordinates.density, len(self.draws.u), self.generator)
+
+    @cached_property
     def evidence(self) -> EvidenceEstimate:
         """log p(x) by the draws."""
         return evidence_of(self.draws, self.fitted.proposal)
@@ -90,10 +96,17 @@ def by_agreement(tried: Tried) -> tuple[Criterion, ...]:
     """The chains agree with each other and with the draws, all together or in each of several separate modes."""
     together = (*_agreement(tried, tried.witnesses, torch.ones_like(tried.draws.weight, dtype=torch.bool)),)
     together += _bridge_criteria(tried.evidence, _bridged(tried, tried.witnesses, None))
-    if all(criterion.check.passed for criterion in together):
+    if _all_pass(together):
         return together
-    regions = Regions.of(tried.fitted.modes, tried.witnesses.u)
-    return together if regions.num == 1 else _by_region(tried, regions)
+    found, modes = together, tried.fitted.modes
+    for regions in (Regions.of(modes, tried.witnesses.u), Regions(modes, torch.arange(len(modes.loc)))):
+        if regions.num > 1 and not _all_pass(found):
+            found = _by_region(tried, regions)
+    return found
+
+
+def _all_pass(criteria: tuple[Criterion, ...]) -> bool:
+    return all(criterion.check.passed for criterion in criteria)
 
 
 def _largest_weight(tried: Tried, chains: list[Witnesses]) -> Criterion:
@@ -119,19 +132,16 @@ def _agreement(tried: Tried, chains: Witnesses, own: Tensor) -> tuple[Criterion,
 
 
 def _bridged(tried: Tried, chains: Witnesses, own: Callable[[Tensor], Tensor] | None) -> EvidenceEstimate:
-    """The integral over a region, or over all, by bridge sampling with chains in it and other draws of the proposal."""
-    other, log_share, variance = tried.fitted.draws, 0.0, 0.0
-    value, log_proposal = other.value.numpy(), other.log_proposal.numpy()
-    if own is not None:  # the proposal within the region is a density there, divided by its mass
-        inside, everywhere = (own(draws.u).numpy() for draws in (other, tried.draws))
-        share = everywhere.mean()
-        if not (share and inside.any()):
-            return EvidenceEstimate(math.nan, math.inf)
-        log_share, variance = math.log(share), (1 - share) / (share * len(everywhere))
-        value, log_proposal = value[inside], log_proposal[inside] - log_share
-    log_q = (tried.log_proposal(chains) - log_share).T.numpy()
-    found = bridge(chains.value.T.numpy(), log_q, value, log_proposal)
-    return EvidenceEstimate(found.value, math.hypot(found.std_error, math.sqrt(variance)))
+    """The integral by bridge sampling with chains and other draws of the proposal.
+
+    In a region, `own`, it is relative to the mass that the proposal has there, which cancels where both are compared.
+    """
+    other = tried.fitted.draws if own is None else tried.more_draws
+    inside = torch.ones_like(other.value, dtype=torch.bool) if own is None else own(other.u)
+    if not bool(inside.any()):
+        return EvidenceEstimate(math.nan, math.inf)
+    value, log_proposal = other.value[inside].numpy(), other.log_proposal[inside].numpy()
+    return bridge(chains.value.T.numpy(), tried.log_proposal(chains).T.numpy(), value, log_proposal)
 
 
 def _bridge_criteria(one: EvidenceEstimate, other: EvidenceEstimate) -> tuple[Criterion, Criterion]:
@@ -201,20 +211,18 @@ def _by_region(tried: Tried, regions: Regions) -> tuple[Criterion, ...]:
 
 
 def _chains_in(tried: Tried, regions: Regions, region: int, own: Tensor) -> Witnesses:
-    """Short chains that start off the modes of a region."""
+    """Short chains that start off the modes of a region, and stay in it."""
     modes = (regions.label == region).nonzero()[:, 0]
     ends = regions.modes.loc[modes[torch.arange(NUM_WITNESSES) % len(modes)]]
     factor = covariance_factor(tried.draws.u[own], tried.draws.weight[own])
     if factor is None:  # the region has hardly any draws
         factor = regions.modes.factor[modes[0]]
-    return run_witnesses(tried.coordinates.density, ends, factor, tried.generator)
+    return run_witnesses(tried.coordinates.density, ends, factor, tried.generator, lambda u: regions.at(u) == region)
 
 
 def _of_region(tried: Tried, regions: Regions, region: int, chains: Witnesses) -> Iterator[Criterion]:
     draws = tried.draws
     inside = regions.at(draws.u) == region
-    left = (regions.at(chains.u.flatten(0, 1)) != region).reshape(chains.value.shape).any(0)
-    yield Criterion("number of short chains that have left their mode", float(left.sum()), 0.0)
     yield from _agreement(tried, chains, inside)
-    by_draws = importance_evidence(torch.where(inside, draws.log_ratio, -torch.inf).numpy())
+    by_draws = with_unseen_mass(importance_evidence(draws.log_ratio[inside].numpy()), int(inside.sum()))
     yield from _bridge_criteria(by_draws, _bridged(tried, chains, lambda u: regions.at(u) == region))

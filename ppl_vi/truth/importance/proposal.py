@@ -138,29 +138,23 @@ class FittedProposal:
     Attributes:
         proposal: the density.
         draws: weighted draws of it that nothing has been fitted to.
-        ends: where the searches for modes ended, `(N, D)`.
-        modes: Laplace's approximation at all modes that they found, those without mass too.
+        modes: Laplace's approximation at all modes that searches found, those without mass too.
     """
 
     proposal: Proposal
     draws: ProposalDraws
-    ends: Tensor
     modes: StudentMixture
 
 
-def fitted_proposal(density: Density, start: Tensor, seed: int) -> FittedProposal | str:
+def fitted_proposal(density: Density, modes: StudentMixture, seed: int) -> FittedProposal | str:
     """The proposal for a density, or why there is none, in words.
 
     Args:
         density: the unnormalised log density.
-        start: where searches for modes begin, `(N, D)`; the density must be finite there.
+        modes: Laplace's approximation at all its modes, those without mass too.
         seed: of draws and fits.
     """
     generator = torch.Generator().manual_seed(seed)
-    found = at_modes(density, start)
-    if isinstance(found, str):
-        return found
-    modes, ends = found
     light = _light_modes(modes)
     proposal = heavy_modes(modes).defended(HEAVY_SHARE).beside(light, LIGHT_SHARE)
     for round_number in range(MAX_ROUNDS):
@@ -168,7 +162,7 @@ def fitted_proposal(density: Density, start: Tensor, seed: int) -> FittedProposa
         draws = ProposalDraws.of(proposal, density, num, generator)
         worth = min(draws.effective_sizes()) / num
         if worth >= (MIN_EFFICIENCY if last else GOOD_EFFICIENCY):
-            return FittedProposal(proposal, draws, ends, modes)
+            return FittedProposal(proposal, draws, modes)
         if last or not draws.effective_size >= MIN_FIT_SIZE_PER_COORDINATE * density.dim:
             break
         chosen = torch.multinomial(draws.weight, num, replacement=True, generator=generator)

@@ -9,6 +9,7 @@ agree with each other, and with the draws about the mean and two quantiles of ev
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -30,6 +31,9 @@ MAX_RUNS = 4
 # Chains start at a normal draw about the end of a search, with this many times the standard deviations of the
 # importance draws. Starts that are more dispersed than the posterior let chains tell that they agree.
 DISPERSION = 2.0
+# A start where the density is 0, or outside of the chain's region, is moved half the way back so many times, and then
+# to where the search ended.
+MAX_HALVINGS = 6
 # In whitened coordinates: of the leapfrog steps, before the first transition.
 FIRST_STEP_SIZE = 0.5
 # Half a period of a standard normal density.
@@ -54,7 +58,13 @@ class Witnesses:
     num_diverged: int
 
 
-def run_witnesses(density: Density, ends: Tensor, factor: Tensor, generator: torch.Generator) -> Witnesses:
+def run_witnesses(
+    density: Density,
+    ends: Tensor,
+    factor: Tensor,
+    generator: torch.Generator,
+    inside: Callable[[Tensor], Tensor] | None = None,
+) -> Witnesses:
     """Runs the chains.
 
     Args:
@@ -62,11 +72,12 @@ def run_witnesses(density: Density, ends: Tensor, factor: Tensor, generator: tor
         ends: of searches from dispersed starts, `(C, D)`.
         factor: L of the importance draws' covariance L L', `(D, D)`.
         generator: of all random numbers.
+        inside: whether points `(S, D)` lie in the region that chains must not leave, `(S,)`, for which they then have
+            the density as their distribution; None for the whole space.
     """
-    noise = torch.randn(ends.shape, generator=generator, dtype=ends.dtype)
-    start = ends + DISPERSION * noise @ factor.mT
-    start = torch.where(density(start).isfinite()[:, None], start, ends)
-    hmc = HMC(torch.tensor(FIRST_STEP_SIZE), TRAJECTORY_LENGTH, factor, MAX_LEAPFROG)
+    noise = DISPERSION * torch.randn(ends.shape, generator=generator, dtype=ends.dtype) @ factor.mT
+    start = _started(density, ends, noise, inside)
+    hmc = HMC(torch.tensor(FIRST_STEP_SIZE), TRAJECTORY_LENGTH, factor, MAX_LEAPFROG, inside)
     states, hmc = adapt_step_sizes(density, chains_at(density, start), hmc, NUM_ARRIVING, ACCEPTANCE, generator)
     states, hmc = adapt_step_size(density, states[-1], hmc, NUM_SETTLING, ACCEPTANCE, generator)
     state = states[-1]
@@ -80,6 +91,17 @@ def run_witnesses(density: Density, ends: Tensor, factor: Tensor, generator: tor
             break
         state, hmc = kept[-1], replace(hmc, step_size=hmc.step_size / 2)
     return Witnesses(torch.stack([s.u for s in kept[1:]]), torch.stack([s.value for s in kept[1:]]), num_diverged)
+
+
+def _started(density: Density, ends: Tensor, noise: Tensor, inside: Callable[[Tensor], Tensor] | None) -> Tensor:
+    """Starts of chains: ends, moved by as much of the noise, halved and halved again, as keeps them in the region."""
+    for _ in range(MAX_HALVINGS):
+        good = density(ends + noise).isfinite()
+        good = good if inside is None else good & inside(ends + noise)
+        if bool(good.all()):
+            break
+        noise = torch.where(good[:, None], noise, noise / 2)
+    return ends + torch.where(good[:, None], noise, 0.0)
 
 
 def largest_disagreement(numbers: Tensor, weight: Tensor, seen: Tensor) -> float:

@@ -16,6 +16,7 @@ from ppl_vi.target.log_density import Density
 from ppl_vi.truth.importance.draws import ImportanceDraws, Route, importance_draws
 from ppl_vi.truth.importance.judges import by_weights
 from ppl_vi.truth.importance.proposal import FittedProposal
+from ppl_vi.truth.importance.searches import Searched
 from ppl_vi.truth.nested.lattice_proposal import LatticeProposal, lattice_proposal
 
 # Draws from which log p(x) is computed where lattices do not give it: those that are handed out are too few for it.
@@ -47,13 +48,13 @@ LATTICES = Route(
 )
 
 
-def draws_by_lattice(density: Density, prior: Tensor, num: int, seed: int) -> ImportanceDraws | None:
+def draws_by_lattice(density: Density, modes: Searched | str, num: int, seed: int) -> ImportanceDraws | None:
     """Independent weighted draws of a density; None where there are none that meet the criteria.
 
     Args:
         density: of up to five numbers.
-        prior: draws of their prior, `(S, d)`.
+        modes: of the density, or why they are not known.
         num: how many draws.
         seed: of everything random.
     """
-    return importance_draws(OuterCoordinates(density), prior, num, seed, LATTICES)
+    return importance_draws(OuterCoordinates(density), modes, num, seed, LATTICES)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ppl_vi.numerics.mixtures import DEGREES, StudentMixture
 from ppl_vi.target.log_density import Density
-from ppl_vi.truth.importance.proposal import FittedProposal, ProposalDraws, at_modes, heavy_modes
+from ppl_vi.truth.importance.proposal import FittedProposal, ProposalDraws, heavy_modes
 from ppl_vi.truth.nested.lattice import Lattice, LatticeIntegral, Standardized, keys_of, lattice_integral, rough_lattice
 from ppl_vi.truth.nested.slices import sliced_integral
 
@@ -102,18 +102,14 @@ class LatticeProposal:
         return total.log()
 
 
-def lattice_proposal(density: Density, start: Tensor, seed: int) -> FittedProposal | str:
+def lattice_proposal(density: Density, all_modes: StudentMixture, seed: int) -> FittedProposal | str:
     """The proposal for a density of up to five numbers, or why there is none, in words.
 
     Args:
         density: the unnormalised log density.
-        start: where searches for modes begin, `(N, d)`; the density must be finite there.
+        all_modes: Laplace's approximation at all its modes, those without mass too.
         seed: of draws.
     """
-    found = at_modes(density, start)
-    if isinstance(found, str):
-        return found
-    all_modes, ends = found
     modes = heavy_modes(all_modes)
     generator = torch.Generator().manual_seed(seed)
     first = ProposalDraws.of(modes.defended(FIRST_HEAVY_SHARE), density, NUM_FIRST_DRAWS, generator)
@@ -132,6 +128,7 @@ def lattice_proposal(density: Density, start: Tensor, seed: int) -> FittedPropos
     elif not by_slices:
         lattice = integral.lattices[0]
     factor = HEAVY_WIDENING * standardized.factor
-    heavy = StudentMixture(torch.zeros(1, dtype=start.dtype), standardized.center[None], factor[None], (DEGREES,))
+    center = standardized.center[None]
+    heavy = StudentMixture(torch.zeros_like(center[:, 0]), center, factor[None], (DEGREES,))
     proposal = LatticeProposal(standardized, lattice, heavy, None if isinstance(integral, str) else integral)
-    return FittedProposal(proposal, ProposalDraws.of(proposal, density, NUM_OTHER_DRAWS, generator), ends, all_modes)
+    return FittedProposal(proposal, ProposalDraws.of(proposal, density, NUM_OTHER_DRAWS, generator), all_modes)

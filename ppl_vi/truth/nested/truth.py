@@ -23,6 +23,9 @@ from ppl_vi.target.factorisation import Factorisation, factorisation
 from ppl_vi.target.log_density import Density
 from ppl_vi.target.target import Target
 from ppl_vi.truth.importance.draws import importance_draws
+from ppl_vi.truth.importance.evidence import with_unseen_mass
+from ppl_vi.truth.importance.scan import what_may_hide
+from ppl_vi.truth.importance.searches import searched
 from ppl_vi.truth.importance.witness import NUM_WITNESSES
 from ppl_vi.truth.nested.lattice import MAX_LATTICE_DIM, LatticeIntegral
 from ppl_vi.truth.nested.lattice_draws import OuterCoordinates, draws_by_lattice
@@ -56,7 +59,7 @@ MAX_NUMBERS = 2**16
 DEPENDENCE = "no latent depends on another where neither changing numbers nor derivatives have shown it"
 NO_MASS_MISSED = (
     f"no mass of the outer latents lies where neither the fitted density nor any of {NUM_WITNESSES} short chains from "
-    "dispersed starts has come, which no check here can prove"
+    "dispersed starts has come, which no check here can prove: {}"
 )
 UNCONFIRMED = "the inner integrals are those of the model, which importance sampling could not confirm here"
 
@@ -202,8 +205,9 @@ def _outer_draws(inner: Inner, prior: Tensor, seed: int) -> _Outer | None:
         even = prior.new_full((num,), -math.log(num))
         return _Outer(inner, nothing, even, float(value), 0.0, float(error.abs()), (), None)
     start = prior[:, inner.structure.outer]
-    found = draws_by_lattice(inner.density, start, num, seed) if inner.density.dim <= MAX_LATTICE_DIM else None
-    found = found or importance_draws(OuterCoordinates(inner.density), start, num, seed)
+    modes = searched(OuterCoordinates(inner.density), start, seed)
+    found = draws_by_lattice(inner.density, modes, num, seed) if inner.density.dim <= MAX_LATTICE_DIM else None
+    found = found or importance_draws(OuterCoordinates(inner.density), modes, num, seed)
     if found is None:
         return None
     proposal = found.proposal
@@ -213,7 +217,7 @@ def _outer_draws(inner: Inner, prior: Tensor, seed: int) -> _Outer | None:
     some = torch.multinomial(found.log_weight.exp(), NUM_COMPARED, replacement=True, generator=generator)
     inner_error = float(inner.error_at(found.v[some]).expm1().abs().mean())
     checks = tuple(criterion.check for criterion in found.criteria)
-    evidence = found.evidence
+    evidence = found.evidence if lattice is not None else with_unseen_mass(found.evidence, num)
     return _Outer(
         inner, found.v, found.log_weight, evidence.value, evidence.std_error, inner_error, checks, lattice, nodes
     )
@@ -266,8 +270,9 @@ def _checked(outer: _Outer, drawn: Drawn, joint: Density, rounding: float) -> _P
     failure = next((check.failure for check in checks if not check.passed), "")
     if failure:
         return failure
-    assumptions = (NO_MASS_MISSED, DEPENDENCE) if confirmed else (NO_MASS_MISSED, DEPENDENCE, UNCONFIRMED)
-    structure = outer.inner.structure
+    structure, outer_density = outer.inner.structure, outer.inner.density
+    nothing_missed = (NO_MASS_MISSED.format(what_may_hide(outer_density)),) if outer_density.dim else ()
+    assumptions = (*nothing_missed, DEPENDENCE) if confirmed else (*nothing_missed, DEPENDENCE, UNCONFIRMED)
     return _Problem(structure, drawn.u, log_weight, log_evidence, error, std_error, tuple(checks), assumptions)
 
 

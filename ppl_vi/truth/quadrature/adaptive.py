@@ -22,6 +22,7 @@ from ppl_vi.runtime.stages import stage
 from ppl_vi.target.evaluation import prior_draws
 from ppl_vi.target.log_density import Density
 from ppl_vi.target.target import Target
+from ppl_vi.truth.importance.scan import what_may_hide
 from ppl_vi.truth.quadrature.box import MAX_MASS_OUTSIDE, Accuracy, mass_outside, tree_in_box, tree_in_large_enough_box
 from ppl_vi.truth.quadrature.bricks import BrickRule
 from ppl_vi.truth.quadrature.cross_checks import (
@@ -60,7 +61,7 @@ ASSUMPTIONS = (
     "outside the box of integration the posterior's mass goes on falling as fast as it does just inside its boundary",
     "where a latent overflows so that the model gives no number, or farther out than where its density has fallen "
     "below e^-750 of the maximum, the density is 0",
-    "no part of the posterior is so narrow that the bricks, the scan, the ascents and the chains all miss it",
+    "no part of the posterior is so narrow that the bricks, the ascents, the chains and the scans all miss it: {}",
 )
 
 
@@ -108,7 +109,7 @@ class Integral:
     checks: tuple[Check, ...]
     reason: str
     points: tuple[Points, ...]
-    assumptions: tuple[str, ...] = ASSUMPTIONS
+    assumptions: tuple[str, ...]
 
 
 def joint_truth(target: Target, method: str, integrals: list[Integral]) -> Truth:
@@ -191,7 +192,12 @@ def integrate(density: Density, prior: Tensor, start: Tensor, seed: int) -> Inte
     )
     reason = next((check.failure for check in checks if not check.passed), "")
     error = max(difference, tree.error) + 10 * outside + rounding
-    return Integral(tree.log_mass, error, checks, reason, _points(standardized, found, half_width, lattice))
+    points = _points(standardized, found, half_width, lattice)
+    return Integral(tree.log_mass, error, checks, reason, points, _assumptions(density))
+
+
+def _assumptions(density: Density) -> tuple[str, ...]:
+    return tuple(text.format(what_may_hide(density)) for text in ASSUMPTIONS)
 
 
 def _tree_error(error: float) -> Check:
@@ -233,7 +239,8 @@ def _given_up(standardized: StandardizedDensity, tree: Tree) -> Integral:
     by_middle = WeightedNodes(leaves.center, standardized(leaves.center) + leaves.log_volume)
     points = (standardized.points(by_integral), standardized.points(by_middle))
     reason = f"the tree of bricks gave up: {tree.reason}{place}"
-    return Integral(tree.log_mass, math.inf, (_tree_error(math.inf),), reason, points)
+    assumptions = _assumptions(standardized.density)
+    return Integral(tree.log_mass, math.inf, (_tree_error(math.inf),), reason, points, assumptions)
 
 
 def _numbers(u: Tensor) -> str:

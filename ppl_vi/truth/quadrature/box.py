@@ -20,6 +20,10 @@ HALF_WIDTHS = (6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0)
 LAYER = 2.0
 # The largest mass, relative to p(x), that may seem to lie outside of the box.
 MAX_MASS_OUTSIDE = 1e-10
+# Bricks that come as near to a mode as so many of its standard deviations, along every axis, are at first no wider than
+# MAX_BRICK_WIDTHS of these to either side: beside a brick that holds a narrow mode, a wide one would have all its nodes
+# where the mode's own mass has vanished, and would look smooth.
+MODE_REACH, MAX_BRICK_WIDTHS = 7.0, 4.0
 # A tree may evaluate the density at up to MAX_CHEAP_POINTS points, so that the density of few data points may have many
 # corners. They are fewer where the model's largest temporary at all of them together would have more than
 # MAX_TREE_NUMBERS numbers, but never fewer than MAX_TREE_POINTS.
@@ -56,9 +60,11 @@ def tree_in_box(standardized: StandardizedDensity, accuracy: Accuracy, found: Se
     line = torch.arange(-half_width + 1, half_width, 2, dtype=standardized.center.dtype)
     center = torch.cartesian_prod(*[line] * density.dim).reshape(-1, density.dim)
     inverse = torch.linalg.inv(standardized.factor)
-    mode_width = torch.linalg.vector_norm(inverse @ found.modes.factor, dim=-1)
     modes = standardized.inverse(found.modes.u)
+    mode_width = torch.linalg.vector_norm(inverse @ found.modes.factor, dim=-1) / (modes / 2).cosh()  # dt = cosh ds
     center, half_widths = cut_around(center, torch.ones_like(center), modes, mode_width)
+    reach, near_width = MODE_REACH * mode_width, MAX_BRICK_WIDTHS / 2 * mode_width
+    center, half_widths = cut_around(center, half_widths, modes, near_width, reach)
     rule = BrickRule.of(accuracy.order, density.dim, center)
     max_points = max(MAX_TREE_POINTS, min(MAX_CHEAP_POINTS, MAX_TREE_NUMBERS // density.width))
     return grow_tree(
@@ -66,7 +72,9 @@ def tree_in_box(standardized: StandardizedDensity, accuracy: Accuracy, found: Se
     )
 
 
-def cut_around(center: Tensor, half_width: Tensor, points: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
+def cut_around(
+    center: Tensor, half_width: Tensor, points: Tensor, width: Tensor, reach: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Halves bricks until those that hold a point are no wider than twice what is asked for at that point.
 
     Args:
@@ -74,13 +82,15 @@ def cut_around(center: Tensor, half_width: Tensor, points: Tensor, width: Tensor
         half_width: of the bricks along each axis, `(C, D)`.
         points: `(M, D)`.
         width: the half-width asked for at each point along each axis, `(M, D)`; twice as much is accepted.
+        reach: how near a brick has to come to a point along each axis, `(M, D)`; by default it has to hold the point.
 
     Returns:
         Centers and half-widths of bricks that fill the same box, `(C', D)` each.
     """
     done: list[tuple[Tensor, Tensor]] = []
     while len(center):
-        holds = ((points[:, None] - center).abs() <= half_width * (1 + BORDER_TOLERANCE)).all(-1)
+        beyond = (points[:, None] - center).abs() - half_width * (1 + BORDER_TOLERANCE)
+        holds = (beyond <= (0.0 if reach is None else reach[:, None])).all(-1)
         excess = torch.where(holds[..., None], half_width / (2 * width[:, None]), 0.0).amax(0)
         wide = excess.amax(1) > 1
         done.append((center[~wide], half_width[~wide]))

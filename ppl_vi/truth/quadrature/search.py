@@ -20,6 +20,7 @@ from ppl_vi.numerics.newton import eigen, minimize, minimize_by
 from ppl_vi.numerics.sobol import sobol_points
 from ppl_vi.target.log_density import Density
 from ppl_vi.truth.importance.proposal import Derivatives
+from ppl_vi.truth.importance.searches import hidden_modes
 from ppl_vi.truth.quadrature.standardized import vanished
 
 # Points of the wide scan, and draws of the importance sampler: powers of 2, as Sobol points ask for.
@@ -121,6 +122,9 @@ def search(density: Density, prior: Tensor, start: Tensor, seed: int) -> SearchR
     low, high = _box(prior, start)
     scanned, value = _scan(density, prior, start, low, high, seed)
     modes = ascended(density, _starts(scanned, value, high - low, seed), high - low)
+    hidden = hidden_modes(density, prior, modes.u, modes.factor, seed)
+    if len(hidden):
+        modes = ascended(density, torch.cat([modes.u, hidden]), high - low)
     proposal = Proposal(modes, low, high)
     for again in range(1, NUM_LEARNING_ROUNDS + 1):
         proposal = proposal.learned(*proposal.draw(density, seed + again))

@@ -45,3 +45,14 @@ def test_bricks_around_a_point_are_cut_to_its_width_and_fill_the_box() -> None:
     holds = ((point - cut).abs() <= half_width).all(1)
     assert half_width[holds].tolist() == [[2**-6, 1.0]]  # the first power of 2 below 0.02; nothing to do along y
     assert len(cut) == 4 + 6
+
+
+def test_bricks_near_a_point_are_cut_as_well() -> None:
+    """Within 0.3 of the point none is wider than 0.1 to either side; those that lie farther away stay as they are."""
+    center = torch.cartesian_prod(*[torch.tensor([-3.0, -1.0, 1.0, 3.0], dtype=REAL)] * 2)
+    point, width, reach = (torch.full((1, 2), number, dtype=REAL) for number in (0.9, 0.05, 0.3))
+    cut, half_width = cut_around(center, torch.ones_like(center), point, width, reach)
+    assert float((2 * half_width).prod(1).sum()) == pytest.approx(64.0, rel=1e-14)
+    near = ((point - cut).abs() - half_width < reach).all(1)
+    assert half_width[near].max() <= 0.1
+    assert (half_width == 1).all(1).sum() == 15
