@@ -17,6 +17,9 @@ CAPTION = "How far draws are from the exact posterior"
 ERRORS = "± is one standard error."
 NOISE = "Noise alone is how far from its ideal the worst score would be if the draws were of the posterior itself."
 UNITLESS = ("1", "z", "")
+# What a score is where the draws are of the posterior itself, where that is not 0; these two are then log p(x).
+OF_EVIDENCE = ("elbo", "importance_log_evidence")
+IDEALS = {"sd_ratio": "1", "coverage_90": "0.9", "c2st": "0.5", "khat": MISSING, "ess": MISSING}
 
 
 def is_of_draws(record: Record) -> bool:
@@ -27,14 +30,21 @@ def is_of_draws(record: Record) -> bool:
 def distances(rows: Sequence[Record]) -> Table:
     """A row for each distance that is known for any of these draws, a column for each system."""
     known = [name for name in LISTED if any(not math.isnan(number(row.get(name))) for row in rows)]
-    headings, columns = [Heading("distance", True)], [[cell(LISTED[name], is_text=True) for name in known]]
+    headings, columns = [Heading("distance", True)], [[cell(_called(name), is_text=True) for name in known]]
     for row in rows:
         headings.append(Heading(row["guide"]))
         columns.append([_distance(row, name) for name in known])
         if row.get("noise"):
             headings.append(Heading("noise alone" if len(rows) == 1 else f"noise alone of {row['guide']}"))
             columns.append([cell(three_digits(row["noise"].get(name))) for name in known])
+    headings.append(Heading("ideal"))
+    evidence = f"{number(rows[0]['log_evidence']):.6f}"
+    columns.append([cell(evidence if name in OF_EVIDENCE else IDEALS.get(name, "0")) for name in known])
     return Table(CAPTION, headings, list(zip(*columns, strict=True)))
+
+
+def _called(name: str) -> str:
+    return LISTED[name].removesuffix(" (0.5 is none told apart)")
 
 
 def _distance(row: Record, name: str) -> Cell:
@@ -56,5 +66,6 @@ def notes_on(rows: Sequence[Record]) -> list[str]:
             reason = row["reasons"].get(name)
             if reason and math.isnan(number(row.get(name))):
                 unknown.setdefault(f"{row['guide']}: {reason}", []).append(called.partition(" (")[0])
+    made = [f"{row['guide']}{row['engine'] and ' by '}{row['engine']}: {row['engine_reason']}." for row in rows]
     meaning = f"{ERRORS} {NOISE}" if any(row.get("noise") for row in rows) else ERRORS
-    return [meaning, *(f"Not known of {reason} ({', '.join(names)})." for reason, names in unknown.items())]
+    return [*made, meaning, *(f"Not known of {reason} ({', '.join(names)})." for reason, names in unknown.items())]

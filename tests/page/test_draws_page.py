@@ -32,11 +32,12 @@ def test_distances_are_those_measured_with_their_errors(measured: Measurement) -
     rows = {row["distance"]: row for row in document.table("s1-draws")}
     for name, called in (
         ("energy_distance", "energy distance"),
-        ("c2st", "C2ST (0.5 is none told apart)"),
+        ("c2st", "C2ST"),
         ("quantile_error", "quantile error (worst)"),
     ):
         value, rest = rows[called][HOSTILE].split(" ± ")
         assert float(value) == pytest.approx(float(measured.scores[name].value[0, 0]), rel=6e-3)  # three digits
+        assert rows[called]["ideal"] == {"c2st": "0.5"}.get(name, "0")
         assert float(rest.split()[0]) == pytest.approx(float(measured.scores[name].std_error[0, 0]), rel=6e-2)
     assert "reverse KL" not in rows
     notes = " ".join(one.text for one in document.all("div", class_="notes"))
