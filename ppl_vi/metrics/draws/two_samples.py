@@ -90,7 +90,8 @@ def c2st(draws: Batched, true: Batched, seed: int) -> Found:
     for held in range(NUM_FOLDS):
         out = fold == held
         if out.any() and not out.all() and len(np.unique(is_true[~out])) == 2:
-            right[out] = _classifier(*z[~out].shape, seed).fit(z[~out], is_true[~out]).predict(z[out]) == is_true[out]
+            classifier = _classifier(int((~out).sum()), z.shape[1], seed).fit(z[~out], is_true[~out])
+            right[out] = classifier.predict(z[out]) == is_true[out]
     shares = [_share(right[is_true == side], label[is_true == side]) for side in (False, True)]
     held_out = float(np.hypot(shares[0].std_error, shares[1].std_error)) / 2
     return Found(sum(share.value for share in shares) / 2, held_out * math.sqrt(1 + NUM_FOLDS / (NUM_FOLDS - 1)))
