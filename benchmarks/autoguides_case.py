@@ -111,7 +111,8 @@ def why(fit: Fit, card: Scorecard, port: Posterior, right: Reference, seed: int)
 def cause(status: str, is_laplace: bool, of_best: float | None, is_bound: bool, gaps: dict[str, float | None]) -> str:
     """Who is to blame where a mean is wrong.
 
-    A fit that diverged is called so: its draws are of where it ended, and say nothing of the family. Else the family, where its best member's mean is as wrong as that, or the family or the start, where a better member may
+    A fit that diverged is called so: its draws are of where it ended, and say nothing of the family. Else
+    the family, where its best member's mean is as wrong as that, or the family or the start, where a better member may
     exist than the best one that was found; else the start, where the best optimum near the fit
     is farther from the best member than the fit is from that optimum; else the optimiser. A Laplace approximation has
     nothing to optimise: its mean is the mode.

@@ -81,13 +81,17 @@ class Approximation(Pickled, Summarized):
 
 def _numbers(what: str, value: Any) -> np.ndarray:
     """An array of floats, of a tensor that needs a gradient as well."""
+    if np.ma.is_masked(value):
+        raise ValueError(f"{what} are a masked array: leave the masked draws out, in each site alike")
+    kind = type(value).__name__
     try:
         array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
-        if array.dtype.kind not in "biuf":
+        kind += f" of {array.dtype}" if array.ndim else ""
+        if array.dtype.kind not in "iuf":
             raise TypeError
         return array.astype(np.float64)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"{what} must be an array of real numbers; got {type(value).__name__}") from error
+        raise TypeError(f"{what} must be an array of real numbers; got {kind}") from error
 
 
 def _check_shapes(draws: Draws) -> None:

@@ -183,7 +183,14 @@ def _log_q(approximation: Approximation) -> np.ndarray:
     shape = (approximation.num_chains, approximation.num_draws)
     if callable(approximation.log_q):
         flat = {name: value.reshape(-1, *value.shape[2:]) for name, value in approximation.draws.items()}
-        found = np.asarray(approximation.log_q(flat), dtype=np.float64)
+        try:
+            found = np.asarray(approximation.log_q(flat), dtype=np.float64)
+        except Exception as error:
+            shapes = ", ".join(f"'{name}': {value.shape}" for name, value in flat.items())
+            raise ValueError(
+                f"log_q takes all draws at once, {{{shapes}}}, and returns log q of each; it raised "
+                f"{type(error).__name__}: {' '.join(str(error).split())}"
+            ) from error
         if found.shape != (shape[0] * shape[1],):
             raise ValueError(
                 f"log_q must return a number for each draw, the shape {(shape[0] * shape[1],)}; got {found.shape}"

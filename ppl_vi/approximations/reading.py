@@ -77,16 +77,19 @@ def _of_table(frame: Any, known: Collection[str]) -> Read:
     if len(set(counts)) > 1:
         told = ", ".join(f"{chain}: {count}" for chain, count in zip(labels, counts, strict=True))
         raise ValueError(f"all chains must have as many draws; the DataFrame has {told}")
+    texts = [name for name, value in columns.items() if value.dtype.kind not in "iuf" and name not in {*CHAIN, *DRAW}]
+    for name in texts:
+        if name in known:
+            raise TypeError(f"the column '{name}' must hold numbers; it holds {columns[name].dtype}")
     place = np.lexsort((order, chains)).reshape(len(labels), -1)
     skipped = {*CHAIN, *DRAW} - set(known)
     own = {
         name: np.asarray(value, dtype=np.float64)[place]
         for name, value in columns.items()
-        if name not in skipped and (not name.endswith("__") or name in known) and value.dtype.kind in "biuf"
+        if name not in skipped and (not name.endswith("__") or name in known) and name not in texts
     }
     log_q = own.pop(LOG_Q, None)
     draws: Draws = variables_of(own, known)
-    texts = [name for name, value in columns.items() if value.dtype.kind not in "biuf" and name not in skipped]
     remarks = (f"columns without numbers: {', '.join(texts)}: ignored",) if texts else ()
     return Read(draws, log_q, remarks)
 

@@ -55,7 +55,7 @@ def of_entry(entry: Entry, num_draws: int, seed: int) -> DataTree:
 
 
 def of_draws(card: DrawsScorecard) -> DataTree:
-    """Draws from elsewhere as they were measured, with log q of each where known, and the worst scores beside their noise."""
+    """Draws from elsewhere as they were measured, with log q where known, and the worst scores beside their noise."""
     draws, target = card.approximation, card.truth.target
     latents = {name: torch.from_numpy(value) for name, value in draws.draws.items()}
     tree = posterior_tree(target, latents, {} if draws.log_q is None else {"sample_stats": {"log_q": draws.log_q}})

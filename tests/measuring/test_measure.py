@@ -287,13 +287,20 @@ MISTAKES = {
     "another shape": ({"z": drawn(50)[..., :1]}, "shape"),
     "not finite": ({"z": np.where(drawn(50) > 5, np.nan, np.nan)}, "finite"),
     "no array": ({"z": "draws"}, "z"),
-    "one draw": ({"z": drawn(1)[:1]}, "1 draws"),
+    "one draw": ({"z": drawn(1)[:1]}, "1 draws.* at least 4"),
+    "three draws": ({"z": drawn(3)[:1]}, "3 draws.* at least 4"),
+    "a mask": ({"z": np.ma.masked_greater(drawn(50), 0.5)}, "masked"),
+    "complex": ({"z": drawn(50) + 1j}, "ndarray of complex128"),
+    "a column of texts": (pd.DataFrame({"z": ["a"] * 9}), "column 'z' must hold numbers; it holds"),
+    "booleans": ({"z": drawn(50) > 0}, "ndarray of bool"),
     "constant": ({"z": np.ones((2, 50, 2))}, "do not vary"),
 }
 WRONG_DENSITIES = {
     "another length": (np.zeros((4, 49)), r"\(4, 50\)"),
     "minus infinity": (np.where(np.arange(50) == 3, -np.inf, np.zeros((4, 50))), "finite"),
     "a function of another shape": (lambda draws: np.zeros(3), r"\(200,\)"),
+    "a function of one draw": (lambda draws: float(draws["z"]), r"all draws at once, {'z': \(200, 2\)}.* TypeError"),
+    "a function of other names": (lambda draws: draws["theta"], "KeyError: 'theta'"),
 }
 
 
@@ -303,6 +310,13 @@ def test_a_density_that_does_not_fit_is_one_clear_line(name: str, truth: Truth) 
     with pytest.raises(ValueError, match=part) as raised:
         ppl_vi.measure(truth, {"z": drawn(50)}, log_q=density)
     assert "\n" not in str(raised.value)
+
+
+def test_four_draws_are_measured_and_said_to_be_few(truth: Truth) -> None:
+    found = ppl_vi.measure(truth, {"z": drawn(1)})
+    assert all("too few" in remark for remark in found.remarks)
+    assert float(found.scores["c2st"].std_error[0, 0]) > 0.1
+    assert np.isnan(found.scores["elbo"].value).all()
 
 
 @pytest.mark.parametrize("name", list(MISTAKES))

@@ -10,7 +10,7 @@ import numpy as np
 from ppl_vi.approximations.approximation import Approximation
 from ppl_vi.approximations.matching import MatchedDraws
 from ppl_vi.metrics import table
-from ppl_vi.metrics.draws.batches import are_short
+from ppl_vi.metrics.draws.batches import MIN_BATCHES, are_short
 from ppl_vi.metrics.draws.scores import NO_SPREAD, MeasuredDraws
 from ppl_vi.metrics.estimate import Estimate
 from ppl_vi.metrics.sampled.marginals import Marginals
@@ -79,7 +79,7 @@ def measured(truth: Truth, approximation: Approximation, matched: MatchedDraws, 
     """All metrics of draws that were matched to the target's sites.
 
     Raises:
-        ValueError: the target poses several problems, or the draws do not vary.
+        ValueError: the target poses several problems, there are fewer than `MIN_BATCHES` draws, or they do not vary.
     """
     if truth.target.num_problems != 1:
         raise ValueError(
@@ -87,7 +87,12 @@ def measured(truth: Truth, approximation: Approximation, matched: MatchedDraws, 
             "Target.rows and compute its truth"
         )
     draws = MeasuredDraws(truth, matched, seed)
-    if len(draws.every) < 2 or not np.ptp(draws.every, axis=0).any():
+    if len(draws.every) < MIN_BATCHES:
+        raise ValueError(
+            f"{len(draws.every)} draws of '{approximation.name or 'the approximation'}': at least {MIN_BATCHES} are "
+            "needed, since with fewer no standard error can be told"
+        )
+    if not np.ptp(draws.every, axis=0).any():
         raise ValueError(f"{len(draws.every)} draws of '{approximation.name or 'the approximation'}': {NO_SPREAD}")
     with stage("scoring"):
         scores = table.on_samples(draws)

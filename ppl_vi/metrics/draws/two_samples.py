@@ -90,7 +90,8 @@ def c2st(draws: Batched, true: Batched, seed: int) -> Found:
     for held in range(NUM_FOLDS):
         out = fold == held
         if out.any() and not out.all() and len(np.unique(is_true[~out])) == 2:
-            right[out] = _classifier(z.shape[1], seed).fit(z[~out], is_true[~out]).predict(z[out]) == is_true[out]
+            classifier = _classifier(int((~out).sum()), z.shape[1], seed).fit(z[~out], is_true[~out])
+            right[out] = classifier.predict(z[out]) == is_true[out]
     shares = [_share(right[is_true == side], label[is_true == side]) for side in (False, True)]
     held_out = float(np.hypot(shares[0].std_error, shares[1].std_error)) / 2
     return Found(sum(share.value for share in shares) / 2, held_out * math.sqrt(1 + NUM_FOLDS / (NUM_FOLDS - 1)))
@@ -125,8 +126,8 @@ def _squares(z: np.ndarray) -> np.ndarray:
     return np.hstack([z, z**2])
 
 
-def _classifier(num_numbers: int, seed: int) -> Any:
-    """Logistic regression on products of numbers and on kernels."""
+def _classifier(num_points: int, num_numbers: int, seed: int) -> Any:
+    """Logistic regression on products of numbers and on kernels, for so many training points."""
     # imported here since it takes a second
     from sklearn.kernel_approximation import Nystroem
     from sklearn.linear_model import LogisticRegression
@@ -136,7 +137,8 @@ def _classifier(num_numbers: int, seed: int) -> Any:
     products = (
         PolynomialFeatures(2, include_bias=False) if num_numbers <= MAX_PRODUCTS else FunctionTransformer(_squares)
     )
-    kernels = Nystroem(gamma=1 / (2 * max(1, num_numbers)), n_components=NUM_LANDMARKS, random_state=seed)
+    landmarks = min(NUM_LANDMARKS, num_points)
+    kernels = Nystroem(gamma=1 / (2 * max(1, num_numbers)), n_components=landmarks, random_state=seed)
     features = make_union(make_pipeline(products, StandardScaler()), kernels)
     return make_pipeline(features, LogisticRegression(C=10.0, max_iter=1000))
 
