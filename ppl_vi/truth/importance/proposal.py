@@ -113,8 +113,13 @@ class ProposalDraws:
         return 1 / float(self.weight.square().sum())
 
     def effective_sizes(self) -> tuple[float, float]:
-        """The smallest effective sample sizes in bulk and tails, of every coordinate and of the log density."""
+        """The smallest effective sample sizes in bulk and tails, of every coordinate and of the log density.
+
+        They are 0 where the density is nan at a draw, or 0 at all of them.
+        """
         present = self.weight > 0
+        if not bool(present.any()):
+            return 0.0, 0.0
         return effective_sizes(torch.cat([self.u, self.value[:, None]], 1)[present], self.weight[present])
 
 
