@@ -279,7 +279,7 @@ def _block(program: Program, num_particles: int) -> int:
     """
     target = program.target
     most = min(num_particles, MAX_BLOCK_NUMBERS // max(1, target.width))
-    if target.is_of_matrices:
+    if target.largest.is_matrix:
         most = min(most, num_particles // FULL_LANES)
     return power_of_2(max(1, most))
 

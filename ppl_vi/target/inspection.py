@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro.distributions as dist
 import pyro.poutine as poutine
@@ -56,14 +56,31 @@ class SiteReached(Messenger):
 FACTORISATIONS = {"cholesky", "linalg_cholesky", "linalg_cholesky_ex"}
 
 
-class LargestTensor(TorchFunctionMode):
-    """Remembers how many numbers the largest floating-point tensor has that torch computes meanwhile.
+class Largest(NamedTuple):
+    """How large the tensors are that torch computes.
 
     Attributes:
-        size: of the largest tensor.
+        numbers: of the largest floating-point tensor.
         factored: of the largest matrix that is factorised, 0 without any.
     """
 
+    numbers: int
+    factored: int
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether the largest tensor is a matrix that is factorised, as the covariance of a Gaussian process is."""
+        return self.numbers == self.factored
+
+
+def largest_tensors(function: Callable[[], object]) -> Largest:
+    """The sizes of the largest tensors that a function computes."""
+    with torch.no_grad(), _Sizes() as sizes:
+        function()
+    return Largest(sizes.size, sizes.factored)
+
+
+class _Sizes(TorchFunctionMode):
     size, factored = 1, 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

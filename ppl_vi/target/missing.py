@@ -21,7 +21,6 @@ from torch import Tensor
 
 from ppl_vi.target.enumeration import is_continuous_latent, masks_of
 from ppl_vi.target.inspection import UNOBSERVED_SUFFIX
-from ppl_vi.target.isolation import isolated
 
 
 class _Filling(Messenger):
@@ -101,24 +100,20 @@ class WithoutMissing:
             return poutine.condition(self.function, data=self.values)(*args, **kwargs)
 
 
-def without_missing(
-    model: Callable[..., Any], trace: Trace, args: tuple[Any, ...], dtype: torch.dtype
-) -> Callable[..., Any]:
+def without_missing(model: Callable[..., Any], trace: Trace, args: tuple[Any, ...]) -> Callable[..., Any]:
     """The model without latents for missing data; the same model if it has none, or if something depends on them.
 
     Args:
         model: a Pyro model.
         trace: of one run of it.
         args: of that run.
-        dtype: of the computation.
     """
     sites = {name: node for name, node in trace.nodes.items() if node["type"] == "sample"}
     names = [name for name, node in sites.items() if name.endswith(UNOBSERVED_SUFFIX) and is_continuous_latent(node)]
     if not names:
         return model
-    with isolated(dtype, seed=1):
-        values = [{name: sites[name]["value"] for name in names}, {name: sites[name]["fn"].sample() for name in names}]
-        one, other = (_densities_of_others(model, trace, args, each) for each in values)
+    values = [{name: sites[name]["value"] for name in names}, {name: sites[name]["fn"].sample() for name in names}]
+    one, other = (_densities_of_others(model, trace, args, each) for each in values)
     same = one.keys() == other.keys() and all(torch.equal(one[site], other[site]) for site in one)
     return WithoutMissing(model, values[0]) if same else model
 

@@ -48,7 +48,8 @@ def prepared_model(model: Callable[..., Any], given: tuple[Any, ...], name: str,
         model = ConvertedModel(model, dtype)
         with isolated(dtype, seed=0), model_errors_explained(name, dtype):
             refuse_densities_of_another(poutine.trace(model).get_trace(*given), dtype)
-    model = without_missing(filled_model(model, trace), trace, given, dtype)
+    with isolated(dtype, seed=1):  # another seed than that of the trace
+        model = without_missing(filled_model(model, trace), trace, given)
     with isolated(dtype, seed=0):
         model = truncated_model(model, trace, run_model(model, given, dtype, name, seed=SEEDS[1]))
         return BoundModel(summed_out(model, trace, given, name), given)

@@ -28,7 +28,7 @@ from ppl_vi.target.arguments import (
 from ppl_vi.target.conditional import Conditional
 from ppl_vi.target.decoder import Decoded
 from ppl_vi.target.factorising import Factorising, factorising_trace
-from ppl_vi.target.inspection import LargestTensor, latent_sites
+from ppl_vi.target.inspection import Largest, largest_tensors, latent_sites
 from ppl_vi.target.isolation import isolated, one_at_a_time, runs_isolated, whole_plates
 from ppl_vi.target.learned import Learnable, Learned
 from ppl_vi.target.precision import ConvertedModel
@@ -257,26 +257,20 @@ class Target(PickledAsOne):
         """`D`, the number of unconstrained coordinates of one problem."""
         return sum(site.unconstrained_shape.numel() for site in self.latents)
 
-    @cached_property
+    @property
     def width(self) -> int:
         """How many numbers the largest tensor has that is computed for the log density at one point.
 
         Where a discrete latent is summed out, it has more numbers than the data, because the density of the data is
         computed for each value of that latent.
         """
-        return self._largest[0]
-
-    @property
-    def is_of_matrices(self) -> bool:
-        """Whether that tensor is a matrix that is factorised, such as the covariance of a Gaussian process."""
-        return self._largest[0] == self._largest[1]
+        return self.largest.numbers
 
     @cached_property
-    def _largest(self) -> tuple[int, int]:
-        """How many numbers the largest tensor has, and the largest matrix that is factorised."""
-        with self.isolated(seed=0), torch.no_grad(), LargestTensor() as largest:
-            self.log_density_of_row(drawn_point(self), *self.row(0))
-        return largest.size, largest.factored
+    def largest(self) -> Largest:
+        """The sizes of the largest tensors that are computed for the log density at one point."""
+        with self.isolated(seed=0):
+            return largest_tensors(lambda: self.log_density_of_row(drawn_point(self), *self.row(0)))
 
     @cached_property
     def moving(self) -> tuple[str, ...]:
@@ -376,10 +370,7 @@ class Target(PickledAsOne):
 
     @cached_property
     def slopes(self) -> Slopes | None:
-        """Values `(B, S)` and gradients `(B, S, D)` of the log density at points `(B, S, D)`, by machine code.
-
-        None where the data are not much, so that torch's operations take less time.
-        """
+        """Values and gradients of the log density by machine code, see `Slopes`; None where the data are not much."""
         return slopes_on_much_data(self, self._feasible)
 
     @cached_property

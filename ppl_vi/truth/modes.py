@@ -31,7 +31,7 @@ MAX_DIM = 40
 # times the number of dimensions. In more dimensions neighbours say little, and points far from each other are taken.
 MAX_NEIGHBOUR_DIM, NUM_NEIGHBOURS = 3, 3
 # Of more points than this, those that are looked at are drawn by their weights.
-MAX_POINTS = 2**13
+MAX_POINTS = 2**15
 # Ascents from points that lie far from each other are so many, of which the highest point is one.
 NUM_DISPERSED = 8
 # They are chosen among this many.

@@ -6,7 +6,12 @@ import sys
 
 import pytest
 
-HEARD = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # which nohup has ignored
+# Signals that are ignored in the background or under nohup.
+HEARD = """
+import signal
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+"""
 BEGIN = """
 import os, signal, sys, time
 from ppl_vi.runtime import signals

@@ -272,7 +272,7 @@ def test_matrices_are_told_from_rows(num: int, is_of_matrices: bool) -> None:
 
     target = Target.of(model, (torch.linspace(0.0, 1.0, num), torch.zeros(num)))
     assert target.width == max(num**2, 20)
-    assert target.is_of_matrices == is_of_matrices
+    assert target.largest.is_matrix == is_of_matrices
 
 
 @pytest.mark.parametrize("make", [lambda y: torch.tensor(y), lambda y: np.array(y, np.float32)])
