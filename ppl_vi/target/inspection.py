@@ -60,7 +60,8 @@ class Largest(NamedTuple):
     """How large the tensors are that torch computes.
 
     Attributes:
-        numbers: of the largest floating-point tensor.
+        numbers: of the largest floating-point tensor. Where a discrete latent is summed out, these are more than the
+            data, because the density of the data is computed for each value of that latent.
         factored: of the largest matrix that is factorised, 0 without any.
     """
 

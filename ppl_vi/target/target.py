@@ -259,11 +259,7 @@ class Target(PickledAsOne):
 
     @property
     def width(self) -> int:
-        """How many numbers the largest tensor has that is computed for the log density at one point.
-
-        Where a discrete latent is summed out, it has more numbers than the data, because the density of the data is
-        computed for each value of that latent.
-        """
+        """How many numbers the largest tensor has that is computed for the log density at one point."""
         return self.largest.numbers
 
     @cached_property
